@@ -1,0 +1,48 @@
+"""Exception types, and the one sentence every bad-input message follows.
+
+A message names the argument, says what was expected, shows what came, and gives the fix:
+"`eps`: expected a number > 0 or a tensor of shape (B,), got -0.1. Write 8/255 for pixel units."
+The text itself stands beside the check that raises it.
+"""
+
+
+class RoliFastError(Exception):
+    """Base of every error that roli_fast raises on purpose."""
+
+
+class ArgumentError(RoliFastError, ValueError):
+    """An argument has the right type and a value that cannot be used."""
+
+
+class ArgumentTypeError(RoliFastError, TypeError):
+    """An argument has a type, dtype or device that cannot be used."""
+
+
+class ConfigError(RoliFastError, ValueError):
+    """A configuration file or flag is wrong."""
+
+
+class DataError(RoliFastError, ValueError):
+    """An image, a label or a split file cannot be used."""
+
+
+class CheckpointError(RoliFastError, ValueError):
+    """A weight file or checkpoint is missing, damaged or does not fit the model."""
+
+
+class RunDirectoryError(RoliFastError, ValueError):
+    """A run directory exists already, or belongs to another experiment."""
+
+
+class NonFiniteLossError(RoliFastError, ArithmeticError):
+    """Training met a NaN or infinite loss; the last good checkpoint is untouched."""
+
+
+class InterruptedRunError(RoliFastError):
+    """A run stopped on a signal after saving its state; `--resume` continues it."""
+
+
+def describe(name: str, expected: str, got: object, fix: str = "") -> str:
+    """The message for a wrong `name`: what was expected, what came, and how to mend it."""
+    text = f"`{name}`: expected {expected}, got {got}."
+    return f"{text} {fix}" if fix else text

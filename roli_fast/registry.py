@@ -1,0 +1,59 @@
+"""Name -> component tables. A new component is one new file that registers itself."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from roli_fast.errors import ArgumentError, describe
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A read-mostly mapping from a lower-case name to a component.
+
+    Contract tests are parametrised over registries, so a registered component is a tested one.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: file the component under `name`; a name is taken once."""
+
+        def add(item: T) -> T:
+            if name in self._items:
+                raise ArgumentError(describe("name", f"a new name for a {self.kind}", repr(name)))
+            self._items[name] = item
+            return item
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._items[name]
+        except KeyError:
+            known = ", ".join(self.names())
+            raise ArgumentError(describe(self.kind, f"one of: {known}", repr(name))) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def names(self) -> tuple[str, ...]:
+        """The registered names, sorted."""
+        return tuple(sorted(self._items))
+
+    def name_of(self, item: T) -> str:
+        """The name under which `item` was registered."""
+        return next(name for name, value in self._items.items() if value is item)
+
+
+def load_components(package: str, path: list[str]) -> None:
+    """Import every module of a package so that its components register themselves."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
