@@ -1,0 +1,70 @@
+"""scikit-learn's handwritten digits: small, always there, good for a first run."""
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize_image
+
+from roli_fast.data import stratify
+from roli_fast.data.pixels import ArrayPixels
+from roli_fast.data.source import DATASETS, DataSource, check_shares
+from roli_fast.data.splits import Splits
+from roli_fast.data.transforms import RandomShift, Transform
+from roli_fast.errors import ArgumentError, describe
+
+
+@DATASETS.register("digits")
+@dataclass(frozen=True)
+class Digits(DataSource):
+    """1,797 digits of 8x8 grey pixels, scaled up to RGB, in fixed stratified splits.
+
+    Args:
+        classes: the digits to keep; labels are 0..C-1 in this order.
+        image_size: height and width in pixels; bilinear from 8x8.
+        val_fraction: share of the images for validation, in (0, 1).
+        test_fraction: share of the images for the test, in (0, 1).
+        augment: shift training images by up to one pixel.
+    """
+
+    classes: tuple[int, ...] = tuple(range(10))
+    _: KW_ONLY
+    image_size: int = 16
+    val_fraction: float = 0.15
+    test_fraction: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Raises ArgumentError for repeated or unknown classes and for impossible fractions."""
+        super().__post_init__()
+        check_shares(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
+        known = set(self.classes) <= set(range(10))
+        if not known or not self.classes or len(set(self.classes)) < len(self.classes):
+            raise ArgumentError(describe("classes", "different digits of 0 to 9", self.classes))
+
+    def train_transform(self) -> Transform:
+        """Shifts by a pixel: a mirrored digit is another sign."""
+        return RandomShift(1)
+
+    def load(self) -> Splits:
+        """Read, scale up and split; nothing is downloaded."""
+        images, targets = load_digits(return_X_y=True)
+        digits = torch.tensor(targets, dtype=torch.int64)
+        pixels = ArrayPixels(self._scaled(torch.tensor(images).view(-1, 1, 8, 8)))
+        labels = torch.full_like(digits, -1)
+        for label, digit in enumerate(self.classes):
+            labels[digits == digit] = label
+        rows = torch.nonzero(labels >= 0).squeeze(1)
+        rest, test = stratify.cut(
+            rows, labels, pixels, purpose="test", seed=self.seed, share=self.test_fraction
+        )
+        share = self.val_fraction / (1 - self.test_fraction)
+        train, val = stratify.cut(rest, labels, pixels, purpose="val", seed=self.seed, share=share)
+        parts = {"train": train, "val": val, "test": test}
+        return self.split(pixels, labels, parts, [str(digit) for digit in self.classes])
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        grey = (images * (255 / 16)).round().to(torch.uint8)
+        if self.image_size != grey.shape[-1]:
+            grey = resize_image(grey, [self.image_size, self.image_size], antialias=True)
+        return grey.expand(-1, 3, -1, -1).contiguous()

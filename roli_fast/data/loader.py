@@ -1,0 +1,104 @@
+"""Batches of a split: the order and the augmentation are functions of (seed, epoch) alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from roli_fast.data.splits import Batch, ImageDataset
+from roli_fast.errors import ArgumentError, DataError, describe
+from roli_fast.seeds import derived_generator
+
+
+def num_batches(dataset: ImageDataset, *, batch_size: int, drop_last: bool = False) -> int:
+    """How many batches an epoch has: N / batch_size, rounded up, or down with `drop_last`."""
+    full, rest = divmod(len(dataset), batch_size)
+    return full + (rest > 0 and not drop_last)
+
+
+def batches(  # noqa: PLR0913 - one call, and each option is independent of the others
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    drop_last: bool = False,
+    start: int = 0,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+) -> Iterator[Batch]:
+    """One epoch of `dataset`, augmented for (seed, epoch) if it is a training split.
+
+    The same arguments give the same batches, bit for bit, with any number of workers and from
+    any `start`; the global random states are neither used nor changed.
+
+    Args:
+        dataset: the samples; `dataset.plain()` for no augmentation.
+        batch_size: samples per batch; the last one may be smaller.
+        seed: of the order and of the augmentation.
+        epoch: the same seed gives each epoch its own order and augmentation.
+        shuffle: whether to shuffle; otherwise the data set's own order.
+        drop_last: leave out a last, smaller batch.
+        start: how many batches to skip, without decoding them; resumes within an epoch.
+        workers: processes that decode; started anew each epoch, so 0 suits data in memory.
+        device: where `x` and `y` go, through pinned memory when it is a GPU; `ids` stay on
+            the CPU, where they are read to derive seeds.
+
+    Returns:
+        An iterator of `Batch(x, y, ids)`.
+
+    Raises:
+        ArgumentError: at once, for a number out of range.
+        DataError: while iterating, when an image cannot be read.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("start", start, 0),
+        ("workers", workers, 0),
+    ):
+        if value < least:
+            raise ArgumentError(describe(name, f"an integer >= {least}", value))
+    total = num_batches(dataset, batch_size=batch_size, drop_last=drop_last)
+    order = _order(len(dataset), seed, epoch) if shuffle else torch.arange(len(dataset))
+    chunks = list(order.split(batch_size))[start:total]
+    view = dataset.at_epoch(epoch, seed)
+    return _iterate(_ByBatch(view), chunks, workers, torch.device(device))
+
+
+@dataclass(frozen=True, eq=False)
+class _ByBatch(Dataset[Batch | DataError]):
+    """Reads a whole batch at a time; an error travels back as a value, without worker noise."""
+
+    dataset: ImageDataset
+
+    def __getitem__(self, index: Tensor) -> Batch | DataError:
+        try:
+            return self.dataset.batch(index)
+        except DataError as error:
+            return error
+
+
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=derived_generator("order", seed, epoch))
+
+
+def _iterate(
+    source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
+) -> Iterator[Batch]:
+    loader = DataLoader(
+        source,
+        batch_size=None,  # each chunk is a batch already
+        sampler=chunks,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else the loader draws from the global one
+    )
+    for item in loader:
+        if isinstance(item, DataError):
+            raise item
+        yield Batch(
+            item.x.to(device, non_blocking=True), item.y.to(device, non_blocking=True), item.ids
+        )
