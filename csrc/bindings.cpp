@@ -1,0 +1,101 @@
+// The pybind11 module roli_fast._C. Pointers come in as integers; roli_fast/ops/native.py is the
+// only caller and has checked type, device, dtype, shape, layout and aliasing.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "ops.h"
+#ifdef RF_CUDA
+#include "cuda/device.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr int kInterface = 1;  // raise together with INTERFACE in roli_fast/ops/native.py
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
+                                int64_t per_sample, int dtype, float eps, uintptr_t eps_values,
+                                float step_size, uintptr_t step_size_values, float low,
+                                float high) {
+  if (dtype < 0 || dtype > 2) throw std::invalid_argument("roli_fast._C: unknown dtype code");
+  if (samples < 0 || per_sample < 0) throw std::invalid_argument("roli_fast._C: negative size");
+  if (samples * per_sample > 0 && !(x_adv && grad && x)) {
+    throw std::invalid_argument("roli_fast._C: null pointer");
+  }
+  return {pointer<void>(x_adv),
+          pointer<const void>(grad),
+          pointer<const void>(x),
+          samples,
+          per_sample,
+          static_cast<rf::DType>(dtype),
+          {pointer<const float>(eps_values), eps},
+          {pointer<const float>(step_size_values), step_size},
+          low,
+          high};
+}
+
+void linf_step(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t per_sample,
+               int dtype, float eps, uintptr_t eps_values, float step_size,
+               uintptr_t step_size_values, float low, float high, int threads) {
+  const auto call = linf_step_call(x_adv, grad, x, samples, per_sample, dtype, eps, eps_values,
+                                   step_size, step_size_values, low, high);
+  py::gil_scoped_release release;
+  rf::linf_step_cpu(call, threads);
+}
+
+#ifdef RF_CUDA
+void linf_step_cuda(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
+                    int64_t per_sample, int dtype, float eps, uintptr_t eps_values,
+                    float step_size, uintptr_t step_size_values, float low, float high, int device,
+                    uintptr_t stream) {
+  const auto call = linf_step_call(x_adv, grad, x, samples, per_sample, dtype, eps, eps_values,
+                                   step_size, step_size_values, low, high);
+  const int code = rf::linf_step_cuda(call, device, pointer<void>(stream));
+  if (code) throw std::runtime_error("linf_step_ on CUDA: " + rf::cuda_error_text(code));
+}
+#endif
+
+py::dict build_info() {
+  py::dict info;
+  info["interface"] = kInterface;
+  info["compiler"] = RF_COMPILER;
+  info["flags"] = RF_FLAGS;
+  info["cpu_level"] = rf::cpu_level();
+  info["cpu_dispatch"] = RF_HAS_CLONES ? "x86-64-v4, x86-64-v3, default" : "none";
+#ifdef _OPENMP
+  info["openmp"] = _OPENMP;
+#else
+  info["openmp"] = py::none();
+#endif
+#ifdef RF_CUDA
+  info["cuda"] = RF_CUDA_COMPILER;
+  info["cuda_runtime"] = rf::cuda_runtime_version();
+#else
+  info["cuda"] = py::none();
+  info["cuda_runtime"] = py::none();
+#endif
+  info["cuda_architectures"] = RF_CUDA_ARCHITECTURES;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled kernels of roli_fast; call them through roli_fast.ops.";
+  module.def("build_info", &build_info);
+  module.def("linf_step", &linf_step);
+#ifdef RF_CUDA
+  module.def("linf_step_cuda", &linf_step_cuda);
+  // "" if the kernels can run on this device, otherwise the reason why not.
+  module.def("cuda_obstacle", &rf::cuda_obstacle);
+#endif
+}

@@ -1,0 +1,83 @@
+#include "math/linf_step.h"
+
+#include <algorithm>
+
+#include "cpu/dispatch.h"
+#include "cpu/half.h"
+#include "cpu/parallel.h"
+#include "ops.h"
+
+namespace rf {
+namespace {
+
+RF_CLONES void step_fp32(float* __restrict x_adv, const float* __restrict grad,
+                         const float* __restrict x, int64_t n, LinfScalars s) {
+  for (int64_t i = 0; i < n; ++i) x_adv[i] = linf_step<Fp32Grid>(x_adv[i], grad[i], x[i], s);
+}
+
+RF_HD float widen_bf16(uint16_t bits) { return float_of(static_cast<uint32_t>(bits) << 16); }
+
+RF_CLONES void step_bf16(uint16_t* __restrict x_adv, const uint16_t* __restrict grad,
+                         const uint16_t* __restrict x, int64_t n, LinfScalars s) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float out = linf_step<Bf16Grid>(widen_bf16(x_adv[i]), widen_bf16(grad[i]),
+                                          widen_bf16(x[i]), s);
+    x_adv[i] = static_cast<uint16_t>(bits_of(out) >> 16);
+  }
+}
+
+RF_CLONES void step_fp16_widened(float* __restrict x_adv, const float* __restrict grad,
+                                 const float* __restrict x, int64_t n, LinfScalars s) {
+  for (int64_t i = 0; i < n; ++i) x_adv[i] = linf_step<Fp16Grid>(x_adv[i], grad[i], x[i], s);
+}
+
+void step_fp16(uint16_t* x_adv, const uint16_t* grad, const uint16_t* x, int64_t n,
+               LinfScalars s) {
+  constexpr int64_t kBlock = 512;  // three blocks of floats stay in the first-level cache
+  alignas(64) float wide_x_adv[kBlock], wide_grad[kBlock], wide_x[kBlock];
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t count = std::min(kBlock, n - begin);
+    half_to_float(x_adv + begin, wide_x_adv, count);
+    half_to_float(grad + begin, wide_grad, count);
+    half_to_float(x + begin, wide_x, count);
+    step_fp16_widened(wide_x_adv, wide_grad, wide_x, count, s);
+    float_to_half(wide_x_adv, x_adv + begin, count);
+  }
+}
+
+// Cuts [begin, end) at the borders of samples and gives each piece its own eps and step size.
+template <class T, class Step>
+void run(const LinfStepCall& call, int threads, Step step) {
+  T* x_adv = static_cast<T*>(call.x_adv);
+  const T* grad = static_cast<const T*>(call.grad);
+  const T* x = static_cast<const T*>(call.x);
+  const bool uniform = !call.eps.values && !call.step_size.values;
+  const int64_t n = call.samples * call.per_sample;
+  const int64_t length = uniform ? n : call.per_sample;
+  parallel_for(n, threads, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t sample = begin / length;
+      const int64_t stop = std::min(end, (sample + 1) * length);
+      const float eps = call.eps.values ? call.eps.values[sample] : call.eps.value;
+      const float size =
+          call.step_size.values ? call.step_size.values[sample] : call.step_size.value;
+      step(x_adv + begin, grad + begin, x + begin, stop - begin, {eps, size, call.low, call.high});
+      begin = stop;
+    }
+  });
+}
+
+}  // namespace
+
+void linf_step_cpu(const LinfStepCall& call, int threads) {
+  switch (call.dtype) {
+    case DType::fp32:
+      return run<float>(call, threads, step_fp32);
+    case DType::bf16:
+      return run<uint16_t>(call, threads, step_bf16);
+    case DType::fp16:
+      return run<uint16_t>(call, threads, step_fp16);
+  }
+}
+
+}  // namespace rf

@@ -1,0 +1,29 @@
+// Splits [0, n) over the threads of torch's OpenMP pool.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace rf {
+
+constexpr int64_t kGrain = 32768;  // below this a second thread costs more than it saves
+
+// Calls body(begin, end) for disjoint ranges that start at multiples of 64. With one thread no
+// parallel region is opened, so that a forked child, whose pool is gone, cannot hang.
+template <class Body>
+void parallel_for(int64_t n, int threads, const Body& body) {
+  const int64_t parts = std::min<int64_t>(std::max(threads, 1), (n + kGrain - 1) / kGrain);
+  if (parts <= 1) {
+    if (n > 0) body(int64_t{0}, n);
+    return;
+  }
+  const int64_t share = ((n + parts - 1) / parts + 63) / 64 * 64;
+#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = std::min(part * share, n);
+    const int64_t end = std::min(begin + share, n);
+    if (begin < end) body(begin, end);
+  }
+}
+
+}  // namespace rf

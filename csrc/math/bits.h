@@ -1,0 +1,48 @@
+// Bit-level helpers shared by the CPU and the CUDA kernels.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define RF_HD __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define RF_HD __forceinline
+#else
+#define RF_HD inline __attribute__((always_inline))
+#endif
+
+namespace rf {
+
+RF_HD uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+RF_HD float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+RF_HD float magnitude(float value) { return float_of(bits_of(value) & 0x7fffffffu); }
+
+RF_HD bool is_finite(float value) { return (bits_of(value) & 0x7f800000u) != 0x7f800000u; }
+
+// The next float towards +infinity; `value` is neither zero nor an infinity.
+RF_HD float next_up(float value) {
+  const uint32_t bits = bits_of(value);
+  return float_of(bits + ((bits >> 31) ? 0xffffffffu : 1u));
+}
+
+RF_HD float next_down(float value) { return -next_up(-value); }
+
+// The exact error of the rounded sum: a + b == sum + sum_error(a, b, sum) (Knuth's TwoSum).
+RF_HD float sum_error(float a, float b, float sum) {
+  const float b_seen = sum - a;
+  const float a_seen = sum - b_seen;
+  return (a - a_seen) + (b - b_seen);
+}
+
+}  // namespace rf

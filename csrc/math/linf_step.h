@@ -1,0 +1,53 @@
+// The scalar rule of linf_step_: one signed-gradient step, then the Linf ball, then the box.
+// The specification is roli_fast/ops/reference.py; results agree with it bit for bit.
+#pragma once
+
+#include "math/bits.h"
+#include "math/grid.h"
+
+namespace rf {
+
+struct LinfScalars {
+  float eps;
+  float step_size;
+  float low;  // the box, already on the storage grid
+  float high;
+};
+
+// step * sign(grad); a zero or a non-finite gradient moves nothing.
+RF_HD float signed_step(float grad, float step_size) {
+  const float signed_size = grad > 0.0f ? step_size : -step_size;
+  return (grad != 0.0f && is_finite(grad)) ? signed_size : 0.0f;
+}
+
+// The smallest number of the grid inside the ball. The sign of the rounding error of x - eps tells
+// whether the rounded difference fell outside, in which case one step up is inside.
+template <class Grid>
+RF_HD float ball_low(float x, float eps) {
+  const float low = x - eps;
+  return Grid::up(sum_error(x, -eps, low) > 0.0f ? next_up(low) : low);
+}
+
+template <class Grid>
+RF_HD float ball_high(float x, float eps) {
+  const float high = x + eps;
+  return round_down<Grid>(sum_error(x, eps, high) < 0.0f ? next_down(high) : high);
+}
+
+// A NaN in `value` stays; `high` wins over `low`.
+RF_HD float clamp(float value, float low, float high) {
+  const float raised = value < low ? low : value;
+  return raised > high ? high : raised;
+}
+
+// x_adv, grad and x are numbers of the grid; so is the result. Zero is always +0.
+template <class Grid>
+RF_HD float linf_step(float x_adv, float grad, float x, const LinfScalars& s) {
+  const float moved = Grid::nearest(x_adv + signed_step(grad, s.step_size));
+  const float inside = clamp(moved, ball_low<Grid>(x, s.eps), ball_high<Grid>(x, s.eps));
+  const float difference = x - s.eps;  // NaN if x or eps is: no ball to be inside of
+  const float kept = difference == difference ? inside : float_of(0x7fc00000u);
+  return clamp(kept, s.low, s.high) + 0.0f;
+}
+
+}  // namespace rf
