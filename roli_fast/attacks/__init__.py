@@ -1,0 +1,9 @@
+"""Attacks, one a file: a frozen dataclass called as attack(model, x, y, generator=None) -> x_adv."""
+
+from roli_fast.attacks.base import ATTACKS as ATTACKS
+from roli_fast.attacks.base import Attack as Attack
+from roli_fast.attacks.base import AttackResult as AttackResult
+from roli_fast.attacks.pgd import PGD as PGD
+from roli_fast.registry import load_components
+
+load_components(__name__, __path__)

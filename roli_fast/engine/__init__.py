@@ -1,0 +1,4 @@
+"""The gradient engine: the only place where a model is run for an attack."""
+
+from roli_fast.engine.input_gradient import Cost as Cost
+from roli_fast.engine.input_gradient import InputGradient as InputGradient

@@ -1,0 +1,181 @@
+"""Gradients with respect to the input, at the lowest cost, and nothing left behind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+
+import torch
+from torch import Tensor, nn
+
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.losses import Loss, cross_entropy
+
+Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Model passes over the whole batch: `forwards`, and `backwards` to the input only."""
+
+    forwards: int
+    backwards: int
+
+
+class InputGradient:
+    """Holds a model in attack mode and returns input gradients.
+
+    In attack mode (inside `with`) the model is in eval mode and its parameters are frozen, so a
+    backward pass computes the gradient of the input alone and stores no activation that only a
+    weight gradient needs. On exit, also after an exception, every module's `training` flag and
+    every parameter's `requires_grad` are as they were; `.grad`, buffers, autocast and the random
+    state are never touched.
+
+    >>> with InputGradient(model) as gradient:
+    ...     grad, loss, logits = gradient(x, y)
+
+    Args:
+        model: (B, ...) images -> (B, C) logits; an `nn.Module` or any differentiable callable.
+        loss: per-sample loss, (logits (B, C), y (B,)) -> (B,).
+    """
+
+    def __init__(self, model: Model, loss: Loss = cross_entropy) -> None:
+        if not callable(model):
+            raise ArgumentTypeError(
+                describe("model", "a callable from images to logits", type(model).__name__)
+            )
+        self._model = model
+        self._loss = loss
+        self._labels_checked = False
+        self._training: list[tuple[nn.Module, bool]] = []
+        self._unfrozen: list[nn.Parameter] = []
+        self._forwards = 0
+        self._backwards = 0
+
+    @property
+    def cost(self) -> Cost:
+        """Passes made so far."""
+        return Cost(self._forwards, self._backwards)
+
+    def __enter__(self) -> "InputGradient":
+        if isinstance(self._model, nn.Module):
+            self._training = [(module, module.training) for module in self._model.modules()]
+            self._unfrozen = [p for p in self._model.parameters() if p.requires_grad]
+            try:
+                self._model.eval()
+                for parameter in self._unfrozen:
+                    parameter.requires_grad_(False)
+            except BaseException:
+                self._restore()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for module, training in self._training:
+            module.training = training
+        for parameter in self._unfrozen:
+            parameter.requires_grad_(True)
+        self._training, self._unfrozen = [], []
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One forward and one input-backward.
+
+        Args:
+            x: images (B, ...), floating point.
+            y: labels (B,), integers in [0, C).
+
+        Returns:
+            The gradient of the summed loss (like `x`), the per-sample loss (B,), and the logits
+            (B, C), all detached.
+
+        Raises:
+            ArgumentError: labels of a wrong shape or range, or logits that do not depend on `x`.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
+            labels = y.clone() if y.is_inference() else y
+            logits = self._logits(leaf, labels)
+            loss = self._loss(logits, labels)
+            grad = _input_gradient(loss, leaf)
+        self._backwards += 1
+        return grad, loss.detach(), logits.detach()
+
+    def evaluate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One forward without a graph: the per-sample loss (B,) and the logits (B, C)."""
+        with torch.no_grad():
+            logits = self._logits(x, y)
+            return self._loss(logits, y), logits
+
+    def _logits(self, x: Tensor, y: Tensor) -> Tensor:
+        logits = self._model(x)
+        self._forwards += 1
+        if not self._labels_checked:
+            check_logits(logits, x)
+            check_labels(y, logits)
+            self._labels_checked = True
+        return logits
+
+
+def _input_gradient(loss: Tensor, leaf: Tensor) -> Tensor:
+    grad = None
+    if loss.requires_grad:
+        (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
+    if grad is None:
+        raise ArgumentError(
+            describe(
+                "model",
+                "logits that depend on x through differentiable operations",
+                "logits without a path to x",
+                "Remove `torch.no_grad`, `.detach()` or `.data` from its forward.",
+            )
+        )
+    return grad
+
+
+def check_logits(logits: object, x: Tensor) -> None:
+    """Raise unless a model's output is (B, C) for the batch `x`."""
+    if not isinstance(logits, Tensor):
+        raise ArgumentTypeError(
+            describe(
+                "model",
+                "a model that returns a logits tensor (B, C)",
+                type(logits).__name__,
+                "Wrap it: lambda x: model(x)[0], or the field that holds the logits.",
+            )
+        )
+    if logits.ndim != 2 or logits.shape[0] != x.shape[0]:
+        raise ArgumentError(
+            describe("model", f"logits of shape ({x.shape[0]}, C)", tuple(logits.shape))
+        )
+
+
+def check_labels(y: Tensor, logits: Tensor) -> None:
+    """Raise unless `y` is (B,) int64 on the logits' device with values in [0, C). One sync."""
+    batch, classes = logits.shape
+    if not isinstance(y, Tensor) or y.dtype != torch.int64:
+        got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise ArgumentTypeError(describe("y", "an int64 tensor of labels", got, "Use y.long()."))
+    if y.shape != (batch,):
+        raise ArgumentError(describe("y", f"shape ({batch},)", tuple(y.shape)))
+    if y.device != logits.device:
+        raise ArgumentError(describe("y", f"labels on {logits.device}", y.device, "Move it there."))
+    if batch == 0:
+        return
+    low, high = (int(value) for value in torch.aminmax(y))
+    if low < 0 or high >= classes:
+        raise ArgumentError(
+            describe(
+                "y",
+                f"labels in [0, {classes}) for a model with {classes} outputs",
+                f"labels from {low} to {high}",
+                "Map the labels to 0..C-1, or build the model with num_classes to match.",
+            )
+        )

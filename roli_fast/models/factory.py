@@ -1,0 +1,168 @@
+"""Any timm architecture as a classifier of images in [0, 1]."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.models.layers import Normalize, Resize
+from roli_fast.models.weights import load_backbone, read_card
+from roli_fast.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which network, and where its weights come from.
+
+    Args:
+        name: timm architecture, "vit_base_patch16_224" say.
+        weights: local .safetensors or .pth file of the backbone, loaded strictly; its head is left
+            aside. Null starts from random weights.
+        pretrained: download timm's own weights of this architecture (asks the network).
+        options: further arguments of `timm.create_model`, {img_size: 32, drop_path_rate: 0.1} say.
+        mean: channel means of the normalisation; null takes the weight file's, else timm's own.
+        std: channel standard deviations; null likewise.
+        resize: size to which images are resized inside the model; the attack sees the original
+            pixels (RoLI does so for CIFAR). Null passes them as they are.
+    """
+
+    name: str = "vit_tiny_patch16_224"
+    weights: str | None = None
+    pretrained: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights and self.pretrained:
+            raise ArgumentError(
+                describe("pretrained", "false where `weights` names a file", "true", "Choose one.")
+            )
+
+
+class Classifier(nn.Module):
+    """resize -> normalise -> backbone with head. Images (B, 3, H, W) in [0, 1] -> logits (B, C)."""
+
+    def __init__(self, backbone: nn.Module, config: Model, mean: Any, std: Any) -> None:
+        super().__init__()
+        self.resize = Resize(config.resize) if config.resize else nn.Identity()
+        self.normalize = Normalize(mean, std)
+        self.backbone = backbone
+        self.config = config
+        self.card: dict[str, Any] = {
+            "name": config.name,
+            "options": dict(config.options),
+            "mean": list(mean),
+            "std": list(std),
+            "resize": config.resize,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone(self.normalize(self.resize(x)))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees, (B, D)."""
+        maps = self.backbone.forward_features(self.normalize(self.resize(x)))  # type: ignore[operator]
+        return self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+
+    @property
+    def head_name(self) -> str:
+        """Module path of the head inside this model, "backbone.head" say."""
+        head = self.backbone.get_classifier()  # type: ignore[operator]
+        return next(name for name, module in self.named_modules() if module is head)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer from features to logits."""
+        head = self.get_submodule(self.head_name)
+        if not isinstance(head, nn.Linear):
+            raise ArgumentError(
+                describe(
+                    "model.name",
+                    "an architecture with one linear head",
+                    f"{self.config.name} with {type(head).__name__}",
+                )
+            )
+        return head
+
+
+def create(
+    config: Model, *, num_classes: int, seed: int = 0, image_size: int | None = None
+) -> Classifier:
+    """Build the classifier, with a fresh head for `num_classes`.
+
+    Random initial values depend on `seed` alone; the global random state is left untouched.
+
+    Args:
+        config: architecture and weights.
+        num_classes: outputs of the head.
+        seed: seeds the initial values.
+        image_size: height and width of the images it will get; checked against the architecture
+            where given.
+
+    Raises:
+        ArgumentError: unknown architecture, wrong options, or an image size that does not fit.
+        CheckpointError: a weight file that is missing, damaged or does not fit.
+    """
+    card = read_card(config.weights) if config.weights else {}
+    backbone = _timm_model(config, num_classes, seed)
+    own = getattr(backbone, "pretrained_cfg", {})
+    mean = config.mean or card.get("mean") or own.get("mean") or (0.5, 0.5, 0.5)
+    std = config.std or card.get("std") or own.get("std") or (0.5, 0.5, 0.5)
+    model = Classifier(backbone, config, tuple(mean), tuple(std))
+    if image_size is not None:
+        _check_image_size(model, config.resize or image_size)
+    if config.weights:
+        load_backbone(model, config.weights)
+    return model
+
+
+def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
+    if not timm.is_model(config.name.split(".")[0]):
+        near = timm.list_models(f"*{config.name.split('_')[0]}*")[:8]
+        raise ArgumentError(
+            describe(
+                "model.name",
+                "a timm architecture (`timm.list_models()`)",
+                repr(config.name),
+                f"Similar: {', '.join(near)}." if near else "",
+            )
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model"))
+        try:
+            return timm.create_model(
+                config.name,
+                pretrained=config.pretrained,
+                num_classes=num_classes,
+                **config.options,
+            )
+        except TypeError as error:
+            raise ArgumentError(
+                describe("model.options", f"arguments of timm's {config.name}", error)
+            ) from error
+
+
+def _check_image_size(model: Classifier, size: int) -> None:
+    """One forward of a blank image: cheaper than a table of what each architecture accepts."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()
+            model.backbone(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ArgumentError(
+            describe(
+                "image_size",
+                f"images that {model.config.name} takes",
+                f"{size}x{size} ({str(error).splitlines()[0]})",
+                "Set data.image_size to the model's size, or model.resize to resize inside the "
+                "model, or model.options {img_size: ...} to build the model for this size.",
+            )
+        ) from error
+    finally:
+        model.train(training)

@@ -1,0 +1,38 @@
+"""The interface of a norm and the table of all norms."""
+
+from typing import Protocol
+
+from torch import Generator, Tensor
+
+from roli_fast.registry import Registry
+from roli_fast.threat import Bounds
+
+
+class Norm(Protocol):
+    """How an attack moves inside one kind of ball. Shapes: images (B, ...), distances (B,)."""
+
+    def random_start(
+        self, x: Tensor, *, eps: float | Tensor, bounds: Bounds, generator: Generator | None
+    ) -> Tensor:
+        """A new tensor: a random point of the ball around `x`, inside the bounds."""
+        ...
+
+    def step_(
+        self,
+        x_adv: Tensor,
+        grad: Tensor,
+        x: Tensor,
+        *,
+        eps: float | Tensor,
+        step_size: float | Tensor,
+        bounds: Bounds,
+    ) -> Tensor:
+        """Move `x_adv` in place along the steepest ascent of this norm, then project."""
+        ...
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Distance of each sample, (B,), in fp64."""
+        ...
+
+
+NORMS: Registry[Norm] = Registry("norm")

@@ -1,0 +1,76 @@
+"""What an attacker may do: a norm, a radius, and the range of valid pixels."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+
+Bounds = tuple[float, float]
+"""Lowest and highest valid pixel value."""
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """All images within `eps` of the original in `norm`, and within `bounds`.
+
+    Args:
+        norm: distance that the attacker is limited in: "linf" (largest change of one pixel channel).
+        eps: radius in the units of the images, 8/255 in [0, 1] images.
+        bounds: lowest and highest valid pixel value.
+    """
+
+    norm: str = "linf"
+    eps: float = 8 / 255
+    bounds: Bounds = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_positive("eps", self.eps)
+        check_bounds(self.bounds)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise `ArgumentError` unless `value` is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ArgumentTypeError(
+            describe(name, "a number > 0", repr(value), "Write 8/255 for pixel units.")
+        )
+    if not (math.isfinite(value) and value > 0):
+        raise ArgumentError(describe(name, "a number > 0", value, "Write 8/255 for pixel units."))
+
+
+def check_bounds(bounds: Bounds) -> None:
+    """Raise `ArgumentError` unless `bounds` is (low, high), finite, low < high."""
+    ok = len(bounds) == 2 and all(map(math.isfinite, bounds)) and bounds[0] < bounds[1]
+    if not ok:
+        raise ArgumentError(
+            describe("bounds", "(low, high) with low < high", bounds, "Images in [0, 1]: (0, 1).")
+        )
+
+
+def check_images(x: Tensor, bounds: Bounds) -> None:
+    """Raise unless `x` is a floating-point batch (B, ...) inside `bounds`. One host sync on a GPU.
+
+    A normalised batch is the usual mistake: an attack on it has another radius than the one asked
+    for, so it is refused here, once per attack.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentTypeError(
+            describe("x", "a floating-point tensor (B, ...)", got, "Divide uint8 images by 255.")
+        )
+    if x.numel() == 0:
+        return
+    low, high = (value.item() for value in torch.aminmax(x.detach()))
+    if not (bounds[0] <= low and high <= bounds[1]):  # also False for NaN
+        raise ArgumentError(
+            describe(
+                "x",
+                f"images within bounds {tuple(bounds)}",
+                f"values from {low:.4g} to {high:.4g}",
+                "Pass images before normalisation and put the normalisation inside the model "
+                "(`models.Normalize`); for another pixel range set `bounds`.",
+            )
+        )
