@@ -1,0 +1,147 @@
+"""Batches: order, resume, workers, errors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import write_folder
+from torch import Tensor
+
+from roli_fast.data import ImageDataset, batches, num_batches
+from roli_fast.data.image_folder import ImageFolder
+from roli_fast.data.pixels import ArrayPixels
+from roli_fast.data.transforms import RandomShift, training_transform
+from roli_fast.errors import ArgumentError, DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+def dataset(count: int = 10) -> ImageDataset:
+    images = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8)
+    rows = torch.arange(count)
+    return ImageDataset(ArrayPixels(images), rows + 0, rows % 2, 8, None, training_transform(8))
+
+
+def ids_of(found: Iterator[tuple[Tensor, Tensor, Tensor]]) -> list[list[int]]:
+    return [ids.tolist() for _, _, ids in found]
+
+
+def epoch(data: ImageDataset, **options: object) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    chosen = {"batch_size": 4, "seed": 0, "epoch": 0, "shuffle": True, **options}
+    return batches(data, **chosen)  # pyright: ignore
+
+
+def test_shuffle_visits_every_sample_once_in_an_order_of_seed_and_epoch() -> None:
+    orders = [
+        sum(ids_of(epoch(dataset(), seed=seed, epoch=number)), [])
+        for seed, number in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert orders[0] == orders[3] and len(set(map(tuple, orders))) == 3
+
+
+def test_order_does_not_depend_on_the_batch_size() -> None:
+    assert sum(ids_of(epoch(dataset(), batch_size=3)), []) == sum(ids_of(epoch(dataset())), [])
+
+
+def test_without_shuffle_the_order_is_the_data_sets() -> None:
+    assert ids_of(epoch(dataset(), shuffle=False)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("drop", "count", "expected"), [(False, 10, 3), (True, 10, 2), (True, 8, 2)]
+)
+def test_number_of_batches(drop: bool, count: int, expected: int) -> None:
+    data = dataset(count)
+    assert num_batches(data, batch_size=4, drop_last=drop) == expected
+    assert len(ids_of(epoch(data, drop_last=drop))) == expected
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 9])
+@pytest.mark.parametrize("drop", [False, True])
+def test_resuming_gives_the_rest_of_the_epoch(start: int, drop: bool) -> None:
+    data = dataset()
+    whole = list(epoch(data, drop_last=drop))[start:]
+    rest = list(epoch(data, drop_last=drop, start=start))
+    assert len(whole) == len(rest)
+    assert all(
+        torch.equal(a, b)
+        for x, y in zip(whole, rest, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+@dataclass(eq=False)
+class Recorded:
+    """Pixels that note which rows were decoded."""
+
+    rows: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return 10
+
+    def read(self, row: int) -> Tensor:
+        self.rows.append(row)
+        return torch.full((3, 8, 8), row, dtype=torch.uint8)
+
+    def name(self, row: int) -> str:
+        return str(row)
+
+
+def test_skipped_batches_are_not_decoded() -> None:
+    pixels, rows = Recorded(), torch.arange(10)
+    data = ImageDataset(pixels, rows, rows % 2, 8, None, RandomShift(1))
+    ids = ids_of(epoch(data, start=2))
+    assert len(ids) == 1 and pixels.rows == ids[0]
+
+
+def test_half_read_epochs_leave_nothing_behind() -> None:
+    """Leaving early must stop the workers without a warning."""
+    found = epoch(dataset(), workers=2, batch_size=1)
+    next(found)
+    del found
+
+
+@pytest.mark.parametrize(("option", "value"), [("batch_size", 0), ("start", -1), ("workers", -1)])
+def test_bad_numbers_are_refused_at_the_call(option: str, value: int) -> None:
+    with pytest.raises(ArgumentError, match=f"`{option}`: expected an integer >= "):
+        epoch(dataset(), **{option: value})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_stops_the_epoch_with_its_path_and_class(
+    tmp_path: Path, workers: int
+) -> None:
+    root = write_folder(tmp_path, {"cat": 6, "dog": 6})
+    train = ImageFolder(str(root), image_size=8).load().train
+    bad = root / train.name(0)
+    bad.write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        list(epoch(train, workers=workers))
+    text = str(caught.value)
+    assert str(bad) in text and f"class {bad.parent.name!r}" in text
+    assert "Traceback" not in text and "worker" not in text
+
+
+def test_files_give_the_same_batches_with_and_without_workers(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"cat": 9, "dog": 9})
+    train = ImageFolder(str(root), image_size=80).load().train
+    alone, helped = (list(epoch(train, workers=workers)) for workers in (0, 2))
+    assert alone[0][0].shape == (4, 3, 80, 80)
+    assert all(
+        torch.equal(a, b)
+        for x, y in zip(alone, helped, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_reach_the_gpu_unchanged(workers: int) -> None:
+    data = dataset()
+    for here, there in zip(epoch(data), epoch(data, device="cuda", workers=workers), strict=True):
+        assert there[0].is_cuda and there[1].is_cuda and not there[2].is_cuda
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))

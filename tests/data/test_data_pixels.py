@@ -1,0 +1,108 @@
+"""Image files of every mode, and damaged ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_data import write_image
+
+from roli_fast.data.pixels import FilePixels
+from roli_fast.errors import DataError
+
+
+def read(path: Path) -> torch.Tensor:
+    return FilePixels(path.parent, (path.name,), ("cat",)).read(0)
+
+
+def saved(path: Path, mode: str, color: object, **options: object) -> Path:
+    Image.new(mode, (4, 2), color).save(path, **options)  # pyright: ignore
+    return path
+
+
+def test_pixels_are_channels_first_and_in_order(tmp_path: Path) -> None:
+    rows = np.array([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]], dtype=np.uint8)
+    Image.fromarray(rows).save(tmp_path / "a.png")
+    image = read(tmp_path / "a.png")
+    assert image.dtype == torch.uint8
+    assert image.tolist() == [[[1, 4, 7]], [[2, 5, 8]], [[3, 6, 9]]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "name", "expected"),
+    [
+        ("L", 100, "a.png", (100, 100, 100)),
+        ("1", 1, "a.png", (255, 255, 255)),
+        ("LA", (50, 0), "a.png", (50, 50, 50)),
+        ("RGBA", (10, 20, 30, 0), "a.png", (10, 20, 30)),
+        ("CMYK", (0, 0, 0, 0), "a.tif", (255, 255, 255)),
+        ("CMYK", (255, 0, 0, 0), "a.tif", (0, 255, 255)),
+    ],
+)
+def test_other_modes_become_rgb(
+    tmp_path: Path, mode: str, color: object, name: str, expected: tuple[int, int, int]
+) -> None:
+    image = read(saved(tmp_path / name, mode, color))
+    assert image.shape == (3, 2, 4)
+    assert torch.equal(image, torch.tensor(expected, dtype=torch.uint8).view(3, 1, 1) + image * 0)
+
+
+@pytest.mark.parametrize("transparency", [None, 1, b"\x00\x80"])
+def test_palette_images_become_rgb(tmp_path: Path, transparency: object) -> None:
+    """Transparency given as bytes makes Pillow's direct conversion warn."""
+    image = Image.new("P", (4, 2), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    options = {} if transparency is None else {"transparency": transparency}
+    image.save(tmp_path / "a.png", **options)  # pyright: ignore
+    assert read(tmp_path / "a.png")[:, 0, 0].tolist() == [200, 100, 50]
+
+
+def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    assert read(saved(tmp_path / "a.jpg", "RGB", 0, exif=exif)).shape == (3, 2, 4)
+
+
+@pytest.mark.parametrize(("mode", "name"), [("I;16", "a.png"), ("F", "a.tif"), ("I", "a.tif")])
+def test_deep_pixels_are_refused_not_clipped(tmp_path: Path, mode: str, name: str) -> None:
+    with pytest.raises(DataError, match="more than 8 bits per channel"):
+        read(saved(tmp_path / name, mode, 1000))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.gif"])
+@pytest.mark.parametrize("keep", [0, 0.02, 0.6])
+def test_truncated_files_are_named(tmp_path: Path, name: str, keep: float) -> None:
+    path = write_image(tmp_path / name, size=(64, 64))
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * keep)])
+    with pytest.raises(DataError) as caught:
+        read(path)
+    text = str(caught.value)
+    assert str(path) in text and "'cat'" in text and "Restore the file" in text
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif"])
+def test_flipped_bytes_raise_nothing_but_data_errors(tmp_path: Path, name: str) -> None:
+    path = write_image(tmp_path / name, size=(32, 32))
+    raw, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(60):
+        damaged = np.frombuffer(raw, dtype=np.uint8).copy()
+        damaged[rng.integers(0, len(raw), 4)] = rng.integers(0, 256, 4)
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert read(path).dtype == torch.uint8
+        except DataError:
+            refused += 1
+    assert refused > 0
+
+
+def test_text_with_an_image_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("<html>404</html>")
+    with pytest.raises(DataError, match="cannot identify image file"):
+        read(tmp_path / "a.jpg")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jpg.*class 'cat', got no such file"):
+        read(tmp_path / "gone.jpg")

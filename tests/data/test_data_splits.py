@@ -1,0 +1,145 @@
+"""Splits refuse what would spoil a result; cuts are stratified and stable."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from roli_fast.data import ImageDataset, Splits
+from roli_fast.data.digits import Digits
+from roli_fast.data.pixels import ArrayPixels
+from roli_fast.data.stratify import cap, cut
+from roli_fast.errors import ArgumentError, DataError
+
+PIXELS = ArrayPixels(torch.arange(20 * 3 * 4, dtype=torch.uint8).view(20, 3, 2, 2))
+
+
+def dataset(ids: list[int], labels: list[int]) -> ImageDataset:
+    return ImageDataset(PIXELS, torch.tensor(ids), torch.tensor(labels), 2)
+
+
+def splits(**changed: ImageDataset) -> Splits:
+    parts = {
+        "train": dataset([0, 1, 2], [0, 1, 1]),
+        "val": dataset([3], [1]),
+        "test": dataset([4, 5], [0, 1]),
+    }
+    return Splits(**{**parts, **changed}, classes=("cat", "dog"))
+
+
+def test_summary_and_number_of_classes() -> None:
+    assert splits().num_classes == 2
+    assert splits().summary() == "2 classes, train 3, val 1, test 2 images of 2x2"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"val": dataset([1], [1])}, r"`val`: expected no sample of train, got 1 samples .* \(1\)"),
+        ({"test": dataset([3], [1])}, "`test`: expected no sample of val"),
+        ({"val": dataset([3], [2])}, r"`val`: expected labels in \[0, 2\), got labels from 2 to 2"),
+        ({"test": dataset([4], [-1])}, "`test`: expected labels in"),
+        ({"train": dataset([0, 1], [1, 1])}, r"every class, got none for 1 of 2 \('cat'\)"),
+        ({"val": dataset([], []).subset([])}, "`val`: expected at least one sample"),
+    ],
+)
+def test_broken_splits_are_refused(changed: dict[str, ImageDataset], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        splits(**changed)
+
+
+def test_one_label_per_id() -> None:
+    with pytest.raises(DataError, match="one label per sample id"):
+        dataset([0, 1], [0])
+
+
+def test_pixels_are_scaled_once_and_follow_the_id() -> None:
+    x, y, ids = dataset([7, 2], [1, 0]).batch(torch.tensor([1, 0]))
+    assert torch.equal(x, PIXELS.images[[2, 7]].float() / 255)
+    assert (y.tolist(), ids.tolist()) == ([0, 1], [2, 7])
+
+
+def test_subset_names_and_views_share_storage() -> None:
+    part = dataset([7, 2, 9], [1, 0, 1]).subset([2, 0])
+    assert part.ids.tolist() == [9, 7] and part.name(0) == "9"
+    assert part.at_epoch(4).plain().pixels is PIXELS
+
+
+LABELS = st.lists(st.integers(0, 3), min_size=8, max_size=60).map(
+    lambda found: torch.tensor([label for label in found if found.count(label) > 1] or [0, 0])
+)
+
+
+@given(LABELS, st.floats(0.05, 0.95), st.integers(0, 3))
+def test_cuts_are_stratified_and_lose_nothing(labels: Tensor, share: float, seed: int) -> None:
+    pixels = ArrayPixels(torch.zeros(len(labels), 3, 1, 1, dtype=torch.uint8))
+    rows = torch.arange(len(labels))
+    rest, taken = cut(rows, labels, pixels, purpose="test", seed=seed, share=share)
+    assert sorted(rest.tolist() + taken.tolist()) == rows.tolist()
+    for label in labels.unique().tolist():
+        total, part = int((labels == label).sum()), int((labels[taken] == label).sum())
+        assert part == min(max(round(share * total), 1), total - 1)
+
+
+def test_cuts_follow_the_seed_and_the_purpose() -> None:
+    labels = torch.zeros(20, dtype=torch.int64)
+    rows = torch.arange(20)
+
+    def taken(purpose: str, seed: int) -> list[int]:
+        return cut(rows, labels, PIXELS, purpose=purpose, seed=seed, share=0.5)[1].tolist()
+
+    assert taken("val", 0) == taken("val", 0)
+    assert len({tuple(taken(p, s)) for p in ("val", "test") for s in (0, 1)}) == 4
+
+
+def test_a_new_sample_moves_no_other_in_the_order() -> None:
+    labels = torch.zeros(20, dtype=torch.int64)
+    before = cap(torch.arange(19), labels, PIXELS, seed=0, most=8).tolist()
+    after = cap(torch.arange(20), labels, PIXELS, seed=0, most=8).tolist()
+    assert len(set(before) - set(after)) <= 1
+
+
+def test_a_class_with_one_image_cannot_be_cut() -> None:
+    with pytest.raises(DataError, match="two images a class to cut 'val', got a class with 1"):
+        cut(torch.tensor([0]), torch.tensor([0]), PIXELS, purpose="val", seed=0, share=0.5)
+
+
+class TestDigits:
+    def test_the_split_of_the_first_five_never_changes(self) -> None:
+        splits = Digits(classes=(5, 6, 7, 8, 9)).load()
+        assert [len(s) for s in (splits.train, splits.val, splits.test)] == [403, 134, 359]
+        assert splits.classes == ("5", "6", "7", "8", "9")
+        assert splits.test.ids[:8].tolist() == [7, 9, 17, 19, 26, 33, 34, 35]
+
+    def test_labels_follow_the_order_of_classes(self) -> None:
+        splits = Digits(classes=(9, 0), image_size=8, augment=False).load()
+        zero = int(torch.nonzero(splits.train.labels == 1)[0])
+        image, _, _ = splits.train[zero]
+        assert image[:, 3:5, 3:5].mean() < 0.35 < image[:, 2:6, 2].mean()  # a ring
+
+    def test_eight_pixels_are_the_original_grey_values(self) -> None:
+        from sklearn.datasets import load_digits
+
+        raw = torch.tensor(load_digits().images)
+        x, _, ids = Digits(image_size=8, augment=False).load().test.batch(torch.arange(50))
+        expected = (raw[ids] * 255 / 16).round() / 255
+        assert torch.equal(x, expected.float().unsqueeze(1).expand(-1, 3, -1, -1))
+
+    def test_augmentation_is_a_shift_of_one_pixel(self) -> None:
+        train = Digits().load().train
+        plain, shifted = (view.batch(torch.arange(40)).x for view in (train.plain(), train))
+        padded = torch.nn.functional.pad(plain, [1] * 4)
+        places = [padded[..., t : t + 16, left : left + 16] for t in range(3) for left in range(3)]
+        matches = torch.stack([(place == shifted).flatten(1).all(1) for place in places])
+        assert matches.any(0).all() and matches.any(1).sum() > 4
+
+    @pytest.mark.parametrize("classes", [(), (1, 1), (3, 10)])
+    def test_impossible_classes_are_refused(self, classes: tuple[int, ...]) -> None:
+        with pytest.raises(ArgumentError, match="`classes`: expected different digits"):
+            Digits(classes=classes)
+
+    @pytest.mark.parametrize(("val", "test"), [(0.0, 0.4), (0.1, 1.0), (0.5, 0.5)])
+    def test_impossible_fractions_are_refused(self, val: float, test: float) -> None:
+        with pytest.raises(ArgumentError, match="_fraction"):
+            Digits(val_fraction=val, test_fraction=test)
