@@ -138,8 +138,8 @@ def run(command: list[str], environ: Mapping[str, str]) -> None:
     print(done.stdout, flush=True)
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line.strip()]
-        telling = [line for line in lines if re.search(r"error|not found|missing", line, re.I)]
-        raise BuildFailed(" | ".join((telling or lines)[:6]))
+        telling = [line for line in lines if re.search(r"\berror\b|not found", line, re.I)]
+        raise BuildFailed(" | ".join(telling[:3] or lines[-3:])[:400])
 
 
 def cmake_build(target: str, output: Path, environ: Mapping[str, str]) -> list[str]:
@@ -153,7 +153,9 @@ def cmake_build(target: str, output: Path, environ: Mapping[str, str]) -> list[s
 
         environ["PATH"] = os.pathsep.join([ninja_package.BIN_DIR, environ.get("PATH", "")])
     werror = is_on(environ, "CI") or is_on(environ, "ROLI_FAST_WERROR")
-    architectures = cuda_architectures(environ, nvcc_architectures(nvcc)) if target == "cuda" else []
+    architectures = (
+        cuda_architectures(environ, nvcc_architectures(nvcc)) if target == "cuda" else []
+    )
     with tempfile.TemporaryDirectory(prefix="roli_fast-") as fresh:
         folder = environ.get("ROLI_FAST_BUILD_DIR") or fresh
         configure = [cmake, "-S", str(ROOT), "-B", folder, "-DCMAKE_BUILD_TYPE=Release"]

@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cpu/dispatch.h"
 #include "ops.h"
@@ -22,10 +23,16 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// (pointer or 0, value, stride)
+using Amount = std::tuple<uintptr_t, float, int64_t>;
+
+rf::PerSample per_sample_of(const Amount& amount) {
+  return {pointer<const float>(std::get<0>(amount)), std::get<1>(amount), std::get<2>(amount)};
+}
+
 rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
-                                int64_t per_sample, int dtype, float eps, uintptr_t eps_values,
-                                float step_size, uintptr_t step_size_values, float low,
-                                float high) {
+                                int64_t per_sample, int dtype, const Amount& eps,
+                                const Amount& step_size, float low, float high) {
   if (dtype < 0 || dtype > 2) throw std::invalid_argument("roli_fast._C: unknown dtype code");
   if (samples < 0 || per_sample < 0) throw std::invalid_argument("roli_fast._C: negative size");
   if (samples * per_sample > 0 && !(x_adv && grad && x)) {
@@ -37,28 +44,27 @@ rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, in
           samples,
           per_sample,
           static_cast<rf::DType>(dtype),
-          {pointer<const float>(eps_values), eps},
-          {pointer<const float>(step_size_values), step_size},
+          per_sample_of(eps),
+          per_sample_of(step_size),
           low,
           high};
 }
 
 void linf_step(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t per_sample,
-               int dtype, float eps, uintptr_t eps_values, float step_size,
-               uintptr_t step_size_values, float low, float high, int threads) {
-  const auto call = linf_step_call(x_adv, grad, x, samples, per_sample, dtype, eps, eps_values,
-                                   step_size, step_size_values, low, high);
+               int dtype, const Amount& eps, const Amount& step_size, float low, float high,
+               int threads) {
+  const auto call = linf_step_call(x_adv, grad, x, samples, per_sample, dtype, eps, step_size, low,
+                                   high);
   py::gil_scoped_release release;
   rf::linf_step_cpu(call, threads);
 }
 
 #ifdef RF_CUDA
 void linf_step_cuda(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
-                    int64_t per_sample, int dtype, float eps, uintptr_t eps_values,
-                    float step_size, uintptr_t step_size_values, float low, float high, int device,
-                    uintptr_t stream) {
-  const auto call = linf_step_call(x_adv, grad, x, samples, per_sample, dtype, eps, eps_values,
-                                   step_size, step_size_values, low, high);
+                    int64_t per_sample, int dtype, const Amount& eps, const Amount& step_size,
+                    float low, float high, int device, uintptr_t stream) {
+  const auto call = linf_step_call(x_adv, grad, x, samples, per_sample, dtype, eps, step_size, low,
+                                   high);
   const int code = rf::linf_step_cuda(call, device, pointer<void>(stream));
   if (code) throw std::runtime_error("linf_step_ on CUDA: " + rf::cuda_error_text(code));
 }

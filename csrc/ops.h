@@ -7,10 +7,11 @@ namespace rf {
 
 enum class DType : int { fp32 = 0, bf16 = 1, fp16 = 2 };
 
-// A number for the whole batch, or one fp32 number a sample if `values` is set.
+// A number for the whole batch, or, if `values` is set, values[sample * stride] (stride 0 or 1).
 struct PerSample {
   const float* values;
   float value;
+  int64_t stride;
 };
 
 struct LinfStepCall {

@@ -33,26 +33,6 @@ int64_t half_to_float_none(const uint16_t*, float*, int64_t) { return 0; }
 int64_t float_to_half_none(const float*, uint16_t*, int64_t) { return 0; }
 
 #if RF_F16C
-__attribute__((target("avx512f"))) int64_t half_to_float_avx512(const uint16_t* from, float* to,
-                                                                int64_t n) {
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
-    _mm512_storeu_ps(to + i, _mm512_cvtph_ps(half));
-  }
-  return i;
-}
-
-__attribute__((target("avx512f"))) int64_t float_to_half_avx512(const float* from, uint16_t* to,
-                                                                int64_t n) {
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), half);
-  }
-  return i;
-}
-
 __attribute__((target("avx,f16c"))) int64_t half_to_float_f16c(const uint16_t* from, float* to,
                                                                int64_t n) {
   int64_t i = 0;
@@ -82,7 +62,6 @@ struct Converters {
 Converters pick() {
 #if RF_F16C
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return {half_to_float_avx512, float_to_half_avx512};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
     return {half_to_float_f16c, float_to_half_f16c};
   }

@@ -51,17 +51,15 @@ void run(const LinfStepCall& call, int threads, Step step) {
   T* x_adv = static_cast<T*>(call.x_adv);
   const T* grad = static_cast<const T*>(call.grad);
   const T* x = static_cast<const T*>(call.x);
-  const bool uniform = !call.eps.values && !call.step_size.values;
+  const bool uniform = is_uniform(call.eps) && is_uniform(call.step_size);
   const int64_t n = call.samples * call.per_sample;
   const int64_t length = uniform ? n : call.per_sample;
   parallel_for(n, threads, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t sample = begin / length;
       const int64_t stop = std::min(end, (sample + 1) * length);
-      const float eps = call.eps.values ? call.eps.values[sample] : call.eps.value;
-      const float size =
-          call.step_size.values ? call.step_size.values[sample] : call.step_size.value;
-      step(x_adv + begin, grad + begin, x + begin, stop - begin, {eps, size, call.low, call.high});
+      const LinfScalars scalars = scalars_of(call, sample);
+      step(x_adv + begin, grad + begin, x + begin, stop - begin, scalars);
       begin = stop;
     }
   });

@@ -76,10 +76,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(LinfStepCall call) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
-    const LinfScalars s = {
-        call.eps.values ? call.eps.values[sample] : call.eps.value,
-        call.step_size.values ? call.step_size.values[sample] : call.step_size.value, call.low,
-        call.high};
+    const LinfScalars s = scalars_of(call, sample);
     const int64_t base = sample * call.per_sample;
     const int64_t vectors = call.per_sample / kWords;
     for (int64_t i = thread; i < vectors; i += stride) {
@@ -99,7 +96,7 @@ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) 
 
 template <class T>
 void launch(LinfStepCall call, cudaStream_t stream) {
-  if (!call.eps.values && !call.step_size.values) {
+  if (is_uniform(call.eps) && is_uniform(call.step_size)) {
     call.per_sample *= call.samples;
     call.samples = 1;
   }

@@ -4,6 +4,7 @@
 
 #include "math/bits.h"
 #include "math/grid.h"
+#include "ops.h"
 
 namespace rf {
 
@@ -13,6 +14,16 @@ struct LinfScalars {
   float low;  // the box, already on the storage grid
   float high;
 };
+
+RF_HD bool is_uniform(const PerSample& amount) { return !amount.values || amount.stride == 0; }
+
+RF_HD float amount_of(const PerSample& amount, int64_t sample) {
+  return amount.values ? amount.values[sample * amount.stride] : amount.value;
+}
+
+RF_HD LinfScalars scalars_of(const LinfStepCall& call, int64_t sample) {
+  return {amount_of(call.eps, sample), amount_of(call.step_size, sample), call.low, call.high};
+}
 
 // step * sign(grad); a zero or a non-finite gradient moves nothing.
 RF_HD float signed_step(float grad, float step_size) {

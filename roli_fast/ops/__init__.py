@@ -1,0 +1,12 @@
+"""Fused attack updates: a readable reference for each, and kernels that agree with it bit for bit.
+
+`backend(op, device, dtype)` tells which of the two a call takes, and why.
+"""
+
+from roli_fast.ops.functional import linf_random_start as linf_random_start
+from roli_fast.ops.functional import linf_step_ as linf_step_
+from roli_fast.ops.native import Backend as Backend
+from roli_fast.ops.native import MissingKernelError as MissingKernelError
+from roli_fast.ops.native import backend as backend
+from roli_fast.ops.native import build_info as build_info
+from roli_fast.ops.native import use_backend as use_backend

@@ -1,0 +1,173 @@
+"""What every op asks of its arguments. Each check raises with the argument's name."""
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def batch(name: str, value: object) -> None:
+    """`value` is a dense floating-point tensor of shape (B, ...)."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(
+            describe(name, "a floating-point tensor (B, ...)", type(value).__name__)
+        )
+    if value.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ArgumentTypeError(describe(name, f"one of the dtypes {names}", value.dtype))
+    if value.layout is not torch.strided:
+        raise ArgumentTypeError(describe(name, "a dense tensor", value.layout))
+    if value.dim() < 1:
+        raise ArgumentError(describe(name, "a batch of shape (B, ...)", "a scalar"))
+
+
+def same_kind(name: str, value: object, x_adv: Tensor) -> None:
+    """`value` is a tensor with the dtype, device and shape of `x_adv`."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(describe(name, "a tensor shaped as `x_adv`", type(value).__name__))
+    if value.dtype != x_adv.dtype:
+        fix = f"Convert it: {name}.to(x_adv.dtype)."
+        raise ArgumentTypeError(
+            describe(name, f"{x_adv.dtype}, the dtype of `x_adv`", value.dtype, fix)
+        )
+    if value.device != x_adv.device:
+        raise ArgumentTypeError(
+            describe(name, f"device {x_adv.device}, that of `x_adv`", value.device)
+        )
+    if value.shape != x_adv.shape:
+        raise ArgumentError(
+            describe(name, f"shape {tuple(x_adv.shape)}, that of `x_adv`", tuple(value.shape))
+        )
+    if value.layout is not torch.strided:
+        raise ArgumentTypeError(describe(name, "a dense tensor", value.layout))
+
+
+def no_autograd(name: str, value: Tensor) -> None:
+    """Refuse a tensor that autograd would have to follow: the op has no derivative."""
+    if value.requires_grad:
+        fix = "Call the op under torch.no_grad(), or pass tensor.detach()."
+        raise ArgumentError(
+            describe(name, "a tensor without requires_grad", "one that requires grad", fix)
+        )
+
+
+def amount(name: str, value: object, x: Tensor) -> None:
+    """`value` is a finite number >= 0, or a float tensor (B,) on the device of `x`.
+
+    The numbers inside a tensor are not looked at: on a GPU that would wait for the device.
+    """
+    if type(value) is float and 0.0 <= value < math.inf:
+        return
+    expected, fix = "a number >= 0 or a tensor of shape (B,)", "Write 8/255 for pixel units."
+    if isinstance(value, Tensor):
+        if value.dtype not in DTYPES:
+            raise ArgumentTypeError(describe(name, "a floating-point tensor (B,)", value.dtype))
+        if value.shape != x.shape[:1]:
+            got = f"shape {tuple(value.shape)}"
+            fix = f"B is {x.shape[0]} here; for one value write a plain number."
+            raise ArgumentError(describe(name, expected, got, fix))
+        if value.device != x.device or value.layout is not torch.strided:
+            got = f"{value.device}, {value.layout}"
+            raise ArgumentTypeError(describe(name, f"a dense tensor on {x.device}", got))
+        if torch.is_grad_enabled():
+            no_autograd(name, value)
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ArgumentTypeError(describe(name, expected, type(value).__name__, fix))
+    elif not 0.0 <= float(value) < math.inf:
+        raise ArgumentError(describe(name, expected, value, fix))
+
+
+def pair(bounds: object) -> tuple[float, float]:
+    """`bounds` as (low, high); the numbers are checked by `box`."""
+    if type(bounds) is tuple and len(bounds) == 2:
+        low, high = bounds
+        if type(low) is float and type(high) is float:
+            return bounds
+    try:
+        low, high = bounds  # type: ignore[misc]
+        if any(isinstance(end, (bool, Tensor, str)) for end in (low, high)):
+            raise TypeError
+        return float(low), float(high)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(
+            describe("bounds", "two numbers (low, high)", repr(bounds), "Images in [0, 1]: (0, 1).")
+        ) from None
+
+
+def box(low: float, high: float) -> None:
+    """The box is finite and not empty."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ArgumentError(
+            describe("bounds", "finite numbers (low, high) with low < high", (low, high))
+        )
+
+
+def box_holds_a_value(low: float, high: float, dtype: torch.dtype, holds: bool) -> None:
+    """Some number of `dtype` lies within the box."""
+    if not holds:
+        raise ArgumentError(
+            describe("bounds", f"a range that holds a number of {dtype}", (low, high))
+        )
+
+
+def generator(value: object, x: Tensor) -> None:
+    """`value` is None or a torch.Generator on the device of `x`."""
+    if value is None:
+        return
+    if not isinstance(value, torch.Generator):
+        raise ArgumentTypeError(
+            describe("generator", "a torch.Generator or None", type(value).__name__)
+        )
+    if value.device.type != x.device.type:
+        fix = f"Make one with torch.Generator({str(x.device)!r})."
+        raise ArgumentTypeError(
+            describe("generator", f"one on {x.device}, where `x` is", value.device, fix)
+        )
+
+
+def writable(x_adv: Tensor) -> None:
+    """`x_adv` may be written: each element has memory of its own, and inference mode agrees."""
+    if x_adv.is_inference() and not torch.is_inference_mode_enabled():
+        fix = "Clone it, or stay inside torch.inference_mode()."
+        raise ArgumentError(describe("x_adv", "a normal tensor", "an inference tensor", fix))
+    if not x_adv.is_contiguous() and 0 in x_adv.stride():
+        fix = "Pass x_adv.clone()."
+        raise ArgumentError(
+            describe("x_adv", "elements with memory of their own", "an expanded tensor", fix)
+        )
+
+
+def apart(x_adv: Tensor, **others: object) -> None:
+    """No tensor among `others` shares memory with `x_adv`, which is written while they are read.
+
+    Ranges from the first to the last byte are compared, so interleaved views count as shared.
+    """
+    written_start, written_end = _extent(x_adv)
+    for name, value in others.items():
+        if not isinstance(value, Tensor):
+            continue
+        start, end = _extent(value)
+        if value is x_adv or (start < written_end and written_start < end):
+            fix = "Pass x_adv.clone() as `x_adv`, or another tensor here."
+            raise ArgumentError(
+                describe(name, "memory apart from `x_adv`, which is written", "shared memory", fix)
+            )
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """First and one-past-last byte of the elements; (0, 0) without memory."""
+    try:
+        start = tensor.data_ptr()
+    except RuntimeError:  # fake, or wrapped by torch.func
+        return 0, 0
+    if start == 0:
+        return 0, 0
+    if tensor.is_contiguous():
+        return start, start + tensor.nbytes
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (reach + 1) * tensor.element_size()

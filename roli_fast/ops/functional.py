@@ -1,0 +1,100 @@
+"""The public ops: they check every argument and pass it on."""
+
+import torch
+from torch import Generator, Tensor
+
+from roli_fast.ops import checks, dispatch, library, reference
+
+
+def linf_step_(  # noqa: PLR0913 - the step's own quantities
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """One projected sign-gradient ascent step in the Linf ball, in place.
+
+    x_adv <- clamp(clamp(x_adv + step_size * sign(grad), x - eps, x + eps), low, high): the PGD
+    update of Madry et al. 2018 (arXiv:1706.06083, section 2.1), then the range of valid pixels.
+
+    Computed in fp32 (fp64 for fp64 tensors) and rounded once. The limits of ball and box are
+    rounded inward, so that no result is outside either, in any dtype, measured exactly; `eps`
+    means its fp32 value. If ball and box do not meet, the box wins. A gradient entry that is 0, NaN
+    or infinite moves nothing; a NaN in `x_adv`, `x` or `eps` gives NaN; a result of zero is +0.
+
+    Contiguous and channels_last tensors (`x_adv` decides; the others are copied to its layout where
+    they differ) are updated where they are. Any other strides cost one copy of `x_adv`.
+
+    Args:
+        x_adv: the images to move, shape (B, ...), fp32, bf16, fp16 or fp64 (fp64 without a kernel).
+            Not checked against ball or box; written.
+        grad: gradient of the loss by `x_adv`, same shape, dtype and device.
+        x: the original images, same shape, dtype and device.
+        eps: radius of the ball in the units of the images, 8/255 for pixels in [0, 1]: a number
+            >= 0, or a tensor (B,), one radius a sample.
+        step_size: length of the step, in the same units and forms.
+        bounds: lowest and highest valid pixel value.
+
+    Returns:
+        `x_adv`.
+
+    Raises:
+        ArgumentTypeError: an argument has a wrong type, dtype or device.
+        ArgumentError: a wrong shape or number; `grad`, `x`, `eps` or `step_size` shares memory with
+            `x_adv`; grad mode is on and an argument requires grad (the step has no derivative).
+    """
+    checks.batch("x_adv", x_adv)
+    checks.same_kind("grad", grad, x_adv)
+    checks.same_kind("x", x, x_adv)
+    checks.amount("eps", eps, x)
+    checks.amount("step_size", step_size, x)
+    box = checks.pair(bounds)
+    if torch.is_grad_enabled():
+        checks.no_autograd("x_adv", x_adv)
+        checks.no_autograd("grad", grad)
+        checks.no_autograd("x", x)
+    if torch.compiler.is_compiling():
+        amounts = library.as_amount(eps, x), library.as_amount(step_size, x)
+        library.linf_step_op(x_adv, grad, x, *amounts, *box)
+    else:
+        dispatch.linf_step_(x_adv, grad, x, dispatch.Amounts(eps, step_size), box)
+    return x_adv
+
+
+def linf_random_start(
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    generator: Generator | None = None,
+) -> Tensor:
+    """A uniform draw from the Linf ball around `x`, clamped to the valid range: a new tensor.
+
+    clamp(x + U(-eps, eps), low, high), the random start of PGD (Madry et al. 2018,
+    arXiv:1706.06083, section 2.1). Limits are rounded inward as in `linf_step_`; the draws depend
+    on the generator and the shape alone, not on layout or values.
+
+    Args:
+        x: the original images, shape (B, ...), fp32, bf16, fp16 or fp64.
+        eps: radius in the units of the images, a number >= 0 or a tensor (B,).
+        bounds: lowest and highest valid pixel value.
+        generator: source of the draws, on the device of `x`; None takes torch's global generator.
+
+    Returns:
+        A tensor with the shape, dtype, device and layout of `x`, which autograd does not follow.
+
+    Raises:
+        ArgumentTypeError: an argument has a wrong type, dtype or device.
+        ArgumentError: a wrong shape or number.
+    """
+    checks.batch("x", x)
+    checks.generator(generator, x)
+    with torch.no_grad():
+        checks.amount("eps", eps, x)
+        start = reference.linf_random_start(
+            x, eps=eps, bounds=checks.pair(bounds), generator=generator
+        )
+        return torch.empty_like(x).copy_(start) if start.stride() != x.stride() else start

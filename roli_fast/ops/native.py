@@ -1,0 +1,218 @@
+"""Finds `roli_fast._C`, says which kernels can be used and why, and calls them.
+
+The only importer of `_C`. Nothing here checks arguments: a caller has done so.
+
+ROLI_FAST_BACKEND=native (default) uses a kernel wherever there is one, =reference never does.
+ROLI_FAST_REQUIRE_EXT=1 makes a kernel that should exist and does not an error.
+"""
+
+import importlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import torch  # before _C, so that both share one OpenMP runtime
+from torch import Tensor
+
+from roli_fast.errors import ArgumentError, RoliFastError, describe
+
+logger = logging.getLogger("roli_fast")
+
+INTERFACE = 1  # raise together with kInterface in csrc/bindings.cpp
+BACKENDS = ("native", "reference")
+OPS = {"linf_step_": (torch.float32, torch.bfloat16, torch.float16)}
+"""Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
+
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class MissingKernelError(RoliFastError, RuntimeError):
+    """ROLI_FAST_REQUIRE_EXT is set and a kernel that should exist cannot be used."""
+
+
+class Backend(NamedTuple):
+    """Which implementation an op takes, and why."""
+
+    name: Literal["native", "reference"]
+    reason: str
+
+
+class _State:
+    """What is found at import and what the process learns later."""
+
+    def __init__(self) -> None:
+        self.chosen = _chosen_backend()
+        self.required = os.environ.get("ROLI_FAST_REQUIRE_EXT", "") not in ("", "0")
+        self.forked = False
+        self.cuda_obstacles: dict[int, str] = {}
+        self.record = build_record()
+        self.module, self.obstacle = _load(self.record)
+        self.has_cuda = self.module is not None and hasattr(self.module, "linf_step_cuda")
+
+
+def _chosen_backend() -> str:
+    chosen = os.environ.get("ROLI_FAST_BACKEND", "") or "native"
+    if chosen not in BACKENDS:
+        raise ArgumentError(describe("ROLI_FAST_BACKEND", " or ".join(BACKENDS), repr(chosen)))
+    return chosen
+
+
+def build_record() -> dict[str, Any]:
+    """What the installation noted in `_build.json`; empty if it never ran here."""
+    path = Path(__file__).parent.parent / "_build.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _load(record: dict[str, Any]) -> tuple[ModuleType | None, str]:
+    """The module, or None and the reason. A build that failed is logged either way."""
+    reasons = "; ".join(record.get("reasons", [])) or "never built here: run pip install"
+    try:
+        module = importlib.import_module("roli_fast._C")
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "roli_fast._C"
+        reason = reasons if absent else f"_C does not load: {error}"
+        if record.get("requested") != "none":
+            _tell(f"no compiled kernels: {reason}")
+        return None, reason
+    found = module.build_info()["interface"]
+    if found != INTERFACE:
+        reason = f"_C is of another version ({found}, expected {INTERFACE}): install again"
+        _tell(f"no compiled kernels: {reason}")
+        return None, reason
+    if record.get("failed"):
+        _tell(f"some kernels are missing: {reasons}")
+    return module, ""
+
+
+def _tell(message: str) -> None:
+    logger.warning("%s (python -m roli_fast.doctor tells more)", message)
+
+
+_state = _State()
+
+
+def _note_fork() -> None:
+    _state.forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def build_info() -> dict[str, Any]:
+    """What `_C` says of itself (compiler, flags, CPU level, OpenMP, CUDA); empty without it."""
+    return dict(_state.module.build_info()) if _state.module else {}
+
+
+@contextmanager
+def use_backend(name: Literal["native", "reference"]) -> Iterator[None]:
+    """Take `name` for every op in this block, in all threads. Raises `ArgumentError`."""
+    if name not in BACKENDS:
+        raise ArgumentError(describe("name", " or ".join(BACKENDS), repr(name)))
+    before, _state.chosen = _state.chosen, name
+    try:
+        yield
+    finally:
+        _state.chosen = before
+
+
+def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> Backend:
+    """Which implementation `op` takes for plain tensors of `dtype` on `device`, and why.
+
+    Asking about a CUDA device loads the kernels there. Raises `ArgumentError` for an unknown op.
+    """
+    if op not in OPS:
+        raise ArgumentError(describe("op", f"one of: {', '.join(OPS)}", repr(op)))
+    place = torch.device(device)
+    if _state.chosen == "reference":
+        return Backend("reference", "the reference was asked for")
+    if place.type not in ("cpu", "cuda"):
+        return Backend("reference", f"there are no kernels for {place.type}")
+    if dtype not in OPS[op]:
+        return Backend("reference", f"there is no kernel for {dtype}")
+    missing = _missing(place)
+    return Backend("reference", missing) if missing else Backend("native", "")
+
+
+def _missing(device: torch.device) -> str:
+    """Why a kernel that should exist for `device` cannot be used; "" if it can."""
+    if _state.module is None:
+        return _state.obstacle
+    if device.type == "cpu":
+        return ""
+    if not _state.has_cuda:
+        reasons = "; ".join(_state.record.get("reasons", []))
+        return f"_C was built without CUDA ({reasons})" if reasons else "_C was built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in _state.cuda_obstacles:
+        reason = _state.module.cuda_obstacle(index)
+        _state.cuda_obstacles[index] = reason
+        if reason:
+            _tell(f"no kernels on cuda:{index}: {reason}")
+    return _state.cuda_obstacles[index]
+
+
+def usable(op: str, tensor: Tensor) -> bool:
+    """Whether `op` has a kernel for this tensor's device and dtype. Raises `MissingKernelError`."""
+    if _state.chosen == "reference" or tensor.dtype not in OPS[op]:
+        return False
+    if tensor.is_cpu:
+        missing = _state.obstacle
+    elif tensor.is_cuda:
+        missing = _missing(tensor.device)
+    else:
+        return False
+    if missing and _state.required:
+        raise MissingKernelError(f"{op}: ROLI_FAST_REQUIRE_EXT is set and {missing}.")
+    return not missing
+
+
+def linf_step_(  # noqa: PLR0913 - what the kernel takes
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    box: tuple[float, float],
+) -> None:
+    """Run the kernel on three plain tensors of one dense layout, none of them empty.
+
+    `eps` and `step_size`: float, or contiguous fp32 of shape (B,) or (1,).
+    """
+    samples = x_adv.shape[0]
+    arguments = (
+        x_adv.data_ptr(),
+        grad.data_ptr(),
+        x.data_ptr(),
+        samples,
+        x_adv.numel() // samples,
+        _CODES[x_adv.dtype],
+        _amount(eps),
+        _amount(step_size),
+        box[0],
+        box[1],
+    )
+    module: Any = _state.module
+    if x_adv.is_cuda:
+        stream = torch.cuda.current_stream(x_adv.device).cuda_stream
+        module.linf_step_cuda(*arguments, x_adv.get_device(), stream)
+    else:
+        # A forked child has lost the thread pool and would wait for it for ever.
+        module.linf_step(*arguments, 1 if _state.forked else torch.get_num_threads())
+
+
+def _amount(value: float | Tensor) -> tuple[int, float, int]:
+    """(pointer or 0, number, stride over the samples), as the bindings take it."""
+    if isinstance(value, Tensor):
+        return value.data_ptr(), 0.0, int(value.numel() > 1)
+    return 0, value, 0
