@@ -31,18 +31,18 @@ rf::PerSample per_sample_of(const Amount& amount) {
 }
 
 rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
-                                int64_t per_sample, int dtype, const Amount& eps,
+                                int64_t numel, int dtype, const Amount& eps,
                                 const Amount& step_size, float low, float high) {
   if (dtype < 0 || dtype > 2) throw std::invalid_argument("roli_fast._C: unknown dtype code");
-  if (samples < 0 || per_sample < 0) throw std::invalid_argument("roli_fast._C: negative size");
-  if (samples * per_sample > 0 && !(x_adv && grad && x)) {
-    throw std::invalid_argument("roli_fast._C: null pointer");
+  if (samples <= 0 || numel <= 0 || numel % samples) {
+    throw std::invalid_argument("roli_fast._C: numel is no multiple of samples");
   }
+  if (!(x_adv && grad && x)) throw std::invalid_argument("roli_fast._C: null pointer");
   return {pointer<void>(x_adv),
           pointer<const void>(grad),
           pointer<const void>(x),
           samples,
-          per_sample,
+          numel / samples,
           static_cast<rf::DType>(dtype),
           per_sample_of(eps),
           per_sample_of(step_size),
@@ -50,10 +50,10 @@ rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, in
           high};
 }
 
-void linf_step(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t per_sample,
+void linf_step(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t numel,
                int dtype, const Amount& eps, const Amount& step_size, float low, float high,
                int threads) {
-  const auto call = linf_step_call(x_adv, grad, x, samples, per_sample, dtype, eps, step_size, low,
+  const auto call = linf_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, low,
                                    high);
   py::gil_scoped_release release;
   rf::linf_step_cpu(call, threads);
@@ -61,9 +61,9 @@ void linf_step(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, in
 
 #ifdef RF_CUDA
 void linf_step_cuda(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
-                    int64_t per_sample, int dtype, const Amount& eps, const Amount& step_size,
+                    int64_t numel, int dtype, const Amount& eps, const Amount& step_size,
                     float low, float high, int device, uintptr_t stream) {
-  const auto call = linf_step_call(x_adv, grad, x, samples, per_sample, dtype, eps, step_size, low,
+  const auto call = linf_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, low,
                                    high);
   const int code = rf::linf_step_cuda(call, device, pointer<void>(stream));
   if (code) throw std::runtime_error("linf_step_ on CUDA: " + rf::cuda_error_text(code));

@@ -56,13 +56,13 @@ def no_autograd(name: str, value: Tensor) -> None:
         )
 
 
-def amount(name: str, value: object, x: Tensor) -> None:
-    """`value` is a finite number >= 0, or a float tensor (B,) on the device of `x`.
+def amount(name: str, value: object, x: Tensor) -> float | Tensor:
+    """`value`: a finite number >= 0 (returned as float), or a float tensor (B,) where `x` is.
 
     The numbers inside a tensor are not looked at: on a GPU that would wait for the device.
     """
     if type(value) is float and 0.0 <= value < math.inf:
-        return
+        return value
     expected, fix = "a number >= 0 or a tensor of shape (B,)", "Write 8/255 for pixel units."
     if isinstance(value, Tensor):
         if value.dtype not in DTYPES:
@@ -76,10 +76,12 @@ def amount(name: str, value: object, x: Tensor) -> None:
             raise ArgumentTypeError(describe(name, f"a dense tensor on {x.device}", got))
         if torch.is_grad_enabled():
             no_autograd(name, value)
-    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(describe(name, expected, type(value).__name__, fix))
-    elif not 0.0 <= float(value) < math.inf:
+    if not 0.0 <= float(value) < math.inf:
         raise ArgumentError(describe(name, expected, value, fix))
+    return float(value)
 
 
 def pair(bounds: object) -> tuple[float, float]:

@@ -49,8 +49,8 @@ def linf_step_(  # noqa: PLR0913 - the step's own quantities
     checks.batch("x_adv", x_adv)
     checks.same_kind("grad", grad, x_adv)
     checks.same_kind("x", x, x_adv)
-    checks.amount("eps", eps, x)
-    checks.amount("step_size", step_size, x)
+    eps = checks.amount("eps", eps, x)
+    step_size = checks.amount("step_size", step_size, x)
     box = checks.pair(bounds)
     if torch.is_grad_enabled():
         checks.no_autograd("x_adv", x_adv)
@@ -60,7 +60,7 @@ def linf_step_(  # noqa: PLR0913 - the step's own quantities
         amounts = library.as_amount(eps, x), library.as_amount(step_size, x)
         library.linf_step_op(x_adv, grad, x, *amounts, *box)
     else:
-        dispatch.linf_step_(x_adv, grad, x, dispatch.Amounts(eps, step_size), box)
+        dispatch.linf_step_(x_adv, grad, x, eps, step_size, box)
     return x_adv
 
 
@@ -93,7 +93,7 @@ def linf_random_start(
     checks.batch("x", x)
     checks.generator(generator, x)
     with torch.no_grad():
-        checks.amount("eps", eps, x)
+        eps = checks.amount("eps", eps, x)
         start = reference.linf_random_start(
             x, eps=eps, bounds=checks.pair(bounds), generator=generator
         )

@@ -22,7 +22,7 @@ def linf_step_op(  # noqa: PLR0913 - the op's own arguments
 ) -> None:
     """`ops.linf_step_` without the check that autograd is off."""
     _check(x_adv, grad, x, eps, step_size)
-    dispatch.linf_step_(x_adv, grad, x, dispatch.Amounts(eps, step_size), (low, high))
+    dispatch.linf_step_(x_adv, grad, x, eps, step_size, (low, high))
 
 
 @linf_step_op.register_fake

@@ -177,30 +177,25 @@ def usable(op: str, tensor: Tensor) -> bool:
     return not missing
 
 
-def linf_step_(  # noqa: PLR0913 - what the kernel takes
+def linf_step_(
     x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
+    addresses: tuple[int, int, int],
     eps: float | Tensor,
     step_size: float | Tensor,
     box: tuple[float, float],
 ) -> None:
-    """Run the kernel on three plain tensors of one dense layout, none of them empty.
+    """Run the kernel. `addresses`: of x_adv, grad and x, dense in one layout and not empty.
 
     `eps` and `step_size`: float, or contiguous fp32 of shape (B,) or (1,).
     """
-    samples = x_adv.shape[0]
     arguments = (
-        x_adv.data_ptr(),
-        grad.data_ptr(),
-        x.data_ptr(),
-        samples,
-        x_adv.numel() // samples,
+        *addresses,
+        x_adv.shape[0],
+        x_adv.numel(),
         _CODES[x_adv.dtype],
-        _amount(eps),
-        _amount(step_size),
-        box[0],
-        box[1],
+        (0, eps, 0) if type(eps) is float else _in_memory(eps),
+        (0, step_size, 0) if type(step_size) is float else _in_memory(step_size),
+        *box,
     )
     module: Any = _state.module
     if x_adv.is_cuda:
@@ -211,8 +206,6 @@ def linf_step_(  # noqa: PLR0913 - what the kernel takes
         module.linf_step(*arguments, 1 if _state.forked else torch.get_num_threads())
 
 
-def _amount(value: float | Tensor) -> tuple[int, float, int]:
-    """(pointer or 0, number, stride over the samples), as the bindings take it."""
-    if isinstance(value, Tensor):
-        return value.data_ptr(), 0.0, int(value.numel() > 1)
-    return 0, value, 0
+def _in_memory(amount: Tensor) -> tuple[int, float, int]:
+    """(address, unused, stride over the samples), as the bindings take it."""
+    return amount.data_ptr(), 0.0, int(amount.numel() > 1)
