@@ -28,13 +28,13 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def derived_generator(*parts: int | str) -> torch.Generator:
-    """A new CPU generator seeded with `derive_seed(*parts)`.
+def derived_generator(*parts: int | str, device: str | torch.device = "cpu") -> torch.Generator:
+    """A new generator on `device`, seeded with `derive_seed(*parts)`.
 
     PyTorch's CPU generator uses the low 32 bits of a seed: among n of them, about n * n / 2**33
     pairs coincide (a million streams: 116 pairs), which is harmless for augmentation and order.
     """
-    return torch.Generator().manual_seed(derive_seed(*parts))
+    return torch.Generator(device).manual_seed(derive_seed(*parts))
 
 
 def _encode(part: int | str) -> bytes:

@@ -17,7 +17,7 @@ class ThreatModel:
     """All images within `eps` of the original in `norm`, and within `bounds`.
 
     Args:
-        norm: distance that the attacker is limited in: "linf" (largest change of one pixel channel).
+        norm: what limits the attacker: "linf", the largest change of one pixel channel.
         eps: radius in the units of the images, 8/255 in [0, 1] images.
         bounds: lowest and highest valid pixel value.
     """

@@ -1,4 +1,4 @@
-"""Attacks, one a file: a frozen dataclass called as attack(model, x, y, generator=None) -> x_adv."""
+"""Attacks, one a file: frozen dataclasses, attack(model, x, y, generator=None) -> x_adv."""
 
 from roli_fast.attacks.base import ATTACKS as ATTACKS
 from roli_fast.attacks.base import Attack as Attack

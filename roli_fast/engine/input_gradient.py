@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-
 import torch
 from torch import Tensor, nn
 

@@ -9,7 +9,7 @@ from roli_fast.peft.base import METHODS, Method
 @METHODS.register("full")
 @dataclass(frozen=True)
 class Full(Method):
-    """All parameters train, in train mode: dropout, DropPath and BN as the architecture has them."""
+    """All parameters train, in train mode: dropout, DropPath and BN as the model has them."""
 
     def prepare(self, model: Classifier) -> list[str]:
         """Names of all parameters."""

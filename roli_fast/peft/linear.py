@@ -9,7 +9,7 @@ from roli_fast.peft.base import METHODS, Method
 @METHODS.register("linear")
 @dataclass(frozen=True)
 class Linear(Method):
-    """The backbone is frozen and stays in eval mode: no dropout, no DropPath, BN statistics fixed."""
+    """The backbone is frozen, in eval mode: no dropout, no DropPath, BN statistics fixed."""
 
     def prepare(self, model: Classifier) -> list[str]:
         """Names of the head's weight and bias."""

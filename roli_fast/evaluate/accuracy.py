@@ -1,0 +1,115 @@
+"""Accuracy on clean and on attacked images, sample by sample."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from roli_fast.attacks import Attack
+from roli_fast.data import Batch
+from roli_fast.engine.input_gradient import check_labels, check_logits
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.seeds import derived_generator
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-sample flags, bool (N,) on the CPU, in the order of the data.
+
+    `robust[label]` is true where the clean image and the attacked one are both classified right,
+    so a sample that is wrong to begin with never counts as robust.
+    """
+
+    clean: Tensor
+    robust: dict[str, Tensor]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of clean images classified right, in [0, 1]."""
+        return accuracy(self.clean)
+
+    @property
+    def robust_accuracy(self) -> dict[str, float]:
+        """Share of samples that stay right under each attack, in [0, 1]."""
+        return {label: accuracy(flags) for label, flags in self.robust.items()}
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    attacks: Sequence[Attack],
+    *,
+    seed: int = 0,
+    after_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Clean accuracy and robust accuracy under each attack.
+
+    Only images that are still classified right are attacked: a cost of one forward on every image
+    and of the attack on the right ones. The model is put into eval mode and given back as it was.
+
+    Args:
+        model: images (B, ...) in the attacks' bounds -> logits (B, C).
+        batches: (x, y, ids) on the model's device.
+        attacks: each is reported under its `label`.
+        seed: seeds the random starts; they depend on it and on the batch alone.
+        after_batch: called with the number of images done; a progress bar, or a stop.
+
+    Raises:
+        ArgumentError: no images, or labels that the model cannot give.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    clean: list[Tensor] = []
+    robust: dict[str, list[Tensor]] = {attack.label: [] for attack in attacks}
+    try:
+        model.eval()
+        for index, (x, y, _ids) in enumerate(batches):
+            right = _right(model, x, y)
+            clean.append(right.cpu())
+            for attack in attacks:
+                generator = derived_generator(
+                    "evaluate", seed, attack.label, index, device=x.device
+                )
+                robust[attack.label].append(_survivors(model, x, y, right, attack, generator).cpu())
+            if after_batch:
+                after_batch(len(y))
+    finally:
+        for module, flag in training:
+            module.training = flag
+    if not clean:
+        raise ArgumentError(describe("batches", "at least one batch", "none"))
+    return Evaluation(torch.cat(clean), {label: torch.cat(f) for label, f in robust.items()})
+
+
+def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = model(x)
+    check_logits(logits, x)
+    check_labels(y, logits)
+    return logits.argmax(1) == y
+
+
+def _survivors(  # noqa: PLR0913 - one batch and what is done to it
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    right: Tensor,
+    attack: Attack,
+    generator: torch.Generator,
+) -> Tensor:
+    survivors = right.clone()
+    if bool(right.any()):
+        x_adv = attack(model, x[right], y[right], generator)
+        survivors[right] = _right(model, x_adv, y[right])
+    return survivors
+
+
+def accuracy(flags: Tensor) -> float:
+    """Share of true flags."""
+    return flags.double().mean().item()
+
+
+def standard_error(accuracy: float, count: int) -> float:
+    """Binomial standard error of an accuracy measured on `count` images."""
+    return math.sqrt(accuracy * (1 - accuracy) / count)

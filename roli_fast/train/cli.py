@@ -1,0 +1,163 @@
+"""The command line of `python -m roli_fast.train`."""
+
+import argparse
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from roli_fast.errors import ConfigError, RoliFastError
+from roli_fast.train.config import (
+    field_types,
+    find_config,
+    import_class,
+    read_yaml,
+    to_class_paths,
+    to_names,
+    translate,
+)
+from roli_fast.train.experiment import Experiment
+
+logger = logging.getLogger(__name__)
+
+USAGE = """python -m roli_fast.train [--config FILE|RECIPE] [--FIELD VALUE ...]
+                                [--run_dir DIR] [--resume] [--print_config]
+
+Adversarial linear probing, then adversarial fine-tuning from that head (RoLI), beside the
+fine-tune from a fresh head (RanLI). Without --config and --data it runs the quickstart.
+
+  --config FILE     a YAML file, or the name of a packaged recipe (quickstart)
+  --run_dir DIR     where everything is written (default: runs/<name>-<time>)
+  --resume          continue the interrupted run in --run_dir
+  --print_config    print the whole configuration as YAML and stop
+
+Every field can be set on the command line: --threat.eps 4/255 --finetune.epochs 10
+--data image_folder --data.root photos --model.name vit_small_patch16_224 --seeds 0,1,2
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for. `yaml` is the whole configuration, as it is saved."""
+
+    experiment: Experiment
+    yaml: str
+    run_dir: Path | None
+    resume: bool
+    print_config: bool
+    name: str
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Read the command line.
+
+    Raises:
+        ConfigError: an unknown or ill-typed field, named.
+        SystemExit: after --help.
+    """
+    own = argparse.ArgumentParser(usage=USAGE, add_help=False, allow_abbrev=False)
+    own.add_argument("--config")
+    own.add_argument("--run_dir", type=Path)
+    own.add_argument("--resume", action="store_true")
+    own.add_argument("--print_config", action="store_true")
+    own.add_argument("-h", "--help", action="store_true")
+    options, overrides = own.parse_known_args(list(arguments))
+    if options.help:
+        print(USAGE)
+        print("Fields:\n")
+        build_parser().print_help()
+        raise SystemExit(0)
+    if options.resume:
+        return _resumed(options, overrides)
+    name = options.config or ("" if _names_data(overrides) else "quickstart")
+    tree = read_yaml(find_config(name)) if name else {}
+    experiment, text = build(tree, overrides)
+    return Command(
+        experiment,
+        text,
+        options.run_dir,
+        resume=False,
+        print_config=options.print_config,
+        name=Path(name).stem if name else experiment.model.name,
+    )
+
+
+def _names_data(overrides: Sequence[str]) -> bool:
+    return any(text == "--data" or text.startswith("--data=") for text in overrides)
+
+
+def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:
+    if options.run_dir is None:
+        raise ConfigError("`--resume` continues the run in `--run_dir DIR`: name that folder.")
+    saved = options.run_dir / "config.yaml"
+    if not saved.is_file():
+        raise ConfigError(
+            f"`--run_dir`: expected a folder with a config.yaml to resume, got "
+            f"'{options.run_dir}'. Leave out --resume to start a new run there."
+        )
+    experiment, text = build(read_yaml(saved), [])
+    given = build(read_yaml(find_config(options.config)), []) if options.config else None
+    if overrides or (given and given[1] != text):
+        raise ConfigError(
+            "`--resume` continues with the saved configuration: leave out "
+            f"{' '.join(overrides) or '--config'}, or start a new run_dir with it."
+        )
+    return Command(
+        experiment,
+        text,
+        options.run_dir,
+        resume=True,
+        print_config=options.print_config,
+        name=options.run_dir.name,
+    )
+
+
+def build(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[Experiment, str]:
+    """The experiment of a configuration tree and dotted overrides, and its YAML.
+
+    Raises:
+        ConfigError: what is wrong, with the field's name.
+    """
+    parser = build_parser()
+    try:
+        plain = json.dumps(to_class_paths(tree))
+        config = parser.parse_args(["--config", plain, *translate(overrides)])
+        text = _dump(parser, config)
+        values = parser.instantiate(config)
+        return Experiment(**{f.name: values[f.name] for f in fields(Experiment)}), text
+    except RoliFastError:
+        raise
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def _dump(parser: ArgumentParser, config: Namespace) -> str:
+    tree = yaml.safe_load(parser.dump(config, skip_none=False))
+    tree.pop("config", None)
+    return yaml.safe_dump(to_names(tree), sort_keys=False, default_flow_style=None)
+
+
+def _one_line(error: Exception) -> str:
+    """jsonargparse's message, and the known fields where a component got an unknown one."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    own = re.search(r"(`[^`]+`: expected .*?) - Expected", text)  # one of ours, inside a Union's
+    if own:
+        return own[1]
+    found = re.search(r"class_path '([\w.]+)'.*Option '\w+' is not accepted", text)
+    if found:
+        text += f". Known here: {', '.join(sorted(field_types(import_class(found[1]))))}."
+    return text
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of all fields of an Experiment; errors are raised, not printed."""
+    parser = ArgumentParser(exit_on_error=False, usage=argparse.SUPPRESS, add_help=False)
+    parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
+    parser.add_class_arguments(Experiment)
+    return parser

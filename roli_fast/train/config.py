@@ -1,0 +1,214 @@
+"""YAML and command line -> Experiment, and back.
+
+jsonargparse does the work. What is added here: components are written by their registered names
+({name: pgd, steps: 7}) instead of class paths, numbers may be fractions (8/255), and an unknown
+field is reported together with the known ones.
+"""
+
+import importlib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Union
+
+import yaml
+
+from roli_fast.attacks import ATTACKS, Attack
+from roli_fast.data import DATASETS, DataSource
+from roli_fast.errors import ConfigError, describe
+from roli_fast.peft import METHODS, Method
+from roli_fast.registry import Registry
+from roli_fast.train.experiment import Experiment
+from roli_fast.train.objectives import OBJECTIVES, Objective
+
+COMPONENTS: dict[type, Registry[Any]] = {
+    Attack: ATTACKS,
+    DataSource: DATASETS,
+    Method: METHODS,
+    Objective: OBJECTIVES,
+}
+"""Where a field of each base type finds its classes by name."""
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+_FRACTION = re.compile(r"^[-+]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?$")
+
+
+_NUMBERS = re.compile(r"^-?[\d./eE+-]+(,-?[\d./eE+-]+)+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, plus 8/255 and 1e-3 as numbers."""
+
+
+def _fraction(text: str) -> float:
+    above, _, below = text.partition("/")
+    return float(above) / float(below)
+
+
+_Loader.add_implicit_resolver("!fraction", _FRACTION, list("-+0123456789"))
+_Loader.add_constructor("!fraction", lambda _loader, node: _fraction(node.value))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file as a tree of plain values.
+
+    Raises:
+        ConfigError: it is missing, not YAML, or not a mapping; with the line where YAML names one.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise ConfigError(
+            describe("config", f"a YAML file or a recipe ({names})", f"'{path}'")
+        ) from error
+    except (yaml.YAMLError, ZeroDivisionError) as error:
+        raise ConfigError(describe("config", "valid YAML", f"'{path}': {error}")) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(describe("config", "a mapping of fields", f"'{path}'"))
+    return tree
+
+
+def find_config(name: str) -> Path:
+    """The file called `name`, or the packaged recipe of that name."""
+    recipe = RECIPES / f"{name}.yaml"
+    return recipe if not Path(name).exists() and recipe.exists() else Path(name)
+
+
+def to_class_paths(tree: Any, kind: Any = Experiment, where: str = "") -> Any:
+    """Check field names against `kind` and write components as jsonargparse wants them."""
+    kind = _without_none(kind)
+    if not isinstance(tree, Mapping) or not isinstance(kind, type):
+        return tree
+    if kind in COMPONENTS:
+        return _component(tree, COMPONENTS[kind], where)
+    if not is_dataclass(kind):
+        return dict(tree)
+    known = field_types(kind)
+    for name in tree:
+        if name not in known:
+            raise ConfigError(
+                f"unknown field `{_join(where, name)}`. Known here: {', '.join(sorted(known))}."
+            )
+    return {
+        name: to_class_paths(value, known[name], _join(where, name)) for name, value in tree.items()
+    }
+
+
+def _component(tree: Mapping[str, Any], registry: Registry[Any], where: str) -> dict[str, Any]:
+    known = ", ".join(registry.names())
+    if "name" not in tree:
+        raise ConfigError(describe(f"{where}.name", f"one of: {known}", "no name"))
+    if tree["name"] not in registry:
+        raise ConfigError(describe(f"{where}.name", f"one of: {known}", repr(tree["name"])))
+    chosen = registry[tree["name"]]
+    arguments = {name: value for name, value in tree.items() if name != "name"}
+    return {"class_path": class_path(chosen), "init_args": to_class_paths(arguments, chosen, where)}
+
+
+def to_names(tree: Any) -> Any:
+    """The inverse of `to_class_paths` on what jsonargparse dumps."""
+    if isinstance(tree, list):
+        return [to_names(value) for value in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    if "class_path" in tree:
+        name = _registered_name(tree["class_path"])
+        return {"name": name, **to_names(tree.get("init_args", {}))}
+    return {name: to_names(value) for name, value in tree.items()}
+
+
+def _registered_name(path: str) -> str:
+    chosen = import_class(path)
+    registry = next(r for base, r in COMPONENTS.items() if issubclass(chosen, base))
+    return registry.name_of(chosen)
+
+
+def import_class(path: str) -> type:
+    """The class at an import path."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def class_path(kind: type) -> str:
+    """The import path of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@cache
+def field_types(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass and their types, None left out of optional ones."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: _without_none(hints[f.name]) for f in fields(kind) if f.init}
+
+
+def _without_none(kind: Any) -> Any:
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        rest = [part for part in typing.get_args(kind) if part is not type(None)]
+        return rest[0] if len(rest) == 1 else kind
+    return kind
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else str(name)
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """Command-line overrides as jsonargparse wants them.
+
+    `--data digits` becomes a class path and goes first, `8/255` a number, `0,1,2` a list.
+    """
+    chosen: list[str] = []
+    rest: list[str] = []
+    flag = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            flag = name[2:]
+        out = chosen if field_at(flag) in COMPONENTS else rest
+        if not argument.startswith("--"):
+            out.append(_value(flag, argument))
+        else:
+            out.append(f"{name}={_value(flag, value)}" if equals else argument)
+    return chosen + rest
+
+
+def _value(flag: str, text: str) -> str:
+    kind = field_at(flag)
+    if _FRACTION.match(text):
+        return repr(_fraction(text))
+    if kind in COMPONENTS and text not in ("null", "None"):
+        return _component({"name": text}, COMPONENTS[kind], flag)["class_path"]
+    if typing.get_origin(kind) is tuple and not text.startswith("[") or _NUMBERS.match(text):
+        return json.dumps([yaml.load(part, _Loader) for part in text.split(",")])  # noqa: S506
+    return text
+
+
+def field_at(path: str) -> Any:
+    """The type of the field that a dotted flag names; None where a component's own fields begin.
+
+    Raises:
+        ConfigError: a part of the path is unknown, where that can be told.
+    """
+    kind: Any = Experiment
+    walked = ""
+    for part in path.split("."):
+        if kind in COMPONENTS:
+            return None
+        known = field_types(kind) if is_dataclass(kind) else {}
+        if part not in known:
+            if not known:
+                return None
+            raise ConfigError(
+                f"unknown field `{_join(walked, part)}`. Known here: {', '.join(sorted(known))}."
+            )
+        kind, walked = known[part], _join(walked, part)
+    return kind

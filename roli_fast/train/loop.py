@@ -1,0 +1,291 @@
+"""The one training loop: every stage of every method runs through it."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from roli_fast import peft
+from roli_fast.attacks import Attack
+from roli_fast.data import Batch, Splits, batches, num_batches
+from roli_fast.errors import InterruptedRunError, NonFiniteLossError
+from roli_fast.evaluate import evaluate
+from roli_fast.models import Classifier, save_model
+from roli_fast.seeds import derive_seed
+from roli_fast.threat import ThreatModel
+from roli_fast.train import checkpoint
+from roli_fast.train.context import Context
+from roli_fast.train.optim import lr_factor
+from roli_fast.train.stage import Stage, StageResult
+
+_FLUSH = 16
+"""Steps between two looks at the losses, each a host sync on a GPU."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to run: what, on what, and where it is kept.
+
+    `place` says where the stage stands in the run (seed, method, stage) and names its records.
+    """
+
+    stage: Stage
+    model: Classifier
+    splits: Splits
+    threat: ThreatModel
+    validation: Attack
+    seed: int
+    folder: Path
+    place: dict[str, str | int]
+
+    @property
+    def name(self) -> str:
+        """The stage's name, "probe" say."""
+        return str(self.place["stage"])
+
+
+class StageLoop:
+    """Trains one stage, validates it, and can stop and go on at any update."""
+
+    def __init__(self, job: Job, context: Context) -> None:
+        self.job, self.context = job, context
+        self.model, self.stage = job.model, job.stage
+        self.names = peft.apply(job.model, job.stage.tuning)
+        self.optimizer = job.stage.optimizer.build(job.model, self.names)
+        self.peak = [group["lr"] for group in self.optimizer.param_groups]
+        train, size = job.splits.train, job.stage.batch_size
+        # BatchNorm cannot take a last batch of one image
+        self.drop_last = len(train) > 1 and len(train) % size == 1
+        self.steps = num_batches(train, batch_size=size, drop_last=self.drop_last)
+        self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
+        self.progress = checkpoint.Progress()
+        self.best: dict[str, Tensor] = {}
+        self.saved_at = time.monotonic()
+
+    @property
+    def resume_path(self) -> Path:
+        """The file from which an interrupted stage goes on."""
+        return self.job.folder / "resume.safetensors"
+
+    def run(self) -> StageResult:
+        """Train to the end and leave the best weights in the model.
+
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite.
+            InterruptedRunError: a signal came; the position is saved.
+        """
+        self._resume()
+        with self._bar() as bar, torch.random.fork_rng(self._rng_devices()):
+            for epoch in range(self.progress.epoch, self.stage.epochs):
+                self._train_epoch(epoch, bar)
+                self._finish_epoch(epoch, bar)
+        return self._finish()
+
+    def _resume(self) -> None:
+        if self.resume_path.exists():
+            saved = checkpoint.load_resume(self.resume_path)
+            checkpoint.restore_tensors(self.model, saved.model, self.resume_path)
+            checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
+            self.best, self.progress = saved.best, saved.progress
+        self.context.recorder.forget(self.job.place, self.progress.epoch)
+
+    def _rng_devices(self) -> list[torch.device]:
+        return [self.context.device] if self.context.device.type == "cuda" else []
+
+    def _bar(self) -> tqdm:
+        size = len(self.job.splits.train) - (1 if self.drop_last else 0)
+        done = self.progress.epoch * size
+        done += min(self.progress.step * self.stage.batch_size, size)
+        return self.context.bar(
+            " ".join(str(value) for value in self.job.place.values()),
+            total=self.stage.epochs * size,
+            initial=done,
+        )
+
+    def _train_epoch(self, epoch: int, bar: tqdm) -> None:
+        self.stage.tuning.train_mode(self.model)
+        pending: list[Tensor] = []
+        started = time.perf_counter()
+        for batch in self._batches(epoch):
+            pending.append(self._update(epoch, batch))
+            self.progress.step += 1
+            last = self.progress.step == self.steps
+            due = self._checkpoint_due() or self.context.interrupt.signal is not None
+            if len(pending) == _FLUSH or last or due:
+                self._flush(epoch, pending, bar)
+                self.progress.train_seconds += time.perf_counter() - started
+                if due:
+                    self._save_and_check()
+                started = time.perf_counter()
+            bar.update(len(batch.y))
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        return batches(
+            self.job.splits.train,
+            batch_size=self.stage.batch_size,
+            seed=derive_seed(self.job.seed, self.job.name, "data"),
+            epoch=epoch,
+            shuffle=True,
+            drop_last=self.drop_last,
+            start=self.progress.step,
+            workers=self.context.workers,
+            device=self.context.device,
+        )
+
+    def _update(self, epoch: int, batch: Batch) -> Tensor:
+        """One optimiser step; returns (summed loss, right, images), still on the device."""
+        position = epoch * self.steps + self.progress.step
+        factor = lr_factor(
+            position,
+            total=self.stage.epochs * self.steps,
+            warmup=round(self.stage.warmup_epochs * self.steps),
+        )
+        for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
+            group["lr"] = peak * factor
+        seed = derive_seed(self.job.seed, self.job.name, "update", position)
+        torch.manual_seed(seed)  # dropout and DropPath; the caller's state is forked away
+        generator = torch.Generator(batch.x.device).manual_seed(seed)
+        attack = self.attack if epoch >= self.stage.clean_epochs else None
+        terms = self.stage.objective(self.model, batch.x, batch.y, attack, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        self.optimizer.step()
+        right = (terms.logits.argmax(1) == batch.y).sum()
+        count = len(batch.y)
+        loss = terms.loss.detach().double()
+        return torch.stack([loss * count, right.double(), loss.new_tensor(count)])
+
+    def _flush(self, epoch: int, pending: list[Tensor], bar: tqdm) -> None:
+        """Bring the losses over, look for NaN, and add them to the epoch's sums."""
+        rows = torch.stack(pending).cpu()
+        first = self.progress.step - len(pending)
+        pending.clear()
+        bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
+        if len(bad):
+            self._refuse(epoch, first + int(bad[0]), float(rows[bad[0], 0]))
+        sums = self.progress.epoch_sums
+        for key, value in zip(("loss", "right", "images"), rows.sum(0).tolist(), strict=True):
+            sums[key] = sums.get(key, 0.0) + value
+        self.progress.train_images += int(rows[:, 2].sum())
+        seen = sums["images"]
+        key = "robust" if self.attack and epoch >= self.stage.clean_epochs else "clean"
+        shown = {"loss": f"{sums['loss'] / seen:.3f}", key: f"{100 * sums['right'] / seen:.1f}%"}
+        if self.progress.best_epoch >= 0:
+            shown["best val"] = f"{100 * self.progress.best_score:.1f}%"
+        bar.set_postfix(shown, refresh=False)
+
+    def _refuse(self, epoch: int, step: int, loss: float) -> None:
+        if self.best:
+            self._export_best()
+        rate = self.optimizer.param_groups[0]["lr"]
+        kept = f"The best weights so far are in {self.job.folder}. " if self.best else ""
+        raise NonFiniteLossError(
+            f"stage '{self.job.name}': the loss is {loss} at epoch {epoch}, step {step}, "
+            f"lr {rate:.3g}. {kept}Lower optimizer.lr, lengthen warmup_epochs, or add clean_epochs."
+        )
+
+    def _checkpoint_due(self) -> bool:
+        return time.monotonic() - self.saved_at >= 60 * self.context.checkpoint_minutes
+
+    def _save_and_check(self) -> None:
+        checkpoint.save_resume(
+            self.resume_path,
+            model=checkpoint.changing_tensors(self.model, self.names),
+            best=self.best,
+            optimizer=self.optimizer,
+            progress=self.progress,
+        )
+        self.saved_at = time.monotonic()
+        self.context.interrupt.check()
+
+    def _finish_epoch(self, epoch: int, bar: tqdm) -> None:
+        last = epoch + 1 == self.stage.epochs
+        values = self._training_values()
+        if last or (epoch + 1) % self.stage.validate_every == 0:
+            scores = self._validate()
+            score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
+            if score > self.progress.best_score:
+                self.progress.best_score, self.progress.best_epoch = score, epoch
+                tensors = checkpoint.changing_tensors(self.model, self.names)
+                self.best = checkpoint.copy_tensors(tensors)
+            values |= scores
+        self.context.recorder.add(self.job.place, epoch, values)
+        self.progress.epoch, self.progress.step = epoch + 1, 0
+        self.progress.epoch_sums = {}
+        if not last and self._checkpoint_due():
+            self._save_and_check()
+
+    def _training_values(self) -> dict[str, float]:
+        sums, progress = self.progress.epoch_sums, self.progress
+        return {
+            "train_loss": sums["loss"] / sums["images"],
+            "train_accuracy": sums["right"] / sums["images"],
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_images_per_second": progress.train_images / progress.train_seconds,
+        }
+
+    def _validate(self) -> dict[str, float]:
+        """Clean and, where the stage is adversarial, robust accuracy on the validation split.
+
+        A stop that comes meanwhile saves the position before this validation.
+        """
+
+        def check(_count: int) -> None:
+            if self.context.interrupt.signal is not None:
+                self._save_and_check()
+
+        attacks = [self.job.validation.under(self.job.threat)] if self.attack else []
+        result = evaluate(
+            self.model,
+            self.context.evaluation_batches(self.job.splits.val, self.stage.batch_size),
+            attacks,
+            seed=derive_seed(self.job.seed, "validation"),
+            after_batch=check,
+        )
+        scores = {"validation_clean_accuracy": result.clean_accuracy}
+        for value in result.robust_accuracy.values():
+            scores["validation_robust_accuracy"] = value
+        return scores
+
+    def _export_best(self) -> None:
+        checkpoint.restore_tensors(self.model, self.best, self.resume_path)
+        save_model(
+            self.model, self.job.folder / "best.safetensors", classes=self.job.splits.classes
+        )
+
+    def _finish(self) -> StageResult:
+        folder, progress = self.job.folder, self.progress
+        save_model(self.model, folder / "last.safetensors", classes=self.job.splits.classes)
+        self._export_best()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        counted = dict(self.model.named_parameters())
+        return StageResult(
+            name=self.job.name,
+            epochs=self.stage.epochs,
+            best_epoch=progress.best_epoch,
+            best_validation_accuracy=progress.best_score,
+            trainable_parameters=sum(counted[name].numel() for name in self.names),
+            train_images=progress.train_images,
+            train_seconds=progress.train_seconds,
+            train_images_per_second=progress.train_images / progress.train_seconds,
+        )
+
+
+def run_stage(job: Job, context: Context) -> StageResult:
+    """Run `job` to its end, from wherever an earlier run left it."""
+    loop = StageLoop(job, context)
+    try:
+        result = loop.run()
+    except InterruptedRunError as error:
+        raise InterruptedRunError(f"{error} in stage '{job.name}'") from error
+    with contextlib.suppress(FileNotFoundError):
+        loop.resume_path.unlink()
+    assert math.isfinite(result.train_images_per_second)
+    return result

@@ -1,0 +1,37 @@
+"""Plain adversarial training (Madry et al., ICLR 2018, equation 2.1)."""
+
+from dataclasses import dataclass
+
+from torch import Generator, Tensor, nn
+
+from roli_fast.attacks import Attack
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.losses import cross_entropy
+from roli_fast.train.objectives.base import OBJECTIVES, Objective, Terms
+
+
+@OBJECTIVES.register("adversarial")
+@dataclass(frozen=True)
+class Adversarial(Objective):
+    """Mean cross-entropy on the attacked images; on the clean ones where the attack is off.
+
+    Args:
+        label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ArgumentError(
+                describe("label_smoothing", "a number in [0, 1)", self.label_smoothing)
+            )
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, generator: Generator
+    ) -> Terms:
+        """As the base says."""
+        inputs = x if attack is None else attack(model, x, y, generator)
+        logits = model(inputs)
+        loss = cross_entropy(logits, y, label_smoothing=self.label_smoothing).mean()
+        return Terms(loss, logits.detach())

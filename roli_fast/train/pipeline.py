@@ -1,0 +1,205 @@
+"""A run from beginning to end: pretraining, the stages of each method, the test, the summary."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roli_fast.data import Splits
+from roli_fast.evaluate import evaluate
+from roli_fast.files import write_json
+from roli_fast.models import (
+    Classifier,
+    Model,
+    create,
+    init_head,
+    load_backbone,
+    load_head,
+    save_head,
+)
+from roli_fast.seeds import derive_seed
+from roli_fast.train.context import Context, pick_device, pick_threads
+from roli_fast.train.experiment import Experiment
+from roli_fast.train.loop import Job, run_stage
+from roli_fast.train.recorder import Recorder
+from roli_fast.train.run_directory import write_environment
+from roli_fast.train.signals import Interrupt
+from roli_fast.train.stage import Stage, StageResult
+from roli_fast.train.summary import summarise
+
+logger = logging.getLogger(__name__)
+
+
+def run(experiment: Experiment, run_dir: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Run an experiment in `run_dir`, from wherever an earlier call left it.
+
+    Finished stages and tests are read from the folder, so calling it again on a finished run only
+    writes the summary once more.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        InterruptedRunError: SIGINT or SIGTERM came; call again to go on.
+        RoliFastError: anything else that a user can mend.
+    """
+    device = pick_device(experiment.device)
+    before = torch.get_num_threads()
+    recorder = Recorder(run_dir)
+    try:
+        with Interrupt() as interrupt:
+            context = Context(
+                device=device,
+                workers=experiment.workers,
+                checkpoint_minutes=experiment.checkpoint_minutes,
+                recorder=recorder,
+                interrupt=interrupt,
+                quiet=quiet,
+            )
+            return Pipeline(experiment, run_dir, context).run()
+    finally:
+        recorder.close()
+        torch.set_num_threads(before)
+
+
+@dataclass
+class Pipeline:
+    """Holds what the steps of one run share."""
+
+    experiment: Experiment
+    run_dir: Path
+    context: Context
+
+    def run(self) -> dict[str, Any]:
+        """All seeds, all methods; returns the summary."""
+        experiment = self.experiment
+        splits = experiment.data.load()
+        source = experiment.source.load() if experiment.source else None
+        logger.info("data: %s", splits.summary())
+        if source:
+            logger.info("source: %s", source.summary())
+        self._set_threads(splits)
+        outcomes: dict[str, list[dict[str, Any]]] = {m: [] for m in experiment.methods}
+        for seed in experiment.seeds:
+            weights = self._pretrain(source, seed) if source else None
+            for method in experiment.methods:
+                outcomes[method].append(self._method(method, splits, seed, weights))
+        summary = summarise(experiment, splits, outcomes)
+        write_json(self.run_dir / "summary.json", summary)
+        return summary
+
+    def _set_threads(self, splits: Splits) -> None:
+        experiment = self.experiment
+        size = splits.train.image_size
+        model = create(experiment.model, num_classes=splits.num_classes, image_size=size)
+        threads = experiment.threads or pick_threads(model, size, experiment.finetune.batch_size)
+        torch.set_num_threads(threads)
+        write_environment(self.run_dir, device=self.context.device, threads=threads)
+
+    def _pretrain(self, source: Splits, seed: int) -> Path:
+        """Robust pretraining on the source images; returns the weight file."""
+        model = self._model(source, seed, weights=None)
+        folder = self.run_dir / f"seed-{seed}" / "pretrain"
+        self._stage("pretrain", "pretrain", self.experiment.pretrain, model, source, seed, folder)
+        return folder / "best.safetensors"
+
+    def _method(
+        self, method: str, splits: Splits, seed: int, weights: Path | None
+    ) -> dict[str, Any]:
+        """The stages of one method and its test."""
+        head: Path | None = None
+        results: list[StageResult] = []
+        model: Classifier | None = None
+        base = self.run_dir / f"seed-{seed}" / method
+        for number, (name, stage) in enumerate(self.experiment.stages(method), 1):
+            scratch = method == "scratch"
+            model = self._model(splits, seed, weights=None if scratch else weights)
+            if head:
+                load_head(model, head)
+            folder = base / f"stage-{number}-{name}"
+            results.append(self._stage(name, method, stage, model, splits, seed, folder))
+            head = folder / "head.safetensors"
+        assert model is not None, "every method has a stage"
+        test = self._test(model, splits, seed, base / "test.json")
+        return {"seed": seed, "stages": [asdict(result) for result in results], "test": test}
+
+    def _model(self, splits: Splits, seed: int, *, weights: Path | None) -> Classifier:
+        """The pretrained backbone with a fresh head."""
+        config: Model = self.experiment.model
+        if weights:
+            config = replace(config, weights=str(weights), pretrained=False)
+        model = create(
+            config,
+            num_classes=splits.num_classes,
+            seed=derive_seed(seed, "init"),
+            image_size=splits.train.image_size,
+        )
+        init_head(model, self.experiment.head_init, seed=seed)
+        return model.to(self.context.device)
+
+    def _stage(  # noqa: PLR0913 - what one stage is made of
+        self,
+        name: str,
+        method: str,
+        stage: Stage,
+        model: Classifier,
+        splits: Splits,
+        seed: int,
+        folder: Path,
+    ) -> StageResult:
+        """Run a stage, or read its result if it is finished; the model ends with its weights."""
+        self.context.interrupt.check()
+        done = folder / "result.json"
+        if done.is_file():
+            load_backbone(model, folder / "best.safetensors", with_head=True)
+            return StageResult(**json.loads(done.read_text(encoding="utf-8")))
+        job = Job(
+            stage=stage,
+            model=model,
+            splits=splits,
+            threat=self.experiment.threat,
+            validation=self.experiment.validation,
+            seed=seed,
+            folder=folder,
+            place={"seed": seed, "method": method, "stage": name},
+        )
+        result = run_stage(job, self.context)
+        save_head(model, folder / "head.safetensors")
+        write_json(done, asdict(result))
+        return result
+
+    def _test(self, model: Classifier, splits: Splits, seed: int, path: Path) -> dict[str, Any]:
+        """Accuracy on the test split, with the flags of every sample for paired tests."""
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        experiment = self.experiment
+        with self.context.bar(f"{seed} {path.parent.name} test", total=len(splits.test)) as bar:
+
+            def after_batch(count: int) -> None:
+                bar.update(count)
+                self.context.interrupt.check()
+
+            result = evaluate(
+                model,
+                self.context.evaluation_batches(splits.test, experiment.finetune.batch_size),
+                [experiment.test.under(experiment.threat)],
+                seed=derive_seed(seed, "test"),
+                after_batch=after_batch,
+            )
+        test = {
+            "images": len(result.clean),
+            "clean_accuracy": result.clean_accuracy,
+            "robust_accuracy": result.robust_accuracy,
+            "clean_flags": _flags(result.clean),
+            "robust_flags": {label: _flags(flags) for label, flags in result.robust.items()},
+        }
+        write_json(path, test)
+        return test
+
+
+def _flags(flags: torch.Tensor) -> str:
+    """One character a sample, "1" for right."""
+    return "".join("1" if flag else "0" for flag in flags.tolist())

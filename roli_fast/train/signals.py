@@ -1,0 +1,46 @@
+"""SIGINT and SIGTERM end a run after the step in hand, not in the middle of it."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from roli_fast.errors import InterruptedRunError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupt:
+    """Notes the first signal; `check` raises at a safe place. A second SIGINT stops at once.
+
+    Outside the main thread no handler can be set; there it never fires.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    def check(self) -> None:
+        """Raise `InterruptedRunError` if a signal came."""
+        if self.signal is not None:
+            raise InterruptedRunError(f"stopped by {self.signal.name}")

@@ -1,0 +1,65 @@
+"""The configuration and the result of one training stage."""
+
+from dataclasses import dataclass, field
+
+from roli_fast.attacks import PGD, Attack
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.peft import Full, Method
+from roli_fast.train.objectives import Adversarial, Objective
+from roli_fast.train.optim import Optimizer
+
+
+def pgd_in_run(steps: int) -> PGD:
+    """PGD whose norm, radius, step size and bounds follow the run's threat model."""
+    return PGD(norm=None, eps=None, step_size=None, steps=steps, bounds=None)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One round of training: what trains, on which images, for how long.
+
+    Args:
+        epochs: passes over the training split.
+        tuning: which parameters train.
+        objective: what is minimised.
+        attack: makes the training images; null trains on clean ones (LP-FT is RoLI with null).
+        clean_epochs: the first epochs train on clean images; eases training from scratch.
+        optimizer: optimiser, peak learning rate and weight decay.
+        batch_size: images per update.
+        warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
+        validate_every: epochs between validations; the last epoch is always validated.
+    """
+
+    epochs: int = 20
+    tuning: Method = field(default_factory=Full)
+    objective: Objective = field(default_factory=Adversarial)
+    attack: Attack | None = field(default_factory=lambda: pgd_in_run(7))
+    clean_epochs: int = 0
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    batch_size: int = 64
+    warmup_epochs: float = 1.0
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(describe(name, "an integer >= 1", getattr(self, name)))
+        for name in ("clean_epochs", "warmup_epochs"):
+            if not 0 <= getattr(self, name) <= self.epochs:
+                raise ArgumentError(
+                    describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
+                )
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a finished stage reports; accuracies are fractions on the validation split."""
+
+    name: str
+    epochs: int
+    best_epoch: int
+    best_validation_accuracy: float
+    trainable_parameters: int
+    train_images: int
+    train_seconds: float
+    train_images_per_second: float

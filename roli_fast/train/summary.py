@@ -1,0 +1,174 @@
+"""summary.json, and the table that a run ends with."""
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from roli_fast.data import Splits
+from roli_fast.evaluate import standard_error
+from roli_fast.train.experiment import Experiment
+
+Outcome = dict[str, Any]
+
+
+def summarise(
+    experiment: Experiment, splits: Splits, outcomes: dict[str, list[Outcome]]
+) -> dict[str, Any]:
+    """What summary.json holds.
+
+    Per method: the stages (times averaged over seeds), the test (mean over seeds), and every seed.
+    Accuracies are fractions. `standard_error` is binomial, for one seed's test images; `sd` is the
+    sample standard deviation over seeds, present with two or more.
+    """
+    test = experiment.test.under(experiment.threat)
+    return {
+        "classes": list(splits.classes),
+        "test_images": len(splits.test),
+        "seeds": list(experiment.seeds),
+        "threat": {
+            "norm": experiment.threat.norm,
+            "eps": experiment.threat.eps,
+            "bounds": list(experiment.threat.bounds),
+        },
+        "attack": repr(test),
+        "note": experiment.note,
+        "methods": {method: _method(runs) for method, runs in outcomes.items()},
+        "comparisons": [
+            _compare(first, outcomes[first], second, outcomes[second], test.label)
+            for first, second in combinations(outcomes, 2)
+        ],
+    }
+
+
+def _method(runs: list[Outcome]) -> dict[str, Any]:
+    tests = [_short(run["test"]) for run in runs]
+    return {
+        "stages": [
+            _stage([run["stages"][i] for run in runs]) for i in range(len(runs[0]["stages"]))
+        ],
+        "test": {
+            "images": tests[0]["images"],
+            "clean_accuracy": _mean([test["clean_accuracy"] for test in tests]),
+            "robust_accuracy": {
+                label: _mean([test["robust_accuracy"][label] for test in tests])
+                for label in tests[0]["robust_accuracy"]
+            },
+            **_spread(tests),
+        },
+        "per_seed": [
+            {"seed": run["seed"], "stages": run["stages"], "test": test}
+            for run, test in zip(runs, tests, strict=True)
+        ],
+    }
+
+
+def _stage(results: list[Outcome]) -> dict[str, Any]:
+    return {
+        "name": results[0]["name"],
+        "epochs": results[0]["epochs"],
+        "trainable_parameters": results[0]["trainable_parameters"],
+        "train_images_per_second": _mean([r["train_images_per_second"] for r in results]),
+        "train_seconds": _mean([r["train_seconds"] for r in results]),
+        "best_validation_accuracy": _mean([r["best_validation_accuracy"] for r in results]),
+    }
+
+
+def _short(test: Outcome) -> Outcome:
+    return {k: test[k] for k in ("images", "clean_accuracy", "robust_accuracy")}
+
+
+def _spread(tests: list[Outcome]) -> dict[str, Any]:
+    images = tests[0]["images"]
+    columns = {"clean": [test["clean_accuracy"] for test in tests]}
+    for label in tests[0]["robust_accuracy"]:
+        columns[label] = [test["robust_accuracy"][label] for test in tests]
+    errors = {name: standard_error(_mean(values), images) for name, values in columns.items()}
+    out: dict[str, Any] = {"standard_error": errors}
+    if len(tests) > 1:
+        out["sd"] = {name: float(np.std(values, ddof=1)) for name, values in columns.items()}
+    return out
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values))
+
+
+def _compare(
+    first: str, a: list[Outcome], second: str, b: list[Outcome], label: str
+) -> dict[str, Any]:
+    """A paired test of the robust accuracies of two methods.
+
+    Over two or more seeds: Student's paired t-test on the seeds' accuracies. With one seed:
+    McNemar's exact test on the test images, which speaks of these two models only.
+    """
+    gaps = [
+        x["test"]["robust_accuracy"][label] - y["test"]["robust_accuracy"][label]
+        for x, y in zip(a, b, strict=True)
+    ]
+    common = {"methods": [first, second], "attack": label, "difference": _mean(gaps)}
+    if len(gaps) == 1:
+        name, p = "McNemar exact, over test images", _mcnemar(a[0], b[0], label)
+    elif np.ptp(gaps) == 0:
+        name, p = "paired t, over seeds", 1.0 if gaps[0] == 0 else 0.0
+    else:
+        name, p = "paired t, over seeds", float(stats.ttest_1samp(gaps, 0.0).pvalue)
+    return {**common, "test": name, "p_value": p}
+
+
+def _mcnemar(a: Outcome, b: Outcome, label: str) -> float:
+    pairs = list(
+        zip(a["test"]["robust_flags"][label], b["test"]["robust_flags"][label], strict=True)
+    )
+    only_a, only_b = pairs.count(("1", "0")), pairs.count(("0", "1"))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The final table as text."""
+    labels = list(next(iter(summary["methods"].values()))["test"]["robust_accuracy"])
+    header = ["method", "stages", "clean", *labels, "train images/s"]
+    rows = [_row(name, method, labels) for name, method in summary["methods"].items()]
+    return "\n".join([*_align([header, *rows]), "", *_remarks(summary)])
+
+
+def _row(name: str, method: dict[str, Any], labels: list[str]) -> list[str]:
+    test = method["test"]
+    spread = test.get("sd", test["standard_error"])
+    cells = [_percent(test["clean_accuracy"], spread["clean"])]
+    cells += [_percent(test["robust_accuracy"][label], spread[label]) for label in labels]
+    stages = " + ".join(f"{stage['name']} {stage['epochs']}" for stage in method["stages"])
+    speeds = " / ".join(f"{stage['train_images_per_second']:.0f}" for stage in method["stages"])
+    return [name, stages, *cells, speeds]
+
+
+def _percent(value: float, spread: float) -> str:
+    return f"{100 * value:.1f} +- {100 * spread:.1f} %"
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return [lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])]
+
+
+def _remarks(summary: dict[str, Any]) -> list[str]:
+    threat = summary["threat"]
+    seeds = len(summary["seeds"])
+    spread = f"sd over {seeds} seeds" if seeds > 1 else "standard error, one seed"
+    lines = [
+        f"{summary['test_images']} test images, {threat['norm']} eps {threat['eps']:.4g}; "
+        f"+- is the {spread}."
+    ]
+    for entry in summary["comparisons"]:
+        first, second = entry["methods"]
+        lines.append(
+            f"{first} - {second}, {entry['attack']}: {100 * entry['difference']:+.1f} points, "
+            f"p = {entry['p_value']:.2g} ({entry['test']})."
+        )
+    if summary["note"]:
+        lines.append(f"Note: {summary['note']}.")
+    return lines
