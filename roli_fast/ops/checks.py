@@ -5,6 +5,7 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 
@@ -161,15 +162,24 @@ def apart(x_adv: Tensor, **others: object) -> None:
             )
 
 
+def address(tensor: Tensor) -> int:
+    """Where the tensor's memory starts; 0 for one without memory of its own.
+
+    Without: other tensor types (fake ones must not be asked), tensors wrapped by torch.func, meta
+    tensors, and torch's zero tensors, which look contiguous.
+    """
+    if type(tensor) is not Tensor and type(tensor) is not Parameter:
+        return 0
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
+
+
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """First and one-past-last byte of the elements; (0, 0) without memory."""
-    try:
-        start = tensor.data_ptr()
-    except RuntimeError:  # fake, or wrapped by torch.func
-        return 0, 0
-    if start == 0:
-        return 0, 0
-    if tensor.is_contiguous():
-        return start, start + tensor.nbytes
+    start = address(tensor)
+    if start == 0 or tensor.is_contiguous():
+        return start, start + (tensor.nbytes if start else 0)
     reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (reach + 1) * tensor.element_size()

@@ -43,39 +43,32 @@ def _addresses(x_adv: Tensor, grad: Tensor, x: Tensor) -> tuple[int, int, int] |
 
     The usual case: plain, contiguous, not empty, without shared memory, not of inference mode.
     """
+    if not (
+        type(x_adv) is type(grad) is type(x) is Tensor
+        and x_adv.is_contiguous()
+        and grad.is_contiguous()
+        and x.is_contiguous()
+        and not (x_adv.is_neg() or grad.is_neg() or x.is_neg() or x_adv.is_inference())
+    ):
+        return None
     try:
         addresses = x_adv.data_ptr(), grad.data_ptr(), x.data_ptr()
-        size = x_adv.nbytes
-        usual = (
-            type(x_adv) is type(grad) is type(x) is Tensor
-            and x_adv.is_contiguous()
-            and grad.is_contiguous()
-            and x.is_contiguous()
-            and not (x_adv.is_neg() or grad.is_neg() or x.is_neg() or x_adv.is_inference())
-            and abs(addresses[0] - addresses[1]) >= size > 0
-            and abs(addresses[0] - addresses[2]) >= size
-            and 0 not in addresses
-        )
-    except RuntimeError:  # no memory: fake, or wrapped by torch.func
+    except RuntimeError:  # wrapped by torch.func
         return None
-    return addresses if usual else None
+    size = x_adv.nbytes
+    apart = (
+        abs(addresses[0] - addresses[1]) >= size > 0 and abs(addresses[0] - addresses[2]) >= size
+    )
+    return addresses if apart and 0 not in addresses else None
 
 
 def _plain(*values: object) -> bool:
     """Whether every tensor is a torch.Tensor proper whose memory holds its values."""
     return all(
-        type(value) is Tensor and not value.is_neg() and _has_memory(value)
+        type(value) is Tensor and not value.is_neg() and checks.address(value) != 0
         for value in values
         if isinstance(value, Tensor)
     )
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    """False for torch's zero tensors, which look contiguous, and inside torch.func transforms."""
-    try:
-        return tensor.data_ptr() != 0
-    except RuntimeError:
-        return False
 
 
 def _rearranged_linf_step_(  # noqa: PLR0913 - the op's own arguments

@@ -48,8 +48,11 @@ def _check(x_adv: Tensor, grad: Tensor, x: Tensor, eps: Tensor, step_size: Tenso
 
 
 def as_amount(value: float | Tensor, x: Tensor) -> Tensor:
-    """`value` as the operator takes it."""
+    """`value` as the operator takes it.
+
+    A sum, because torch.full and torch.tensor make the number a constant of the graph.
+    """
     if isinstance(value, Tensor):
         return value
     dtype = reference.compute_dtype(x.dtype)
-    return torch.full((1,), value, dtype=dtype, device=x.device)
+    return torch.zeros((1,), dtype=dtype, device=x.device) + value
