@@ -93,17 +93,21 @@ def _read_list(file: Path) -> dict[str, ClassId]:
     try:
         text = file.read_text("utf-8-sig")
         pairs = json.loads(text, object_pairs_hook=lambda found: found)
-    except FileNotFoundError:
+    except OSError as error:
         expected = "train.json, val.json and test.json side by side"
-        raise DataError(describe(str(file), expected, "no such file")) from None
+        raise DataError(describe(str(file), expected, error.strerror)) from None
     except json.JSONDecodeError as error:
         got = f"{error.msg} at line {error.lineno}, column {error.colno}"
         raise DataError(describe(str(file), "valid JSON", got)) from None
     except UnicodeDecodeError as error:
         raise DataError(describe(str(file), "UTF-8 text", str(error))) from None
     # An object comes as a list of pairs, an array of pairs as a list of lists.
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        expected = "one object {relative image path: class id}"
+    if (
+        not isinstance(pairs, list)
+        or not pairs
+        or not all(isinstance(pair, tuple) for pair in pairs)
+    ):
+        expected = "one object {relative image path: class id}, not empty"
         raise DataError(describe(str(file), expected, f"{text.strip()[:40]!r}"))
     paths = [_relative(file, path) for path, _ in pairs]
     twice = [path for path, count in Counter(paths).items() if count > 1]

@@ -13,7 +13,12 @@ from roli_fast.seeds import derived_generator
 
 
 def num_batches(dataset: ImageDataset, *, batch_size: int, drop_last: bool = False) -> int:
-    """How many batches an epoch has: N / batch_size, rounded up, or down with `drop_last`."""
+    """How many batches an epoch has: N / batch_size, rounded up, or down with `drop_last`.
+
+    Raises:
+        ArgumentError: `batch_size` is below 1.
+    """
+    _at_least("batch_size", batch_size, 1)
     full, rest = divmod(len(dataset), batch_size)
     return full + (rest > 0 and not drop_last)
 
@@ -54,13 +59,8 @@ def batches(  # noqa: PLR0913 - one call, and each option is independent of the 
         ArgumentError: at once, for a number out of range.
         DataError: while iterating, when an image cannot be read.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("start", start, 0),
-        ("workers", workers, 0),
-    ):
-        if value < least:
-            raise ArgumentError(describe(name, f"an integer >= {least}", value))
+    _at_least("start", start, 0)
+    _at_least("workers", workers, 0)
     total = num_batches(dataset, batch_size=batch_size, drop_last=drop_last)
     order = _order(len(dataset), seed, epoch) if shuffle else torch.arange(len(dataset))
     chunks = list(order.split(batch_size))[start:total]
@@ -79,6 +79,11 @@ class _ByBatch(Dataset[Batch | DataError]):
             return self.dataset.batch(index)
         except DataError as error:
             return error
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ArgumentError(describe(name, f"an integer >= {least}", value))
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:

@@ -28,6 +28,14 @@ def test_fine_labels_of_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert Cifar100(str(root)).load().classes == ("cat", "dog")
 
 
+def test_exact_images_in_memory_skip_the_resize(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_cifar(tmp_path, monkeypatch, datasets.CIFAR10)
+    assert Cifar10(str(root)).load().test.prepare is None
+    assert Cifar10(str(root), image_size=33).load().test.prepare is not None
+
+
 def test_other_sizes_are_resized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_cifar(tmp_path, monkeypatch, datasets.CIFAR10)
     splits = Cifar10(str(root), image_size=48).load()

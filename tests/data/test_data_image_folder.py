@@ -51,9 +51,10 @@ def test_with_train_and_val_alone_val_is_the_test(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("below", ["", "train/"])
 def test_one_folder_is_cut_in_three(tmp_path: Path, below: str) -> None:
-    splits = load(write_folder(tmp_path, {f"{below}a": 10, f"{below}b": 20}))
+    root = write_folder(tmp_path, {f"{below}a": 10, f"{below}b": 20})
+    splits = load(root, val_fraction=0.2, test_fraction=0.5)
     found = [torch.bincount(p.labels).tolist() for p in (splits.train, splits.val, splits.test)]
-    assert found == [[7, 14], [1, 2], [2, 4]]
+    assert found == [[3, 6], [2, 4], [5, 10]]  # fractions of the whole, not of what is left
 
 
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
         ("", r"train\.json`: expected valid JSON"),
         ('[["a", 1]]', "expected one object"),
         ("3", "expected one object"),
+        ("{}", r"expected one object .* not empty, got '\{\}'"),
+        ("[]", "expected one object"),
         ('{"a": 1, "a": 2}', "each path once, got repeated: a"),
         ('{"a/b": 1, "a//b": 2}', "each path once, got repeated: a/b"),
         ('{"a": 1.5}', r"integers or strings, got 1\.5 for a"),
@@ -144,8 +146,10 @@ def test_bytes_that_are_not_text_are_named(tmp_path: Path) -> None:
 
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
     write_lists(tmp_path, train={"a": 1}, val=VAL)
-    with pytest.raises(DataError, match=r"test\.json`: .* got no such file"):
+    with pytest.raises(DataError, match=r"test\.json`: .* got No such file"):
         read_lists(tmp_path)
+    with pytest.raises(DataError, match=r"side by side, got Not a directory"):
+        read_lists(tmp_path / "val.json")
 
 
 def test_lists_written_on_windows_are_read(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ class TestDigits:
     def test_eight_pixels_are_the_original_grey_values(self) -> None:
         from sklearn.datasets import load_digits
 
-        raw = torch.tensor(load_digits().images)
+        raw = torch.tensor(load_digits(return_X_y=True)[0]).view(-1, 8, 8)
         x, _, ids = Digits(image_size=8, augment=False).load().test.batch(torch.arange(50))
         expected = (raw[ids] * 255 / 16).round() / 255
         assert torch.equal(x, expected.float().unsqueeze(1).expand(-1, 3, -1, -1))
