@@ -146,9 +146,8 @@ def cmake_build(target: str, output: Path, environ: Mapping[str, str]) -> list[s
     """Configure and build `output`; return the CUDA architectures it holds."""
     import pybind11
 
-    cmake, nvcc, ninja = find_cmake(environ), find_nvcc(environ), util.find_spec("ninja")
-    environ = dict(environ)
-    if ninja:
+    cmake, nvcc, environ = find_cmake(environ) or "cmake", find_nvcc(environ) or "", dict(environ)
+    if util.find_spec("ninja"):
         import ninja as ninja_package
 
         environ["PATH"] = os.pathsep.join([ninja_package.BIN_DIR, environ.get("PATH", "")])

@@ -101,6 +101,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("linf_step", &linf_step);
 #ifdef RF_CUDA
   module.def("linf_step_cuda", &linf_step_cuda);
+  module.def("cuda_driver_version", &rf::cuda_driver_version);
   // "" if the kernels can run on this device, otherwise the reason why not.
   module.def("cuda_obstacle", &rf::cuda_obstacle);
 #endif

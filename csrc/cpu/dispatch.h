@@ -1,10 +1,11 @@
 // Run-time CPU dispatch: the compiler makes one clone of a function for each level, and the loader
 // picks one. A cloned function holds a plain loop that the compiler can vectorise, nothing else.
-// RF_NO_CLONES turns it off (ThreadSanitizer cannot run before the loader has picked).
+// RF_NO_DISPATCH turns it off: ThreadSanitizer cannot run before the loader has picked, and tests
+// compile each level on its own.
 #pragma once
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12 && !defined(RF_NO_CLONES)
+    __GNUC__ >= 12 && !defined(RF_NO_DISPATCH)
 #define RF_HAS_CLONES 1
 #define RF_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

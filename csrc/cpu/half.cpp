@@ -2,7 +2,7 @@
 
 #include "math/bits.h"
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(RF_NO_DISPATCH)
 #define RF_F16C 1
 #include <immintrin.h>
 #else

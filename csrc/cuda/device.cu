@@ -11,21 +11,22 @@ std::string cuda_error_text(int code) {
   return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
 }
 
-int cuda_runtime_version() {
+int cuda_runtime_version() { return CUDART_VERSION; }
+
+int cuda_driver_version() {
   int version = 0;
-  return cudaRuntimeGetVersion(&version) == cudaSuccess ? version : 0;
+  if (cudaDriverGetVersion(&version) == cudaSuccess) return version;
+  cudaGetLastError();
+  return 0;
 }
 
 std::string cuda_obstacle(int device) {
-  int driver = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
-    cudaGetLastError();
-    return "no CUDA driver was found";
-  }
+  const int driver = cuda_driver_version();
+  if (driver == 0) return "no CUDA driver was found";
   // A driver runs programs of its own major release and of older ones.
-  if (driver / 1000 < cuda_runtime_version() / 1000) {
-    return "the CUDA driver (" + std::to_string(driver) + ") is older than the kernels' CUDA (" +
-           std::to_string(cuda_runtime_version()) + ")";
+  if (driver / 1000 < CUDART_VERSION / 1000) {
+    return "the driver knows CUDA " + std::to_string(driver / 1000) +
+           ", the kernels were built with CUDA " + std::to_string(CUDART_VERSION / 1000);
   }
   // The first use may fall into a stream capture of this thread, and loading code is no work on
   // the captured stream.

@@ -112,6 +112,26 @@ def build_info() -> dict[str, Any]:
     return dict(_state.module.build_info()) if _state.module else {}
 
 
+def obstacle() -> str:
+    """Why there is no `_C`; "" if there is one."""
+    return _state.obstacle
+
+
+def required() -> bool:
+    """Whether ROLI_FAST_REQUIRE_EXT is set."""
+    return _state.required
+
+
+def module_file() -> str:
+    """Where `_C` was loaded from; "" without it."""
+    return str(_state.module.__file__) if _state.module else ""
+
+
+def cuda_driver_version() -> int:
+    """The newest CUDA that the driver knows, 13000 for 13.0; 0 without driver or CUDA kernels."""
+    return _state.module.cuda_driver_version() if _state.module and _state.has_cuda else 0
+
+
 @contextmanager
 def use_backend(name: Literal["native", "reference"]) -> Iterator[None]:
     """Take `name` for every op in this block, in all threads. Raises `ArgumentError`."""
@@ -193,8 +213,8 @@ def linf_step_(
         x_adv.shape[0],
         x_adv.numel(),
         _CODES[x_adv.dtype],
-        (0, eps, 0) if type(eps) is float else _in_memory(eps),
-        (0, step_size, 0) if type(step_size) is float else _in_memory(step_size),
+        _in_memory(eps) if isinstance(eps, Tensor) else (0, eps, 0),
+        _in_memory(step_size) if isinstance(step_size, Tensor) else (0, step_size, 0),
         *box,
     )
     module: Any = _state.module
