@@ -2,12 +2,13 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar, cast
 
 from roli_fast.errors import ArgumentError, describe
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 
 class Registry(Generic[T]):
@@ -20,13 +21,13 @@ class Registry(Generic[T]):
         self.kind = kind
         self._items: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[C], C]:
         """Decorator: file the component under `name`; a name is taken once."""
 
-        def add(item: T) -> T:
+        def add(item: C) -> C:
             if name in self._items:
                 raise ArgumentError(describe("name", f"a new name for a {self.kind}", repr(name)))
-            self._items[name] = item
+            self._items[name] = cast(T, item)
             return item
 
         return add
@@ -53,7 +54,7 @@ class Registry(Generic[T]):
         return next(name for name, value in self._items.items() if value is item)
 
 
-def load_components(package: str, path: list[str]) -> None:
+def load_components(package: str, path: Iterable[str]) -> None:
     """Import every module of a package so that its components register themselves."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")

@@ -138,7 +138,7 @@ def build(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[Experiment, s
 
 
 def _dump(parser: ArgumentParser, config: Namespace) -> str:
-    tree = yaml.safe_load(parser.dump(config, skip_none=False))
+    tree = yaml.safe_load(parser.dump(config, skip_unset=False))
     tree.pop("config", None)
     return yaml.safe_dump(to_names(tree), sort_keys=False, default_flow_style=None)
 

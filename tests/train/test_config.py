@@ -1,0 +1,178 @@
+"""YAML files and flags become an Experiment, and wrong ones are named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from roli_fast.attacks import PGD
+from roli_fast.data import DATASETS
+from roli_fast.errors import ConfigError, RoliFastError
+from roli_fast.peft import Full, Linear
+from roli_fast.train.cli import build, parse
+from roli_fast.train.config import RECIPES, field_types, read_yaml
+from roli_fast.train.experiment import Experiment
+
+
+def test_no_arguments_is_the_quickstart() -> None:
+    command = parse([])
+    assert command.name == "quickstart"
+    experiment = command.experiment
+    assert experiment.methods == ("roli", "ranli")
+    assert experiment.source is not None
+    assert experiment.threat.eps == 0.08
+    assert isinstance(experiment.probe.tuning, Linear)
+    assert isinstance(experiment.finetune.tuning, Full)
+    assert experiment.note == "demo, not evidence"
+
+
+def test_ranli_gets_the_epochs_of_both_stages() -> None:
+    experiment = parse([]).experiment
+    assert experiment.stages("ranli")[0][1].epochs == 16
+    own = parse(["--ranli.epochs", "3"]).experiment
+    assert own.stages("ranli")[0][1].epochs == 3
+
+
+def test_data_on_the_command_line_leaves_the_quickstart_behind() -> None:
+    experiment = parse(["--data", "image_folder", "--data.root", "photos"]).experiment
+    assert experiment.source is None
+    assert experiment.note == ""
+    assert experiment.threat.eps == 8 / 255
+
+
+@pytest.mark.parametrize("name", list(DATASETS))
+def test_every_data_set_can_be_named(name: str) -> None:
+    root = ["--data.root", "x"] if "root" in field_types(DATASETS[name]) else []
+    experiment = parse([*root, "--data", name]).experiment
+    assert type(experiment.data) is DATASETS[name]
+
+
+def test_overrides_reach_every_depth() -> None:
+    experiment = parse(
+        [
+            "--threat.eps=4/255",
+            "--finetune.optimizer.lr",
+            "1e-4",
+            "--finetune.attack.steps",
+            "3",
+            "--finetune.attack.eps",
+            "2/255",
+            "--seeds",
+            "0,1,2",
+            "--data.classes=7,8",
+            "--methods",
+            "probe,ranli",
+            "--finetune.tuning",
+            "linear",
+            "--model.mean",
+            "0.1,0.2,0.3",
+        ]
+    ).experiment
+    assert experiment.threat.eps == 4 / 255
+    assert experiment.finetune.optimizer.lr == 1e-4
+    attack = experiment.finetune.attack
+    assert isinstance(attack, PGD)
+    assert (attack.steps, attack.eps) == (3, 2 / 255)
+    assert experiment.seeds == (0, 1, 2)
+    assert experiment.data.classes == (7, 8)  # type: ignore[attr-defined]
+    assert experiment.methods == ("probe", "ranli")
+    assert isinstance(experiment.finetune.tuning, Linear)
+    assert experiment.model.mean == (0.1, 0.2, 0.3)
+
+
+def test_null_attacks_survive_the_saved_file() -> None:
+    """LP-FT is RoLI with the attack off; a dump that drops nulls would bring the attack back."""
+    command = parse(["--finetune.attack", "null", "--source", "null"])
+    again, text = build(yaml.safe_load(command.yaml), [])
+    assert again == command.experiment
+    assert text == command.yaml
+    assert again.finetune.attack is None
+    assert again.source is None
+
+
+def test_the_printed_configuration_is_the_configuration(tmp_path: Path) -> None:
+    command = parse(["--seeds", "3,4", "--threat.eps", "0.05"])
+    file = tmp_path / "mine.yaml"
+    file.write_text(command.yaml)
+    assert parse(["--config", str(file)]).experiment == command.experiment
+
+
+def test_fractions_and_exponents_in_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "data: {name: digits}\nthreat: {eps: 8/255}\nfinetune: {optimizer: {lr: 1e-3}}\n"
+        "probe: {attack: {name: pgd, eps: 2 / 255, step_size: 0.5/255}}\n"
+    )
+    experiment = parse(["--config", str(file)]).experiment
+    assert experiment.threat.eps == 8 / 255
+    assert experiment.finetune.optimizer.lr == 1e-3
+    assert experiment.probe.attack.eps == 2 / 255  # type: ignore[union-attr]
+    assert experiment.probe.attack.step_size == 0.5 / 255  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_builds(path: Path) -> None:
+    experiment, _ = build(read_yaml(path), [])
+    assert isinstance(experiment, Experiment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--thret.eps", "1"], ["`thret`", "threat"]),
+        (["--threat.epz", "1"], ["`threat.epz`", "eps"]),
+        (["--finetune.optimizer.rate", "1"], ["`finetune.optimizer.rate`", "lr"]),
+        (["--data", "imagenet"], ["`data.name`", "image_folder", "'imagenet'"]),
+        (["--data.sise", "3"], ["sise", "image_size"]),
+        (["--finetune.attack.step", "3"], ["step", "steps"]),
+        (["--finetune.epochs", "many"], ["finetune.epochs", "many"]),
+        (["--finetune.epochs", "0"], ["`epochs`", "0"]),
+        (["--threat.eps", "-1"], ["`eps`", "8/255"]),
+        (["--threat.eps", "0"], ["`eps`", "> 0"]),
+        (["--finetune.attack.eps", "0"], ["`eps`", "> 0"]),
+        (["--probe.attack.step_size", "-2/255"], ["`step_size`", "> 0"]),
+        (["--methods", "roly"], ["`methods`", "roli", "'roly'"]),
+        (["--head_init", "huge"], ["head_init", "huge"]),
+        (["--config", "no-such-file.yaml"], ["no-such-file.yaml", "quickstart"]),
+        (["--finetune.clean_epochs", "99"], ["`clean_epochs`", "99"]),
+        (["--seeds", "1,1"], ["`seeds`"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value[0], str) and value[0][0] == "-" else "",
+)
+def test_a_wrong_flag_is_named_with_its_fix(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(RoliFastError) as caught:
+        parse(arguments)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: {name: digits}\nfinetune: {epoch: 3}\n", ["`finetune.epoch`", "epochs"]),
+        ("data: {name: digits, klasses: 3}\n", ["klasses", "classes"]),
+        ("data: {image_size: 3}\n", ["`data.name`", "digits"]),
+        ("data: {name: digits}\nthreat: {eps: big}\n", ["threat.eps", "big"]),
+        ("data: [unclosed\n", ["YAML", "line"]),
+        ("just text\n", ["mapping"]),
+        ("methods: [roli]\n", ["data"]),
+        ("data: {name: digits}\nthreat: {eps: 1/0}\n", ["config"]),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_fix(tmp_path: Path, text: str, words: list[str]) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parse(["--config", str(file)])
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+
+
+def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for name in field_types(Experiment):
+        assert f"--{name}" in printed
+    assert "--print_config" in printed

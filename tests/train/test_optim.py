@@ -1,0 +1,98 @@
+"""Optimiser groups, weight decay and the learning-rate schedule."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.train.optim import Optimizer, lr_factor, parameter_groups
+
+
+class Net(nn.Module):
+    """A matrix, a bias, a norm, a kernel, and a position table that asks for no decay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.norm = nn.LayerNorm(2)
+        self.conv = nn.Conv2d(1, 1, 2)
+        self.pos_embed = nn.Parameter(torch.ones(1, 4, 2))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed"}
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Net()
+
+
+def test_decay_reaches_matrices_and_kernels_only() -> None:
+    model = Outer()
+    names = [name for name, _ in model.named_parameters()]
+    groups = parameter_groups(model, names, weight_decay=0.3)
+    by_decay = {group["weight_decay"]: group["params"] for group in groups}
+    backbone = model.backbone
+    assert {id(p) for p in by_decay[0.3]} == {id(backbone.linear.weight), id(backbone.conv.weight)}
+    assert len(by_decay[0.0]) == len(names) - 2
+
+
+def test_only_named_parameters_are_updated() -> None:
+    model = Outer()
+    groups = parameter_groups(model, ["backbone.linear.bias"], weight_decay=0.3)
+    assert [group["weight_decay"] for group in groups] == [0.0]
+    assert groups[0]["params"][0] is model.backbone.linear.bias
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("decay", [0.0, 0.25])
+def test_the_configured_decay_is_the_one_applied(name: str, decay: float) -> None:
+    """With a zero gradient one step shrinks a matrix by exactly lr * decay, in both optimisers."""
+    model = Outer()
+    optimizer = Optimizer(name=name, lr=0.1, weight_decay=decay).build(  # type: ignore[arg-type]
+        model, [n for n, _ in model.named_parameters()]
+    )
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for n, parameter in model.named_parameters():
+        decayed = n in ("backbone.linear.weight", "backbone.conv.weight")
+        expected = before[n] * (1 - 0.1 * decay) if decayed else before[n]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=0)
+
+
+def test_zero_decay_keeps_the_optimiser_that_was_asked_for() -> None:
+    """The release turns AdamW with decay 0 into SGD."""
+    assert isinstance(Optimizer("adamw", weight_decay=0.0).build(Net(), ["pos_embed"]), torch.optim.AdamW)
+
+
+def test_schedule_by_hand() -> None:
+    factors = [lr_factor(step, total=8, warmup=4) for step in range(8)]
+    half = math.sqrt(0.5)
+    expected = [0.25, 0.5, 0.75, 1.0, 1.0, (1 + half) / 2, 0.5, (1 - half) / 2]
+    assert factors == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 1), (7, 0), (100, 10)])
+def test_every_step_of_a_schedule_moves(total: int, warmup: int) -> None:
+    factors = [lr_factor(step, total=total, warmup=warmup) for step in range(total)]
+    assert all(0 < factor <= 1 for factor in factors)
+
+
+@pytest.mark.parametrize("lr", [0, -1.0, math.nan, math.inf])
+def test_bad_rates_are_named(lr: float) -> None:
+    with pytest.raises(ArgumentError, match="`lr`"):
+        Optimizer(lr=lr)
+
+
+def test_other_bad_fields_are_named() -> None:
+    with pytest.raises(ArgumentError, match=r"`optimizer.name`.*'lion'"):
+        Optimizer(name="lion")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="`weight_decay`"):
+        Optimizer(weight_decay=-0.1)
+    with pytest.raises(ArgumentTypeError, match="`lr`"):
+        Optimizer(lr="fast")  # type: ignore[arg-type]
