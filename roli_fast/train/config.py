@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 _FRACTION = re.compile(r"^[-+]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?$")
 
 
+_NULL = ("null", "None")
 _NUMBERS = re.compile(r"^-?[\d./eE+-]+(,-?[\d./eE+-]+)+$")
 
 
@@ -168,24 +169,38 @@ def translate(arguments: Sequence[str]) -> list[str]:
     """
     chosen: list[str] = []
     rest: list[str] = []
-    flag = ""
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if argument.startswith("--"):
-            flag = name[2:]
-        out = chosen if field_at(flag) in COMPONENTS else rest
-        if not argument.startswith("--"):
-            out.append(_value(flag, argument))
-        else:
-            out.append(f"{name}={_value(flag, value)}" if equals else argument)
+    for flag, text in _pairs(arguments):
+        first = field_at(flag[2:]) in COMPONENTS and text not in (None, *_NULL)
+        out = chosen if first else rest
+        out.append(flag if text is None else f"{flag}={_value(flag[2:], text)}")
     return chosen + rest
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(flag, value) of `--flag value` and `--flag=value`."""
+    waiting: str | None = None
+    for argument in arguments:
+        if not argument.startswith("--"):
+            if waiting is None:
+                raise ConfigError(f"unexpected argument {argument!r}: values follow a --flag.")
+            yield waiting, argument
+            waiting = None
+            continue
+        if waiting is not None:
+            yield waiting, None
+        waiting, equals, value = argument.partition("=")
+        if equals:
+            yield waiting, value
+            waiting = None
+    if waiting is not None:
+        yield waiting, None
 
 
 def _value(flag: str, text: str) -> str:
     kind = field_at(flag)
     if _FRACTION.match(text):
         return repr(_fraction(text))
-    if kind in COMPONENTS and text not in ("null", "None"):
+    if kind in COMPONENTS and text not in _NULL:
         return _component({"name": text}, COMPONENTS[kind], flag)["class_path"]
     if typing.get_origin(kind) is tuple and not text.startswith("[") or _NUMBERS.match(text):
         return json.dumps([yaml.load(part, _Loader) for part in text.split(",")])  # noqa: S506

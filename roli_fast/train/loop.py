@@ -141,11 +141,7 @@ class StageLoop:
     def _update(self, epoch: int, batch: Batch) -> Tensor:
         """One optimiser step; returns (summed loss, right, images), still on the device."""
         position = epoch * self.steps + self.progress.step
-        factor = lr_factor(
-            position,
-            total=self.stage.epochs * self.steps,
-            warmup=round(self.stage.warmup_epochs * self.steps),
-        )
+        factor = self._lr_factor(position)
         for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
         seed = derive_seed(self.job.seed, self.job.name, "update", position)
@@ -160,6 +156,13 @@ class StageLoop:
         count = len(batch.y)
         loss = terms.loss.detach().double()
         return torch.stack([loss * count, right.double(), loss.new_tensor(count)])
+
+    def _lr_factor(self, position: int) -> float:
+        return lr_factor(
+            position,
+            total=self.stage.epochs * self.steps,
+            warmup=round(self.stage.warmup_epochs * self.steps),
+        )
 
     def _flush(self, epoch: int, pending: list[Tensor], bar: tqdm) -> None:
         """Bring the losses over, look for NaN, and add them to the epoch's sums."""
@@ -206,7 +209,7 @@ class StageLoop:
 
     def _finish_epoch(self, epoch: int, bar: tqdm) -> None:
         last = epoch + 1 == self.stage.epochs
-        values = self._training_values()
+        values = self._training_values(epoch)
         if last or (epoch + 1) % self.stage.validate_every == 0:
             scores = self._validate()
             score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
@@ -221,12 +224,13 @@ class StageLoop:
         if not last and self._checkpoint_due():
             self._save_and_check()
 
-    def _training_values(self) -> dict[str, float]:
+    def _training_values(self, epoch: int) -> dict[str, float]:
+        """Means over the epoch, and the rate of its last update."""
         sums, progress = self.progress.epoch_sums, self.progress
         return {
             "train_loss": sums["loss"] / sums["images"],
             "train_accuracy": sums["right"] / sums["images"],
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1),
             "train_images_per_second": progress.train_images / progress.train_seconds,
         }
 

@@ -176,3 +176,16 @@ def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     for name in field_types(Experiment):
         assert f"--{name}" in printed
     assert "--print_config" in printed
+
+
+def test_a_null_after_a_field_wins() -> None:
+    """The chosen component goes before its fields, a null stays where it was written."""
+    flags = ["--data.classes=1,2", "--data", "digits", "--probe.attack.steps=2"]
+    experiment = parse([*flags, "--probe.attack=null"]).experiment
+    assert experiment.data.classes == (1, 2)  # type: ignore[attr-defined]
+    assert experiment.probe.attack is None
+
+
+def test_a_value_without_a_flag_is_told() -> None:
+    with pytest.raises(ConfigError, match="'oops'"):
+        parse(["--seeds", "1", "oops"])

@@ -67,7 +67,9 @@ def test_the_configured_decay_is_the_one_applied(name: str, decay: float) -> Non
 
 def test_zero_decay_keeps_the_optimiser_that_was_asked_for() -> None:
     """The release turns AdamW with decay 0 into SGD."""
-    assert isinstance(Optimizer("adamw", weight_decay=0.0).build(Net(), ["pos_embed"]), torch.optim.AdamW)
+    assert isinstance(
+        Optimizer("adamw", weight_decay=0.0).build(Net(), ["pos_embed"]), torch.optim.AdamW
+    )
 
 
 def test_schedule_by_hand() -> None:

@@ -1,0 +1,47 @@
+"""A run that takes a second or two: few digits, a tiny ViT, short attacks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from roli_fast.train import Experiment, run
+from roli_fast.train.cli import parse
+from roli_fast.train.run_directory import open_run_dir
+
+FLAGS = (
+    "--data=digits --data.classes=5,6,7 --data.max_per_class=24 --threat.eps=0.04 "
+    "--model.options.img_size=16 --model.options.patch_size=8 --model.options.embed_dim=16 "
+    "--model.options.depth=2 --model.options.num_heads=2 --probe.attack.steps=2 "
+    "--probe.epochs=2 --probe.optimizer.lr=0.1 --finetune.epochs=3 --finetune.attack.steps=2 "
+    "--finetune.batch_size=32 --finetune.optimizer.lr=2e-3 --validation.steps=2 --test.steps=3"
+).split()
+
+
+def small(*more: str) -> tuple[Experiment, str]:
+    """The experiment and its YAML."""
+    command = parse([*FLAGS, *more])
+    return command.experiment, command.yaml
+
+
+def run_small(folder: Path, *more: str) -> dict[str, Any]:
+    """Run it in `folder`."""
+    experiment, text = small(*more)
+    open_run_dir(folder, text, resume=folder.exists())
+    return run(experiment, folder, quiet=True)
+
+
+def weights(folder: Path, pattern: str = "**/*.safetensors") -> dict[str, dict[str, torch.Tensor]]:
+    """Every weight file below `folder`, by its relative path."""
+    return {str(p.relative_to(folder)): load_file(p) for p in sorted(folder.glob(pattern))}
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    """The same files with the same bits."""
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for path, tensors in a.items():
+        assert tensors.keys() == b[path].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, b[path][name]), f"{path}: {name}"

@@ -1,0 +1,230 @@
+"""A whole run: what each stage starts from, what it leaves, and what it reports."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from small import assert_same_weights, run_small, small, weights
+
+from roli_fast import models
+from roli_fast.errors import ArgumentError, CheckpointError, NonFiniteLossError, RunDirectoryError
+from roli_fast.train.run_directory import open_run_dir
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    run_small(folder)
+    return folder
+
+
+def test_a_run_directory_has_everything(finished: Path) -> None:
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "summary.json"):
+        assert (finished / name).stat().st_size > 0
+    assert list((finished / "tensorboard").glob("events.*"))
+    for stage in ("roli/stage-1-probe", "roli/stage-2-finetune", "ranli/stage-1-ranli"):
+        files = {path.name for path in (finished / "seed-0" / stage).iterdir()}
+        assert files == {"best.safetensors", "last.safetensors", "head.safetensors", "result.json"}
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["threads"] == 1
+
+
+def test_the_summary_has_the_promised_fields(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert list(summary["methods"]) == ["roli", "ranli"]
+    for method in summary["methods"].values():
+        for stage in method["stages"]:
+            assert stage["train_images_per_second"] > 0
+        assert 0 <= method["test"]["robust_accuracy"]["pgd-3"] <= method["test"]["clean_accuracy"]
+    stages = [(s["name"], s["epochs"]) for s in summary["methods"]["roli"]["stages"]]
+    assert stages == [("probe", 2), ("finetune", 3)]
+    assert summary["methods"]["ranli"]["stages"][0]["epochs"] == 5
+
+
+def test_the_probe_trains_the_head_alone(finished: Path) -> None:
+    experiment, _ = small()
+    splits = experiment.data.load()
+    probe = load_file(finished / "seed-0/roli/stage-1-probe/last.safetensors")
+    ranli = load_file(finished / "seed-0/ranli/stage-1-ranli/last.safetensors")
+    from roli_fast.seeds import derive_seed
+
+    fresh = models.create(
+        experiment.model, num_classes=splits.num_classes, seed=derive_seed(0, "init")
+    ).backbone.state_dict()
+    for name, tensor in fresh.items():
+        assert torch.equal(tensor, probe[name]) != name.startswith("head."), name
+        assert not torch.equal(tensor, ranli[name]), name
+
+
+def test_stage_two_starts_at_the_function_of_stage_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roli_fast.train import loop
+
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    start: dict[str, torch.Tensor] = {}
+    end: dict[str, torch.Tensor] = {}
+    original = loop.StageLoop.run
+
+    def spy(self: loop.StageLoop):  # noqa: ANN202
+        with torch.no_grad():
+            start[self.job.name] = self.model.eval()(x)
+        result = original(self)
+        with torch.no_grad():
+            end[self.job.name] = self.model.eval()(x)
+        return result
+
+    monkeypatch.setattr(loop.StageLoop, "run", spy)
+    run_small(tmp_path / "run", "--methods=roli")
+    assert torch.equal(start["finetune"], end["probe"])
+    assert not torch.equal(start["probe"], end["probe"])
+
+
+def test_metrics_follow_every_epoch(finished: Path) -> None:
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    seen = [(r["method"], r["stage"], r["epoch"]) for r in records]
+    expected = [("roli", "probe", e) for e in range(2)]
+    expected += [("roli", "finetune", e) for e in range(3)]
+    expected += [("ranli", "ranli", e) for e in range(5)]
+    assert seen == expected
+    assert all(r["lr"] >= 0 and r["train_loss"] > 0 for r in records)
+    assert all(0 <= r["validation_robust_accuracy"] <= 1 for r in records)
+
+
+def test_the_best_epoch_is_the_one_kept(finished: Path) -> None:
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    scores = [r["validation_robust_accuracy"] for r in records if r["stage"] == "ranli"]
+    result = json.loads((finished / "seed-0/ranli/stage-1-ranli/result.json").read_text())
+    assert result["best_validation_accuracy"] == max(scores)
+    assert result["best_epoch"] == scores.index(max(scores))
+
+
+def test_the_same_seed_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    run_small(tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same_weights(finished, tmp_path / "again")
+
+
+def test_another_seed_gives_other_weights_and_seeds_are_paired(tmp_path: Path) -> None:
+    summary = run_small(tmp_path / "run", "--seeds=1,2", "--finetune.epochs=1", "--probe.epochs=1")
+    comparison = summary["comparisons"][0]
+    assert comparison["test"].startswith("paired t")
+    assert [entry["seed"] for entry in summary["methods"]["roli"]["per_seed"]] == [1, 2]
+    one = weights(tmp_path / "run/seed-1")
+    two = weights(tmp_path / "run/seed-2")
+    key = "ranli/stage-1-ranli/last.safetensors"
+    assert not torch.equal(one[key]["head.weight"], two[key]["head.weight"])
+
+
+def test_pretraining_hands_its_backbone_to_every_method(tmp_path: Path) -> None:
+    flags = ["--source=digits", "--source.classes=0,1", "--source.max_per_class=16"]
+    flags += ["--pretrain.epochs=1", "--pretrain.attack.steps=1", "--methods=probe,ranli"]
+    run_small(tmp_path / "run", *flags)
+    base = tmp_path / "run/seed-0"
+    source = load_file(base / "pretrain/best.safetensors")
+    probed = load_file(base / "probe/stage-1-probe/last.safetensors")
+    assert source["head.weight"].shape[0] == 2
+    for name, tensor in source.items():
+        if not name.startswith("head."):
+            assert torch.equal(tensor, probed[name]), name
+
+
+@pytest.mark.parametrize("init", ["zero", "kaiming"])
+def test_head_init_reaches_fresh_heads(tmp_path: Path, init: str, monkeypatch) -> None:  # noqa: ANN001
+    from roli_fast.train import loop
+
+    heads: dict[str, torch.Tensor] = {}
+    original = loop.StageLoop.run
+
+    def spy(self: loop.StageLoop):  # noqa: ANN202
+        heads[self.job.name] = self.model.head.weight.detach().clone()
+        return original(self)
+
+    monkeypatch.setattr(loop.StageLoop, "run", spy)
+    run_small(tmp_path / "run", f"--head_init={init}", "--finetune.epochs=1", "--probe.epochs=1")
+    spread = heads["ranli"].std().item()
+    assert torch.equal(heads["ranli"], heads["probe"])
+    if init == "zero":
+        assert spread == 0
+    else:
+        assert spread == pytest.approx((2 / 3) ** 0.5, rel=0.3)
+
+
+def test_clean_stages_select_on_clean_accuracy(tmp_path: Path) -> None:
+    """LP-FT is RoLI with the attack off."""
+    flags = ["--probe.attack=null", "--finetune.attack=null", "--methods=roli"]
+    run_small(tmp_path / "run", *flags)
+    records = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert all("validation_robust_accuracy" not in json.loads(line) for line in records)
+
+
+def test_scratch_trains_from_random_weights(tmp_path: Path) -> None:
+    flags = ["--methods=scratch", "--pretrain.epochs=2", "--pretrain.clean_epochs=1"]
+    flags += ["--pretrain.attack.steps=1"]
+    summary = run_small(tmp_path / "run", *flags)
+    assert summary["comparisons"] == []
+    assert summary["methods"]["scratch"]["stages"][0]["name"] == "pretrain"
+
+
+def test_an_existing_folder_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="--resume"):
+        open_run_dir(tmp_path, "", resume=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"precious.txt"}
+
+
+def test_a_loss_that_explodes_is_reported_and_the_best_weights_stay(tmp_path: Path) -> None:
+    flags = ["--methods=ranli", "--ranli.epochs=4", "--ranli.optimizer.name=sgd"]
+    flags += ["--ranli.optimizer.lr=1e12", "--ranli.warmup_epochs=3", "--ranli.attack=null"]
+    flags += ["--ranli.batch_size=8"]
+    with pytest.raises(NonFiniteLossError, match=r"'ranli'.*epoch \d+, step \d+, lr"):
+        run_small(tmp_path / "run", *flags)
+    assert not (tmp_path / "run/seed-0/ranli/stage-1-ranli/result.json").exists()
+
+
+def test_a_loss_that_explodes_later_keeps_the_best_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roli_fast.train import loop
+
+    original = loop.StageLoop._update
+
+    def poisoned(self: loop.StageLoop, epoch: int, batch):  # noqa: ANN001, ANN202
+        row = original(self, epoch, batch)
+        return row * float("nan") if (epoch, self.progress.step) == (1, 1) else row
+
+    monkeypatch.setattr(loop.StageLoop, "_update", poisoned)
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1") as caught:
+        run_small(tmp_path / "run", "--methods=ranli", "--ranli.batch_size=16")
+    folder = tmp_path / "run/seed-0/ranli/stage-1-ranli"
+    assert str(folder) in str(caught.value)
+    experiment, _ = small()
+    models.create(
+        models.Model(
+            name=experiment.model.name,
+            options=experiment.model.options,
+            weights=str(folder / "best.safetensors"),
+        ),
+        num_classes=3,
+    )
+
+
+def test_a_wrong_image_size_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"`image_size`.*16x16.*model\.resize"):
+        run_small(tmp_path / "run", "--model.options.img_size=32")
+
+
+def test_missing_weights_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere.safetensors"):
+        run_small(tmp_path / "run", "--model.weights=nowhere.safetensors")
+
+
+def test_the_saved_configuration_repeats_the_run(finished: Path) -> None:
+    tree = yaml.safe_load((finished / "config.yaml").read_text())
+    assert tree["data"]["name"] == "digits"
+    assert tree["threat"]["eps"] == 0.04

@@ -1,0 +1,163 @@
+"""A run that is stopped and resumed equals one that was not: same weights, same records."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small import FLAGS, assert_same_weights, run_small
+
+from roli_fast.errors import CheckpointError, ConfigError, InterruptedRunError
+from roli_fast.train import loop
+from roli_fast.train.cli import parse
+from roli_fast.train.signals import Interrupt
+
+DROPOUT = ["--model.options.proj_drop_rate=0.1", "--model.options.drop_path_rate=0.1"]
+"""Randomness inside the model must survive a resume too."""
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    run_small(folder, *DROPOUT)
+    return folder
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    """The metrics without wall-clock values."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k != "train_images_per_second"} for row in rows]
+
+
+@pytest.mark.parametrize("after", [1, 4, 5, 9, 13], ids=lambda n: f"after-{n}-updates")
+def test_a_signal_between_any_two_updates(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    original = loop.StageLoop._update
+    count = 0
+
+    def stop(self: loop.StageLoop, epoch: int, batch):  # noqa: ANN001, ANN202
+        nonlocal count
+        count += 1
+        if count == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, epoch, batch)
+
+    monkeypatch.setattr(loop.StageLoop, "_update", stop)
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        run_small(tmp_path / "run", *DROPOUT)
+    assert not (tmp_path / "run/summary.json").exists()
+    run_small(tmp_path / "run", *DROPOUT)
+    assert_same_weights(straight, tmp_path / "run")
+    assert records(straight) == records(tmp_path / "run")
+
+
+def test_a_signal_during_validation_and_one_during_the_test(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roli_fast.train import pipeline
+
+    def stopping(original):  # noqa: ANN001, ANN202
+        def evaluate(*arguments, **options):  # noqa: ANN002, ANN003, ANN202
+            monkeypatch.undo()
+            os.kill(os.getpid(), signal.SIGINT)
+            return original(*arguments, **options)
+
+        return evaluate
+
+    folder = tmp_path / "run"
+    for module in (loop, pipeline):
+        monkeypatch.setattr(module, "evaluate", stopping(module.evaluate))
+        with pytest.raises(InterruptedRunError, match="SIGINT"):
+            run_small(folder, *DROPOUT)
+    run_small(folder, *DROPOUT)
+    assert_same_weights(straight, folder)
+    assert records(straight) == records(folder)
+
+
+def train(folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "roli_fast.train", "--run_dir", str(folder), *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_command_line_survives(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """kill -9 in stage 2, and Ctrl-C, then `--resume`; a checkpoint after every update."""
+    folder = tmp_path / "run"
+    process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0")
+    wait_for(folder / "seed-0/roli/stage-2-finetune/resume.safetensors", process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130, output
+        assert f"--run_dir {folder} --resume" in output
+    assert not (folder / "summary.json").exists()
+    again = train(folder, "--resume")
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert "roli" in output
+    assert_same_weights(straight, folder)
+    assert records(straight) == records(folder)
+
+
+def test_a_damaged_resume_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = loop.StageLoop._update
+
+    def stop(self: loop.StageLoop, epoch: int, batch):  # noqa: ANN001, ANN202
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, epoch, batch)
+
+    monkeypatch.setattr(loop.StageLoop, "_update", stop)
+    folder = tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        run_small(folder)
+    monkeypatch.undo()
+    path = folder / "seed-0/roli/stage-1-probe/resume.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match="resume.safetensors"):
+        run_small(folder)
+
+
+def test_resume_keeps_the_saved_configuration(straight: Path, tmp_path: Path) -> None:
+    command = parse(["--run_dir", str(straight), "--resume"])
+    assert command.resume
+    assert command.experiment.threat.eps == 0.04
+    with pytest.raises(ConfigError, match=r"--threat\.eps"):
+        parse(["--run_dir", str(straight), "--resume", "--threat.eps", "0.1"])
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        parse(["--run_dir", str(tmp_path), "--resume"])
+    with pytest.raises(ConfigError, match="--run_dir"):
+        parse(["--resume"])
+
+
+def test_a_finished_run_can_be_resumed_to_print_its_table(straight: Path) -> None:
+    before = (straight / "summary.json").read_text()
+    run_small(straight, *DROPOUT)
+    assert (straight / "summary.json").read_text() == before
+
+
+def test_handlers_are_given_back_and_a_second_interrupt_is_immediate() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(InterruptedRunError, match="SIGINT"):
+            interrupt.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
