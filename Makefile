@@ -1,0 +1,45 @@
+# make demo, make test: everything else is for those who work on the package.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SOURCES = pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: demo test test-slow check types bench-ops clean
+
+demo: $(VENV)/.built  ## install into .venv and run RoLI beside RanLI on small images
+	$(BIN)/python -m roli_fast.train
+
+test: $(VENV)/.tested  ## install into .venv with the test tools and run the tests
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/.tested  ## convergence and stress checks
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(VENV)/.tested  ## style, then the tests: what CI runs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MAKE) test
+
+types: $(VENV)/.tested
+	$(BIN)/pyright
+
+bench-ops: $(VENV)/.tested
+	$(BIN)/python benchmarks/ops.py
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "roli_fast needs Python 3.10 or newer; set PYTHON=python3.x"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.built: $(SOURCES) | $(VENV)/bin/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.tested: $(SOURCES) | $(VENV)/bin/python
+	$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.built
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info roli_fast/_C*.so roli_fast/_build.json
