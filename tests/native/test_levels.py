@@ -1,0 +1,76 @@
+"""The CPU sources compiled for each level on its own, with sanitizers: the same bits everywhere.
+
+Run-time dispatch hides all levels but one from the other tests.
+"""
+
+import ctypes
+import functools
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from roli_fast.ops import reference
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+LEVELS = {
+    "default": ["-march=x86-64", "-DRF_NO_DISPATCH"],
+    "x86-64-v3": ["-march=x86-64-v3"],
+    "undefined behaviour": ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-O1"],
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHIM = """
+#include "ops.h"
+extern "C" void step(void* x_adv, const void* grad, const void* x, int64_t samples,
+                     int64_t per_sample, int dtype, const float* eps, const float* size) {
+  rf::linf_step_cpu({x_adv, grad, x, samples, per_sample, static_cast<rf::DType>(dtype),
+                     {eps, 0, 1}, {size, 0, 1}, 0.0f, 1.0f}, 2);
+}
+"""
+
+
+@functools.cache
+def supported() -> str:
+    cpu = Path("/proc/cpuinfo")
+    return cpu.read_text() if cpu.exists() else ""
+
+
+@pytest.fixture(params=LEVELS)
+def library(request, tool, tmp_path):
+    compiler = tool("g++")
+    if "avx2" not in supported():
+        pytest.skip("the levels are those of x86-64 with AVX2")
+    shim, output = tmp_path / "shim.cpp", tmp_path / "step.so"
+    shim.write_text(SHIM)
+    flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fPIC", "-shared"]
+    sources = [str(path) for path in sorted((CSRC / "cpu").glob("*.cpp"))]
+    command = [compiler, *flags, *LEVELS[request.param], f"-I{CSRC}", "-fopenmp", str(shim)]
+    done = subprocess.run([*command, *sources, "-o", str(output)], capture_output=True, text=True)
+    if "sanitize" in done.stderr and "cannot find" in done.stderr:
+        pytest.skip("no sanitizer library")
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(output))
+
+
+def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def test_each_level_equals_the_reference(library):
+    eps, size = torch.tensor([0.03, 0.0, 0.4]), torch.tensor([0.01, 0.1, 1e-6])
+    for code, dtype in enumerate(DTYPES):
+        generator = torch.Generator().manual_seed(code)
+        bits = torch.randint(0, 2**32, (3, 3, 1111), generator=generator)
+        wild = (bits - 2**31).to(torch.int32).view(torch.float32).to(dtype)
+        x = torch.rand(3, 1111, generator=generator).to(dtype)
+        x_adv = torch.where(bits[0] % 3 == 0, wild[0], x)
+        x = torch.where(bits[1] % 3 == 0, wild[1], x)
+        expected = reference.linf_step(x_adv, wild[2], x, eps=eps, step_size=size)
+        library.step(
+            *map(pointer, (x_adv, wild[2], x)),
+            *(ctypes.c_int64(3), ctypes.c_int64(1111), ctypes.c_int(code)),
+            *map(pointer, (eps, size)),
+        )
+        assert torch.equal(x_adv.isnan(), expected.isnan())
+        assert torch.equal(x_adv[~x_adv.isnan()], expected[~expected.isnan()])
