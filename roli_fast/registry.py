@@ -51,7 +51,10 @@ class Registry(Generic[T]):
 
     def name_of(self, item: T) -> str:
         """The name under which `item` was registered."""
-        return next(name for name, value in self._items.items() if value is item)
+        for name, value in self._items.items():
+            if value is item:
+                return name
+        raise ArgumentError(describe(self.kind, "a registered component", repr(item)))
 
 
 def load_components(package: str, path: Iterable[str]) -> None:

@@ -1,0 +1,60 @@
+"""Registries and error messages."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.registry import Registry, load_components
+
+
+@pytest.fixture
+def fruit() -> Registry[type]:
+    registry: Registry[type] = Registry("fruit")
+    registry.register("pear")(int)
+    registry.register("apple")(str)
+    return registry
+
+
+def test_names_are_sorted_and_found(fruit: Registry[type]) -> None:
+    assert fruit.names() == tuple(fruit) == ("apple", "pear")
+    assert fruit["pear"] is int and "pear" in fruit and "plum" not in fruit
+    assert fruit.name_of(str) == "apple"
+
+
+def test_an_unknown_name_lists_the_known_ones(fruit: Registry[type]) -> None:
+    with pytest.raises(ArgumentError, match="`fruit`: expected one of: apple, pear, got 'plum'"):
+        fruit["plum"]
+
+
+def test_an_unknown_item_is_named(fruit: Registry[type]) -> None:
+    with pytest.raises(ArgumentError, match="`fruit`: expected a registered component"):
+        fruit.name_of(float)
+
+
+def test_a_name_is_taken_once(fruit: Registry[type]) -> None:
+    with pytest.raises(ArgumentError, match="new name for a fruit, got 'pear'"):
+        fruit.register("pear")(float)
+    assert fruit["pear"] is int
+
+
+def test_registering_returns_the_item(fruit: Registry[type]) -> None:
+    assert fruit.register("fig")(float) is float
+
+
+def test_every_module_of_a_package_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "orchard"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "plum.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    load_components("orchard", [str(package)])
+    assert "orchard.plum" in sys.modules
+
+
+def test_the_sentence_of_a_bad_argument() -> None:
+    assert describe("eps", "a number > 0", -1) == "`eps`: expected a number > 0, got -1."
+    assert describe("a", "b", "c", "Do d.") == "`a`: expected b, got c. Do d."
