@@ -1,8 +1,9 @@
 """Writes that are whole or absent: a temporary file beside the target, fsync, rename."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ from torch import Tensor
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step."""
-    temporary = _temporary(path)
-    temporary.write_bytes(data)
-    _commit(temporary, path)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -24,10 +24,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Replace `path` by a safetensors file, in one step."""
-    temporary = _temporary(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(_unshared(plain), str(temporary), metadata=metadata)
-    _commit(temporary, path)
+    with _replacing(path) as temporary:
+        save_file(_unshared(plain), str(temporary), metadata=metadata)
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -41,9 +40,16 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _temporary(path: Path) -> Path:
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of `path`, or is removed after an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _commit(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _commit(temporary: Path, path: Path) -> None:

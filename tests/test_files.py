@@ -1,0 +1,106 @@
+"""Writes are whole or absent."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from roli_fast import files
+from roli_fast.files import write_bytes, write_json, write_tensors
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_bytes_and_json_replace_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.json"
+    write_bytes(path, b"a much longer first content")
+    write_json(path, {"b": [1, 2.5], "a": None})
+    assert json.loads(path.read_text()) == {"b": [1, 2.5], "a": None}
+    assert path.read_bytes().endswith(b"}\n")
+    assert names(path.parent) == {"file.json"}
+
+
+def test_tensors_round_trip_with_metadata(tmp_path: Path) -> None:
+    tensors = {
+        "half": torch.randn(3, 2).bfloat16(),
+        "scalar": torch.tensor(7),
+        "empty": torch.zeros(0, 4),
+        "other layout": torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "transposed": torch.randn(2, 3).t(),
+        "parameter": torch.nn.Parameter(torch.randn(2)),
+    }
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, tensors, {"key": "value"})
+    loaded = load_file(path)
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"key": "value"}
+
+
+def test_tied_and_overlapping_tensors_are_written_in_full(tmp_path: Path) -> None:
+    weight = torch.randn(4, 3)
+    shared = {"a": weight, "tied": weight, "rows": weight[2:], "one": weight[0], "flat": weight[:1]}
+    write_tensors(tmp_path / "t.safetensors", shared, {})
+    loaded = load_file(tmp_path / "t.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in shared.items())
+
+
+def _full_disk(*_args: Any, **_options: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("stage", ["fsync", "replace"])
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    monkeypatch.setattr(os, stage, _full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old" and names(tmp_path) == {"file"}
+
+
+def test_a_write_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"a": torch.ones(2)}, {})
+
+    def half(_tensors: Any, target: str, **_options: Any) -> None:
+        Path(target).write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "save_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        write_tensors(path, {"a": torch.zeros(2)}, {})
+    assert torch.equal(load_file(path)["a"], torch.ones(2)) and names(tmp_path) == {path.name}
+
+
+def test_what_cannot_be_written_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"a": torch.ones(2)}, {})
+    with pytest.raises((SafetensorError, TypeError)):
+        write_tensors(path, {"a": torch.zeros(2)}, {"key": 3})  # pyright: ignore
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json(path, {"a": torch.zeros(2)})
+    assert torch.equal(load_file(path)["a"], torch.ones(2)) and names(tmp_path) == {path.name}
+
+
+def test_the_bytes_are_on_disk_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), real_sync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), real_replace(a, b)))
+    write_bytes(tmp_path / "file", b"new")
+    assert calls == ["fsync", "replace", "fsync"]
