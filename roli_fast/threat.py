@@ -43,7 +43,11 @@ def check_positive(name: str, value: float) -> None:
 
 def check_bounds(bounds: Bounds) -> None:
     """Raise `ArgumentError` unless `bounds` is (low, high), finite, low < high."""
-    ok = len(bounds) == 2 and all(map(math.isfinite, bounds)) and bounds[0] < bounds[1]
+    try:
+        low, high = bounds
+        ok = math.isfinite(low) and math.isfinite(high) and low < high
+    except (TypeError, ValueError):
+        ok = False
     if not ok:
         raise ArgumentError(
             describe("bounds", "(low, high) with low < high", bounds, "Images in [0, 1]: (0, 1).")
@@ -64,7 +68,8 @@ def check_images(x: Tensor, bounds: Bounds) -> None:
     if x.numel() == 0:
         return
     low, high = (value.item() for value in torch.aminmax(x.detach()))
-    if not (bounds[0] <= low and high <= bounds[1]):  # also False for NaN
+    lowest, highest = torch.tensor(bounds, dtype=x.dtype).tolist()  # 0.3 in fp32 is above 0.3
+    if not (lowest <= low and high <= highest):  # also False for NaN
         raise ArgumentError(
             describe(
                 "x",

@@ -1,0 +1,73 @@
+"""The threat model and the checks of radius, bounds and images."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.threat import ThreatModel, check_bounds, check_images, check_positive
+
+
+def test_defaults_are_the_usual_threat() -> None:
+    assert ThreatModel() == ThreatModel("linf", 8 / 255, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("value", [1, 1e-30, 8 / 255, np.float64(0.5)])
+def test_numbers_above_zero_pass(value: float) -> None:
+    check_positive("eps", value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.1, math.nan, math.inf, -math.inf])
+def test_other_numbers_name_the_argument(value: float) -> None:
+    with pytest.raises(ArgumentError, match=r"`eps`: expected a number > 0.*8/255"):
+        ThreatModel(eps=value)
+
+
+@pytest.mark.parametrize("value", ["8/255", None, True, torch.tensor(0.1)])
+def test_other_types_name_the_argument(value: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"`eps`: expected a number > 0"):
+        ThreatModel(eps=value)
+
+
+@pytest.mark.parametrize(
+    "bounds", [(1, 0), (0, 0), (0, math.inf), (math.nan, 1), (0,), (0, 1, 2), 1.0, "ab", None]
+)
+def test_bounds_that_are_no_range(bounds: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"`bounds`: expected \(low, high\) with low < high"):
+        check_bounds(bounds)
+
+
+def test_images_on_the_edges_pass() -> None:
+    check_images(torch.tensor([[0.0, 1.0]]), (0.0, 1.0))
+    check_images(torch.zeros(0, 3, 4, 4), (0.5, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("bounds", [(0.0, 0.3), (-2.1179, 2.64), (0.1, 0.7)])
+def test_images_clamped_to_bounds_their_dtype_cannot_hold_pass(
+    dtype: torch.dtype, bounds: tuple[float, float]
+) -> None:
+    check_images(torch.linspace(-4, 4, 32, dtype=dtype).clamp(*bounds).view(2, 16), bounds)
+
+
+@pytest.mark.parametrize("value", [-1e-6, 1.000001, math.nan, math.inf])
+def test_one_pixel_outside_is_refused_with_the_hint(value: float) -> None:
+    x = torch.full((2, 3, 4, 4), 0.5)
+    x[1, 2, 3, 0] = value
+    with pytest.raises(ArgumentError, match=r"`x`: expected images within bounds.*models.Normali"):
+        check_images(x, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(3), np.zeros((2, 3)), None, [[0.5]]]
+)
+def test_what_is_no_batch_of_images(x: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"`x`: expected a floating-point tensor.*255"):
+        check_images(x, (0.0, 1.0))
+
+
+def test_images_that_require_grad_pass() -> None:
+    check_images(torch.full((1, 2), 0.5, requires_grad=True), (0.0, 1.0))
