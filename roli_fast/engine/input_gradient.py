@@ -7,7 +7,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, cross_entropy
 
 Model = Callable[[Tensor], Tensor]
@@ -34,7 +34,9 @@ class InputGradient:
     ...     grad, loss, logits = gradient(x, y)
 
     Args:
-        model: (B, ...) images -> (B, C) logits; an `nn.Module` or any differentiable callable.
+        model: (B, ...) images -> (B, C) logits; an `nn.Module`, or any differentiable callable.
+            Only a module can be frozen and put into eval mode; a lambda around one runs it as it
+            is, so wrap it in a module instead.
         loss: per-sample loss, (logits (B, C), y (B,)) -> (B,).
     """
 
@@ -45,7 +47,8 @@ class InputGradient:
             )
         self._model = model
         self._loss = loss
-        self._labels_checked = False
+        self._entered = False
+        self._checked = False
         self._training: list[tuple[nn.Module, bool]] = []
         self._unfrozen: list[nn.Parameter] = []
         self._forwards = 0
@@ -57,6 +60,9 @@ class InputGradient:
         return Cost(self._forwards, self._backwards)
 
     def __enter__(self) -> "InputGradient":
+        if self._entered:  # the second exit would restore what the first entry changed
+            raise RoliFastError("This InputGradient is in use: make another one for a nested loop.")
+        self._entered = True
         if isinstance(self._model, nn.Module):
             self._training = [(module, module.training) for module in self._model.modules()]
             self._unfrozen = [p for p in self._model.parameters() if p.requires_grad]
@@ -83,9 +89,10 @@ class InputGradient:
         for parameter in self._unfrozen:
             parameter.requires_grad_(True)
         self._training, self._unfrozen = [], []
+        self._entered = False
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One forward and one input-backward.
+        """One forward and one input-backward. The first call checks the labels (one host sync).
 
         Args:
             x: images (B, ...), floating point.
@@ -96,31 +103,50 @@ class InputGradient:
             (B, C), all detached.
 
         Raises:
-            ArgumentError: labels of a wrong shape or range, or logits that do not depend on `x`.
+            ArgumentError: labels, logits or loss of a wrong shape, labels out of range, or logits
+                that do not depend on `x`.
+            ArgumentTypeError: `x` is no floating-point tensor, or `y` not int64 on its device.
+            RoliFastError: called outside `with`.
         """
+        self._check_call(x, y)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
             labels = y.clone() if y.is_inference() else y
-            logits = self._logits(leaf, labels)
-            loss = self._loss(logits, labels)
+            logits, loss = self._forward(leaf, labels)
             grad = _input_gradient(loss, leaf)
         self._backwards += 1
         return grad, loss.detach(), logits.detach()
 
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One forward without a graph: the per-sample loss (B,) and the logits (B, C)."""
+        self._check_call(x, y)
         with torch.no_grad():
-            logits = self._logits(x, y)
-            return self._loss(logits, y), logits
+            logits, loss = self._forward(x, y)
+            return loss, logits
 
-    def _logits(self, x: Tensor, y: Tensor) -> Tensor:
+    def _check_call(self, x: Tensor, y: Tensor) -> None:
+        if not self._entered:
+            raise RoliFastError(
+                "InputGradient works inside `with InputGradient(model) as gradient`."
+            )
+        check_tensor("x", x)
+        check_tensor("y", y)
+        if not x.is_floating_point():
+            raise ArgumentTypeError(
+                describe("x", "a floating-point tensor", x.dtype, "Divide uint8 images by 255.")
+            )
+
+    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._model(x)
         self._forwards += 1
-        if not self._labels_checked:
+        if not self._checked:
             check_logits(logits, x)
             check_labels(y, logits)
-            self._labels_checked = True
-        return logits
+        loss = self._loss(logits, y)
+        if not self._checked:
+            check_loss(loss, y)
+            self._checked = True
+        return logits, loss
 
 
 def _input_gradient(loss: Tensor, leaf: Tensor) -> Tensor:
@@ -139,6 +165,12 @@ def _input_gradient(loss: Tensor, leaf: Tensor) -> Tensor:
     return grad
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Raise `ArgumentTypeError` unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(describe(name, "a torch.Tensor", type(value).__name__))
+
+
 def check_logits(logits: object, x: Tensor) -> None:
     """Raise unless a model's output is (B, C) for the batch `x`."""
     if not isinstance(logits, Tensor):
@@ -147,7 +179,8 @@ def check_logits(logits: object, x: Tensor) -> None:
                 "model",
                 "a model that returns a logits tensor (B, C)",
                 type(logits).__name__,
-                "Wrap it: lambda x: model(x)[0], or the field that holds the logits.",
+                "Wrap it in an nn.Module whose forward returns the logits alone (a lambda would "
+                "leave the model in train mode).",
             )
         )
     if logits.ndim != 2 or logits.shape[0] != x.shape[0]:
@@ -156,12 +189,27 @@ def check_logits(logits: object, x: Tensor) -> None:
         )
 
 
+def check_loss(loss: object, y: Tensor) -> None:
+    """Raise unless a loss function's value is one number a sample."""
+    got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+    if got != tuple(y.shape):
+        raise ArgumentError(
+            describe(
+                "loss",
+                f"one value a sample, shape {tuple(y.shape)}",
+                got,
+                'Use reduction="none": a mean would mix the samples of a batch.',
+            )
+        )
+
+
 def check_labels(y: Tensor, logits: Tensor) -> None:
     """Raise unless `y` is (B,) int64 on the logits' device with values in [0, C). One sync."""
     batch, classes = logits.shape
-    if not isinstance(y, Tensor) or y.dtype != torch.int64:
-        got = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise ArgumentTypeError(describe("y", "an int64 tensor of labels", got, "Use y.long()."))
+    check_tensor("y", y)
+    if y.dtype != torch.int64:
+        fix = "Use y.long()."
+        raise ArgumentTypeError(describe("y", "an int64 tensor of labels", y.dtype, fix))
     if y.shape != (batch,):
         raise ArgumentError(describe("y", f"shape ({batch},)", tuple(y.shape)))
     if y.device != logits.device:

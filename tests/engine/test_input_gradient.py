@@ -1,0 +1,373 @@
+"""The gradient engine: right gradients, and a model given back exactly as it was."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import Counting, FixedLogits, Mixed, images, untouched
+from torch import Tensor, nn
+
+from roli_fast.engine import Cost, InputGradient
+from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError
+from roli_fast.losses import cross_entropy
+
+X = images(4, 3, 6, 6)
+Y = torch.tensor([0, 3, 1, 2])
+
+
+def plain_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by ordinary autograd, on a model in eval mode."""
+    leaf = x.clone().requires_grad_(True)
+    logits = model(leaf)
+    loss = nn.functional.cross_entropy(logits, y, reduction="none")
+    loss.sum().backward()
+    assert leaf.grad is not None
+    return leaf.grad, loss.detach(), logits.detach()
+
+
+class TestValues:
+    def test_equals_plain_autograd(self) -> None:
+        with InputGradient(Mixed()) as gradient:
+            found = gradient(X, Y)
+        for ours, theirs in zip(found, plain_gradient(Mixed().eval(), X, Y), strict=True):
+            assert torch.equal(ours, theirs)
+            assert not ours.requires_grad
+
+    def test_equals_a_finite_difference_in_fp64(self) -> None:
+        model, x = Mixed().double(), X.double()
+        with InputGradient(model) as gradient:
+            grad, _, _ = gradient(x, Y)
+            for index in [(0, 0, 0, 0), (1, 2, 3, 4), (3, 1, 5, 5), (2, 0, 2, 1)]:
+                nudge = torch.zeros_like(x)
+                nudge[index] = 1e-5
+                up, down = (gradient.evaluate(x + s * nudge, Y)[0].sum() for s in (1, -1))
+                slope = ((up - down) / 2e-5).item()
+                assert grad[index].item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+    def test_by_hand(self) -> None:
+        """Logits (2 x, 0), label 1: loss log(1 + e^2x), slope 2 sigmoid(2x) = 1 at x = 0."""
+        model = FixedLogits(torch.tensor([[2.0], [0.0]]))
+        with InputGradient(model) as gradient:
+            grad, loss, logits = gradient(torch.zeros(2, 1), torch.tensor([1, 0]))
+        assert grad.tolist() == [[1.0], [-1.0]]
+        assert loss.tolist() == pytest.approx([0.6931472] * 2)
+        assert logits.tolist() == [[0.0, 0.0]] * 2
+
+    def test_the_gradient_of_a_sample_does_not_depend_on_the_batch(self) -> None:
+        """The loss is summed: a mean would divide by the batch size."""
+        with InputGradient(Mixed()) as gradient:
+            whole = gradient(X, Y)[0]
+            single = torch.cat([gradient(X[i : i + 1], Y[i : i + 1])[0] for i in range(4)])
+        assert torch.allclose(whole, single, rtol=1e-5, atol=1e-8)
+
+    def test_another_loss(self) -> None:
+        def margin(logits: Tensor, y: Tensor) -> Tensor:
+            return -logits.gather(1, y[:, None])[:, 0]
+
+        model = FixedLogits(torch.tensor([[2.0, 1.0], [5.0, -3.0]]))
+        with InputGradient(model, margin) as gradient:
+            grad, _, _ = gradient(torch.ones(2, 2), torch.tensor([0, 1]))
+        assert grad.tolist() == [[-2.0, -1.0], [-5.0, 3.0]]
+
+    def test_evaluate_is_the_forward_alone(self) -> None:
+        with InputGradient(Mixed()) as gradient:
+            loss, logits = gradient.evaluate(X, Y)
+            _, same_loss, same_logits = gradient(X, Y)
+        assert torch.equal(loss, same_loss) and torch.equal(logits, same_logits)
+        assert loss.grad_fn is None and logits.grad_fn is None
+
+    def test_an_empty_batch(self) -> None:
+        with InputGradient(Mixed()) as gradient:
+            grad, loss, logits = gradient(X[:0], Y[:0])
+        assert grad.shape == (0, 3, 6, 6) and loss.shape == (0,) and logits.shape == (0, 4)
+
+    def test_a_plain_callable(self) -> None:
+        with InputGradient(lambda x: x.flatten(1)[:, :4].square()) as gradient:
+            grad, _, _ = gradient(X, Y)
+        assert grad.flatten(1)[:, :4].abs().min() > 0 and not grad.flatten(1)[:, 4:].any()
+
+    def test_input_that_has_a_history_gets_no_gradient(self) -> None:
+        leaf = X.clone().requires_grad_(True)
+        with InputGradient(Mixed()) as gradient:
+            grad, _, _ = gradient(leaf * 1, Y)
+            again, _, _ = gradient(leaf, Y)
+        assert leaf.grad is None and torch.equal(grad, again)
+
+
+class TestSurroundings:
+    @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+    def test_works_in_any_gradient_mode(self, around: Callable[[], Any]) -> None:
+        truth = plain_gradient(Mixed().eval(), X, Y)[0]
+        model = Mixed()
+        with around(), untouched(model), InputGradient(model) as gradient:
+            x, y = X.clone(), Y.clone()  # inference tensors in inference mode
+            assert torch.equal(gradient(x, y)[0], truth)
+            gradient.evaluate(x, y)
+
+    def test_inference_tensors_outside_inference_mode(self) -> None:
+        with torch.inference_mode():
+            x, y = X.clone(), Y.clone()
+        with InputGradient(Mixed()) as gradient:
+            assert torch.equal(gradient(x, y)[0], plain_gradient(Mixed().eval(), X, Y)[0])
+            gradient.evaluate(x, y)
+
+    def test_works_inside_an_outer_autocast(self) -> None:
+        """A weight cast and cached by the training forward must not leak into the attack."""
+        model = Mixed()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(X)
+            before = model.state_dict()["norm.running_mean"].clone()
+            with untouched(model), InputGradient(model) as gradient:
+                grad, loss, logits = gradient(X, Y)
+            model(X).float().sum().backward()  # weights have a graph again after the attack
+        assert torch.equal(model.norm.running_mean, before)  # pyright: ignore
+        assert logits.dtype == torch.bfloat16
+        assert grad.dtype == loss.dtype == torch.float32
+        assert model.head.weight.grad is not None
+        truth = plain_gradient(Mixed().eval(), X, Y)[0]
+        cosine = nn.functional.cosine_similarity(
+            grad.flatten(1), truth.flatten(1), dim=1
+        )  # the running statistics moved once: close, not equal
+        assert (cosine > 0.8).all()
+
+    def test_bf16_model_and_images(self) -> None:
+        model = Mixed().bfloat16()
+        with untouched(model), InputGradient(model) as gradient:
+            grad, loss, logits = gradient(X.bfloat16(), Y)
+        assert grad.dtype == logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
+
+
+class Failing(Mixed):
+    """Raises in its forward number `at`."""
+
+    def __init__(self, at: int, kind: type[BaseException] = RuntimeError) -> None:
+        super().__init__()
+        self.left, self.kind = at, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise self.kind("boom")
+        return super().forward(x)
+
+
+class TestRestoration:
+    def test_everything_is_as_it_was(self) -> None:
+        model = Mixed()
+        with untouched(model):
+            with InputGradient(model) as gradient:
+                assert not any(module.training for module in model.modules())
+                assert not any(p.requires_grad for p in model.parameters())
+                for _ in range(3):
+                    gradient(X, Y)
+                gradient.evaluate(X, Y)
+        assert model.training and not model.norm.training  # the picture is not trivial
+        assert not model.norm.weight.requires_grad and model.conv.weight.grad is not None
+
+    @pytest.mark.parametrize("at", [1, 2, 3])
+    @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+    def test_after_an_exception_in_the_model(self, at: int, kind: type[BaseException]) -> None:
+        model = Failing(at, kind)
+        with untouched(model), pytest.raises(kind, match="boom"):
+            with InputGradient(model) as gradient:
+                for _ in range(3):
+                    gradient(X, Y)
+
+    def test_after_an_exception_in_the_loss(self) -> None:
+        def broken(logits: Tensor, y: Tensor) -> Tensor:
+            raise ZeroDivisionError
+
+        model = Mixed()
+        with untouched(model), pytest.raises(ZeroDivisionError):
+            with InputGradient(model, broken) as gradient:
+                gradient(X, Y)
+
+    def test_after_an_exception_in_the_backward(self) -> None:
+        class Broken(torch.autograd.Function):
+            @staticmethod
+            def forward(_context: Any, x: Tensor) -> Tensor:  # pyright: ignore
+                return x.clone()
+
+            @staticmethod
+            def backward(_context: Any, grad: Tensor) -> Tensor:  # pyright: ignore
+                raise RuntimeError("boom")
+
+        model = nn.Sequential(Mixed())
+        model[0].conv.register_forward_pre_hook(lambda _m, args: Broken.apply(*args))  # pyright: ignore
+        with untouched(model), pytest.raises(RuntimeError, match="boom"):
+            with InputGradient(model) as gradient:
+                gradient(X, Y)
+
+    def test_after_an_exception_on_entry(self) -> None:
+        class Stubborn(nn.Identity):
+            def train(self, mode: bool = True) -> "Stubborn":
+                if not mode:
+                    raise RuntimeError("cannot be put into eval mode")
+                return super().train(mode)
+
+        model = nn.Sequential(Mixed(), Stubborn())
+        with untouched(model), pytest.raises(RuntimeError, match="eval mode"):
+            with InputGradient(model):
+                pytest.fail("entered")
+
+    def test_tied_weights(self) -> None:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4))
+        model[2].weight = model[1].weight  # pyright: ignore
+        with untouched(model), InputGradient(model) as gradient:
+            gradient(images(2, 1, 2, 2), Y[:2])
+
+    def test_it_can_be_used_again(self) -> None:
+        model = Mixed()
+        gradient = InputGradient(model)
+        for _ in range(2):
+            with untouched(model), gradient:
+                gradient(X, Y)
+        assert gradient.cost == Cost(2, 2)
+
+    def test_nesting_the_same_engine_is_refused(self) -> None:
+        """The inner exit would forget, and the outer one find nothing to restore."""
+        model = Mixed()
+        with untouched(model), pytest.raises(RoliFastError, match="in use"):
+            with InputGradient(model) as gradient, gradient:
+                pytest.fail("entered twice")
+
+    def test_two_engines_on_one_model_nest(self) -> None:
+        model = Mixed()
+        with untouched(model), InputGradient(model) as outer:
+            with InputGradient(model) as inner:
+                inner(X, Y)
+            assert not model.training
+            outer(X, Y)
+
+    def test_use_outside_with_is_refused(self) -> None:
+        gradient = InputGradient(Mixed())
+        for call in (gradient, gradient.evaluate):
+            with pytest.raises(RoliFastError, match="inside `with"):
+                call(X, Y)
+
+
+class Recording(torch.autograd.Function):
+    """x @ w.T that notes which gradients its backward is asked for."""
+
+    asked: list[tuple[bool, ...]] = []
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor) -> Tensor:  # pyright: ignore
+        context.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
+        Recording.asked.append(context.needs_input_grad)
+        x, weight = context.saved_tensors
+        return grad @ weight, grad.t() @ x
+
+
+class TestCost:
+    def test_the_weight_gradient_is_never_asked_for(self) -> None:
+        class Net(FixedLogits):
+            def forward(self, x: Tensor) -> Tensor:
+                return Recording.apply(x.flatten(1), self.weight)  # pyright: ignore
+
+        model = Net(torch.randn(4, 5))
+        x, y = images(3, 5), Y[:3]
+        Recording.asked.clear()
+        nn.functional.cross_entropy(model(x.clone().requires_grad_()), y).backward()
+        assert Recording.asked == [(True, True)]  # what plain backward asks for
+        model.weight.grad = None
+        Recording.asked.clear()
+        with InputGradient(model) as gradient:
+            gradient(x, y)
+        assert Recording.asked == [(True, False)]
+        assert model.weight.grad is None
+
+    def test_passes_are_counted(self) -> None:
+        model = Counting(Mixed())
+        with InputGradient(model) as gradient:
+            for _ in range(3):
+                gradient(X, Y)
+            gradient.evaluate(X, Y)
+        assert gradient.cost == Cost(model.forwards, model.backwards) == Cost(4, 3)
+
+
+class Returning(nn.Module):
+    """A model that returns whatever a function makes of the logits."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.change = Mixed(), change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.inner(x))
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("change", "kind", "message"),
+        [
+            (lambda z: (z, z), ArgumentTypeError, "`model`.*logits tensor.*got tuple.*nn.Module"),
+            (lambda z: {"logits": z}, ArgumentTypeError, "got dict"),
+            (lambda z: z.detach(), ArgumentError, "`model`.*depend on x.*no_grad"),
+            (lambda z: z[:, 0], ArgumentError, r"`model`: expected logits of shape \(4, C\)"),
+            (lambda z: z[:3], ArgumentError, r"got \(3, 4\)"),
+            (lambda z: z[..., None, None], ArgumentError, r"got \(4, 4, 1, 1\)"),
+        ],
+    )
+    def test_what_a_model_may_not_return(
+        self, change: Callable[[Tensor], Any], kind: type[Exception], message: str
+    ) -> None:
+        model = Returning(change)
+        with untouched(model), pytest.raises(kind, match=message), InputGradient(model) as gradient:
+            gradient(X, Y)
+
+    def test_a_model_that_ignores_its_input(self) -> None:
+        class Constant(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.zeros(len(x), 4, requires_grad=True) * 1
+
+        with pytest.raises(ArgumentError, match="without a path to x"):
+            with InputGradient(Constant()) as gradient:
+                gradient(X, Y)
+
+    @pytest.mark.parametrize(
+        ("y", "kind", "message"),
+        [
+            ([0, 3, 1, 2], ArgumentTypeError, r"`y`: expected a torch.Tensor, got list"),
+            (Y.int(), ArgumentTypeError, r"`y`: expected an int64 tensor.*int32.*y.long\(\)"),
+            (Y.float(), ArgumentTypeError, r"`y`.*float32"),
+            (Y[:3], ArgumentError, r"`y`: expected shape \(4,\), got \(3,\)"),
+            (Y[:, None], ArgumentError, r"got \(4, 1\)"),
+            (nn.functional.one_hot(Y), ArgumentError, r"got \(4, 4\)"),
+            (Y.to("meta"), ArgumentError, r"`y`: expected labels on cpu, got meta"),
+            (Y + 1, ArgumentError, r"`y`: expected labels in \[0, 4\).*from 1 to 4.*num_classes"),
+            (Y - 1, ArgumentError, r"labels from -1 to 2"),
+        ],
+    )
+    @pytest.mark.parametrize("call", ["__call__", "evaluate"])
+    def test_wrong_labels(self, y: Any, kind: type[Exception], message: str, call: str) -> None:
+        model = Mixed()
+        with untouched(model), pytest.raises(kind, match=message), InputGradient(model) as gradient:
+            getattr(gradient, call)(X, y)
+
+    @pytest.mark.parametrize("x", [X.numpy(), None, (X * 255).byte()])
+    def test_wrong_images(self, x: Any) -> None:
+        with pytest.raises(ArgumentTypeError, match="`x`: expected a"):
+            with InputGradient(Mixed()) as gradient:
+                gradient(x, Y)
+
+    @pytest.mark.parametrize("loss", [nn.functional.cross_entropy, lambda z, y: z])
+    def test_a_loss_that_is_not_one_number_a_sample(self, loss: Any) -> None:
+        with pytest.raises(ArgumentError, match=r"`loss`: expected one value a sample"):
+            with InputGradient(Mixed(), loss) as gradient:
+                gradient(X, Y)
+
+    def test_something_that_is_no_model(self) -> None:
+        with pytest.raises(ArgumentTypeError, match="`model`: expected a callable.*got str"):
+            InputGradient("resnet18")  # pyright: ignore
+
+    def test_labels_are_looked_at_once(self) -> None:
+        """The check waits for the device, so an attack pays it once and not at every step."""
+        with InputGradient(Mixed(), lambda z, y: cross_entropy(z, y.clamp(max=3))) as gradient:
+            gradient(X, Y)
+            gradient(X, Y + 1)
