@@ -70,13 +70,13 @@ class PGD(Attack):
     ) -> AttackResult:
         """As `__call__`, with the cost beside the images."""
         if self.norm is None or self.eps is None or self.bounds is None:
-            raise ArgumentError(
-                describe("eps, norm, bounds", "values", self, "Call `.under(threat_model)` first.")
-            )
+            missing = [n for n in ("norm", "eps", "bounds") if getattr(self, n) is None]
+            fix = "Set it, or call `.under(ThreatModel(...))` first."
+            raise ArgumentError(describe(", ".join(missing), "a value", None, fix))
         norm, eps, bounds = NORMS[self.norm], self.eps, self.bounds
         step_size = self.step_size if self.step_size is not None else eps / 4
-        x = x.detach()
         check_images(x, bounds)
+        x = x.detach()
         with InputGradient(model) as gradient, torch.no_grad():
             if self.random_start:
                 x_adv = norm.random_start(x, eps=eps, bounds=bounds, generator=generator)
@@ -105,7 +105,7 @@ class _Best:
         if self.images is None or self.loss is None:
             self.images, self.loss = x_adv.clone(), loss.clone()
             return self.images
-        better = loss > self.loss
+        better = (loss > self.loss) | self.loss.isnan()  # a NaN never hides a number
         self.loss = torch.where(better, loss, self.loss)
         mask = better.view(-1, *[1] * (x_adv.ndim - 1))
         self.images = torch.where(mask, x_adv, self.images)

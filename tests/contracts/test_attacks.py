@@ -1,0 +1,181 @@
+"""What every registered attack must do."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import Counting, Mixed, images, untouched
+
+from roli_fast.attacks import ATTACKS, Attack
+from roli_fast.engine import Cost
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.norms import NORMS
+from roli_fast.threat import ThreatModel
+
+THREAT = ThreatModel("linf", 8 / 255, (0.0, 1.0))
+X = images(6, 3, 6, 6)
+Y = torch.tensor([0, 3, 1, 2, 0, 1])
+
+
+def short(kind: type[Attack], **options: Any) -> Attack:
+    """The attack with few steps, where it has steps, and everything else as it comes."""
+    known = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore
+    steps = {"steps": 3} if "steps" in known else {}
+    return kind(**{**steps, **options}).under(THREAT)
+
+
+@pytest.fixture(params=ATTACKS.names())
+def kind(request: pytest.FixtureRequest) -> type[Attack]:
+    return ATTACKS[request.param]
+
+
+@pytest.fixture
+def attack(kind: type[Attack]) -> Attack:
+    return short(kind)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def loss(model: torch.nn.Module, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        return torch.nn.functional.cross_entropy(model(x), Y).item()
+
+
+def test_it_is_a_frozen_dataclass_with_usable_defaults(kind: type[Attack]) -> None:
+    attack: Any = kind()
+    assert dataclasses.is_dataclass(kind) and attack == kind() and hash(attack) == hash(kind())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        attack.eps = 0.5
+    assert attack.label and attack.label == attack.label.lower()
+
+
+def test_labels_of_different_attacks_differ() -> None:
+    labels = [ATTACKS[name]().label for name in ATTACKS]
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("eps", [1 / 255, 8 / 255, 0.3])
+def test_result_is_a_new_tensor_in_ball_and_box(
+    kind: type[Attack], dtype: torch.dtype, eps: float
+) -> None:
+    model, x = Mixed().to(dtype), X.to(dtype)
+    kept = x.clone()
+    attack = short(kind, eps=eps)
+    x_adv = attack(model, x, Y, generator())
+    distance = NORMS[THREAT.norm].distance(x_adv, x)
+    assert x_adv.shape == x.shape and x_adv.dtype == dtype and x_adv is not x
+    assert (distance <= torch.tensor(eps).double()).all() and (distance > 0).all()
+    assert 0 <= x_adv.min() and x_adv.max() <= 1
+    assert not x_adv.requires_grad and x_adv.grad_fn is None
+    assert torch.equal(x, kept)
+
+
+def test_it_raises_the_loss(attack: Attack) -> None:
+    model = Mixed().eval()
+    assert loss(model, attack(model, X, Y, generator())) > loss(model, X)
+
+
+def test_the_model_is_given_back_and_the_cost_is_true(attack: Attack) -> None:
+    model = Counting(Mixed())
+    with untouched(model):
+        result = attack.run(model, X, Y, generator())
+    assert result.cost == Cost(model.forwards, model.backwards)
+    assert model.forwards > 0
+
+
+def test_draws_depend_on_the_generator_alone(attack: Attack) -> None:
+    model = Mixed()
+    first = attack(model, X, Y, generator(1))
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        assert torch.equal(attack(model, X, Y, generator(1)), first)
+
+
+def test_without_a_generator_the_global_seed_decides(attack: Attack) -> None:
+    with torch.random.fork_rng():
+        results = []
+        for _ in range(2):
+            torch.manual_seed(5)
+            results.append(attack(Mixed(), X, Y))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 6, 9), (3, 3, 9, 6), (3, 7), (1, 3, 6, 6), (0, 3, 6, 6)])
+def test_other_shapes(attack: Attack, shape: tuple[int, ...]) -> None:
+    model = Mixed() if len(shape) == 4 else torch.nn.Linear(7, 4)
+    x = images(*shape)
+    x_adv = attack(model, x, Y[: shape[0]], generator())
+    assert x_adv.shape == x.shape
+    assert (NORMS[THREAT.norm].distance(x_adv, x) <= torch.tensor(THREAT.eps).double()).all()
+
+
+def test_channels_last_images(attack: Attack) -> None:
+    model, rows = Mixed(), X.contiguous(memory_format=torch.channels_last)
+    x_adv = attack(model, rows, Y, generator())
+    assert torch.allclose(x_adv, attack(model, X, Y, generator()), atol=1e-6)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_under_other_gradient_modes(attack: Attack, around: Any) -> None:
+    model = Mixed()
+    truth = attack(model, X, Y, generator())
+    with around(), untouched(model):
+        assert torch.equal(attack(model, X.clone(), Y.clone(), generator()), truth)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ((X - 0.45) / 0.225, r"`x`: expected images within bounds.*models.Normalize"),
+        (X.clone().index_fill_(0, torch.tensor(2), float("nan")), r"`x`: expected images within"),
+        ((X * 255).byte(), r"`x`: expected a floating-point tensor.*255"),
+        (X.numpy(), r"`x`: expected a floating-point tensor.*ndarray"),
+    ],
+)
+def test_images_that_cannot_be_attacked(attack: Attack, x: Any, message: str) -> None:
+    model = Mixed()
+    with untouched(model), pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        attack(model, x, Y, generator())
+
+
+@pytest.mark.parametrize("y", [Y.int(), Y[:2], Y + 9, Y.tolist(), None])
+def test_labels_that_cannot_be_used(attack: Attack, y: Any) -> None:
+    model = Mixed()
+    with untouched(model), pytest.raises((ArgumentError, ArgumentTypeError), match="`y`"):
+        attack(model, X, y, generator())
+
+
+def test_under_fills_only_what_is_none(kind: type[Attack]) -> None:
+    threat = ThreatModel("linf", 0.25, (0.0, 2.0))
+    assert kind().under(threat) == kind()
+    names = ("norm", "eps", "bounds")
+    empty: Any = kind(**dict.fromkeys(names)).under(threat)
+    assert tuple(getattr(empty, name) for name in names) == ("linf", 0.25, (0.0, 2.0))
+    partly: Any = kind(norm=None, eps=0.5).under(threat)  # pyright: ignore
+    assert (partly.norm, partly.eps) == ("linf", 0.5)
+
+
+@pytest.mark.parametrize("name", ["norm", "eps", "bounds"])
+def test_a_field_that_is_still_none_is_named(kind: type[Attack], name: str) -> None:
+    with pytest.raises(ArgumentError, match=rf"`{name}`: expected a value.*\.under"):
+        kind(**{name: None})(Mixed(), X, Y)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"eps": 0}, {"eps": -0.1}, {"eps": "8/255"}, {"norm": "Linf"}, {"bounds": (1, 0)}],
+    ids=str,
+)
+def test_wrong_fields_are_named_at_construction(kind: type[Attack], options: Any) -> None:
+    (name,) = options
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"`{name}`"):
+        kind(**options)
+
+
+def test_an_unknown_norm_lists_the_known_ones(kind: type[Attack]) -> None:
+    with pytest.raises(ArgumentError, match="one of: .*linf.*got 'l7'"):
+        kind(norm="l7")  # pyright: ignore
