@@ -1,5 +1,6 @@
 """Any timm architecture as a classifier of images in [0, 1]."""
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,21 +74,22 @@ class Classifier(nn.Module):
     def head_name(self) -> str:
         """Module path of the head inside this model, "backbone.head" say."""
         head = self.backbone.get_classifier()  # type: ignore[operator]
-        return next(name for name, module in self.named_modules() if module is head)
+        for name, module in self.named_modules():
+            if module is head:
+                return name
+        raise self._no_single_head(head)
 
     @property
     def head(self) -> nn.Linear:
         """The linear layer from features to logits."""
         head = self.get_submodule(self.head_name)
         if not isinstance(head, nn.Linear):
-            raise ArgumentError(
-                describe(
-                    "model.name",
-                    "an architecture with one linear head",
-                    f"{self.config.name} with {type(head).__name__}",
-                )
-            )
+            raise self._no_single_head(head)
         return head
+
+    def _no_single_head(self, head: object) -> ArgumentError:
+        got = f"{self.config.name} with {type(head).__name__}"
+        return ArgumentError(describe("model.name", "an architecture with one linear head", got))
 
 
 def create(
@@ -105,9 +107,12 @@ def create(
             where given.
 
     Raises:
-        ArgumentError: unknown architecture, wrong options, or an image size that does not fit.
+        ArgumentError: unknown architecture, wrong options, fewer than one class, an image size that
+            does not fit, or a download that failed.
         CheckpointError: a weight file that is missing, damaged or does not fit.
     """
+    if num_classes < 1:
+        raise ArgumentError(describe("num_classes", "an integer >= 1", num_classes))
     card = read_card(config.weights) if config.weights else {}
     backbone = _timm_model(config, num_classes, seed)
     own = getattr(backbone, "pretrained_cfg", {})
@@ -123,7 +128,7 @@ def create(
 
 def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
     if not timm.is_model(config.name.split(".")[0]):
-        near = timm.list_models(f"*{config.name.split('_')[0]}*")[:8]
+        near = difflib.get_close_matches(config.name, timm.list_models(), n=5)
         raise ArgumentError(
             describe(
                 "model.name",
@@ -133,7 +138,8 @@ def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
             )
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "model"))
+        # the CPU's generator alone: torch.manual_seed would reseed every GPU's too, for good
+        torch.default_generator.manual_seed(derive_seed(seed, "model"))
         try:
             return timm.create_model(
                 config.name,
@@ -141,10 +147,27 @@ def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
                 num_classes=num_classes,
                 **config.options,
             )
-        except TypeError as error:
-            raise ArgumentError(
-                describe("model.options", f"arguments of timm's {config.name}", error)
-            ) from error
+        except Exception as error:  # whatever a constructor makes of wrong options
+            raise _not_built(config, error) from error
+
+
+def _not_built(config: Model, error: Exception) -> ArgumentError:
+    if config.pretrained and not isinstance(error, TypeError):
+        return ArgumentError(
+            describe(
+                "model.pretrained",
+                f"weights of {config.name} that timm can download",
+                _first_line(error),
+                "Pass a local file as model.weights where there is no network.",
+            )
+        )
+    return ArgumentError(
+        describe("model.options", f"arguments of timm's {config.name}", _first_line(error))
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_image_size(model: Classifier, size: int) -> None:
@@ -159,7 +182,7 @@ def _check_image_size(model: Classifier, size: int) -> None:
             describe(
                 "image_size",
                 f"images that {model.config.name} takes",
-                f"{size}x{size} ({str(error).splitlines()[0]})",
+                f"{size}x{size} ({_first_line(error)})",
                 "Set data.image_size to the model's size, or model.resize to resize inside the "
                 "model, or model.options {img_size: ...} to build the model for this size.",
             )

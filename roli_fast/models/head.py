@@ -3,12 +3,12 @@
 import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from roli_fast.errors import CheckpointError, describe
+from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.files import write_tensors
 from roli_fast.models.factory import Classifier
 from roli_fast.models.weights import fingerprint, read_state_dict
@@ -26,7 +26,13 @@ def init_head(model: Classifier, init: HeadInit, *, seed: int = 0) -> None:
             is the wide head of the RoLI release (Kaiming normal over fan-out, standard deviation
             sqrt(2 / classes), bias -ln 99), kept as a control.
         seed: seeds the draw.
+
+    Raises:
+        ArgumentError: another `init`, or a model without a linear head.
     """
+    if init not in get_args(HeadInit):
+        known = ", ".join(get_args(HeadInit))
+        raise ArgumentError(describe("init", f"one of: {known}", repr(init)))
     head = model.head
     if init == "zero":
         nn.init.zeros_(head.weight)
@@ -42,9 +48,10 @@ def init_head(model: Classifier, init: HeadInit, *, seed: int = 0) -> None:
 
 
 def backbone_fingerprint(model: Classifier) -> str:
-    """sha256 of everything but the head, in the state-dict sense."""
+    """sha256 of what the features depend on: all tensors but the head's, and the normalisation."""
     prefix = model.head_name + "."
-    return fingerprint({n: t for n, t in model.state_dict().items() if not n.startswith(prefix)})
+    state = {n: t for n, t in model.state_dict().items() if not n.startswith(prefix)}
+    return fingerprint({**state, "mean": model.normalize.mean, "std": model.normalize.std})
 
 
 def save_head(model: Classifier, path: str | Path) -> None:

@@ -10,7 +10,15 @@ from roli_fast.errors import ArgumentError, describe
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, for images (B, C, H, W) in [0, 1]."""
+    """(x - mean) / std per channel, for images (B, C, H, W) in [0, 1].
+
+    Args:
+        mean: mean of each channel, in [0, 1] units.
+        std: standard deviation of each channel, > 0.
+
+    Raises:
+        ArgumentError: `mean` and `std` do not fit, or images with another number of channels.
+    """
 
     mean: Tensor
     std: Tensor
@@ -21,10 +29,19 @@ class Normalize(nn.Module):
             raise ArgumentError(
                 describe("std", f"{len(mean)} numbers > 0, as many as mean has", tuple(std))
             )
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
+        channels = self.mean.shape[:1]
+        if x.shape[-3:-2] != channels:  # a gray image would broadcast to three channels unnoticed
+            raise ArgumentError(
+                describe("x", f"images (B, {channels[0]}, H, W)", f"shape {tuple(x.shape)}")
+            )
         return (x - self.mean) / self.std
 
 

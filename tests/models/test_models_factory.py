@@ -1,0 +1,198 @@
+"""Building classifiers: pixels in, reproducible, and errors that say what to change."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from tiny_models import SIZES, SMALL, images, tiny
+from torch import nn
+from torch.nn.functional import interpolate
+
+from roli_fast.errors import ArgumentError
+from roli_fast.models import Classifier, Model, Normalize, create
+
+MEAN, STD = (0.1, 0.5, 0.75), (0.25, 0.5, 2.0)
+VIT = "vit_tiny_patch16_224"
+
+
+def batch(name: str) -> torch.Tensor:
+    return images(2, 3, SIZES[name], SIZES[name])
+
+
+@pytest.mark.parametrize("name", SMALL)
+class TestAnyArchitecture:
+    def test_it_is_timm_behind_a_normalisation(self, name: str) -> None:
+        """Manual: channel by channel in fp64, then the bare network."""
+        model = tiny(name, config={"mean": MEAN, "std": STD}).eval()
+        x = batch(name)
+        channels = [(x[:, c].double() - MEAN[c]) / STD[c] for c in range(3)]
+        truth = model.backbone(torch.stack(channels, dim=1).float())
+        assert model(x).shape == (2, 5)
+        assert torch.allclose(model(x), truth, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(model(x), model.backbone(x), atol=1e-3)
+
+    def test_features_are_what_the_head_sees(self, name: str) -> None:
+        model, x = tiny(name).eval(), batch(name)
+        features = model.features(x)
+        assert features.shape == (2, model.head.in_features)
+        assert torch.allclose(model.head(features), model(x), atol=1e-6)
+        assert model.get_submodule(model.head_name) is model.head
+
+    def test_the_seed_decides_and_the_global_state_stays(self, name: str) -> None:
+        before = torch.get_rng_state()
+        first, again, other = (tiny(name, seed=seed).state_dict() for seed in (3, 3, 4))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert all(torch.equal(first[key], again[key]) for key in first)
+        assert not all(torch.equal(first[key], other[key]) for key in first)
+
+    def test_the_image_size_is_checked_and_the_flags_kept(self, name: str) -> None:
+        model = tiny(name, image_size=SIZES[name])
+        assert all(module.training for module in model.modules())
+
+
+def test_no_gpu_is_reseeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.manual_seed would also reseed the generators of all GPUs, which nothing restores."""
+
+    def reseed(_seed: int) -> None:
+        pytest.fail("a global seed was set")
+
+    monkeypatch.setattr(torch, "manual_seed", reseed)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseed)
+    tiny()
+
+
+def test_timm_alone_gives_the_same_logits() -> None:
+    model = tiny("resnet18").eval()
+    plain = timm.create_model("resnet18", num_classes=5, **SMALL["resnet18"]).eval()
+    plain.load_state_dict(model.backbone.state_dict())
+    mean, std = (torch.tensor(plain.pretrained_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
+    x = batch("resnet18")
+    assert torch.allclose(model(x), plain((x - mean) / std), atol=1e-6)
+
+
+def test_the_normalisation_defaults_to_timms_own() -> None:
+    assert tiny("resnet18").card["mean"] == [0.485, 0.456, 0.406]
+    assert tiny(VIT).card["std"] == [0.5, 0.5, 0.5]
+    assert tiny(VIT, config={"mean": MEAN}).card["std"] == [0.5, 0.5, 0.5]
+
+
+def test_resizing_happens_inside() -> None:
+    model, x = tiny(VIT, config={"resize": 8}, image_size=6).eval(), images(2, 3, 6, 6)
+    big = interpolate(x, size=(8, 8), mode="bilinear", align_corners=False)
+    assert torch.allclose(model(x), tiny(VIT).eval()(big), atol=1e-6)
+    assert torch.equal(model(big), tiny(VIT).eval()(big))
+    leaf = x.clone().requires_grad_(True)
+    assert torch.autograd.grad(model(leaf).sum(), leaf)[0].shape == x.shape
+
+
+def test_the_hint_of_a_wrong_image_size_works() -> None:
+    config = Model(VIT, options=SMALL[VIT])
+    with pytest.raises(ArgumentError, match=r"`image_size`.*12x12.*model\.resize.*img_size"):
+        create(config, num_classes=5, image_size=12)
+    x = images(2, 3, 12, 12)
+    resized = create(replace(config, resize=8), num_classes=5, image_size=12)
+    rebuilt = create(
+        replace(config, options={**SMALL[VIT], "img_size": 12}), num_classes=5, image_size=12
+    )
+    assert resized(x).shape == rebuilt(x).shape == (2, 5)
+
+
+def test_an_image_size_error_without_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(timm.models.vision_transformer.VisionTransformer, "forward", fail)
+    with pytest.raises(ArgumentError, match="8x8 .AssertionError"):
+        tiny(VIT, image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "resnet81",
+            r"`model.name`: expected a timm arch.*Similar: .*resnet18",
+        ),
+        ("", "`model.name`"),
+        ("qqqq", r"`model.name`.*'qqqq'\.$"),
+        ("deit_tiny_distilled_patch16_224", "`model.name`.*one linear head.*with tuple"),
+    ],
+)
+def test_names_that_do_not_work(name: str, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        options = dict(SMALL[VIT]) if name.startswith("deit") else {}
+        create(Model(name, options=options), num_classes=5).head  # noqa: B018
+
+
+def test_a_convolutional_head_is_refused() -> None:
+    options = dict(layers=(1, 1, 1, 1), channels=(8, 8, 8, 8), stem_chs=8)
+    model = create(Model("resnetv2_50", options=options), num_classes=5)
+    with pytest.raises(ArgumentError, match="one linear head, got resnetv2_50 with Conv2d"):
+        model.head  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (VIT, {"no_such": 1}),
+        (VIT, {"img_size": 8, "embed_dim": 15, "num_heads": 4}),
+        ("resnet18", {"num_classes": 3}),
+        ("resnet18", {"block": 3}),
+    ],
+)
+def test_options_that_do_not_work(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=f"`model.options`.*of timm's {name}"):
+        create(Model(name, options=options), num_classes=5)
+
+
+def test_a_failed_download_is_no_wrong_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_args: Any, **_options: Any) -> None:
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ArgumentError, match=r"`model.pretrained`.*no route to host\..*weights"):
+        create(Model("resnet18", pretrained=True), num_classes=5)
+
+
+@pytest.mark.parametrize("num_classes", [0, -3])
+def test_too_few_classes(num_classes: int) -> None:
+    with pytest.raises(ArgumentError, match="`num_classes`: expected an integer >= 1"):
+        tiny(num_classes=num_classes)
+
+
+def test_two_sources_of_weights_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="`pretrained`.*Choose one"):
+        Model(weights="x.pth", pretrained=True)
+
+
+class TestNormalize:
+    def test_by_hand(self) -> None:
+        x = torch.tensor([[[[0.6]], [[0.5]], [[0.75]]]])
+        assert Normalize(MEAN, STD)(x).flatten().tolist() == [2.0, 0.0, 0.0]
+
+    def test_it_adds_nothing_to_a_state_dict(self) -> None:
+        assert not Normalize(MEAN, STD).state_dict()
+
+    def test_integers_are_numbers(self) -> None:
+        assert Normalize([0, 0, 0], [1, 1, 1]).half().mean.dtype == torch.float16
+
+    @pytest.mark.parametrize("std", [(1.0, 1.0), (1.0, 1.0, 0.0), (1.0, float("nan"), 1.0)])
+    def test_wrong_std(self, std: tuple[float, ...]) -> None:
+        with pytest.raises(ArgumentError, match="`std`: expected 3 numbers > 0"):
+            Normalize(MEAN, std)
+
+    @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 4, 4, 4), (2, 48), (3,)])
+    def test_other_channels_do_not_broadcast(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ArgumentError, match=r"`x`: expected images \(B, 3, H, W\)"):
+            Normalize(MEAN, STD)(torch.zeros(shape))
+
+    def test_images_of_one_channel(self) -> None:
+        assert Normalize([0.5], [0.5])(torch.ones(2, 1, 3, 3)).unique().tolist() == [1.0]
+
+
+def test_in_fp64() -> None:
+    model = tiny().double()
+    assert isinstance(model, Classifier) and isinstance(model, nn.Module)
+    assert model(images(2, 3, 8, 8).double()).dtype == torch.float64
