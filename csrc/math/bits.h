@@ -30,13 +30,17 @@ RF_HD float magnitude(float value) { return float_of(bits_of(value) & 0x7fffffff
 
 RF_HD bool is_finite(float value) { return (bits_of(value) & 0x7f800000u) != 0x7f800000u; }
 
-// The next float towards +infinity; `value` is neither zero nor an infinity.
+// The neighbours of `value`, which is neither zero nor an infinity. Counting the bits up leads away
+// from zero; 1 | (the sign bit shifted all the way down) is 1 for positive numbers, else -1.
 RF_HD float next_up(float value) {
   const uint32_t bits = bits_of(value);
-  return float_of(bits + ((bits >> 31) ? 0xffffffffu : 1u));
+  return float_of(bits + (1u | (0u - (bits >> 31))));
 }
 
-RF_HD float next_down(float value) { return -next_up(-value); }
+RF_HD float next_down(float value) {
+  const uint32_t bits = bits_of(value);
+  return float_of(bits - (1u | (0u - (bits >> 31))));
+}
 
 // The exact error of the rounded sum: a + b == sum + sum_error(a, b, sum) (Knuth's TwoSum).
 RF_HD float sum_error(float a, float b, float sum) {

@@ -25,10 +25,12 @@ RF_HD LinfScalars scalars_of(const LinfStepCall& call, int64_t sample) {
   return {amount_of(call.eps, sample), amount_of(call.step_size, sample), call.low, call.high};
 }
 
-// step * sign(grad); a zero or a non-finite gradient moves nothing.
+// step * sign(grad); a zero or a non-finite gradient moves nothing. In bits: the gradient's sign is
+// put on the step, and (magnitude - 1) leaves the range of finite numbers for zero, infinity, NaN.
 RF_HD float signed_step(float grad, float step_size) {
-  const float signed_size = grad > 0.0f ? step_size : -step_size;
-  return (grad != 0.0f && is_finite(grad)) ? signed_size : 0.0f;
+  const uint32_t bits = bits_of(grad);
+  const bool moves = (bits & 0x7fffffffu) - 1u < 0x7f7fffffu;
+  return moves ? float_of(bits_of(step_size) ^ (bits & 0x80000000u)) : 0.0f;
 }
 
 // The smallest number of the grid inside the ball. The sign of the rounding error of x - eps tells
@@ -56,9 +58,9 @@ template <class Grid>
 RF_HD float linf_step(float x_adv, float grad, float x, const LinfScalars& s) {
   const float moved = Grid::nearest(x_adv + signed_step(grad, s.step_size));
   const float inside = clamp(moved, ball_low<Grid>(x, s.eps), ball_high<Grid>(x, s.eps));
+  const float boxed = clamp(inside, s.low, s.high);
   const float difference = x - s.eps;  // NaN if x or eps is: no ball to be inside of
-  const float kept = difference == difference ? inside : float_of(0x7fc00000u);
-  return clamp(kept, s.low, s.high) + 0.0f;
+  return (difference == difference ? boxed : float_of(0x7fc00000u)) + 0.0f;
 }
 
 }  // namespace rf
