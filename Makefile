@@ -5,6 +5,9 @@ BIN = $(VENV)/bin
 SOURCES = pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
+# a waiting OpenMP thread sleeps soon instead of spinning beside a busy neighbour
+export GOMP_SPINCOUNT ?= 5000
+
 .PHONY: demo test test-slow check types bench-ops clean
 
 demo: $(VENV)/.built  ## install into .venv and run RoLI beside RanLI on small images

@@ -9,13 +9,17 @@ Ops, attacks and the engine need torch alone and load with the package. `models`
 `python -m roli_fast.train` runs the whole job; `python -m roli_fast.doctor` shows what was built.
 """
 
-from roli_fast import attacks as attacks
-from roli_fast import engine as engine
-from roli_fast import errors as errors
-from roli_fast import losses as losses
-from roli_fast import norms as norms
-from roli_fast import ops as ops
-from roli_fast.attacks import PGD as PGD
-from roli_fast.engine import InputGradient as InputGradient
-from roli_fast.errors import RoliFastError as RoliFastError
-from roli_fast.threat import ThreatModel as ThreatModel
+from roli_fast.spinning import limit_spinning
+
+limit_spinning()  # before torch is imported
+
+from roli_fast import attacks as attacks  # noqa: E402
+from roli_fast import engine as engine  # noqa: E402
+from roli_fast import errors as errors  # noqa: E402
+from roli_fast import losses as losses  # noqa: E402
+from roli_fast import norms as norms  # noqa: E402
+from roli_fast import ops as ops  # noqa: E402
+from roli_fast.attacks import PGD as PGD  # noqa: E402
+from roli_fast.engine import InputGradient as InputGradient  # noqa: E402
+from roli_fast.errors import RoliFastError as RoliFastError  # noqa: E402
+from roli_fast.threat import ThreatModel as ThreatModel  # noqa: E402

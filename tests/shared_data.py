@@ -66,12 +66,23 @@ class SharedData:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def robust_vit() -> Path:
+    """A small adversarially trained ViT's weights; skips the test where they are not there."""
+    path = _archives().parent / "weights" / "vit_micro_imagenet99_adv.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} in {path.parent}; set ROLI_FAST_DATA")
+    return path
+
+
+def _archives() -> Path:
+    default = REPOSITORY.parent / "shared" / "data"
+    return Path(os.environ.get("ROLI_FAST_DATA") or default)
+
+
 def find() -> SharedData:
     """The shared data of this machine; whether an archive exists is seen when it is asked for."""
-    default = REPOSITORY.parent / "shared" / "data"
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    archives = Path(os.environ.get("ROLI_FAST_DATA") or default)
-    return SharedData(archives, Path(cache) / "roli_fast" / "test_data")
+    return SharedData(_archives(), Path(cache) / "roli_fast" / "test_data")
 
 
 def _first(content: tarfile.TarFile, per_folder: int | None) -> Iterator[tarfile.TarInfo]:

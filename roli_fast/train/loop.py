@@ -103,7 +103,7 @@ class StageLoop:
         done = self.progress.epoch * size
         done += min(self.progress.step * self.stage.batch_size, size)
         return self.context.bar(
-            " ".join(str(value) for value in self.job.place.values()),
+            "seed {seed} {method}/{stage}".format(**self.job.place),
             total=self.stage.epochs * size,
             initial=done,
         )

@@ -176,7 +176,7 @@ class Pipeline:
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         experiment = self.experiment
-        with self.context.bar(f"{seed} {path.parent.name} test", total=len(splits.test)) as bar:
+        with self.context.bar(f"seed {seed} {path.parent.name}/test", total=len(splits.test)) as bar:
 
             def after_batch(count: int) -> None:
                 bar.update(count)
