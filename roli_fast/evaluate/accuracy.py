@@ -57,8 +57,9 @@ def evaluate(
         after_batch: called with the number of images done; a progress bar, or a stop.
 
     Raises:
-        ArgumentError: no images, or labels that the model cannot give.
+        ArgumentError: no images, labels that the model cannot give, or two attacks of one label.
     """
+    _check_labels_differ(attacks)
     training = [(module, module.training) for module in model.modules()]
     clean: list[Tensor] = []
     robust: dict[str, list[Tensor]] = {attack.label: [] for attack in attacks}
@@ -77,9 +78,23 @@ def evaluate(
     finally:
         for module, flag in training:
             module.training = flag
-    if not clean:
-        raise ArgumentError(describe("batches", "at least one batch", "none"))
+    if not sum(map(len, clean)):
+        raise ArgumentError(describe("batches", "at least one image", "none"))
     return Evaluation(torch.cat(clean), {label: torch.cat(f) for label, f in robust.items()})
+
+
+def _check_labels_differ(attacks: Sequence[Attack]) -> None:
+    labels = [attack.label for attack in attacks]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ArgumentError(
+            describe(
+                "attacks",
+                "attacks that differ in their label, the name of a column of results",
+                f"{', '.join(twice)} more than once",
+                "Evaluate them in separate calls.",
+            )
+        )
 
 
 def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -87,7 +102,8 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         logits = model(x)
     check_logits(logits, x)
     check_labels(y, logits)
-    return logits.argmax(1) == y
+    # argmax takes a NaN for the maximum, so a model that breaks down would be right for class 0
+    return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 
 
 def _survivors(  # noqa: PLR0913 - one batch and what is done to it
@@ -111,5 +127,14 @@ def accuracy(flags: Tensor) -> float:
 
 
 def standard_error(accuracy: float, count: int) -> float:
-    """Binomial standard error of an accuracy measured on `count` images."""
+    """Binomial standard error sqrt(a (1 - a) / n) of an accuracy `a` measured on n images.
+
+    Args:
+        accuracy: share in [0, 1].
+        count: number of images, at least one.
+    """
+    if not 0 <= accuracy <= 1:
+        raise ArgumentError(describe("accuracy", "a share in [0, 1]", accuracy))
+    if count < 1:
+        raise ArgumentError(describe("count", "at least one image", count))
     return math.sqrt(accuracy * (1 - accuracy) / count)
