@@ -83,11 +83,15 @@ class Pipeline:
             logger.info("source: %s", source.summary())
         self._set_threads(splits)
         outcomes: dict[str, list[dict[str, Any]]] = {m: [] for m in experiment.methods}
+        pretrained: list[StageResult] = []
         for seed in experiment.seeds:
-            weights = self._pretrain(source, seed) if source else None
+            weights = None
+            if source:
+                weights, result = self._pretrain(source, seed)
+                pretrained.append(result)
             for method in experiment.methods:
                 outcomes[method].append(self._method(method, splits, seed, weights))
-        summary = summarise(experiment, splits, outcomes)
+        summary = summarise(experiment, splits, outcomes, [asdict(r) for r in pretrained])
         write_json(self.run_dir / "summary.json", summary)
         return summary
 
@@ -99,12 +103,13 @@ class Pipeline:
         torch.set_num_threads(threads)
         write_environment(self.run_dir, device=self.context.device, threads=threads)
 
-    def _pretrain(self, source: Splits, seed: int) -> Path:
-        """Robust pretraining on the source images; returns the weight file."""
+    def _pretrain(self, source: Splits, seed: int) -> tuple[Path, StageResult]:
+        """Robust pretraining on the source images; returns the weight file and the result."""
         model = self._model(source, seed, weights=None)
         folder = self.run_dir / f"seed-{seed}" / "pretrain"
-        self._stage("pretrain", "pretrain", self.experiment.pretrain, model, source, seed, folder)
-        return folder / "best.safetensors"
+        stage = self.experiment.pretrain
+        result = self._stage("pretrain", "source", stage, model, source, seed, folder)
+        return folder / "best.safetensors", result
 
     def _method(
         self, method: str, splits: Splits, seed: int, weights: Path | None
@@ -176,7 +181,9 @@ class Pipeline:
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         experiment = self.experiment
-        with self.context.bar(f"seed {seed} {path.parent.name}/test", total=len(splits.test)) as bar:
+        with self.context.bar(
+            f"seed {seed} {path.parent.name}/test", total=len(splits.test)
+        ) as bar:
 
             def after_batch(count: int) -> None:
                 bar.update(count)

@@ -14,11 +14,14 @@ Outcome = dict[str, Any]
 
 
 def summarise(
-    experiment: Experiment, splits: Splits, outcomes: dict[str, list[Outcome]]
+    experiment: Experiment,
+    splits: Splits,
+    outcomes: dict[str, list[Outcome]],
+    pretrained: list[Outcome],
 ) -> dict[str, Any]:
     """What summary.json holds.
 
-    Per method: the stages (times averaged over seeds), the test (mean over seeds), and every seed.
+    `pretrain` is the stage on the source images, null without one. Per method: the stages (times averaged over seeds), the test (mean over seeds), and every seed.
     Accuracies are fractions. `standard_error` is binomial, for one seed's test images; `sd` is the
     sample standard deviation over seeds, present with two or more.
     """
@@ -34,6 +37,7 @@ def summarise(
         },
         "attack": repr(test),
         "note": experiment.note,
+        "pretrain": _stage(pretrained) if pretrained else None,
         "methods": {method: _method(runs) for method, runs in outcomes.items()},
         "comparisons": [
             _compare(first, outcomes[first], second, outcomes[second], test.label)
@@ -163,6 +167,10 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         f"{summary['test_images']} test images, {threat['norm']} eps {threat['eps']:.4g}; "
         f"+- is the {spread}."
     ]
+    if summary["pretrain"]:
+        score = 100 * summary["pretrain"]["best_validation_accuracy"]
+        speed = summary["pretrain"]["train_images_per_second"]
+        lines.append(f"Pretraining: {score:.1f} % on its validation split, {speed:.0f} images/s.")
     for entry in summary["comparisons"]:
         first, second = entry["methods"]
         lines.append(

@@ -40,7 +40,7 @@ def outcome(seed: int, clean: str, robust: str) -> dict[str, Any]:
 
 def summary(outcomes: dict[str, list[dict[str, Any]]], seeds: str) -> dict[str, Any]:
     experiment = parse(["--seeds", seeds]).experiment
-    return summarise(experiment, experiment.data.load(), outcomes)
+    return summarise(experiment, experiment.data.load(), outcomes, [])
 
 
 def test_one_seed_uses_the_test_images() -> None:
