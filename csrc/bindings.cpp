@@ -53,18 +53,18 @@ rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, in
 void linf_step(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t numel,
                int dtype, const Amount& eps, const Amount& step_size, float low, float high,
                int threads) {
-  const auto call = linf_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, low,
-                                   high);
+  const auto call =
+      linf_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, low, high);
   py::gil_scoped_release release;
   rf::linf_step_cpu(call, threads);
 }
 
 #ifdef RF_CUDA
-void linf_step_cuda(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
-                    int64_t numel, int dtype, const Amount& eps, const Amount& step_size,
-                    float low, float high, int device, uintptr_t stream) {
-  const auto call = linf_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, low,
-                                   high);
+void linf_step_cuda(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t numel,
+                    int dtype, const Amount& eps, const Amount& step_size, float low, float high,
+                    int device, uintptr_t stream) {
+  const auto call =
+      linf_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, low, high);
   const int code = rf::linf_step_cuda(call, device, pointer<void>(stream));
   if (code) throw std::runtime_error("linf_step_ on CUDA: " + rf::cuda_error_text(code));
 }

@@ -20,8 +20,8 @@ RF_HD float widen_bf16(uint16_t bits) { return float_of(static_cast<uint32_t>(bi
 RF_CLONES void step_bf16(uint16_t* __restrict x_adv, const uint16_t* __restrict grad,
                          const uint16_t* __restrict x, int64_t n, LinfScalars s) {
   for (int64_t i = 0; i < n; ++i) {
-    const float out = linf_step<Bf16Grid>(widen_bf16(x_adv[i]), widen_bf16(grad[i]),
-                                          widen_bf16(x[i]), s);
+    const float out =
+        linf_step<Bf16Grid>(widen_bf16(x_adv[i]), widen_bf16(grad[i]), widen_bf16(x[i]), s);
     x_adv[i] = static_cast<uint16_t>(bits_of(out) >> 16);
   }
 }
@@ -31,8 +31,7 @@ RF_CLONES void step_fp16_widened(float* __restrict x_adv, const float* __restric
   for (int64_t i = 0; i < n; ++i) x_adv[i] = linf_step<Fp16Grid>(x_adv[i], grad[i], x[i], s);
 }
 
-void step_fp16(uint16_t* x_adv, const uint16_t* grad, const uint16_t* x, int64_t n,
-               LinfScalars s) {
+void step_fp16(uint16_t* x_adv, const uint16_t* grad, const uint16_t* x, int64_t n, LinfScalars s) {
   constexpr int64_t kBlock = 512;  // three blocks of floats stay in the first-level cache
   alignas(64) float wide_x_adv[kBlock], wide_grad[kBlock], wide_x[kBlock];
   for (int64_t begin = 0; begin < n; begin += kBlock) {

@@ -40,9 +40,9 @@ template <class T>
 __device__ void step_one(const LinfStepCall& call, int64_t i, const LinfScalars& s) {
   using Word = typename T::Word;
   Word* x_adv = static_cast<Word*>(call.x_adv);
-  const float out = linf_step<typename T::Grid>(
-      T::widen(x_adv[i]), T::widen(static_cast<const Word*>(call.grad)[i]),
-      T::widen(static_cast<const Word*>(call.x)[i]), s);
+  const float out = linf_step<typename T::Grid>(T::widen(x_adv[i]),
+                                                T::widen(static_cast<const Word*>(call.grad)[i]),
+                                                T::widen(static_cast<const Word*>(call.x)[i]), s);
   x_adv[i] = T::narrow(out);
 }
 

@@ -85,12 +85,21 @@ def test_the_box_wins_where_it_does_not_meet_the_ball(backend, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_zero_is_written_without_a_sign(backend, dtype):
-    x = torch.tensor([[0.0, -0.0, 0.125]], dtype=dtype)
-    x_adv = torch.tensor([[-0.0, -0.0, 0.125]], dtype=dtype)
-    grad = torch.tensor([[0.0, -0.0, -1.0]], dtype=dtype)
+    # Zeros of both signs kept, reached by a step, and reached by the upper limit of the ball.
+    x = torch.tensor([[0.0, -0.0, 0.125, -0.125]], dtype=dtype)
+    x_adv = torch.tensor([[-0.0, -0.0, 0.125, -0.0625]], dtype=dtype)
+    grad = torch.tensor([[0.0, -0.0, -1.0, 1.0]], dtype=dtype)
     moved = step(x_adv, grad, x, eps=0.125, step_size=0.125, bounds=(-1.0, 1.0))
-    assert moved.tolist() == [[0.0, 0.0, 0.0]]
+    assert moved.tolist() == [[0.0] * 4]
     assert not torch.signbit(moved).any()
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_a_result_that_rounds_to_zero_has_no_sign(backend, dtype):
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x = torch.tensor([[tiny]], dtype=torch.float64).to(dtype)
+    moved = step(x, -torch.ones_like(x), x, step_size=1.25 * tiny, bounds=(-1.0, 1.0))
+    assert moved.tolist() == [[0.0]] and not torch.signbit(moved).any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
