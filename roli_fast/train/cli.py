@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,23 +22,7 @@ from roli_fast.train.config import (
     translate,
 )
 from roli_fast.train.experiment import Experiment
-
-logger = logging.getLogger(__name__)
-
-USAGE = """python -m roli_fast.train [--config FILE|RECIPE] [--FIELD VALUE ...]
-                                [--run_dir DIR] [--resume] [--print_config]
-
-Adversarial linear probing, then adversarial fine-tuning from that head (RoLI), beside the
-fine-tune from a fresh head (RanLI). Without --config and --data it runs the quickstart.
-
-  --config FILE     a YAML file, or the name of a packaged recipe (quickstart)
-  --run_dir DIR     where everything is written (default: runs/<name>-<time>)
-  --resume          continue the interrupted run in --run_dir
-  --print_config    print the whole configuration as YAML and stop
-
-Every field can be set on the command line: --threat.eps 4/255 --finetune.epochs 10
---data image_folder --data.root photos --model.name vit_small_patch16_224 --seeds 0,1,2
-"""
+from roli_fast.train.usage import help_text
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ def parse(arguments: Sequence[str]) -> Command:
         ConfigError: an unknown or ill-typed field, named.
         SystemExit: after --help.
     """
-    own = argparse.ArgumentParser(usage=USAGE, add_help=False, allow_abbrev=False)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config")
     own.add_argument("--run_dir", type=Path)
     own.add_argument("--resume", action="store_true")
@@ -69,9 +52,7 @@ def parse(arguments: Sequence[str]) -> Command:
     own.add_argument("-h", "--help", action="store_true")
     options, overrides = own.parse_known_args(list(arguments))
     if options.help:
-        print(USAGE)
-        print("Fields:\n")
-        build_parser().print_help()
+        print(help_text())
         raise SystemExit(0)
     if options.resume:
         return _resumed(options, overrides)

@@ -34,6 +34,9 @@ COMPONENTS: dict[type, Registry[Any]] = {
 }
 """Where a field of each base type finds its classes by name."""
 
+FOLLOWS_THREAT = ("norm", "eps", "step_size", "bounds")
+"""Fields of an attack that are null in a run unless they are given."""
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 _FRACTION = re.compile(r"^[-+]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?$")
 
@@ -112,6 +115,9 @@ def _component(tree: Mapping[str, Any], registry: Registry[Any], where: str) -> 
         raise ConfigError(describe(f"{where}.name", f"one of: {known}", repr(tree["name"])))
     chosen = registry[tree["name"]]
     arguments = {name: value for name, value in tree.items() if name != "name"}
+    if registry is ATTACKS:  # what is left out follows the run's threat model
+        left_out = set(FOLLOWS_THREAT) & set(field_types(chosen)) - set(arguments)
+        arguments |= dict.fromkeys(left_out)
     return {"class_path": class_path(chosen), "init_args": to_class_paths(arguments, chosen, where)}
 
 

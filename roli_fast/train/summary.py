@@ -21,9 +21,10 @@ def summarise(
 ) -> dict[str, Any]:
     """What summary.json holds.
 
-    `pretrain` is the stage on the source images, null without one. Per method: the stages (times averaged over seeds), the test (mean over seeds), and every seed.
-    Accuracies are fractions. `standard_error` is binomial, for one seed's test images; `sd` is the
-    sample standard deviation over seeds, present with two or more.
+    `pretrain` is the stage on the source images, null without one. Per method: the stages (times
+    averaged over seeds), the test (mean over seeds), and every seed. Accuracies are fractions.
+    `standard_error` is binomial, for one seed's test images; `sd` is the sample standard deviation
+    over seeds, present with two or more.
     """
     test = experiment.test.under(experiment.threat)
     return {

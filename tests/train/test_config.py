@@ -8,10 +8,15 @@ import yaml
 from roli_fast.attacks import PGD
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
+from roli_fast.models import Model
 from roli_fast.peft import Full, Linear
+from roli_fast.threat import ThreatModel
 from roli_fast.train.cli import build, parse
-from roli_fast.train.config import RECIPES, field_types, read_yaml
+from roli_fast.train.config import COMPONENTS, RECIPES, field_types, read_yaml
 from roli_fast.train.experiment import Experiment
+from roli_fast.train.optim import Optimizer
+from roli_fast.train.stage import Stage
+from roli_fast.train.usage import descriptions
 
 
 def test_no_arguments_is_the_quickstart() -> None:
@@ -168,14 +173,25 @@ def test_a_wrong_file_is_named_with_its_fix(tmp_path: Path, text: str, words: li
     assert all(word in message for word in words), message
 
 
-def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])
     assert caught.value.code == 0
     printed = capsys.readouterr().out
-    for name in field_types(Experiment):
-        assert f"--{name}" in printed
     assert "--print_config" in printed
+    for registry in COMPONENTS.values():
+        assert all(f"the {registry.kind} {name}:" in printed for name in registry)
+    undescribed = [
+        f"{kind.__name__}.{name}"
+        for kind in (Experiment, Stage, Optimizer, Model, ThreatModel, *components())
+        for name in field_types(kind)
+        if name not in descriptions(kind)
+    ]
+    assert undescribed == []
+
+
+def components() -> list[type]:
+    return [registry[name] for registry in COMPONENTS.values() for name in registry]
 
 
 def test_a_null_after_a_field_wins() -> None:
@@ -189,3 +205,12 @@ def test_a_null_after_a_field_wins() -> None:
 def test_a_value_without_a_flag_is_told() -> None:
     with pytest.raises(ConfigError, match="'oops'"):
         parse(["--seeds", "1", "oops"])
+
+
+def test_an_attack_in_yaml_follows_the_threat_model(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {name: digits}\nthreat: {eps: 0.1}\ntest: {name: pgd, steps: 3}\n")
+    experiment = parse(["--config", str(file)]).experiment
+    attack = experiment.test.under(experiment.threat)
+    assert (attack.eps, attack.norm, attack.bounds) == (0.1, "linf", (0.0, 1.0))  # type: ignore[attr-defined]
+    assert attack.step_size is None  # type: ignore[attr-defined]

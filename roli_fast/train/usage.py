@@ -1,0 +1,100 @@
+"""The text of `--help`: every field with its default and what its docstring says."""
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+from roli_fast.train.config import COMPONENTS, field_types
+from roli_fast.train.experiment import Experiment
+from roli_fast.train.stage import Stage
+
+USAGE = """\
+python -m roli_fast.train [--config FILE|RECIPE] [--FIELD VALUE ...]
+                          [--run_dir DIR] [--resume] [--print_config]
+
+Adversarial linear probing, then adversarial fine-tuning from that head (RoLI), beside the
+fine-tune from a fresh head (RanLI). Without --config and --data it runs the quickstart.
+
+  --config FILE     a YAML file, or the name of a packaged recipe (quickstart)
+  --run_dir DIR     where everything is written (default: runs/<name>-<time>)
+  --resume          continue the interrupted run in --run_dir
+  --print_config    print the whole configuration as YAML and stop
+
+Every field can be set on the command line: --threat.eps 4/255 --finetune.epochs 10
+--data image_folder --data.root photos --model.name vit_small_patch16_224 --seeds 0,1,2
+"""
+
+
+def help_text() -> str:
+    """Usage, the fields of a run, of a stage, and of every component."""
+    parts = [USAGE, "Fields of a run:", *_lines(Experiment, "--")]
+    parts += [
+        "",
+        "Fields of a stage (--probe.NAME, --finetune.NAME, --ranli.NAME, --pretrain.NAME):",
+    ]
+    parts += _lines(Stage, "  .")
+    for registry in COMPONENTS.values():
+        for name in registry:
+            parts += ["", f"Fields of the {registry.kind} {name}:"]
+            parts += list(_lines(registry[name], "  .")) or ["  (none)"]
+    return "\n".join(parts)
+
+
+def _lines(kind: type, prefix: str) -> Iterator[str]:
+    texts = descriptions(kind)
+    types = field_types(kind)
+    for field in fields(kind):
+        if field.name not in types:
+            continue
+        inner = types[field.name]
+        if is_dataclass(inner) and inner not in COMPONENTS and inner is not Stage:
+            yield from _lines(inner, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            yield _line(f"{prefix}{field.name}", _default(field), texts.get(field.name, ""), inner)
+
+
+def _line(flag: str, default: str, text: str, kind: Any) -> str:
+    if kind in COMPONENTS:
+        text += f" One of: {', '.join(COMPONENTS[kind].names())}."
+    body = f"{text} [{default}]" if default else text
+    indent = " " * 28
+    wrapped = textwrap.fill(body, 100, initial_indent=indent, subsequent_indent=indent)
+    head = f"  {flag}"
+    return f"{head:<27} {wrapped.lstrip()}" if len(head) < 28 else f"{head}\n{wrapped}"
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is not MISSING:
+        value = field.default
+    elif field.default_factory is not MISSING:
+        value = field.default_factory()
+    else:
+        return "required"
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, Stage):
+        return ""
+    for base, registry in COMPONENTS.items():
+        if isinstance(value, base):
+            return registry.name_of(type(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def descriptions(kind: type) -> dict[str, str]:
+    """Field -> text of the `Args:` section, the bases' fields included."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        section = re.search(
+            r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(base.__doc__ or ""), re.M | re.S
+        )
+        if section:
+            for name, text in re.findall(
+                r"^ {4}(\w+): (.*?)(?=^ {4}\S|\Z)", section[1], re.M | re.S
+            ):
+                found[name] = " ".join(text.split())
+    return found
