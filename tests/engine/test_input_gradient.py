@@ -72,7 +72,7 @@ class TestValues:
 
     def test_evaluate_is_the_forward_alone(self) -> None:
         with InputGradient(Mixed()) as gradient:
-            loss, logits = gradient.evaluate(X, Y)
+            loss, logits = gradient.evaluate(X.clone().requires_grad_(True), Y)
             _, same_loss, same_logits = gradient(X, Y)
         assert torch.equal(loss, same_loss) and torch.equal(logits, same_logits)
         assert loss.grad_fn is None and logits.grad_fn is None

@@ -243,6 +243,8 @@ class TestFingerprint:
             {"a": a.double()},
             {"a": a.view(2, 2)},
             {"a": a + 1e-6},
+            {"a": torch.zeros(4)},
+            {"a": torch.zeros(4, dtype=torch.int32)},
             {"a": a, "n": torch.tensor(0)},
             {"a": a, "n": torch.tensor(False)},
             {},
