@@ -102,9 +102,15 @@ def test_views_that_negate_are_read_right():
     assert negated.is_neg()
     expected = reference.linf_step(x_adv, -grad, x, **OPTIONS)
     assert torch.equal(ops.linf_step_(x_adv.clone(), negated, x, **OPTIONS), expected)
-    target = torch.complex(x, -x_adv).conj().imag
-    assert target.is_neg()
-    assert torch.equal(ops.linf_step_(target, -grad, x, **OPTIONS), expected)
+    dense = torch._neg_view(grad)
+    assert dense.is_neg() and dense.is_contiguous()
+    assert torch.equal(ops.linf_step_(x_adv.clone(), dense, x, **OPTIONS), expected)
+    assert torch.equal(
+        ops.linf_step_(x_adv.clone(), -grad, torch._neg_view(-x), **OPTIONS), expected
+    )
+    for target in (torch.complex(x, -x_adv).conj().imag, torch._neg_view(-x_adv)):
+        assert target.is_neg()
+        assert torch.equal(ops.linf_step_(target, -grad, x, **OPTIONS), expected)
 
 
 def test_zero_tensors_are_read_right():

@@ -1,0 +1,40 @@
+// Runs every thread of every block of the Linf step's CUDA kernel, one after the other.
+#include "cuda/linf_step.cuh"
+
+namespace {
+
+template <class T>
+int run(const rf::LinfStepCall& call) {
+  const auto geometry = rf::cuda::geometry_of(call, sizeof(typename T::Word));
+  gridDim = {geometry.blocks, geometry.samples};
+  for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+      for (threadIdx.x = 0; threadIdx.x < rf::cuda::kThreads; ++threadIdx.x) {
+        if (geometry.vectors) {
+          rf::cuda::step_kernel<T, true>(geometry.call);
+        } else {
+          rf::cuda::step_kernel<T, false>(geometry.call);
+        }
+      }
+    }
+  }
+  return geometry.vectors;
+}
+
+}  // namespace
+
+// Returns whether the kernel went by vectors.
+extern "C" int step(void* x_adv, const void* grad, const void* x, int64_t samples,
+                    int64_t per_sample, int dtype, const float* eps, int64_t eps_stride) {
+  const rf::LinfStepCall call = {
+      x_adv, grad, x, samples, per_sample, static_cast<rf::DType>(dtype), {eps, 0, eps_stride},
+      {nullptr, 0.015625f, 0}, 0.0f, 1.0f};
+  switch (call.dtype) {
+    case rf::DType::fp32:
+      return run<rf::cuda::Fp32>(call);
+    case rf::DType::bf16:
+      return run<rf::cuda::Bf16>(call);
+    default:
+      return run<rf::cuda::Fp16>(call);
+  }
+}
