@@ -25,7 +25,7 @@ check: $(VENV)/.tested  ## style, then the tests: what CI runs
 	$(MAKE) test
 
 types: $(VENV)/.tested
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench-ops: $(VENV)/.tested
 	$(BIN)/python benchmarks/ops.py

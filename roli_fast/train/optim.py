@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -72,7 +72,8 @@ def _exempt(model: nn.Module) -> set[str]:
     for prefix, module in model.named_modules():
         listed = getattr(module, "no_weight_decay", None)
         if callable(listed):
-            names |= {f"{prefix}.{name}" if prefix else name for name in listed()}
+            found = cast(Iterable[str], listed())
+            names |= {f"{prefix}.{name}" if prefix else name for name in found}
     return names
 
 
