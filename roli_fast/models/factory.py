@@ -46,7 +46,10 @@ class Model:
 
 
 class Classifier(nn.Module):
-    """resize -> normalise -> backbone with head. Images (B, 3, H, W) in [0, 1] -> logits (B, C)."""
+    """resize -> normalise -> backbone with head. Images (B, 3, H, W) in [0, 1] -> logits (B, C).
+
+    The number of channels is that of `mean`; timm's own means are for three.
+    """
 
     def __init__(self, backbone: nn.Module, config: Model, mean: Any, std: Any) -> None:
         super().__init__()
@@ -176,7 +179,7 @@ def _check_image_size(model: Classifier, size: int) -> None:
     try:
         with torch.no_grad():
             model.eval()
-            model.backbone(torch.zeros(1, 3, size, size))
+            model.backbone(torch.zeros(1, len(model.card["mean"]), size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ArgumentError(
             describe(

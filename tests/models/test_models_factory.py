@@ -196,3 +196,10 @@ def test_in_fp64() -> None:
     model = tiny().double()
     assert isinstance(model, Classifier) and isinstance(model, nn.Module)
     assert model(images(2, 3, 8, 8).double()).dtype == torch.float64
+
+
+def test_gray_images() -> None:
+    options = {**SMALL[VIT], "in_chans": 1}
+    config = Model(VIT, options=options, mean=(0.5,), std=(0.25,))
+    model = create(config, num_classes=5, image_size=8)
+    assert model(images(2, 1, 8, 8)).shape == (2, 5)
