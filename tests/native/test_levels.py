@@ -25,7 +25,7 @@ SHIM = """
 extern "C" void step(void* x_adv, const void* grad, const void* x, int64_t samples,
                      int64_t per_sample, int dtype, const float* eps, const float* size) {
   rf::linf_step_cpu({x_adv, grad, x, samples, per_sample, static_cast<rf::DType>(dtype),
-                     {eps, 0, 1}, {size, 0, 1}, 0.0f, 1.0f}, 2);
+                     {eps, 0, 1}, {size, 0, 1}, -59904.0f, 59904.0f}, 2);
 }
 """
 
@@ -58,18 +58,22 @@ def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
 
 
 def test_each_level_equals_the_reference(library):
-    eps, size = torch.tensor([0.03, 0.0, 0.4]), torch.tensor([0.01, 0.1, 1e-6])
+    # Half a spacing of bf16, of fp16 and of fp16's subnormals: ties, which go to the even number.
+    size = torch.tensor([0.01, 2**-9, 2**-12, 2**-25, 1e-6])
+    eps = torch.tensor([0.03, 0.4, 0.4, 1e-6, 0.0])
+    scale = torch.tensor([1.0, 1.0, 1.0, 2**-15, 1.0])[:, None]
+    bounds = (-59904.0, 59904.0)  # a number of every dtype
     for code, dtype in enumerate(DTYPES):
         generator = torch.Generator().manual_seed(code)
-        bits = torch.randint(0, 2**32, (3, 3, 1111), generator=generator)
+        bits = torch.randint(0, 2**32, (3, 5, 1111), generator=generator)
         wild = (bits - 2**31).to(torch.int32).view(torch.float32).to(dtype)
-        x = torch.rand(3, 1111, generator=generator).to(dtype)
+        x = (torch.rand(5, 1111, generator=generator) * scale).to(dtype)
         x_adv = torch.where(bits[0] % 3 == 0, wild[0], x)
         x = torch.where(bits[1] % 3 == 0, wild[1], x)
-        expected = reference.linf_step(x_adv, wild[2], x, eps=eps, step_size=size)
+        expected = reference.linf_step(x_adv, wild[2], x, eps=eps, step_size=size, bounds=bounds)
         library.step(
             *map(pointer, (x_adv, wild[2], x)),
-            *(ctypes.c_int64(3), ctypes.c_int64(1111), ctypes.c_int(code)),
+            *(ctypes.c_int64(5), ctypes.c_int64(1111), ctypes.c_int(code)),
             *map(pointer, (eps, size)),
         )
         assert torch.equal(x_adv.isnan(), expected.isnan())
