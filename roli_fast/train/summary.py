@@ -118,7 +118,7 @@ def _compare(
     elif np.ptp(gaps) == 0:
         name, p = "paired t, over seeds", 1.0 if gaps[0] == 0 else 0.0
     else:
-        name, p = "paired t, over seeds", float(stats.ttest_1samp(gaps, 0.0)[1])
+        name, p = "paired t, over seeds", float(np.asarray(stats.ttest_1samp(gaps, 0.0))[1])
     return {**common, "test": name, "p_value": p}
 
 
