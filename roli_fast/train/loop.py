@@ -14,7 +14,7 @@ from tqdm import tqdm
 from roli_fast import peft
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch, Splits, batches, num_batches
-from roli_fast.errors import InterruptedRunError, NonFiniteLossError
+from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError
 from roli_fast.evaluate import evaluate
 from roli_fast.models import Classifier, save_model
 from roli_fast.seeds import derive_seed
@@ -67,6 +67,7 @@ class StageLoop:
         self.progress = checkpoint.Progress()
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
+        self.pending: list[Tensor] = []
 
     @property
     def resume_path(self) -> Path:
@@ -82,9 +83,14 @@ class StageLoop:
         """
         self._resume()
         with self._bar() as bar, torch.random.fork_rng(self._rng_devices()):
-            for epoch in range(self.progress.epoch, self.stage.epochs):
-                self._train_epoch(epoch, bar)
-                self._finish_epoch(epoch, bar)
+            try:
+                for epoch in range(self.progress.epoch, self.stage.epochs):
+                    self._train_epoch(epoch, bar)
+                    self._finish_epoch(epoch)
+            except DataError:  # a damaged image must not cost the work before it
+                self._flush(self.progress.epoch, bar)
+                self._save()
+                raise
         return self._finish()
 
     def _resume(self) -> None:
@@ -110,15 +116,14 @@ class StageLoop:
 
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
         self.stage.tuning.train_mode(self.model)
-        pending: list[Tensor] = []
         started = time.perf_counter()
         for batch in self._batches(epoch):
-            pending.append(self._update(epoch, batch))
+            self.pending.append(self._update(epoch, batch))
             self.progress.step += 1
             last = self.progress.step == self.steps
             due = self._checkpoint_due() or self.context.interrupt.signal is not None
-            if len(pending) == _FLUSH or last or due:
-                self._flush(epoch, pending, bar)
+            if len(self.pending) == _FLUSH or last or due:
+                self._flush(epoch, bar)
                 self.progress.train_seconds += time.perf_counter() - started
                 if due:
                     self._save_and_check()
@@ -164,11 +169,13 @@ class StageLoop:
             warmup=round(self.stage.warmup_epochs * self.steps),
         )
 
-    def _flush(self, epoch: int, pending: list[Tensor], bar: tqdm) -> None:
+    def _flush(self, epoch: int, bar: tqdm) -> None:
         """Bring the losses over, look for NaN, and add them to the epoch's sums."""
-        rows = torch.stack(pending).cpu()
-        first = self.progress.step - len(pending)
-        pending.clear()
+        if not self.pending:
+            return
+        rows = torch.stack(self.pending).cpu()
+        first = self.progress.step - len(self.pending)
+        self.pending.clear()
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
             self._refuse(epoch, first + int(bad[0]), float(rows[bad[0], 0]))
@@ -197,6 +204,10 @@ class StageLoop:
         return time.monotonic() - self.saved_at >= 60 * self.context.checkpoint_minutes
 
     def _save_and_check(self) -> None:
+        self._save()
+        self.context.interrupt.check()
+
+    def _save(self) -> None:
         checkpoint.save_resume(
             self.resume_path,
             model=checkpoint.changing_tensors(self.model, self.names),
@@ -205,9 +216,8 @@ class StageLoop:
             progress=self.progress,
         )
         self.saved_at = time.monotonic()
-        self.context.interrupt.check()
 
-    def _finish_epoch(self, epoch: int, bar: tqdm) -> None:
+    def _finish_epoch(self, epoch: int) -> None:
         last = epoch + 1 == self.stage.epochs
         values = self._training_values(epoch)
         if last or (epoch + 1) % self.stage.validate_every == 0:
