@@ -39,7 +39,13 @@ class NonFiniteLossError(RoliFastError, ArithmeticError):
 
 
 class InterruptedRunError(RoliFastError):
-    """A run stopped on a signal after saving its state; `--resume` continues it."""
+    """A run stopped on a signal after saving its state; `--resume` continues it.
+
+    Its arguments are the message and the signal's number.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def describe(name: str, expected: str, got: object, fix: str = "") -> str:

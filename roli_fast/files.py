@@ -10,6 +10,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step."""
@@ -53,6 +56,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _commit(temporary: Path, path: Path) -> None:
+    os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors makes its files private
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -29,6 +29,20 @@ class ThreatModel:
     def __post_init__(self) -> None:
         check_positive("eps", self.eps)
         check_bounds(self.bounds)
+        check_radius(self.eps, self.bounds)
+
+
+def check_radius(eps: float, bounds: Bounds) -> None:
+    """Raise where a radius covers the whole range of pixels: 8 for 8/255 is the usual slip."""
+    if eps >= bounds[1] - bounds[0]:
+        raise ArgumentError(
+            describe(
+                "eps",
+                f"a radius below the range of pixels {tuple(bounds)}",
+                eps,
+                f"Did you mean {eps:g}/255? eps is in the units of the images.",
+            )
+        )
 
 
 def check_positive(name: str, value: float) -> None:

@@ -2,15 +2,16 @@
 
 import difflib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.models.layers import Normalize, Resize
-from roli_fast.models.weights import load_backbone, read_card
+from roli_fast.models.weights import load_backbone, read_card, read_state_dict
 from roli_fast.seeds import derive_seed
 
 
@@ -127,6 +128,43 @@ def create(
     if config.weights:
         load_backbone(model, config.weights)
     return model
+
+
+def load(path: str | Path) -> Classifier:
+    """A classifier that training saved, head and normalisation included.
+
+    Args:
+        path: a best.safetensors or last.safetensors of a run.
+
+    Returns:
+        The model in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, C). `card["classes"]`
+        names the outputs.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or was not written by this package.
+    """
+    card = read_card(path)
+    if not card:
+        read_state_dict(path)  # a missing or damaged file is told as such
+        raise CheckpointError(
+            describe(
+                "path",
+                "a model file with roli_fast's card",
+                f"'{path}'",
+                "For other files: create(Model(name, weights=path), num_classes=C).",
+            )
+        )
+    config = Model(
+        name=card["name"],
+        options=card["options"],
+        mean=tuple(card["mean"]),
+        std=tuple(card["std"]),
+        resize=card["resize"],
+    )
+    model = create(config, num_classes=card["num_classes"])
+    model.card["classes"] = card["classes"]
+    load_backbone(model, path, with_head=True)
+    return model.eval()
 
 
 def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:

@@ -120,7 +120,8 @@ def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: 
 
 def save_model(model: nn.Module, path: str | Path, *, classes: tuple[str, ...] = ()) -> None:
     """Write backbone and head under timm's names, with the architecture card, atomically."""
-    card = {**model.card, "classes": list(classes)}  # type: ignore[dict-item]
+    outputs = model.head.out_features  # type: ignore[union-attr]
+    card = {**model.card, "classes": list(classes), "num_classes": outputs}  # type: ignore[dict-item]
     backbone: nn.Module = model.get_submodule("backbone")
     write_tensors(Path(path), backbone.state_dict(), {CARD: json.dumps(card)})
 

@@ -7,21 +7,26 @@ from collections.abc import Sequence
 
 from roli_fast.errors import InterruptedRunError, RoliFastError
 from roli_fast.train.cli import Command, parse
+from roli_fast.train.config import to_yaml
 from roli_fast.train.pipeline import run
-from roli_fast.train.run_directory import default_run_dir, open_run_dir
+from roli_fast.train.run_directory import default_run_dir
 from roli_fast.train.summary import table
 
 logger = logging.getLogger("roli_fast.train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (0 done, 2 a mistake, 130 interrupted)."""
+    """Run the command line; returns the exit status (0 done, 2 a mistake, 128 + the signal's
+    number after one)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         return _execute(command)
     except InterruptedRunError as error:
         logger.error("%s", error)
+        return 128 + error.args[1]
+    except KeyboardInterrupt:
+        logger.error("stopped at once; --resume continues from the last checkpoint")
         return 128 + signal.SIGINT
     except RoliFastError as error:
         logger.error("error: %s", error)
@@ -30,16 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(command: Command) -> int:
     if command.print_config:
-        print(command.yaml, end="")
+        print(to_yaml(command.experiment), end="")
         return 0
     run_dir = command.run_dir or default_run_dir(command.name)
-    open_run_dir(run_dir, command.yaml, resume=command.resume)
     logger.info("run directory: %s", run_dir)
     try:
-        summary = run(command.experiment, run_dir)
+        summary = run(command.experiment, run_dir, resume=command.resume)
     except InterruptedRunError as error:
         again = f"python -m roli_fast.train --run_dir {run_dir} --resume"
-        raise InterruptedRunError(f"{error}; saved. Continue with: {again}") from error
+        text = f"{error}; saved. Continue with: {again}"
+        raise InterruptedRunError(text, *error.args[1:]) from error
     print(table(summary))
     print(f"Everything is in {run_dir}.")
     return 0

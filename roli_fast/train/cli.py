@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from roli_fast.errors import ConfigError, RoliFastError
 from roli_fast.train.config import (
@@ -18,19 +17,17 @@ from roli_fast.train.config import (
     import_class,
     read_yaml,
     to_class_paths,
-    to_names,
     translate,
 )
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import PLACE_FIELDS, Experiment, same_experiment
 from roli_fast.train.usage import help_text
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line asks for. `yaml` is the whole configuration, as it is saved."""
+    """What the command line asks for."""
 
     experiment: Experiment
-    yaml: str
     run_dir: Path | None
     resume: bool
     print_config: bool
@@ -58,10 +55,9 @@ def parse(arguments: Sequence[str]) -> Command:
         return _resumed(options, overrides)
     name = options.config or ("" if _names_data(overrides) else "quickstart")
     tree = read_yaml(find_config(name)) if name else {}
-    experiment, text = build(tree, overrides)
+    experiment = build(tree, overrides)
     return Command(
         experiment,
-        text,
         options.run_dir,
         resume=False,
         print_config=options.print_config,
@@ -82,16 +78,17 @@ def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:
             f"`--run_dir`: expected a folder with a config.yaml to resume, got "
             f"'{options.run_dir}'. Leave out --resume to start a new run there."
         )
-    experiment, text = build(read_yaml(saved), [])
-    given = build(read_yaml(find_config(options.config)), []) if options.config else None
-    if overrides or (given and given[1] != text):
+    tree = read_yaml(saved)
+    experiment = build(tree, overrides)
+    other = build(read_yaml(find_config(options.config)), []) if options.config else experiment
+    if not (same_experiment(experiment, build(tree, [])) and same_experiment(other, experiment)):
         raise ConfigError(
             "`--resume` continues with the saved configuration: leave out "
-            f"{' '.join(overrides) or '--config'}, or start a new run_dir with it."
+            f"{' '.join(overrides) or '--config'}, or start a new run_dir with it. Only "
+            f"{', '.join(PLACE_FIELDS)} may change."
         )
     return Command(
         experiment,
-        text,
         options.run_dir,
         resume=True,
         print_config=options.print_config,
@@ -99,8 +96,8 @@ def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:
     )
 
 
-def build(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[Experiment, str]:
-    """The experiment of a configuration tree and dotted overrides, and its YAML.
+def build(tree: dict[str, Any], overrides: Sequence[str]) -> Experiment:
+    """The experiment of a configuration tree and dotted overrides.
 
     Raises:
         ConfigError: what is wrong, with the field's name.
@@ -109,19 +106,12 @@ def build(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[Experiment, s
     try:
         plain = json.dumps(to_class_paths(tree))
         config = parser.parse_args(["--config", plain, *translate(overrides)])
-        text = _dump(parser, config)
         values = parser.instantiate(config)
-        return Experiment(**{f.name: values[f.name] for f in fields(Experiment)}), text
+        return Experiment(**{f.name: values[f.name] for f in fields(Experiment)})
     except RoliFastError:
         raise
     except (argparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(_one_line(error)) from error
-
-
-def _dump(parser: ArgumentParser, config: Namespace) -> str:
-    tree = yaml.safe_load(parser.dump(config, skip_unset=False))
-    tree.pop("config", None)
-    return yaml.safe_dump(to_names(tree), sort_keys=False, default_flow_style=None)
 
 
 def _one_line(error: Exception) -> str:

@@ -41,7 +41,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 _FRACTION = re.compile(r"^[-+]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?$")
 
 
-_NULL = ("null", "None")
+_NULL = ("null", "None", "none")
 _NUMBERS = re.compile(r"^-?[\d./eE+-]+(,-?[\d./eE+-]+)+$")
 
 
@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
         raise ConfigError(
             describe("config", f"a YAML file or a recipe ({names})", f"'{path}'")
@@ -90,6 +90,8 @@ def find_config(name: str) -> Path:
 def to_class_paths(tree: Any, kind: Any = Experiment, where: str = "") -> Any:
     """Check field names against `kind` and write components as jsonargparse wants them."""
     kind = _without_none(kind)
+    if isinstance(tree, str) and kind in COMPONENTS:
+        tree = {"name": tree}  # data: digits
     if not isinstance(tree, Mapping) or not isinstance(kind, type):
         return tree
     if kind in COMPONENTS:
@@ -121,22 +123,22 @@ def _component(tree: Mapping[str, Any], registry: Registry[Any], where: str) -> 
     return {"class_path": class_path(chosen), "init_args": to_class_paths(arguments, chosen, where)}
 
 
-def to_names(tree: Any) -> Any:
-    """The inverse of `to_class_paths` on what jsonargparse dumps."""
-    if isinstance(tree, list):
-        return [to_names(value) for value in tree]
-    if not isinstance(tree, Mapping):
-        return tree
-    if "class_path" in tree:
-        name = _registered_name(tree["class_path"])
-        return {"name": name, **to_names(tree.get("init_args", {}))}
-    return {name: to_names(value) for name, value in tree.items()}
+def to_tree(value: Any) -> Any:
+    """An experiment, or any part of one, as plain values with components by name."""
+    if isinstance(value, (list, tuple)):
+        return [to_tree(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: to_tree(item) for name, item in value.items()}
+    if not is_dataclass(value):
+        return value
+    registry = next((r for base, r in COMPONENTS.items() if isinstance(value, base)), None)
+    name = {"name": registry.name_of(type(value))} if registry else {}
+    return name | {f: to_tree(getattr(value, f)) for f in field_types(type(value))}
 
 
-def _registered_name(path: str) -> str:
-    chosen = import_class(path)
-    registry = next(r for base, r in COMPONENTS.items() if issubclass(chosen, base))
-    return registry.name_of(chosen)
+def to_yaml(experiment: Experiment) -> str:
+    """The whole configuration as it is saved."""
+    return yaml.safe_dump(to_tree(experiment), sort_keys=False, default_flow_style=None)
 
 
 def import_class(path: str) -> type:
@@ -204,9 +206,14 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 def _value(flag: str, text: str) -> str:
     kind = field_at(flag)
+    if text in _NULL:
+        return "null"
     if _FRACTION.match(text):
-        return repr(_fraction(text))
-    if kind in COMPONENTS and text not in _NULL:
+        try:
+            return repr(_fraction(text))
+        except ZeroDivisionError:
+            raise ConfigError(describe(flag, "a number", text)) from None
+    if kind in COMPONENTS:
         return _component({"name": text}, COMPONENTS[kind], flag)["class_path"]
     if typing.get_origin(kind) is tuple and not text.startswith("[") or _NUMBERS.match(text):
         return json.dumps([yaml.load(part, _Loader) for part in text.split(",")])  # noqa: S506

@@ -72,7 +72,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_threads(model: nn.Module, image_size: int, batch_size: int) -> int:
-    """How many CPU threads pay for this model: one where a batch is below about 2 GFLOP.
+    """How many CPU threads pay for this model: one where a batch is below about 2 GFLOP,
+    else what torch would take (OMP_NUM_THREADS is respected).
 
     OpenMP threads wait by spinning: for small operations a second thread gains little on a calm
     machine and loses a factor of ten and more beside another busy process.
@@ -84,4 +85,10 @@ def pick_threads(model: nn.Module, image_size: int, batch_size: int) -> int:
         model(image)
     model.train(training)
     small = counter.get_total_flops() * batch_size < _ONE_THREAD_FLOPS
-    return 1 if small else (os.cpu_count() or 1)
+    return 1 if small else min(torch.get_num_threads(), _usable_cpus())
+
+
+def _usable_cpus() -> int:
+    """CPUs that this process may run on, where the system tells."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else (os.cpu_count() or 1)

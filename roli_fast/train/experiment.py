@@ -75,14 +75,43 @@ class Experiment:
         for method in self.methods:
             if method not in PLANS:
                 raise ConfigError(describe("methods", f"any of {', '.join(PLANS)}", repr(method)))
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ConfigError(describe("methods", "one or more different names", self.methods))
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(describe("seeds", "one or more different integers", self.seeds))
+        for name in ("methods", "seeds"):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise ConfigError(describe(name, "one or more different values", given))
         if self.head_init not in ("default", "zero", "kaiming"):
             raise ArgumentError(
                 describe("head_init", "'default', 'zero' or 'kaiming'", repr(self.head_init))
             )
+        self._check_numbers()
+        self._check_stages()
+
+    def _check_numbers(self) -> None:
+        least = {"checkpoint_minutes": 0, "workers": 0, "threads": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(describe(name, f"a number >= {low}", value))
+        if min(self.seeds) < 0:
+            raise ConfigError(describe("seeds", "integers >= 0", self.seeds))
+
+    def _check_stages(self) -> None:
+        """Whatever an attack or a stage refuses is told now, not after an hour of training."""
+        if not isinstance(self.probe.tuning, Linear):
+            raise ConfigError(
+                describe(
+                    "probe.tuning",
+                    "linear: stage 1 hands over a head alone",
+                    self.probe.tuning,
+                    "For another method use finetune.tuning, or the method ranli.",
+                )
+            )
+        for name in {name for method in self.methods for name in PLANS[method]}:
+            attack = self.stage(name).attack
+            if attack is not None:
+                attack.under(self.threat)
+        self.validation.under(self.threat)
+        self.test.under(self.threat)
 
     def stages(self, method: str) -> list[tuple[str, Stage]]:
         """The named stages of a method, in order."""
@@ -93,6 +122,15 @@ class Experiment:
         if name == "ranli" and self.ranli is None:
             return replace(self.finetune, epochs=self.probe.epochs + self.finetune.epochs)
         return getattr(self, name)
+
+
+PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes")
+"""Fields that say where and how a run is carried out; a resume may change them."""
+
+
+def same_experiment(a: Experiment, b: Experiment) -> bool:
+    """Whether two configurations differ in nothing but `PLACE_FIELDS`."""
+    return replace(a, **{name: getattr(b, name) for name in PLACE_FIELDS}) == b
 
 
 PLANS: dict[str, tuple[str, ...]] = {

@@ -1,10 +1,8 @@
 """The one training loop: every stage of every method runs through it."""
 
-import contextlib
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +14,8 @@ from roli_fast.attacks import Attack
 from roli_fast.data import Batch, Splits, batches, num_batches
 from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError
 from roli_fast.evaluate import evaluate
-from roli_fast.models import Classifier, save_model
+from roli_fast.files import write_json
+from roli_fast.models import Classifier, save_head, save_model
 from roli_fast.seeds import derive_seed
 from roli_fast.threat import ThreatModel
 from roli_fast.train import checkpoint
@@ -178,7 +177,7 @@ class StageLoop:
         self.pending.clear()
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
-            self._refuse(epoch, first + int(bad[0]), float(rows[bad[0], 0]))
+            self._refuse(epoch, first + int(bad[0]), f"the loss is {float(rows[bad[0], 0])}")
         sums = self.progress.epoch_sums
         for key, value in zip(("loss", "right", "images"), rows.sum(0).tolist(), strict=True):
             sums[key] = sums.get(key, 0.0) + value
@@ -190,14 +189,21 @@ class StageLoop:
             shown["best val"] = f"{100 * self.progress.best_score:.1f}%"
         bar.set_postfix(shown, refresh=False)
 
-    def _refuse(self, epoch: int, step: int, loss: float) -> None:
+    def _check_weights(self, epoch: int) -> None:
+        """A finite loss can still leave NaN weights; those must reach no checkpoint."""
+        parameters = dict(self.model.named_parameters())
+        for name in self.names:
+            if not bool(torch.isfinite(parameters[name]).all()):
+                self._refuse(epoch, self.progress.step - 1, f"{name} is no longer finite")
+
+    def _refuse(self, epoch: int, step: int, what: str) -> None:
         if self.best:
             self._export_best()
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.peak[0] * self._lr_factor(epoch * self.steps + step)
         kept = f"The best weights so far are in {self.job.folder}. " if self.best else ""
         raise NonFiniteLossError(
-            f"stage '{self.job.name}': the loss is {loss} at epoch {epoch}, step {step}, "
-            f"lr {rate:.3g}. {kept}Lower optimizer.lr, lengthen warmup_epochs, or add clean_epochs."
+            f"stage '{self.job.name}': {what} at epoch {epoch}, step {step}, lr {rate:.3g}. {kept}"
+            "Lower optimizer.lr, lengthen warmup_epochs, or add clean_epochs."
         )
 
     def _checkpoint_due(self) -> bool:
@@ -208,6 +214,7 @@ class StageLoop:
         self.context.interrupt.check()
 
     def _save(self) -> None:
+        self._check_weights(self.progress.epoch)
         checkpoint.save_resume(
             self.resume_path,
             model=checkpoint.changing_tensors(self.model, self.names),
@@ -218,6 +225,7 @@ class StageLoop:
         self.saved_at = time.monotonic()
 
     def _finish_epoch(self, epoch: int) -> None:
+        self._check_weights(epoch)
         last = epoch + 1 == self.stage.epochs
         values = self._training_values(epoch)
         if last or (epoch + 1) % self.stage.validate_every == 0:
@@ -276,6 +284,13 @@ class StageLoop:
     def _finish(self) -> StageResult:
         folder, progress = self.job.folder, self.progress
         save_model(self.model, folder / "last.safetensors", classes=self.job.splits.classes)
+        checkpoint.save_resume(
+            folder / "last.optimizer.safetensors",
+            model={},
+            best={},
+            optimizer=self.optimizer,
+            progress=progress,
+        )
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
@@ -298,8 +313,9 @@ def run_stage(job: Job, context: Context) -> StageResult:
     try:
         result = loop.run()
     except InterruptedRunError as error:
-        raise InterruptedRunError(f"{error} in stage '{job.name}'") from error
-    with contextlib.suppress(FileNotFoundError):
-        loop.resume_path.unlink()
-    assert math.isfinite(result.train_images_per_second)
+        text = f"{error} in stage '{job.name}'"
+        raise InterruptedRunError(text, *error.args[1:]) from error
+    save_head(job.model, job.folder / "head.safetensors")
+    write_json(job.folder / "result.json", asdict(result))
+    loop.resume_path.unlink(missing_ok=True)  # last: a crash before this loses nothing
     return result

@@ -35,6 +35,10 @@ class Optimizer:
         check_positive("lr", self.lr)
         if self.name not in ("adamw", "sgd"):
             raise ArgumentError(describe("optimizer.name", "'adamw' or 'sgd'", repr(self.name)))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ArgumentError(describe("optimizer.betas", "two numbers in [0, 1)", self.betas))
+        if not 0 <= self.momentum < 1:
+            raise ArgumentError(describe("optimizer.momentum", "a number in [0, 1)", self.momentum))
         if not self.weight_decay >= 0:
             raise ArgumentError(describe("weight_decay", "a number >= 0", self.weight_decay))
 

@@ -18,14 +18,18 @@ from roli_fast.models import (
     init_head,
     load_backbone,
     load_head,
-    save_head,
 )
 from roli_fast.seeds import derive_seed
 from roli_fast.train.context import Context, pick_device, pick_threads
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.loop import Job, run_stage
 from roli_fast.train.recorder import Recorder
-from roli_fast.train.run_directory import write_environment
+from roli_fast.train.run_directory import (
+    identity,
+    open_run_dir,
+    saved_environment,
+    write_environment,
+)
 from roli_fast.train.signals import Interrupt
 from roli_fast.train.stage import Stage, StageResult
 from roli_fast.train.summary import summarise
@@ -33,21 +37,43 @@ from roli_fast.train.summary import summarise
 logger = logging.getLogger(__name__)
 
 
-def run(experiment: Experiment, run_dir: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Run an experiment in `run_dir`, from wherever an earlier call left it.
+def run(
+    experiment: Experiment, run_dir: Path, *, resume: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Run an experiment in `run_dir`, or go on with it there.
 
-    Finished stages and tests are read from the folder, so calling it again on a finished run only
-    writes the summary once more.
+    Data, model and configuration are checked before the folder is made. Finished stages and tests
+    are read from it, so a resume of a finished run only writes the summary once more.
+
+    Args:
+        experiment: what to run.
+        run_dir: a new or empty folder, or with `resume` one that an earlier call left.
+        resume: go on from there.
+        quiet: no progress bars.
 
     Returns:
         What summary.json holds.
 
     Raises:
-        InterruptedRunError: SIGINT or SIGTERM came; call again to go on.
+        InterruptedRunError: SIGINT or SIGTERM came; the position is saved.
+        RunDirectoryError: the folder is in use, or holds another experiment or other images.
         RoliFastError: anything else that a user can mend.
     """
     device = pick_device(experiment.device)
+    splits = experiment.data.load()
+    source = experiment.source.load() if experiment.source else None
+    logger.info("data: %s", splits.summary())
+    if source:
+        logger.info("source: %s", source.summary())
+    threads = _check_model(experiment, splits, source)
+    found = identity(experiment, {"data": splits, "source": source})
+    open_run_dir(run_dir, experiment, resume=resume)
+    saved = saved_environment(run_dir, found)
+    threads = experiment.threads or saved.get("threads") or threads
+    if not saved:
+        write_environment(run_dir, device=device, threads=threads, found=found)
     before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     recorder = Recorder(run_dir)
     try:
         with Interrupt() as interrupt:
@@ -59,10 +85,32 @@ def run(experiment: Experiment, run_dir: Path, *, quiet: bool = False) -> dict[s
                 interrupt=interrupt,
                 quiet=quiet,
             )
-            return Pipeline(experiment, run_dir, context).run()
+            return Pipeline(experiment, run_dir, context).run(splits, source)
     finally:
         recorder.close()
         torch.set_num_threads(before)
+
+
+def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) -> int:
+    """Build the model once for every image size, say what it is, and choose the threads."""
+    size = splits.train.image_size
+    if source:
+        create(
+            experiment.model,
+            num_classes=source.num_classes,
+            image_size=source.train.image_size,
+        )
+    model = create(experiment.model, num_classes=splits.num_classes, image_size=size)
+    card = model.card
+    logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
+    config = experiment.model
+    robust_needed = {"roli", "probe"} & set(experiment.methods)
+    if robust_needed and not (config.weights or config.pretrained or source):
+        logger.warning(
+            "the backbone has random weights: a linear probe of it learns little. Name a robust "
+            "backbone as model.weights, or pretrain one with --source."
+        )
+    return pick_threads(model, size, experiment.finetune.batch_size)
 
 
 @dataclass
@@ -73,15 +121,9 @@ class Pipeline:
     run_dir: Path
     context: Context
 
-    def run(self) -> dict[str, Any]:
+    def run(self, splits: Splits, source: Splits | None) -> dict[str, Any]:
         """All seeds, all methods; returns the summary."""
         experiment = self.experiment
-        splits = experiment.data.load()
-        source = experiment.source.load() if experiment.source else None
-        logger.info("data: %s", splits.summary())
-        if source:
-            logger.info("source: %s", source.summary())
-        self._set_threads(splits)
         outcomes: dict[str, list[dict[str, Any]]] = {m: [] for m in experiment.methods}
         pretrained: list[StageResult] = []
         for seed in experiment.seeds:
@@ -94,14 +136,6 @@ class Pipeline:
         summary = summarise(experiment, splits, outcomes, [asdict(r) for r in pretrained])
         write_json(self.run_dir / "summary.json", summary)
         return summary
-
-    def _set_threads(self, splits: Splits) -> None:
-        experiment = self.experiment
-        size = splits.train.image_size
-        model = create(experiment.model, num_classes=splits.num_classes, image_size=size)
-        threads = experiment.threads or pick_threads(model, size, experiment.finetune.batch_size)
-        torch.set_num_threads(threads)
-        write_environment(self.run_dir, device=self.context.device, threads=threads)
 
     def _pretrain(self, source: Splits, seed: int) -> tuple[Path, StageResult]:
         """Robust pretraining on the source images; returns the weight file and the result."""
@@ -120,8 +154,7 @@ class Pipeline:
         model: Classifier | None = None
         base = self.run_dir / f"seed-{seed}" / method
         for number, (name, stage) in enumerate(self.experiment.stages(method), 1):
-            scratch = method == "scratch"
-            model = self._model(splits, seed, weights=None if scratch else weights)
+            model = self._model(splits, seed, weights=weights, scratch=method == "scratch")
             if head:
                 load_head(model, head)
             folder = base / f"stage-{number}-{name}"
@@ -131,10 +164,14 @@ class Pipeline:
         test = self._test(model, splits, seed, base / "test.json")
         return {"seed": seed, "stages": [asdict(result) for result in results], "test": test}
 
-    def _model(self, splits: Splits, seed: int, *, weights: Path | None) -> Classifier:
-        """The pretrained backbone with a fresh head."""
+    def _model(
+        self, splits: Splits, seed: int, *, weights: Path | None, scratch: bool = False
+    ) -> Classifier:
+        """The pretrained backbone, or with `scratch` a random one, with a fresh head."""
         config: Model = self.experiment.model
-        if weights:
+        if scratch:
+            config = replace(config, weights=None, pretrained=False)
+        elif weights:
             config = replace(config, weights=str(weights), pretrained=False)
         model = create(
             config,
@@ -171,10 +208,7 @@ class Pipeline:
             folder=folder,
             place={"seed": seed, "method": method, "stage": name},
         )
-        result = run_stage(job, self.context)
-        save_head(model, folder / "head.safetensors")
-        write_json(done, asdict(result))
-        return result
+        return run_stage(job, self.context)
 
     def _test(self, model: Classifier, splits: Splits, seed: int, path: Path) -> dict[str, Any]:
         """Accuracy on the test split, with the flags of every sample for paired tests."""

@@ -1,6 +1,7 @@
 """Where numbers go while a run is under way: metrics.jsonl and TensorBoard."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ class Recorder:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "metrics.jsonl"
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._events = folder / "tensorboard"
+        self._writer = SummaryWriter(str(self._events))
 
     def add(self, place: Mapping[str, Any], epoch: int, values: Mapping[str, float]) -> None:
         """Record `values` of one epoch of the stage at `place`."""
         line = json.dumps({**place, "epoch": epoch, **values})
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
+        self._show(place, epoch, values)
+
+    def _show(self, place: Mapping[str, Any], epoch: int, values: Mapping[str, float]) -> None:
         prefix = "/".join(str(value) for value in place.values())
         for name, value in values.items():
             self._writer.add_scalar(f"{prefix}/{name}", value, epoch)
@@ -34,7 +39,7 @@ class Recorder:
         """Drop the records of the stage at `place` from `from_epoch` on."""
         if not self._path.exists():
             return
-        kept = []
+        kept: list[dict[str, Any]] = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
@@ -42,8 +47,18 @@ class Recorder:
                 continue
             here = all(record.get(key) == value for key, value in place.items())
             if not (here and record["epoch"] >= from_epoch):
-                kept.append(line + "\n")
-        write_bytes(self._path, "".join(kept).encode())
+                kept.append(record)
+        write_bytes(self._path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self._replay(kept, tuple(place))
+
+    def _replay(self, records: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+        """Write the events anew: event files cannot forget."""
+        self._writer.close()
+        shutil.rmtree(self._events, ignore_errors=True)
+        self._writer = SummaryWriter(str(self._events))
+        for record in records:
+            place = {name: record.pop(name) for name in names}
+            self._show(place, record.pop("epoch"), record)
 
     def close(self) -> None:
         """Flush and close the event file."""

@@ -1,10 +1,13 @@
 """SIGINT and SIGTERM end a run after the step in hand, not in the middle of it."""
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 
 from roli_fast.errors import InterruptedRunError
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,8 +42,9 @@ class Interrupt:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+        logger.warning("%s: stopping after this step; Ctrl-C stops at once.", self.signal.name)
 
     def check(self) -> None:
         """Raise `InterruptedRunError` if a signal came."""
         if self.signal is not None:
-            raise InterruptedRunError(f"stopped by {self.signal.name}")
+            raise InterruptedRunError(f"stopped by {self.signal.name}", self.signal)

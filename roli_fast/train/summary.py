@@ -8,6 +8,7 @@ from scipy import stats
 
 from roli_fast.data import Splits
 from roli_fast.evaluate import standard_error
+from roli_fast.train.config import to_tree
 from roli_fast.train.experiment import Experiment
 
 Outcome = dict[str, Any]
@@ -31,12 +32,7 @@ def summarise(
         "classes": list(splits.classes),
         "test_images": len(splits.test),
         "seeds": list(experiment.seeds),
-        "threat": {
-            "norm": experiment.threat.norm,
-            "eps": experiment.threat.eps,
-            "bounds": list(experiment.threat.bounds),
-        },
-        "attack": repr(test),
+        "attack": to_tree(test),
         "note": experiment.note,
         "pretrain": _stage(pretrained) if pretrained else None,
         "methods": {method: _method(runs) for method, runs in outcomes.items()},
@@ -115,8 +111,8 @@ def _compare(
     common = {"methods": [first, second], "attack": label, "difference": _mean(gaps)}
     if len(gaps) == 1:
         name, p = "McNemar exact, over test images", _mcnemar(a[0], b[0], label)
-    elif np.ptp(gaps) == 0:
-        name, p = "paired t, over seeds", 1.0 if gaps[0] == 0 else 0.0
+    elif np.ptp(gaps) < 1e-12:
+        name, p = "paired t, over seeds; undefined, equal gaps", None
     else:
         name, p = "paired t, over seeds", float(np.asarray(stats.ttest_1samp(gaps, 0.0))[1])
     return {**common, "test": name, "p_value": p}
@@ -161,11 +157,11 @@ def _align(rows: list[list[str]]) -> list[str]:
 
 
 def _remarks(summary: dict[str, Any]) -> list[str]:
-    threat = summary["threat"]
+    attack = summary["attack"]
     seeds = len(summary["seeds"])
     spread = f"sd over {seeds} seeds" if seeds > 1 else "standard error, one seed"
     lines = [
-        f"{summary['test_images']} test images, {threat['norm']} eps {threat['eps']:.4g}; "
+        f"{summary['test_images']} test images, {attack['norm']} eps {attack['eps']:.4g}; "
         f"+- is the {spread}."
     ]
     if summary["pretrain"]:
@@ -174,9 +170,10 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         lines.append(f"Pretraining: {score:.1f} % on its validation split, {speed:.0f} images/s.")
     for entry in summary["comparisons"]:
         first, second = entry["methods"]
+        p = "-" if entry["p_value"] is None else f"{entry['p_value']:.2g}"
         lines.append(
             f"{first} - {second}, {entry['attack']}: {100 * entry['difference']:+.1f} points, "
-            f"p = {entry['p_value']:.2g} ({entry['test']})."
+            f"p = {p} ({entry['test']})."
         )
     if summary["note"]:
         lines.append(f"Note: {summary['note']}.")

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from roli_fast.train import Experiment, run
 from roli_fast.train.cli import parse
-from roli_fast.train.run_directory import open_run_dir
 
 FLAGS = (
     "--data=digits --data.classes=5,6,7 --data.max_per_class=24 --threat.eps=0.04 "
@@ -19,17 +18,14 @@ FLAGS = (
 ).split()
 
 
-def small(*more: str) -> tuple[Experiment, str]:
-    """The experiment and its YAML."""
-    command = parse([*FLAGS, *more])
-    return command.experiment, command.yaml
+def small(*more: str) -> Experiment:
+    """The experiment."""
+    return parse([*FLAGS, *more]).experiment
 
 
 def run_small(folder: Path, *more: str) -> dict[str, Any]:
     """Run it in `folder`."""
-    experiment, text = small(*more)
-    open_run_dir(folder, text, resume=folder.exists())
-    return run(experiment, folder, quiet=True)
+    return run(small(*more), folder, resume=folder.exists(), quiet=True)
 
 
 def weights(folder: Path, pattern: str = "**/*.safetensors") -> dict[str, dict[str, torch.Tensor]]:

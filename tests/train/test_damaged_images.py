@@ -9,7 +9,6 @@ from tiny_data import write_folder
 from roli_fast.errors import DataError
 from roli_fast.train import run
 from roli_fast.train.cli import parse
-from roli_fast.train.run_directory import open_run_dir
 
 COUNTS = {
     f"{s}/{c}": n for s, n in (("train", 12), ("val", 4), ("test", 4)) for c in ("cat", "dog")
@@ -20,8 +19,7 @@ def run_folder(folder: Path, images: Path) -> None:
     flags = [f for f in FLAGS if not f.startswith("--data")]
     flags += ["--data=image_folder", f"--data.root={images}", "--data.image_size=16"]
     command = parse([*flags, "--probe.batch_size=4", "--methods=roli"])
-    open_run_dir(folder, command.yaml, resume=folder.exists())
-    run(command.experiment, folder, quiet=True)
+    run(command.experiment, folder, resume=folder.exists(), quiet=True)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

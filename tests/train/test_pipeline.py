@@ -27,7 +27,13 @@ def test_a_run_directory_has_everything(finished: Path) -> None:
     assert list((finished / "tensorboard").glob("events.*"))
     for stage in ("roli/stage-1-probe", "roli/stage-2-finetune", "ranli/stage-1-ranli"):
         files = {path.name for path in (finished / "seed-0" / stage).iterdir()}
-        assert files == {"best.safetensors", "last.safetensors", "head.safetensors", "result.json"}
+        assert files == {
+            "best.safetensors",
+            "last.safetensors",
+            "last.optimizer.safetensors",
+            "head.safetensors",
+            "result.json",
+        }
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
     assert environment["threads"] == 1
@@ -46,7 +52,7 @@ def test_the_summary_has_the_promised_fields(finished: Path) -> None:
 
 
 def test_the_probe_trains_the_head_alone(finished: Path) -> None:
-    experiment, _ = small()
+    experiment = small()
     splits = experiment.data.load()
     probe = load_file(finished / "seed-0/roli/stage-1-probe/last.safetensors")
     ranli = load_file(finished / "seed-0/ranli/stage-1-ranli/last.safetensors")
@@ -174,7 +180,7 @@ def test_scratch_trains_from_random_weights(tmp_path: Path) -> None:
 def test_an_existing_folder_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(RunDirectoryError, match="--resume"):
-        open_run_dir(tmp_path, "", resume=False)
+        open_run_dir(tmp_path, small(), resume=False)
     assert {path.name for path in tmp_path.iterdir()} == {"precious.txt"}
 
 
@@ -203,7 +209,7 @@ def test_a_loss_that_explodes_later_keeps_the_best_weights(
         run_small(tmp_path / "run", "--methods=ranli", "--ranli.batch_size=16")
     folder = tmp_path / "run/seed-0/ranli/stage-1-ranli"
     assert str(folder) in str(caught.value)
-    experiment, _ = small()
+    experiment = small()
     models.create(
         models.Model(
             name=experiment.model.name,

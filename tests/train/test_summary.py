@@ -78,8 +78,23 @@ def test_several_seeds_use_a_paired_t_test() -> None:
 def test_equal_methods_are_not_told_apart() -> None:
     one = {"roli": [outcome(0, "11", "10")], "ranli": [outcome(0, "11", "10")]}
     assert summary(one, "0")["comparisons"][0]["p_value"] == 1.0
-    two = {m: [outcome(s, "11", "10") for s in (0, 1)] for m in ("roli", "ranli")}
-    assert summary(two, "0,1")["comparisons"][0]["p_value"] == 1.0
+
+
+@pytest.mark.parametrize("flags", ["10", "00"])
+def test_equal_gaps_have_no_p_value(flags: str) -> None:
+    """Two seeds with the same gap say nothing of its spread: t is 0 / 0 or infinite."""
+    two = {"roli": [outcome(s, "11", "10") for s in (0, 1)]}
+    two["ranli"] = [outcome(s, "11", flags) for s in (0, 1)]
+    result = summary(two, "0,1")
+    assert result["comparisons"][0]["p_value"] is None
+    assert "p = - (paired t" in table(result)
+
+
+def test_the_table_names_the_attack_that_was_tested() -> None:
+    experiment = parse(["--test.eps", "0.2"]).experiment
+    outcomes = {"roli": [outcome(0, "1110", "1000")]}
+    text = table(summarise(experiment, experiment.data.load(), outcomes, []))
+    assert "linf eps 0.2" in text
 
 
 def test_the_table_shows_size_spread_and_note() -> None:
