@@ -197,35 +197,31 @@ def usable(op: str, tensor: Tensor) -> bool:
     return not missing
 
 
-def linf_step_(
-    x_adv: Tensor,
-    addresses: tuple[int, int, int],
-    eps: float | Tensor,
-    step_size: float | Tensor,
-    box: tuple[float, float],
-) -> None:
-    """Run the kernel. `addresses`: of x_adv, grad and x, dense in one layout and not empty.
-
-    `eps` and `step_size`: float, or contiguous fp32 of shape (B,) or (1,).
-    """
-    arguments = (
-        *addresses,
-        x_adv.shape[0],
-        x_adv.numel(),
-        _CODES[x_adv.dtype],
-        _in_memory(eps) if isinstance(eps, Tensor) else (0, eps, 0),
-        _in_memory(step_size) if isinstance(step_size, Tensor) else (0, step_size, 0),
-        *box,
-    )
+def run(kernel: str, like: Tensor, *arguments: object) -> None:
+    """Call `kernel` where `like` lies: on its device, in its current stream."""
     module: Any = _state.module
-    if x_adv.is_cuda:
-        stream = torch.cuda.current_stream(x_adv.device).cuda_stream
-        module.linf_step_cuda(*arguments, x_adv.get_device(), stream)
+    if like.is_cuda:
+        stream = torch.cuda.current_stream(like.device).cuda_stream
+        getattr(module, kernel + "_cuda")(*arguments, like.get_device(), stream)
     else:
         # A forked child has lost the thread pool and would wait for it for ever.
-        module.linf_step(*arguments, 1 if _state.forked else torch.get_num_threads())
+        threads = 1 if _state.forked else torch.get_num_threads()
+        getattr(module, kernel)(*arguments, threads)
 
 
-def _in_memory(amount: Tensor) -> tuple[int, float, int]:
-    """(address, unused, stride over the samples), as the bindings take it."""
-    return amount.data_ptr(), 0.0, int(amount.numel() > 1)
+def size(tensor: Tensor) -> tuple[int, int, int]:
+    """(samples, elements, dtype code) as the bindings take them."""
+    return tensor.shape[0], tensor.numel(), _CODES[tensor.dtype]
+
+
+def amounts(*values: float | Tensor) -> list[tuple[int, float, int]]:
+    """Each as (address or 0, value, stride over the samples).
+
+    A tensor must be contiguous fp32 of shape (B,) or (1,) and outlive the kernel's launch.
+    """
+    return [
+        (value.data_ptr(), 0.0, int(value.numel() > 1))
+        if isinstance(value, Tensor)
+        else (0, value, 0)
+        for value in values
+    ]

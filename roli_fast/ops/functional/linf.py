@@ -1,9 +1,10 @@
-"""The public ops: they check every argument and pass it on."""
+"""The public Linf ops."""
 
 import torch
 from torch import Generator, Tensor
 
 from roli_fast.ops import checks, dispatch, library, reference
+from roli_fast.ops.library.amounts import as_amount
 
 
 def linf_step_(  # noqa: PLR0913 - the step's own quantities
@@ -53,11 +54,9 @@ def linf_step_(  # noqa: PLR0913 - the step's own quantities
     step_size = checks.amount("step_size", step_size, x)
     box = checks.pair(bounds)
     if torch.is_grad_enabled():
-        checks.no_autograd("x_adv", x_adv)
-        checks.no_autograd("grad", grad)
-        checks.no_autograd("x", x)
+        checks.no_autograd(x_adv=x_adv, grad=grad, x=x)
     if torch.compiler.is_compiling():
-        amounts = library.as_amount(eps, x), library.as_amount(step_size, x)
+        amounts = as_amount(eps, x), as_amount(step_size, x)
         library.linf_step_op(x_adv, grad, x, *amounts, *box)
     else:
         dispatch.linf_step_(x_adv, grad, x, eps, step_size, box)
