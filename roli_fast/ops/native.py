@@ -23,9 +23,17 @@ from roli_fast.errors import ArgumentError, RoliFastError, describe
 
 logger = logging.getLogger("roli_fast")
 
-INTERFACE = 1  # raise together with kInterface in csrc/bindings.cpp
+INTERFACE = 2  # raise together with kInterface in csrc/bindings.cpp
 BACKENDS = ("native", "reference")
-OPS = {"linf_step_": (torch.float32, torch.bfloat16, torch.float16)}
+_NATIVE = (torch.float32, torch.bfloat16, torch.float16)
+OPS = {
+    "linf_step_": _NATIVE,
+    "l1_step_": _NATIVE,
+    "l1_project_": _NATIVE,
+    "linf_random_start": _NATIVE,
+    "l2_random_start": _NATIVE,
+    "l1_random_start": _NATIVE,
+}
 """Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -1,7 +1,7 @@
 """The specification of the Linf ops."""
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.ops.reference.rounding import box_limits, per_sample, round_up, sum_error
 
@@ -20,33 +20,23 @@ def linf_step(  # noqa: PLR0913 - the op's own arguments
     moves = (grad != 0) & torch.isfinite(grad)
     signed = torch.where(moves, torch.where(grad > 0, step, -step), torch.zeros_like(step))
     moved = (x_adv.to(step.dtype) + signed).to(x.dtype)
-    return _clamped(moved, x, eps, bounds)
-
-
-def linf_random_start(
-    x: Tensor,
-    *,
-    eps: float | Tensor,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    generator: Generator | None = None,
-) -> Tensor:
-    """What `ops.linf_random_start` returns. See there."""
-    radius = per_sample(eps, x)
-    uniform = torch.rand(x.shape, generator=generator, dtype=radius.dtype, device=x.device)
-    drawn = (x.to(radius.dtype) + radius * (2 * uniform - 1)).to(x.dtype)
-    return _clamped(drawn, x, eps, bounds)
+    return clamped(moved, x, eps, bounds)
 
 
 def linf_ball(x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
     """The smallest and the largest value of `x`'s dtype within `eps` of `x`, exactly."""
-    radius = per_sample(eps, x)
+    return ball(x, per_sample(eps, x))
+
+
+def ball(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for radii in the compute dtype that broadcast with `x`."""
     wide = x.to(radius.dtype)
     low, high = wide - radius, wide + radius
     low_error, high_error = sum_error(wide, -radius, low), sum_error(wide, radius, high)
     return round_up(low, low_error, x.dtype), -round_up(-high, -high_error, x.dtype)
 
 
-def _clamped(value: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
+def clamped(value: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
     """`value` moved into the ball, then into the box; NaN where `x` or `eps` is NaN."""
     ball_low, ball_high = linf_ball(x, eps)
     inside = torch.where(value < ball_low, ball_low, value)
