@@ -148,7 +148,6 @@ __device__ Selection select(L1Shared& shared, const typename T::Word* grad, int6
     __syncthreads();
     find_bin(shared, static_cast<uint32_t>(selection.rank));
     selection.take(digit, static_cast<int>(shared.bin), shared.before, shared.count);
-    __syncthreads();
   }
   return selection;
 }
