@@ -1,6 +1,6 @@
 """The CUDA kernels with sums, barriers and shuffles, run on the CPU under sanitizers.
 
-g++ compiles the kernels' bodies; each thread of a block has a stack of its own (fibers.h). The
+g++ compiles the kernels' bodies; each thread of a block has a stack of its own (block.h). The
 program compares every op with the CPU kernels for odd lengths, tails and misaligned memory, which
 is allocated to the byte, and checks that the emulator notices a divergent barrier.
 """

@@ -36,6 +36,6 @@ inline float __half2float(__half value) { return static_cast<float>(value); }
 
 inline __half __float2half_rn(float value) { return static_cast<__half>(value); }
 
-// The next two are defined by fibers.h; kernels without barriers need neither.
+// The next two are defined by block.h; kernels without barriers need neither.
 void __syncthreads();
 double __shfl_down_sync(unsigned lanes, double value, int step);

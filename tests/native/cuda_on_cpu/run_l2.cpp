@@ -1,7 +1,7 @@
 // Runs the CUDA kernels of the L2 and APGD steps and of select_best_, block by block, and compares
 // them with the CPU's. A program of its own, so that it can run under AddressSanitizer: memory is
 // allocated to the byte. Prints what differs; 0 if nothing does.
-#include "fibers.h"
+#include "block.h"
 
 #include <cstdio>
 #include <cstdlib>
