@@ -28,7 +28,7 @@ __device__ void each_point(const ApgdStepCall& call, int64_t sample, const Point
 }
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) apgd_linf_step_kernel(ApgdStepCall call) {
+__global__ void __launch_bounds__(kThreads, 4) apgd_linf_step_kernel(ApgdStepCall call) {
   for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
     const LinfScalars scalars = {amount_of(call.eps, sample), amount_of(call.step_size, sample),
                                  call.low, call.high};
@@ -92,14 +92,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) apgd_l2_step_kernel(
     const L2Scale last =
         from_one<L2Scale>([&] { return l2_projection(squares, point.limits); });
     each_point<T, kVectors>(call, sample, point,
-                            [&](int64_t at, const auto& x, auto& points) {
+                            [&](int64_t at, const auto& x, const auto& points) {
                               constexpr int kWords = sizeof(x) / sizeof(float);
+                              float out[kWords];
 #pragma unroll
                               for (int i = 0; i < kWords; ++i) {
-                                points[i] = l2_pull<typename T::Grid>(points[i], x[i], last,
-                                                                      point.limits);
+                                out[i] = l2_pull<typename T::Grid>(points[i], x[i], last,
+                                                                   point.limits);
                               }
-                              store<T>(call.x_prev, at, points);
+                              store<T>(call.x_prev, at, out);
                             });
   }
 }

@@ -36,13 +36,18 @@ __device__ void store(void* to, int64_t at, const float (&values)[N]) {
   if constexpr (N == 1) {
     *words = T::narrow(values[0]);
   } else {
-    union {
-      uint4 raw;
-      Word words[N];
-    } pack;
+    // Put together by hand: stored through a union, some kernels got four stores of 4 bytes.
+    uint32_t parts[4];
 #pragma unroll
-    for (int i = 0; i < N; ++i) pack.words[i] = T::narrow(values[i]);
-    *reinterpret_cast<uint4*>(words) = pack.raw;
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (N == 4) {
+        parts[i] = bits_of(values[i]);
+      } else {
+        const uint32_t low = T::narrow(values[2 * i]), high = T::narrow(values[2 * i + 1]);
+        parts[i] = low | high << 16;
+      }
+    }
+    *reinterpret_cast<uint4*>(words) = uint4{parts[0], parts[1], parts[2], parts[3]};
   }
 }
 

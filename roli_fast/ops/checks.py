@@ -90,10 +90,32 @@ def amount(name: str, value: object, x: Tensor) -> float | Tensor:
     return float(value)
 
 
-def at_most_one(name: str, value: float | Tensor) -> None:
-    """`value`, an amount, is not above 1; the numbers inside a tensor are not looked at."""
-    if not isinstance(value, Tensor) and value > 1.0:
-        raise ArgumentError(describe(name, "a number in [0, 1] or a tensor of shape (B,)", value))
+def fraction(name: str, value: object, x: Tensor) -> float | Tensor:
+    """`value`: a number in [0, 1] (returned as float), or a float tensor (B,) where `x` is."""
+    number = amount(name, value, x)
+    if isinstance(number, float) and number > 1.0:
+        raise ArgumentError(describe(name, "a number in [0, 1] or a tensor (B,)", value))
+    return number
+
+
+def sample_ids(value: object, x: Tensor) -> None:
+    """`value` is None or an int64 tensor (B,) where `x` is."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(
+            describe("sample_ids", "an int64 tensor (B,) or None", type(value).__name__)
+        )
+    if value.dtype != torch.int64 or value.layout is not torch.strided:
+        got = f"{value.dtype}, {value.layout}"
+        raise ArgumentTypeError(describe("sample_ids", "a dense int64 tensor (B,)", got))
+    if value.device != x.device:
+        raise ArgumentTypeError(
+            describe("sample_ids", f"one on {x.device}, where `x` is", value.device)
+        )
+    if value.shape != x.shape[:1]:
+        expected, got = f"shape ({x.shape[0]},), one id a sample", tuple(value.shape)
+        raise ArgumentError(describe("sample_ids", expected, got))
 
 
 def selection(best: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> None:

@@ -33,6 +33,11 @@ OPS = {
     "apgd_linf_step_": _NATIVE,
     "apgd_l2_step_": _NATIVE,
     "select_best_": (*_NATIVE, torch.float64),
+    "l1_step_": _NATIVE,
+    "l1_project_": _NATIVE,
+    "linf_random_start": _NATIVE,
+    "l2_random_start": _NATIVE,
+    "l1_random_start": _NATIVE,
 }
 """Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
 

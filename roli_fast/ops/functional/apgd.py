@@ -58,7 +58,7 @@ def apgd_linf_step_(  # noqa: PLR0913 - the step's own quantities
     """
     others = {"x_prev": x_prev, "grad": grad, "x": x}
     amounts = checked(x_adv, others, eps=eps, step_size=step_size, momentum=momentum)
-    checks.at_most_one("momentum", amounts["momentum"])
+    checks.fraction("momentum", momentum, x)
     box = checks.pair(bounds)
     if torch.compiler.is_compiling():
         tensors = (as_amount(value, x) for value in amounts.values())
@@ -109,7 +109,7 @@ def apgd_l2_step_(  # noqa: PLR0913 - the step's own quantities
     """
     others = {"x_prev": x_prev, "grad": grad, "x": x}
     amounts = checked(x_adv, others, eps=eps, step_size=step_size, momentum=momentum)
-    checks.at_most_one("momentum", amounts["momentum"])
+    checks.fraction("momentum", momentum, x)
     box = checks.pair(bounds)
     if torch.compiler.is_compiling():
         tensors = (as_amount(value, x) for value in amounts.values())

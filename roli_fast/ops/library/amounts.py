@@ -17,11 +17,13 @@ def as_amount(value: float | Tensor, x: Tensor) -> Tensor:
     return torch.zeros((1,), dtype=dtype, device=x.device) + value
 
 
-def check_batch(x_adv: Tensor, others: dict[str, Tensor], amounts: dict[str, Tensor]) -> None:
+def check_batch(
+    x_adv: Tensor, others: dict[str, Tensor], amounts: dict[str, Tensor], name: str = "x_adv"
+) -> None:
     """The checks of the public ops, where amounts may also be (1,)."""
-    checks.batch("x_adv", x_adv)
-    for name, value in others.items():
-        checks.same_kind(name, value, x_adv)
-    for name, value in amounts.items():
+    checks.batch(name, x_adv)
+    for other, value in others.items():
+        checks.same_kind(other, value, x_adv)
+    for amount, value in amounts.items():
         whole = value.expand(x_adv.shape[0]) if value.shape == (1,) else value
-        checks.amount(name, whole, x_adv)
+        checks.amount(amount, whole, x_adv)

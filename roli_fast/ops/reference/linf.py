@@ -1,7 +1,7 @@
 """The specification of the Linf ops."""
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.ops.reference.rounding import box_limits, clamp, per_sample, round_up, sum_error
 
@@ -18,7 +18,7 @@ def linf_step(  # noqa: PLR0913 - the op's own arguments
     """What `ops.linf_step_` writes into `x_adv`, as a new tensor. See there."""
     signed = signed_step(grad, step_size)
     moved = (x_adv.to(signed.dtype) + signed).to(x.dtype)
-    return _clamped(moved, x, eps, bounds)
+    return clamped(moved, x, eps, bounds)
 
 
 def signed_step(grad: Tensor, step_size: float | Tensor) -> Tensor:
@@ -28,30 +28,20 @@ def signed_step(grad: Tensor, step_size: float | Tensor) -> Tensor:
     return torch.where(moves, torch.where(grad > 0, step, -step), torch.zeros_like(step))
 
 
-def linf_random_start(
-    x: Tensor,
-    *,
-    eps: float | Tensor,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    generator: Generator | None = None,
-) -> Tensor:
-    """What `ops.linf_random_start` returns. See there."""
-    radius = per_sample(eps, x)
-    uniform = torch.rand(x.shape, generator=generator, dtype=radius.dtype, device=x.device)
-    drawn = (x.to(radius.dtype) + radius * (2 * uniform - 1)).to(x.dtype)
-    return _clamped(drawn, x, eps, bounds)
-
-
 def linf_ball(x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
     """The smallest and the largest value of `x`'s dtype within `eps` of `x`, exactly."""
-    radius = per_sample(eps, x)
+    return ball(x, per_sample(eps, x))
+
+
+def ball(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for radii in the compute dtype that broadcast with `x`."""
     wide = x.to(radius.dtype)
     low, high = wide - radius, wide + radius
     low_error, high_error = sum_error(wide, -radius, low), sum_error(wide, radius, high)
     return round_up(low, low_error, x.dtype), -round_up(-high, -high_error, x.dtype)
 
 
-def _clamped(value: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
+def clamped(value: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
     """`value` moved into the ball, then into the box; NaN where `x` or `eps` is NaN."""
     ball_low, ball_high = linf_ball(x, eps)
     inside = clamp(value, ball_low, ball_high)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from roli_fast.ops import checks
 
-_BITS = {
+BITS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
     torch.float16: torch.int16,
@@ -54,14 +54,14 @@ def round_up(value: Tensor, error: Tensor, dtype: torch.dtype) -> Tensor:
     """The smallest number of `dtype` that is >= value + error, `error` below half an ulp."""
     rounded = value.to(dtype)
     back = rounded.to(value.dtype)
-    bits = rounded.view(_BITS[dtype])
+    bits = rounded.view(BITS[dtype])
     next_up = (bits + torch.where(bits < 0, -1, 1).to(bits.dtype)).view(dtype)
     return torch.where((back < value) | ((back == value) & (error > 0)), next_up, rounded)
 
 
 def neighbour(value: Tensor, *, down: Tensor) -> Tensor:
     """The next number of the dtype below `value` where `down`, above it elsewhere."""
-    bits = value.view(_BITS[value.dtype])
+    bits = value.view(BITS[value.dtype])
     lowest = torch.iinfo(bits.dtype).min
     size = bits & ~lowest
     away = torch.where(down, size | lowest, size) + 1  # farther from zero, on the side we go to

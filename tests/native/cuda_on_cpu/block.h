@@ -12,6 +12,8 @@
 
 #include "cuda_fp16.h"
 
+#define __shared__ static  // blocks run one after the other
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #define RF_LEAVE(save, to) __sanitizer_start_switch_fiber(save, (to).uc_stack.ss_sp, (to).uc_stack.ss_size)

@@ -7,12 +7,15 @@
 #define __device__
 #define __global__
 #define __launch_bounds__(...)
-#define __shared__ static  // blocks run one after the other
 
 struct Index {
   unsigned x, y;
 };
 inline Index blockIdx, threadIdx, gridDim;
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -35,7 +38,3 @@ inline uint16_t __half_as_ushort(__half value) {
 inline float __half2float(__half value) { return static_cast<float>(value); }
 
 inline __half __float2half_rn(float value) { return static_cast<__half>(value); }
-
-// The next two are defined by block.h; kernels without barriers need neither.
-void __syncthreads();
-double __shfl_down_sync(unsigned lanes, double value, int step);
