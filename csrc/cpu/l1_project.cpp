@@ -106,7 +106,7 @@ float threshold_of(const typename Storage::Word* x_adv, const typename Storage::
                    const L1Scalars& s) {
   const Lanes start = distances<Storage>(x_adv, x, n, 0.0f, s);
   if (start.sum() <= static_cast<double>(s.eps)) return 0.0f;
-  ThresholdSearch search(s.eps, start.sum(), start.free);
+  ThresholdSearch<typename Storage::Grid> search(s.eps, start.sum(), start.free);
   while (!search.found()) {
     const Lanes lanes = distances<Storage>(x_adv, x, n, search.candidate(), s);
     search.update(lanes.sum(), lanes.free);

@@ -79,7 +79,7 @@ __device__ void project(L1Shared& shared, typename T::Word* x_adv, const typenam
   float threshold = 0.0f;
   L1Sums sums = distances<T, kWords>(shared, x_adv, x, n, threshold, s);
   if (!(sums.distance <= static_cast<double>(s.eps))) {
-    ThresholdSearch search(s.eps, sums.distance, sums.free);
+    ThresholdSearch<typename T::Grid> search(s.eps, sums.distance, sums.free);
     while (!search.found()) {
       sums = distances<T, kWords>(shared, x_adv, x, n, search.candidate(), s);
       search.update(sums.distance, sums.free);

@@ -55,15 +55,19 @@ RF_HD float l1_result(float x_adv, float x, float threshold, const L1Scalars& s)
   return (known ? value : float_of(0x7fc00000u)) + 0.0f;
 }
 
-// Finds the smallest fp32 threshold at which the sum of distances is at most the limit. The sum
-// falls with the threshold, so the answer does not depend on the way to it: Newton's steps while
-// they stay in the bracket, then a gallop from its end, and bisection of the floats' order.
+// Finds the smallest threshold at which the sum of distances is at most the limit, among fp32
+// numbers, for 16-bit types among those of 16 significant bits. The sum falls with the threshold, so
+// the answer does not depend on the way to it: Newton's steps while they stay in the bracket, then
+// a gallop from its end, and bisection of the floats' order.
+template <class Grid>
 struct ThresholdSearch {
+  static constexpr uint32_t kGrain = Grid::kDigits < 24 ? 256 : 1;  // of the bits of a threshold
+
   double limit;
   uint32_t below = 0;           // bits of a threshold that is too small
   uint32_t above = 0x7f800000;  // of one that is large enough, or infinity
   uint32_t at = 0;              // of the one to try
-  uint32_t stride = 1;
+  uint32_t stride = kGrain;
   int passes = 0;
 
   // `sum` and `free` at threshold 0. A hair less than eps leaves room for sums in another order.
@@ -72,7 +76,7 @@ struct ThresholdSearch {
     propose(sum, free);
   }
 
-  RF_HD bool found() const { return above - below <= 1; }
+  RF_HD bool found() const { return above - below <= kGrain; }
   RF_HD float candidate() const { return float_of(at); }
   RF_HD float threshold() const { return float_of(above); }
 
@@ -82,11 +86,11 @@ struct ThresholdSearch {
   }
 
   RF_HD void propose(double sum, int64_t free) {
-    const uint32_t middle = below + (above - below) / 2;
+    const uint32_t middle = below + (above - below) / 2 / kGrain * kGrain;
     const double guess = static_cast<double>(float_of(at)) +
                          (sum - limit) / static_cast<double>(free > 0 ? free : 1);
     const bool usable = free > 0 && ++passes <= 24 && guess >= 0.0 && guess < 3e38;
-    uint32_t next = usable ? bits_of(static_cast<float>(guess)) : middle;
+    uint32_t next = usable ? bits_of(static_cast<float>(guess)) / kGrain * kGrain : middle;
     if (next <= below || next >= above) {
       next = next <= below ? below + stride : above - stride;
       stride *= 4;

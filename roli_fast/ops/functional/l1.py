@@ -22,11 +22,11 @@ def l1_project_(
     arXiv:2103.01208, section 3). No sorting: `a` is searched by Newton's steps and bisection.
 
     x_adv - a sign(d) is computed in fp32 (fp64 for fp64 tensors) and rounded to nearest, and `a` is
-    the smallest fp32 number at which the *rounded* result, measured in fp64, is within eps (its
-    fp32 value) less one part in 10^12. So the result is inside the ball and the box in every dtype,
-    a point that is inside already stays as it is, and the threshold does not depend on how it is
-    searched. In bf16 and fp16, values of one spacing move together, which may leave a part of eps
-    unused.
+    the smallest fp32 number (of 16 significant bits for bf16 and fp16) at which the *rounded*
+    result, measured in fp64, is within eps (its fp32 value) less one part in 10^12. So the result
+    is inside the ball and the box in every dtype, a point that is inside already stays as it is,
+    and the threshold does not depend on how it is searched. In bf16 and fp16, values of one spacing
+    move together, which may leave a part of eps unused.
 
     A NaN in `x_adv` or `x` stays NaN and counts as 0; a NaN in `eps` gives NaN. If no threshold is
     enough (an infinite value, or an `x` outside the box by more than eps), the result is `x`, cut

@@ -19,7 +19,8 @@ def l1_project(
     """What `ops.l1_project_` writes into `x_adv`, as a new tensor. See there.
 
     The length of the result falls as the threshold rises, so the smallest threshold at which it is
-    at most eps is found by bisection of the numbers of the compute dtype, in their order.
+    at most eps is found by bisection of the numbers of the compute dtype, in their order; of those
+    with 16 significant bits for images of 16 bits.
     """
     dtype, samples = compute_dtype(x.dtype), x.shape[0]
     box = box_limits(*bounds, x.dtype)
@@ -28,8 +29,9 @@ def l1_project(
     zero = torch.zeros(samples, dtype=dtype, device=x.device)
     inside = _length(_shrunk(x_adv, x, zero, box), x_adv, x) <= limit
     below, above = zero.view(BITS[dtype]), (zero + torch.inf).view(BITS[dtype])
-    for _ in range(dtype.itemsize * 8 - 1):
-        middle = below + (above - below) // 2
+    grain = 256 if x.dtype.itemsize == 2 else 1
+    for _ in range(dtype.itemsize * 8 - grain.bit_length()):
+        middle = below + (above - below) // (2 * grain) * grain
         moved = _shrunk(x_adv, x, middle.view(dtype), box)
         fits = _length(moved, x_adv, x) <= limit * (1 - SLACK)
         below, above = torch.where(fits, below, middle), torch.where(fits, middle, above)
