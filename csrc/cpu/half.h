@@ -13,6 +13,10 @@ RF_HD float widen_bf16(uint16_t bits) { return float_of(static_cast<uint32_t>(bi
 // `value` must be a number that bf16 holds (or a NaN).
 RF_HD uint16_t narrow_bf16(float value) { return static_cast<uint16_t>(bits_of(value) >> 16); }
 
+void bf16_to_float(const uint16_t* from, float* to, int64_t n);
+
+void float_to_bf16(const float* from, uint16_t* to, int64_t n);
+
 void half_to_float(const uint16_t* from, float* to, int64_t n);
 
 // Every value must be a number that fp16 holds (or a NaN).

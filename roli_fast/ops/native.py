@@ -28,6 +28,11 @@ BACKENDS = ("native", "reference")
 _NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 OPS = {
     "linf_step_": _NATIVE,
+    "l2_project_": _NATIVE,
+    "l2_step_": _NATIVE,
+    "apgd_linf_step_": _NATIVE,
+    "apgd_l2_step_": _NATIVE,
+    "select_best_": (*_NATIVE, torch.float64),
     "l1_step_": _NATIVE,
     "l1_project_": _NATIVE,
     "linf_random_start": _NATIVE,
@@ -36,7 +41,7 @@ OPS = {
 }
 """Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
 
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 
 class MissingKernelError(RoliFastError, RuntimeError):
@@ -215,6 +220,17 @@ def run(kernel: str, like: Tensor, *arguments: object) -> None:
         # A forked child has lost the thread pool and would wait for it for ever.
         threads = 1 if _state.forked else torch.get_num_threads()
         getattr(module, kernel)(*arguments, threads)
+
+
+def reduction_workspace(samples: int, per_sample: int) -> int:
+    """How many fp64 numbers a CUDA kernel with sums needs to work on (samples, per_sample)."""
+    module: Any = _state.module
+    return module.reduction_workspace(samples, per_sample)
+
+
+def code(dtype: torch.dtype) -> int:
+    """A dtype as the bindings take it; fp64 only where an op says so."""
+    return _CODES[dtype]
 
 
 def size(tensor: Tensor) -> tuple[int, int, int]:

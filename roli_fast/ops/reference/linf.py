@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from roli_fast.ops.reference.rounding import box_limits, per_sample, round_up, sum_error
+from roli_fast.ops.reference.rounding import box_limits, clamp, per_sample, round_up, sum_error
 
 
 def linf_step(  # noqa: PLR0913 - the op's own arguments
@@ -16,11 +16,16 @@ def linf_step(  # noqa: PLR0913 - the op's own arguments
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """What `ops.linf_step_` writes into `x_adv`, as a new tensor. See there."""
-    step = per_sample(step_size, x)
-    moves = (grad != 0) & torch.isfinite(grad)
-    signed = torch.where(moves, torch.where(grad > 0, step, -step), torch.zeros_like(step))
-    moved = (x_adv.to(step.dtype) + signed).to(x.dtype)
+    signed = signed_step(grad, step_size)
+    moved = (x_adv.to(signed.dtype) + signed).to(x.dtype)
     return clamped(moved, x, eps, bounds)
+
+
+def signed_step(grad: Tensor, step_size: float | Tensor) -> Tensor:
+    """`step_size` with the sign of `grad`, in the compute dtype; 0 where it is 0 or not finite."""
+    step = per_sample(step_size, grad)
+    moves = (grad != 0) & torch.isfinite(grad)
+    return torch.where(moves, torch.where(grad > 0, step, -step), torch.zeros_like(step))
 
 
 def linf_ball(x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -39,9 +44,6 @@ def ball(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
 def clamped(value: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
     """`value` moved into the ball, then into the box; NaN where `x` or `eps` is NaN."""
     ball_low, ball_high = linf_ball(x, eps)
-    inside = torch.where(value < ball_low, ball_low, value)
-    inside = torch.where(inside > ball_high, ball_high, inside)
+    inside = clamp(value, ball_low, ball_high)
     inside = torch.where(torch.isnan(ball_low), ball_low, inside)
-    low, high = box_limits(*bounds, x.dtype)
-    inside = torch.where(inside < low, low, inside)
-    return torch.where(inside > high, high, inside) + 0.0
+    return clamp(inside, *box_limits(*bounds, x.dtype)) + 0.0

@@ -38,6 +38,12 @@ def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
     return torch.full((), value, dtype=dtype, device=x.device)
 
 
+def clamp(value: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """`value` within [low, high]; a NaN stays, and `high` wins over `low`."""
+    raised = torch.where(value < low, low, value)
+    return torch.where(raised > high, high, raised)
+
+
 def sum_error(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
     """The exact error of a rounded sum: a + b == total + error (Knuth's TwoSum)."""
     b_seen = total - a
@@ -51,3 +57,13 @@ def round_up(value: Tensor, error: Tensor, dtype: torch.dtype) -> Tensor:
     bits = rounded.view(BITS[dtype])
     next_up = (bits + torch.where(bits < 0, -1, 1).to(bits.dtype)).view(dtype)
     return torch.where((back < value) | ((back == value) & (error > 0)), next_up, rounded)
+
+
+def neighbour(value: Tensor, *, down: Tensor) -> Tensor:
+    """The next number of the dtype below `value` where `down`, above it elsewhere."""
+    bits = value.view(BITS[value.dtype])
+    lowest = torch.iinfo(bits.dtype).min
+    size = bits & ~lowest
+    away = torch.where(down, size | lowest, size) + 1  # farther from zero, on the side we go to
+    shrinks = (size != 0) & ((bits < 0) != down)
+    return torch.where(shrinks, bits - 1, away).view(value.dtype)
