@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import l1
+import l2
 import torch
 from torch import Tensor
 
@@ -27,8 +28,10 @@ TARGETS = {
     "linf_step_ 64x3x32x32": {"eager": 4.0},
     "linf_step_ 64x3x224x224": {"eager": 15.0, "copy": 1 / 1.3},
     **l1.TARGETS,
+    **l2.TARGETS,
 }
 SHORTEST = 2e-3  # seconds; quicker calls are repeated up to this before the clock is read
+ROUNDS = dict.fromkeys(l1.CASES, l1.ROUNDS) | dict.fromkeys(l2.CASES, l2.ROUNDS)
 Call = Callable[[], object]
 
 
@@ -128,7 +131,7 @@ def machine(device: str, threads: int) -> dict[str, object]:
 
 def run(op: str, cases: Callable, args: argparse.Namespace, report: dict[str, object]) -> None:
     """Measure one op in every shape and dtype, and print a row for each."""
-    rounds = min(args.rounds, l1.ROUNDS) if op in l1.CASES else args.rounds
+    rounds = min(args.rounds, ROUNDS.get(op, args.rounds))
     for shape in SHAPES:
         for dtype in DTYPES:
             chosen = ops.backend(op, args.device, DTYPES[dtype])
@@ -155,7 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     report: dict[str, object] = {"machine": machine(args.device, args.threads)}
-    for op, cases in {"linf_step_": candidates, **l1.CASES}.items():
+    for op, cases in {"linf_step_": candidates, **l2.CASES, **l1.CASES}.items():
         if args.only in op:
             run(op, cases, args, report)
     folder = Path(__file__).parent / "results"
