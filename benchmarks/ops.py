@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import l1
+import l2
 import torch
 from torch import Tensor
 
@@ -20,10 +22,16 @@ import roli_fast
 from roli_fast import ops
 
 EPS, STEP = 8 / 255, 2 / 255
-SHAPES = {"64x3x32x32": (64, 3, 32, 32), "64x3x224x224": (64, 3, 224, 224)}
+SHAPES = {"1x3x4x4": (1, 3, 4, 4), "64x3x32x32": (64, 3, 32, 32), "64x3x224x224": (64, 3, 224, 224)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TARGETS = {"64x3x32x32": {"eager": 4.0}, "64x3x224x224": {"eager": 15.0, "copy": 1 / 1.3}}
+TARGETS = {
+    "linf_step_ 64x3x32x32": {"eager": 4.0},
+    "linf_step_ 64x3x224x224": {"eager": 15.0, "copy": 1 / 1.3},
+    **l1.TARGETS,
+    **l2.TARGETS,
+}
 SHORTEST = 2e-3  # seconds; quicker calls are repeated up to this before the clock is read
+ROUNDS = dict.fromkeys(l1.CASES, l1.ROUNDS) | dict.fromkeys(l2.CASES, l2.ROUNDS)
 Call = Callable[[], object]
 
 
@@ -121,34 +129,38 @@ def machine(device: str, threads: int) -> dict[str, object]:
     }
 
 
+def run(op: str, cases: Callable, args: argparse.Namespace, report: dict[str, object]) -> None:
+    """Measure one op in every shape and dtype, and print a row for each."""
+    rounds = min(args.rounds, ROUNDS.get(op, args.rounds))
+    for shape in SHAPES:
+        for dtype in DTYPES:
+            chosen = ops.backend(op, args.device, DTYPES[dtype])
+            if chosen.name != "native":
+                raise SystemExit(f"nothing to measure: {chosen.reason}")
+            times = measure(cases(SHAPES[shape], DTYPES[dtype], args.device), rounds, args.device)
+            goals = TARGETS.get(f"{op} {shape}", {}) if dtype == "float32" else {}
+            result = report[f"{op} {shape} {dtype}"] = summary(times, goals)
+            cells = "".join(
+                f"  {n} {result['median_us'][n]:.1f} us {result['times_native'][n]:.2f}x"  # type: ignore
+                for n in times
+            )
+            met = "" if not goals else ("  targets met" if result["met"] else "  TARGETS MISSED")
+            print(f"{op:18}{shape:14}{dtype:10}{cells}{met}", flush=True)
+
+
 def main() -> None:
     """Run, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--only", default="", help="ops whose name contains this")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     report: dict[str, object] = {"machine": machine(args.device, args.threads)}
-    tiny = candidates((1, 3, 4, 4), torch.float32, args.device)
-    cases = {("1x3x4x4", "float32"): measure(tiny, args.rounds, args.device)}
-    for shape in SHAPES:
-        for dtype in DTYPES:
-            chosen = ops.backend("linf_step_", args.device, DTYPES[dtype])
-            if chosen.name != "native":
-                raise SystemExit(f"nothing to measure: {chosen.reason}")
-            calls = candidates(SHAPES[shape], DTYPES[dtype], args.device)
-            cases[shape, dtype] = measure(calls, args.rounds, args.device)
-    print(f"{'':24}" + "".join(f"{name:>20}" for name in tiny))
-    for (shape, dtype), times in cases.items():
-        goals = TARGETS.get(shape, {}) if dtype == "float32" else {}
-        result = report[f"linf_step_ {shape} {dtype}"] = summary(times, goals)
-        cells = (
-            f"{result['median_us'][n]:>12.1f} {result['times_native'][n]:>6.2f}x"  # type: ignore
-            for n in times
-        )
-        met = "" if not goals else ("  targets met" if result["met"] else "  TARGETS MISSED")
-        print(f"{shape:14}{dtype:10}" + "".join(cells) + met)
+    for op, cases in {"linf_step_": candidates, **l2.CASES, **l1.CASES}.items():
+        if args.only in op:
+            run(op, cases, args, report)
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     path = folder / f"ops-{args.device}.json"

@@ -4,8 +4,8 @@
 
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
+#include "bindings.h"
 #include "cpu/dispatch.h"
 #include "ops.h"
 #ifdef RF_CUDA
@@ -13,31 +13,19 @@
 #endif
 
 namespace py = pybind11;
+using rf::Amount;
+using rf::check_call;
+using rf::per_sample_of;
+using rf::pointer;
 
 namespace {
 
-constexpr int kInterface = 1;  // raise together with INTERFACE in roli_fast/ops/native.py
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// (pointer or 0, value, stride)
-using Amount = std::tuple<uintptr_t, float, int64_t>;
-
-rf::PerSample per_sample_of(const Amount& amount) {
-  return {pointer<const float>(std::get<0>(amount)), std::get<1>(amount), std::get<2>(amount)};
-}
+constexpr int kInterface = 2;  // raise together with INTERFACE in roli_fast/ops/native.py
 
 rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
                                 int64_t numel, int dtype, const Amount& eps,
                                 const Amount& step_size, float low, float high) {
-  if (dtype < 0 || dtype > 2) throw std::invalid_argument("roli_fast._C: unknown dtype code");
-  if (samples <= 0 || numel <= 0 || numel % samples) {
-    throw std::invalid_argument("roli_fast._C: numel is no multiple of samples");
-  }
-  if (!(x_adv && grad && x)) throw std::invalid_argument("roli_fast._C: null pointer");
+  check_call(samples, numel, dtype, {x_adv, grad, x});
   return {pointer<void>(x_adv),
           pointer<const void>(grad),
           pointer<const void>(x),
@@ -99,6 +87,10 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of roli_fast; call them through roli_fast.ops.";
   module.def("build_info", &build_info);
   module.def("linf_step", &linf_step);
+  rf::bind_l1(module);
+  rf::bind_l2(module);
+  rf::bind_random(module);
+  rf::bind_select_best(module);
 #ifdef RF_CUDA
   module.def("linf_step_cuda", &linf_step_cuda);
   module.def("cuda_driver_version", &rf::cuda_driver_version);

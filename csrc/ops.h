@@ -27,13 +27,127 @@ struct LinfStepCall {
   float high;
 };
 
+enum class Norm : int { linf = 0, l2 = 1, l1 = 2 };
+
+struct RandomStartCall {
+  void* out;      // (samples, per_sample), written, in the memory order of x
+  const void* x;  // of each sample, element i lies at i / plane + (i % plane) * (per_sample / plane)
+  const int64_t* key;         // one number
+  const int64_t* sample_ids;  // one a sample, or null for 0, 1, 2, ...
+  int64_t samples;
+  int64_t per_sample;
+  int64_t plane;  // channels_last: height * width; contiguous: per_sample
+  DType dtype;
+  Norm norm;
+  PerSample eps;
+  float low;
+  float high;
+};
+
+struct L1ProjectCall {
+  void* x_adv;  // (samples, per_sample), contiguous, written
+  const void* x;
+  int64_t samples;
+  int64_t per_sample;
+  DType dtype;
+  PerSample eps;
+  float low;
+  float high;
+};
+
+struct L1StepCall {
+  L1ProjectCall project;
+  const void* grad;
+  PerSample step_size;
+  PerSample density;
+};
+
+struct L2StepCall {
+  void* x_adv;       // (samples, per_sample), contiguous, written
+  const void* grad;  // null: project only
+  const void* x;
+  int64_t samples;
+  int64_t per_sample;
+  DType dtype;
+  PerSample eps;
+  PerSample step_size;
+  float low;
+  float high;
+  double slack;       // see L2Limits
+  double* workspace;  // CUDA: reduction_workspace doubles; CPU: unused
+};
+
+void l2_step_cpu(const L2StepCall& call, int threads);
+
+// APGD's momentum step: the new iterate is written where the old one was.
+struct ApgdStepCall {
+  const void* x_adv;  // (samples, per_sample), contiguous
+  void* x_prev;       // written
+  const void* grad;
+  const void* x;
+  int64_t samples;
+  int64_t per_sample;
+  DType dtype;
+  PerSample eps;
+  PerSample step_size;
+  PerSample momentum;
+  float low;
+  float high;
+  double slack;       // L2 only, as the next
+  double* workspace;
+};
+
+void apgd_linf_step_cpu(const ApgdStepCall& call, int threads);
+void apgd_l2_step_cpu(const ApgdStepCall& call, int threads);
+
+enum class LossType : int { fp32 = 0, bf16 = 1, fp16 = 2, fp64 = 3 };
+
+// Rows of bytes, of any type, that are copied where the loss is better.
+struct SelectBestCall {
+  void* best_x;  // (samples, row_bytes), contiguous, written
+  void* best_grad;
+  void* best_loss;    // (samples,), written
+  uint8_t* improved;  // (samples,), written
+  const void* x_adv;
+  const void* grad;
+  const void* loss;
+  int64_t samples;
+  int64_t row_bytes;
+  LossType loss_type;
+};
+
+void select_best_cpu(const SelectBestCall& call, int threads);
+
 void linf_step_cpu(const LinfStepCall& call, int threads);
+void random_start_cpu(const RandomStartCall& call, int threads);
+void l1_project_cpu(const L1ProjectCall& call, int threads);
+void l1_step_cpu(const L1StepCall& call, int threads);
 
 #ifdef RF_CUDA
+// Doubles of workspace for a reduction over samples of `per_sample` elements.
+int64_t reduction_workspace(int64_t samples, int64_t per_sample);
+
+// `totals`: zeros, one a sample; null for linf.
+int random_start_cuda(const RandomStartCall& call, int64_t* totals, int device, void* stream);
+int random_start_cuda_load(int device);
+int l1_project_cuda(const L1ProjectCall& call, int device, void* stream);
+int l1_project_cuda_load(int device);
+int l1_step_cuda(const L1StepCall& call, int device, void* stream);
+int l1_step_cuda_load(int device);
 // Returns a cudaError_t; asynchronous on `stream`.
 int linf_step_cuda(const LinfStepCall& call, int device, void* stream);
 // Loads the kernels for `device`; returns a cudaError_t.
 int linf_step_cuda_load(int device);
+
+int l2_step_cuda(const L2StepCall& call, int device, void* stream);
+int l2_step_cuda_load(int device);
+
+int apgd_linf_step_cuda(const ApgdStepCall& call, int device, void* stream);
+int apgd_l2_step_cuda(const ApgdStepCall& call, int device, void* stream);
+int apgd_step_cuda_load(int device);
+
+int select_best_cuda(const SelectBestCall& call, int device, void* stream);
+int select_best_cuda_load(int device);
 #endif
 
 }  // namespace rf

@@ -60,7 +60,7 @@ def backends() -> Iterator[str]:
                 chosen = ops.backend(op, device, dtype)
                 why = f"  ({chosen.reason})" if chosen.reason else ""
                 name = str(dtype).removeprefix("torch.")
-                yield f"{op:14} {device:5} {name:9} {chosen.name}{why}"
+                yield f"{op:16} {device:5} {name:9} {chosen.name}{why}"
 
 
 def main() -> int:

@@ -17,8 +17,10 @@ class ThreatModel:
     """All images within `eps` of the original in `norm`, and within `bounds`.
 
     Args:
-        norm: what limits the attacker: "linf", the largest change of one pixel channel.
-        eps: radius in the units of the images, 8/255 in [0, 1] images.
+        norm: what limits the attacker: "linf", the largest change of one pixel channel, "l2", the
+            Euclidean length of the change, or "l1", the sum of all changes.
+        eps: radius in the units of the images: 8/255 in [0, 1] images for linf, 0.5 for l2, 12 for
+            l1.
         bounds: lowest and highest valid pixel value.
     """
 

@@ -1,5 +1,6 @@
 #include "cpu/half.h"
 
+#include "cpu/dispatch.h"
 #include "math/bits.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(RF_NO_DISPATCH)
@@ -72,6 +73,14 @@ Converters pick() {
 const Converters converters = pick();
 
 }  // namespace
+
+RF_CLONES void bf16_to_float(const uint16_t* __restrict from, float* __restrict to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = widen_bf16(from[i]);
+}
+
+RF_CLONES void float_to_bf16(const float* __restrict from, uint16_t* __restrict to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = narrow_bf16(from[i]);
+}
 
 void half_to_float(const uint16_t* from, float* to, int64_t n) {
   for (int64_t i = converters.widen(from, to, n); i < n; ++i) to[i] = widen(from[i]);

@@ -15,14 +15,12 @@ RF_CLONES void step_fp32(float* __restrict x_adv, const float* __restrict grad,
   for (int64_t i = 0; i < n; ++i) x_adv[i] = linf_step<Fp32Grid>(x_adv[i], grad[i], x[i], s);
 }
 
-RF_HD float widen_bf16(uint16_t bits) { return float_of(static_cast<uint32_t>(bits) << 16); }
-
 RF_CLONES void step_bf16(uint16_t* __restrict x_adv, const uint16_t* __restrict grad,
                          const uint16_t* __restrict x, int64_t n, LinfScalars s) {
   for (int64_t i = 0; i < n; ++i) {
     const float out =
         linf_step<Bf16Grid>(widen_bf16(x_adv[i]), widen_bf16(grad[i]), widen_bf16(x[i]), s);
-    x_adv[i] = static_cast<uint16_t>(bits_of(out) >> 16);
+    x_adv[i] = narrow_bf16(out);
   }
 }
 

@@ -26,4 +26,19 @@ void parallel_for(int64_t n, int threads, const Body& body) {
   }
 }
 
+// Calls body(begin, end) for disjoint ranges of [0, items), where an item is `size` elements.
+template <class Body>
+void parallel_items(int64_t items, int64_t size, int threads, const Body& body) {
+  const int64_t enough = (items * size + kGrain - 1) / kGrain;
+  const int64_t parts = std::min({static_cast<int64_t>(std::max(threads, 1)), enough, items});
+  if (parts <= 1) {
+    if (items > 0) body(int64_t{0}, items);
+    return;
+  }
+#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
+  for (int64_t part = 0; part < parts; ++part) {
+    body(part * items / parts, (part + 1) * items / parts);
+  }
+}
+
 }  // namespace rf

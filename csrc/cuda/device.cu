@@ -32,7 +32,12 @@ std::string cuda_obstacle(int device) {
   // the captured stream.
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaThreadExchangeStreamCaptureMode(&mode);
-  const int code = linf_step_cuda_load(device);
+  int code = cudaSuccess;
+  for (auto load : {linf_step_cuda_load, l2_step_cuda_load, apgd_step_cuda_load,
+                    select_best_cuda_load, l1_project_cuda_load, l1_step_cuda_load,
+                    random_start_cuda_load}) {
+    if (code == cudaSuccess) code = load(device);
+  }
   cudaThreadExchangeStreamCaptureMode(&mode);
   if (code == cudaSuccess) return "";
   cudaGetLastError();

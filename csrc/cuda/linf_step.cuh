@@ -2,45 +2,14 @@
 // thread, so that indices and tails are checked without a GPU; launching is left to linf_step.cu.
 #pragma once
 
-#include <cuda_fp16.h>
-
 #include <algorithm>
 
+#include "cuda/storage.cuh"
 #include "math/linf_step.h"
 #include "ops.h"
 
-#ifndef RF_MAX_BLOCKS  // tests take few, to see threads come round again
-#define RF_MAX_BLOCKS 16384
-#endif
-
 namespace rf {
 namespace cuda {
-
-struct Fp32 {
-  using Word = float;
-  using Grid = Fp32Grid;
-  static __device__ float widen(Word word) { return word; }
-  static __device__ Word narrow(float value) { return value; }
-};
-
-struct Bf16 {
-  using Word = uint16_t;
-  using Grid = Bf16Grid;
-  static __device__ float widen(Word word) { return float_of(static_cast<uint32_t>(word) << 16); }
-  static __device__ Word narrow(float value) { return static_cast<Word>(bits_of(value) >> 16); }
-};
-
-struct Fp16 {
-  using Word = uint16_t;
-  using Grid = Fp16Grid;
-  static __device__ float widen(Word word) { return __half2float(__ushort_as_half(word)); }
-  static __device__ Word narrow(float value) { return __half_as_ushort(__float2half_rn(value)); }
-};
-
-constexpr int kThreads = 256;
-constexpr int kVectorBytes = 16;
-constexpr int64_t kMaxBlocks = RF_MAX_BLOCKS;
-constexpr int64_t kMaxSamples = 65535;  // what gridDim.y may be
 
 template <class T>
 __device__ void step_one(const LinfStepCall& call, int64_t i, const LinfScalars& s) {
@@ -105,10 +74,6 @@ struct Geometry {
   unsigned blocks;   // gridDim.x
   unsigned samples;  // gridDim.y
 };
-
-inline bool aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;
-}
 
 inline Geometry geometry_of(LinfStepCall call, int64_t word_bytes) {
   if (is_uniform(call.eps) && is_uniform(call.step_size)) {

@@ -11,12 +11,14 @@
 namespace rf {
 
 struct Fp32Grid {
+  static constexpr int kDigits = 24;  // significant bits
   static RF_HD float nearest(float value) { return value; }
   static RF_HD float up(float value) { return value; }
 };
 
 // bf16 is the upper half of a float, so the lower half says what is rounded away.
 struct Bf16Grid {
+  static constexpr int kDigits = 8;
   static RF_HD float nearest(float value) {
     const uint32_t bits = bits_of(value);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
@@ -30,6 +32,7 @@ struct Bf16Grid {
 
 // fp16 has 11 significant bits down to 2^-14 and a fixed spacing of 2^-24 below.
 struct Fp16Grid {
+  static constexpr int kDigits = 11;
   // The spacing of fp16 numbers around `value`, whose magnitude is below 2^17.
   static RF_HD float spacing(float value) {
     const uint32_t exponent = bits_of(value) & 0x7f800000u;

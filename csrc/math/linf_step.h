@@ -1,7 +1,8 @@
 // The scalar rule of linf_step_: one signed-gradient step, then the Linf ball, then the box.
-// The specification is roli_fast/ops/reference.py; results agree with it bit for bit.
+// The specification is roli_fast/ops/reference/linf.py; results agree with it bit for bit.
 #pragma once
 
+#include "math/amount.h"
 #include "math/bits.h"
 #include "math/grid.h"
 #include "ops.h"
@@ -14,12 +15,6 @@ struct LinfScalars {
   float low;  // the box, already on the storage grid
   float high;
 };
-
-RF_HD bool is_uniform(const PerSample& amount) { return !amount.values || amount.stride == 0; }
-
-RF_HD float amount_of(const PerSample& amount, int64_t sample) {
-  return amount.values ? amount.values[sample * amount.stride] : amount.value;
-}
 
 RF_HD LinfScalars scalars_of(const LinfStepCall& call, int64_t sample) {
   return {amount_of(call.eps, sample), amount_of(call.step_size, sample), call.low, call.high};

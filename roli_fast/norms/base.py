@@ -12,9 +12,19 @@ class Norm(Protocol):
     """How an attack moves inside one kind of ball. Shapes: images (B, ...), distances (B,)."""
 
     def random_start(
-        self, x: Tensor, *, eps: float | Tensor, bounds: Bounds, generator: Generator | None
+        self,
+        x: Tensor,
+        *,
+        eps: float | Tensor,
+        bounds: Bounds,
+        generator: Generator | None,
+        sample_ids: Tensor | None = None,
     ) -> Tensor:
-        """A new tensor: a random point of the ball around `x`, inside the bounds."""
+        """A new tensor: a random point of the ball around `x`, inside the bounds.
+
+        It depends on the generator's next number and a sample's id (`sample_ids`, int64 (B,), by
+        default its place in the batch), not on the rest of the batch.
+        """
         ...
 
     def step_(

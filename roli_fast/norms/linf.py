@@ -11,10 +11,18 @@ class Linf:
     """Steepest ascent is the sign of the gradient (Madry et al., ICLR 2018, section 2.1)."""
 
     def random_start(
-        self, x: Tensor, *, eps: float | Tensor, bounds: Bounds, generator: Generator | None
+        self,
+        x: Tensor,
+        *,
+        eps: float | Tensor,
+        bounds: Bounds,
+        generator: Generator | None,
+        sample_ids: Tensor | None = None,
     ) -> Tensor:
         """Uniform in the ball, then clipped to the box."""
-        return ops.linf_random_start(x, eps=eps, bounds=bounds, generator=generator)
+        return ops.linf_random_start(
+            x, eps=eps, bounds=bounds, generator=generator, sample_ids=sample_ids
+        )
 
     def step_(
         self,

@@ -27,34 +27,39 @@ def batch(name: str, value: object) -> None:
         raise ArgumentError(describe(name, "a batch of shape (B, ...)", "a scalar"))
 
 
-def same_kind(name: str, value: object, x_adv: Tensor) -> None:
-    """`value` is a tensor with the dtype, device and shape of `x_adv`."""
+def same_kind(name: str, value: object, other: Tensor, other_name: str = "x_adv") -> None:
+    """`value` is a tensor with the dtype, device and shape of `other`."""
     if not isinstance(value, Tensor):
-        raise ArgumentTypeError(describe(name, "a tensor shaped as `x_adv`", type(value).__name__))
-    if value.dtype != x_adv.dtype:
-        fix = f"Convert it: {name}.to(x_adv.dtype)."
         raise ArgumentTypeError(
-            describe(name, f"{x_adv.dtype}, the dtype of `x_adv`", value.dtype, fix)
+            describe(name, f"a tensor shaped as `{other_name}`", type(value).__name__)
         )
-    if value.device != x_adv.device:
+    if value.dtype != other.dtype:
+        fix = f"Convert it: {name}.to({other_name}.dtype)."
         raise ArgumentTypeError(
-            describe(name, f"device {x_adv.device}, that of `x_adv`", value.device)
+            describe(name, f"{other.dtype}, the dtype of `{other_name}`", value.dtype, fix)
         )
-    if value.shape != x_adv.shape:
+    if value.device != other.device:
+        raise ArgumentTypeError(
+            describe(name, f"device {other.device}, that of `{other_name}`", value.device)
+        )
+    if value.shape != other.shape:
         raise ArgumentError(
-            describe(name, f"shape {tuple(x_adv.shape)}, that of `x_adv`", tuple(value.shape))
+            describe(
+                name, f"shape {tuple(other.shape)}, that of `{other_name}`", tuple(value.shape)
+            )
         )
     if value.layout is not torch.strided:
         raise ArgumentTypeError(describe(name, "a dense tensor", value.layout))
 
 
-def no_autograd(name: str, value: Tensor) -> None:
+def no_autograd(**values: Tensor) -> None:
     """Refuse a tensor that autograd would have to follow: the op has no derivative."""
-    if value.requires_grad:
-        fix = "Call the op under torch.no_grad(), or pass tensor.detach()."
-        raise ArgumentError(
-            describe(name, "a tensor without requires_grad", "one that requires grad", fix)
-        )
+    for name, value in values.items():
+        if value.requires_grad:
+            fix = "Call the op under torch.no_grad(), or pass tensor.detach()."
+            raise ArgumentError(
+                describe(name, "a tensor without requires_grad", "one that requires grad", fix)
+            )
 
 
 def amount(name: str, value: object, x: Tensor) -> float | Tensor:
@@ -76,13 +81,58 @@ def amount(name: str, value: object, x: Tensor) -> float | Tensor:
             got = f"{value.device}, {value.layout}"
             raise ArgumentTypeError(describe(name, f"a dense tensor on {x.device}", got))
         if torch.is_grad_enabled():
-            no_autograd(name, value)
+            no_autograd(**{name: value})
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(describe(name, expected, type(value).__name__, fix))
     if not 0.0 <= float(value) < math.inf:
         raise ArgumentError(describe(name, expected, value, fix))
     return float(value)
+
+
+def fraction(name: str, value: object, x: Tensor) -> float | Tensor:
+    """`value`: a number in [0, 1] (returned as float), or a float tensor (B,) where `x` is."""
+    number = amount(name, value, x)
+    if isinstance(number, float) and number > 1.0:
+        raise ArgumentError(describe(name, "a number in [0, 1] or a tensor (B,)", value))
+    return number
+
+
+def sample_ids(value: object, x: Tensor) -> None:
+    """`value` is None or an int64 tensor (B,) where `x` is."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(
+            describe("sample_ids", "an int64 tensor (B,) or None", type(value).__name__)
+        )
+    if value.dtype != torch.int64 or value.layout is not torch.strided:
+        got = f"{value.dtype}, {value.layout}"
+        raise ArgumentTypeError(describe("sample_ids", "a dense int64 tensor (B,)", got))
+    if value.device != x.device:
+        raise ArgumentTypeError(
+            describe("sample_ids", f"one on {x.device}, where `x` is", value.device)
+        )
+    if value.shape != x.shape[:1]:
+        expected, got = f"shape ({x.shape[0]},), one id a sample", tuple(value.shape)
+        raise ArgumentError(describe("sample_ids", expected, got))
+
+
+def selection(best: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> None:
+    """Iterates, gradients and losses of one batch: (B, ...), the same, (B,)."""
+    best_x, best_grad, best_loss = best
+    x_adv, grad, loss = new
+    batch("best_x", best_x)
+    for name, value in (("best_grad", best_grad), ("x_adv", x_adv), ("grad", grad)):
+        same_kind(name, value, best_x, "best_x")
+    batch("best_loss", best_loss)
+    if best_loss.shape != best_x.shape[:1]:
+        expected = f"shape {tuple(best_x.shape[:1])}, a loss a sample"
+        raise ArgumentError(describe("best_loss", expected, tuple(best_loss.shape)))
+    if best_loss.device != best_x.device:
+        expected = f"device {best_x.device}, that of `best_x`"
+        raise ArgumentTypeError(describe("best_loss", expected, best_loss.device))
+    same_kind("loss", loss, best_loss, "best_loss")
 
 
 def pair(bounds: object) -> tuple[float, float]:
@@ -133,33 +183,32 @@ def generator(value: object, x: Tensor) -> None:
         )
 
 
-def writable(x_adv: Tensor) -> None:
-    """`x_adv` may be written: each element has memory of its own, and inference mode agrees."""
-    if x_adv.is_inference() and not torch.is_inference_mode_enabled():
+def writable(name: str, value: Tensor) -> None:
+    """`value` may be written: each element has memory of its own, and inference mode agrees."""
+    if value.is_inference() and not torch.is_inference_mode_enabled():
         fix = "Clone it, or stay inside torch.inference_mode()."
-        raise ArgumentError(describe("x_adv", "a normal tensor", "an inference tensor", fix))
-    if not x_adv.is_contiguous() and 0 in x_adv.stride():
-        fix = "Pass x_adv.clone()."
+        raise ArgumentError(describe(name, "a normal tensor", "an inference tensor", fix))
+    if not value.is_contiguous() and 0 in value.stride():
+        fix = f"Pass {name}.clone()."
         raise ArgumentError(
-            describe("x_adv", "elements with memory of their own", "an expanded tensor", fix)
+            describe(name, "elements with memory of their own", "an expanded tensor", fix)
         )
 
 
-def apart(x_adv: Tensor, **others: object) -> None:
-    """No tensor among `others` shares memory with `x_adv`, which is written while they are read.
+def apart(written_name: str, written: Tensor, **others: object) -> None:
+    """No tensor among `others` shares memory with `written`, which changes while they are read.
 
     Ranges from the first to the last byte are compared, so interleaved views count as shared.
     """
-    written_start, written_end = _extent(x_adv)
+    written_start, written_end = _extent(written)
     for name, value in others.items():
         if not isinstance(value, Tensor):
             continue
         start, end = _extent(value)
-        if value is x_adv or (start < written_end and written_start < end):
-            fix = "Pass x_adv.clone() as `x_adv`, or another tensor here."
-            raise ArgumentError(
-                describe(name, "memory apart from `x_adv`, which is written", "shared memory", fix)
-            )
+        if value is written or (start < written_end and written_start < end):
+            expected = f"memory apart from `{written_name}`, which is written"
+            fix = f"Pass {written_name}.clone() as `{written_name}`, or another tensor here."
+            raise ArgumentError(describe(name, expected, "shared memory", fix))
 
 
 def address(tensor: Tensor) -> int:

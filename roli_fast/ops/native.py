@@ -23,12 +23,25 @@ from roli_fast.errors import ArgumentError, RoliFastError, describe
 
 logger = logging.getLogger("roli_fast")
 
-INTERFACE = 1  # raise together with kInterface in csrc/bindings.cpp
+INTERFACE = 2  # raise together with kInterface in csrc/bindings.cpp
 BACKENDS = ("native", "reference")
-OPS = {"linf_step_": (torch.float32, torch.bfloat16, torch.float16)}
+_NATIVE = (torch.float32, torch.bfloat16, torch.float16)
+OPS = {
+    "linf_step_": _NATIVE,
+    "l2_project_": _NATIVE,
+    "l2_step_": _NATIVE,
+    "apgd_linf_step_": _NATIVE,
+    "apgd_l2_step_": _NATIVE,
+    "select_best_": (*_NATIVE, torch.float64),
+    "l1_step_": _NATIVE,
+    "l1_project_": _NATIVE,
+    "linf_random_start": _NATIVE,
+    "l2_random_start": _NATIVE,
+    "l1_random_start": _NATIVE,
+}
 """Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
 
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 
 class MissingKernelError(RoliFastError, RuntimeError):
@@ -197,35 +210,42 @@ def usable(op: str, tensor: Tensor) -> bool:
     return not missing
 
 
-def linf_step_(
-    x_adv: Tensor,
-    addresses: tuple[int, int, int],
-    eps: float | Tensor,
-    step_size: float | Tensor,
-    box: tuple[float, float],
-) -> None:
-    """Run the kernel. `addresses`: of x_adv, grad and x, dense in one layout and not empty.
-
-    `eps` and `step_size`: float, or contiguous fp32 of shape (B,) or (1,).
-    """
-    arguments = (
-        *addresses,
-        x_adv.shape[0],
-        x_adv.numel(),
-        _CODES[x_adv.dtype],
-        _in_memory(eps) if isinstance(eps, Tensor) else (0, eps, 0),
-        _in_memory(step_size) if isinstance(step_size, Tensor) else (0, step_size, 0),
-        *box,
-    )
+def run(kernel: str, like: Tensor, *arguments: object) -> None:
+    """Call `kernel` where `like` lies: on its device, in its current stream."""
     module: Any = _state.module
-    if x_adv.is_cuda:
-        stream = torch.cuda.current_stream(x_adv.device).cuda_stream
-        module.linf_step_cuda(*arguments, x_adv.get_device(), stream)
+    if like.is_cuda:
+        stream = torch.cuda.current_stream(like.device).cuda_stream
+        getattr(module, kernel + "_cuda")(*arguments, like.get_device(), stream)
     else:
         # A forked child has lost the thread pool and would wait for it for ever.
-        module.linf_step(*arguments, 1 if _state.forked else torch.get_num_threads())
+        threads = 1 if _state.forked else torch.get_num_threads()
+        getattr(module, kernel)(*arguments, threads)
 
 
-def _in_memory(amount: Tensor) -> tuple[int, float, int]:
-    """(address, unused, stride over the samples), as the bindings take it."""
-    return amount.data_ptr(), 0.0, int(amount.numel() > 1)
+def reduction_workspace(samples: int, per_sample: int) -> int:
+    """How many fp64 numbers a CUDA kernel with sums needs to work on (samples, per_sample)."""
+    module: Any = _state.module
+    return module.reduction_workspace(samples, per_sample)
+
+
+def code(dtype: torch.dtype) -> int:
+    """A dtype as the bindings take it; fp64 only where an op says so."""
+    return _CODES[dtype]
+
+
+def size(tensor: Tensor) -> tuple[int, int, int]:
+    """(samples, elements, dtype code) as the bindings take them."""
+    return tensor.shape[0], tensor.numel(), _CODES[tensor.dtype]
+
+
+def amounts(*values: float | Tensor) -> list[tuple[int, float, int]]:
+    """Each as (address or 0, value, stride over the samples).
+
+    A tensor must be contiguous fp32 of shape (B,) or (1,) and outlive the kernel's launch.
+    """
+    return [
+        (value.data_ptr(), 0.0, int(value.numel() > 1))
+        if isinstance(value, Tensor)
+        else (0, value, 0)
+        for value in values
+    ]

@@ -13,16 +13,22 @@ from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 from roli_fast.threat import ThreatModel
 
-THREAT = ThreatModel("linf", 8 / 255, (0.0, 1.0))
+EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 4.0}
 X = images(6, 3, 6, 6)
 Y = torch.tensor([0, 3, 1, 2, 0, 1])
 
 
-def short(kind: type[Attack], **options: Any) -> Attack:
-    """The attack with few steps, where it has steps, and everything else as it comes."""
+def short(kind: type[Attack], norm: str, eps: float | None = None) -> Attack:
+    """The attack with few steps, where it has steps, under a threat in this norm."""
     known = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore
-    steps = {"steps": 3} if "steps" in known else {}
-    return kind(**{**steps, **options}).under(THREAT)
+    fields: dict[str, Any] = {"steps": 3, "norm": None, "eps": None, "step_size": None}
+    options = {name: value for name, value in fields.items() if name in known}
+    return kind(**options).under(ThreatModel(norm, EPS[norm] if eps is None else eps, (0.0, 1.0)))
+
+
+@pytest.fixture(params=NORMS.names())
+def norm(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(params=ATTACKS.names())
@@ -31,8 +37,8 @@ def kind(request: pytest.FixtureRequest) -> type[Attack]:
 
 
 @pytest.fixture
-def attack(kind: type[Attack]) -> Attack:
-    return short(kind)
+def attack(kind: type[Attack], norm: str) -> Attack:
+    return short(kind, norm)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -58,15 +64,16 @@ def test_labels_of_different_attacks_differ() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("eps", [1 / 255, 8 / 255, 0.3])
+@pytest.mark.parametrize("share", [1 / 8, 1, 10])
 def test_result_is_a_new_tensor_in_ball_and_box(
-    kind: type[Attack], dtype: torch.dtype, eps: float
+    kind: type[Attack], norm: str, dtype: torch.dtype, share: float
 ) -> None:
     model, x = Mixed().to(dtype), X.to(dtype)
     kept = x.clone()
-    attack = short(kind, eps=eps)
+    eps = EPS[norm] * share
+    attack = short(kind, norm, eps)
     x_adv = attack(model, x, Y, generator())
-    distance = NORMS[THREAT.norm].distance(x_adv, x)
+    distance = NORMS[norm].distance(x_adv, x)
     assert x_adv.shape == x.shape and x_adv.dtype == dtype and x_adv is not x
     assert (distance <= torch.tensor(eps).double()).all() and (distance > 0).all()
     assert 0 <= x_adv.min() and x_adv.max() <= 1
@@ -105,12 +112,12 @@ def test_without_a_generator_the_global_seed_decides(attack: Attack) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 6, 9), (3, 3, 9, 6), (3, 7), (1, 3, 6, 6), (0, 3, 6, 6)])
-def test_other_shapes(attack: Attack, shape: tuple[int, ...]) -> None:
+def test_other_shapes(attack: Attack, norm: str, shape: tuple[int, ...]) -> None:
     model = Mixed() if len(shape) == 4 else torch.nn.Linear(7, 4)
     x = images(*shape)
     x_adv = attack(model, x, Y[: shape[0]], generator())
     assert x_adv.shape == x.shape
-    assert (NORMS[THREAT.norm].distance(x_adv, x) <= torch.tensor(THREAT.eps).double()).all()
+    assert (NORMS[norm].distance(x_adv, x) <= torch.tensor(EPS[norm]).double()).all()
 
 
 def test_channels_last_images(attack: Attack) -> None:

@@ -82,6 +82,16 @@ def test_the_start_depends_on_the_generator_alone(norm: Norm) -> None:
     assert (norm.distance(first, x) > 0).all()
 
 
+def test_the_start_of_a_sample_follows_its_id(norm: Norm) -> None:
+    x, ids, turn = images(4, 3, 4, 4), torch.tensor([7, 2**40, 0, 3]), torch.tensor([2, 3, 0, 1])
+    options = {"eps": 0.5, "bounds": (0.0, 1.0)}
+    whole = norm.random_start(x, generator=generator(), sample_ids=ids, **options)
+    turned = norm.random_start(x[turn], generator=generator(), sample_ids=ids[turn], **options)
+    assert torch.equal(turned, whole[turn])
+    alone = norm.random_start(x[:1], generator=generator(), sample_ids=ids[:1], **options)
+    assert torch.equal(alone, whole[:1])
+
+
 def test_without_a_generator_the_global_state_is_used(norm: Norm) -> None:
     x = images(2, 3, 4, 4)
     with torch.random.fork_rng():

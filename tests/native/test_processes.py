@@ -80,7 +80,7 @@ def test_doctor(python, hidden):
     out = python(program, ROLI_FAST_REQUIRE_EXT="", ROLI_FAST_BACKEND="")
     for word in ("python ", "torch ", "torchvision ", "timm ", "numpy ", "cuda ", "threads "):
         assert re.search(rf"^  {word}", out, re.M), out
-    assert len(re.findall(r"linf_step_ +(cpu|cuda) +\w+ +(native|reference)", out)) == 8
+    assert len(re.findall(r"^  linf_step_ +(cpu|cuda) +\w+ +(native|reference)", out, re.M)) == 8
     if hidden:
         assert "no _C: " in out and not re.search(r"cpu +\w+ +native", out)
         assert python(program, code=1, ROLI_FAST_REQUIRE_EXT="1", ROLI_FAST_BACKEND="")

@@ -6,12 +6,16 @@
 
 #define __device__
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index {
   unsigned x, y;
 };
 inline Index blockIdx, threadIdx, gridDim;
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;

@@ -1,9 +1,10 @@
-"""The public ops: they check every argument and pass it on."""
+"""The public Linf ops."""
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from roli_fast.ops import checks, dispatch, library, reference
+from roli_fast.ops import checks, dispatch, library
+from roli_fast.ops.library.amounts import as_amount
 
 
 def linf_step_(  # noqa: PLR0913 - the step's own quantities
@@ -53,48 +54,10 @@ def linf_step_(  # noqa: PLR0913 - the step's own quantities
     step_size = checks.amount("step_size", step_size, x)
     box = checks.pair(bounds)
     if torch.is_grad_enabled():
-        checks.no_autograd("x_adv", x_adv)
-        checks.no_autograd("grad", grad)
-        checks.no_autograd("x", x)
+        checks.no_autograd(x_adv=x_adv, grad=grad, x=x)
     if torch.compiler.is_compiling():
-        amounts = library.as_amount(eps, x), library.as_amount(step_size, x)
+        amounts = as_amount(eps, x), as_amount(step_size, x)
         library.linf_step_op(x_adv, grad, x, *amounts, *box)
     else:
         dispatch.linf_step_(x_adv, grad, x, eps, step_size, box)
     return x_adv
-
-
-def linf_random_start(
-    x: Tensor,
-    *,
-    eps: float | Tensor,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    generator: Generator | None = None,
-) -> Tensor:
-    """A uniform draw from the Linf ball around `x`, clamped to the valid range: a new tensor.
-
-    clamp(x + U(-eps, eps), low, high), the random start of PGD (Madry et al. 2018,
-    arXiv:1706.06083, section 2.1). Limits are rounded inward as in `linf_step_`; the draws depend
-    on the generator and the shape alone, not on layout or values.
-
-    Args:
-        x: the original images, shape (B, ...), fp32, bf16, fp16 or fp64.
-        eps: radius in the units of the images, a number >= 0 or a tensor (B,).
-        bounds: lowest and highest valid pixel value.
-        generator: source of the draws, on the device of `x`; None takes torch's global generator.
-
-    Returns:
-        A tensor with the shape, dtype, device and layout of `x`, which autograd does not follow.
-
-    Raises:
-        ArgumentTypeError: an argument has a wrong type, dtype or device.
-        ArgumentError: a wrong shape or number.
-    """
-    checks.batch("x", x)
-    checks.generator(generator, x)
-    with torch.no_grad():
-        eps = checks.amount("eps", eps, x)
-        start = reference.linf_random_start(
-            x, eps=eps, bounds=checks.pair(bounds), generator=generator
-        )
-        return torch.empty_like(x).copy_(start) if start.stride() != x.stride() else start

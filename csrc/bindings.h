@@ -1,0 +1,54 @@
+// What the files of the module share: arguments as Python passes them, and their last check.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "ops.h"
+#ifdef RF_CUDA
+#include "cuda/device.h"
+#endif
+
+namespace rf {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (pointer or 0, value, stride)
+using Amount = std::tuple<uintptr_t, float, int64_t>;
+
+inline PerSample per_sample_of(const Amount& amount) {
+  return {pointer<const float>(std::get<0>(amount)), std::get<1>(amount), std::get<2>(amount)};
+}
+
+// Python has checked everything; this catches a caller that went past it.
+inline void check_call(int64_t samples, int64_t numel, int dtype,
+                       std::initializer_list<uintptr_t> pointers) {
+  if (dtype < 0 || dtype > 2) throw std::invalid_argument("roli_fast._C: unknown dtype code");
+  if (samples <= 0 || numel <= 0 || numel % samples) {
+    throw std::invalid_argument("roli_fast._C: numel is no multiple of samples");
+  }
+  for (uintptr_t address : pointers) {
+    if (!address) throw std::invalid_argument("roli_fast._C: null pointer");
+  }
+}
+
+#ifdef RF_CUDA
+inline void check_code(const char* op, int code) {
+  if (code) throw std::runtime_error(std::string(op) + " on CUDA: " + cuda_error_text(code));
+}
+#endif
+
+// Each adds its functions to the module.
+void bind_l1(pybind11::module_& module);
+void bind_l2(pybind11::module_& module);
+void bind_random(pybind11::module_& module);
+void bind_select_best(pybind11::module_& module);
+
+}  // namespace rf

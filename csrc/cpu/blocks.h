@@ -1,0 +1,46 @@
+// The storage types of CPU kernels that work on blocks of floats: where a block of a tensor is, or
+// is brought, as fp32, and how it goes back.
+#pragma once
+
+#include "cpu/half.h"
+#include "math/grid.h"
+
+namespace rf {
+
+constexpr int64_t kBlock = 512;  // a few blocks of floats stay in the first-level cache
+
+struct Fp32Blocks {
+  using Word = float;
+  using Grid = Fp32Grid;
+  struct Reader {
+    const float* read(const float* from, int64_t) { return from; }
+  };
+  struct Writer {
+    float* place(float* to) { return to; }
+    void write(float*, int64_t) {}
+  };
+};
+
+template <class G, void (*widen)(const uint16_t*, float*, int64_t),
+          void (*narrow)(const float*, uint16_t*, int64_t)>
+struct WidenedBlocks {
+  using Word = uint16_t;
+  using Grid = G;
+  struct Reader {
+    alignas(64) float block[kBlock];
+    const float* read(const uint16_t* from, int64_t n) {
+      widen(from, block, n);
+      return block;
+    }
+  };
+  struct Writer {
+    alignas(64) float block[kBlock];
+    float* place(uint16_t*) { return block; }
+    void write(uint16_t* to, int64_t n) { narrow(block, to, n); }
+  };
+};
+
+using Bf16Blocks = WidenedBlocks<Bf16Grid, bf16_to_float, float_to_bf16>;
+using Fp16Blocks = WidenedBlocks<Fp16Grid, half_to_float, float_to_half>;
+
+}  // namespace rf

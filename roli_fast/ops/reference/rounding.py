@@ -1,0 +1,69 @@
+"""What every reference shares: compute dtypes, amounts of samples, rounding inward."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from roli_fast.ops import checks
+
+BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+def compute_dtype(storage: torch.dtype) -> torch.dtype:
+    """The dtype in which an op on `storage` tensors computes."""
+    return torch.float64 if storage == torch.float64 else torch.float32
+
+
+@lru_cache(maxsize=256)
+def box_limits(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The smallest and the largest value of `dtype` within [low, high]."""
+    checks.box(low, high)
+    ends = torch.tensor([low, -high], dtype=torch.float64)
+    inner_low, inner_high = round_up(ends, torch.zeros_like(ends), dtype).tolist()
+    checks.box_holds_a_value(low, high, dtype, inner_low <= -inner_high)
+    return inner_low, -inner_high
+
+
+def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
+    """`value` in the compute dtype, shaped to broadcast over (B, ...)."""
+    dtype = compute_dtype(x.dtype)
+    if isinstance(value, Tensor):
+        return value.to(dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.full((), value, dtype=dtype, device=x.device)
+
+
+def clamp(value: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """`value` within [low, high]; a NaN stays, and `high` wins over `low`."""
+    raised = torch.where(value < low, low, value)
+    return torch.where(raised > high, high, raised)
+
+
+def sum_error(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
+    """The exact error of a rounded sum: a + b == total + error (Knuth's TwoSum)."""
+    b_seen = total - a
+    return (a - (total - b_seen)) + (b - b_seen)
+
+
+def round_up(value: Tensor, error: Tensor, dtype: torch.dtype) -> Tensor:
+    """The smallest number of `dtype` that is >= value + error, `error` below half an ulp."""
+    rounded = value.to(dtype)
+    back = rounded.to(value.dtype)
+    bits = rounded.view(BITS[dtype])
+    next_up = (bits + torch.where(bits < 0, -1, 1).to(bits.dtype)).view(dtype)
+    return torch.where((back < value) | ((back == value) & (error > 0)), next_up, rounded)
+
+
+def neighbour(value: Tensor, *, down: Tensor) -> Tensor:
+    """The next number of the dtype below `value` where `down`, above it elsewhere."""
+    bits = value.view(BITS[value.dtype])
+    lowest = torch.iinfo(bits.dtype).min
+    size = bits & ~lowest
+    away = torch.where(down, size | lowest, size) + 1  # farther from zero, on the side we go to
+    shrinks = (size != 0) & ((bits < 0) != down)
+    return torch.where(shrinks, bits - 1, away).view(value.dtype)
