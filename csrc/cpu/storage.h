@@ -23,12 +23,8 @@ struct Fp32Storage {
 struct Bf16Storage {
   using Word = uint16_t;
   using Grid = Bf16Grid;
-  static void load(const Word* from, float* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = float_of(static_cast<uint32_t>(from[i]) << 16);
-  }
-  static void store(const float* from, Word* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Word>(bits_of(from[i]) >> 16);
-  }
+  static void load(const Word* from, float* to, int64_t n) { bf16_to_float(from, to, n); }
+  static void store(const float* from, Word* to, int64_t n) { float_to_bf16(from, to, n); }
 };
 
 struct Fp16Storage {

@@ -1,5 +1,5 @@
-// The scalar rules of l1_project_: every coordinate moves towards x by one threshold, which is found
-// on the floats' own order. The specification is roli_fast/ops/reference/l1.py.
+// The scalar rules of l1_project_: every coordinate moves towards x by one threshold, which is
+// found on the floats' own order. The specification is roli_fast/ops/reference/l1.py.
 #pragma once
 
 #include "math/bits.h"
@@ -56,9 +56,9 @@ RF_HD float l1_result(float x_adv, float x, float threshold, const L1Scalars& s)
 }
 
 // Finds the smallest threshold at which the sum of distances is at most the limit, among fp32
-// numbers, for 16-bit types among those of 16 significant bits. The sum falls with the threshold, so
-// the answer does not depend on the way to it: Newton's steps while they stay in the bracket, then
-// a gallop from its end, and bisection of the floats' order.
+// numbers, for 16-bit types among those of 16 significant bits. The sum falls with the threshold,
+// so the answer does not depend on the way to it: Newton's steps while they stay in the bracket,
+// then a gallop from its end, and bisection of the floats' order.
 template <class Grid>
 struct ThresholdSearch {
   static constexpr uint32_t kGrain = Grid::kDigits < 24 ? 256 : 1;  // of the bits of a threshold

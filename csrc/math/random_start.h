@@ -16,7 +16,7 @@ struct StartScalars {
   float high;
 };
 
-// What a draw adds to its sample's total: rounded up to a multiple of 2^-24, in these units, so that
+// What a draw adds to its total: rounded up to a multiple of 2^-24, in these units, so that
 // totals are integers and no order of summation changes them. At most 34 * 2^24.
 RF_HD int64_t l2_share(float draw) { return static_cast<int32_t>(draw * draw * 0x1p24f) + 1; }
 

@@ -1,5 +1,12 @@
-// The L1 kernels and the random starts, block by block.
-#include "fibers.h"
+// The L1 kernels and the random starts, block by block. -1: a block could not come to its end.
+#include "block.h"
+
+template <class T>
+T atomicAdd(T* target, T value) {
+  const T before = *target;
+  *target += value;
+  return before;
+}
 
 #include "cuda/l1.cuh"
 #include "cuda/random_start.cuh"
@@ -11,13 +18,14 @@ int run_l1(const rf::L1StepCall& call) {
   const bool vectors = rf::cuda::l1_vectors(call, sizeof(typename T::Word));
   gridDim = {rf::cuda::l1_blocks(call), 1};
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-    fibers::run_block(rf::cuda::kL1Threads, [&] {
+    const bool ended = fibers::run_block(rf::cuda::kL1Threads, [&] {
       if (vectors) {
         rf::cuda::l1_kernel<T, true, kStep>(call);
       } else {
         rf::cuda::l1_kernel<T, false, kStep>(call);
       }
     });
+    if (!ended) return -1;
   }
   return vectors;
 }
@@ -29,7 +37,7 @@ int run_start(const rf::RandomStartCall& call, int64_t* totals) {
   for (int kernel = call.norm == rf::Norm::linf; kernel < 2; ++kernel) {
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
       for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-        fibers::run_block(rf::cuda::kThreads, [&] {
+        const bool ended = fibers::run_block(rf::cuda::kThreads, [&] {
           if (kernel == 0) {
             rf::cuda::start_totals(call, totals);
           } else if (shape.vectors) {
@@ -38,6 +46,7 @@ int run_start(const rf::RandomStartCall& call, int64_t* totals) {
             rf::cuda::start_kernel<T, false>(call, totals);
           }
         });
+        if (!ended) return -1;
       }
     }
   }
