@@ -31,11 +31,12 @@ class ThreatModel:
     def __post_init__(self) -> None:
         check_positive("eps", self.eps)
         check_bounds(self.bounds)
-        check_radius(self.eps, self.bounds)
+        if self.norm == "linf":
+            check_radius(self.eps, self.bounds)
 
 
 def check_radius(eps: float, bounds: Bounds) -> None:
-    """Raise where a radius covers the whole range of pixels: 8 for 8/255 is the usual slip."""
+    """Raise where a linf radius covers the whole range of pixels: 8 for 8/255 is the usual slip."""
     if eps >= bounds[1] - bounds[0]:
         raise ArgumentError(
             describe(

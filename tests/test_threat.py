@@ -71,3 +71,10 @@ def test_what_is_no_batch_of_images(x: Any) -> None:
 
 def test_images_that_require_grad_pass() -> None:
     check_images(torch.full((1, 2), 0.5, requires_grad=True), (0.0, 1.0))
+
+
+def test_a_radius_of_the_whole_range_is_taken_for_a_slip() -> None:
+    """8 for 8/255; in the other norms a radius above the range of one pixel is common."""
+    with pytest.raises(ArgumentError, match=r"`eps`.*Did you mean 8/255"):
+        ThreatModel(eps=8)
+    assert ThreatModel(norm="l1", eps=12.0).eps == 12.0

@@ -31,13 +31,25 @@ class Attack:
         raise NotImplementedError
 
     def run(
-        self, model: Model, x: Tensor, y: Tensor, generator: Generator | None = None
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator | None = None,
+        *,
+        sample_ids: Tensor | None = None,
     ) -> AttackResult:
         """Search, and report the cost beside the images."""
         raise NotImplementedError
 
     def __call__(
-        self, model: Model, x: Tensor, y: Tensor, generator: Generator | None = None
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator | None = None,
+        *,
+        sample_ids: Tensor | None = None,
     ) -> Tensor:
         """Adversarial images for a batch.
 
@@ -47,6 +59,8 @@ class Attack:
             x: images (B, ...) inside the bounds, before normalisation.
             y: labels (B,), int64.
             generator: source of the random start; None takes torch's global generator.
+            sample_ids: int64 (B,); the start of a sample depends on one draw of the generator and
+                on its id alone. None takes its index in the batch.
 
         Returns:
             A new tensor like `x`, inside the ball around `x` and inside the bounds.
@@ -54,7 +68,7 @@ class Attack:
         Raises:
             ArgumentError: images outside the bounds, labels out of range, and the like.
         """
-        return self.run(model, x, y, generator).x_adv
+        return self.run(model, x, y, generator, sample_ids=sample_ids).x_adv
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")

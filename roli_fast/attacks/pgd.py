@@ -67,7 +67,13 @@ class PGD(Attack):
         )
 
     def run(
-        self, model: Model, x: Tensor, y: Tensor, generator: Generator | None = None
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator | None = None,
+        *,
+        sample_ids: Tensor | None = None,
     ) -> AttackResult:
         """As `__call__`, with the cost beside the images."""
         if self.norm is None or self.eps is None or self.bounds is None:
@@ -80,7 +86,9 @@ class PGD(Attack):
         x = x.detach()
         with InputGradient(model) as gradient, torch.no_grad():
             if self.random_start:
-                x_adv = norm.random_start(x, eps=eps, bounds=bounds, generator=generator)
+                x_adv = norm.random_start(
+                    x, eps=eps, bounds=bounds, generator=generator, sample_ids=sample_ids
+                )
             else:
                 x_adv = x.clone()
             best = _Best() if self.keep == "best" else None

@@ -53,7 +53,8 @@ def evaluate(
         model: images (B, ...) in the attacks' bounds -> logits (B, C).
         batches: (x, y, ids) on the model's device.
         attacks: each is reported under its `label`.
-        seed: seeds the random starts; they depend on it and on the batch alone.
+        seed: seeds the random starts; a sample's start depends on it, on the attack's label and on
+            the sample's id alone, not on the batch it comes in.
         after_batch: called with the number of images done; a progress bar, or a stop.
 
     Raises:
@@ -65,14 +66,15 @@ def evaluate(
     robust: dict[str, list[Tensor]] = {attack.label: [] for attack in attacks}
     try:
         model.eval()
-        for index, (x, y, _ids) in enumerate(batches):
+        for batch in batches:
+            x, y = batch.x, batch.y
             right = _right(model, x, y)
             clean.append(right.cpu())
             for attack in attacks:
-                generator = derived_generator(
-                    "evaluate", seed, attack.label, index, device=x.device
+                generator = derived_generator("evaluate", seed, attack.label, device=x.device)
+                robust[attack.label].append(
+                    _survivors(model, batch, right, attack, generator).cpu()
                 )
-                robust[attack.label].append(_survivors(model, x, y, right, attack, generator).cpu())
             if after_batch:
                 after_batch(len(y))
     finally:
@@ -106,18 +108,14 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 
 
-def _survivors(  # noqa: PLR0913 - one batch and what is done to it
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    right: Tensor,
-    attack: Attack,
-    generator: torch.Generator,
+def _survivors(
+    model: nn.Module, batch: Batch, right: Tensor, attack: Attack, generator: torch.Generator
 ) -> Tensor:
     survivors = right.clone()
     if bool(right.any()):
-        x_adv = attack(model, x[right], y[right], generator)
-        survivors[right] = _right(model, x_adv, y[right])
+        x, y = batch.x[right], batch.y[right]
+        ids = batch.ids.to(x.device)[right]
+        survivors[right] = _right(model, attack(model, x, y, generator, sample_ids=ids), y)
     return survivors
 
 

@@ -36,7 +36,7 @@ class Flips(Attack):
     def label(self) -> str:
         return self.name
 
-    def run(self, model: Any, x: Tensor, y: Tensor, generator: Any = None) -> AttackResult:
+    def run(self, model: Any, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> AttackResult:
         self.seen.append(x.clone())
         x_adv = x.clone()
         for value in self.flipped:
@@ -168,18 +168,34 @@ class TestSeed:
             torch.manual_seed(99)
             assert torch.equal(self.survivors(0), first)
 
-    def test_every_batch_and_seed_draws_anew(self) -> None:
-        draws: list[float] = []
+    def test_a_start_depends_on_seed_attack_and_sample_alone(self) -> None:
+        """Every batch of one attack gets a fresh generator of one seed, and its samples' ids."""
+        calls: list[tuple[str, int, list[int]]] = []
 
         @dataclass(frozen=True)
-        class Draws(Flips):
-            def run(self, model: Any, x: Tensor, y: Tensor, generator: Any = None) -> Any:
-                draws.append(torch.rand((), generator=generator).item())
+        class Notes(Flips):
+            def run(self, model: Any, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> Any:
+                calls.append((self.name, rest[0].initial_seed(), options["sample_ids"].tolist()))
                 return AttackResult(x, Cost(0, 0))
 
-        for seed in (0, 1, 0):
-            evaluate(Reads(), batches(4, 2), [Draws(), Draws(name="other")], seed=seed)
-        assert len(set(draws)) == 8 and draws[:4] == draws[8:]
+        for seed in (0, 1):
+            evaluate(Reads(), batches(4, 2), [Notes(), Notes(name="other")], seed=seed)
+        assert [ids for _, _, ids in calls] == [[0, 1, 3], [0, 1, 3], [4], [4]] * 2
+        seeds = {(name, number) for name, number, _ in calls}
+        assert len(seeds) == len({number for _, number in seeds}) == 4
+
+    def test_the_size_of_batches_changes_no_flag(self) -> None:
+        x = images(40, 3, 6, 6)
+        with torch.no_grad():
+            y = Mixed().eval()(x).argmax(1)
+        y[::7] = (y[::7] + 1) % 3  # wrong to begin with: who is attacked beside whom differs
+        attack = PGD(eps=0.9, step_size=0.001, steps=1)
+        flags = [
+            evaluate(Mixed(), batches(*sizes, x=x, y=y), [attack]).robust["pgd-1"]
+            for sizes in ((40,), (25, 15), (1,) * 40)
+        ]
+        assert 0 < flags[0].sum() < 40
+        assert torch.equal(flags[0], flags[1]) and torch.equal(flags[0], flags[2])
 
 
 class TestErrors:
