@@ -37,10 +37,12 @@ $(VENV)/bin/python:
 	  echo "no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.built: $(SOURCES) | $(VENV)/bin/python
+	@echo "installing into $(VENV): torch is large, and the kernels are compiled; some minutes"
 	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.tested: $(SOURCES) | $(VENV)/bin/python
+	@echo "installing into $(VENV): torch is large, and the kernels are compiled; some minutes"
 	$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/.built
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-from roli_fast.train.config import COMPONENTS, field_types
+from roli_fast.attacks import Attack
+from roli_fast.train.config import COMPONENTS, FOLLOWS_THREAT, field_types, to_tree
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.stage import Stage
 
@@ -35,12 +36,35 @@ def help_text() -> str:
         "",
         "Fields of a stage (--probe.NAME, --finetune.NAME, --ranli.NAME, --pretrain.NAME):",
     ]
+    parts += ["  In brackets the default; a stage's own, where it differs:"]
+    parts += [f"    {name}: {own}" for name, own in _stage_defaults()]
     parts += _lines(Stage, "  .")
     for registry in COMPONENTS.values():
         for name in registry:
             parts += ["", f"Fields of the {registry.kind} {name}:"]
             parts += list(_lines(registry[name], "  .")) or ["  (none)"]
     return "\n".join(parts)
+
+
+def _stage_defaults() -> Iterator[tuple[str, str]]:
+    """What the stages of a run change in a plain `Stage`."""
+    plain = _flat(to_tree(Stage()))
+    for field in fields(Experiment):
+        stage = field.default_factory() if callable(field.default_factory) else None
+        if isinstance(stage, Stage):
+            own = {k: v for k, v in _flat(to_tree(stage)).items() if plain.get(k, v) != v}
+            if own:
+                yield field.name, ", ".join(f"{k} {v}" for k, v in own.items())
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out
 
 
 def _lines(kind: type, prefix: str) -> Iterator[str]:
@@ -53,7 +77,9 @@ def _lines(kind: type, prefix: str) -> Iterator[str]:
         if is_dataclass(inner) and inner not in COMPONENTS and inner is not Stage:
             yield from _lines(inner, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
-            yield _line(f"{prefix}{field.name}", _default(field), texts.get(field.name, ""), inner)
+            follows = issubclass(kind, Attack) and field.name in FOLLOWS_THREAT
+            default = "null in a run" if follows else _default(field)
+            yield _line(f"{prefix}{field.name}", default, texts.get(field.name, ""), inner)
 
 
 def _line(flag: str, default: str, text: str, kind: Any) -> str:
