@@ -123,9 +123,6 @@ class Splits:
 
     def __post_init__(self) -> None:
         """Check what every split must keep."""
-        if len(self.classes) < 2:
-            fix = "The folder may be one level too high, or too low."
-            raise DataError(describe("classes", "two or more classes", list(self.classes), fix))
         named = {"train": self.train, "val": self.val, "test": self.test}
         for name, dataset in named.items():
             _check_labels(name, dataset, len(self.classes))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from roli_fast.data import Splits
+from roli_fast.errors import DataError, describe
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import (
@@ -93,6 +94,10 @@ def run(
 
 def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) -> int:
     """Build the model once for every image size, say what it is, and choose the threads."""
+    for found in filter(None, (splits, source)):
+        if found.num_classes < 2:
+            fix = "The folder may be one level too high, or too low."
+            raise DataError(describe("classes", "two or more classes", list(found.classes), fix))
     size = splits.train.image_size
     if source:
         create(

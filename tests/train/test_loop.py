@@ -71,8 +71,8 @@ def test_the_model_trains_on_attacked_images(
     inputs: list[tuple[torch.Tensor, torch.Tensor]] = []
     original = PGD.run
 
-    def watched(self: PGD, model: Any, x: torch.Tensor, *rest: Any) -> Any:
-        result = original(self, model, x, *rest)
+    def watched(self: PGD, model: Any, x: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        result = original(self, model, x, *rest, **options)
         if self.steps == 7:  # the training attack
             inputs.append((x, result.x_adv))
         return result
