@@ -1,6 +1,5 @@
 """Batches of a split: the order and the augmentation are functions of (seed, epoch) alone."""
 
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -91,12 +90,6 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=derived_generator("order", seed, epoch))
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    """A signal to the whole process group must not kill the workers before the parent has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _iterate(
     source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
 ) -> Iterator[Batch]:
@@ -107,7 +100,6 @@ def _iterate(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else the loader draws from the global one
-        worker_init_fn=_leave_signals_to_the_parent,
     )
     for item in loader:
         if isinstance(item, DataError):

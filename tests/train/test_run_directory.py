@@ -1,10 +1,6 @@
 """A run directory is made late, never overwritten, and never mixed with another experiment."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -91,30 +87,6 @@ def test_files_can_be_read_by_others(tmp_path: Path) -> None:
     run_small_new(tmp_path / "run")
     for path in tmp_path.rglob("*.safetensors"):
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
-
-
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are a POSIX thing")
-def test_a_signal_to_the_whole_group_saves_with_workers(tmp_path: Path) -> None:
-    """Schedulers signal every process of a job; the workers must leave it to the parent."""
-    images = write_folder(tmp_path / "images", {"a": 40, "b": 40})
-    flags = [*folder_flags(images), "--workers=2", "--probe.epochs=500", "--probe.batch_size=4"]
-    command = [sys.executable, "-m", "roli_fast.train", "--run_dir", str(tmp_path / "run"), *flags]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    metrics = tmp_path / "run/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, output
-    assert (tmp_path / "run/seed-0/roli/stage-1-probe/resume.safetensors").exists()
 
 
 def test_recipes_are_part_of_the_package() -> None:
