@@ -21,7 +21,7 @@ class PGD(Attack):
     """PGD-k costs k forwards and k input-backwards, one more forward with keep="best".
 
     Args:
-        norm: a registered norm, "linf" or "l1"; null in a run's configuration takes the run's
+        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's
             threat model.
         eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
         step_size: length of one step; null takes eps / 4, as RoLI does.
