@@ -9,15 +9,17 @@ namespace rf {
 
 constexpr int64_t kBlock = 512;  // a few blocks of floats stay in the first-level cache
 
-struct Fp32Blocks {
-  using Word = float;
-  using Grid = Fp32Grid;
+// Blocks that a kernel takes as they are in memory.
+template <class W, class G>
+struct PlainBlocks {
+  using Word = W;
+  using Grid = G;
   struct Reader {
-    const float* read(const float* from, int64_t) { return from; }
+    const Word* read(const Word* from, int64_t) { return from; }
   };
   struct Writer {
-    float* place(float* to) { return to; }
-    void write(float*, int64_t) {}
+    Word* place(Word* to) { return to; }
+    void write(Word*, int64_t) {}
   };
 };
 
@@ -40,6 +42,8 @@ struct WidenedBlocks {
   };
 };
 
+using Fp32Blocks = PlainBlocks<float, Fp32Grid>;
+using Bf16Words = PlainBlocks<uint16_t, Bf16Grid>;  // for kernels with lanes of their own
 using Bf16Blocks = WidenedBlocks<Bf16Grid, bf16_to_float, float_to_bf16>;
 using Fp16Blocks = WidenedBlocks<Fp16Grid, half_to_float, float_to_half>;
 

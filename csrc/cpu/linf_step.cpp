@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/bf16_lanes.h"
 #include "cpu/dispatch.h"
 #include "cpu/half.h"
 #include "cpu/parallel.h"
@@ -22,6 +23,33 @@ RF_CLONES void step_bf16(uint16_t* __restrict x_adv, const uint16_t* __restrict 
         linf_step<Bf16Grid>(widen_bf16(x_adv[i]), widen_bf16(grad[i]), widen_bf16(x[i]), s);
     x_adv[i] = narrow_bf16(out);
   }
+}
+
+#if RF_BF16_LANES
+RF_V4 void step_bf16_lanes(uint16_t* x_adv, const uint16_t* grad, const uint16_t* x, int64_t n,
+                           LinfScalars s) {
+  const LinfLanes lanes = lanes_of(s);
+  for (int64_t i = 0; i < n; i += 32) {
+    const __mmask32 mask = first(n - i);
+    const __m512i from = load_bf16(x_adv + i, mask), g = load_bf16(grad + i, mask);
+    const __m512i centre = load_bf16(x + i, mask);
+    if (!tame(from, centre)) {
+      step_bf16(x_adv + i, grad + i, x + i, std::min<int64_t>(32, n - i), s);
+      continue;
+    }
+    const __m512i low = confined(stepped(lower(from), lower(g), lanes), lower(centre), lanes);
+    const __m512i high = confined(stepped(upper(from), upper(g), lanes), upper(centre), lanes);
+    _mm512_mask_storeu_epi16(x_adv + i, mask, joined(low, high));
+  }
+}
+#endif
+
+void step_bf16_best(uint16_t* x_adv, const uint16_t* grad, const uint16_t* x, int64_t n,
+                    LinfScalars s) {
+#if RF_BF16_LANES
+  if (has_bf16_lanes() && is_tame(s)) return step_bf16_lanes(x_adv, grad, x, n, s);
+#endif
+  step_bf16(x_adv, grad, x, n, s);
 }
 
 RF_CLONES void step_fp16_widened(float* __restrict x_adv, const float* __restrict grad,
@@ -69,7 +97,7 @@ void linf_step_cpu(const LinfStepCall& call, int threads) {
     case DType::fp32:
       return run<float>(call, threads, step_fp32);
     case DType::bf16:
-      return run<uint16_t>(call, threads, step_bf16);
+      return run<uint16_t>(call, threads, step_bf16_best);
     case DType::fp16:
       return run<uint16_t>(call, threads, step_fp16);
   }
