@@ -21,23 +21,36 @@ def quickstart() -> str:
 
 
 def ops_cpu() -> str:
-    """The fused step beside what one would otherwise write."""
+    """The fused ops beside what one would otherwise write."""
     results = _read("ops-cpu")
     machine = results["machine"]
-    rows = [name for name in results if name != "machine" and "x4x4" not in name]
-    lines = ["| op, shape, dtype | native | eager | inductor | copy of the same bytes |"]
-    lines.append("|---|---|---|---|---|")
-    for name in rows:
-        cell, times = results[name], results[name]["times_native"]
-        others = " | ".join(f"{times[key]:.2f}x" for key in ("eager", "inductor", "copy"))
-        lines.append(f"| {name} | {cell['median_us']['native'] / 1000:.3f} ms | {others} |")
+    names = list(dict.fromkeys(name.split()[0] for name in results if name != "machine"))
+    small, large = "64x3x32x32", "64x3x224x224"
+    lines = [
+        f"| op, fp32 | {small} | eager | inductor | {large} | eager | inductor | copy | bf16 |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for op in names:
+        cells = [*_cells(results[f"{op} {small} float32"], "eager", "inductor")]
+        cells += _cells(results[f"{op} {large} float32"], "eager", "inductor", "copy")
+        cells.append(f"{results[f'{op} bf16 beside fp32']['times_native']['float32']:.1f}x")
+        lines.append(f"| `{op}` | {' | '.join(cells)} |")
     lines.append("")
     lines.append(
-        f"Times of the others in multiples of native's: {machine['threads']} threads of a CPU at "
-        f"{machine['build']['cpu_level']}, torch {machine['torch']}, one interleaved run, medians "
-        "(`make bench-ops`)."
+        "Times of the op, and how many times longer the others take: eager torch as attack "
+        "libraries write it, torch.compile, a copy of as many bytes as the op must move; last, how "
+        f"many times faster the op is in bf16. {machine['threads']} threads of a CPU at "
+        f"{machine['build']['cpu_level']}, torch {machine['torch']}, rows interleaved, medians "
+        "(`make bench-ops`; all rows: benchmarks/results/ops-cpu.json)."
     )
     return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any], *others: str) -> list[str]:
+    """A row's own time, and the others' in multiples of it."""
+    times = row["times_native"]
+    own = f"{row['median_us']['native'] / 1000:.3g} ms"
+    return [own, *(f"{times[key]:.2g}x" if key in times else "" for key in others)]
 
 
 def _read(name: str) -> dict[str, Any]:
