@@ -1,4 +1,4 @@
-"""bf16 by AVX-512: every tame number meets the ball, the box and zero; a wild one changes nothing."""
+"""bf16 by AVX-512: any tame number against ball, box and zero; wild ones fall back."""
 
 import pytest
 import torch
