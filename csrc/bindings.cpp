@@ -2,9 +2,6 @@
 // only caller and has checked type, device, dtype, shape, layout and aliasing.
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
-#include <string>
-
 #include "bindings.h"
 #include "cpu/dispatch.h"
 #include "ops.h"
@@ -38,26 +35,6 @@ rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, in
           high};
 }
 
-void linf_step(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t numel,
-               int dtype, const Amount& eps, const Amount& step_size, float low, float high,
-               int threads) {
-  const auto call =
-      linf_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, low, high);
-  py::gil_scoped_release release;
-  rf::linf_step_cpu(call, threads);
-}
-
-#ifdef RF_CUDA
-void linf_step_cuda(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t numel,
-                    int dtype, const Amount& eps, const Amount& step_size, float low, float high,
-                    int device, uintptr_t stream) {
-  const auto call =
-      linf_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, low, high);
-  const int code = rf::linf_step_cuda(call, device, pointer<void>(stream));
-  if (code) throw std::runtime_error("linf_step_ on CUDA: " + rf::cuda_error_text(code));
-}
-#endif
-
 py::dict build_info() {
   py::dict info;
   info["interface"] = kInterface;
@@ -86,13 +63,13 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of roli_fast; call them through roli_fast.ops.";
   module.def("build_info", &build_info);
-  module.def("linf_step", &linf_step);
+  module.def("linf_step", rf::on_cpu(linf_step_call, rf::linf_step_cpu));
   rf::bind_l1(module);
   rf::bind_l2(module);
   rf::bind_random(module);
   rf::bind_select_best(module);
 #ifdef RF_CUDA
-  module.def("linf_step_cuda", &linf_step_cuda);
+  module.def("linf_step_cuda", rf::on_cuda("linf_step_", linf_step_call, rf::linf_step_cuda));
   module.def("cuda_driver_version", &rf::cuda_driver_version);
   // "" if the kernels can run on this device, otherwise the reason why not.
   module.def("cuda_obstacle", &rf::cuda_obstacle);

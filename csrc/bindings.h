@@ -39,9 +39,24 @@ inline void check_call(int64_t samples, int64_t numel, int dtype,
   }
 }
 
+// What the module calls: the arguments that `make` makes a call of, then `threads`.
+template <class Call, class... Arguments>
+auto on_cpu(Call (*make)(Arguments...), void (*kernel)(const Call&, int)) {
+  return [make, kernel](Arguments... arguments, int threads) {
+    const Call call = make(arguments...);
+    pybind11::gil_scoped_release release;
+    kernel(call, threads);
+  };
+}
+
 #ifdef RF_CUDA
-inline void check_code(const char* op, int code) {
-  if (code) throw std::runtime_error(std::string(op) + " on CUDA: " + cuda_error_text(code));
+// The same, then `device` and `stream`. Throws what CUDA says.
+template <class Call, class... Arguments>
+auto on_cuda(const char* op, Call (*make)(Arguments...), int (*kernel)(const Call&, int, void*)) {
+  return [op, make, kernel](Arguments... arguments, int device, uintptr_t stream) {
+    const int code = kernel(make(arguments...), device, pointer<void>(stream));
+    if (code) throw std::runtime_error(std::string(op) + " on CUDA: " + cuda_error_text(code));
+  };
 }
 #endif
 

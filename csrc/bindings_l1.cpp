@@ -30,46 +30,14 @@ L1StepCall l1_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t sa
           pointer<const void>(grad), per_sample_of(step_size), per_sample_of(density)};
 }
 
-void l1_project(uintptr_t x_adv, uintptr_t x, int64_t samples, int64_t numel, int dtype,
-                const Amount& eps, float low, float high, int threads) {
-  const auto call = l1_project_call(x_adv, x, samples, numel, dtype, eps, low, high);
-  py::gil_scoped_release release;
-  l1_project_cpu(call, threads);
-}
-
-void l1_step(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t numel,
-             int dtype, const Amount& eps, const Amount& step_size, const Amount& density,
-             float low, float high, int threads) {
-  const auto call =
-      l1_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, density, low, high);
-  py::gil_scoped_release release;
-  l1_step_cpu(call, threads);
-}
-
-#ifdef RF_CUDA
-void l1_project_on_cuda(uintptr_t x_adv, uintptr_t x, int64_t samples, int64_t numel, int dtype,
-                        const Amount& eps, float low, float high, int device, uintptr_t stream) {
-  const auto call = l1_project_call(x_adv, x, samples, numel, dtype, eps, low, high);
-  check_code("l1_project_", l1_project_cuda(call, device, pointer<void>(stream)));
-}
-
-void l1_step_on_cuda(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t numel,
-                     int dtype, const Amount& eps, const Amount& step_size, const Amount& density,
-                     float low, float high, int device, uintptr_t stream) {
-  const auto call =
-      l1_step_call(x_adv, grad, x, samples, numel, dtype, eps, step_size, density, low, high);
-  check_code("l1_step_", l1_step_cuda(call, device, pointer<void>(stream)));
-}
-#endif
-
 }  // namespace
 
 void bind_l1(py::module_& module) {
-  module.def("l1_project", &l1_project);
-  module.def("l1_step", &l1_step);
+  module.def("l1_project", on_cpu(l1_project_call, l1_project_cpu));
+  module.def("l1_step", on_cpu(l1_step_call, l1_step_cpu));
 #ifdef RF_CUDA
-  module.def("l1_project_cuda", &l1_project_on_cuda);
-  module.def("l1_step_cuda", &l1_step_on_cuda);
+  module.def("l1_project_cuda", on_cuda("l1_project_", l1_project_call, l1_project_cuda));
+  module.def("l1_step_cuda", on_cuda("l1_step_", l1_step_call, l1_step_cuda));
 #endif
 }
 

@@ -37,24 +37,6 @@ ApgdStepCall apgd_call(uintptr_t x_prev, uintptr_t x_adv, uintptr_t grad, uintpt
           slack, pointer<double>(workspace)};
 }
 
-template <class Call, class... Arguments>
-auto on_cpu(Call (*make)(Arguments...), void (*kernel)(const Call&, int)) {
-  return [make, kernel](Arguments... arguments, int threads) {
-    const Call call = make(arguments...);
-    py::gil_scoped_release release;
-    kernel(call, threads);
-  };
-}
-
-#ifdef RF_CUDA
-template <class Call, class... Arguments>
-auto on_cuda(const char* op, Call (*make)(Arguments...), int (*kernel)(const Call&, int, void*)) {
-  return [op, make, kernel](Arguments... arguments, int device, uintptr_t stream) {
-    check_code(op, kernel(make(arguments...), device, pointer<void>(stream)));
-  };
-}
-#endif
-
 }  // namespace
 
 void bind_l2(py::module_& module) {

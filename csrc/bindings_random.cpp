@@ -10,9 +10,9 @@ namespace rf {
 namespace {
 
 RandomStartCall random_start_call(uintptr_t out, uintptr_t x, uintptr_t key,
-                                  uintptr_t sample_ids, int64_t samples, int64_t numel,
-                                  int dtype, int64_t plane, int norm, const Amount& eps,
-                                  float low, float high) {
+                                  uintptr_t sample_ids, uintptr_t totals, int64_t samples,
+                                  int64_t numel, int dtype, int64_t plane, int norm,
+                                  const Amount& eps, float low, float high) {
   check_call(samples, numel, dtype, {out, x, key});
   if (norm < 0 || norm > 2) throw std::invalid_argument("roli_fast._C: unknown norm code");
   if (plane <= 0 || (numel / samples) % plane) {
@@ -29,37 +29,16 @@ RandomStartCall random_start_call(uintptr_t out, uintptr_t x, uintptr_t key,
           static_cast<Norm>(norm),
           per_sample_of(eps),
           low,
-          high};
+          high,
+          pointer<int64_t>(totals)};
 }
-
-// `totals`: memory that the CUDA kernels sum up in; unused on the CPU.
-void random_start(uintptr_t out, uintptr_t x, uintptr_t key, uintptr_t sample_ids, uintptr_t,
-                  int64_t samples, int64_t numel, int dtype, int64_t plane, int norm,
-                  const Amount& eps, float low, float high, int threads) {
-  const auto call = random_start_call(out, x, key, sample_ids, samples, numel, dtype, plane, norm,
-                                      eps, low, high);
-  py::gil_scoped_release release;
-  random_start_cpu(call, threads);
-}
-
-#ifdef RF_CUDA
-void random_start_on_cuda(uintptr_t out, uintptr_t x, uintptr_t key, uintptr_t sample_ids,
-                          uintptr_t totals, int64_t samples, int64_t numel, int dtype,
-                          int64_t plane, int norm, const Amount& eps, float low, float high,
-                          int device, uintptr_t stream) {
-  const auto call = random_start_call(out, x, key, sample_ids, samples, numel, dtype, plane, norm,
-                                      eps, low, high);
-  check_code("a random start",
-             random_start_cuda(call, pointer<int64_t>(totals), device, pointer<void>(stream)));
-}
-#endif
 
 }  // namespace
 
 void bind_random(py::module_& module) {
-  module.def("random_start", &random_start);
+  module.def("random_start", on_cpu(random_start_call, random_start_cpu));
 #ifdef RF_CUDA
-  module.def("random_start_cuda", &random_start_on_cuda);
+  module.def("random_start_cuda", on_cuda("a random start", random_start_call, random_start_cuda));
 #endif
 }
 

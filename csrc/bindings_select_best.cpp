@@ -23,31 +23,12 @@ SelectBestCall select_call(uintptr_t best_x, uintptr_t best_grad, uintptr_t best
           row_bytes,                   static_cast<LossType>(loss_type)};
 }
 
-void select_best(uintptr_t best_x, uintptr_t best_grad, uintptr_t best_loss, uintptr_t improved,
-                 uintptr_t x_adv, uintptr_t grad, uintptr_t loss, int64_t samples,
-                 int64_t row_bytes, int loss_type, int threads) {
-  const auto call = select_call(best_x, best_grad, best_loss, improved, x_adv, grad, loss, samples,
-                                row_bytes, loss_type);
-  py::gil_scoped_release release;
-  select_best_cpu(call, threads);
-}
-
-#ifdef RF_CUDA
-void on_cuda(uintptr_t best_x, uintptr_t best_grad, uintptr_t best_loss, uintptr_t improved,
-             uintptr_t x_adv, uintptr_t grad, uintptr_t loss, int64_t samples, int64_t row_bytes,
-             int loss_type, int device, uintptr_t stream) {
-  const auto call = select_call(best_x, best_grad, best_loss, improved, x_adv, grad, loss, samples,
-                                row_bytes, loss_type);
-  check_code("select_best_", select_best_cuda(call, device, pointer<void>(stream)));
-}
-#endif
-
 }  // namespace
 
 void bind_select_best(py::module_& module) {
-  module.def("select_best", &select_best);
+  module.def("select_best", on_cpu(select_call, select_best_cpu));
 #ifdef RF_CUDA
-  module.def("select_best_cuda", &on_cuda);
+  module.def("select_best_cuda", on_cuda("select_best_", select_call, select_best_cuda));
 #endif
 }
 

@@ -42,6 +42,7 @@ struct RandomStartCall {
   PerSample eps;
   float low;
   float high;
+  int64_t* totals;  // CUDA, not linf: zeros, one a sample; CPU: unused
 };
 
 struct L1ProjectCall {
@@ -127,8 +128,7 @@ void l1_step_cpu(const L1StepCall& call, int threads);
 // Doubles of workspace for a reduction over samples of `per_sample` elements.
 int64_t reduction_workspace(int64_t samples, int64_t per_sample);
 
-// `totals`: zeros, one a sample; null for linf.
-int random_start_cuda(const RandomStartCall& call, int64_t* totals, int device, void* stream);
+int random_start_cuda(const RandomStartCall& call, int device, void* stream);
 int random_start_cuda_load(int device);
 int l1_project_cuda(const L1ProjectCall& call, int device, void* stream);
 int l1_project_cuda_load(int device);

@@ -2,6 +2,7 @@
 
 #include "cpu/blocks.h"
 #include "cpu/dispatch.h"
+#include "cpu/l2_pull.h"
 #include "cpu/products.h"
 #include "cpu/sums.h"
 #include "math/apgd.h"
@@ -18,16 +19,6 @@ RF_CLONES void point(const float* __restrict x_adv, const float* __restrict x_pr
     out[i] = apgd_l2_point(x_adv[i], x_prev[i], grad[i], x[i], momentum, scale, limits);
   }
 }
-
-#define RF_PULL(name, Grid)                                                              \
-  RF_CLONES void pull_##name(const float* __restrict point, const float* __restrict x,   \
-                             float* __restrict out, int64_t n, L2Scale s, L2Limits limits) { \
-    for (int64_t i = 0; i < n; ++i) out[i] = l2_pull<Grid>(point[i], x[i], s, limits);   \
-  }
-RF_PULL(fp32, Fp32Grid)
-RF_PULL(bf16, Bf16Grid)
-RF_PULL(fp16, Fp16Grid)
-#undef RF_PULL
 
 // Calls use(block of points, block of x, begin, n) for the elements [begin, end) of a sample.
 template <class Blocks, class Use>
@@ -50,8 +41,8 @@ void each_block(const ApgdStepCall& call, int64_t sample, const L2Scale& scale, 
 }
 
 // Three passes over a sample: its sums, the length of its new distance, the result.
-template <class Blocks, class Pull>
-void run(const ApgdStepCall& call, int threads, Pull pull) {
+template <class Blocks>
+void run(const ApgdStepCall& call, int threads) {
   using Word = typename Blocks::Word;
   const int64_t length = call.per_sample;
   const auto sum_step = [&](int64_t sample, int64_t begin, int64_t end) {
@@ -74,7 +65,7 @@ void run(const ApgdStepCall& call, int threads, Pull pull) {
     each_block<Blocks>(call, sample, scale_of(call, sums, sample), begin, end,
                        [&](const float* points, const float* x, int64_t at, int64_t n) {
                          Word* target = static_cast<Word*>(call.x_prev) + at;
-                         pull(points, x, result.place(target), n, last, limits);
+                         pull(typename Blocks::Grid{}, points, x, result.place(target), n, last, limits);
                          result.write(target, n);
                        });
   };
@@ -84,14 +75,7 @@ void run(const ApgdStepCall& call, int threads, Pull pull) {
 }  // namespace
 
 void apgd_l2_step_cpu(const ApgdStepCall& call, int threads) {
-  switch (call.dtype) {
-    case DType::fp32:
-      return run<Fp32Blocks>(call, threads, pull_fp32);
-    case DType::bf16:
-      return run<Bf16Blocks>(call, threads, pull_bf16);
-    case DType::fp16:
-      return run<Fp16Blocks>(call, threads, pull_fp16);
-  }
+  with_blocks(call.dtype, [&](auto blocks) { run<decltype(blocks)>(call, threads); });
 }
 
 }  // namespace rf

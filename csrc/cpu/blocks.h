@@ -4,6 +4,7 @@
 
 #include "cpu/half.h"
 #include "math/grid.h"
+#include "ops.h"
 
 namespace rf {
 
@@ -46,5 +47,18 @@ using Fp32Blocks = PlainBlocks<float, Fp32Grid>;
 using Bf16Words = PlainBlocks<uint16_t, Bf16Grid>;  // for kernels with lanes of their own
 using Bf16Blocks = WidenedBlocks<Bf16Grid, bf16_to_float, float_to_bf16>;
 using Fp16Blocks = WidenedBlocks<Fp16Grid, half_to_float, float_to_half>;
+
+// use(Blocks{}) with the blocks of a dtype.
+template <class Use>
+void with_blocks(DType dtype, const Use& use) {
+  switch (dtype) {
+    case DType::fp32:
+      return use(Fp32Blocks{});
+    case DType::bf16:
+      return use(Bf16Blocks{});
+    case DType::fp16:
+      return use(Fp16Blocks{});
+  }
+}
 
 }  // namespace rf

@@ -1,29 +1,25 @@
 #include "cpu/l1_project.h"
 
+#include <algorithm>
+
 #include "cpu/dispatch.h"
-#include "cpu/storage.h"
+#include "cpu/sums.h"
 #include "ops.h"
 
 namespace rf {
 namespace {
 
-constexpr int kLanes = 16;
-
-// Sums in a fixed order, whatever the width of the vectors: lane i holds elements i, i + 16, ...
-struct Lanes {
-  double distance[kLanes] = {};
+// What is measured of a sample, the distance by lanes as in sums.h.
+struct Measure {
+  double lanes[kLanes] = {};
   int64_t free = 0;
 
-  double sum() const {
-    double total = 0.0;
-    for (double lane : distance) total += lane;
-    return total;
-  }
+  double distance() const { return add_lanes(lanes); }
 };
 
 template <class Grid>
 RF_HD void add_distances(const float* __restrict x_adv, const float* __restrict x, int64_t n,
-                         float threshold, L1Scalars s, Lanes& lanes) {
+                         float threshold, L1Scalars s, Measure& measure) {
   alignas(64) float value[kBlock];
   int32_t free = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -32,94 +28,76 @@ RF_HD void add_distances(const float* __restrict x_adv, const float* __restrict 
     free += shrunk.free;
   }
   double local[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) local[lane] = lanes.distance[lane];
+  for (int lane = 0; lane < kLanes; ++lane) local[lane] = measure.lanes[lane];
   for (int64_t i = 0; i < n; i += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) {
       local[lane] += l1_distance(value[i + lane], x[i + lane]);
     }
   }
-  for (int lane = 0; lane < kLanes; ++lane) lanes.distance[lane] = local[lane];
-  lanes.free += free;
+  for (int lane = 0; lane < kLanes; ++lane) measure.lanes[lane] = local[lane];
+  measure.free += free;
 }
 
-RF_CLONES void add(Fp32Grid, const float* x_adv, const float* x, int64_t n, float threshold,
-                   L1Scalars s, Lanes& lanes) {
-  add_distances<Fp32Grid>(x_adv, x, n, threshold, s, lanes);
-}
+// `out` may be x_adv itself: an element is read before it is written.
+#define RF_CLONES_FOR(Grid)                                                                       \
+  RF_CLONES void add(Grid, const float* x_adv, const float* x, int64_t n, float threshold,        \
+                     L1Scalars s, Measure& measure) {                                             \
+    add_distances<Grid>(x_adv, x, n, threshold, s, measure);                                      \
+  }                                                                                               \
+  RF_CLONES void shrink(Grid, const float* x_adv, const float* x, float* out, int64_t n,          \
+                        float threshold, L1Scalars s) {                                           \
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) {                                        \
+      out[i] = l1_result<Grid>(x_adv[i], x[i], threshold, s);                                     \
+    }                                                                                             \
+  }
+RF_CLONES_FOR(Fp32Grid)
+RF_CLONES_FOR(Bf16Grid)
+RF_CLONES_FOR(Fp16Grid)
+#undef RF_CLONES_FOR
 
-RF_CLONES void add(Bf16Grid, const float* x_adv, const float* x, int64_t n, float threshold,
-                   L1Scalars s, Lanes& lanes) {
-  add_distances<Bf16Grid>(x_adv, x, n, threshold, s, lanes);
-}
-
-RF_CLONES void add(Fp16Grid, const float* x_adv, const float* x, int64_t n, float threshold,
-                   L1Scalars s, Lanes& lanes) {
-  add_distances<Fp16Grid>(x_adv, x, n, threshold, s, lanes);
-}
-
-template <class Grid>
-RF_HD void shrink_all(float* __restrict x_adv, const float* __restrict x, int64_t n,
-                      float threshold, L1Scalars s) {
-  for (int64_t i = 0; i < n; ++i) x_adv[i] = l1_result<Grid>(x_adv[i], x[i], threshold, s);
-}
-
-RF_CLONES void shrink(Fp32Grid, float* x_adv, const float* x, int64_t n, float threshold,
-                      L1Scalars s) {
-  shrink_all<Fp32Grid>(x_adv, x, n, threshold, s);
-}
-
-RF_CLONES void shrink(Bf16Grid, float* x_adv, const float* x, int64_t n, float threshold,
-                      L1Scalars s) {
-  shrink_all<Bf16Grid>(x_adv, x, n, threshold, s);
-}
-
-RF_CLONES void shrink(Fp16Grid, float* x_adv, const float* x, int64_t n, float threshold,
-                      L1Scalars s) {
-  shrink_all<Fp16Grid>(x_adv, x, n, threshold, s);
-}
-
-// The sum of distances of a whole sample at one threshold.
-template <class Storage>
-Lanes distances(const typename Storage::Word* x_adv, const typename Storage::Word* x, int64_t n,
-                float threshold, const L1Scalars& s) {
-  using Grid = typename Storage::Grid;
-  alignas(64) float wide_x_adv[kBlock], wide_x[kBlock];
-  Lanes lanes;
+// A whole sample, shrunk by one threshold.
+template <class Blocks>
+Measure measured(const typename Blocks::Word* x_adv, const typename Blocks::Word* x, int64_t n,
+                 float threshold, const L1Scalars& s) {
+  using Grid = typename Blocks::Grid;
+  typename Blocks::Reader moved, origin;
+  Measure measure;
   const int64_t whole = n / kLanes * kLanes;
   for (int64_t begin = 0; begin < whole; begin += kBlock) {
     const int64_t count = std::min(kBlock, whole - begin);
-    add(Grid{}, floats<Storage>(x_adv + begin, wide_x_adv, count),
-        floats<Storage>(x + begin, wide_x, count), count, threshold, s, lanes);
+    add(Grid{}, moved.read(x_adv + begin, count), origin.read(x + begin, count), count, threshold,
+        s, measure);
   }
   if (whole < n) {  // the rest beside zeros that are nowhere near the ball
-    std::fill(wide_x_adv, wide_x_adv + kLanes, s.low);
-    std::fill(wide_x, wide_x + kLanes, s.low);
-    Storage::load(x_adv + whole, wide_x_adv, n - whole);
-    Storage::load(x + whole, wide_x, n - whole);
-    add(Grid{}, wide_x_adv, wide_x, kLanes, threshold, s, lanes);
+    float last_x_adv[kLanes], last_x[kLanes];
+    std::fill_n(last_x_adv, kLanes, s.low);
+    std::fill_n(last_x, kLanes, s.low);
+    std::copy_n(moved.read(x_adv + whole, n - whole), n - whole, last_x_adv);
+    std::copy_n(origin.read(x + whole, n - whole), n - whole, last_x);
+    add(Grid{}, last_x_adv, last_x, kLanes, threshold, s, measure);
   }
-  return lanes;
+  return measure;
 }
 
-template <class Storage>
-float threshold_of(const typename Storage::Word* x_adv, const typename Storage::Word* x, int64_t n,
+template <class Blocks>
+float threshold_of(const typename Blocks::Word* x_adv, const typename Blocks::Word* x, int64_t n,
                    const L1Scalars& s) {
-  const Lanes start = distances<Storage>(x_adv, x, n, 0.0f, s);
-  if (start.sum() <= static_cast<double>(s.eps)) return 0.0f;
-  ThresholdSearch<typename Storage::Grid> search(s.eps, start.sum(), start.free);
+  const Measure start = measured<Blocks>(x_adv, x, n, 0.0f, s);
+  if (start.distance() <= static_cast<double>(s.eps)) return 0.0f;
+  ThresholdSearch<typename Blocks::Grid> search(s.eps, start.distance(), start.free);
   while (!search.found()) {
-    const Lanes lanes = distances<Storage>(x_adv, x, n, search.candidate(), s);
-    search.update(lanes.sum(), lanes.free);
+    const Measure shrunk = measured<Blocks>(x_adv, x, n, search.candidate(), s);
+    search.update(shrunk.distance(), shrunk.free);
   }
   return search.threshold();
 }
 
-template <class Storage>
+template <class Blocks>
 void run(const L1ProjectCall& call, int threads) {
-  using Word = typename Storage::Word;
+  using Word = typename Blocks::Word;
   parallel_samples(call.samples, call.per_sample, threads, [&](int64_t sample) {
     const int64_t begin = sample * call.per_sample;
-    l1_project_sample<Storage>(static_cast<Word*>(call.x_adv) + begin,
+    l1_project_sample<Blocks>(static_cast<Word*>(call.x_adv) + begin,
                                static_cast<const Word*>(call.x) + begin, call.per_sample,
                                {amount_of(call.eps, sample), call.low, call.high});
   });
@@ -127,35 +105,29 @@ void run(const L1ProjectCall& call, int threads) {
 
 }  // namespace
 
-template <class Storage>
-void l1_project_sample(typename Storage::Word* x_adv, const typename Storage::Word* x, int64_t n,
+template <class Blocks>
+void l1_project_sample(typename Blocks::Word* x_adv, const typename Blocks::Word* x, int64_t n,
                        const L1Scalars& scalars) {
-  const float threshold = threshold_of<Storage>(x_adv, x, n, scalars);
-  alignas(64) float moved[kBlock], wide_x[kBlock];
+  const float threshold = threshold_of<Blocks>(x_adv, x, n, scalars);
+  typename Blocks::Reader moved, origin;
+  typename Blocks::Writer result;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t count = std::min(kBlock, n - begin);
-    Storage::load(x_adv + begin, moved, count);
-    shrink(typename Storage::Grid{}, moved, floats<Storage>(x + begin, wide_x, count), count,
-           threshold, scalars);
-    Storage::store(moved, x_adv + begin, count);
+    typename Blocks::Word* target = x_adv + begin;
+    shrink(typename Blocks::Grid{}, moved.read(target, count), origin.read(x + begin, count),
+           result.place(target), count, threshold, scalars);
+    result.write(target, count);
   }
 }
 
-template void l1_project_sample<Fp32Storage>(float*, const float*, int64_t, const L1Scalars&);
-template void l1_project_sample<Bf16Storage>(uint16_t*, const uint16_t*, int64_t,
+template void l1_project_sample<Fp32Blocks>(float*, const float*, int64_t, const L1Scalars&);
+template void l1_project_sample<Bf16Blocks>(uint16_t*, const uint16_t*, int64_t,
                                              const L1Scalars&);
-template void l1_project_sample<Fp16Storage>(uint16_t*, const uint16_t*, int64_t,
+template void l1_project_sample<Fp16Blocks>(uint16_t*, const uint16_t*, int64_t,
                                              const L1Scalars&);
 
 void l1_project_cpu(const L1ProjectCall& call, int threads) {
-  switch (call.dtype) {
-    case DType::fp32:
-      return run<Fp32Storage>(call, threads);
-    case DType::bf16:
-      return run<Bf16Storage>(call, threads);
-    case DType::fp16:
-      return run<Fp16Storage>(call, threads);
-  }
+  with_blocks(call.dtype, [&](auto blocks) { run<decltype(blocks)>(call, threads); });
 }
 
 }  // namespace rf

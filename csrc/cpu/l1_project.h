@@ -8,8 +8,8 @@
 namespace rf {
 
 // Projects a sample in place, x_adv and x of the storage type.
-template <class Storage>
-void l1_project_sample(typename Storage::Word* x_adv, const typename Storage::Word* x, int64_t n,
+template <class Blocks>
+void l1_project_sample(typename Blocks::Word* x_adv, const typename Blocks::Word* x, int64_t n,
                        const L1Scalars& scalars);
 
 }  // namespace rf

@@ -1,8 +1,11 @@
 #include "math/l1_step.h"
 
+#include <algorithm>
+
+#include "cpu/blocks.h"
 #include "cpu/dispatch.h"
 #include "cpu/l1_project.h"
-#include "cpu/storage.h"
+#include "cpu/parallel.h"
 #include "ops.h"
 
 namespace rf {
@@ -29,69 +32,62 @@ void take(const Histogram& histogram, int digit, Selection& selection) {
   }
 }
 
-template <class Storage>
-Selection select(const typename Storage::Word* grad, int64_t n, int64_t rank) {
-  alignas(64) float wide[kBlock];
+template <class Blocks>
+Selection select(const typename Blocks::Word* grad, int64_t n, int64_t rank) {
+  typename Blocks::Reader wide;
   Selection selection(rank);
   for (int digit = 0; digit < kDigits; ++digit) {
     Histogram histogram = {};
     for (int64_t begin = 0; begin < n; begin += kBlock) {
       const int64_t block = std::min(kBlock, n - begin);
-      count(floats<Storage>(grad + begin, wide, block), block, digit, selection.prefix, histogram);
+      count(wide.read(grad + begin, block), block, digit, selection.prefix, histogram);
     }
     take(histogram, digit, selection);
   }
   return selection;
 }
 
-RF_CLONES void move(Fp32Grid, float* __restrict x_adv, const float* __restrict grad, int64_t n,
-                    uint32_t smallest, float size) {
-  for (int64_t i = 0; i < n; ++i) {
-    x_adv[i] = sparse_step<Fp32Grid>(x_adv[i], grad[i], smallest, size);
+// `out` may be x_adv itself: an element is read before it is written.
+#define RF_MOVE(Grid)                                                                             \
+  RF_CLONES void move(Grid, const float* x_adv, const float* grad, float* out, int64_t n,         \
+                      uint32_t smallest, float size) {                                            \
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) {                                        \
+      out[i] = sparse_step<Grid>(x_adv[i], grad[i], smallest, size);                              \
+    }                                                                                             \
   }
-}
+RF_MOVE(Fp32Grid)
+RF_MOVE(Bf16Grid)
+RF_MOVE(Fp16Grid)
+#undef RF_MOVE
 
-RF_CLONES void move(Bf16Grid, float* __restrict x_adv, const float* __restrict grad, int64_t n,
-                    uint32_t smallest, float size) {
-  for (int64_t i = 0; i < n; ++i) {
-    x_adv[i] = sparse_step<Bf16Grid>(x_adv[i], grad[i], smallest, size);
-  }
-}
-
-RF_CLONES void move(Fp16Grid, float* __restrict x_adv, const float* __restrict grad, int64_t n,
-                    uint32_t smallest, float size) {
-  for (int64_t i = 0; i < n; ++i) {
-    x_adv[i] = sparse_step<Fp16Grid>(x_adv[i], grad[i], smallest, size);
-  }
-}
-
-template <class Storage>
-void step(typename Storage::Word* x_adv, const typename Storage::Word* grad, int64_t n,
+template <class Blocks>
+void step(typename Blocks::Word* x_adv, const typename Blocks::Word* grad, int64_t n,
           float density, float step_size) {
-  const Selection selection = select<Storage>(grad, n, kept_rank(density, n));
+  const Selection selection = select<Blocks>(grad, n, kept_rank(density, n));
   const int64_t moving = selection.moving(n);
   if (moving == 0) return;
   const float size = step_size / static_cast<float>(moving);
-  alignas(64) float moved[kBlock], wide[kBlock];
+  typename Blocks::Reader moved, slope;
+  typename Blocks::Writer result;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t block = std::min(kBlock, n - begin);
-    Storage::load(x_adv + begin, moved, block);
-    move(typename Storage::Grid{}, moved, floats<Storage>(grad + begin, wide, block), block,
-         selection.prefix, size);
-    Storage::store(moved, x_adv + begin, block);
+    typename Blocks::Word* target = x_adv + begin;
+    move(typename Blocks::Grid{}, moved.read(target, block), slope.read(grad + begin, block),
+         result.place(target), block, selection.prefix, size);
+    result.write(target, block);
   }
 }
 
-template <class Storage>
+template <class Blocks>
 void run(const L1StepCall& call, int threads) {
-  using Word = typename Storage::Word;
+  using Word = typename Blocks::Word;
   const L1ProjectCall& project = call.project;
   const int64_t n = project.per_sample;
   parallel_samples(project.samples, n, threads, [&](int64_t sample) {
     Word* x_adv = static_cast<Word*>(project.x_adv) + sample * n;
-    step<Storage>(x_adv, static_cast<const Word*>(call.grad) + sample * n, n,
+    step<Blocks>(x_adv, static_cast<const Word*>(call.grad) + sample * n, n,
                   amount_of(call.density, sample), amount_of(call.step_size, sample));
-    l1_project_sample<Storage>(x_adv, static_cast<const Word*>(project.x) + sample * n, n,
+    l1_project_sample<Blocks>(x_adv, static_cast<const Word*>(project.x) + sample * n, n,
                                {amount_of(project.eps, sample), project.low, project.high});
   });
 }
@@ -99,14 +95,7 @@ void run(const L1StepCall& call, int threads) {
 }  // namespace
 
 void l1_step_cpu(const L1StepCall& call, int threads) {
-  switch (call.project.dtype) {
-    case DType::fp32:
-      return run<Fp32Storage>(call, threads);
-    case DType::bf16:
-      return run<Bf16Storage>(call, threads);
-    case DType::fp16:
-      return run<Fp16Storage>(call, threads);
-  }
+  with_blocks(call.project.dtype, [&](auto blocks) { run<decltype(blocks)>(call, threads); });
 }
 
 }  // namespace rf

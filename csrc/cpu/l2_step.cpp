@@ -2,6 +2,7 @@
 
 #include "cpu/blocks.h"
 #include "cpu/dispatch.h"
+#include "cpu/l2_pull.h"
 #include "cpu/products.h"
 #include "cpu/sums.h"
 #include "math/l2.h"
@@ -11,27 +12,22 @@ namespace rf {
 namespace {
 
 // `out` may be x_adv itself: an element is read before it is written.
-#define RF_MOVE(name, Grid)                                                                     \
-  RF_CLONES void move_##name(const float* x_adv, const float* grad, const float* x, float* out, \
-                             int64_t n, L2Scale scale, L2Limits limits) {                       \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) {                                      \
-      out[i] = l2_move<Grid>(x_adv[i], grad[i], x[i], scale, limits);                           \
-    }                                                                                           \
-  }                                                                                             \
-  RF_CLONES void pull_##name(const float* x_adv, const float* x, float* out, int64_t n,         \
-                             L2Scale scale, L2Limits limits) {                                  \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) {                                      \
-      out[i] = l2_pull<Grid>(x_adv[i], x[i], scale, limits);                                    \
-    }                                                                                           \
+#define RF_MOVE(Grid)                                                                            \
+  RF_CLONES void move(Grid, const float* x_adv, const float* grad, const float* x, float* out,   \
+                      int64_t n, L2Scale scale, L2Limits limits) {                               \
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) {                                       \
+      out[i] = l2_move<Grid>(x_adv[i], grad[i], x[i], scale, limits);                            \
+    }                                                                                            \
   }
-RF_MOVE(fp32, Fp32Grid)
-RF_MOVE(bf16, Bf16Grid)
-RF_MOVE(fp16, Fp16Grid)
+RF_MOVE(Fp32Grid)
+RF_MOVE(Bf16Grid)
+RF_MOVE(Fp16Grid)
 #undef RF_MOVE
 
-template <class Blocks, class Move, class Pull>
-void run(const L2StepCall& call, int threads, Move move, Pull pull) {
+template <class Blocks>
+void run(const L2StepCall& call, int threads) {
   using Word = typename Blocks::Word;
+  using Grid = typename Blocks::Grid;
   const int64_t length = call.per_sample;
   const auto sum_chunk = [&](int64_t sample, int64_t begin, int64_t end) {
     return sum_products<Blocks>(call.x_adv, call.grad, call.x, sample * length + begin,
@@ -50,9 +46,9 @@ void run(const L2StepCall& call, int threads, Move move, Pull pull) {
       float* out = result.place(target);
       if (call.grad) {
         const float* slope = grad.read(static_cast<const Word*>(call.grad) + at, n);
-        move(from, slope, origin, out, n, scale, limits);
+        move(Grid{}, from, slope, origin, out, n, scale, limits);
       } else {
-        pull(from, origin, out, n, scale, limits);
+        pull(Grid{}, from, origin, out, n, scale, limits);
       }
       result.write(target, n);
     }
@@ -63,14 +59,7 @@ void run(const L2StepCall& call, int threads, Move move, Pull pull) {
 }  // namespace
 
 void l2_step_cpu(const L2StepCall& call, int threads) {
-  switch (call.dtype) {
-    case DType::fp32:
-      return run<Fp32Blocks>(call, threads, move_fp32, pull_fp32);
-    case DType::bf16:
-      return run<Bf16Blocks>(call, threads, move_bf16, pull_bf16);
-    case DType::fp16:
-      return run<Fp16Blocks>(call, threads, move_fp16, pull_fp16);
-  }
+  with_blocks(call.dtype, [&](auto blocks) { run<decltype(blocks)>(call, threads); });
 }
 
 }  // namespace rf

@@ -41,4 +41,17 @@ void parallel_items(int64_t items, int64_t size, int threads, const Body& body) 
   }
 }
 
+// body(sample) for every sample, each on one thread, so that results do not depend on how many.
+template <class Body>
+void parallel_samples(int64_t samples, int64_t per_sample, int threads, const Body& body) {
+  const int64_t useful = (samples * per_sample + kGrain - 1) / kGrain;
+  const int64_t parts = std::min({static_cast<int64_t>(threads), samples, useful});
+  if (parts <= 1) {
+    for (int64_t sample = 0; sample < samples; ++sample) body(sample);
+    return;
+  }
+#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(dynamic, 1)
+  for (int64_t sample = 0; sample < samples; ++sample) body(sample);
+}
+
 }  // namespace rf

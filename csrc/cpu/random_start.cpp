@@ -3,8 +3,9 @@
 #include <atomic>
 #include <memory>
 
+#include "cpu/blocks.h"
 #include "cpu/dispatch.h"
-#include "cpu/storage.h"
+#include "cpu/parallel.h"
 #include "ops.h"
 
 namespace rf {
@@ -141,26 +142,29 @@ void add_totals(const RandomStartCall& call, int threads, std::atomic<int64_t>* 
   });
 }
 
-template <class Storage>
+template <class Blocks>
 void write_block(const RandomStartCall& call, int64_t sample, int64_t first, int64_t n,
                  const StartScalars& s) {
-  using Word = typename Storage::Word;
-  using Grid = typename Storage::Grid;
-  alignas(64) float draws[kBlock], x[kBlock], out[kBlock];
-  alignas(64) Word words[kBlock];
+  using Word = typename Blocks::Word;
+  using Grid = typename Blocks::Grid;
+  alignas(64) float draws[kBlock];
+  alignas(64) Word from[kBlock], to[kBlock];
+  typename Blocks::Reader origin;
+  typename Blocks::Writer result;
   fill_draws(call.norm, draws, static_cast<uint64_t>(*call.key), id_of(call, sample), first);
-  gather(call, static_cast<const Word*>(call.x) + sample * call.per_sample, first, n, words);
-  Storage::load(words, x, n);
+  gather(call, static_cast<const Word*>(call.x) + sample * call.per_sample, first, n, from);
+  const float* x = origin.read(from, n);
+  float* out = result.place(to);
   if (call.norm == Norm::linf) {
     place_linf(Grid{}, out, x, draws, n, s);
   } else {
     place_scaled(Grid{}, out, x, draws, n, s);
   }
-  Storage::store(out, words, n);
-  scatter(call, words, first, n, static_cast<Word*>(call.out) + sample * call.per_sample);
+  result.write(to, n);
+  scatter(call, to, first, n, static_cast<Word*>(call.out) + sample * call.per_sample);
 }
 
-template <class Storage>
+template <class Blocks>
 void run(const RandomStartCall& call, int threads) {
   std::unique_ptr<std::atomic<int64_t>[]> totals;
   if (call.norm != Norm::linf) {
@@ -174,21 +178,14 @@ void run(const RandomStartCall& call, int threads) {
       const float extra = sample_draw(key, id_of(call, sample));
       scale = start_scale(call.norm, scale, totals[sample].load(), extra);
     }
-    write_block<Storage>(call, sample, first, n, {scale, call.low, call.high});
+    write_block<Blocks>(call, sample, first, n, {scale, call.low, call.high});
   });
 }
 
 }  // namespace
 
 void random_start_cpu(const RandomStartCall& call, int threads) {
-  switch (call.dtype) {
-    case DType::fp32:
-      return run<Fp32Storage>(call, threads);
-    case DType::bf16:
-      return run<Bf16Storage>(call, threads);
-    case DType::fp16:
-      return run<Fp16Storage>(call, threads);
-  }
+  with_blocks(call.dtype, [&](auto blocks) { run<decltype(blocks)>(call, threads); });
 }
 
 }  // namespace rf

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "cuda/vectors.cuh"
+#include "cuda/packs.cuh"
 #include "math/amount.h"
 #include "math/l1_project.h"
 #include "math/l1_step.h"
@@ -35,6 +35,28 @@ struct L1Sums {
   int64_t free;
 };
 
+// body(Count<N>, first) over a sample of n elements by one block. A thread meets the same elements
+// in every sweep of the same n and kVectors.
+template <class T, bool kVectors, class Body>
+__device__ void sweep(int64_t n, const Body& body) {
+  each_pack<T, kVectors>(n, threadIdx.x, kL1Threads, body);
+}
+
+// x_adv[i] = rule(x_adv[i], other[i]) for every element of a sample.
+template <class T, bool kVectors, class Rule>
+__device__ void rewrite(typename T::Word* x_adv, const typename T::Word* other, int64_t n,
+                        const Rule& rule) {
+  sweep<T, kVectors>(n, [&](auto count, int64_t first) {
+    constexpr int kCount = decltype(count)::value;
+    float moved[kCount], beside[kCount];
+    load<T>(x_adv, first, moved);
+    load<T>(other, first, beside);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) moved[i] = rule(moved[i], beside[i]);
+    store<T>(x_adv, first, moved);
+  });
+}
+
 // Both sums over the block, for every thread, in the order of a binary tree.
 __device__ inline L1Sums block_sums(L1Shared& shared, double distance, uint32_t free) {
   const unsigned thread = threadIdx.x;
@@ -53,18 +75,20 @@ __device__ inline L1Sums block_sums(L1Shared& shared, double distance, uint32_t 
   return sums;
 }
 
-template <class T, int kWords>
+template <class T, bool kVectors>
 __device__ L1Sums distances(L1Shared& shared, const typename T::Word* x_adv,
                             const typename T::Word* x, int64_t n, float threshold,
                             const L1Scalars& s) {
   double distance = 0.0;
   uint32_t free = 0;
-  sweep<kL1Threads, kWords>(n, [&](int64_t first, auto count) {
+  sweep<T, kVectors>(n, [&](auto count, int64_t first) {
     constexpr int kCount = decltype(count)::value;
-    const auto moved = load<kCount>(x_adv + first), origin = load<kCount>(x + first);
+    float moved[kCount], origin[kCount];
+    load<T>(x_adv, first, moved);
+    load<T>(x, first, origin);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const float a = T::widen(moved.words[i]), b = T::widen(origin.words[i]);
+      const float a = moved[i], b = origin[i];
       const Shrunk shrunk = l1_shrunk<typename T::Grid>(a, b, threshold, s);
       distance += l1_distance(a == a ? shrunk.value : b, b);
       free += static_cast<uint32_t>(shrunk.free);
@@ -73,29 +97,21 @@ __device__ L1Sums distances(L1Shared& shared, const typename T::Word* x_adv,
   return block_sums(shared, distance, free);
 }
 
-template <class T, int kWords>
+template <class T, bool kVectors>
 __device__ void project(L1Shared& shared, typename T::Word* x_adv, const typename T::Word* x,
                         int64_t n, const L1Scalars& s) {
   float threshold = 0.0f;
-  L1Sums sums = distances<T, kWords>(shared, x_adv, x, n, threshold, s);
+  L1Sums sums = distances<T, kVectors>(shared, x_adv, x, n, threshold, s);
   if (!(sums.distance <= static_cast<double>(s.eps))) {
     ThresholdSearch<typename T::Grid> search(s.eps, sums.distance, sums.free);
     while (!search.found()) {
-      sums = distances<T, kWords>(shared, x_adv, x, n, search.candidate(), s);
+      sums = distances<T, kVectors>(shared, x_adv, x, n, search.candidate(), s);
       search.update(sums.distance, sums.free);
     }
     threshold = search.threshold();
   }
-  sweep<kL1Threads, kWords>(n, [&](int64_t first, auto count) {
-    constexpr int kCount = decltype(count)::value;
-    auto moved = load<kCount>(x_adv + first);
-    const auto origin = load<kCount>(x + first);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      moved.words[i] = T::narrow(l1_result<typename T::Grid>(
-          T::widen(moved.words[i]), T::widen(origin.words[i]), threshold, s));
-    }
-    store(x_adv + first, moved);
+  rewrite<T, kVectors>(x_adv, x, n, [&](float moved, float origin) {
+    return l1_result<typename T::Grid>(moved, origin, threshold, s);
   });
 }
 
@@ -129,19 +145,20 @@ __device__ inline void find_bin(L1Shared& shared, uint32_t rank) {
   __syncthreads();
 }
 
-template <class T, int kWords>
+template <class T, bool kVectors>
 __device__ Selection select(L1Shared& shared, const typename T::Word* grad, int64_t n,
                             int64_t rank) {
   Selection selection(rank);
   for (int digit = 0; digit < kDigits; ++digit) {
     for (int i = threadIdx.x; i < kBins; i += kL1Threads) shared.bins[i] = 0;
     __syncthreads();
-    sweep<kL1Threads, kWords>(n, [&](int64_t first, auto count) {
+    sweep<T, kVectors>(n, [&](auto count, int64_t first) {
       constexpr int kCount = decltype(count)::value;
-      const auto pack = load<kCount>(grad + first);
+      float slope[kCount];
+      load<T>(grad, first, slope);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        const int bin = bin_of(magnitude_key(T::widen(pack.words[i])), digit, selection.prefix);
+        const int bin = bin_of(magnitude_key(slope[i]), digit, selection.prefix);
         if (bin >= 0) atomicAdd(&shared.bins[bin], 1u);
       }
     });
@@ -152,23 +169,15 @@ __device__ Selection select(L1Shared& shared, const typename T::Word* grad, int6
   return selection;
 }
 
-template <class T, int kWords>
+template <class T, bool kVectors>
 __device__ void sparse_move(L1Shared& shared, typename T::Word* x_adv,
                             const typename T::Word* grad, int64_t n, float density, float length) {
-  const Selection selection = select<T, kWords>(shared, grad, n, kept_rank(density, n));
+  const Selection selection = select<T, kVectors>(shared, grad, n, kept_rank(density, n));
   const int64_t moving = selection.moving(n);
   if (moving == 0) return;
   const float size = length / static_cast<float>(moving);
-  sweep<kL1Threads, kWords>(n, [&](int64_t first, auto count) {
-    constexpr int kCount = decltype(count)::value;
-    auto moved = load<kCount>(x_adv + first);
-    const auto pack = load<kCount>(grad + first);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      moved.words[i] = T::narrow(sparse_step<typename T::Grid>(
-          T::widen(moved.words[i]), T::widen(pack.words[i]), selection.prefix, size));
-    }
-    store(x_adv + first, moved);
+  rewrite<T, kVectors>(x_adv, grad, n, [&](float moved, float slope) {
+    return sparse_step<typename T::Grid>(moved, slope, selection.prefix, size);
   });
 }
 
@@ -176,26 +185,24 @@ __device__ void sparse_move(L1Shared& shared, typename T::Word* x_adv,
 template <class T, bool kVectors, bool kStep>
 __global__ void __launch_bounds__(kL1Threads, 1) l1_kernel(L1StepCall call) {
   using Word = typename T::Word;
-  constexpr int kWords = kVectors ? kVectorBytes / sizeof(Word) : 1;
   __shared__ L1Shared shared;
   const L1ProjectCall& project_call = call.project;
   const int64_t n = project_call.per_sample;
   for (int64_t sample = blockIdx.x; sample < project_call.samples; sample += gridDim.x) {
     Word* x_adv = static_cast<Word*>(project_call.x_adv) + sample * n;
     if constexpr (kStep) {
-      sparse_move<T, kWords>(shared, x_adv, static_cast<const Word*>(call.grad) + sample * n, n,
+      sparse_move<T, kVectors>(shared, x_adv, static_cast<const Word*>(call.grad) + sample * n, n,
                              amount_of(call.density, sample), amount_of(call.step_size, sample));
     }
-    project<T, kWords>(shared, x_adv, static_cast<const Word*>(project_call.x) + sample * n, n,
+    project<T, kVectors>(shared, x_adv, static_cast<const Word*>(project_call.x) + sample * n, n,
                        {amount_of(project_call.eps, sample), project_call.low, project_call.high});
   }
 }
 
-// Whether every sample starts at a 16-byte border.
-inline bool l1_vectors(const L1StepCall& call, int64_t word_bytes) {
+inline bool by_vectors(const L1StepCall& call, int64_t word_bytes) {
   const L1ProjectCall& project = call.project;
-  return aligned(project.x_adv) && aligned(project.x) && aligned(call.grad) &&
-         (project.samples == 1 || project.per_sample * word_bytes % kVectorBytes == 0);
+  return aligned_rows(project.samples, project.per_sample * word_bytes, project.x_adv, project.x,
+                      call.grad);
 }
 
 inline unsigned l1_blocks(const L1StepCall& call) {

@@ -1,10 +1,12 @@
-// What launchers share: a choice of storage type, and the loading of kernels.
+// What launchers share: the device, a choice of kernel, and the loading of kernels.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "cuda/guard.h"
-#include "cuda/storage.cuh"
+#include "cuda/packs.cuh"
 #include "ops.h"
 
 namespace rf {
@@ -23,13 +25,49 @@ void with_type(DType dtype, const Use& use) {
   }
 }
 
-// Loads kernels on the current device.
+// Whether a kernel goes by vectors, as a type.
+template <bool kYes>
+using Vectors = std::integral_constant<bool, kYes>;
+
+// launch(T{}, Vectors<>{}, stream) on `device`: the storage type of the call, and by_vectors(call,
+// bytes of a word). Returns a cudaError_t.
+template <class Call, class Launch>
+int launch_on(int device, void* stream, DType dtype, const Call& call, const Launch& launch) {
+  const DeviceGuard guard(device);
+  if (guard.code()) return guard.code();
+  with_type(dtype, [&](auto type) {
+    const auto target = static_cast<cudaStream_t>(stream);
+    if (by_vectors(call, sizeof(typename decltype(type)::Word))) {
+      launch(type, Vectors<true>{}, target);
+    } else {
+      launch(type, Vectors<false>{}, target);
+    }
+  });
+  return cudaGetLastError();
+}
+
+// Loads kernels on `device`; returns a cudaError_t.
 template <class... Kernels>
-cudaError_t load_kernels(Kernels... kernels) {
+int load_on(int device, Kernels... kernels) {
+  const DeviceGuard guard(device);
+  if (guard.code()) return guard.code();
   cudaFuncAttributes attributes;
   cudaError_t code = cudaSuccess;
   ((code = code ? code : cudaFuncGetAttributes(&attributes, kernels)), ...);
   return code;
+}
+
+// The kernels of a template over storage type and kVectors, for load_on.
+#define RF_EACH_TYPE(kernel)                                                        \
+  kernel<Fp32, true>, kernel<Fp32, false>, kernel<Bf16, true>, kernel<Bf16, false>, \
+      kernel<Fp16, true>, kernel<Fp16, false>
+
+inline dim3 blocks_of(const Grid2& grid) { return dim3(grid.blocks, grid.samples); }
+
+// For kernels that touch each element once.
+template <class T, bool kVectors, class Call>
+Grid2 elements_grid(const Call& call) {
+  return elementwise_grid(call.samples, call.per_sample, kVectors ? kPack<T> : 1);
 }
 
 }  // namespace cuda

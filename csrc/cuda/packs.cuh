@@ -1,4 +1,4 @@
-// 16 bytes at a time, as floats: how kernels walk a sample and read and write it.
+// Several words at a time, as floats: how kernels walk a sample and read and write it.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,10 @@ namespace cuda {
 template <class T>
 constexpr int kPack = kVectorBytes / static_cast<int>(sizeof(typename T::Word));
 
+template <int kBytes>
+using Raw = std::conditional_t<kBytes == 16, uint4, uint2>;
+
+// N neighbours, of 8 or 16 bytes, or one.
 template <class T, int N>
 __device__ void load(const void* from, int64_t at, float (&out)[N]) {
   using Word = typename T::Word;
@@ -20,10 +24,10 @@ __device__ void load(const void* from, int64_t at, float (&out)[N]) {
     out[0] = T::widen(*words);
   } else {
     union {
-      uint4 raw;
+      Raw<N * sizeof(Word)> raw;
       Word words[N];
     } pack;
-    pack.raw = *reinterpret_cast<const uint4*>(words);
+    pack.raw = *reinterpret_cast<const decltype(pack.raw)*>(words);
 #pragma unroll
     for (int i = 0; i < N; ++i) out[i] = T::widen(pack.words[i]);
   }
@@ -37,35 +41,45 @@ __device__ void store(void* to, int64_t at, const float (&values)[N]) {
     *words = T::narrow(values[0]);
   } else {
     // Put together by hand: stored through a union, some kernels got four stores of 4 bytes.
-    uint32_t parts[4];
+    constexpr int kParts = N * sizeof(Word) / 4;
+    uint32_t parts[kParts];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (N == 4) {
+    for (int i = 0; i < kParts; ++i) {
+      if constexpr (sizeof(Word) == 4) {
         parts[i] = bits_of(values[i]);
       } else {
         const uint32_t low = T::narrow(values[2 * i]), high = T::narrow(values[2 * i + 1]);
         parts[i] = low | high << 16;
       }
     }
-    *reinterpret_cast<uint4*>(words) = uint4{parts[0], parts[1], parts[2], parts[3]};
+    if constexpr (kParts == 4) {
+      *reinterpret_cast<uint4*>(words) = uint4{parts[0], parts[1], parts[2], parts[3]};
+    } else {
+      *reinterpret_cast<uint2*>(words) = uint2{parts[0], parts[1]};
+    }
   }
 }
 
 template <int N>
 using Count = std::integral_constant<int, N>;
 
-// body(Count<N>, first) for this thread's share of [0, length): packs, then what is left of them.
-// The blocks of gridDim.x share one sample.
+// body(Count<N>, first) for the share of [0, length) of one of `stride` threads: packs, then what
+// is left of them.
 template <class T, bool kVectors, class Body>
-__device__ void each_pack(int64_t length, const Body& body) {
+__device__ void each_pack(int64_t length, int64_t thread, int64_t stride, const Body& body) {
   constexpr int kWords = kVectors ? kPack<T> : 1;
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   const int64_t packs = length / kWords;
   for (int64_t i = thread; i < packs; i += stride) body(Count<kWords>{}, i * kWords);
   if constexpr (kVectors) {
     for (int64_t i = packs * kWords + thread; i < length; i += stride) body(Count<1>{}, i);
   }
+}
+
+// The same where the blocks of gridDim.x share one sample.
+template <class T, bool kVectors, class Body>
+__device__ void each_pack(int64_t length, const Body& body) {
+  each_pack<T, kVectors>(length, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x,
+                         static_cast<int64_t>(gridDim.x) * kThreads, body);
 }
 
 // Whether every sample of every tensor starts at a 16-byte border. Null counts as aligned.

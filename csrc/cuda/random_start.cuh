@@ -3,9 +3,7 @@
 // order. Also compiled by g++ in tests.
 #pragma once
 
-#include <algorithm>
-
-#include "cuda/vectors.cuh"
+#include "cuda/packs.cuh"
 #include "math/amount.h"
 #include "math/random_start.h"
 #include "ops.h"
@@ -35,8 +33,8 @@ __device__ inline int64_t share_of(Norm norm, float draw) {
   return norm == Norm::l2 ? l2_share(draw) : l1_share(draw);
 }
 
-// blockIdx.y walks the samples, blockIdx.x the counters of one. totals[sample] starts at 0.
-__global__ void __launch_bounds__(kThreads) start_totals(RandomStartCall call, int64_t* totals) {
+// blockIdx.y walks the samples, blockIdx.x the counters of one.
+__global__ void __launch_bounds__(kThreads) start_totals(RandomStartCall call) {
   __shared__ unsigned long long sums[kThreads];
   const uint64_t key = static_cast<uint64_t>(*call.key);
   const int64_t quads = (call.per_sample + 3) / 4;
@@ -57,35 +55,29 @@ __global__ void __launch_bounds__(kThreads) start_totals(RandomStartCall call, i
       __syncthreads();
     }
     if (threadIdx.x == 0) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(totals) + sample, sums[0]);
+      atomicAdd(reinterpret_cast<unsigned long long*>(call.totals) + sample, sums[0]);
     }
     __syncthreads();
   }
 }
 
-template <class T>
-__device__ typename T::Word start_word(Norm norm, typename T::Word x, float draw,
-                                       const StartScalars& s) {
-  using Grid = typename T::Grid;
-  const float wide = T::widen(x);
-  return T::narrow(norm == Norm::linf ? linf_start<Grid>(wide, draw, s)
-                                      : scaled_start<Grid>(wide, draw, s));
+template <class Grid>
+__device__ float start_of(Norm norm, float x, float draw, const StartScalars& s) {
+  return norm == Norm::linf ? linf_start<Grid>(x, draw, s) : scaled_start<Grid>(x, draw, s);
 }
 
 // Four elements: at once where they lie side by side, else each where its plane puts it.
 template <class T, bool kVectors>
 __device__ void start_quad(const RandomStartCall& call, int64_t sample, int64_t first,
                            const Draws& draws, const StartScalars& s) {
-  using Word = typename T::Word;
-  const Word* x = static_cast<const Word*>(call.x) + sample * call.per_sample;
-  Word* out = static_cast<Word*>(call.out) + sample * call.per_sample;
+  using Grid = typename T::Grid;
+  const int64_t base = sample * call.per_sample;
   if constexpr (kVectors) {
-    auto pack = load<4>(x + first);
+    float x[4];
+    load<T>(call.x, base + first, x);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      pack.words[i] = start_word<T>(call.norm, pack.words[i], draws.v[i], s);
-    }
-    store(out + first, pack);
+    for (int i = 0; i < 4; ++i) x[i] = start_of<Grid>(call.norm, x[i], draws.v[i], s);
+    store<T>(call.out, base + first, x);
   } else {
     const int64_t channels = call.per_sample / call.plane;
 #pragma unroll
@@ -94,14 +86,16 @@ __device__ void start_quad(const RandomStartCall& call, int64_t sample, int64_t 
       if (element >= call.per_sample) return;
       const int64_t place =
           channels == 1 ? element : element / call.plane + element % call.plane * channels;
-      out[place] = start_word<T>(call.norm, x[place], draws.v[i], s);
+      float x[1];
+      load<T>(call.x, base + place, x);
+      x[0] = start_of<Grid>(call.norm, x[0], draws.v[i], s);
+      store<T>(call.out, base + place, x);
     }
   }
 }
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kThreads) start_kernel(RandomStartCall call,
-                                                         const int64_t* totals) {
+__global__ void __launch_bounds__(kThreads) start_kernel(RandomStartCall call) {
   __shared__ float scale;
   const uint64_t key = static_cast<uint64_t>(*call.key);
   const int64_t quads = (call.per_sample + 3) / 4;
@@ -111,7 +105,7 @@ __global__ void __launch_bounds__(kThreads) start_kernel(RandomStartCall call,
       const float eps = amount_of(call.eps, sample);
       scale = call.norm == Norm::linf
                   ? eps
-                  : start_scale(call.norm, eps, totals[sample], sample_draw(key, id));
+                  : start_scale(call.norm, eps, call.totals[sample], sample_draw(key, id));
     }
     __syncthreads();
     const StartScalars s = {scale, call.low, call.high};
@@ -124,20 +118,14 @@ __global__ void __launch_bounds__(kThreads) start_kernel(RandomStartCall call,
   }
 }
 
-struct StartGrid {
-  bool vectors;
-  unsigned blocks;   // gridDim.x
-  unsigned samples;  // gridDim.y
-};
+// By four words at a time, where samples lie as they are drawn.
+inline bool by_vectors(const RandomStartCall& call, int64_t) {
+  return call.plane == call.per_sample && call.per_sample % 4 == 0 && aligned(call.x) &&
+         aligned(call.out);
+}
 
-inline StartGrid start_grid(const RandomStartCall& call) {
-  const bool vectors = call.plane == call.per_sample && call.per_sample % 4 == 0 &&
-                       aligned(call.x) && aligned(call.out);
-  const int64_t quads = (call.per_sample + 3) / 4;
-  const int64_t samples = std::min(call.samples, kMaxSamples);
-  const int64_t blocks =
-      std::min((quads + kThreads - 1) / kThreads, std::max<int64_t>(kMaxBlocks / samples, 1));
-  return {vectors, static_cast<unsigned>(blocks), static_cast<unsigned>(samples)};
+inline Grid2 start_grid(const RandomStartCall& call) {
+  return elementwise_grid(call.samples, (call.per_sample + 3) / 4, 1);
 }
 
 }  // namespace cuda

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast import ops
 from roli_fast.errors import ArgumentError, describe
@@ -25,19 +25,8 @@ class L1:
         if not 0.0 <= self.density <= 1.0:
             raise ArgumentError(describe("density", "a number in [0, 1]", self.density))
 
-    def random_start(
-        self,
-        x: Tensor,
-        *,
-        eps: float | Tensor,
-        bounds: Bounds,
-        generator: Generator | None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Uniform in the ball, then clipped to the box."""
-        return ops.l1_random_start(
-            x, eps=eps, bounds=bounds, generator=generator, sample_ids=sample_ids
-        )
+    random_start = staticmethod(ops.l1_random_start)
+    """Uniform in the ball, then clipped to the box."""
 
     def step_(
         self,

@@ -1,41 +1,19 @@
 """The l2 norm: the Euclidean length of an image's change is at most eps."""
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast import ops
 from roli_fast.norms.base import NORMS
-from roli_fast.threat import Bounds
 
 
 class L2:
     """Steepest ascent is the gradient over its norm (Madry et al., ICLR 2018, section 2.1)."""
 
-    def random_start(
-        self,
-        x: Tensor,
-        *,
-        eps: float | Tensor,
-        bounds: Bounds,
-        generator: Generator | None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Uniform in the ball, then clipped to the box."""
-        return ops.l2_random_start(
-            x, eps=eps, bounds=bounds, generator=generator, sample_ids=sample_ids
-        )
+    random_start = staticmethod(ops.l2_random_start)
+    """Uniform in the ball, then clipped to the box."""
 
-    def step_(
-        self,
-        x_adv: Tensor,
-        grad: Tensor,
-        x: Tensor,
-        *,
-        eps: float | Tensor,
-        step_size: float | Tensor,
-        bounds: Bounds,
-    ) -> Tensor:
-        """One fused step along the gradient, radial projection and clamp."""
-        return ops.l2_step_(x_adv, grad, x, eps=eps, step_size=step_size, bounds=bounds)
+    step_ = staticmethod(ops.l2_step_)
+    """One fused step along the gradient, radial projection and clamp."""
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Euclidean length of the change of each sample, (B,), in fp64."""

@@ -244,8 +244,8 @@ def amounts(*values: float | Tensor) -> list[tuple[int, float, int]]:
     A tensor must be contiguous fp32 of shape (B,) or (1,) and outlive the kernel's launch.
     """
     return [
-        (value.data_ptr(), 0.0, int(value.numel() > 1))
-        if isinstance(value, Tensor)
-        else (0, value, 0)
+        (0, value, 0)
+        if isinstance(value, (float, int))
+        else (value.data_ptr(), 0.0, int(value.numel() > 1))
         for value in values
     ]

@@ -1,11 +1,8 @@
 """APGD's public momentum steps. Two ops, not one with a norm: they share no kernel."""
 
-import torch
 from torch import Tensor
 
-from roli_fast.ops import checks, dispatch, library
-from roli_fast.ops.functional.arguments import checked
-from roli_fast.ops.library.amounts import as_amount
+from roli_fast.ops.functional.update import update
 
 
 def apgd_linf_step_(  # noqa: PLR0913 - the step's own quantities
@@ -56,16 +53,9 @@ def apgd_linf_step_(  # noqa: PLR0913 - the step's own quantities
         ArgumentError: a wrong shape or number; an argument shares memory with `x_prev`; grad mode
             is on and an argument requires grad (the step has no derivative).
     """
-    others = {"x_prev": x_prev, "grad": grad, "x": x}
-    amounts = checked(x_adv, others, eps=eps, step_size=step_size, momentum=momentum)
-    checks.fraction("momentum", momentum, x)
-    box = checks.pair(bounds)
-    if torch.compiler.is_compiling():
-        tensors = (as_amount(value, x) for value in amounts.values())
-        library.apgd_linf_step_op(x_adv, x_prev, grad, x, *tensors, *box)
-    else:
-        dispatch.apgd_linf_step_((x_adv, x_prev, grad, x), amounts, box)
-    return x_prev
+    tensors = {"x_prev": x_prev, "x_adv": x_adv, "grad": grad, "x": x}
+    amounts = {"eps": eps, "step_size": step_size, "momentum": momentum}
+    return update("apgd_linf_step_", tensors, amounts, bounds)
 
 
 def apgd_l2_step_(  # noqa: PLR0913 - the step's own quantities
@@ -86,34 +76,9 @@ def apgd_l2_step_(  # noqa: PLR0913 - the step's own quantities
     Guarantees, layouts and special values are those of `l2_step_`; u is not rounded to the dtype. A
     NaN in `x_adv` or, with momentum below 1, in `x_prev` makes its whole sample NaN.
 
-    Args:
-        x_adv: the current iterate, shape (B, ...), fp32, bf16, fp16 or fp64 (fp64 without a
-            kernel).
-        x_prev: the one before, same shape, dtype and device; written. Not looked at with momentum
-            1.
-        grad: gradient of the loss by `x_adv`, same shape, dtype and device.
-        x: the original images, same shape, dtype and device.
-        eps: radius of the ball, in the L2 norm of a whole image: a number >= 0, or a tensor (B,).
-        step_size: length of the step, in the same norm and forms.
-        momentum: a in [0, 1], 0.75 in the paper and 1 for the first step: a number or a tensor
-            (B,).
-        bounds: lowest and highest valid pixel value.
-
-    Returns:
-        `x_prev`, which now holds the new iterate.
-
-    Raises:
-        ArgumentTypeError: an argument has a wrong type, dtype or device.
-        ArgumentError: a wrong shape or number; an argument shares memory with `x_prev`; grad mode
-            is on and an argument requires grad (the step has no derivative).
+    Arguments, result and errors: see `apgd_linf_step_`. `eps` and `step_size` are lengths in the L2
+    norm of a whole image.
     """
-    others = {"x_prev": x_prev, "grad": grad, "x": x}
-    amounts = checked(x_adv, others, eps=eps, step_size=step_size, momentum=momentum)
-    checks.fraction("momentum", momentum, x)
-    box = checks.pair(bounds)
-    if torch.compiler.is_compiling():
-        tensors = (as_amount(value, x) for value in amounts.values())
-        library.apgd_l2_step_op(x_adv, x_prev, grad, x, *tensors, *box)
-    else:
-        dispatch.apgd_l2_step_((x_adv, x_prev, grad, x), amounts, box)
-    return x_prev
+    tensors = {"x_prev": x_prev, "x_adv": x_adv, "grad": grad, "x": x}
+    amounts = {"eps": eps, "step_size": step_size, "momentum": momentum}
+    return update("apgd_l2_step_", tensors, amounts, bounds)

@@ -1,10 +1,8 @@
 """The public L1 ops."""
 
-import torch
 from torch import Tensor
 
-from roli_fast.ops import checks, dispatch, library
-from roli_fast.ops.library.amounts import as_amount
+from roli_fast.ops.functional.update import update
 
 
 def l1_project_(
@@ -51,17 +49,7 @@ def l1_project_(
         ArgumentError: a wrong shape or number; `x` or `eps` shares memory with `x_adv`; grad mode
             is on and an argument requires grad (the op has no derivative).
     """
-    checks.batch("x_adv", x_adv)
-    checks.same_kind("x", x, x_adv)
-    eps = checks.amount("eps", eps, x)
-    box = checks.pair(bounds)
-    if torch.is_grad_enabled():
-        checks.no_autograd(x_adv=x_adv, x=x)
-    if torch.compiler.is_compiling():
-        library.l1_project_op(x_adv, x, as_amount(eps, x), *box)
-    else:
-        dispatch.l1_project_(x_adv, x, eps, box)
-    return x_adv
+    return update("l1_project_", {"x_adv": x_adv, "x": x}, {"eps": eps}, bounds)
 
 
 def l1_step_(  # noqa: PLR0913 - the step's own quantities
@@ -107,18 +95,5 @@ def l1_step_(  # noqa: PLR0913 - the step's own quantities
         ArgumentError: a wrong shape or number; another argument shares memory with `x_adv`; grad
             mode is on and an argument requires grad (the op has no derivative).
     """
-    checks.batch("x_adv", x_adv)
-    checks.same_kind("grad", grad, x_adv)
-    checks.same_kind("x", x, x_adv)
-    eps = checks.amount("eps", eps, x)
-    step_size = checks.amount("step_size", step_size, x)
-    density = checks.fraction("density", density, x)
-    box = checks.pair(bounds)
-    if torch.is_grad_enabled():
-        checks.no_autograd(x_adv=x_adv, grad=grad, x=x)
-    if torch.compiler.is_compiling():
-        amounts = as_amount(eps, x), as_amount(step_size, x), as_amount(density, x)
-        library.l1_step_op(x_adv, grad, x, *amounts, *box)
-    else:
-        dispatch.l1_step_(x_adv, grad, x, eps, step_size, density, box)
-    return x_adv
+    amounts = {"eps": eps, "step_size": step_size, "density": density}
+    return update("l1_step_", {"x_adv": x_adv, "grad": grad, "x": x}, amounts, bounds)

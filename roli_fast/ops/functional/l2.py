@@ -1,11 +1,8 @@
 """The public L2 ops."""
 
-import torch
 from torch import Tensor
 
-from roli_fast.ops import checks, dispatch, library
-from roli_fast.ops.functional.arguments import checked
-from roli_fast.ops.library.amounts import as_amount
+from roli_fast.ops.functional.update import update
 
 
 def l2_project_(
@@ -51,13 +48,7 @@ def l2_project_(
         ArgumentError: a wrong shape or number; `x` or `eps` shares memory with `x_adv`; grad mode
             is on and an argument requires grad (the op has no derivative).
     """
-    amounts = checked(x_adv, {"x": x}, eps=eps)
-    box = checks.pair(bounds)
-    if torch.compiler.is_compiling():
-        library.l2_project_op(x_adv, x, as_amount(amounts["eps"], x), *box)
-    else:
-        dispatch.l2_project_(x_adv, x, amounts["eps"], box)
-    return x_adv
+    return update("l2_project_", {"x_adv": x_adv, "x": x}, {"eps": eps}, bounds)
 
 
 def l2_step_(  # noqa: PLR0913 - the step's own quantities
@@ -102,11 +93,5 @@ def l2_step_(  # noqa: PLR0913 - the step's own quantities
         ArgumentError: a wrong shape or number; an argument shares memory with `x_adv`; grad mode is
             on and an argument requires grad (the step has no derivative).
     """
-    amounts = checked(x_adv, {"grad": grad, "x": x}, eps=eps, step_size=step_size)
-    box = checks.pair(bounds)
-    if torch.compiler.is_compiling():
-        tensors = (as_amount(value, x) for value in amounts.values())
-        library.l2_step_op(x_adv, grad, x, *tensors, *box)
-    else:
-        dispatch.l2_step_(x_adv, grad, x, **amounts, bounds=box)
-    return x_adv
+    tensors = {"x_adv": x_adv, "grad": grad, "x": x}
+    return update("l2_step_", tensors, {"eps": eps, "step_size": step_size}, bounds)

@@ -47,6 +47,7 @@ def linf_step_(  # noqa: PLR0913 - the step's own quantities
         ArgumentError: a wrong shape or number; `grad`, `x`, `eps` or `step_size` shares memory with
             `x_adv`; grad mode is on and an argument requires grad (the step has no derivative).
     """
+    # What `functional.update` does, written out: its tables cost a small call a fifth of its time.
     checks.batch("x_adv", x_adv)
     checks.same_kind("grad", grad, x_adv)
     checks.same_kind("x", x, x_adv)
@@ -56,8 +57,7 @@ def linf_step_(  # noqa: PLR0913 - the step's own quantities
     if torch.is_grad_enabled():
         checks.no_autograd(x_adv=x_adv, grad=grad, x=x)
     if torch.compiler.is_compiling():
-        amounts = as_amount(eps, x), as_amount(step_size, x)
-        library.linf_step_op(x_adv, grad, x, *amounts, *box)
+        library.linf_step_op(x_adv, grad, x, as_amount(eps, x), as_amount(step_size, x), *box)
     else:
         dispatch.linf_step_(x_adv, grad, x, eps, step_size, box)
     return x_adv

@@ -4,21 +4,24 @@
 namespace {
 
 template <class T>
-int run(const rf::LinfStepCall& call) {
-  const auto geometry = rf::cuda::geometry_of(call, sizeof(typename T::Word));
-  gridDim = {geometry.blocks, geometry.samples};
+int run(const rf::LinfStepCall& given) {
+  const rf::LinfStepCall call = rf::cuda::joined(given);
+  const bool vectors = rf::cuda::by_vectors(call, sizeof(typename T::Word));
+  const int words = vectors ? rf::cuda::kPack<T> : 1;
+  const auto grid = rf::cuda::elementwise_grid(call.samples, call.per_sample, words);
+  gridDim = {grid.blocks, grid.samples};
   for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
       for (threadIdx.x = 0; threadIdx.x < rf::cuda::kThreads; ++threadIdx.x) {
-        if (geometry.vectors) {
-          rf::cuda::step_kernel<T, true>(geometry.call);
+        if (vectors) {
+          rf::cuda::step_kernel<T, true>(call);
         } else {
-          rf::cuda::step_kernel<T, false>(geometry.call);
+          rf::cuda::step_kernel<T, false>(call);
         }
       }
     }
   }
-  return geometry.vectors;
+  return vectors;
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace {
 
 template <class T, bool kStep>
 int run_l1(const rf::L1StepCall& call) {
-  const bool vectors = rf::cuda::l1_vectors(call, sizeof(typename T::Word));
+  const bool vectors = rf::cuda::by_vectors(call, sizeof(typename T::Word));
   gridDim = {rf::cuda::l1_blocks(call), 1};
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
     const bool ended = fibers::run_block(rf::cuda::kL1Threads, [&] {
@@ -31,26 +31,27 @@ int run_l1(const rf::L1StepCall& call) {
 }
 
 template <class T>
-int run_start(const rf::RandomStartCall& call, int64_t* totals) {
-  const auto shape = rf::cuda::start_grid(call);
-  gridDim = {shape.blocks, shape.samples};
+int run_start(const rf::RandomStartCall& call) {
+  const bool vectors = rf::cuda::by_vectors(call, sizeof(typename T::Word));
+  const auto grid = rf::cuda::start_grid(call);
+  gridDim = {grid.blocks, grid.samples};
   for (int kernel = call.norm == rf::Norm::linf; kernel < 2; ++kernel) {
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
       for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
         const bool ended = fibers::run_block(rf::cuda::kThreads, [&] {
           if (kernel == 0) {
-            rf::cuda::start_totals(call, totals);
-          } else if (shape.vectors) {
-            rf::cuda::start_kernel<T, true>(call, totals);
+            rf::cuda::start_totals(call);
+          } else if (vectors) {
+            rf::cuda::start_kernel<T, true>(call);
           } else {
-            rf::cuda::start_kernel<T, false>(call, totals);
+            rf::cuda::start_kernel<T, false>(call);
           }
         });
         if (!ended) return -1;
       }
     }
   }
-  return shape.vectors;
+  return vectors;
 }
 
 }  // namespace
@@ -77,14 +78,14 @@ extern "C" int start(void* out, const void* x, const int64_t* key, const int64_t
                      int dtype, int norm, const float* eps) {
   const rf::RandomStartCall call = {out, x, key, ids, samples, per_sample, plane,
                                     static_cast<rf::DType>(dtype), static_cast<rf::Norm>(norm),
-                                    {eps, 0, 1}, 0.0f, 1.0f};
+                                    {eps, 0, 1}, 0.0f, 1.0f, totals};
   switch (call.dtype) {
     case rf::DType::fp32:
-      return run_start<rf::cuda::Fp32>(call, totals);
+      return run_start<rf::cuda::Fp32>(call);
     case rf::DType::bf16:
-      return run_start<rf::cuda::Bf16>(call, totals);
+      return run_start<rf::cuda::Bf16>(call);
     default:
-      return run_start<rf::cuda::Fp16>(call, totals);
+      return run_start<rf::cuda::Fp16>(call);
   }
 }
 
