@@ -1,12 +1,32 @@
-// Splits [0, n) over the threads of torch's OpenMP pool.
+// Splits work over the threads of torch's OpenMP pool. RF_STD_THREADS takes threads of its own
+// instead: ThreadSanitizer does not see how OpenMP's synchronise.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#ifdef RF_STD_THREADS
+#include <thread>
+#include <vector>
+#endif
+
 namespace rf {
 
 constexpr int64_t kGrain = 32768;  // below this a second thread costs more than it saves
+
+// Calls body(part) for every part, each on a thread of its own where there are so many.
+template <class Body>
+void run_parts(int64_t parts, const Body& body) {
+#ifdef RF_STD_THREADS
+  std::vector<std::thread> others;
+  for (int64_t part = 1; part < parts; ++part) others.emplace_back([&body, part] { body(part); });
+  body(int64_t{0});
+  for (std::thread& other : others) other.join();
+#else
+#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
+  for (int64_t part = 0; part < parts; ++part) body(part);
+#endif
+}
 
 // Calls body(begin, end) for disjoint ranges that start at multiples of 64. With one thread no
 // parallel region is opened, so that a forked child, whose pool is gone, cannot hang.
@@ -18,12 +38,11 @@ void parallel_for(int64_t n, int threads, const Body& body) {
     return;
   }
   const int64_t share = ((n + parts - 1) / parts + 63) / 64 * 64;
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
-  for (int64_t part = 0; part < parts; ++part) {
+  run_parts(parts, [&](int64_t part) {
     const int64_t begin = std::min(part * share, n);
     const int64_t end = std::min(begin + share, n);
     if (begin < end) body(begin, end);
-  }
+  });
 }
 
 // Calls body(begin, end) for disjoint ranges of [0, items), where an item is `size` elements.
@@ -35,10 +54,8 @@ void parallel_items(int64_t items, int64_t size, int threads, const Body& body) 
     if (items > 0) body(int64_t{0}, items);
     return;
   }
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
-  for (int64_t part = 0; part < parts; ++part) {
-    body(part * items / parts, (part + 1) * items / parts);
-  }
+  run_parts(parts,
+            [&](int64_t part) { body(part * items / parts, (part + 1) * items / parts); });
 }
 
 }  // namespace rf

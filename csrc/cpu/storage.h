@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -46,7 +47,8 @@ inline const float* floats<Fp32Storage>(const float* from, float*, int64_t) {
   return from;
 }
 
-// body(sample) for every sample, each on one thread, so that results do not depend on how many.
+// body(sample) for every sample, each on one thread, so that results do not depend on how many. A
+// thread that is done takes the next: samples differ in their work.
 template <class Body>
 void parallel_samples(int64_t samples, int64_t per_sample, int threads, const Body& body) {
   const int64_t useful = (samples * per_sample + kGrain - 1) / kGrain;
@@ -55,8 +57,10 @@ void parallel_samples(int64_t samples, int64_t per_sample, int threads, const Bo
     for (int64_t sample = 0; sample < samples; ++sample) body(sample);
     return;
   }
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(dynamic, 1)
-  for (int64_t sample = 0; sample < samples; ++sample) body(sample);
+  std::atomic<int64_t> next{0};
+  run_parts(parts, [&](int64_t) {
+    for (int64_t sample = next++; sample < samples; sample = next++) body(sample);
+  });
 }
 
 }  // namespace rf
