@@ -11,5 +11,6 @@ from roli_fast.ops.dispatch.l1 import l1_step_ as l1_step_
 from roli_fast.ops.dispatch.l2 import l2_project_ as l2_project_
 from roli_fast.ops.dispatch.l2 import l2_step_ as l2_step_
 from roli_fast.ops.dispatch.linf import linf_step_ as linf_step_
+from roli_fast.ops.dispatch.random import check_start as check_start
 from roli_fast.ops.dispatch.random import random_start as random_start
 from roli_fast.ops.dispatch.select_best import select_best_ as select_best_
