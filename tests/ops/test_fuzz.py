@@ -115,9 +115,17 @@ def has_memory(value: object) -> bool:
 
 
 def snapshot(values: dict[str, Any]) -> dict[str, Any]:
-    """What a refused call may not change."""
-    before = {name: memory_of(v).clone() for name, v in values.items() if has_memory(v)}
-    return before | {name: v.get_state() for name, v in values.items() if isinstance(v, Generator)}
+    """What a refused call may not change; one copy for all tensors of one memory."""
+    copies: dict[tuple, Tensor] = {}
+    before: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Generator):
+            before[name] = value.get_state()
+        elif has_memory(value):
+            memory = memory_of(value)
+            place = (value.untyped_storage().data_ptr(), memory.dtype, value.is_neg())
+            before[name] = copies.setdefault(place, memory.clone())
+    return before
 
 
 def check_refusal(values: dict[str, Any], before: dict[str, Any], error: Exception) -> str:
@@ -137,15 +145,16 @@ def check_success(op: str, values: dict, copies: dict, before: dict, result: Ten
     with torch.no_grad(), ops.use_backend("reference"):
         expected = call(op, copies)
     assert same(clean(result), expected), "the result is not the reference's"
-    for name, memory in before.items():
-        if isinstance(values[name], Generator):
-            continue
+    for name in set(before).intersection(written_by(op)):
         view = values[name].as_subclass(Tensor).detach()
-        if name in written_by(op) and not view.is_neg():
-            memory.as_strided(view.shape, view.stride(), view.storage_offset()).copy_(copies[name])
-        elif name in written_by(op):
-            memory = copies[name]
-        assert same(memory_of(values[name]), memory), f"{name} is not as it should be"
+        if view.is_neg():
+            before[name] = copies[name]
+        else:
+            place = before[name].as_strided(view.shape, view.stride(), view.storage_offset())
+            place.copy_(copies[name])
+    for name, memory in before.items():
+        if not isinstance(values[name], Generator):
+            assert same(memory_of(values[name]), memory), f"{name} is not as it should be"
 
 
 def trial(op: str, values: dict[str, Any], changes: dict[str, Change], grad_mode: bool) -> None:
