@@ -1,7 +1,8 @@
 """The kernels' own programs under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer.
 
 `run_cpu` drives every CPU kernel, with clones where the sanitizer can live with them, `run_cuda`
-and `run_l2` the emulated CUDA kernels. A planted mistake has to be noticed.
+and `run_l2` the emulated CUDA kernels, `run_far` their indices in large tensors. A planted mistake
+has to be noticed.
 """
 
 import shutil
@@ -13,7 +14,10 @@ from building import CSRC, EMULATOR, HERE, compiled, cpu_sources
 
 ADDRESS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
 THREADS = ("-fsanitize=thread", "-DRF_STD_THREADS", "-DRF_NO_DISPATCH")
-EMULATED = (*ADDRESS, "-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=4", "-DRF_L1_THREADS=64")
+SMALL = ("-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=4", "-DRF_L1_THREADS=64")
+EMULATED = (*ADDRESS, *SMALL)
+# AddressSanitizer would touch its shadow of all of the memory, and there is nothing to step over.
+LARGE = ("-fsanitize=undefined", "-fno-sanitize-recover=all", *SMALL)
 PROGRAMS = {
     "cpu, address": (HERE / "sanitizers" / "run_cpu.cpp", (*ADDRESS, "-fopenmp")),
     "cpu, threads": (HERE / "sanitizers" / "run_cpu.cpp", THREADS),
@@ -22,23 +26,46 @@ PROGRAMS = {
         EMULATOR / "run_l2.cpp",
         (*ADDRESS, "-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=8"),
     ),
+    "cuda, large": (EMULATOR / "run_far.cpp", LARGE),
+    "cuda, large, L1": (EMULATOR / "run_far_l1.cpp", LARGE),
 }
-PLANTED = {  # a sum's tail, the border between two threads, the last elements of a quad
-    "cpu, address": ("cpu/products.cpp", "i + kLanes <= n; i += kLanes", "i < n; i += kLanes"),
+OVERFLOW = "heap-buffer-overflow"
+PLANTED = {  # program -> file, code, mistake, and what is said of it
+    "cpu, address": (
+        "cpu/products.cpp",
+        "i + kLanes <= n; i += kLanes",
+        "i < n; i += kLanes",
+        OVERFLOW,
+    ),
     "cpu, threads": (
         "cpu/parallel.h",
         "std::min(begin + share, n)",
         "std::min(begin + share + 1, n)",
+        "data race",
     ),
     "cuda, L1 and starts": (
         "cuda/random_start.cuh",
         "if (element >= call.per_sample)",
         "if (element > call.per_sample)",
+        OVERFLOW,
     ),
     "cuda, L2 and APGD": (
         "cuda/packs.cuh",
         "for (int64_t i = packs * kWords + thread; i < length",
         "for (int64_t i = packs * kWords + thread; i <= length",
+        OVERFLOW,
+    ),
+    "cuda, large": (
+        "cuda/l2_step.cuh",
+        "const int64_t base = sample",
+        "const unsigned base = sample",
+        "l2_step differs",
+    ),
+    "cuda, large, L1": (
+        "cuda/random_start.cuh",
+        "static_cast<Word*>(call.out) + sample * call.per_sample",
+        "static_cast<Word*>(call.out) + static_cast<unsigned>(sample * call.per_sample)",
+        "random_start differs",
     ),
 }
 
@@ -67,10 +94,9 @@ def test_nothing_is_found(name, tmp_path):
 def test_a_planted_mistake_is_found(name, tmp_path):
     csrc = tmp_path / "csrc"
     shutil.copytree(CSRC, csrc)
-    file, code, mistake = PLANTED[name]
+    file, code, mistake, symptom = PLANTED[name]
     text = (csrc / file).read_text()
     assert code in text
     (csrc / file).write_text(text.replace(code, mistake))
     done = run(name, tmp_path, csrc)
-    assert done.returncode != 0
-    assert ("data race" if "threads" in name else "heap-buffer-overflow") in done.stderr
+    assert done.returncode != 0 and symptom in done.stdout + done.stderr

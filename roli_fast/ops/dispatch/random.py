@@ -32,10 +32,8 @@ def random_start(  # noqa: PLR0913 - the op's own arguments
     `key`: int64 (1,), `sample_ids`: int64 (B,), `eps`: a float, or a tensor of shape (B,) or (1,).
     """
     op = f"{norm}_random_start"
-    if isinstance(x, FakeTensor) and not isinstance(key, FakeTensor):
-        key = x.fake_mode.from_tensor(key)  # drawn outside of the mode
     out = torch.empty_like(x)
-    if x.numel() == 0:
+    if x.numel() == 0 or isinstance(x, FakeTensor):  # outside of its mode, `key` is not fake
         return out
     if not (plain(x, key, sample_ids, eps) and native.usable(op, x)):
         return out.copy_(getattr(reference, op)(x, key, sample_ids, eps=eps, bounds=bounds))
