@@ -76,7 +76,8 @@ def fake(value: Tensor) -> Tensor:
 
 
 def nested(value: Tensor, layout: torch.layout) -> Tensor:
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         rows = [value.new_zeros(2), value.new_zeros(3)]
         return torch.nested.nested_tensor(rows, layout=layout)
 
