@@ -8,21 +8,25 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constra
 # a waiting OpenMP thread sleeps soon instead of spinning beside a busy neighbour
 export GOMP_SPINCOUNT ?= 5000
 
-.PHONY: demo test test-slow check types bench-ops clean
+.PHONY: demo test test-slow sanitize check types bench-ops clean
 
 demo: $(VENV)/.built  ## install into .venv and run RoLI beside RanLI on small images
 	$(BIN)/python -m roli_fast.train
 
 test: $(VENV)/.tested  ## install into .venv with the test tools and run the tests
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not sanitize"
 
 test-slow: $(VENV)/.tested  ## convergence and stress checks
 	$(BIN)/python -m pytest -q -m slow
 
-check: $(VENV)/.tested  ## style, then the tests: what CI runs
+sanitize: $(VENV)/.tested  ## the kernels under sanitizers, skipped without g++
+	$(BIN)/python -m pytest -q -m sanitize
+
+check: $(VENV)/.tested  ## style, the tests, the sanitizers: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) test
+	$(MAKE) sanitize
 
 types: $(VENV)/.tested
 	$(BIN)/pyright --pythonpath $(BIN)/python

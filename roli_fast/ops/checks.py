@@ -5,6 +5,7 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
@@ -21,8 +22,7 @@ def batch(name: str, value: object) -> None:
     if value.dtype not in DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ArgumentTypeError(describe(name, f"one of the dtypes {names}", value.dtype))
-    if value.layout is not torch.strided:
-        raise ArgumentTypeError(describe(name, "a dense tensor", value.layout))
+    _dense(name, value)
     if value.dim() < 1:
         raise ArgumentError(describe(name, "a batch of shape (B, ...)", "a scalar"))
 
@@ -42,14 +42,19 @@ def same_kind(name: str, value: object, other: Tensor, other_name: str = "x_adv"
         raise ArgumentTypeError(
             describe(name, f"device {other.device}, that of `{other_name}`", value.device)
         )
+    _dense(name, value)
     if value.shape != other.shape:
         raise ArgumentError(
             describe(
                 name, f"shape {tuple(other.shape)}, that of `{other_name}`", tuple(value.shape)
             )
         )
-    if value.layout is not torch.strided:
-        raise ArgumentTypeError(describe(name, "a dense tensor", value.layout))
+
+
+def _dense(name: str, value: Tensor) -> None:
+    if value.layout is not torch.strided or value.is_nested:
+        got = "a nested tensor" if value.is_nested else value.layout
+        raise ArgumentTypeError(describe(name, "a dense tensor", got))
 
 
 def no_autograd(**values: Tensor) -> None:
@@ -73,21 +78,25 @@ def amount(name: str, value: object, x: Tensor) -> float | Tensor:
     if isinstance(value, Tensor):
         if value.dtype not in DTYPES:
             raise ArgumentTypeError(describe(name, "a floating-point tensor (B,)", value.dtype))
+        _dense(name, value)
         if value.shape != x.shape[:1]:
             got = f"shape {tuple(value.shape)}"
             fix = f"B is {x.shape[0]} here; for one value write a plain number."
             raise ArgumentError(describe(name, expected, got, fix))
-        if value.device != x.device or value.layout is not torch.strided:
-            got = f"{value.device}, {value.layout}"
-            raise ArgumentTypeError(describe(name, f"a dense tensor on {x.device}", got))
+        if value.device != x.device:
+            raise ArgumentTypeError(describe(name, f"a tensor on {x.device}", value.device))
         if torch.is_grad_enabled():
             no_autograd(**{name: value})
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(describe(name, expected, type(value).__name__, fix))
-    if not 0.0 <= float(value) < math.inf:
-        raise ArgumentError(describe(name, expected, value, fix))
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer that no float holds
+        number = math.inf
+    if not 0.0 <= number < math.inf:
+        raise ArgumentError(describe(name, expected, number, fix))
+    return number
 
 
 def fraction(name: str, value: object, x: Tensor) -> float | Tensor:
@@ -106,9 +115,9 @@ def sample_ids(value: object, x: Tensor) -> None:
         raise ArgumentTypeError(
             describe("sample_ids", "an int64 tensor (B,) or None", type(value).__name__)
         )
-    if value.dtype != torch.int64 or value.layout is not torch.strided:
-        got = f"{value.dtype}, {value.layout}"
-        raise ArgumentTypeError(describe("sample_ids", "a dense int64 tensor (B,)", got))
+    if value.dtype != torch.int64:
+        raise ArgumentTypeError(describe("sample_ids", "an int64 tensor (B,)", value.dtype))
+    _dense("sample_ids", value)
     if value.device != x.device:
         raise ArgumentTypeError(
             describe("sample_ids", f"one on {x.device}, where `x` is", value.device)
@@ -146,7 +155,7 @@ def pair(bounds: object) -> tuple[float, float]:
         if any(isinstance(end, (bool, Tensor, str)) for end in (low, high)):
             raise TypeError
         return float(low), float(high)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ArgumentTypeError(
             describe("bounds", "two numbers (low, high)", repr(bounds), "Images in [0, 1]: (0, 1).")
         ) from None
@@ -188,11 +197,14 @@ def writable(name: str, value: Tensor) -> None:
     if value.is_inference() and not torch.is_inference_mode_enabled():
         fix = "Clone it, or stay inside torch.inference_mode()."
         raise ArgumentError(describe(name, "a normal tensor", "an inference tensor", fix))
-    if not value.is_contiguous() and 0 in value.stride():
-        fix = f"Pass {name}.clone()."
-        raise ArgumentError(
-            describe(name, "elements with memory of their own", "an expanded tensor", fix)
-        )
+    reach = 0  # of the dimensions so far, in elements
+    layout = [] if value.is_contiguous() else zip(value.stride(), value.shape, strict=True)
+    for step, size in sorted(pair for pair in layout if pair[1] > 1):
+        if step <= reach:
+            got = "an expanded tensor" if step == 0 else "one that overlaps itself"
+            fix = f"Pass {name}.clone()."
+            raise ArgumentError(describe(name, "elements with memory of their own", got, fix))
+        reach += (size - 1) * step
 
 
 def apart(written_name: str, written: Tensor, **others: object) -> None:
@@ -204,11 +216,19 @@ def apart(written_name: str, written: Tensor, **others: object) -> None:
     for name, value in others.items():
         if not isinstance(value, Tensor):
             continue
+        fake_alike(written_name, written, name, value)
         start, end = _extent(value)
         if value is written or (start < written_end and written_start < end):
             expected = f"memory apart from `{written_name}`, which is written"
             fix = f"Pass {written_name}.clone() as `{written_name}`, or another tensor here."
             raise ArgumentError(describe(name, expected, "shared memory", fix))
+
+
+def fake_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Both are fake tensors, or neither is: torch cannot mix them."""
+    if isinstance(value, FakeTensor) != isinstance(other, FakeTensor):
+        expected = f"a fake tensor if and only if `{name}` is one"
+        raise ArgumentTypeError(describe(other_name, expected, type(other).__name__))
 
 
 def address(tensor: Tensor) -> int:

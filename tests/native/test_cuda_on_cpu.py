@@ -5,16 +5,15 @@ access is caught by the sanitizer. What only a GPU shows stays with the `gpu` te
 """
 
 import ctypes
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from building import EMULATOR, compiled
 
 from roli_fast.ops import reference
 
-HERE = Path(__file__).resolve().parent / "cuda_on_cpu"
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+pytestmark = pytest.mark.sanitize
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [
     *((1, n) for n in (1, 3, 4, 7, 8, 9, 1023, 1024, 1025, 20_001)),
@@ -25,17 +24,9 @@ SHAPES = [
 @pytest.fixture(scope="module")
 def step(tmp_path_factory):
     """The emulated launch, for a grid of at most eight blocks."""
+    flags = ["-O2", "-fPIC", "-shared", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
     output = tmp_path_factory.mktemp("cuda_on_cpu") / "step.so"
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
-    flags += ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-DRF_MAX_BLOCKS=8"]
-    command = ["g++", *flags, f"-I{HERE}", f"-I{CSRC}", str(HERE / "run.cpp"), "-o", str(output)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("g++ is not on PATH")
-    if "_Float16" in done.stderr or "cannot find" in done.stderr:
-        pytest.skip(f"this g++ cannot build the emulation: {done.stderr.splitlines()[0]}")
-    assert done.returncode == 0, done.stderr
+    compiled(output, [EMULATOR / "run.cpp"], [*flags, "-DRF_MAX_BLOCKS=8"])
     return ctypes.CDLL(str(output)).step
 
 

@@ -5,16 +5,15 @@ so that each comes round several times. What only a GPU shows stays with the `gp
 """
 
 import ctypes
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from building import EMULATOR, compiled
 
 from roli_fast.ops import reference
 
-HERE = Path(__file__).resolve().parent / "cuda_on_cpu"
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+pytestmark = pytest.mark.sanitize
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NORMS = ("linf", "l2", "l1")
 SHAPES = [*((1, n) for n in (1, 3, 7, 8, 63, 64, 65, 1029)), (3, 5), (5, 16), (11, 520), (2, 1201)]
@@ -23,18 +22,10 @@ SHAPES = [*((1, n) for n in (1, 3, 7, 8, 63, 64, 65, 1029)), (3, 5), (5, 16), (1
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """Blocks of 64 threads for L1, and at most four blocks."""
+    flags = ["-O2", "-fPIC", "-shared", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
     output = tmp_path_factory.mktemp("cuda_on_cpu") / "l1.so"
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
-    flags += ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
-    flags += ["-DRF_MAX_BLOCKS=4", "-DRF_L1_THREADS=64"]
-    command = ["g++", *flags, f"-I{HERE}", f"-I{CSRC}", str(HERE / "run_l1.cpp")]
-    try:
-        done = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("g++ is not on PATH")
-    if "_Float16" in done.stderr or "cannot find" in done.stderr or "ucontext" in done.stderr:
-        pytest.skip(f"this g++ cannot build the emulation: {done.stderr.splitlines()[0]}")
-    assert done.returncode == 0, done.stderr
+    sizes = ["-DRF_MAX_BLOCKS=4", "-DRF_L1_THREADS=64"]
+    compiled(output, [EMULATOR / "run_l1.cpp"], [*flags, *sizes])
     return ctypes.CDLL(str(output))
 
 

@@ -4,15 +4,16 @@ Sums go by 16 lanes on every level, and draws by plain arithmetic. See test_leve
 """
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from building import CSRC, compiled
 
 from roli_fast.ops import reference
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+pytestmark = pytest.mark.sanitize
+
 LEVELS = {
     "default": ["-march=x86-64", "-DRF_NO_DISPATCH"],
     "x86-64-v3": ["-march=x86-64-v3"],
@@ -38,20 +39,16 @@ extern "C" void start(void* out, const void* x, const int64_t* key, int64_t samp
 
 
 @pytest.fixture(params=LEVELS)
-def library(request, tool, tmp_path):
-    compiler, cpu = tool("g++"), Path("/proc/cpuinfo")
+def library(request, tmp_path):
+    cpu = Path("/proc/cpuinfo")
     if "avx2" not in (cpu.read_text() if cpu.exists() else ""):
         pytest.skip("the levels are those of x86-64 with AVX2")
     shim, output = tmp_path / "shim.cpp", tmp_path / "l1.so"
     shim.write_text(SHIM)
-    flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fPIC", "-shared"]
     names = ("l1_project", "l1_step", "random_start", "half")
-    sources = [str(CSRC / "cpu" / f"{name}.cpp") for name in names]
-    command = [compiler, *flags, *LEVELS[request.param], f"-I{CSRC}", "-fopenmp", str(shim)]
-    done = subprocess.run([*command, *sources, "-o", str(output)], capture_output=True, text=True)
-    if "sanitize" in done.stderr and "cannot find" in done.stderr:
-        pytest.skip("no sanitizer library")
-    assert done.returncode == 0, done.stderr
+    sources = [CSRC / "cpu" / f"{name}.cpp" for name in names]
+    flags = ["-O3", "-fno-trapping-math", "-fPIC", "-shared", "-fopenmp", *LEVELS[request.param]]
+    compiled(output, [shim, *sources], flags)
     return ctypes.CDLL(str(output))
 
 

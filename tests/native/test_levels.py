@@ -5,15 +5,16 @@ Run-time dispatch hides all levels but one from the other tests.
 
 import ctypes
 import functools
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from building import compiled, cpu_sources
 
 from roli_fast.ops import reference
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+pytestmark = pytest.mark.sanitize
+
 LEVELS = {
     "default": ["-march=x86-64", "-DRF_NO_DISPATCH"],
     "x86-64-v3": ["-march=x86-64-v3"],
@@ -37,19 +38,13 @@ def supported() -> str:
 
 
 @pytest.fixture(params=LEVELS)
-def library(request, tool, tmp_path):
-    compiler = tool("g++")
+def library(request, tmp_path):
     if "avx2" not in supported():
         pytest.skip("the levels are those of x86-64 with AVX2")
     shim, output = tmp_path / "shim.cpp", tmp_path / "step.so"
     shim.write_text(SHIM)
-    flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fPIC", "-shared"]
-    sources = [str(path) for path in sorted((CSRC / "cpu").glob("*.cpp"))]
-    command = [compiler, *flags, *LEVELS[request.param], f"-I{CSRC}", "-fopenmp", str(shim)]
-    done = subprocess.run([*command, *sources, "-o", str(output)], capture_output=True, text=True)
-    if "sanitize" in done.stderr and "cannot find" in done.stderr:
-        pytest.skip("no sanitizer library")
-    assert done.returncode == 0, done.stderr
+    flags = ["-O3", "-fno-trapping-math", "-fPIC", "-shared", "-fopenmp", *LEVELS[request.param]]
+    compiled(output, [shim, *cpu_sources()], flags)
     return ctypes.CDLL(str(output))
 
 

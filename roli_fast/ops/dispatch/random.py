@@ -2,11 +2,21 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from roli_fast.ops import native, reference
+from roli_fast.ops import checks, native, reference
 from roli_fast.ops.dispatch.memory import Amount, fp32, layout_of, plain
 
+Bounds = tuple[float, float]
 _NORMS = {"linf": 0, "l2": 1, "l1": 2}
+
+
+def check_start(x: Tensor, sample_ids: Tensor | None, eps: Amount, bounds: Bounds) -> None:
+    """The box holds numbers of the dtype of `x`, and fake tensors are among themselves."""
+    reference.box_limits(bounds[0], bounds[1], x.dtype)
+    for name, value in (("sample_ids", sample_ids), ("eps", eps)):
+        if isinstance(value, Tensor):
+            checks.fake_alike("x", x, name, value)
 
 
 def random_start(  # noqa: PLR0913 - the op's own arguments
@@ -15,7 +25,7 @@ def random_start(  # noqa: PLR0913 - the op's own arguments
     key: Tensor,
     sample_ids: Tensor | None,
     eps: Amount,
-    bounds: tuple[float, float],
+    bounds: Bounds,
 ) -> Tensor:
     """A new tensor in the layout of `x`. Types, dtypes, devices and shapes have been checked.
 
@@ -23,7 +33,7 @@ def random_start(  # noqa: PLR0913 - the op's own arguments
     """
     op = f"{norm}_random_start"
     out = torch.empty_like(x)
-    if x.numel() == 0:
+    if x.numel() == 0 or isinstance(x, FakeTensor):  # outside of its mode, `key` is not fake
         return out
     if not (plain(x, key, sample_ids, eps) and native.usable(op, x)):
         return out.copy_(getattr(reference, op)(x, key, sample_ids, eps=eps, bounds=bounds))
@@ -40,7 +50,7 @@ def _run(  # noqa: PLR0913 - the kernel's own arguments
     key: Tensor,
     sample_ids: Tensor | None,
     eps: Amount,
-    bounds: tuple[float, float],
+    bounds: Bounds,
 ) -> None:
     """The kernel: `out` and `x` dense in one layout, and not empty."""
     ids = sample_ids.contiguous() if sample_ids is not None else None

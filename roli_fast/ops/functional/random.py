@@ -99,6 +99,8 @@ def _random_start(  # noqa: PLR0913 - the start's own quantities
     box = checks.pair(bounds)
     with torch.no_grad():
         eps = checks.amount("eps", eps, x)
+        if not torch.compiler.is_compiling():
+            dispatch.check_start(x, sample_ids, eps, box)  # before the generator moves on
         key = torch.randint(
             *(-(2**63), 2**63 - 1, (1,)),
             dtype=torch.int64,

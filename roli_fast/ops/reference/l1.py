@@ -58,7 +58,8 @@ def l1_step(  # noqa: PLR0913 - the op's own arguments
     smallest = magnitude.sort(dim=1).values.gather(1, ranks)
     moves = (magnitude >= smallest) & (magnitude > 0)
     count = moves.sum(1).to(size.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    step = torch.where(moves.view(x.shape), torch.copysign(size / count, grad), 0.0)
+    length = size / count
+    step = torch.where(moves.view(x.shape), torch.where(grad < 0, -length, length), 0.0)
     moved = (x_adv.to(size.dtype) + step).to(x.dtype)
     return l1_project(moved, x, eps=eps, bounds=bounds)
 

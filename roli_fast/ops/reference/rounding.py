@@ -35,7 +35,7 @@ def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
     dtype = compute_dtype(x.dtype)
     if isinstance(value, Tensor):
         return value.to(dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return torch.full((), value, dtype=dtype, device=x.device)
+    return torch.full((), value, dtype=torch.float64, device=x.device).to(dtype)
 
 
 def clamp(value: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

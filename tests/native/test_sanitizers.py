@@ -1,0 +1,102 @@
+"""The kernels' own programs under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer.
+
+`run_cpu` drives every CPU kernel, with clones where the sanitizer can live with them, `run_cuda`
+and `run_l2` the emulated CUDA kernels, `run_far` their indices in large tensors. A planted mistake
+has to be noticed.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from building import CSRC, EMULATOR, HERE, compiled, cpu_sources
+
+ADDRESS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
+THREADS = ("-fsanitize=thread", "-DRF_STD_THREADS", "-DRF_NO_DISPATCH")
+SMALL = ("-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=4", "-DRF_L1_THREADS=64")
+EMULATED = (*ADDRESS, *SMALL)
+# AddressSanitizer would touch its shadow of all of the memory, and there is nothing to step over.
+LARGE = ("-fsanitize=undefined", "-fno-sanitize-recover=all", *SMALL)
+PROGRAMS = {
+    "cpu, address": (HERE / "sanitizers" / "run_cpu.cpp", (*ADDRESS, "-fopenmp")),
+    "cpu, threads": (HERE / "sanitizers" / "run_cpu.cpp", THREADS),
+    "cuda, L1 and starts": (HERE / "sanitizers" / "run_cuda.cpp", EMULATED),
+    "cuda, L2 and APGD": (
+        EMULATOR / "run_l2.cpp",
+        (*ADDRESS, "-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=8"),
+    ),
+    "cuda, large": (EMULATOR / "run_far.cpp", LARGE),
+    "cuda, large, L1": (EMULATOR / "run_far_l1.cpp", LARGE),
+}
+OVERFLOW = "heap-buffer-overflow"
+PLANTED = {  # program -> file, code, mistake, and what is said of it
+    "cpu, address": (
+        "cpu/products.cpp",
+        "i + kLanes <= n; i += kLanes",
+        "i < n; i += kLanes",
+        OVERFLOW,
+    ),
+    "cpu, threads": (
+        "cpu/parallel.h",
+        "std::min(begin + share, n)",
+        "std::min(begin + share + 1, n)",
+        "data race",
+    ),
+    "cuda, L1 and starts": (
+        "cuda/random_start.cuh",
+        "if (element >= call.per_sample)",
+        "if (element > call.per_sample)",
+        OVERFLOW,
+    ),
+    "cuda, L2 and APGD": (
+        "cuda/packs.cuh",
+        "for (int64_t i = packs * kWords + thread; i < length",
+        "for (int64_t i = packs * kWords + thread; i <= length",
+        OVERFLOW,
+    ),
+    "cuda, large": (
+        "cuda/l2_step.cuh",
+        "const int64_t base = sample",
+        "const unsigned base = sample",
+        "l2_step differs",
+    ),
+    "cuda, large, L1": (
+        "cuda/random_start.cuh",
+        "const int64_t base = sample",
+        "const unsigned base = sample",
+        "random_start differs",
+    ),
+}
+
+
+def run(name: str, folder: Path, csrc: Path = CSRC) -> subprocess.CompletedProcess[str]:
+    """Compile a program and run it."""
+    source, flags = PROGRAMS[name]
+    flags = ("-O1", "-g1", *flags)
+    program = compiled(folder / "program", [source, *cpu_sources(csrc)], flags, csrc)
+    # ThreadSanitizer does not cope with all the places where Linux may put a program.
+    fixed = [shutil.which("setarch"), "-R"] if "threads" in name else [None]
+    prefix = [str(part) for part in fixed if fixed[0]]
+    return subprocess.run([*prefix, str(program)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_nothing_is_found(name, tmp_path):
+    done = run(name, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 differences" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_planted_mistake_is_found(name, tmp_path):
+    csrc = tmp_path / "csrc"
+    shutil.copytree(CSRC, csrc)
+    file, code, mistake, symptom = PLANTED[name]
+    text = (csrc / file).read_text()
+    assert code in text
+    (csrc / file).write_text(text.replace(code, mistake))
+    done = run(name, tmp_path, csrc)
+    assert done.returncode != 0 and symptom in done.stdout + done.stderr

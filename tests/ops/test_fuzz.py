@@ -1,0 +1,208 @@
+"""Every public op against wrong and strange arguments, one at a time and in random combinations.
+
+A call either succeeds with the reference's result on clean copies, and writes nothing else, or
+raises an error that names an argument, and changes nothing.
+"""
+
+import inspect
+import random
+import re
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from fuzz_values import CHANGES, RIGHT, WRONG, Change
+from torch import Generator, Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from roli_fast import ops
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+
+OPS = {
+    name: op
+    for name, op in vars(ops).items()
+    if inspect.isfunction(op) and op.__module__.startswith("roli_fast.ops.functional")
+}
+WRITTEN = {
+    "apgd_linf_step_": ("x_prev",),
+    "apgd_l2_step_": ("x_prev",),
+    "select_best_": ("best_x", "best_grad", "best_loss"),
+}
+"""Which arguments an op writes, where it is not just `x_adv` (or none: a name without _)."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SHAPES = ((2, 3, 4, 5), (3, 7), (1, 1), (5,), (0, 3, 2), (2, 0), (4, 1, 1, 3))
+NUMBERS = {"eps": 0.1, "step_size": 0.03, "momentum": 0.75, "density": 0.3}
+
+
+def written_by(op: str) -> tuple[str, ...]:
+    return WRITTEN.get(op, ("x_adv",) if op.endswith("_") else ())
+
+
+def good(op: str, rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of a call that has to succeed."""
+    generator = torch.Generator().manual_seed(rng.randrange(2**32))
+
+    def tensor(name: str) -> Tensor:
+        value = torch.rand(shape[:1] if "loss" in name else shape, generator=generator)
+        value = (value - 0.5 if "grad" in name else value).to(dtype)
+        nhwc = value.dim() == 4 and rng.random() < 0.2
+        return value.contiguous(memory_format=torch.channels_last) if nhwc else value
+
+    def amount(name: str) -> float | Tensor:
+        if rng.random() < 0.6:
+            return NUMBERS[name]
+        return torch.rand(shape[:1], generator=generator).to(rng.choice(DTYPES))
+
+    values: dict[str, Any] = {}
+    for name in inspect.signature(OPS[op]).parameters:
+        if name in NUMBERS:
+            values[name] = amount(name)
+        elif name == "bounds":
+            values[name] = (0.0, 1.0)
+        elif name == "generator":
+            values[name] = torch.Generator().manual_seed(rng.randrange(2**32))
+        elif name == "sample_ids":
+            values[name] = torch.randint(2**60, shape[:1], generator=generator)
+        else:
+            values[name] = tensor(name)
+    return values
+
+
+def call(op: str, values: dict[str, Any]) -> Tensor:
+    positional, named = [], {}
+    for name, parameter in inspect.signature(OPS[op]).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            named[name] = values[name]
+        else:
+            positional.append(values[name])
+    return OPS[op](*positional, **named)
+
+
+def readable(value: object) -> bool:
+    """Whether there are numbers to compare."""
+    return isinstance(value, Tensor) and not isinstance(value, FakeTensor) and not value.is_meta
+
+
+def clean(value: object) -> object:
+    """A copy without peculiarities; a generator in the same state."""
+    if isinstance(value, Generator):
+        return Generator().set_state(value.get_state())
+    if not readable(value) or value.is_nested or value.layout is not torch.strided:
+        return value
+    with torch.no_grad():
+        plain = value.as_subclass(Tensor).detach().resolve_neg()
+        return plain.clone(memory_format=torch.contiguous_format)
+
+
+def memory_of(value: Tensor) -> Tensor:
+    """All of the memory that the tensor is a view of, in its dtype."""
+    plain = value.as_subclass(Tensor).detach()
+    if plain.is_neg():
+        return plain
+    whole = plain.untyped_storage().nbytes() // plain.element_size()
+    return plain.as_strided((whole,), (1,), 0)
+
+
+def same(actual: Tensor, expected: Tensor) -> bool:
+    if actual.dtype.is_floating_point:
+        return bool(((actual == expected) | (actual.isnan() & expected.isnan())).all())
+    return torch.equal(actual, expected)
+
+
+def has_memory(value: object) -> bool:
+    return readable(value) and not value.is_nested and value.layout is torch.strided
+
+
+def snapshot(values: dict[str, Any]) -> dict[str, Any]:
+    """What a refused call may not change; one copy for all tensors of one memory."""
+    copies: dict[tuple, Tensor] = {}
+    before: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Generator):
+            before[name] = value.get_state()
+        elif has_memory(value):
+            memory = memory_of(value)
+            place = (value.untyped_storage().data_ptr(), memory.dtype, value.is_neg())
+            before[name] = copies.setdefault(place, memory.clone())
+    return before
+
+
+def check_refusal(values: dict[str, Any], before: dict[str, Any], error: Exception) -> str:
+    named = re.match(r"`(\w+)`: expected ", str(error))
+    assert named and named[1] in values, f"the message names no argument: {error}"
+    for name, memory in before.items():
+        value = values[name]
+        now = value.get_state() if isinstance(value, Generator) else memory_of(value)
+        assert same(now, memory), f"{name} was changed by a refused call"
+    return named[1]
+
+
+def check_success(op: str, values: dict, copies: dict, before: dict, result: Tensor) -> None:
+    """`result` and every argument are as the reference leaves them on clean copies."""
+    if not all(readable(v) for v in (*values.values(), result) if isinstance(v, Tensor)):
+        return
+    with torch.no_grad(), ops.use_backend("reference"):
+        expected = call(op, copies)
+    assert same(clean(result), expected), "the result is not the reference's"
+    for name in set(before).intersection(written_by(op)):
+        view = values[name].as_subclass(Tensor).detach()
+        if view.is_neg():
+            before[name] = copies[name]
+        else:
+            place = before[name].as_strided(view.shape, view.stride(), view.storage_offset())
+            place.copy_(copies[name])
+    for name, memory in before.items():
+        if not isinstance(values[name], Generator):
+            assert same(memory_of(values[name]), memory), f"{name} is not as it should be"
+
+
+def trial(op: str, values: dict[str, Any], changes: dict[str, Change], grad_mode: bool) -> None:
+    given = dict(values)
+    for name, change in changes.items():
+        values[name] = change.make(name, given)
+    values = {**given, **{name: values[name] for name in changes}}  # `make` may move others
+    copies, before = {name: clean(value) for name, value in values.items()}, snapshot(values)
+    only = next(iter(changes.items())) if len(changes) == 1 else None
+    story = f"{op}, { ({n: c.name for n, c in changes.items()}) }"
+    try:
+        with nullcontext() if grad_mode else torch.no_grad():
+            result = call(op, values)
+    except (ArgumentError, ArgumentTypeError) as error:
+        named = check_refusal(values, before, error)
+        assert not only or only[1].outcome != RIGHT, f"{story}: refused: {error}"
+        assert not only or only[1].outcome != WRONG or named == only[0], f"{story}: {error}"
+        return
+    except Exception as error:
+        raise AssertionError(f"{story}: {type(error).__name__}: {error}") from error
+    assert not only or only[1].outcome != WRONG, f"{story}: was taken"
+    try:
+        check_success(op, values, copies, before, result)
+    except AssertionError as error:
+        raise AssertionError(f"{story}: {error}") from error
+
+
+def test_every_public_op_is_here():
+    assert set(OPS) == set(ops.native.OPS)
+    for op in OPS.values():
+        assert set(inspect.signature(op).parameters) <= set(CHANGES), op
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_change(op):
+    rng = random.Random(op)
+    for name in inspect.signature(OPS[op]).parameters:
+        for change in CHANGES[name]:
+            values = good(op, rng, SHAPES[0], rng.choice(DTYPES))
+            trial(op, values, {name: change}, grad_mode=rng.random() < 0.5)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_random_changes(op):
+    rng = random.Random(op)
+    names = list(inspect.signature(OPS[op]).parameters)
+    for _ in range(150):
+        values = good(op, rng, rng.choice(SHAPES), rng.choice(DTYPES))
+        chosen = rng.sample(names, rng.randrange(min(3, len(names))) + 1)
+        changes = {name: rng.choice(CHANGES[name]) for name in chosen}
+        trial(op, values, changes, grad_mode=rng.random() < 0.5)
