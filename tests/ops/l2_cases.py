@@ -78,10 +78,11 @@ def batch(op: Op, shape, dtype: torch.dtype, seed: int = 0, spread: float = 0.05
 
 def amounts(op: Op, eps: float, samples: int | None = None) -> dict:
     """Numbers or, for a number of samples, tensors: sample 0 has radius 0, others up to `eps`."""
-    values = {"eps": eps, "step_size": 0.7 * eps, "momentum": 0.75}
+    values = {"eps": eps, "step_size": 0.7 * eps, "momentum": 0.75, "density": 0.3}
     if samples is not None:
         scale = torch.linspace(0, 1, samples)
         values = {"eps": eps * scale, "step_size": eps * (1.3 - scale), "momentum": 1 - scale / 2}
+        values["density"] = scale
     return {name: values[name] for name in op.amounts}
 
 

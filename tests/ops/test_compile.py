@@ -1,83 +1,88 @@
-"""torch.compile and torch.library: whole graphs, one graph for all values, honest schemas."""
+"""torch.compile and torch.library for the random starts and select_best_."""
 
 import pytest
 import torch
 
 from roli_fast import ops
-from roli_fast.errors import ArgumentError
+from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.ops import library, reference
 
 SHAPE = (2, 3, 4, 5)
+NORMS = ("linf", "l2", "l1")
 
 
-def triple(dtype=torch.float32):
+@pytest.fixture(autouse=True)
+def fresh_graphs():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def images(dtype=torch.float32, samples: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(SHAPE, generator=generator).to(dtype)
-    return x.clone(), torch.randn(SHAPE, generator=generator).to(dtype), x
+    return torch.rand((samples, *SHAPE[1:]), generator=generator).to(dtype)
 
 
-@pytest.fixture(params=["eager", "aot_eager"])
-def compiled(request):
-    """A function of the op's arguments, captured whole, that also steps on a temporary."""
-    torch._dynamo.reset()
-
-    @torch.compile(fullgraph=True, backend=request.param)
-    def two_steps(x_adv, grad, x, eps, step_size):
-        copy = x_adv * 1.0
-        moved = ops.linf_step_(x_adv, grad, x, eps=eps, step_size=step_size)
-        ops.linf_step_(copy, -grad, x, eps=eps, step_size=step_size)
-        return moved + 1, copy
-
-    yield two_steps
-    torch._dynamo.reset()
+def selection() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(s, generator=generator) for s in (SHAPE, SHAPE, (2,)) * 2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_one_graph_serves_every_eps(compiled, dtype):
-    torch._dynamo.utils.counters.clear()
-    for i in range(12):
-        x_adv, grad, x = triple(dtype)
-        options = {"eps": (2 + i) / 255, "step_size": 2 / 255}
-        up = reference.linf_step(x_adv, grad, x, **options)
-        down = reference.linf_step(x_adv, -grad, x, **options)
-        moved, copy = compiled(x_adv, grad, x, **options)
-        assert torch.equal(x_adv, up) and torch.equal(moved, up + 1) and torch.equal(copy, down)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
-
-
-def test_per_sample_amounts(compiled):
-    x_adv, grad, x = triple()
-    options = {"eps": torch.tensor([0.0, 0.3]), "step_size": torch.tensor([0.1, 0.2])}
-    expected = reference.linf_step(x_adv, grad, x, **options)
-    compiled(x_adv, grad, x, **options)
-    assert torch.equal(x_adv, expected)
-
-
-def test_wrong_calls_are_refused(compiled):
-    x_adv, grad, x = triple()
-    options = {"eps": 0.1, "step_size": 0.1}
-    with pytest.raises(Exception, match="(?s)x_adv|Observed exception"):
-        compiled(x_adv, grad[:1], x, **options)
-    with pytest.raises(Exception, match="(?s)requires_grad|Observed exception"):
-        compiled(x_adv, grad.clone().requires_grad_(), x, **options)
-    assert torch.equal(x_adv, x)
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_starts_in_a_graph(norm):
+    start, x = getattr(ops, f"{norm}_random_start"), images()
+    compiled = torch.compile(
+        lambda x, eps, ids: start(x, eps=eps, sample_ids=ids), fullgraph=True, backend="aot_eager"
+    )
+    with torch.random.fork_rng():
+        for eps, ids in ((0.5, None), (0.25, None), (torch.rand(2), torch.tensor([7, 3]))):
+            torch.manual_seed(1)
+            expected = start(x, eps=eps, sample_ids=ids)
+            torch.manual_seed(1)
+            assert torch.equal(compiled(x, eps, ids), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("samples", [1, 2])
-def test_opcheck(dtype, samples):
-    amounts = torch.full((1,), 0.1), torch.full((samples,), 0.05)
-    arguments = [value[:samples].clone() for value in triple(dtype)]
-    torch.library.opcheck(library.linf_step_op, (*arguments, *amounts, 0.0, 1.0))
+def test_opcheck_of_random_starts(dtype, samples):
+    x, eps, key = images(dtype, samples), torch.full((samples,), 0.5), torch.tensor([77])
+    for norm in NORMS:
+        for ids in (None, torch.arange(samples)):
+            torch.library.opcheck(library.random_start_op, (norm, x, key, ids, eps, 0.0, 1.0))
 
 
-def test_the_operator_checks_shapes_itself():
-    x_adv, grad, x = triple()
-    amount = torch.full((1,), 0.1)
-    for bad in ((x_adv, grad[:1], x, amount, amount), (x_adv, grad, x, torch.ones(3), amount)):
-        with pytest.raises(ArgumentError):
-            library.linf_step_op(*bad, 0.0, 1.0)
-        with torch._subclasses.FakeTensorMode() as mode:
-            fake = [mode.from_tensor(value) for value in bad]
-            with pytest.raises(ArgumentError):
-                library.linf_step_op(*fake, 0.0, 1.0)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ("l0", torch.tensor([1]), None),
+        ("l2", torch.tensor([1], dtype=torch.int32), None),
+        ("l2", torch.tensor([1]), torch.zeros(3, dtype=torch.int64)),
+    ],
+    ids=["norm", "key", "sample_ids"],
+)
+def test_the_random_start_operator_checks_its_arguments_itself(bad):
+    norm, key, ids = bad
+    tensors = [images(), key, ids, torch.full((1,), 0.1)]
+    with pytest.raises((ArgumentError, ArgumentTypeError)):
+        library.random_start_op(norm, *tensors, 0.0, 1.0)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = [v if v is None else mode.from_tensor(v) for v in tensors]
+        with pytest.raises((ArgumentError, ArgumentTypeError)):
+            library.random_start_op(norm, *fake, 0.0, 1.0)
+
+
+def test_select_best_is_captured_whole():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def keep(best, new):
+        improved = ops.select_best_(*best, *new)
+        return best[0] + 1, improved
+
+    values = selection()
+    *expected, mask = reference.select_best(*values)
+    moved, improved = keep(values[:3], values[3:])
+    assert torch.equal(improved, mask) and torch.equal(moved, expected[0] + 1)
+    assert all(torch.equal(*pair) for pair in zip(values[:3], expected, strict=True))
+
+
+def test_opcheck_of_select_best():
+    torch.library.opcheck(library.select_best_op, selection())

@@ -111,50 +111,25 @@ def test_an_expanded_or_an_inference_x_adv_is_refused(op):
         call(op, inner)
 
 
-@pytest.mark.parametrize("op", ["l1_project_", "l1_step_"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_layouts_give_the_same_values_and_bump_the_version_once(op, dtype):
-    arguments = good(op)
-    arguments |= {name: arguments[name].to(dtype) for name in TENSORS[op]}
-    arguments |= {"eps": torch.tensor([0.5, 3.0])}
-    expected = call(op, arguments | {"x_adv": arguments["x_adv"].clone()})
-
-    def strided(value):
-        wide = value.new_zeros(*value.shape[:-1], 2 * value.shape[-1])
-        wide[..., ::2] = value
-        return wide[..., ::2]
-
-    def last(value):
-        return value.clone(memory_format=torch.channels_last)
-
-    for own in (torch.clone, strided, last):
-        for other in (torch.clone, strided, last):
-            placed = {name: other(arguments[name]) for name in TENSORS[op]}
-            x_adv = own(arguments["x_adv"])
-            strides, version = x_adv.stride(), x_adv._version
-            moved = call(op, arguments | placed | {"x_adv": x_adv})
-            assert moved is x_adv and x_adv.stride() == strides and x_adv._version == version + 1
-            assert torch.equal(moved, expected)
+STARTS = ("linf_random_start", "l2_random_start", "l1_random_start")
 
 
-@pytest.mark.parametrize("op", TENSORS)
+@pytest.mark.parametrize("op", STARTS)
 def test_autocast_changes_nothing(op):
-    options = {"generator": torch.Generator().manual_seed(0)} if "random" in op else {}
-    expected = call(op, good(op) | options)
-    if options:
-        options["generator"].manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    expected = call(op, good(op) | {"generator": generator})
+    generator.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(call(op, good(op) | options), expected)
+        assert torch.equal(call(op, good(op) | {"generator": generator}), expected)
 
 
-@pytest.mark.parametrize("op", TENSORS)
+@pytest.mark.parametrize("op", STARTS)
 def test_other_tensor_types_take_the_reference(op):
     class Marked(torch.Tensor):
         pass
 
-    options = {"generator": torch.Generator().manual_seed(0)} if "random" in op else {}
-    expected = call(op, good(op) | options)
-    if options:
-        options["generator"].manual_seed(0)
-    marked = {name: value.as_subclass(Marked) for name, value in good(op).items() if name == "x"}
-    assert torch.equal(call(op, good(op) | marked | options), expected)
+    generator = torch.Generator().manual_seed(0)
+    expected = call(op, good(op) | {"generator": generator})
+    generator.manual_seed(0)
+    marked = {"x": good(op)["x"].as_subclass(Marked), "generator": generator}
+    assert torch.equal(call(op, good(op) | marked), expected)

@@ -1,0 +1,29 @@
+"""Every op that updates one batch, behind the one signature of l2_cases."""
+
+from l2_cases import OPS, Op
+
+from roli_fast import ops
+from roli_fast.ops import library, reference
+
+ORDER = ("x_adv", "x_prev", "grad", "x")
+"""Tensors as the public ops and the operators take them; `Op.tensors` begins with the written."""
+
+
+def _op(name: str, tensors: tuple[str, ...], amounts: tuple[str, ...]) -> Op:
+    specified = getattr(reference, name.rstrip("_"))
+    return Op(name, getattr(ops, name), specified, specified, tensors, amounts)
+
+
+UPDATES = OPS | {
+    op.name: op
+    for op in (
+        _op("linf_step_", ("x_adv", "grad", "x"), ("eps", "step_size")),
+        _op("l1_project_", ("x_adv", "x"), ("eps",)),
+        _op("l1_step_", ("x_adv", "grad", "x"), ("eps", "step_size", "density")),
+    )
+}
+
+
+def operator(name: str):
+    """The op as torch.library has it."""
+    return getattr(library, name + "op")
