@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.ops import reference
+from roli_fast.ops.dispatch import lora
 
 HERE = Path(__file__).resolve().parent / "cuda_on_cpu"
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
@@ -127,6 +128,57 @@ def test_without_a_place_for_ds(library):
     inner = (x @ x[:1].T).double()
     close(db, x.double().T @ inner, 1e-3)
     assert torch.equal(da, db.T)
+
+
+@pytest.mark.parametrize("with_ds", [False, True])
+@pytest.mark.parametrize("rows", [((8, 24),), ((0, 16), (32, 40))], ids=str)
+def test_the_call_from_python(library, monkeypatch, rows, with_ds):
+    """The arguments that the binding would get, against autograd in fp64."""
+
+    def emulate(kernel, like, *arguments):
+        *tensors, tokens, inputs, stride, slices, rank, threshold, gain, code = arguments
+        assert kernel == "lora_backward" and like is x
+        ends = [end for pair in slices for end in pair]
+        library.backward(
+            *(c_void_p(address or None) for address in (*tensors[:7], tensors[8])),
+            *(c_int64(tokens), c_int64(inputs), c_int64(stride), (c_int64 * len(ends))(*ends)),
+            *(c_int(len(slices)), c_int(rank), c_uint32(threshold), c_float(gain), c_int(code)),
+        )
+
+    monkeypatch.setattr(lora.native, "run", emulate)
+    monkeypatch.setattr(lora.native, "lora_workspace", lambda *sizes: 1)  # it has its own
+    draw, covered = torch.Generator().manual_seed(0), sum(stop - start for start, stop in rows)
+    sizes = ((50, 32), (50, 48), (3 * len(rows), 32), (covered, 3))
+    x, dy, a, b = (aligned(torch.randn(s, generator=draw).bfloat16()) for s in sizes)
+    branch = lora.Branch(0.75, 0.3, rows)
+    found = lora.one_pass_gradients(x, dy, a, b, SEED, branch, with_ds=with_ds)
+    assert (found.ds is not None) == with_ds
+    wide_a, wide_b = (v.double().requires_grad_() for v in (a, b))
+    weight, seen = torch.zeros(48, 32).double(), reference.lora_dropout(x, SEED, 0.3).double()
+    y = reference.lora_apply(seen, seen, weight, None, wide_a, wide_b, gain=0.75, rows=rows)
+    y.backward(dy.double())
+    close(found.a, wide_a.grad, 2**-8)
+    close(found.b, wide_b.grad, 2**-8)
+
+
+def test_the_parts_of_a_merge_from_python():
+    """Every row of the buffer belongs to one part, with the factors of its range."""
+    weight, merged = torch.randn(24, 8), torch.zeros(24, 8)
+    a, b, keep = torch.randn(6, 8), torch.randn(10, 3), []
+    layer = lora.Layer(merged, weight, a, b, 0.5, ((18, 24), (1, 5)))
+    parts = lora._parts(layer, keep)
+    base, found = merged.data_ptr(), []
+    for at_weight, at_merged, at_a, at_b, rows, width, rank, scale in parts:
+        start = (at_merged - base) // 32
+        assert at_weight - weight.data_ptr() == at_merged - base and width == 8
+        factors = ((at_a - a.data_ptr()) // 32, (at_b - b.data_ptr()) // 12) if rank else None
+        found.append((start, start + rows, factors, scale if rank else None))
+    assert found == [
+        (0, 1, None, None),
+        (1, 5, (3, 6), 0.5),
+        (5, 18, None, None),
+        (18, 24, (0, 0), 0.5),
+    ]
 
 
 @pytest.mark.parametrize(("source", "target"), [(0, 0), (0, 1), (0, 2), (1, 1), (2, 2)])

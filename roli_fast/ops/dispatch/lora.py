@@ -118,11 +118,11 @@ def _parts(layer: Layer, keep: list[Tensor]) -> list[tuple]:
 
 
 class FactorGradients(NamedTuple):
-    """Of a and b, and dy B_i side by side, which the input's gradient needs."""
+    """Of a and b, and dy B_i side by side, which the input's gradient may need."""
 
     a: Tensor
     b: Tensor
-    ds: Tensor
+    ds: Tensor | None
 
 
 def fits_tensor_cores(x: Tensor, dy: Tensor, b: Tensor, rows: Rows) -> bool:
@@ -142,27 +142,42 @@ def fits_tensor_cores(x: Tensor, dy: Tensor, b: Tensor, rows: Rows) -> bool:
 
 
 def one_pass_gradients(  # noqa: PLR0913 - the layer's own quantities
-    x: Tensor, dy: Tensor, a: Tensor, b: Tensor, seed: Tensor | None, branch: Branch
+    x: Tensor,
+    dy: Tensor,
+    a: Tensor,
+    b: Tensor,
+    seed: Tensor | None,
+    branch: Branch,
+    *,
+    with_ds: bool,
 ) -> FactorGradients:
     """The CUDA kernel: reads x and dy once and makes everything, the gradients in fp32."""
-    rows, rank = branch.rows, b.shape[1]
-    total = rank * len(rows)
-    turned, done = b.new_zeros(total, b.shape[0]), 0
-    for place, (start, stop) in enumerate(rows):
-        part = b[done : done + stop - start]
-        turned[place * rank : (place + 1) * rank, done : done + stop - start] = part.t()
-        done += stop - start
-    a, ds = a.contiguous(), x.new_empty(x.shape[0], total)
+    rows, total = branch.rows, b.shape[1] * len(branch.rows)
+    turned = _turned(b, rows)
+    a, ds = a.contiguous(), x.new_empty(x.shape[0], total) if with_ds else None
     da, db = (torch.empty(v.shape, dtype=torch.float32, device=x.device) for v in (a, b))
     size = native.lora_workspace(x.shape[0], x.shape[1], b.shape[0], total)
     workspace = torch.empty(size, dtype=torch.float32, device=x.device)
     native.run(
         "lora_backward",
         x,
-        *(v.data_ptr() for v in (x, dy, a, turned, ds, da, db, workspace)),
+        *(0 if v is None else v.data_ptr() for v in (x, dy, a, turned, ds, da, db, workspace)),
         seed.data_ptr() if seed is not None and branch.dropout else 0,
         *(x.shape[0], x.shape[1], dy.stride(0)),
         [(start, stop - start) for start, stop in rows],
         *(total, reference.dropout_threshold(branch.dropout), branch.gain, native.code(x.dtype)),
     )
     return FactorGradients(da, db, ds)
+
+
+def _turned(b: Tensor, rows: Rows) -> Tensor:
+    """B_i^T in the rows and columns of slice i, zeros elsewhere: (k r, all rows of b)."""
+    if len(rows) == 1:
+        return b.t().contiguous()
+    rank, done = b.shape[1], 0
+    turned = b.new_zeros(rank * len(rows), b.shape[0])
+    for place, (start, stop) in enumerate(rows):
+        part = b[done : done + stop - start]
+        turned[place * rank : (place + 1) * rank, done : done + stop - start] = part.t()
+        done += stop - start
+    return turned
