@@ -63,6 +63,7 @@ auto on_cuda(const char* op, Call (*make)(Arguments...), int (*kernel)(const Cal
 // Each adds its functions to the module.
 void bind_l1(pybind11::module_& module);
 void bind_l2(pybind11::module_& module);
+void bind_lora(pybind11::module_& module);
 void bind_random(pybind11::module_& module);
 void bind_select_best(pybind11::module_& module);
 
