@@ -50,12 +50,16 @@ auto on_cpu(Call (*make)(Arguments...), void (*kernel)(const Call&, int)) {
 }
 
 #ifdef RF_CUDA
-// The same, then `device` and `stream`. Throws what CUDA says.
+// Throws what CUDA says of a launch that failed.
+inline void check_code(const char* op, int code) {
+  if (code) throw std::runtime_error(std::string(op) + " on CUDA: " + cuda_error_text(code));
+}
+
+// As `on_cpu`, with `device` and `stream` last.
 template <class Call, class... Arguments>
 auto on_cuda(const char* op, Call (*make)(Arguments...), int (*kernel)(const Call&, int, void*)) {
   return [op, make, kernel](Arguments... arguments, int device, uintptr_t stream) {
-    const int code = kernel(make(arguments...), device, pointer<void>(stream));
-    if (code) throw std::runtime_error(std::string(op) + " on CUDA: " + cuda_error_text(code));
+    check_code(op, kernel(make(arguments...), device, pointer<void>(stream)));
   };
 }
 #endif

@@ -22,13 +22,6 @@ LoraDropoutCall dropout_call(uintptr_t out, uintptr_t x, uintptr_t seed, int64_t
           bytes};
 }
 
-void lora_dropout(uintptr_t out, uintptr_t x, uintptr_t seed, int64_t n, int bytes,
-                  uint32_t threshold, int threads) {
-  const auto call = dropout_call(out, x, seed, n, bytes, threshold);
-  py::gil_scoped_release release;
-  lora_dropout_cpu(call, threads);
-}
-
 #ifdef RF_CUDA
 // (weight, merged, a, b, rows, columns, rank, scale)
 using Part = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int32_t, int32_t, int32_t, float>;
@@ -56,12 +49,6 @@ void merge_on_cuda(const std::vector<Part>& parts, int from, int to, int device,
   check_code("lora_merge_", lora_merge_cuda({list.data(), static_cast<int64_t>(list.size()),
                                              static_cast<DType>(from), static_cast<DType>(to)},
                                             device, pointer<void>(stream)));
-}
-
-void dropout_on_cuda(uintptr_t out, uintptr_t x, uintptr_t seed, int64_t n, int bytes,
-                     uint32_t threshold, int device, uintptr_t stream) {
-  const auto call = dropout_call(out, x, seed, n, bytes, threshold);
-  check_code("dropout of lora_linear", lora_dropout_cuda(call, device, pointer<void>(stream)));
 }
 
 // slices: (start, length) of columns of dy. seed and ds may be 0.
@@ -95,10 +82,11 @@ void backward_on_cuda(uintptr_t x, uintptr_t dy, uintptr_t a, uintptr_t b_turned
 }  // namespace
 
 void bind_lora(py::module_& module) {
-  module.def("lora_dropout", &lora_dropout);
+  module.def("lora_dropout", on_cpu(&dropout_call, &lora_dropout_cpu));
 #ifdef RF_CUDA
   module.def("lora_merge_cuda", &merge_on_cuda);
-  module.def("lora_dropout_cuda", &dropout_on_cuda);
+  module.def("lora_dropout_cuda",
+             on_cuda("dropout of lora_linear", &dropout_call, &lora_dropout_cuda));
   module.def("lora_backward_cuda", &backward_on_cuda);
   module.def("lora_backward_workspace", &lora_backward_workspace);
 #endif

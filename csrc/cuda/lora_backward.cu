@@ -35,11 +35,9 @@ int64_t lora_backward_workspace(int64_t tokens, int64_t inputs, int64_t outputs,
 }
 
 int lora_backward_cuda_load(int device) {
-  const DeviceGuard guard(device);
-  if (guard.code()) return guard.code();
   using cuda::lora_inner_outer;
-  return cuda::load_kernels(
-      cuda::lora_reduce, lora_inner_outer<cuda::Bf16, 1>, lora_inner_outer<cuda::Bf16, 2>,
+  return cuda::load_on(
+      device, cuda::lora_reduce, lora_inner_outer<cuda::Bf16, 1>, lora_inner_outer<cuda::Bf16, 2>,
       lora_inner_outer<cuda::Bf16, 4>, lora_inner_outer<cuda::Fp16, 1>,
       lora_inner_outer<cuda::Fp16, 2>, lora_inner_outer<cuda::Fp16, 4>);
 }

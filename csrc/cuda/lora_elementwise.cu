@@ -31,15 +31,13 @@ void drop(const LoraDropoutCall& call, cudaStream_t stream) {
 }  // namespace cuda
 
 int lora_elementwise_cuda_load(int device) {
-  const DeviceGuard guard(device);
-  if (guard.code()) return guard.code();
   using namespace cuda;
-  return load_kernels(lora_merge_kernel<Fp32, Fp32>, lora_merge_kernel<Fp32, Bf16>,
-                      lora_merge_kernel<Fp32, Fp16>, lora_merge_kernel<Bf16, Bf16>,
-                      lora_merge_kernel<Fp16, Fp16>, lora_dropout_kernel<uint16_t, true>,
-                      lora_dropout_kernel<uint16_t, false>, lora_dropout_kernel<uint32_t, true>,
-                      lora_dropout_kernel<uint32_t, false>, lora_dropout_kernel<uint64_t, true>,
-                      lora_dropout_kernel<uint64_t, false>);
+  return load_on(device, lora_merge_kernel<Fp32, Fp32>, lora_merge_kernel<Fp32, Bf16>,
+                 lora_merge_kernel<Fp32, Fp16>, lora_merge_kernel<Bf16, Bf16>,
+                 lora_merge_kernel<Fp16, Fp16>, lora_dropout_kernel<uint16_t, true>,
+                 lora_dropout_kernel<uint16_t, false>, lora_dropout_kernel<uint32_t, true>,
+                 lora_dropout_kernel<uint32_t, false>, lora_dropout_kernel<uint64_t, true>,
+                 lora_dropout_kernel<uint64_t, false>);
 }
 
 int lora_merge_cuda(const LoraMergeCall& call, int device, void* stream) {
