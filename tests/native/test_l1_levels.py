@@ -45,7 +45,7 @@ def library(request, tool, tmp_path):
     shim, output = tmp_path / "shim.cpp", tmp_path / "l1.so"
     shim.write_text(SHIM)
     flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fPIC", "-shared"]
-    names = ("l1_project", "l1_step", "random_start", "half")
+    names = ("l1_project", "l1_step", "random_start", "half", "words")
     sources = [str(CSRC / "cpu" / f"{name}.cpp") for name in names]
     command = [compiler, *flags, *LEVELS[request.param], f"-I{CSRC}", "-fopenmp", str(shim)]
     done = subprocess.run([*command, *sources, "-o", str(output)], capture_output=True, text=True)
