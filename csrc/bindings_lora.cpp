@@ -24,7 +24,8 @@ LoraDropoutCall dropout_call(uintptr_t out, uintptr_t x, uintptr_t seed, int64_t
 
 #ifdef RF_CUDA
 // (weight, merged, a, b, rows, columns, rank, scale)
-using Part = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int32_t, int32_t, int32_t, float>;
+using Part =
+    std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int32_t, int32_t, int32_t, float>;
 
 std::vector<MergePart> parts_of(const std::vector<Part>& parts, int from, int to) {
   check_call(1, 1, from, {});

@@ -90,7 +90,8 @@ __device__ inline void load_factors(const MergePart& part, int64_t row, int64_t 
   for (int i = threadIdx.x; i < kMergeDepth * kMergeTile; i += kThreads) {
     const int k = i / kMergeTile, at = i % kMergeTile;
     const bool inside = depth + k < part.rank && column + at < part.columns;
-    a[k][at] = inside ? part.a[(depth + k) * static_cast<int64_t>(part.columns) + column + at] : 0.0f;
+    const int64_t place = static_cast<int64_t>(depth + k) * part.columns + column + at;
+    a[k][at] = inside ? part.a[place] : 0.0f;
   }
   for (int i = threadIdx.x; i < kMergeDepth * kMergeTile; i += kThreads) {
     const int at = i / kMergeDepth, k = i % kMergeDepth;
@@ -133,7 +134,8 @@ __global__ void __launch_bounds__(kThreads) lora_merge_kernel(MergeBatch batch) 
   const int64_t left = part.columns - (column + x);
   const int n = left < 4 ? static_cast<int>(left) : 4;
   // rows start at a 16-byte border in both: so do packs of four
-  const auto places = reinterpret_cast<uintptr_t>(part.weight) | reinterpret_cast<uintptr_t>(part.merged);
+  const auto places =
+      reinterpret_cast<uintptr_t>(part.weight) | reinterpret_cast<uintptr_t>(part.merged);
   const bool whole = n == 4 && part.columns % 8 == 0 && places % kVectorBytes == 0;
   if (n <= 0) return;
 #pragma unroll

@@ -1,8 +1,8 @@
 // The matrix instruction of the tensor cores, and how fragments are put together from rows in
 // memory. Never run on a device: tests run it on the CPU, after the layout in the PTX manual
 // ("Matrix Fragments for mma.m16n8k16 with floating point type").
-//   lane = 4 g + t;  A (16 x 16): registers hold pairs (row, columns 2 t and 2 t + 1) for rows g and
-//   g + 8, then both again 8 columns further;  B (16 x 8): pairs (rows 2 t and 2 t + 1, column g),
+//   lane = 4 g + t;  A (16 x 16): registers hold pairs (row, columns 2 t and 2 t + 1) for rows g
+//   and g + 8, then both again 8 columns further;  B (16 x 8): pairs (rows 2 t and 2 t + 1, column g),
 //   then 8 rows further;  D (16 x 8): (row g, columns 2 t, 2 t + 1), then row g + 8.
 #pragma once
 

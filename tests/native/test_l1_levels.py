@@ -45,7 +45,7 @@ def library(request, tmp_path):
         pytest.skip("the levels are those of x86-64 with AVX2")
     shim, output = tmp_path / "shim.cpp", tmp_path / "l1.so"
     shim.write_text(SHIM)
-    names = ("l1_project", "l1_step", "random_start", "half")
+    names = ("l1_project", "l1_step", "random_start", "half", "words")
     sources = [CSRC / "cpu" / f"{name}.cpp" for name in names]
     flags = ["-O3", "-fno-trapping-math", "-fPIC", "-shared", "-fopenmp", *LEVELS[request.param]]
     compiled(output, [shim, *sources], flags)
