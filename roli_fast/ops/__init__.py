@@ -13,6 +13,8 @@ from roli_fast.ops.functional import l2_random_start as l2_random_start
 from roli_fast.ops.functional import l2_step_ as l2_step_
 from roli_fast.ops.functional import linf_random_start as linf_random_start
 from roli_fast.ops.functional import linf_step_ as linf_step_
+from roli_fast.ops.functional import lora_linear as lora_linear
+from roli_fast.ops.functional import lora_merge_ as lora_merge_
 from roli_fast.ops.functional import select_best_ as select_best_
 from roli_fast.ops.native import Backend as Backend
 from roli_fast.ops.native import MissingKernelError as MissingKernelError

@@ -7,6 +7,8 @@ from roli_fast.ops.functional.l1 import l1_step_ as l1_step_
 from roli_fast.ops.functional.l2 import l2_project_ as l2_project_
 from roli_fast.ops.functional.l2 import l2_step_ as l2_step_
 from roli_fast.ops.functional.linf import linf_step_ as linf_step_
+from roli_fast.ops.functional.lora import lora_linear as lora_linear
+from roli_fast.ops.functional.lora import lora_merge_ as lora_merge_
 from roli_fast.ops.functional.random import l1_random_start as l1_random_start
 from roli_fast.ops.functional.random import l2_random_start as l2_random_start
 from roli_fast.ops.functional.random import linf_random_start as linf_random_start

@@ -17,6 +17,11 @@ from roli_fast.ops.reference.l2 import l2_step as l2_step
 from roli_fast.ops.reference.l2 import rounding_slack as rounding_slack
 from roli_fast.ops.reference.linf import linf_ball as linf_ball
 from roli_fast.ops.reference.linf import linf_step as linf_step
+from roli_fast.ops.reference.lora import dropout_threshold as dropout_threshold
+from roli_fast.ops.reference.lora import lora_apply as lora_apply
+from roli_fast.ops.reference.lora import lora_dropout as lora_dropout
+from roli_fast.ops.reference.lora import lora_linear as lora_linear
+from roli_fast.ops.reference.lora import lora_merge as lora_merge
 from roli_fast.ops.reference.random import l1_random_start as l1_random_start
 from roli_fast.ops.reference.random import l2_random_start as l2_random_start
 from roli_fast.ops.reference.random import linf_random_start as linf_random_start
