@@ -16,8 +16,9 @@ from roli_fast.models.weights import load_backbone, read_card, read_state_dict
 from roli_fast.seeds import derive_seed
 
 EXTENSIONS = {"tuning": ("roli_fast.peft", "rebuild")}
-"""Key of a card -> module and function that rebuild it on a plain classifier, before the weights are
-loaded. Named and not imported: peft stands above models, and loads for the files that need it."""
+"""Key of a card -> module and function that rebuild it on a plain classifier, before the weights
+are loaded. Named and not imported: peft stands above models, and loads for the files that need
+it."""
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class Bottleneck(nn.Module, Inserted):
     def __init__(self, width: int, inner: int, generator: torch.Generator, like: Tensor) -> None:
         super().__init__()
         place = {"device": like.device, "dtype": like.dtype}
-        self.down = nn.utils.skip_init(nn.Linear, width, inner, **place)
-        self.up = nn.utils.skip_init(nn.Linear, inner, width, **place)
+        self.down: nn.Linear = nn.utils.skip_init(nn.Linear, width, inner, **place)
+        self.up: nn.Linear = nn.utils.skip_init(nn.Linear, inner, width, **place)
         bound = 1 / math.sqrt(width)
         with torch.no_grad():
             for tensor in (self.down.weight, self.down.bias):
@@ -106,7 +106,8 @@ def _mlps(model: Classifier) -> dict[str, nn.Module]:
     for name, block in model.named_modules():
         mlp = getattr(block, "mlp", None)
         mixes = hasattr(block, "attn") or hasattr(block, "conv_dw")
-        if mixes and isinstance(mlp, nn.Module) and isinstance(getattr(mlp, "fc2", None), nn.Linear):
+        linear = isinstance(getattr(mlp, "fc2", None), nn.Linear)
+        if mixes and linear and isinstance(mlp, nn.Module):
             found[f"{name}.mlp"] = mlp
     if not found:
         raise ArgumentError(

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -112,7 +112,9 @@ def rebuild(model: Classifier, trees: list[Mapping[str, Any]]) -> None:
         CheckpointError: a method or an option that this version does not know.
     """
     for tree in trees:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+        options: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
+        }
         try:
             method = METHODS[options.pop("name")](**options)
         except (ArgumentError, TypeError) as error:

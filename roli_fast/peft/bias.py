@@ -12,9 +12,7 @@ from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
 from roli_fast.peft.base import METHODS, Method, head_names
 
-BIASES = frozenset(
-    ("bias", "q_bias", "k_bias", "v_bias", "qkv_bias", "mlp_bias", "in_proj_bias", "bias_k", "bias_v")
-)
+BIASES = frozenset(("bias", "q_bias", "k_bias", "v_bias", "qkv_bias", "mlp_bias", "in_proj_bias"))
 """Own names of bias parameters in torch and timm."""
 
 TABLES = frozenset(("relative_position_bias_table",))

@@ -24,9 +24,9 @@ from roli_fast.peft.swin_prompt import prompt_swin
 class Prompt(Method):
     """Learned tokens join the patches, and they and the head train; ViT and Swin.
 
-    The backbone is frozen and in eval mode, as in VPT and RoLI. The tokens start uniform in +-v with
-    v = sqrt(6 / (3 * patch ** 2 + width)), so the function changes at once: a head probed without
-    them does not fit any more, and RoLI has no prompt variant.
+    The backbone is frozen and in eval mode, as in VPT and RoLI. The tokens start uniform in +-v
+    with v = sqrt(6 / (3 * patch ** 2 + width)), so the function changes at once: a head probed
+    without them does not fit any more, and the paper has no RoLI with prompts.
 
     In a ViT they stand between the class token and the patches. In a Swin every window gets a copy
     and the copies are averaged afterwards; their relative position bias is zero. Shallow prompts go
@@ -37,7 +37,7 @@ class Prompt(Method):
         deep: every block gets its own prompts in place of those that left the block before; else
             those of the first block go through the network.
         dropout: dropout of the prompts in updates.
-        pooled: where the head averages tokens, the average includes the prompts, as VPT's Swin does.
+        pooled: where the head averages tokens, the prompts are among them, as in VPT's Swin.
     """
 
     keeps_function: ClassVar[bool] = False
@@ -66,7 +66,7 @@ class Prompt(Method):
             if number == 0 or self.deep:
                 block.add_module(NAME, self._tokens(backbone, block, generator))
         if isinstance(backbone, SwinTransformer):
-            prompt_swin(backbone, deep=self.deep, pooled=self.pooled)
+            prompt_swin(backbone, tokens=self.tokens, deep=self.deep, pooled=self.pooled)
         else:
             self._join_vit(backbone, blocks)
         inside = {id(block.get_submodule(NAME)) for block in blocks if hasattr(block, NAME)}
@@ -76,9 +76,10 @@ class Prompt(Method):
     def _blocks(self, model: Classifier) -> list[nn.Module]:
         backbone = model.backbone
         if isinstance(backbone, VisionTransformer):
-            return list(backbone.blocks)
+            return list(backbone.blocks.children())
         if isinstance(backbone, SwinTransformer):
-            return [block for stage in backbone.layers for block in stage.blocks]  # type: ignore[union-attr]
+            stages = backbone.layers.children()
+            return [block for stage in stages for block in stage.get_submodule("blocks").children()]
         raise ArgumentError(
             describe(
                 "tuning",
@@ -89,9 +90,7 @@ class Prompt(Method):
             )
         )
 
-    def _tokens(
-        self, backbone: nn.Module, block: nn.Module, generator: torch.Generator
-    ) -> Tokens:
+    def _tokens(self, backbone: nn.Module, block: nn.Module, generator: torch.Generator) -> Tokens:
         projection = backbone.get_parameter("patch_embed.proj.weight")
         width, channels, height, breadth = projection.shape
         bound = math.sqrt(6 / (channels * height * breadth + width))
