@@ -7,6 +7,7 @@ Sources: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from torch.nn.functional import gelu
 
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, Inserted, Method, head_names
+from roli_fast.peft.base import METHODS, head_names
+from roli_fast.peft.modes import Inserted, Modes
 
 NAME = "adapter"
 """The adapter's name inside the MLP that it follows."""
@@ -33,8 +35,8 @@ class Bottleneck(nn.Module, Inserted):
     def __init__(self, width: int, inner: int, generator: torch.Generator, like: Tensor) -> None:
         super().__init__()
         place = {"device": like.device, "dtype": like.dtype}
-        self.down: nn.Linear = nn.utils.skip_init(nn.Linear, width, inner, **place)
-        self.up: nn.Linear = nn.utils.skip_init(nn.Linear, inner, width, **place)
+        self.down = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, inner, **place))
+        self.up = cast(nn.Linear, nn.utils.skip_init(nn.Linear, inner, width, **place))
         bound = 1 / math.sqrt(width)
         with torch.no_grad():
             for tensor in (self.down.weight, self.down.bias):
@@ -54,7 +56,7 @@ def _after_mlp(mlp: nn.Module, _inputs: object, output: Tensor) -> Tensor:
 
 @METHODS.register("adapter")
 @dataclass(frozen=True)
-class Adapter(Method):
+class Adapter(Modes):
     """A bottleneck after the MLP of every block, inside the residual branch, and the head train.
 
     h = h + drop_path(adapter(mlp(norm(h)))). Down is random and up zero, so that both train (in the

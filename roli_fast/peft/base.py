@@ -1,13 +1,10 @@
 """The interface of a tuning method, and the table of all of them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar
 
 import torch
-from timm.layers.drop import DropPath
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.models import Classifier
@@ -15,31 +12,11 @@ from roli_fast.registry import Registry
 from roli_fast.seeds import derived_generator
 
 
-class Inserted:
-    """Mark of a module that a tuning method put into a network.
-
-    Its own dropout is active in updates, whatever the backbone's modes; the attack puts the whole
-    model into eval mode and so turns it off.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base of all tuning methods. A subclass is a frozen dataclass: its fields configure it.
-
-    Args:
-        backbone_dropout: the backbone's own dropout is active in updates.
-        drop_path: the backbone's stochastic depth is active in updates.
-        batch_norm: BN layers use the batch's statistics in updates and move the running ones; else
-            they use the running ones and leave them as they are.
-    """
+    """Base of all tuning methods. A subclass is a frozen dataclass: its fields configure it."""
 
     keeps_function: ClassVar[bool] = True
     """Whether the logits right after `apply` are those of before."""
-
-    backbone_dropout: bool = False
-    drop_path: bool = False
-    batch_norm: bool = False
 
     def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
         """Insert what the method adds and return the names of the parameters that train.
@@ -51,14 +28,7 @@ class Method:
 
     def train_mode(self, model: Classifier) -> None:
         """Put the model into the mode in which the method updates it."""
-        model.train(self.backbone_dropout)
-        for module in model.modules():
-            if isinstance(module, DropPath):
-                module.train(self.drop_path)
-            elif isinstance(module, _BatchNorm):
-                module.train(self.batch_norm)
-            elif isinstance(module, Inserted) and isinstance(module, nn.Module):
-                module.train(any(p.requires_grad for p in module.parameters(recurse=False)))
+        raise NotImplementedError
 
 
 METHODS: Registry[type[Method]] = Registry("tuning")
@@ -95,6 +65,7 @@ def apply(model: Classifier, method: Method, *, seed: int = 0) -> list[str]:
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in chosen)
     if parameters.keys() - before:
+        assert is_dataclass(method), "every method is"
         tree = {"name": METHODS.name_of(type(method)), **asdict(method)}
         model.card["tuning"] = [*model.card.get("tuning", []), tree]
     return names

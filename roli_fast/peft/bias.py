@@ -10,7 +10,8 @@ import torch
 
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, Method, head_names
+from roli_fast.peft.base import METHODS, head_names
+from roli_fast.peft.modes import Modes
 
 BIASES = frozenset(("bias", "q_bias", "k_bias", "v_bias", "qkv_bias", "mlp_bias", "in_proj_bias"))
 """Own names of bias parameters in torch and timm."""
@@ -21,7 +22,7 @@ TABLES = frozenset(("relative_position_bias_table",))
 
 @METHODS.register("bias")
 @dataclass(frozen=True)
-class Bias(Method):
+class Bias(Modes):
     """Every bias and the head train: those of linear layers, convolutions, LayerNorm and BN.
 
     Everything else is frozen and the backbone stays in eval mode, as in RoLI. Swin's relative

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, Method
+from roli_fast.peft.base import METHODS
+from roli_fast.peft.modes import Modes
 
 
 @METHODS.register("full")
 @dataclass(frozen=True, kw_only=True)
-class Full(Method):
+class Full(Modes):
     """All parameters train, in train mode: dropout, DropPath and BN as the model has them."""
 
     backbone_dropout: bool = True

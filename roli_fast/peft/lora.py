@@ -11,14 +11,15 @@ from torch import nn
 
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, Method, head_names
+from roli_fast.peft.base import METHODS, head_names
 from roli_fast.peft.lora_linear import LoraLinear
+from roli_fast.peft.modes import Modes
 from roli_fast.peft.targets import check_called, find_layers
 
 
 @METHODS.register("lora")
 @dataclass(frozen=True)
-class LoRA(Method):
+class LoRA(Modes):
     """Low-rank updates of linear layers, and the head, train; everything else is frozen.
 
     y += alpha / rank * B A dropout(x), with A random and B zero, so that both train and the

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from roli_fast import ops
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
-from roli_fast.peft.base import Inserted
+from roli_fast.peft.modes import Inserted
 
 Rows = tuple[tuple[int, int], ...]
 

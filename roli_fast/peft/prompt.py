@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, Method, head_names
+from roli_fast.peft.base import METHODS, head_names
+from roli_fast.peft.modes import Modes
 from roli_fast.peft.prompt_tokens import NAME, Tokens
 from roli_fast.peft.swin_prompt import prompt_swin
 
 
 @METHODS.register("prompt")
 @dataclass(frozen=True)
-class Prompt(Method):
+class Prompt(Modes):
     """Learned tokens join the patches, and they and the head train; ViT and Swin.
 
     The backbone is frozen and in eval mode, as in VPT and RoLI. The tokens start uniform in +-v

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from roli_fast.peft.base import Inserted
+from roli_fast.peft.modes import Inserted
 
 NAME = "prompt"
 """The name of the prompts inside their block."""
