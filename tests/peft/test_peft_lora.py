@@ -6,6 +6,7 @@ from tiny_models import SIZES, images, tiny
 from torch import Tensor, nn
 
 from roli_fast import ops
+from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError
 from roli_fast.models import Classifier, Model, create, load, save_model
 from roli_fast.peft import Adapter, Linear, LoRA, LoraLinear, apply, merge
@@ -164,6 +165,29 @@ def test_a_merged_buffer_takes_over_and_leaves_no_trace() -> None:
         for layer in layers(model).values():
             layer.merged = None
         assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_attack_runs_on_merged_layers_and_leaves_none(name: str) -> None:
+    """Also after an exception; gradient and logits are those of the unmerged layers."""
+    model, x = stirred(name, dropout=0.5), images(3, 3, SIZES[name], SIZES[name])
+    y = torch.tensor([0, 1, 2])
+    LoRA(dropout=0.5).train_mode(model)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with InputGradient(model) as gradient:
+        assert all(layer.merged is not None for layer in layers(model).values())
+        grad, _, logits = gradient(x, y)
+    with InputGradient(model, merge=False) as gradient:
+        assert all(layer.merged is None for layer in layers(model).values())
+        expected, _, exact = gradient(x, y)
+    torch.testing.assert_close(logits, exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(KeyError), InputGradient(model):
+        raise KeyError
+    assert all(layer.merged is None and layer.training for layer in layers(model).values())
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[n], tensor) for n, tensor in before.items())
 
 
 def test_what_cannot_be_merged() -> None:
