@@ -1,6 +1,7 @@
 """Any timm architecture as a classifier of images in [0, 1]."""
 
 import difflib
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.models.layers import Normalize, Resize
 from roli_fast.models.weights import load_backbone, read_card, read_state_dict
 from roli_fast.seeds import derive_seed
+
+EXTENSIONS = {"tuning": ("roli_fast.peft", "rebuild")}
+"""Key of a card -> module and function that rebuild it on a plain classifier, before the weights
+are loaded. Named and not imported: peft stands above models, and loads for the files that need
+it."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,8 @@ def create(
     if num_classes < 1:
         raise ArgumentError(describe("num_classes", "an integer >= 1", num_classes))
     card = read_card(config.weights) if config.weights else {}
+    if extended := [key for key in EXTENSIONS if key in card]:
+        raise CheckpointError(_not_plain(config, {key: card[key] for key in extended}))
     backbone = _timm_model(config, num_classes, seed)
     own = getattr(backbone, "pretrained_cfg", {})
     mean = config.mean or card.get("mean") or own.get("mean") or (0.5, 0.5, 0.5)
@@ -163,6 +171,9 @@ def load(path: str | Path) -> Classifier:
     )
     model = create(config, num_classes=card["num_classes"])
     model.card["classes"] = card["classes"]
+    for key, (module, function) in EXTENSIONS.items():
+        if key in card:
+            getattr(importlib.import_module(module), function)(model, card[key])
     load_backbone(model, path, with_head=True)
     return model.eval()
 
@@ -204,6 +215,15 @@ def _not_built(config: Model, error: Exception) -> ArgumentError:
         )
     return ArgumentError(
         describe("model.options", f"arguments of timm's {config.name}", _first_line(error))
+    )
+
+
+def _not_plain(config: Model, found: dict[str, Any]) -> str:
+    return describe(
+        "weights",
+        "the weights of a plain backbone",
+        f"'{config.weights}' with {found}",
+        "Load it with models.load; peft.merge and save_model make a plain file of a LoRA model.",
     )
 
 

@@ -2,19 +2,22 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, Method
+from roli_fast.peft.base import METHODS
+from roli_fast.peft.modes import Modes
 
 
 @METHODS.register("full")
-@dataclass(frozen=True)
-class Full(Method):
+@dataclass(frozen=True, kw_only=True)
+class Full(Modes):
     """All parameters train, in train mode: dropout, DropPath and BN as the model has them."""
 
-    def prepare(self, model: Classifier) -> list[str]:
+    backbone_dropout: bool = True
+    drop_path: bool = True
+    batch_norm: bool = True
+
+    def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
         """Names of all parameters."""
         return [name for name, _ in model.named_parameters()]
-
-    def train_mode(self, model: Classifier) -> None:
-        """The whole model in train mode."""
-        model.train()

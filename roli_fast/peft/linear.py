@@ -2,20 +2,18 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, Method
+from roli_fast.peft.base import METHODS, head_names
+from roli_fast.peft.modes import Modes
 
 
 @METHODS.register("linear")
 @dataclass(frozen=True)
-class Linear(Method):
+class Linear(Modes):
     """The backbone is frozen, in eval mode: no dropout, no DropPath, BN statistics fixed."""
 
-    def prepare(self, model: Classifier) -> list[str]:
+    def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
         """Names of the head's weight and bias."""
-        prefix = model.head_name
-        return [f"{prefix}.{name}" for name, _ in model.head.named_parameters()]
-
-    def train_mode(self, model: Classifier) -> None:
-        """Everything in eval mode: a linear layer behaves the same in both."""
-        model.eval()
+        return head_names(model)

@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Union
@@ -120,7 +120,14 @@ def _component(tree: Mapping[str, Any], registry: Registry[Any], where: str) -> 
     if registry is ATTACKS:  # what is left out follows the run's threat model
         left_out = set(FOLLOWS_THREAT) & set(field_types(chosen)) - set(arguments)
         arguments |= dict.fromkeys(left_out)
+    if registry is METHODS:  # else the parser keeps what the method before has under the same name
+        arguments = _defaults(chosen) | arguments
     return {"class_path": class_path(chosen), "init_args": to_class_paths(arguments, chosen, where)}
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """Field -> default, for the fields that have a plain one."""
+    return {f.name: to_tree(f.default) for f in fields(kind) if f.init and f.default is not MISSING}
 
 
 def to_tree(value: Any) -> Any:
@@ -214,14 +221,23 @@ def _value(flag: str, text: str) -> str:
         except ZeroDivisionError:
             raise ConfigError(describe(flag, "a number", text)) from None
     if kind in COMPONENTS:
-        return _component({"name": text}, COMPONENTS[kind], flag)["class_path"]
+        component = _component({"name": text}, COMPONENTS[kind], flag)
+        return json.dumps(component) if kind is Method else component["class_path"]
     if typing.get_origin(kind) is tuple and not text.startswith("[") or _NUMBERS.match(text):
         return json.dumps([yaml.load(part, _Loader) for part in text.split(",")])  # noqa: S506
     return text
 
 
+def _own_field(registry: Registry[Any], name: str) -> Any:
+    """The type of a component's own field, where all that have such a field agree."""
+    found = [
+        field_types(registry[key])[name] for key in registry if name in field_types(registry[key])
+    ]
+    return found[0] if found and all(kind == found[0] for kind in found) else None
+
+
 def field_at(path: str) -> Any:
-    """The type of the field that a dotted flag names; None where a component's own fields begin.
+    """The type of the field that a dotted flag names; None where it cannot be told.
 
     Raises:
         ConfigError: a part of the path is unknown, where that can be told.
@@ -230,7 +246,8 @@ def field_at(path: str) -> Any:
     walked = ""
     for part in path.split("."):
         if kind in COMPONENTS:
-            return None
+            kind = _own_field(COMPONENTS[kind], part)
+            continue
         known = field_types(kind) if is_dataclass(kind) else {}
         if part not in known:
             if not known:

@@ -55,7 +55,7 @@ class StageLoop:
     def __init__(self, job: Job, context: Context) -> None:
         self.job, self.context = job, context
         self.model, self.stage = job.model, job.stage
-        self.names = peft.apply(job.model, job.stage.tuning)
+        self.names = peft.apply(job.model, job.stage.tuning, seed=job.seed)
         self.optimizer = job.stage.optimizer.build(job.model, self.names)
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         train, size = job.splits.train, job.stage.batch_size

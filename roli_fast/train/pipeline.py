@@ -1,5 +1,6 @@
 """A run from beginning to end: pretraining, the stages of each method, the test, the summary."""
 
+import copy
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -8,8 +9,9 @@ from typing import Any
 
 import torch
 
+from roli_fast import peft
 from roli_fast.data import Splits
-from roli_fast.errors import DataError, describe
+from roli_fast.errors import ConfigError, DataError, describe
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import (
@@ -108,6 +110,7 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
     model = create(experiment.model, num_classes=splits.num_classes, image_size=size)
     card = model.card
     logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
+    _check_tuning(experiment, model)
     config = experiment.model
     robust_needed = {"roli", "probe"} & set(experiment.methods)
     if robust_needed and not (config.weights or config.pretrained or source):
@@ -116,6 +119,29 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
             "backbone as model.weights, or pretrain one with --source."
         )
     return pick_threads(model, size, experiment.finetune.batch_size)
+
+
+def _check_tuning(experiment: Experiment, model: Classifier) -> None:
+    """Try every stage's method on a copy of the model."""
+    used = {name: stage for m in experiment.methods for name, stage in experiment.stages(m)}
+    if experiment.source:
+        used["pretrain"] = experiment.pretrain
+    for name, stage in used.items():
+        copied = copy.deepcopy(model)
+        peft.apply(copied, stage.tuning)
+        if name == "pretrain" and experiment.source and "tuning" in copied.card:
+            raise ConfigError(
+                describe(
+                    "pretrain.tuning",
+                    "a method that adds no modules, full say: later stages start from the backbone",
+                    stage.tuning,
+                )
+            )
+        if name == "finetune" and not stage.tuning.keeps_function:
+            logger.warning(
+                "finetune.tuning changes the function at once, so the probed head does not fit it; "
+                "compare with --methods ranli."
+            )
 
 
 @dataclass
@@ -201,6 +227,7 @@ class Pipeline:
         self.context.interrupt.check()
         done = folder / "result.json"
         if done.is_file():
+            peft.apply(model, stage.tuning, seed=seed)  # what it inserted is in the file
             load_backbone(model, folder / "best.safetensors", with_head=True)
             return StageResult(**json.loads(done.read_text(encoding="utf-8")))
         job = Job(

@@ -65,7 +65,7 @@ class Naming(Method):
 
     names: tuple[str, ...]
 
-    def prepare(self, model: Classifier) -> list[str]:
+    def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
         return list(self.names)
 
 

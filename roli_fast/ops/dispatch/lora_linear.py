@@ -45,7 +45,8 @@ def lora_linear(  # noqa: PLR0913 - the layer's own quantities
     wide = weight.dtype in (torch.float32, torch.float64)
     trains = torch.is_grad_enabled() and weight.requires_grad
     merge = worth and wide and not branch.dropout and not trains and b.shape[1] <= lora.MOST_RANK
-    return _LoraLinear.apply(x, weight, bias, a, b, seed, Plan(branch, dtype, merge))
+    y = _LoraLinear.apply(x, weight, bias, a, b, seed, Plan(branch, dtype, merge))
+    return y.view(*x.shape[:-1], weight.shape[0])  # out here, so that callers may add in place
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -82,7 +83,7 @@ class _LoraLinear(torch.autograd.Function):
         )
         context.plan = plan
         context.like = (x.shape, x.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return y
 
     @staticmethod
     @once_differentiable

@@ -1,0 +1,129 @@
+"""Bottleneck adapters after the MLP of every block.
+
+Sources: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019
+(arXiv:1902.00751); the one-adapter-a-block form of Pfeiffer et al., "AdapterFusion", EACL 2021
+(arXiv:2005.00247), as RoLI uses it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.models import Classifier
+from roli_fast.peft.base import METHODS, head_names
+from roli_fast.peft.modes import Inserted, Modes
+
+NAME = "adapter"
+"""The adapter's name inside the MLP that it follows."""
+
+
+class Bottleneck(nn.Module, Inserted):
+    """z + up(gelu(down(z))) over the last axis; up starts at zero, so it starts as the identity.
+
+    Args:
+        width: size of the last axis.
+        inner: size of the bottleneck.
+        generator: draws the initial `down`, uniform in +-1 / sqrt(width).
+        like: a weight whose device and dtype the new ones take.
+    """
+
+    def __init__(self, width: int, inner: int, generator: torch.Generator, like: Tensor) -> None:
+        super().__init__()
+        place = {"device": like.device, "dtype": like.dtype}
+        self.down = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, inner, **place))
+        self.up = cast(nn.Linear, nn.utils.skip_init(nn.Linear, inner, width, **place))
+        bound = 1 / math.sqrt(width)
+        with torch.no_grad():
+            for tensor in (self.down.weight, self.down.bias):
+                drawn = torch.rand(tensor.shape, generator=generator)
+                tensor.copy_((2 * drawn - 1) * bound)
+            self.up.weight.zero_()
+            self.up.bias.zero_()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + self.up(gelu(self.down(z)))
+
+
+def _after_mlp(mlp: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    """Forward hook: the MLP keeps its class and its names, and its output passes the adapter."""
+    return mlp.get_submodule(NAME)(output)
+
+
+@METHODS.register("adapter")
+@dataclass(frozen=True)
+class Adapter(Modes):
+    """A bottleneck after the MLP of every block, inside the residual branch, and the head train.
+
+    h = h + drop_path(adapter(mlp(norm(h)))). Down is random and up zero, so that both train (in the
+    RoLI release both are zero and only up's bias ever moves). The backbone is frozen and in eval
+    mode, as in RoLI. It fits every network whose blocks have an MLP of linear layers: ViT, Swin,
+    ConvNeXt.
+
+    Args:
+        reduction: the bottleneck has 1 / `reduction` of the block's width.
+    """
+
+    reduction: int = 8
+
+    def __post_init__(self) -> None:
+        if self.reduction < 1:
+            raise ArgumentError(describe("reduction", "an integer >= 1", self.reduction))
+
+    def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
+        """Insert the adapters; names of their parameters and of the head's."""
+        mlps = _mlps(model)
+        for name, mlp in mlps.items():
+            if hasattr(mlp, NAME):
+                raise ArgumentError(
+                    describe("tuning", "a model without adapters", f"one with {name}.{NAME}")
+                )
+        widths = {name: self._inner(name, mlp) for name, mlp in mlps.items()}
+        names: list[str] = []
+        for name, mlp in mlps.items():
+            last = _last_linear(mlp)
+            adapter = Bottleneck(last.out_features, widths[name], generator, last.weight)
+            mlp.add_module(NAME, adapter.train(mlp.training))
+            mlp.register_forward_hook(_after_mlp)
+            names += [f"{name}.{NAME}.{own}" for own, _ in adapter.named_parameters()]
+        return [*names, *head_names(model)]
+
+    def _inner(self, name: str, mlp: nn.Module) -> int:
+        width = _last_linear(mlp).out_features
+        if width < self.reduction:
+            raise ArgumentError(
+                describe("reduction", f"at most {width}, the width of {name}", self.reduction)
+            )
+        return width // self.reduction
+
+
+def _mlps(model: Classifier) -> dict[str, nn.Module]:
+    """The MLP of every block, by name: a module `mlp` of linear layers beside attention or a
+    convolution (the MLP of an attention pooling is not one)."""
+    found: dict[str, nn.Module] = {}
+    for name, block in model.named_modules():
+        mlp = getattr(block, "mlp", None)
+        mixes = hasattr(block, "attn") or hasattr(block, "conv_dw")
+        linear = isinstance(getattr(mlp, "fc2", None), nn.Linear)
+        if mixes and linear and isinstance(mlp, nn.Module):
+            found[f"{name}.mlp"] = mlp
+    if not found:
+        raise ArgumentError(
+            describe(
+                "tuning",
+                "a method that fits the model",
+                f"adapter for {model.config.name}, whose blocks have no MLP of linear layers",
+                "Adapters fit ViT, Swin and ConvNeXt (built without conv_mlp); use bias or full.",
+            )
+        )
+    return found
+
+
+def _last_linear(mlp: nn.Module) -> nn.Linear:
+    last = mlp.get_submodule("fc2")
+    assert isinstance(last, nn.Linear), "chosen so in _mlps"
+    return last

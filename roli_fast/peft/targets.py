@@ -1,0 +1,147 @@
+"""Which linear layers a target of LoRA names."""
+
+import difflib
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.models import Classifier
+from roli_fast.peft.lora_linear import LoraLinear
+
+Rows = tuple[tuple[int, int], ...]
+
+SLICES = {"q": 0, "k": 1, "v": 2}
+"""Target -> its third of the output rows of a fused qkv."""
+
+FUSED = frozenset(
+    (
+        "timm.layers.attention.Attention",
+        "timm.layers.attention.AttentionRope",
+        "timm.models.beit.Attention",
+        "timm.models.eva.EvaAttention",
+        "timm.models.swin_transformer.WindowAttention",
+        "timm.models.swin_transformer_v2.WindowAttention",
+        "timm.models.vision_transformer.Attention",
+        "timm.models.vision_transformer_relpos.RelPosAttention",
+    )
+)
+"""Attention whose `qkv` has all rows of q first, then k's, then v's (others interleave heads)."""
+
+
+def find_layers(model: Classifier, targets: Iterable[str]) -> dict[str, Rows | None]:
+    """Layer name -> output rows (None for all), in the order of the model.
+
+    Raises:
+        ArgumentError: a target that no layer has, with the names that are near, or two targets that
+            mean the same rows.
+    """
+    layers = _linears(model)
+    fused = {name: layer for name, layer in layers.items() if _is_fused(model, name)}
+    chosen: dict[str, list[str]] = {}
+    for target in targets:
+        found = _matching(model, layers, fused, target)
+        for name in found:
+            chosen.setdefault(name, []).append(target)
+    out: dict[str, Rows | None] = {}
+    for name in (name for name in layers if name in chosen):
+        wanted = chosen[name]
+        parts = sorted(SLICES[t] for t in wanted if t in SLICES and name in fused)
+        if len(wanted) > max(1, len(parts)):
+            raise ArgumentError(
+                describe("targets", f"one target for each row of {name}", tuple(wanted))
+            )
+        third = layers[name].out_features // 3
+        out[name] = tuple((i * third, (i + 1) * third) for i in parts) or None
+    return out
+
+
+def _linears(model: Classifier) -> dict[str, nn.Linear]:
+    """All linear layers, the head left out: it trains as a whole. Subclasses compute otherwise."""
+    head = model.head_name
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module) in (nn.Linear, LoraLinear)
+        and name != head
+    }
+
+
+def _is_fused(model: Classifier, name: str) -> bool:
+    parent, _, own = name.rpartition(".")
+    kinds = type(model.get_submodule(parent)).__mro__
+    return own == "qkv" and any(f"{k.__module__}.{k.__qualname__}" in FUSED for k in kinds)
+
+
+def _matching(
+    model: Classifier,
+    layers: dict[str, nn.Linear],
+    fused: dict[str, nn.Linear],
+    target: str,
+) -> list[str]:
+    found = [name for name in layers if f".{name}".endswith(f".{target}")]
+    if target in SLICES:
+        found += [name for name in fused if name not in found]
+    if not found:
+        raise ArgumentError(_unknown(model, layers, target))
+    return found
+
+
+def _unknown(model: Classifier, layers: dict[str, nn.Linear], target: str) -> str:
+    expected = f"names of linear layers of {model.config.name}"
+    if not layers:
+        fix = "It has none but its head, which trains as it is (1x1 convolutions do not count): "
+        fix += "use bias or full."
+        return describe("targets", expected, repr(target), fix)
+    ends = sorted({name.rpartition(".")[2] for name in layers})
+    longer = {".".join(name.split(".")[-2:]) for name in layers}
+    known = sorted({*layers, *longer, *ends})
+    near = difflib.get_close_matches(target, known, n=5)
+    inside = [name for name in sorted(longer) if target and target in name and name not in near]
+    similar = [*near, *inside][:8]
+    fix = f"Similar: {', '.join(similar)}. " if similar else ""
+    fix += f"Its layers end in: {', '.join(ends)}."
+    if target in SLICES and "qkv" in ends:
+        fix += " How its qkv is laid out is not known here: name it as a whole."
+    return describe("targets", expected, repr(target), fix)
+
+
+def check_called(model: Classifier, names: Iterable[str]) -> None:
+    """Raise unless a forward of the backbone calls each of the named layers.
+
+    Some networks read a layer's weight past the layer, and an update beside it would be dead. Beit,
+    Eva and Swin V2 do so to add separate biases of q and v; they are told to add them afterwards,
+    the same up to rounding.
+    """
+    called: set[str] = set()
+    hooks = []
+    for name in names:
+        attention = model.get_submodule(name.rpartition(".")[0])
+        if getattr(attention, "qkv_bias_separate", None) is False:
+            attention.qkv_bias_separate = True  # type: ignore[assignment]
+        layer = model.get_submodule(name)
+        hooks.append(layer.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
+    try:
+        _blank_forward(model.backbone, len(model.card["mean"]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if dead := [name for name in names if name not in called]:
+        got = f"{dead[0]}, whose weight {model.config.name} reads past the layer"
+        raise ArgumentError(describe("targets", "layers that are called", got))
+
+
+def _blank_forward(backbone: nn.Module, channels: int) -> None:
+    """One blank image of the network's own size, in eval mode; the modes are put back."""
+    own = getattr(backbone, "pretrained_cfg", {}).get("input_size", (channels, 224, 224))[1:]
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None) or own
+    modes = [(module, module.training) for module in backbone.modules()]
+    like = next(backbone.parameters())
+    try:
+        with torch.no_grad():
+            backbone.eval()(like.new_zeros(1, channels, *size))
+    finally:
+        for module, training in modes:
+            module.training = training
