@@ -34,6 +34,7 @@ def summarise(
         "seeds": list(experiment.seeds),
         "attack": to_tree(test),
         "note": experiment.note,
+        "paper_compat": list(experiment.paper_compat),
         "pretrain": _stage(pretrained) if pretrained else None,
         "methods": {method: _method(runs) for method, runs in outcomes.items()},
         "comparisons": [
@@ -175,6 +176,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
             f"{first} - {second}, {entry['attack']}: {100 * entry['difference']:+.1f} points, "
             f"p = {p} ({entry['test']})."
         )
+    if summary["paper_compat"]:
+        lines.append(f"Faults of the release switched on: {', '.join(summary['paper_compat'])}.")
     if summary["note"]:
         lines.append(f"Note: {summary['note']}.")
     return lines

@@ -10,6 +10,7 @@ from typing import Any
 from roli_fast.attacks import Attack
 from roli_fast.train.config import COMPONENTS, FOLLOWS_THREAT, field_types, to_tree
 from roli_fast.train.experiment import Experiment
+from roli_fast.train.paper_compat import FAULTS
 from roli_fast.train.stage import Stage
 
 USAGE = """\
@@ -39,6 +40,8 @@ def help_text() -> str:
     parts += ["  In brackets the default; a stage's own, where it differs:"]
     parts += [f"    {name}: {own}" for name, own in _stage_defaults()]
     parts += _lines(Stage, "  .")
+    parts += ["", "Faults of the RoLI release (--paper_compat all, or some of them):"]
+    parts += [_line(name, "", text, None) for name, text in FAULTS.items()]
     for registry in COMPONENTS.values():
         for name in registry:
             parts += ["", f"Fields of the {registry.kind} {name}:"]
