@@ -143,7 +143,9 @@ def _open(url: str, start: int, version: str | None) -> Any:
         headers |= {"Range": f"bytes={start}-", "If-Range": version}
     if not re.match(r"https?://", url):
         raise DownloadError(describe("url", "an http or https address", repr(url)))
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    request = urllib.request.Request(url, headers=headers)
+    opener = urllib.request.build_opener()  # reads the proxies anew, unlike urlopen
+    return opener.open(request, timeout=TIMEOUT)
 
 
 def _version(reply: Any) -> str | None:
