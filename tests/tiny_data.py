@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from roli_fast.data import DATASETS, DataSource
+from roli_fast.data.roli_sets import PublishedSplits
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (12, 9)) -> Path:
@@ -36,6 +37,10 @@ def write_lists(root: Path, **lists: Mapping[str, object]) -> Path:
     for split, entries in lists.items():
         (root / f"{split}.json").write_text(json.dumps(entries))
     return root
+
+
+TINY_LISTS = {"train": 12, "val": 3, "test": 6}
+"""How many images `write_json_splits` lists."""
 
 
 def write_json_splits(root: Path) -> Path:
@@ -85,6 +90,10 @@ def tiny_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Build
     A data set that needs nothing on disk is taken as it is.
     """
     kind = DATASETS[name]
+    if issubclass(kind, PublishedSplits):
+        monkeypatch.setattr(kind, "published", TINY_LISTS)
+        monkeypatch.setattr(kind, "num_published", 3)
+        name = "json_splits"
     writers = {
         "image_folder": lambda: write_folder(root, {"cat": 9, "dog": 8}),
         "json_splits": lambda: write_json_splits(root),
@@ -94,6 +103,5 @@ def tiny_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Build
     if name not in writers:
         return kind
     where = str(writers[name]())
-    sizes = {"image_folder": 8, "json_splits": 8}
-    small = {"image_size": sizes[name]} if name in sizes else {}
-    return lambda **options: kind(root=where, **{**small, **options})  # pyright: ignore
+    usual = {"augment": True} if name.startswith("cifar") else {"image_size": 8}
+    return lambda **options: kind(root=where, **{**usual, **options})  # pyright: ignore
