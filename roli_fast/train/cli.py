@@ -10,16 +10,18 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from roli_fast.errors import ConfigError, RoliFastError
+from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.train.config import (
     field_types,
     find_config,
     import_class,
+    pairs,
     read_yaml,
     to_class_paths,
     translate,
 )
-from roli_fast.train.experiment import PLACE_FIELDS, Experiment, same_experiment
+from roli_fast.train.experiment import PLACE_FIELDS, STAGES, Experiment, same_experiment
+from roli_fast.train.published import recipe
 from roli_fast.train.usage import help_text
 
 
@@ -43,6 +45,8 @@ def parse(arguments: Sequence[str]) -> Command:
     """
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config")
+    own.add_argument("--recipe")
+    own.add_argument("--tuning")
     own.add_argument("--run_dir", type=Path)
     own.add_argument("--resume", action="store_true")
     own.add_argument("--print_config", action="store_true")
@@ -53,20 +57,55 @@ def parse(arguments: Sequence[str]) -> Command:
         raise SystemExit(0)
     if options.resume:
         return _resumed(options, overrides)
-    name = options.config or ("" if _names_data(overrides) else "quickstart")
-    tree = read_yaml(find_config(name)) if name else {}
+    name, tree = _starting_tree(options, overrides)
     experiment = build(tree, overrides)
+    if options.recipe:
+        _check_reached(experiment, overrides)
     return Command(
         experiment,
         options.run_dir,
         resume=False,
         print_config=options.print_config,
-        name=Path(name).stem if name else experiment.model.name,
+        name=name or experiment.model.name,
     )
 
 
-def _names_data(overrides: Sequence[str]) -> bool:
-    return any(text == "--data" or text.startswith("--data=") for text in overrides)
+def _starting_tree(
+    options: argparse.Namespace, overrides: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """A name for the run, and the configuration that the overrides change."""
+    data = _given(overrides, "data")
+    if options.recipe:
+        if options.config:
+            fix = "Write the recipe to a file with --print_config and change that."
+            raise ConfigError(describe("--config", "nothing beside --recipe", options.config, fix))
+        tuning = options.tuning or ""
+        tree = recipe(options.recipe, data=data or "", tuning=tuning)
+        return f"{options.recipe}-{data}-{tuning}", tree
+    if options.tuning:
+        fix = "Elsewhere set --finetune.tuning."
+        raise ConfigError(describe("--tuning", "a --recipe beside it", options.tuning, fix))
+    name = options.config or ("" if data else "quickstart")
+    return Path(name).stem, read_yaml(find_config(name)) if name else {}
+
+
+def _given(overrides: Sequence[str], field: str) -> str | None:
+    """The value that the overrides give `field` itself."""
+    return next(
+        (text for flag, text in reversed([*pairs(overrides)]) if flag == f"--{field}"), None
+    )
+
+
+def _check_reached(experiment: Experiment, overrides: Sequence[str]) -> None:
+    """A flag for a stage that no method runs would be a wish without effect."""
+    runs = {name for method in experiment.methods for name in experiment.read_stages(method)}
+    for flag, _text in pairs(overrides):
+        stage = flag.removeprefix("--").partition(".")[0]
+        if stage in STAGES and stage not in runs:
+            raise ConfigError(
+                f"`{flag}` changes nothing: {', '.join(experiment.methods)} runs "
+                f"{', '.join(sorted(runs))}. Write --{sorted(runs)[-1]}..., or choose --methods."
+            )
 
 
 def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:

@@ -152,6 +152,15 @@ class Experiment:
         spent = 0 if probed else self.probe.epochs
         return replace(stage, epochs=spent + self.finetune.epochs)
 
+    def read_stages(self, method: str) -> set[str]:
+        """The fields whose stages a method runs, or whose epochs it is given."""
+        names = {name for name, _ in self.stages(method)}
+        if "ranli_matched" in names or (names & {"ranli"} and self.ranli is None):
+            names |= {"probe", "finetune"}
+        if "ranli_matched" in names:
+            names = names - {"ranli_matched"} | {"ranli"}
+        return names
+
     @property
     def compat(self) -> PaperCompat:
         """What puts the faults of `paper_compat` into the parts of the run."""
@@ -182,6 +191,9 @@ ROBUST_LINEAR = "robust-linear"
 
 FROM_FRESH = ("ranli", "ranli_matched")
 """The fine-tunes from a fresh head."""
+
+STAGES = ("probe", "finetune", "ranli", "pretrain")
+"""The fields that are stages."""
 
 PLANS: dict[str, tuple[str, ...]] = {
     "roli": ("probe", "finetune"),
