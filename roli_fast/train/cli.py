@@ -1,27 +1,22 @@
 """The command line of `python -m roli_fast.train`."""
 
 import argparse
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from roli_fast.errors import ConfigError, RoliFastError, describe
+from roli_fast.errors import ConfigError, describe
+from roli_fast.train.build import build as build
 from roli_fast.train.config import (
-    field_types,
     find_config,
-    import_class,
     pairs,
     read_yaml,
-    to_class_paths,
-    translate,
 )
 from roli_fast.train.experiment import PLACE_FIELDS, STAGES, Experiment, same_experiment
 from roli_fast.train.published import recipe
+from roli_fast.train.sweep import Axis
+from roli_fast.train.sweep_files import saved_axes
 from roli_fast.train.usage import help_text
 
 
@@ -34,6 +29,7 @@ class Command:
     resume: bool
     print_config: bool
     name: str
+    axes: tuple[Axis, ...] = ()
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -47,6 +43,7 @@ def parse(arguments: Sequence[str]) -> Command:
     own.add_argument("--config")
     own.add_argument("--recipe")
     own.add_argument("--tuning")
+    own.add_argument("--sweep", action="append", default=[])
     own.add_argument("--run_dir", type=Path)
     own.add_argument("--resume", action="store_true")
     own.add_argument("--print_config", action="store_true")
@@ -67,6 +64,7 @@ def parse(arguments: Sequence[str]) -> Command:
         resume=False,
         print_config=options.print_config,
         name=name or experiment.model.name,
+        axes=tuple(Axis.parse(text) for text in options.sweep),
     )
 
 
@@ -126,48 +124,16 @@ def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:
             f"{' '.join(overrides) or '--config'}, or start a new run_dir with it. Only "
             f"{', '.join(PLACE_FIELDS)} may change."
         )
+    axes = saved_axes(options.run_dir)
+    if options.sweep and tuple(map(Axis.parse, options.sweep)) != axes:
+        raise ConfigError(
+            "`--resume` continues with the saved sweep: leave out --sweep, or start a new run_dir."
+        )
     return Command(
         experiment,
         options.run_dir,
         resume=True,
         print_config=options.print_config,
         name=options.run_dir.name,
+        axes=axes,
     )
-
-
-def build(tree: dict[str, Any], overrides: Sequence[str]) -> Experiment:
-    """The experiment of a configuration tree and dotted overrides.
-
-    Raises:
-        ConfigError: what is wrong, with the field's name.
-    """
-    parser = build_parser()
-    try:
-        plain = json.dumps(to_class_paths(tree))
-        config = parser.parse_args(["--config", plain, *translate(overrides)])
-        values = parser.instantiate(config)
-        return Experiment(**{f.name: values[f.name] for f in fields(Experiment)})
-    except RoliFastError:
-        raise
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(_one_line(error)) from error
-
-
-def _one_line(error: Exception) -> str:
-    """jsonargparse's message, and the known fields where a component got an unknown one."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    own = re.search(r"(`[^`]+`: expected .*?) - Expected", text)  # one of ours, inside a Union's
-    if own:
-        return own[1]
-    found = re.search(r"class_path '([\w.]+)'.*Option '\w+' is not accepted", text)
-    if found:
-        text += f". Known here: {', '.join(sorted(field_types(import_class(found[1]))))}."
-    return text
-
-
-def build_parser() -> ArgumentParser:
-    """The parser of all fields of an Experiment; errors are raised, not printed."""
-    parser = ArgumentParser(exit_on_error=False, usage=argparse.SUPPRESS, add_help=False)
-    parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
-    parser.add_class_arguments(Experiment)
-    return parser

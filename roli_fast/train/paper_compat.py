@@ -74,7 +74,7 @@ class PaperCompat:
     def attack(self, attack: Attack) -> Attack:
         """PGD that keeps one iterate for the whole batch; other attacks are not the release's."""
         if "batch_best" in self.faults and isinstance(attack, PGD):
-            return BatchBestPGD(**_fields(attack) | {"keep": "best"})
+            return BatchBestPGD(**_fields(replace(attack, keep="best")))
         return attack
 
     def head_init(self, init: HeadInit) -> HeadInit:

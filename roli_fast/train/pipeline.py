@@ -71,12 +71,7 @@ def run(
         RoliFastError: anything else that a user can mend.
     """
     device = pick_device(experiment.device)
-    splits = experiment.data.load()
-    source = experiment.source.load() if experiment.source else None
-    logger.info("data: %s", splits.summary())
-    if source:
-        logger.info("source: %s", source.summary())
-    threads = _check_model(experiment, splits, source)
+    splits, source, threads = check(experiment)
     found = identity(experiment, {"data": splits, "source": source})
     with contextlib.ExitStack() as undo:
         undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
@@ -98,6 +93,23 @@ def run(
                 quiet=quiet,
             )
             return Pipeline(experiment, run_dir, context, test).run(splits, source)
+
+
+def check(experiment: Experiment) -> tuple[Splits, Splits | None, int]:
+    """Read the data and build the model, as far as that finds mistakes; trains and writes nothing.
+
+    Returns:
+        The splits of the data and of the source, and the CPU threads that suit the model.
+
+    Raises:
+        RoliFastError: what a user can mend.
+    """
+    splits = experiment.data.load()
+    source = experiment.source.load() if experiment.source else None
+    logger.info("data: %s", splits.summary())
+    if source:
+        logger.info("source: %s", source.summary())
+    return splits, source, _check_model(experiment, splits, source)
 
 
 def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) -> int:
