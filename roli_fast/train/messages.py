@@ -49,10 +49,10 @@ def plain_message(error: Exception) -> str:
 
 def _group(path: str, got: str) -> str:
     kind = _kind(path)
-    if not is_dataclass(kind):
+    if not isinstance(kind, type) or not is_dataclass(kind):
         return describe(path, "a value of its own kind", repr(got))
     known = _fields(kind)
-    first = next(iter(field_types(kind)))  # type: ignore[arg-type]
+    first = next(iter(field_types(kind)))
     fix = f"Write --{path}.{first} VALUE; known here: {known}."
     return describe(path, "its fields, one by one", repr(got), fix)
 
