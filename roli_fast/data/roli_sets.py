@@ -95,7 +95,10 @@ class StanfordDogs(PublishedSplits):
     title = "Stanford Dogs"
     folders = ("Images", ".")
     archive = "images.tar"
-    absent = f"Unpack {archive} in root, so that it holds {folders[0]}/n02085620-Chihuahua, or set `images`."
+    absent = (
+        f"Unpack {archive} in root, so that it holds {folders[0]}/n02085620-Chihuahua, or set "
+        "`images`."
+    )
     published = {"train": 10_800, "val": 1_200, "test": 8_580}
     num_published = 120
 
