@@ -43,14 +43,14 @@ TINY_LISTS = {"train": 12, "val": 3, "test": 6}
 """How many images `write_json_splits` lists."""
 
 
-def write_json_splits(root: Path) -> Path:
-    """Three classes in three lists, images under images/."""
+def write_json_splits(root: Path, folder: str = "images") -> Path:
+    """Three classes in three lists, images under `folder`."""
     lists = {
         split: {f"{name}/{split}{index}.png": name for name in "abc" for index in range(count)}
         for split, count in (("train", 4), ("val", 1), ("test", 2))
     }
     for number, path in enumerate(path for entries in lists.values() for path in entries):
-        write_image(root / "images" / path, number)
+        write_image(root / folder / path, number)
     return write_lists(root, **lists)
 
 
@@ -90,13 +90,14 @@ def tiny_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Build
     A data set that needs nothing on disk is taken as it is.
     """
     kind = DATASETS[name]
+    folder = "images"
     if issubclass(kind, PublishedSplits):
         monkeypatch.setattr(kind, "published", TINY_LISTS)
         monkeypatch.setattr(kind, "num_published", 3)
-        name = "json_splits"
+        name, folder = "json_splits", kind.folders[0]
     writers = {
         "image_folder": lambda: write_folder(root, {"cat": 9, "dog": 8}),
-        "json_splits": lambda: write_json_splits(root),
+        "json_splits": lambda: write_json_splits(root, folder),
         "cifar10": lambda: write_cifar(root, monkeypatch, datasets.CIFAR10),
         "cifar100": lambda: write_cifar(root, monkeypatch, datasets.CIFAR100),
     }

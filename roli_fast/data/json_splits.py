@@ -36,6 +36,9 @@ class JsonSplits(DataSource):
     _: KW_ONLY
     images: str | None = None
 
+    folders: ClassVar[tuple[str, ...]] = IMAGE_FOLDERS
+    """Where the images are looked for."""
+
     absent: ClassVar[str] = (
         "Fetch the missing images, or set `images` to the folder that holds them."
     )
@@ -58,7 +61,7 @@ class JsonSplits(DataSource):
         return read_lists(root)
 
     def _image_folder(self, root: Path, paths: tuple[str, ...]) -> Path:
-        names = IMAGE_FOLDERS if self.images is None else (self.images,)
+        names = self.folders if self.images is None else (self.images,)
         folders = [root / name for name in names]
         hits = {
             folder: sum(os.path.isfile(folder / path) for path in paths[:_PROBES])

@@ -20,7 +20,6 @@ class PublishedSplits(JsonSplits):
     """
 
     title: ClassVar[str]
-    folder: ClassVar[str]  # of the images, inside the archive and below root
     archive: ClassVar[str]
     published: ClassVar[dict[str, int]]  # split -> images
     num_published: ClassVar[int]  # classes
@@ -56,9 +55,9 @@ class Caltech256(PublishedSplits):
     """
 
     title = "Caltech-256"
-    folder = "256_ObjectCategories"
+    folders = ("256_ObjectCategories", ".")
     archive = "256_ObjectCategories.tar"
-    absent = f"Unpack {archive} in root, so that it holds {folder}/001.ak47, or set `images`."
+    absent = f"Unpack {archive} in root, so that it holds {folders[0]}/001.ak47, or set `images`."
     published = {"train": 14_649, "val": 771, "test": 15_187}
     num_published = 257
 
@@ -73,11 +72,11 @@ class Cub(PublishedSplits):
     """
 
     title = "CUB-200-2011"
-    folder = "images"
+    folders = ("images", ".")
     archive = "CUB_200_2011.tgz"
     absent = (
         f"Unpack {archive} and set root to its CUB_200_2011, which holds "
-        f"{folder}/001.Black_footed_Albatross, or set `images`."
+        f"{folders[0]}/001.Black_footed_Albatross, or set `images`."
     )
     published = {"train": 5_394, "val": 600, "test": 5_794}
     num_published = 200
@@ -94,10 +93,11 @@ class StanfordDogs(PublishedSplits):
     """
 
     title = "Stanford Dogs"
-    folder = "Images"
+    folders = ("Images", ".")
     archive = "images.tar"
     absent = (
-        f"Unpack {archive} in root, so that it holds {folder}/n02085620-Chihuahua, or set `images`."
+        f"Unpack {archive} in root, so that it holds {folders[0]}/n02085620-Chihuahua, or set "
+        "`images`."
     )
     published = {"train": 10_800, "val": 1_200, "test": 8_580}
     num_published = 120

@@ -178,8 +178,10 @@ def _explained(url: str, part: Part) -> Iterator[None]:
         if error.code == 416:  # the part does not fit the server's file
             part.drop()
             fix = "The part was deleted: run the command again."
-        else:
+        elif error.code in (401, 403, 404, 410):
             fix = "The publisher may have moved it: give another address with --url."
+        else:
+            fix = "Try again later, or give another address with --url."
         expected = "a file that the server gives out"
         got = f"HTTP status {error.code} for {url}"
         raise DownloadError(describe("url", expected, got, fix)) from error

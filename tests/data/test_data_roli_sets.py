@@ -40,10 +40,7 @@ def tiny(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with short lists and their images in the folder that the archive has."""
     monkeypatch.setattr(kind(name), "published", TINY_LISTS)
     monkeypatch.setattr(kind(name), "num_published", 3)
-    root = write_json_splits(tmp_path / "set")
-    (root / "images").rename(root / "moved")
-    (root / "moved").rename(root / kind(name).folder)
-    return root
+    return write_json_splits(tmp_path / "set", kind(name).folders[0])
 
 
 class TestPublishedLists:
@@ -86,7 +83,7 @@ class TestPublishedLists:
             kind(name)(str(root)).load()
         text = str(caught.value)
         assert f"the {len(read_lists(root).paths)} listed images (" in text
-        assert f"Unpack {kind(name).archive}" in text and f"{kind(name).folder}/" in text
+        assert f"Unpack {kind(name).archive}" in text and f"{kind(name).folders[0]}/" in text
 
     def test_a_list_that_was_changed(self, name: str, root: Path, tmp_path: Path) -> None:
         shutil.copytree(root, tmp_path / "set")
@@ -132,7 +129,7 @@ def test_the_transforms_of_the_paper(name: str, tiny: Path) -> None:
 
 def test_some_images_are_missing(name: str, tiny: Path) -> None:
     for index in range(3):
-        (tiny / kind(name).folder / "b" / f"train{index}.png").unlink()
+        (tiny / kind(name).folders[0] / "b" / f"train{index}.png").unlink()
     with pytest.raises(DataError, match=r"got 3 of 21 missing: b/train0\.png, .*Unpack"):
         kind(name)(str(tiny)).load()
 

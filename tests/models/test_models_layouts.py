@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from foreign_names import Pairs, microsoft_buffers, microsoft_swin, torchvision_vit
 from timm.models.swin_transformer import PatchMerging
 from timm.models.vision_transformer import checkpoint_filter_fn
 from tiny_models import SMALL, images
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer
+from torchvision.models import VisionTransformer, vit_b_16
 from torchvision.transforms.v2.functional import normalize
 
 from roli_fast.errors import CheckpointError
@@ -162,6 +163,37 @@ class TestTorchvision:
         torch.save(self.theirs().state_dict(), tmp_path / "w.pth")
         with pytest.raises(CheckpointError, match="It was read as torchvision's ViT names"):
             build(SWIN_B, tmp_path / "w.pth")
+
+
+class TestFullSize:
+    """Names and shapes of the published sizes, without their numbers."""
+
+    def shapes(self, name: str) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            state = timm.create_model(name).state_dict()
+        return {key: tensor.shape for key, tensor in state.items()}
+
+    @pytest.mark.parametrize(
+        ("name", "depth"),
+        [
+            (SWIN_B, 18),
+            ("swin_small_patch4_window7_224", 18),
+            ("swin_large_patch4_window7_224", 18),
+            ("swin_tiny_patch4_window7_224", 6),
+        ],
+    )
+    def test_swin(self, name: str, depth: int) -> None:
+        own, pairs = self.shapes(name), microsoft_swin((2, 2, depth, 2))
+        theirs = {old: torch.empty(own[new], device="meta") for old, new in pairs}
+        layout, found = to_timm(theirs)
+        assert layout is SWIN and {key: t.shape for key, t in found.items()} == own
+
+    def test_vit_b_16(self) -> None:
+        with torch.device("meta"):
+            theirs = vit_b_16().state_dict()
+        layout, found = to_timm(theirs)
+        assert layout is TORCHVISION_VIT
+        assert {key: t.shape for key, t in found.items()} == self.shapes(VIT)
 
 
 class TestStrictness:

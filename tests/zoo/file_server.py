@@ -21,6 +21,7 @@ class FileServer:
         cut: how many bytes it sends before it closes the connection, without an error.
         status: answer with this instead of the file.
         length: whether it tells the size.
+        shift: how far the range it sends lies from the one that was asked for.
         seen: (path, Range, If-Range) of every request.
     """
 
@@ -32,6 +33,7 @@ class FileServer:
     cut: int | None = None
     status: int | None = None
     length: bool = True
+    shift: int = 0
     seen: list[tuple[str, str | None, str | None]] = field(default_factory=list)
     port: int = 0
     _server: Any = None
@@ -87,4 +89,4 @@ class FileServer:
         match = re.fullmatch(r"bytes=(\d+)-", wanted or "")
         if not match or not self.ranges or condition not in (self.tag, self.date):
             return None
-        return int(match[1])
+        return int(match[1]) + self.shift

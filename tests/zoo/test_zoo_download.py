@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from file_server import CONTENT, FileServer
 
 from roli_fast.errors import DownloadError
 from roli_fast.zoo import Fetched, fetch
+from roli_fast.zoo.part import Part
 
 SHA = hashlib.sha256(CONTENT).hexdigest()
 HALF = len(CONTENT) // 2
@@ -149,6 +151,35 @@ class TestResuming:
             fetch(server.url, path, sha256=SHA)
         assert files(path) == set()
         assert fetch(server.url, path, sha256=SHA).new
+
+    def test_killed_when_another_version_begins(
+        self, server: FileServer, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The note says v2 already; the bytes of v1 must not pass for its beginning."""
+        interrupted(server, path)
+        server.tag, server.content = '"v2"', CONTENT[::-1]
+        describe = Part.describe
+
+        def killed(part: Part, *note: Any) -> None:
+            describe(part, *note)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Part, "describe", killed)
+            fetch(server.url, path)
+        fetch(server.url, path)
+        assert path.read_bytes() == CONTENT[::-1]
+
+    @pytest.mark.parametrize("shift", [-1, 1])
+    def test_another_range_than_asked_is_refused(
+        self, server: FileServer, path: Path, shift: int
+    ) -> None:
+        interrupted(server, path)
+        server.shift = shift
+        with pytest.raises(DownloadError, match=f"bytes from {HALF} on of .*bytes {HALF + shift}-"):
+            fetch(server.url, path)
+        server.shift = 0
+        assert fetch(server.url, path).sha256 == SHA
 
     def test_a_range_that_the_server_refuses(self, server: FileServer, path: Path) -> None:
         interrupted(server, path)
