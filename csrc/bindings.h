@@ -48,6 +48,7 @@ inline void check_code(const char* op, int code) {
 // Each adds its functions to the module.
 void bind_l1(pybind11::module_& module);
 void bind_l2(pybind11::module_& module);
+void bind_lora(pybind11::module_& module);
 void bind_random(pybind11::module_& module);
 void bind_select_best(pybind11::module_& module);
 

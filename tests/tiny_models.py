@@ -11,10 +11,12 @@ from roli_fast.models import Classifier, Model, create
 
 SMALL: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2),
-    "resnet18": dict(layers=(1, 1, 1, 1), channels=(8, 8, 16, 16), stem_width=8),
-    "convnext_atto": dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)),
+    "resnet18": dict(
+        layers=(1, 1, 1, 1), channels=(8, 8, 16, 16), stem_width=8, zero_init_last=False
+    ),
+    "convnext_atto": dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), conv_mlp=False),
     "swin_tiny_patch4_window7_224": dict(
-        img_size=16, patch_size=2, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2)
+        img_size=16, patch_size=2, window_size=4, embed_dim=8, depths=(2, 2), num_heads=(1, 2)
     ),
 }
 """timm architecture -> options that make it tiny."""
@@ -26,6 +28,13 @@ SIZES = {
     "swin_tiny_patch4_window7_224": 16,
 }
 """timm architecture -> image size of the tiny version."""
+
+METHOD_OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": dict(rank=2),
+    "adapter": dict(reduction=4),
+    "prompt": dict(tokens=3),
+}
+"""Tuning method -> options that fit the tiny networks; defaults do for the others."""
 
 
 def tiny(name: str = "vit_tiny_patch16_224", *, num_classes: int = 5, **options: Any) -> Classifier:

@@ -5,23 +5,13 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/storage.h"
+#include "cpu/words.h"
 #include "ops.h"
 
 namespace rf {
 namespace {
 
 // Every function below takes blocks of at most kBlock elements, which begin at multiples of four.
-
-RF_CLONES void fill_words(uint32_t* __restrict words, int64_t count, uint64_t key, uint64_t first,
-                          uint64_t id) {
-  for (int64_t i = 0; i < count; ++i) {
-    const Words drawn = philox(key, first + static_cast<uint64_t>(i), id);
-    words[4 * i] = drawn.v[0];
-    words[4 * i + 1] = drawn.v[1];
-    words[4 * i + 2] = drawn.v[2];
-    words[4 * i + 3] = drawn.v[3];
-  }
-}
 
 RF_CLONES void draw_uniform(const uint32_t* __restrict words, float* __restrict draws, int64_t n) {
   for (int64_t i = 0; i < n; ++i) draws[i] = signed_uniform(words[i]);

@@ -7,6 +7,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from roli_fast.engine.merging import Merging
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, cross_entropy
 
@@ -30,6 +31,9 @@ class InputGradient:
     every parameter's `requires_grad` are as they were; `.grad`, buffers, autocast and the random
     state are never touched.
 
+    Weights do not change meanwhile, so low-rank layers that offer it (`Mergeable`) are merged once,
+    on entry, into second buffers that are kept from one engine to the next.
+
     >>> with InputGradient(model) as gradient:
     ...     grad, loss, logits = gradient(x, y)
 
@@ -38,15 +42,18 @@ class InputGradient:
             Only a module can be frozen and put into eval mode; a lambda around one runs it as it
             is, so wrap it in a module instead.
         loss: per-sample loss, (logits (B, C), y (B,)) -> (B,).
+        merge: merge low-rank layers; without it they compute weight and update one by one.
     """
 
-    def __init__(self, model: Model, loss: Loss = cross_entropy) -> None:
+    def __init__(self, model: Model, loss: Loss = cross_entropy, *, merge: bool = True) -> None:
         if not callable(model):
             raise ArgumentTypeError(
                 describe("model", "a callable from images to logits", type(model).__name__)
             )
         self._model = model
         self._loss = loss
+        self._merge = merge
+        self._merging = Merging()
         self._entered = False
         self._checked = False
         self._training: list[tuple[nn.Module, bool]] = []
@@ -70,6 +77,8 @@ class InputGradient:
                 self._model.eval()
                 for parameter in self._unfrozen:
                     parameter.requires_grad_(False)
+                if self._merge:
+                    self._merging.fill(self._model.modules())
             except BaseException:
                 self._restore()
                 raise
@@ -84,6 +93,7 @@ class InputGradient:
         self._restore()
 
     def _restore(self) -> None:
+        self._merging.clear()
         for module, training in self._training:
             module.training = training
         for parameter in self._unfrozen:

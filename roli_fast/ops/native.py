@@ -23,7 +23,7 @@ from roli_fast.errors import ArgumentError, RoliFastError, describe
 
 logger = logging.getLogger("roli_fast")
 
-INTERFACE = 2  # raise together with kInterface in csrc/bindings.cpp
+INTERFACE = 3  # raise together with kInterface in csrc/bindings.cpp
 BACKENDS = ("native", "reference")
 _NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 OPS = {
@@ -38,6 +38,8 @@ OPS = {
     "linf_random_start": _NATIVE,
     "l2_random_start": _NATIVE,
     "l1_random_start": _NATIVE,
+    "lora_linear": (*_NATIVE, torch.float64),
+    "lora_merge_": _NATIVE,
 }
 """Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
 
@@ -226,6 +228,12 @@ def reduction_workspace(samples: int, per_sample: int) -> int:
     """How many fp64 numbers a CUDA kernel with sums needs to work on (samples, per_sample)."""
     module: Any = _state.module
     return module.reduction_workspace(samples, per_sample)
+
+
+def lora_workspace(tokens: int, inputs: int, outputs: int, rank: int) -> int:
+    """How many fp32 numbers the CUDA kernel of lora_linear's backward pass needs."""
+    module: Any = _state.module
+    return module.lora_backward_workspace(tokens, inputs, outputs, rank)
 
 
 def code(dtype: torch.dtype) -> int:

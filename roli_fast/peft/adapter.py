@@ -87,7 +87,7 @@ class Adapter(Modes):
         for name, mlp in mlps.items():
             last = _last_linear(mlp)
             adapter = Bottleneck(last.out_features, widths[name], generator, last.weight)
-            mlp.add_module(NAME, adapter)
+            mlp.add_module(NAME, adapter.train(mlp.training))
             mlp.register_forward_hook(_after_mlp)
             names += [f"{name}.{NAME}.{own}" for own, _ in adapter.named_parameters()]
         return [*names, *head_names(model)]

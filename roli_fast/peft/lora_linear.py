@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from roli_fast import ops
+from roli_fast.engine import MergeRequest
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
 from roli_fast.peft.modes import Inserted
@@ -78,13 +79,9 @@ class LoraLinear(nn.Linear, Inserted):
             rows=self.rows,
         )
 
-    def merge_request(self) -> tuple[Tensor, Tensor, Tensor, float, Rows | None]:
-        """(weight, a, b, scale, rows): what `ops.lora_merge_` folds into a buffer.
-
-        While such a buffer stands in `merged`, the layer computes with it alone. `merged` is no
-        part of the state dict; whoever sets it takes it away again.
-        """
-        return self.weight, self.lora_a, self.lora_b, self.scale, self.rows
+    def merge_request(self) -> MergeRequest:
+        """What the engine folds into a buffer once an attack: it stands in `merged` meanwhile."""
+        return MergeRequest(self.weight, self.lora_a, self.lora_b, self.scale, self.rows)
 
 
 def merge(model: Classifier) -> Classifier:

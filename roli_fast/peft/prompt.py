@@ -99,7 +99,7 @@ class Prompt(Modes):
         own = getattr(block, "dim", width)  # a Swin block's own width
         drawn = torch.rand(1, self.tokens, own, generator=generator)
         start = ((2 * drawn - 1) * bound).to(like)
-        return Tokens(start, self.dropout)
+        return Tokens(start, self.dropout).train(block.training)
 
     def _join_vit(self, backbone: nn.Module, blocks: list[nn.Module]) -> None:
         """Hooks around the blocks: the first takes the prompts in, deep ones are exchanged before

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.peft.bias import TABLES
 from roli_fast.threat import check_positive
 
 
@@ -20,7 +21,7 @@ class Optimizer:
         name: "adamw" or "sgd".
         lr: peak learning rate; it is used as given, never scaled by the batch size.
         weight_decay: decay of matrices and kernels, used as given; 1-D parameters (biases, norms),
-            class and position tokens never decay.
+            class tokens, prompts and position tables never decay.
         momentum: of SGD.
         betas: of AdamW.
         eps: of AdamW, added to the root of the second moment.
@@ -58,8 +59,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Two groups, with and without decay; which parameter is where follows from shape and role.
 
-    Without decay: tensors with fewer than two dimensions, and what the backbone itself lists in
-    `no_weight_decay` (class tokens, position tables).
+    Without decay: tensors with fewer than two dimensions, relative position tables, and what a
+    module itself lists in `no_weight_decay` (class tokens, position tables, prompts).
     """
     parameters = dict(model.named_parameters())
     exempt = _exempt(model)
@@ -75,7 +76,7 @@ def parameter_groups(
 
 
 def _exempt(model: nn.Module) -> set[str]:
-    names: set[str] = set()
+    names = {n for n, _ in model.named_parameters() if n.rpartition(".")[2] in TABLES}
     for prefix, module in model.named_modules():
         listed = getattr(module, "no_weight_decay", None)
         if callable(listed):

@@ -228,3 +228,15 @@ def test_layouts_and_empty_batches(backend):
         assert y.shape == (*shape, 24) and found["a"].shape == (3, 20)
     flat = layer(batch=(21,))
     assert torch.allclose(run(flat, scale=0.7).view(3, 7, 24), run(case, scale=0.7), atol=1e-5)
+
+
+def test_the_output_may_be_changed_in_place(backend, rows):
+    """timm's Swin V2 and Eva add their separate biases so; the gradients are those of a sum."""
+    case, grads = layer(rows), []
+    for in_place in (False, True):
+        b = case["b"].clone().requires_grad_()
+        y = run({**case, "b": b}, scale=0.7, rows=rows)
+        y = y.add_(1) if in_place else y + 1
+        y.square().sum().backward()
+        grads.append(b.grad)
+    assert torch.equal(*grads)

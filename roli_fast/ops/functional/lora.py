@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
-from roli_fast.ops import checks, reference
+from roli_fast.ops import checks, dispatch, library, native
+from roli_fast.ops.dispatch.lora import Branch, Layer
 from roli_fast.ops.functional import lora_arguments as arguments
 from roli_fast.ops.functional.lora_arguments import Rows
 
@@ -61,15 +62,26 @@ def lora_linear(  # noqa: PLR0913 - the layer's own quantities
     arguments.seed(seed, x)
     if dropout and seed is None:
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device)
-    dtype = x.dtype
+    dtype = _compute_dtype(x, weight, bias)
+    whole = torch.compiler.is_compiling() or not all(map(checks.address, (x, weight, a, b)))
+    if not whole and native.usable("lora_linear", x):
+        branch = Branch(scale / (1.0 - dropout), dropout, ranges)
+        return dispatch.lora_linear(x, weight, bias, a, b, seed, branch, dtype)
+    return library.lora_linear(x, weight, bias, a, b, seed, (scale, dropout, ranges, dtype))
+
+
+def _compute_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
+    """Autocast's dtype, or the one that all have."""
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-    elif weight.dtype != dtype or (bias is not None and bias.dtype != dtype):
-        name, got = ("weight", weight.dtype) if weight.dtype != dtype else ("bias", bias.dtype)  # type: ignore
-        raise ArgumentTypeError(describe(name, f"{dtype}, the dtype of `x`", got))
-    tensors = [v if v is None else v.to(dtype) for v in (x, weight, bias, a, b)]
-    return reference.lora_linear(*tensors, seed, scale=scale, dropout=dropout, rows=ranges)  # type: ignore
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and value.dtype != x.dtype:
+            fix = f"Convert it, or use torch.autocast({kind!r})."
+            raise ArgumentTypeError(
+                describe(name, f"{x.dtype}, the dtype of `x`", value.dtype, fix)
+            )
+    return x.dtype
 
 
 def lora_merge_(
@@ -103,10 +115,8 @@ def lora_merge_(
     """
     ranges = _checked(merged, weights, a, b, scales, rows)
     with torch.no_grad():
-        for index, target in enumerate(merged):
-            weight, rows_of = weights[index], ranges[index]
-            options = {"scale": float(scales[index]), "rows": rows_of, "dtype": target.dtype}
-            target.copy_(reference.lora_merge(weight, a[index], b[index], **options))  # type: ignore
+        layers = zip(merged, weights, a, b, map(float, scales), ranges, strict=True)
+        dispatch.lora_merge_([Layer(*layer) for layer in layers])
 
 
 def _checked(  # noqa: PLR0913 - the op's own arguments

@@ -11,5 +11,7 @@ from roli_fast.ops.library.l1 import l1_step_op as l1_step_op
 from roli_fast.ops.library.l2 import l2_project_op as l2_project_op
 from roli_fast.ops.library.l2 import l2_step_op as l2_step_op
 from roli_fast.ops.library.linf import linf_step_op as linf_step_op
+from roli_fast.ops.library.lora import lora_dropout_op as lora_dropout_op
+from roli_fast.ops.library.lora import lora_linear as lora_linear
 from roli_fast.ops.library.random import random_start_op as random_start_op
 from roli_fast.ops.library.select_best import select_best_op as select_best_op

@@ -1,0 +1,313 @@
+"""LoRA: which rows of which layers, the layer's formula, merging, and what is refused."""
+
+import pytest
+import torch
+from tiny_models import SIZES, images, tiny
+from torch import Tensor, nn
+
+from roli_fast import ops
+from roli_fast.engine import InputGradient
+from roli_fast.errors import ArgumentError
+from roli_fast.models import Classifier, Model, create, load, save_model
+from roli_fast.peft import Adapter, Linear, LoRA, LoraLinear, apply, merge
+from roli_fast.peft.targets import check_called, find_layers
+
+NETWORKS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+
+
+def stirred(name: str = NETWORKS[0], **options) -> Classifier:
+    """A model whose LoRA does something."""
+    model = tiny(name)
+    apply(model, LoRA(**{"rank": 2, **options}))
+    generator = torch.Generator().manual_seed(1)
+    for layer in layers(model).values():
+        drawn = torch.randn(layer.lora_b.shape, generator=generator)
+        layer.lora_b.data.copy_(drawn * 0.1)
+    return model.eval()
+
+
+def layers(model: nn.Module) -> dict[str, LoraLinear]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
+
+
+def update(layer: LoraLinear, *, magnitude: bool = False) -> Tensor:
+    """scale * B_i A_i in its rows, fp64, slice by slice; with `magnitude` of absolute values."""
+    out = torch.zeros(layer.out_features, layer.in_features, dtype=torch.float64)
+    rank, at = layer.lora_b.shape[1], 0
+    for i, (start, stop) in enumerate(layer.rows or ((0, layer.out_features),)):
+        a = layer.lora_a.detach().double()[i * rank : (i + 1) * rank]
+        b = layer.lora_b.detach().double()[at : at + stop - start]
+        out[start:stop] = layer.scale * (b.abs() @ a.abs() if magnitude else b @ a)
+        at += stop - start
+    return out
+
+
+def test_q_and_v_are_the_first_and_the_last_third() -> None:
+    model = tiny()
+    assert apply(model, LoRA(rank=2, alpha=6)) == [
+        "backbone.blocks.0.attn.qkv.lora_a",
+        "backbone.blocks.0.attn.qkv.lora_b",
+        "backbone.blocks.1.attn.qkv.lora_a",
+        "backbone.blocks.1.attn.qkv.lora_b",
+        "backbone.head.weight",
+        "backbone.head.bias",
+    ]
+    layer = layers(model)["backbone.blocks.0.attn.qkv"]
+    assert layer.rows == ((0, 16), (32, 48)) and layer.scale == 3
+    assert layer.lora_a.shape == (4, 16) and layer.lora_b.shape == (32, 2)
+    assert not layer.lora_b.any() and bool((layer.lora_a.abs() <= 1 / 4).all())
+    assert "rank=2, rows=((0, 16), (32, 48))" in repr(layer)
+
+
+@pytest.mark.parametrize(
+    ("targets", "names", "rows"),
+    [
+        (("k",), ["blocks.{}.attn.qkv"], ((16, 32),)),
+        (("v", "q", "k"), ["blocks.{}.attn.qkv"], ((0, 16), (16, 32), (32, 48))),
+        (("qkv",), ["blocks.{}.attn.qkv"], None),
+        (("attn.proj",), ["blocks.{}.attn.proj"], None),
+        (("mlp.fc1", "fc2"), ["blocks.{}.mlp.fc1", "blocks.{}.mlp.fc2"], None),
+    ],
+)
+def test_targets(targets: tuple[str, ...], names: list[str], rows: object) -> None:
+    found = find_layers(tiny(), targets)
+    assert list(found) == [f"backbone.{name.format(i)}" for i in range(2) for name in names]
+    assert set(found.values()) == {rows}
+
+
+def test_one_layer_by_its_whole_name() -> None:
+    name = "backbone.layers.1.blocks.0.mlp.fc1"
+    assert find_layers(tiny(NETWORKS[1]), [name]) == {name: None}
+
+
+def test_linear_layers_of_a_convnext() -> None:
+    model = tiny("convnext_atto")
+    assert len(apply(model, LoRA(rank=2, targets=("mlp.fc1", "mlp.fc2")))) == 2 * 8 + 2
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_layer_adds_its_update(name: str) -> None:
+    """Against W + update in fp64, row by row; k's rows are the plain layer's."""
+    for layer in layers(stirred(name)).values():
+        x = images(3, 7, layer.in_features)
+        weight = layer.weight.detach().double() + update(layer)
+        expected = x.double() @ weight.T + layer.bias.detach().double()
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), expected.float(), rtol=1e-5, atol=1e-6)
+        third = layer.out_features // 3
+        assert not update(layer)[third : 2 * third].any()
+
+
+def test_dropout_is_on_in_updates_and_off_in_eval_mode() -> None:
+    model = stirred(dropout=0.5)
+    layer = next(iter(layers(model).values()))
+    x = images(4, layer.in_features)
+    assert torch.equal(layer(x), layer(x))
+    LoRA(rank=2, dropout=0.5).train_mode(model)
+    assert layer.training and not model.backbone.training
+    torch.manual_seed(0)
+    first, second = layer(x), layer(x)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), first)
+
+
+def test_an_earlier_lora_is_quiet_where_another_method_trains() -> None:
+    model = stirred(dropout=0.5)
+    apply(model, Linear())
+    Linear().train_mode(model)
+    assert not any(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("targets", [("q", "v"), ("qkv", "proj", "fc1", "fc2")])
+def test_merging_gives_a_plain_network(name: str, targets: tuple[str, ...], tmp_path) -> None:  # noqa: ANN001
+    model, x = stirred(name, targets=targets), images(3, 3, SIZES[name], SIZES[name])
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    plain = merge(model)
+    assert plain.state_dict().keys() == tiny(name).state_dict().keys()
+    assert all(type(m) is not LoraLinear for m in plain.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), model(x), rtol=1e-5, atol=1e-6)
+    after = model.state_dict()
+    assert all(torch.equal(after[n], tensor) for n, tensor in before.items())
+    for n, layer in layers(model).items():
+        exact = layer.weight.detach().double() + update(layer)
+        parts = layer.weight.detach().double().abs() + update(layer, magnitude=True)
+        # a sum of W and rank products in fp32: rank + 2 roundings, each of at most 2^-24 of the sum
+        bound = (2 + 2) * 2.0**-24 * parts
+        found = plain.get_parameter(f"{n}.weight").detach().double()
+        assert bool(((found - exact).abs() <= bound).all())
+    save_model(plain, tmp_path / "plain.safetensors", classes=tuple("abcde"))
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "plain.safetensors")(x), plain(x))
+    again = create(
+        Model(name, options=model.config.options, weights=str(tmp_path / "plain.safetensors")),
+        num_classes=2,
+    )
+    first = next(iter(layers(model)))
+    assert torch.equal(
+        again.get_parameter(f"{first}.weight"), plain.get_parameter(f"{first}.weight")
+    )
+
+
+def test_a_merged_buffer_takes_over_and_leaves_no_trace() -> None:
+    """What the engine does around an attack."""
+    model, x = stirred(), images(2, 3, 8, 8)
+    before = model.state_dict().keys()
+    with torch.no_grad():
+        expected = model(x)
+        for layer in layers(model).values():
+            weight, a, b, scale, rows = layer.merge_request()
+            buffer = torch.empty_like(weight)
+            ops.lora_merge_([buffer], [weight], [a], [b], scales=[scale], rows=[rows])
+            layer.merged = buffer
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+        assert model.state_dict().keys() == before
+        for layer in layers(model).values():
+            layer.merged = None
+        assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_attack_runs_on_merged_layers_and_leaves_none(name: str) -> None:
+    """Also after an exception; gradient and logits are those of the unmerged layers."""
+    model, x = stirred(name, dropout=0.5), images(3, 3, SIZES[name], SIZES[name])
+    y = torch.tensor([0, 1, 2])
+    LoRA(dropout=0.5).train_mode(model)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with InputGradient(model) as gradient:
+        assert all(layer.merged is not None for layer in layers(model).values())
+        grad, _, logits = gradient(x, y)
+    with InputGradient(model, merge=False) as gradient:
+        assert all(layer.merged is None for layer in layers(model).values())
+        expected, _, exact = gradient(x, y)
+    torch.testing.assert_close(logits, exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(KeyError), InputGradient(model):
+        raise KeyError
+    assert all(layer.merged is None and layer.training for layer in layers(model).values())
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[n], tensor) for n, tensor in before.items())
+
+
+def test_what_cannot_be_merged() -> None:
+    with pytest.raises(ArgumentError, match="got one without LoRA"):
+        merge(tiny())
+    both = stirred()
+    apply(both, Adapter(4))
+    with pytest.raises(ArgumentError, match="one with adapter, which is not linear"):
+        merge(both)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "rows"),
+    [
+        ("vit_tiny_patch16_224", dict(depth=1), ("qkv",)),
+        ("swin_tiny_patch4_window7_224", dict(img_size=56), ("qkv",)),
+        ("swinv2_tiny_window8_256", dict(img_size=64), ("qkv", "v_bias")),
+        ("beit_base_patch16_224", dict(img_size=32, depth=1), ("qkv", "v_bias")),
+        ("eva02_tiny_patch14_224", dict(img_size=28, depth=1), ("qkv", "v_bias")),
+        ("vit_relpos_small_patch16_224", dict(img_size=32, depth=1), ("qkv",)),
+    ],
+)
+def test_the_rows_of_v_are_vs(name: str, options: dict[str, int], rows: tuple[str, ...]) -> None:
+    """Where v is zero, so is what attention hands to its projection, whatever q and k are."""
+    model = create(Model(name, options=options), num_classes=2).eval()
+    found = find_layers(model, ["v"])
+    check_called(model, found)
+    path, (span,) = next(iter(found.items()))  # type: ignore[misc]
+    attention = model.get_submodule(path.rpartition(".")[0])
+    seen: list[Tensor] = []
+    attention.get_submodule("proj").register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    x = images(1, 3, options.get("img_size", 224), options.get("img_size", 224))
+    with torch.no_grad():
+        attention.qkv.weight.normal_()  # type: ignore[union-attr]
+        model(x)
+        attention.qkv.weight[span[0] : span[1]] = 0  # type: ignore[index]
+        for bias in (attention.qkv.bias, getattr(attention, "v_bias", None)):  # type: ignore[union-attr]
+            if bias is not None:
+                bias.zero_()  # type: ignore[operator]
+        model(x)
+    assert float(seen[0].abs().max()) > 0.01 and float(seen[1].abs().max()) == 0
+
+
+def test_swin_v2_trains_its_lora() -> None:
+    """It reads the weight of qkv past the layer, unless told otherwise."""
+    options = dict(
+        img_size=16, patch_size=2, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2)
+    )
+    model = create(Model("swinv2_tiny_window8_256", options=options), num_classes=3).eval()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):  # untrained, its blocks are switched off
+            nn.init.ones_(module.weight)
+    x = images(2, 3, 16, 16)
+    before = model(x).detach()
+    names = apply(model, LoRA(rank=2))
+    torch.testing.assert_close(model(x).detach(), before, rtol=1e-5, atol=1e-6)
+    model(x).square().sum().backward()
+    dead = [n for n in names if not model.get_parameter(n).grad.any()]  # type: ignore[union-attr]
+    assert dead == [n for n in names if n.endswith("lora_a")]  # B is zero: A moves a step later
+
+
+class Reader(nn.Module):
+    """Reads its layer's weight past the layer."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.inner.weight, self.inner.bias)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_is_never_called_is_refused() -> None:
+    model = tiny()
+    block = model.get_submodule("backbone.blocks.1")
+    block.attn.proj = Reader(block.attn.proj)  # type: ignore[union-attr, assignment, arg-type]
+    training = [m.training for m in model.modules()]
+    with pytest.raises(ArgumentError, match=r"blocks\.1\.attn\.proj\.inner.*past the layer"):
+        apply(model, LoRA(rank=2, targets=("proj", "inner")[1:]))
+    assert training == [m.training for m in model.modules()] and not layers(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": ("mlp.fc3",)}, r"`targets`.*vit_tiny_patch16_224, got 'mlp.fc3'.*mlp.fc1"),
+        ({"targets": ("query",)}, "Its layers end in: fc1, fc2, proj, qkv"),
+        ({"targets": ("head",)}, "`targets`.*got 'head'"),
+        ({"targets": ("q", "qkv")}, r"one target for each row of backbone.blocks.0.attn.qkv"),
+        ({"targets": ("fc1", "mlp.fc1")}, "one target for each row"),
+        ({"rank": 17}, r"`rank`: expected at most 16, the width of backbone.blocks.0.attn.qkv"),
+    ],
+)
+def test_refusals_leave_the_model_as_it_was(options: dict[str, object], message: str) -> None:
+    model = tiny()
+    with pytest.raises(ArgumentError, match=message):
+        apply(model, LoRA(**{"rank": 2, **options}))  # type: ignore[arg-type]
+    assert not layers(model) and "tuning" not in model.card
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "`rank`.*got 0"),
+        ({"alpha": 0.0}, "`alpha`.*got 0.0"),
+        ({"dropout": 1.0}, "`dropout`.*got 1.0"),
+        ({"targets": ()}, r"`targets`.*got \(\)"),
+        ({"targets": ("q", "q")}, "`targets`"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        LoRA(**options)  # type: ignore[arg-type]
+
+
+def test_twice_is_refused_with_the_way_out() -> None:
+    model = stirred()
+    with pytest.raises(ArgumentError, match=r"`tuning`.*has it already. peft.merge"):
+        apply(model, LoRA(rank=2))
+    once = merge(model)
+    assert len(apply(once, LoRA(rank=2))) == 6
