@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from tiny_data import write_cifar
+from torchvision import datasets
 
 from roli_fast.attacks import PGD
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError
 from roli_fast.peft import Adapter, Bias, Full, Linear, LoRA, Prompt
+from roli_fast.train import run
 from roli_fast.train.cli import build, parse
 from roli_fast.train.config import read_yaml, to_yaml
 from roli_fast.train.experiment import Experiment
@@ -216,6 +219,23 @@ def test_any_field_can_be_overridden_and_is_shown() -> None:
     assert experiment.model.weights == "mine.pth"
     assert experiment.model.options == {"drop_path_rate": 0.5}
     assert "rank: 4" in to_yaml(experiment)
+
+
+def test_a_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two classes in CIFAR's format, a small ViT, an epoch a stage."""
+    root = write_cifar(tmp_path / "cifar", monkeypatch, datasets.CIFAR10)
+    small = ["--model.name=vit_tiny_patch16_224", "--model.weights=null", "--model.resize=null"]
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    small += [f"--model.options.{name}={value}" for name, value in sizes.items()]
+    for stage in ("probe", "finetune", "ranli"):
+        small += [f"--{stage}.epochs=1", f"--{stage}.warmup_epochs=0"]
+    experiment = from_recipe("compare", "cifar10", "adapter", *small, f"--data.root={root}")
+    summary = run(experiment, tmp_path / "run", quiet=True)
+    assert {m: [s["epochs"] for s in v["stages"]] for m, v in summary["methods"].items()} == {
+        "roli": [1, 1],
+        "ranli": [1],
+        "ranli_matched": [2],
+    }
 
 
 @pytest.mark.parametrize(
