@@ -12,6 +12,24 @@ namespace py = pybind11;
 namespace rf {
 namespace {
 
+LoraDropoutCall dropout_call(uintptr_t out, uintptr_t x, uintptr_t seed, int64_t n, int bytes,
+                             uint32_t threshold) {
+  check_call(1, n, 0, {out, x, seed});
+  if (bytes != 2 && bytes != 4 && bytes != 8) {
+    throw std::invalid_argument("roli_fast._C: elements of 2, 4 or 8 bytes");
+  }
+  return {pointer<void>(out), pointer<const void>(x), pointer<const int64_t>(seed), n, threshold,
+          bytes};
+}
+
+void lora_dropout(uintptr_t out, uintptr_t x, uintptr_t seed, int64_t n, int bytes,
+                  uint32_t threshold, int threads) {
+  const auto call = dropout_call(out, x, seed, n, bytes, threshold);
+  py::gil_scoped_release release;
+  lora_dropout_cpu(call, threads);
+}
+
+#ifdef RF_CUDA
 // (weight, merged, a, b, rows, columns, rank, scale)
 using Part = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int32_t, int32_t, int32_t, float>;
 
@@ -32,32 +50,6 @@ std::vector<MergePart> parts_of(const std::vector<Part>& parts, int from, int to
   return out;
 }
 
-void lora_merge(const std::vector<Part>& parts, int from, int to, int threads) {
-  const auto list = parts_of(parts, from, to);
-  py::gil_scoped_release release;
-  lora_merge_cpu({list.data(), static_cast<int64_t>(list.size()), static_cast<DType>(from),
-                  static_cast<DType>(to)},
-                 threads);
-}
-
-LoraDropoutCall dropout_call(uintptr_t out, uintptr_t x, uintptr_t seed, int64_t n, int bytes,
-                             uint32_t threshold) {
-  check_call(1, n, 0, {out, x, seed});
-  if (bytes != 2 && bytes != 4 && bytes != 8) {
-    throw std::invalid_argument("roli_fast._C: elements of 2, 4 or 8 bytes");
-  }
-  return {pointer<void>(out), pointer<const void>(x), pointer<const int64_t>(seed), n, threshold,
-          bytes};
-}
-
-void lora_dropout(uintptr_t out, uintptr_t x, uintptr_t seed, int64_t n, int bytes,
-                  uint32_t threshold, int threads) {
-  const auto call = dropout_call(out, x, seed, n, bytes, threshold);
-  py::gil_scoped_release release;
-  lora_dropout_cpu(call, threads);
-}
-
-#ifdef RF_CUDA
 void merge_on_cuda(const std::vector<Part>& parts, int from, int to, int device,
                    uintptr_t stream) {
   const auto list = parts_of(parts, from, to);
@@ -103,7 +95,6 @@ void backward_on_cuda(uintptr_t x, uintptr_t dy, uintptr_t a, uintptr_t b_turned
 }  // namespace
 
 void bind_lora(py::module_& module) {
-  module.def("lora_merge", &lora_merge);
   module.def("lora_dropout", &lora_dropout);
 #ifdef RF_CUDA
   module.def("lora_merge_cuda", &merge_on_cuda);

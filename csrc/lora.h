@@ -1,4 +1,5 @@
-// What Python hands to the LoRA kernels. The large products are torch's on every device.
+// What Python hands to the LoRA kernels. The large products are torch's on every device, and so are
+// the merge and the thin products on the CPU, where MKL is faster than loops.
 #pragma once
 
 #include "ops.h"
@@ -34,7 +35,6 @@ struct LoraDropoutCall {
   int bytes;
 };
 
-void lora_merge_cpu(const LoraMergeCall& call, int threads);
 void lora_dropout_cpu(const LoraDropoutCall& call, int threads);
 
 constexpr int kMostSlices = 4;

@@ -22,10 +22,14 @@ KERNELS = {
     "l1_kernel": 12,
     "start_kernel": 6,
     "start_totals": 1,
+    "lora_inner_outer": 6,  # two types, ranks up to 16, 32 and 64
+    "lora_reduce": 1,
+    "lora_merge_kernel": 5,  # pairs of types
+    "lora_dropout_kernel": 6,
 }
 # l1: one block of 512 threads a sample. Sums in fp64: 3 blocks of 256 threads. Else 4 of them.
 REDUCING = ("apgd_l2_length_kernel", "apgd_l2_step_kernel", "l2_step_kernel", "sum_kernel")
-MOST_REGISTERS = {"l1_kernel": 128} | dict.fromkeys(REDUCING, 80)
+MOST_REGISTERS = {"l1_kernel": 128, "lora_inner_outer": 128} | dict.fromkeys(REDUCING, 80)
 DIVIDES = ("l1_kernel", "start_kernel", "start_totals", *REDUCING[:3])
 """Exact divisions and roots are made of fused instructions themselves."""
 
@@ -83,6 +87,18 @@ def test_vector_kernels_move_16_bytes_at_a_time(cuobjdump):
             assert (loads >= streams[kind(name)]) if vectors else loads == 0, name
             if kind(name) != "apgd_l2_step_kernel":  # nvcc splits its stores in 16-bit types
                 assert (len(re.findall(r"STG?\.E\.128", text)) >= 1) == vectors, name
+
+
+def test_the_lora_backward_is_on_tensor_cores(cuobjdump):
+    """A matrix instruction for each tile, fed by 16-byte loads where a lane takes 8 columns."""
+    names = {"lora_inner_outer": 0}
+    for name, text in functions(cuobjdump("-sass", "-arch", "sm_80")).items():
+        if kind(name) in names:
+            names[kind(name)] += 1
+            tiles = int(re.search(r"ELi(\d)E", name)[1])
+            assert len(re.findall(r"HMMA\.16816\.F32", text)) >= 8 * tiles, name
+            assert len(re.findall(r"LDG?\.E\.128", text)) >= 4, name
+    assert names == {"lora_inner_outer": 6}
 
 
 def test_the_arithmetic_is_not_contracted(cuobjdump):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.ops import reference
+from roli_fast.ops.dispatch import lora
 
 HERE = Path(__file__).resolve().parent / "cuda_on_cpu"
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
@@ -27,11 +28,12 @@ def library(tmp_path_factory):
     output = tmp_path_factory.mktemp("cuda_on_cpu") / "lora.so"
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
     flags += ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-DRF_MAX_BLOCKS=8"]
-    flags += ["-DRF_NO_DISPATCH", f"-I{HERE}", f"-I{CSRC}"]
-    sources = [HERE / "run_lora.cpp", CSRC / "cpu" / "lora_merge.cpp", CSRC / "cpu" / "half.cpp"]
+    flags += [f"-I{HERE}", f"-I{CSRC}"]
     try:
         done = subprocess.run(
-            ["g++", *flags, *map(str, sources), "-o", str(output)], capture_output=True, text=True
+            ["g++", *flags, str(HERE / "run_lora.cpp"), "-o", str(output)],
+            capture_output=True,
+            text=True,
         )
     except FileNotFoundError:
         pytest.skip("g++ is not on PATH")
@@ -128,8 +130,60 @@ def test_without_a_place_for_ds(library):
     assert torch.equal(da, db.T)
 
 
+@pytest.mark.parametrize("with_ds", [False, True])
+@pytest.mark.parametrize("rows", [((8, 24),), ((0, 16), (32, 40))], ids=str)
+def test_the_call_from_python(library, monkeypatch, rows, with_ds):
+    """The arguments that the binding would get, against autograd in fp64."""
+
+    def emulate(kernel, like, *arguments):
+        *tensors, tokens, inputs, stride, slices, rank, threshold, gain, code = arguments
+        assert kernel == "lora_backward" and like is x
+        ends = [end for pair in slices for end in pair]
+        library.backward(
+            *(c_void_p(address or None) for address in (*tensors[:7], tensors[8])),
+            *(c_int64(tokens), c_int64(inputs), c_int64(stride), (c_int64 * len(ends))(*ends)),
+            *(c_int(len(slices)), c_int(rank), c_uint32(threshold), c_float(gain), c_int(code)),
+        )
+
+    monkeypatch.setattr(lora.native, "run", emulate)
+    monkeypatch.setattr(lora.native, "lora_workspace", lambda *sizes: 1)  # it has its own
+    draw, covered = torch.Generator().manual_seed(0), sum(stop - start for start, stop in rows)
+    sizes = ((50, 32), (50, 48), (3 * len(rows), 32), (covered, 3))
+    x, dy, a, b = (aligned(torch.randn(s, generator=draw).bfloat16()) for s in sizes)
+    branch = lora.Branch(0.75, 0.3, rows)
+    found = lora.one_pass_gradients(x, dy, a, b, SEED, branch, with_ds=with_ds)
+    assert (found.ds is not None) == with_ds
+    wide_a, wide_b = (v.double().requires_grad_() for v in (a, b))
+    weight, seen = torch.zeros(48, 32).double(), reference.lora_dropout(x, SEED, 0.3).double()
+    y = reference.lora_apply(seen, seen, weight, None, wide_a, wide_b, gain=0.75, rows=rows)
+    y.backward(dy.double())
+    close(found.a, wide_a.grad, 2**-8)
+    close(found.b, wide_b.grad, 2**-8)
+
+
+def test_the_parts_of_a_merge_from_python():
+    """Every row of the buffer belongs to one part, with the factors of its range."""
+    weight, merged = torch.randn(24, 8), torch.zeros(24, 8)
+    a, b, keep = torch.randn(6, 8), torch.randn(10, 3), []
+    layer = lora.Layer(merged, weight, a, b, 0.5, ((18, 24), (1, 5)))
+    parts = lora._parts(layer, keep)
+    base, found = merged.data_ptr(), []
+    for at_weight, at_merged, at_a, at_b, rows, width, rank, scale in parts:
+        start = (at_merged - base) // 32
+        assert at_weight - weight.data_ptr() == at_merged - base and width == 8
+        factors = ((at_a - a.data_ptr()) // 32, (at_b - b.data_ptr()) // 12) if rank else None
+        found.append((start, start + rows, factors, scale if rank else None))
+    assert found == [
+        (0, 1, None, None),
+        (1, 5, (3, 6), 0.5),
+        (5, 18, None, None),
+        (18, 24, (0, 0), 0.5),
+    ]
+
+
 @pytest.mark.parametrize(("source", "target"), [(0, 0), (0, 1), (0, 2), (1, 1), (2, 2)])
-def test_merge_equals_the_cpu_bit_for_bit(library, source, target):
+def test_merge_bit_for_bit(library, source, target):
+    """The sum in the order of the rank, each operation rounded to fp32, then the storage type."""
     for parts, rows, columns, rank in [
         (3, 5, 7, 2),
         (2, 70, 72, 16),
@@ -137,20 +191,19 @@ def test_merge_equals_the_cpu_bit_for_bit(library, source, target):
         (3, 64, 136, 20),
     ]:
         draw = torch.Generator().manual_seed(rows)
-        weight = aligned(torch.randn(parts * rows, columns, generator=draw).to(DTYPES[source]))
-        a, b = (torch.randn(parts * s, generator=draw) for s in (rank * columns, rows * rank))
-        results = []
-        for device in (False, True):
-            merged = aligned(torch.zeros(weight.shape, dtype=DTYPES[target]))
-            sizes = map(c_int, (parts, rows, columns, rank))
-            tensors = map(at, (weight, merged, a, b))
-            codes = (c_float(0.3), c_int(source), c_int(target))
-            assert library.merge(device, *tensors, *sizes, *codes) == 0
-            results.append(merged)
-        assert torch.equal(*results)
-        copied = slice(2 * rows, 3 * rows)  # every third part has rank 0
-        assert torch.equal(results[1][copied], weight[copied].to(DTYPES[target]))
-        assert not torch.equal(results[1][:rows], weight[:rows].to(DTYPES[target]))
+        weight = aligned(torch.randn(parts, rows, columns, generator=draw).to(DTYPES[source]))
+        a = torch.randn(parts, rank, columns, generator=draw)
+        b = torch.randn(parts, rows, rank, generator=draw)
+        merged = aligned(torch.zeros(weight.shape, dtype=DTYPES[target]))
+        sizes = map(c_int, (parts, rows, columns, rank))
+        codes = (c_float(0.25), c_int(source), c_int(target))
+        assert library.merge(*map(at, (weight, merged, a, b)), *sizes, *codes) == 0
+        sums = torch.zeros(weight.shape)
+        for k in range(rank):
+            sums = sums + b[:, :, k : k + 1] * a[:, k : k + 1]
+        expected = (weight.float() + 0.25 * sums).to(DTYPES[target])
+        expected[2::3] = weight[2::3].to(DTYPES[target])
+        assert torch.equal(merged, expected)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)

@@ -148,6 +148,19 @@ def test_images_do_not_mix(deep: bool, pooled: bool, name: str, fused: bool) -> 
         torch.testing.assert_close(model(x), alone, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_shallow_prompts_pass_checkpointed_stages(pooled: bool) -> None:
+    """Between blocks travels a pair; recomputation must hand its gradients on."""
+    grads = []
+    for recompute in (False, True):
+        model = prompted(SWIN, False, pooled)
+        model.backbone.set_grad_checkpointing(recompute)  # type: ignore[operator]
+        model(images(2, 3, 16, 16).double()).square().sum().backward()
+        grads.append(model.get_parameter("backbone.layers.0.blocks.0.prompt.tokens").grad)
+    assert bool(grads[0].any())
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("options", [{"dynamic_img_size": True}, {"always_partition": True}])
 def test_swin_of_a_size_that_windows_do_not_divide(options: dict[str, bool]) -> None:
     from tiny_models import SMALL

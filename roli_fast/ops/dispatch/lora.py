@@ -48,25 +48,22 @@ class Layer(NamedTuple):
 
 
 def lora_merge_(layers: Sequence[Layer]) -> None:
-    """Merge every layer: by one launch for all that lie on one device in the same dtypes.
+    """Merge every layer: on CUDA by one launch for all that lie on one device in the same dtypes.
 
     Types, dtypes, devices, shapes and memory have been checked.
     """
     groups: dict[tuple, list[Layer]] = {}
     for layer in layers:
-        tensors = [value.detach() for value in layer[:4]]
-        layer = Layer(*tensors, layer.scale, layer.rows)
-        contiguous = layer.merged.is_contiguous() and layer.weight.is_contiguous()
-        rank = layer.b.shape[1]
-        if not (contiguous and rank <= MOST_RANK and plain(*tensors)) or not (
-            native.usable("lora_merge_", layer.weight)
-            and layer.merged.dtype in native.OPS["lora_merge_"]
-        ):
+        merged, weight, a, b = (value.detach() for value in layer[:4])
+        layer = Layer(merged, weight, a, b, layer.scale, layer.rows)
+        if layer.weight.is_cuda and _fits_kernel(layer):
+            key = (layer.weight.device, layer.weight.dtype, layer.merged.dtype)
+            groups.setdefault(key, []).append(layer)
+        elif layer.weight.dtype == layer.merged.dtype == layer.a.dtype == torch.float32:
+            _merge_in_place(layer)
+        else:
             options = {"scale": layer.scale, "rows": layer.rows, "dtype": layer.merged.dtype}
             layer.merged.copy_(reference.lora_merge(layer.weight, layer.a, layer.b, **options))
-            continue
-        key = (layer.weight.device, layer.weight.dtype, layer.merged.dtype)
-        groups.setdefault(key, []).append(layer)
     for (_, weight_dtype, dtype), group in groups.items():
         keep: list[Tensor] = []  # converted factors, until the launch
         parts = [part for layer in group for part in _parts(layer, keep)]
@@ -74,6 +71,25 @@ def lora_merge_(layers: Sequence[Layer]) -> None:
         native.run("lora_merge", group[0].weight, parts, *codes)
         for layer in group:
             finish(layer.merged, layer.merged)
+
+
+def _fits_kernel(layer: Layer) -> bool:
+    dense = layer.merged.is_contiguous() and layer.weight.is_contiguous()
+    known = layer.merged.dtype in native.OPS["lora_merge_"] and layer.b.shape[1] <= MOST_RANK
+    dense = dense and layer.weight.numel() > 0 and plain(*layer[:4])
+    return dense and known and native.usable("lora_merge_", layer.weight)
+
+
+def _merge_in_place(layer: Layer) -> None:
+    """By torch's addmm, which beats loops of our own on a CPU; see benchmarks/NOTES.md."""
+    rank, done = layer.b.shape[1], 0
+    if layer.rows != ((0, layer.weight.shape[0]),):
+        layer.merged.copy_(layer.weight)
+    for place, (start, stop) in enumerate(layer.rows):
+        a, b = layer.a[place * rank : (place + 1) * rank], layer.b[done : done + stop - start]
+        target = layer.merged[start:stop]
+        torch.addmm(layer.weight[start:stop], b, a, alpha=layer.scale, out=target)
+        done += stop - start
 
 
 def _parts(layer: Layer, keep: list[Tensor]) -> list[tuple]:
@@ -102,11 +118,11 @@ def _parts(layer: Layer, keep: list[Tensor]) -> list[tuple]:
 
 
 class FactorGradients(NamedTuple):
-    """Of a and b, and dy B_i side by side, which the input's gradient needs."""
+    """Of a and b, and dy B_i side by side, which the input's gradient may need."""
 
     a: Tensor
     b: Tensor
-    ds: Tensor
+    ds: Tensor | None
 
 
 def fits_tensor_cores(x: Tensor, dy: Tensor, b: Tensor, rows: Rows) -> bool:
@@ -126,27 +142,42 @@ def fits_tensor_cores(x: Tensor, dy: Tensor, b: Tensor, rows: Rows) -> bool:
 
 
 def one_pass_gradients(  # noqa: PLR0913 - the layer's own quantities
-    x: Tensor, dy: Tensor, a: Tensor, b: Tensor, seed: Tensor | None, branch: Branch
+    x: Tensor,
+    dy: Tensor,
+    a: Tensor,
+    b: Tensor,
+    seed: Tensor | None,
+    branch: Branch,
+    *,
+    with_ds: bool,
 ) -> FactorGradients:
     """The CUDA kernel: reads x and dy once and makes everything, the gradients in fp32."""
-    rows, rank = branch.rows, b.shape[1]
-    total = rank * len(rows)
-    turned, done = b.new_zeros(total, b.shape[0]), 0
-    for place, (start, stop) in enumerate(rows):
-        part = b[done : done + stop - start]
-        turned[place * rank : (place + 1) * rank, done : done + stop - start] = part.t()
-        done += stop - start
-    a, ds = a.contiguous(), x.new_empty(x.shape[0], total)
+    rows, total = branch.rows, b.shape[1] * len(branch.rows)
+    turned = _turned(b, rows)
+    a, ds = a.contiguous(), x.new_empty(x.shape[0], total) if with_ds else None
     da, db = (torch.empty(v.shape, dtype=torch.float32, device=x.device) for v in (a, b))
     size = native.lora_workspace(x.shape[0], x.shape[1], b.shape[0], total)
     workspace = torch.empty(size, dtype=torch.float32, device=x.device)
     native.run(
         "lora_backward",
         x,
-        *(v.data_ptr() for v in (x, dy, a, turned, ds, da, db, workspace)),
+        *(0 if v is None else v.data_ptr() for v in (x, dy, a, turned, ds, da, db, workspace)),
         seed.data_ptr() if seed is not None and branch.dropout else 0,
         *(x.shape[0], x.shape[1], dy.stride(0)),
         [(start, stop - start) for start, stop in rows],
         *(total, reference.dropout_threshold(branch.dropout), branch.gain, native.code(x.dtype)),
     )
     return FactorGradients(da, db, ds)
+
+
+def _turned(b: Tensor, rows: Rows) -> Tensor:
+    """B_i^T in the rows and columns of slice i, zeros elsewhere: (k r, all rows of b)."""
+    if len(rows) == 1:
+        return b.t().contiguous()
+    rank, done = b.shape[1], 0
+    turned = b.new_zeros(rank * len(rows), b.shape[0])
+    for place, (start, stop) in enumerate(rows):
+        part = b[done : done + stop - start]
+        turned[place * rank : (place + 1) * rank, done : done + stop - start] = part.t()
+        done += stop - start
+    return turned

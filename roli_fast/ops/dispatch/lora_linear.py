@@ -98,12 +98,13 @@ class _LoraLinear(torch.autograd.Function):
             a_used, b_used = a.to(plan.dtype), b.to(plan.dtype)
             grads: FactorGradients | None = None
             if needs[3] or needs[4]:
-                grads = _factor_gradients(x, dy, a_used, b_used, seed, inner, plan.branch)
+                thin = (x, dy, a_used, b_used, seed, inner)
+                grads = _factor_gradients(*thin, plan.branch, with_ds=needs[0] and not plan.merge)
             dx = None
             if needs[0]:
                 ds = None
                 if not plan.merge:
-                    ds = _through(dy, b_used, plan.branch) if grads is None else grads.ds
+                    ds = grads.ds if grads else _through(dy, b_used, plan.branch)
                 dx = _input_gradient(dy, weight, ds, a_used, seed, plan.branch)
                 dx = dx.to(x_dtype).view(shape)
             return (
@@ -164,9 +165,11 @@ def _factor_gradients(  # noqa: PLR0913 - the layer's own quantities
     seed: Tensor | None,
     inner: Tensor | None,
     branch: Branch,
+    *,
+    with_ds: bool,
 ) -> FactorGradients:
     if lora.fits_tensor_cores(x, dy, b, branch.rows):
-        return lora.one_pass_gradients(x, dy, a, b, seed, branch)
+        return lora.one_pass_gradients(x, dy, a, b, seed, branch, with_ds=with_ds)
     seen = _branch_input(x, seed, branch)
     inner = seen @ a.t() if inner is None else inner
     ds = _through(dy, b, branch)

@@ -129,14 +129,7 @@ def _checked(  # noqa: PLR0913 - the op's own arguments
 ) -> list[Rows]:
     """Every layer's rows."""
     lists = {"merged": merged, "weights": weights, "a": a, "b": b, "scales": scales}
-    for name, value in lists.items() if rows is None else {**lists, "rows": rows}.items():
-        if not isinstance(value, (list, tuple)):
-            raise ArgumentTypeError(
-                describe(name, "a list, one entry a layer", type(value).__name__)
-            )
-        if len(value) != len(merged):
-            expected = f"{len(merged)} entries, one for each of `merged`"
-            raise ArgumentError(describe(name, expected, len(value)))
+    arguments.lists(lists if rows is None else {**lists, "rows": rows})
     ranges = []
     for index, target in enumerate(merged):
         weight = weights[index]
@@ -152,6 +145,10 @@ def _checked(  # noqa: PLR0913 - the op's own arguments
             raise ArgumentTypeError(describe("merged", f"{weight.dtype}", target.dtype))
         ranges.append(arguments.factors(weight, a[index], b[index], rows and rows[index]))
         checks.writable("merged", target)
+        checks.apart("merged", target, weights=weight, a=a[index], b=b[index])
         if torch.is_grad_enabled():
             checks.no_autograd(merged=target)
+    ordered = sorted((v for v in merged if checks.address(v)), key=checks.address)
+    for first, second in zip(ordered, ordered[1:], strict=False):
+        checks.apart("merged", first, merged=second)
     return ranges

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -66,10 +67,10 @@ def _rows(rows: object, out: int) -> Rows:
             raise TypeError
     except (TypeError, ValueError):
         raise ArgumentTypeError(describe("rows", expected, repr(rows), fix)) from None
-    ordered = sorted(ranges)
-    ends = [0, *(end for pair in ordered for end in pair), out]
-    empty = any(start >= stop for start, stop in ordered)
-    if not ordered or empty or ends != sorted(ends):
+    stops = dict(ranges)
+    ends = [0, *(end for start in sorted(stops) for end in (start, stops[start])), out]
+    good = 0 < len(stops) == len(ranges) and all(start < stop for start, stop in ranges)
+    if not good or ends != sorted(ends):
         raise ArgumentError(describe("rows", expected, ranges, fix))
     return ranges
 
@@ -125,3 +126,15 @@ def layer(x: object, weight: object, bias: object) -> None:
     on_device("bias", bias, "weight", weight)
     if bias.shape != (out,):
         raise ArgumentError(describe("bias", f"shape ({out},)", tuple(bias.shape)))
+
+
+def lists(values: dict[str, Sequence]) -> None:
+    """All are lists of one length, that of the first."""
+    first = next(iter(values))
+    for name, value in values.items():
+        if not isinstance(value, (list, tuple)):
+            got = type(value).__name__
+            raise ArgumentTypeError(describe(name, "a list, one entry a layer", got))
+        if len(value) != len(values[first]):
+            expected = f"{len(values[first])} entries, one for each of `{first}`"
+            raise ArgumentError(describe(name, expected, len(value)))

@@ -50,9 +50,9 @@ def lora_apply(  # noqa: PLR0913 - the layer's own quantities
         parts[start] = y[..., start:stop] + gain * functional.linear(inner[place], factor)
         done += stop - start
     pieces, at = [], 0
-    for start, part in sorted(parts.items()):
-        pieces += [y[..., at:start], part]
-        at = start + part.shape[-1]
+    for start in sorted(parts):  # plain ints: torch.compile sorts nothing else
+        pieces += [y[..., at:start], parts[start]]
+        at = start + parts[start].shape[-1]
     return torch.cat([*pieces, y[..., at:]], dim=-1)
 
 

@@ -81,8 +81,8 @@ extern "C" int backward(const void* x, const void* dy, const void* a, const void
   return ended ? static_cast<int>(chunks) : -1;
 }
 
-// `parts` parts of one matrix after the other, each `rows` rows. device: the CUDA kernel.
-extern "C" int merge(bool device, const void* weight, void* merged, const float* a, const float* b,
+// `parts` parts of one matrix after the other, each `rows` rows; every third has rank 0.
+extern "C" int merge(const void* weight, void* merged, const float* a, const float* b,
                      int parts, int rows, int columns, int rank, float scale, int from, int to) {
   const int64_t from_bytes = from ? 2 : 4, to_bytes = to ? 2 : 4;
   std::vector<MergePart> list;
@@ -94,7 +94,6 @@ extern "C" int merge(bool device, const void* weight, void* merged, const float*
   }
   const LoraMergeCall call = {list.data(), parts, static_cast<DType>(from),
                               static_cast<DType>(to)};
-  if (!device) return lora_merge_cpu(call, 1), 0;
   if (from == 1) return run_merge<Bf16, Bf16>(call) ? 0 : -1;
   if (from == 2) return run_merge<Fp16, Fp16>(call) ? 0 : -1;
   if (to == 0) return run_merge<Fp32, Fp32>(call) ? 0 : -1;
