@@ -1,7 +1,6 @@
 """What a sweep keeps beside its cells: the swept values, the state of each cell, shared stages."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -97,7 +96,7 @@ class SharedStages:
             if source is None or target.exists():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            half = target.with_name(f".{target.name}.{os.getpid()}.copy")
+            half = target.with_name(f".{target.name}.copy")  # of a killed sweep, or new
             shutil.rmtree(half, ignore_errors=True)
             shutil.copytree(source, half)
             half.rename(target)  # whole or not at all
