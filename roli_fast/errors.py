@@ -30,6 +30,10 @@ class CheckpointError(RoliFastError, ValueError):
     """A weight file or checkpoint is missing, damaged or does not fit the model."""
 
 
+class DownloadError(RoliFastError, OSError):
+    """A file could not be fetched; what arrived is kept for the next try where it can be."""
+
+
 class RunDirectoryError(RoliFastError, ValueError):
     """A run directory exists already, or belongs to another experiment."""
 

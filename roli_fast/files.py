@@ -50,12 +50,13 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _commit(temporary, path)
+        commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _commit(temporary: Path, path: Path) -> None:
+def commit(temporary: Path, path: Path) -> None:
+    """Let a finished file take the place of `path`, in one step that survives a power cut."""
     os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors makes its files private
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from roli_fast.data import DATASETS, DataSource
+from roli_fast.data.roli_sets import PublishedSplits
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (12, 9)) -> Path:
@@ -38,14 +39,18 @@ def write_lists(root: Path, **lists: Mapping[str, object]) -> Path:
     return root
 
 
-def write_json_splits(root: Path) -> Path:
-    """Three classes in three lists, images under images/."""
+TINY_LISTS = {"train": 12, "val": 3, "test": 6}
+"""How many images `write_json_splits` lists."""
+
+
+def write_json_splits(root: Path, folder: str = "images") -> Path:
+    """Three classes in three lists, images under `folder`."""
     lists = {
         split: {f"{name}/{split}{index}.png": name for name in "abc" for index in range(count)}
         for split, count in (("train", 4), ("val", 1), ("test", 2))
     }
     for number, path in enumerate(path for entries in lists.values() for path in entries):
-        write_image(root / "images" / path, number)
+        write_image(root / folder / path, number)
     return write_lists(root, **lists)
 
 
@@ -85,15 +90,19 @@ def tiny_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Build
     A data set that needs nothing on disk is taken as it is.
     """
     kind = DATASETS[name]
+    folder = "images"
+    if issubclass(kind, PublishedSplits):
+        monkeypatch.setattr(kind, "published", TINY_LISTS)
+        monkeypatch.setattr(kind, "num_published", 3)
+        name, folder = "json_splits", kind.folders[0]
     writers = {
         "image_folder": lambda: write_folder(root, {"cat": 9, "dog": 8}),
-        "json_splits": lambda: write_json_splits(root),
+        "json_splits": lambda: write_json_splits(root, folder),
         "cifar10": lambda: write_cifar(root, monkeypatch, datasets.CIFAR10),
         "cifar100": lambda: write_cifar(root, monkeypatch, datasets.CIFAR100),
     }
     if name not in writers:
         return kind
     where = str(writers[name]())
-    sizes = {"image_folder": 8, "json_splits": 8}
-    small = {"image_size": sizes[name]} if name in sizes else {}
-    return lambda **options: kind(root=where, **{**small, **options})  # pyright: ignore
+    usual = {"augment": True} if name.startswith("cifar") else {"image_size": 8}
+    return lambda **options: kind(root=where, **{**usual, **options})  # pyright: ignore

@@ -66,6 +66,10 @@ class PGD(Attack):
             bounds=self.bounds or threat.bounds,
         )
 
+    def keeper(self) -> "Best":
+        """What keeps the best iterate with keep="best"."""
+        return Best()
+
     def run(
         self,
         model: Model,
@@ -91,7 +95,7 @@ class PGD(Attack):
                 )
             else:
                 x_adv = x.clone()
-            best = _Best() if self.keep == "best" else None
+            best = self.keeper() if self.keep == "best" else None
             for _ in range(self.steps):
                 grad, loss, _logits = gradient(x_adv, y)
                 if best:
@@ -103,7 +107,7 @@ class PGD(Attack):
             return AttackResult(x_adv, gradient.cost)
 
 
-class _Best:
+class Best:
     """The iterate of highest loss, kept for each image on its own."""
 
     def __init__(self) -> None:
@@ -111,11 +115,16 @@ class _Best:
         self.loss: Tensor | None = None
 
     def update(self, x_adv: Tensor, loss: Tensor) -> Tensor:
+        """Let `x_adv` (B, ...) with `loss` (B,) compete; returns the best so far."""
         if self.images is None or self.loss is None:
             self.images, self.loss = x_adv.clone(), loss.clone()
             return self.images
-        better = (loss > self.loss) | self.loss.isnan()  # a NaN never hides a number
+        better = self.better(loss, self.loss)
         self.loss = torch.where(better, loss, self.loss)
         mask = better.view(-1, *[1] * (x_adv.ndim - 1))
         self.images = torch.where(mask, x_adv, self.images)
         return self.images
+
+    def better(self, loss: Tensor, kept: Tensor) -> Tensor:
+        """bool (B,): where the new iterate takes the place of the kept one."""
+        return (loss > kept) | kept.isnan()  # a NaN never hides a number

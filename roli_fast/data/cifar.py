@@ -19,17 +19,22 @@ from roli_fast.errors import DataError, describe
 class _Cifar(DataSource):
     """50,000 training and 10,000 test images of 32x32; validation is a fixed part of train.
 
+    A network for larger images takes them with model.resize: 224, inside the model, so that the
+    attack works on the 32x32 pixels.
+
     Args:
         root: the folder that holds (or gets) the unpacked archive.
         image_size: height and width in pixels; 32 leaves the images as they are.
         val_fraction: share of the training images for validation, in (0, 1).
         download: fetch the archive if it is missing; nothing is fetched otherwise.
-        augment: pad by 4, crop and flip training images.
+        augment: pad by 4, crop and flip training images; off by default, as in the RoLI paper.
+        seed: another seed, another 10 % for validation.
     """
 
     root: str
     _: KW_ONLY
     image_size: int = 32
+    augment: bool = False
     val_fraction: float = 0.1
     download: bool = False
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain, combinations
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import ClassVar
 
 from roli_fast.data.source import DATASETS, DataSource
 from roli_fast.data.splits import Splits
@@ -22,7 +23,7 @@ ClassId = int | str
 @DATASETS.register("json_splits")
 @dataclass(frozen=True)
 class JsonSplits(DataSource):
-    """Images listed by three JSON files: Caltech-256, CUB-200, Stanford Dogs as RoLI splits them.
+    """Images of your own, listed by three JSON files of {relative path: class id}.
 
     Args:
         root: the folder of train.json, val.json and test.json.
@@ -35,20 +36,32 @@ class JsonSplits(DataSource):
     _: KW_ONLY
     images: str | None = None
 
+    folders: ClassVar[tuple[str, ...]] = IMAGE_FOLDERS
+    """Where the images are looked for."""
+
+    absent: ClassVar[str] = (
+        "Fetch the missing images, or set `images` to the folder that holds them."
+    )
+    """What to do about images that are not there."""
+
     def load(self) -> Splits:
         """Read the lists, check that every image is there, and build the splits."""
         root = Path(self.root)
-        table = read_lists(root)
+        table = self.lists(root)
         folder = self._image_folder(root, table.paths)
         missing = [path for path in table.paths if not os.path.isfile(folder / path)]
         if missing:
             got = f"{len(missing)} of {len(table.paths)} missing: {_some(missing)}"
-            fix = "Fetch the missing images, or set `images` to the folder that holds them."
-            raise DataError(describe("root", f"every listed image below {folder}", got, fix))
+            expected = f"every listed image below {folder}"
+            raise DataError(describe("root", expected, got, self.absent))
         return self.split(table.pixels(folder), table.labels, table.rows, table.classes)
 
+    def lists(self, root: Path) -> FileTable:
+        """What the lists under `root` say."""
+        return read_lists(root)
+
     def _image_folder(self, root: Path, paths: tuple[str, ...]) -> Path:
-        names = IMAGE_FOLDERS if self.images is None else (self.images,)
+        names = self.folders if self.images is None else (self.images,)
         folders = [root / name for name in names]
         hits = {
             folder: sum(os.path.isfile(folder / path) for path in paths[:_PROBES])
@@ -57,8 +70,8 @@ class JsonSplits(DataSource):
         best = max(folders, key=hits.__getitem__)
         if not hits[best]:
             looked = ", ".join(str(folder) for folder in folders)
-            fix = "Set `images` to the folder that the listed paths are relative to."
-            raise DataError(describe("images", f"{paths[0]} below {looked}", "no such file", fix))
+            expected = f"the {len(paths)} listed images ({_some(list(paths))}) below {looked}"
+            raise DataError(describe("images", expected, "none of the first ones", self.absent))
         return best
 
 

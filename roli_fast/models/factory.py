@@ -10,9 +10,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from roli_fast import zoo
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.models.layers import Normalize, Resize
-from roli_fast.models.weights import load_backbone, read_card, read_state_dict
+from roli_fast.models.normalization import choose_normalization
+from roli_fast.models.weights import load_backbone, read_card, read_state_dict, read_weights
 from roli_fast.seeds import derive_seed
 
 EXTENSIONS = {"tuning": ("roli_fast.peft", "rebuild")}
@@ -27,11 +29,13 @@ class Model:
 
     Args:
         name: timm architecture, "vit_base_patch16_224" say.
-        weights: local .safetensors or .pth file of the backbone, loaded strictly; its head is left
-            aside. Null starts from random weights.
+        weights: local .safetensors or .pth file of the backbone, or zoo:NAME for one that
+            `python -m roli_fast.zoo get NAME` fetched; loaded strictly, its head is left aside.
+            Null starts from random weights.
         pretrained: download timm's own weights of this architecture (asks the network).
         options: further arguments of `timm.create_model`, {img_size: 32, drop_path_rate: 0.1} say.
-        mean: channel means of the normalisation; null takes the weight file's, else timm's own.
+        mean: channel means of the normalisation; null takes what the weight file was trained with
+            where that is known, else timm's own; the log says which.
         std: channel standard deviations; null likewise.
         resize: size to which images are resized inside the model; the attack sees the original
             pixels (RoLI does so for CIFAR). Null passes them as they are.
@@ -118,24 +122,39 @@ def create(
 
     Raises:
         ArgumentError: unknown architecture, wrong options, fewer than one class, an image size that
-            does not fit, or a download that failed.
+            does not fit, published weights of another architecture, or a download that failed.
         CheckpointError: a weight file that is missing, damaged or does not fit.
     """
     if num_classes < 1:
         raise ArgumentError(describe("num_classes", "an integer >= 1", num_classes))
-    card = read_card(config.weights) if config.weights else {}
+    path = _local_weights(config)
+    card = read_card(path) if path else {}
     if extended := [key for key in EXTENSIONS if key in card]:
         raise CheckpointError(_not_plain(config, {key: card[key] for key in extended}))
     backbone = _timm_model(config, num_classes, seed)
-    own = getattr(backbone, "pretrained_cfg", {})
-    mean = config.mean or card.get("mean") or own.get("mean") or (0.5, 0.5, 0.5)
-    std = config.std or card.get("std") or own.get("std") or (0.5, 0.5, 0.5)
-    model = Classifier(backbone, config, tuple(mean), tuple(std))
+    file = read_weights(path) if path else None
+    mean, std = choose_normalization(
+        config, file, config.weights, getattr(backbone, "pretrained_cfg", {})
+    )
+    model = Classifier(backbone, config, mean, std)
     if image_size is not None:
         _check_image_size(model, config.resize or image_size)
-    if config.weights:
-        load_backbone(model, config.weights)
+    if file:
+        load_backbone(model, file)
     return model
+
+
+def _local_weights(config: Model) -> Path | None:
+    """The weight file on this disk; a published one must be of the architecture that is built."""
+    if not config.weights:
+        return None
+    entry = zoo.named(config.weights)
+    by_name = config.weights.startswith(zoo.PREFIX)
+    if entry and by_name and entry.architecture != config.name.split(".")[0]:
+        got = f"{config.name} with weights of {entry.architecture} ({config.weights})"
+        fix = "Set model.name, or choose another file: `python -m roli_fast.zoo list`."
+        raise ArgumentError(describe("model.name", entry.architecture, got, fix))
+    return zoo.local_file(config.weights)
 
 
 def load(path: str | Path) -> Classifier:

@@ -14,7 +14,10 @@ from roli_fast.models.factory import Classifier
 from roli_fast.models.weights import fingerprint, read_state_dict
 from roli_fast.seeds import derive_seed
 
-HeadInit = Literal["default", "zero", "kaiming"]
+HeadInit = Literal["default", "small", "zero", "kaiming"]
+
+SMALL_STD = 0.01
+"""Standard deviation of the "small" head, whatever the architecture."""
 
 
 def init_head(model: Classifier, init: HeadInit, *, seed: int = 0) -> None:
@@ -22,7 +25,8 @@ def init_head(model: Classifier, init: HeadInit, *, seed: int = 0) -> None:
 
     Args:
         model: the classifier.
-        init: "default" keeps timm's small random values; "zero" starts at equal logits; "kaiming"
+        init: "default" keeps the values that timm gives this architecture; "small" draws weights
+            with standard deviation 0.01 and has no bias; "zero" starts at equal logits; "kaiming"
             is the wide head of the RoLI release (Kaiming normal over fan-out, standard deviation
             sqrt(2 / classes), bias -ln 99), kept as a control.
         seed: seeds the draw.
@@ -38,13 +42,14 @@ def init_head(model: Classifier, init: HeadInit, *, seed: int = 0) -> None:
         nn.init.zeros_(head.weight)
         if head.bias is not None:
             nn.init.zeros_(head.bias)
-    elif init == "kaiming":
+    elif init != "default":
+        wide = init == "kaiming"
         generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
         drawn = torch.randn(head.weight.shape, generator=generator)
         with torch.no_grad():
-            head.weight.copy_(drawn * math.sqrt(2 / head.out_features))
+            head.weight.copy_(drawn * (math.sqrt(2 / head.out_features) if wide else SMALL_STD))
             if head.bias is not None:
-                head.bias.fill_(-math.log(99))
+                head.bias.fill_(-math.log(99) if wide else 0.0)
 
 
 def backbone_fingerprint(model: Classifier) -> str:

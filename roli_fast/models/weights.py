@@ -1,23 +1,41 @@
 """Weight files: read safely, load strictly, write atomically.
 
-A file holds plain timm names, so it opens in timm too; our own files carry a "roli_fast" card
-(architecture, options, normalisation, classes) in their metadata.
+Our own files hold plain timm names, so they open in timm too, and carry a "roli_fast" card
+(architecture, options, normalisation, classes) in their metadata. Files of others may have other
+names for the same tensors: see `layouts`.
 """
 
 import hashlib
 import json
+import logging
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from roli_fast.errors import CheckpointError, describe
 from roli_fast.files import write_tensors
+from roli_fast.models.layouts import LAYOUTS, Layout, is_recomputed, to_timm
 
 CARD = "roli_fast"
+
+logger = logging.getLogger("roli_fast.models")
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFile:
+    """A weight file that was read: timm's names, the layout it had, and its card."""
+
+    path: Path
+    state: dict[str, Tensor] = field(repr=False)
+    layout: Layout
+    card: dict[str, Any]
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -79,43 +97,88 @@ def read_card(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(_unreadable(path, error)) from error
 
 
-def load_backbone(model: nn.Module, path: str | Path, *, with_head: bool = False) -> None:
-    """Load a file into `model.backbone`, strictly.
-
-    Without `with_head` the model keeps its own head, and only there may the file differ.
+def read_weights(path: str | Path) -> WeightFile:
+    """Read a file of any known layout.
 
     Raises:
-        CheckpointError: listing every missing, unknown and misshapen tensor.
+        CheckpointError: the file is missing, truncated, or holds something else.
     """
+    layout, state = to_timm(read_state_dict(path))
+    return WeightFile(Path(path), state, layout, read_card(path))
+
+
+def load_backbone(
+    model: nn.Module, weights: str | Path | WeightFile, *, with_head: bool = False
+) -> None:
+    """Load a file into `model.backbone`, strictly.
+
+    Without `with_head` the model keeps its own head. Only the head and the buffers that timm
+    computes (attn_mask, relative_position_index) may differ. A learned position embedding of
+    another image size is resampled with timm's own function, and the log says so.
+
+    Raises:
+        CheckpointError: listing the missing, unknown and misshapen tensors.
+    """
+    file = weights if isinstance(weights, WeightFile) else read_weights(weights)
     backbone: nn.Module = model.get_submodule("backbone")
-    head = str(model.head_name).removeprefix("backbone.") + "."  # type: ignore[attr-defined]
-    state = read_state_dict(path)
     target = backbone.state_dict()
+    state = {name: t for name, t in file.state.items() if name in target or not is_recomputed(name)}
     if not with_head:
+        head = str(model.head_name).removeprefix("backbone.") + "."  # type: ignore[attr-defined]
         state = {name: tensor for name, tensor in state.items() if not name.startswith(head)}
         target = {name: tensor for name, tensor in target.items() if not name.startswith(head)}
-    _check_fit(state, target, Path(path))
+    _fit_positions(state, target, backbone, file.path)
+    _check_fit(state, target, file)
     backbone.load_state_dict(state, strict=with_head)
 
 
-def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path) -> None:
-    problems = [f"missing {name}" for name in target if name not in state]
-    problems += [f"unknown {name}" for name in state if name not in target]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, the model's is {tuple(target[name].shape)}"
-        for name in target
-        if name in state and state[name].shape != target[name].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
-        raise CheckpointError(
-            describe(
-                "weights",
-                "a file whose tensors match the model",
-                f"'{path}' with {len(problems)} differences: {shown}",
-                "Check model.name and model.options (img_size, patch_size, embed_dim, depth ...).",
-            )
+def _fit_positions(
+    state: dict[str, Tensor], target: Mapping[str, Tensor], backbone: nn.Module, path: Path
+) -> None:
+    """Resample `pos_embed` (1, tokens, D) of a square grid to the grid of the model, in place."""
+    old, new = state.get("pos_embed"), target.get("pos_embed")
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    if old is None or new is None or old.shape == new.shape or not grid or old.ndim != 3:
+        return
+    extra = new.shape[1] - math.prod(grid)  # class and register tokens have no place in the grid
+    side = math.isqrt(max(old.shape[1] - extra, 0))
+    if old.shape[2] != new.shape[2] or not side or side * side + extra != old.shape[1]:
+        return  # refused as misshapen
+    sizes = {"new_size": list(grid), "old_size": [side, side]}
+    resample: Any = resample_abs_pos_embed  # torch.fx.wrap hides its type
+    state["pos_embed"] = resample(old, **sizes, num_prefix_tokens=extra)
+    shapes = f"from {side}x{side} to {grid[0]}x{grid[1]} patches"
+    logger.info("%s: position embedding resampled %s (bicubic)", path.name, shapes)
+
+
+def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], file: WeightFile) -> None:
+    kinds = (
+        [f"missing {name}" for name in target if name not in state],
+        [f"unknown {name}" for name in state if name not in target],
+        [
+            f"{name} has shape {tuple(state[name].shape)}, the model's is {tuple(new.shape)}"
+            for name, new in target.items()
+            if name in state and state[name].shape != new.shape
+        ],
+    )
+    total = sum(map(len, kinds))
+    if not total:
+        return
+    shown = "; ".join(text for found in kinds for text in found[:3])
+    if any(len(found) > 3 for found in kinds):
+        shown += "; ..."
+    read_as = file.layout.name
+    if not file.layout.marks:  # nothing was recognised
+        read_as += f" (it has none of: {', '.join(layout.name for layout in LAYOUTS)})"
+    raise CheckpointError(
+        describe(
+            "weights",
+            "a file whose tensors match the model",
+            f"'{file.path}' with {total} differences: {shown}",
+            f"It was read as {read_as}. Check model.name and model.options (img_size, patch_size, "
+            "embed_dim, depth ...).",
         )
+    )
 
 
 def save_model(model: nn.Module, path: str | Path, *, classes: tuple[str, ...] = ()) -> None:

@@ -11,6 +11,7 @@ from roli_fast.train.config import to_yaml
 from roli_fast.train.pipeline import run
 from roli_fast.train.run_directory import default_run_dir
 from roli_fast.train.summary import table
+from roli_fast.train.sweep_run import run_sweep, sweep_table
 
 logger = logging.getLogger("roli_fast.train")
 
@@ -40,7 +41,11 @@ def _execute(command: Command) -> int:
     run_dir = command.run_dir or default_run_dir(command.name)
     logger.info("run directory: %s", run_dir)
     try:
-        summary = run(command.experiment, run_dir, resume=command.resume)
+        if command.axes:
+            summary = run_sweep(command.experiment, command.axes, run_dir, resume=command.resume)
+            print(sweep_table(summary))
+        else:
+            summary = run(command.experiment, run_dir, resume=command.resume)
     except InterruptedRunError as error:
         again = f"python -m roli_fast.train --run_dir {run_dir} --resume"
         text = f"{error}; saved. Continue with: {again}"

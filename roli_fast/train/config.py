@@ -184,14 +184,14 @@ def translate(arguments: Sequence[str]) -> list[str]:
     """
     chosen: list[str] = []
     rest: list[str] = []
-    for flag, text in _pairs(arguments):
+    for flag, text in pairs(arguments):
         first = field_at(flag[2:]) in COMPONENTS and text not in (None, *_NULL)
         out = chosen if first else rest
         out.append(flag if text is None else f"{flag}={_value(flag[2:], text)}")
     return chosen + rest
 
 
-def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+def pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """(flag, value) of `--flag value` and `--flag=value`."""
     waiting: str | None = None
     for argument in arguments:

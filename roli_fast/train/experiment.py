@@ -1,15 +1,16 @@
 """Everything that defines a run."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from roli_fast.attacks import Attack
 from roli_fast.data import DataSource
 from roli_fast.errors import ArgumentError, ConfigError, describe
-from roli_fast.models import Model
-from roli_fast.models.head import HeadInit
+from roli_fast.models import HeadInit, Model
 from roli_fast.peft import Full, Linear
 from roli_fast.threat import ThreatModel
 from roli_fast.train.optim import Optimizer
+from roli_fast.train.paper_compat import PaperCompat, known_faults
 from roli_fast.train.stage import Stage, pgd_in_run
 
 
@@ -31,8 +32,9 @@ class Experiment:
         data: the images to adapt to.
         model: the network and its pretrained weights.
         methods: what to run and compare: "roli" (probe, then finetune from that head), "ranli"
-            (the fine-tune alone, from a fresh head), "probe" (stage 1 alone), "scratch" (the
-            pretrain stage on `data` itself).
+            (the fine-tune alone, from a fresh head), "ranli_matched" (ranli with the epochs of both
+            stages of roli), "probe" (stage 1 alone), "scratch" (the pretrain stage on `data`
+            itself).
         threat: what the attacker may do; every attack that leaves a field null follows it.
         probe: stage 1 of RoLI, adversarial linear probing.
         finetune: stage 2 of RoLI, adversarial fine-tuning from the probed head.
@@ -40,8 +42,9 @@ class Experiment:
             stages, so that both methods see the same number of images.
         source: images for robust pretraining; null takes the model's weights as they are.
         pretrain: the pretraining stage on `source`.
-        head_init: how fresh heads start: "default" (timm's small random values), "zero", or
-            "kaiming" (the wide head of the RoLI release).
+        head_init: how fresh heads start: "default" (timm's values for the architecture), "small"
+            (standard deviation 0.01), "zero", "kaiming" (the wide head of the RoLI release), or
+            "robust-linear": ranli and ranli_matched probe first, as roli does.
         validation: attack that selects the best epoch.
         test: attack that the final table reports.
         seeds: every method is repeated with each; more than one gives mean, sd and a paired test.
@@ -49,6 +52,9 @@ class Experiment:
         threads: CPU threads; null chooses one for small models and all cores otherwise.
         workers: processes that decode images; 0 suits data in memory.
         checkpoint_minutes: longest work that a crash can lose.
+        paper_compat: faults of the RoLI release to reproduce, for comparing numbers: "all", or
+            any of zero_lr_epoch, fixed_decay, zero_decay_is_sgd, batch_best, wide_head, dead_lora,
+            dead_adapter, inert_dropout, bias_tables (see below).
         note: a line printed under the final table.
     """
 
@@ -61,7 +67,7 @@ class Experiment:
     ranli: Stage | None = None
     source: DataSource | None = None
     pretrain: Stage = field(default_factory=Stage)
-    head_init: HeadInit = "default"
+    head_init: HeadInit | Literal["robust-linear"] = "default"
     validation: Attack = field(default_factory=lambda: pgd_in_run(10))
     test: Attack = field(default_factory=lambda: pgd_in_run(10))
     seeds: tuple[int, ...] = (0,)
@@ -69,6 +75,7 @@ class Experiment:
     threads: int | None = None
     workers: int = 0
     checkpoint_minutes: float = 5.0
+    paper_compat: tuple[str, ...] = ()
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -79,12 +86,22 @@ class Experiment:
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):
                 raise ConfigError(describe(name, "one or more different values", given))
-        if self.head_init not in ("default", "zero", "kaiming"):
-            raise ArgumentError(
-                describe("head_init", "'default', 'zero' or 'kaiming'", repr(self.head_init))
-            )
+        object.__setattr__(self, "paper_compat", known_faults(self.paper_compat))
+        self._check_head_init()
         self._check_numbers()
         self._check_stages()
+
+    def _check_head_init(self) -> None:
+        known = (*get_args(HeadInit), ROBUST_LINEAR)
+        if self.head_init not in known:
+            raise ArgumentError(
+                describe("head_init", f"one of: {', '.join(known)}", repr(self.head_init))
+            )
+        if "wide_head" in self.paper_compat and self.head_init in ("small", "zero"):
+            fix = "Leave wide_head out of paper_compat, or leave head_init alone."
+            raise ConfigError(
+                describe("head_init", "nothing else beside wide_head", repr(self.head_init), fix)
+            )
 
     def _check_numbers(self) -> None:
         least = {"checkpoint_minutes": 0, "workers": 0, "threads": 1}
@@ -106,22 +123,58 @@ class Experiment:
                     "For another method use finetune.tuning, or the method ranli.",
                 )
             )
-        for name in {name for method in self.methods for name in PLANS[method]}:
-            attack = self.stage(name).attack
-            if attack is not None:
-                attack.under(self.threat)
+        for method in self.methods:
+            for _name, stage in self.stages(method):
+                if stage.attack is not None:
+                    stage.attack.under(self.threat)
         self.validation.under(self.threat)
         self.test.under(self.threat)
 
     def stages(self, method: str) -> list[tuple[str, Stage]]:
-        """The named stages of a method, in order."""
-        return [(name, self.stage(name)) for name in PLANS[method]]
+        """The named stages of a method as they run, faults of `paper_compat` included, in order."""
+        names = PLANS[method]
+        if self.head_init == ROBUST_LINEAR and names[0] in FROM_FRESH:
+            names = ("probe", *names)
+        return [(name, self.compat.stage(name, self._stage(name))) for name in names]
 
-    def stage(self, name: str) -> Stage:
-        """The stage called `name`; "ranli" is filled in from `finetune` where it is null."""
-        if name == "ranli" and self.ranli is None:
-            return replace(self.finetune, epochs=self.probe.epochs + self.finetune.epochs)
-        return getattr(self, name)
+    def _stage(self, name: str) -> Stage:
+        """The stage called `name`, where it follows from others too.
+
+        "ranli" has the epochs of `probe` and `finetune` where it is null, "ranli_matched" always;
+        after a probe of its own (head_init robust-linear) the probe's epochs are spent already.
+        """
+        if name not in FROM_FRESH:
+            return getattr(self, name)
+        stage = self.ranli or self.finetune
+        if name == "ranli" and self.ranli:
+            return stage
+        probed = self.head_init == ROBUST_LINEAR
+        spent = 0 if probed else self.probe.epochs
+        return replace(stage, epochs=spent + self.finetune.epochs)
+
+    def read_stages(self, method: str) -> set[str]:
+        """The fields whose stages a method runs, or whose epochs it is given."""
+        names = {name for name, _ in self.stages(method)}
+        if "ranli_matched" in names or (names & {"ranli"} and self.ranli is None):
+            names |= {"probe", "finetune"}
+        if "ranli_matched" in names:
+            names = names - {"ranli_matched"} | {"ranli"}
+        return names
+
+    @property
+    def compat(self) -> PaperCompat:
+        """What puts the faults of `paper_compat` into the parts of the run."""
+        return PaperCompat(self.paper_compat)
+
+    @property
+    def fresh_head(self) -> HeadInit:
+        """How a fresh head starts; before a robust probe with timm's values."""
+        init = "default" if self.head_init == ROBUST_LINEAR else self.head_init
+        return self.compat.head_init(init)
+
+    def evaluation(self, name: Literal["validation", "test"]) -> Attack:
+        """The attack of `validation` or `test` as it runs."""
+        return self.compat.attack(getattr(self, name)).under(self.threat)
 
 
 PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes")
@@ -133,9 +186,19 @@ def same_experiment(a: Experiment, b: Experiment) -> bool:
     return replace(a, **{name: getattr(b, name) for name in PLACE_FIELDS}) == b
 
 
+ROBUST_LINEAR = "robust-linear"
+"""The `head_init` that probes first."""
+
+FROM_FRESH = ("ranli", "ranli_matched")
+"""The fine-tunes from a fresh head."""
+
+STAGES = ("probe", "finetune", "ranli", "pretrain")
+"""The fields that are stages."""
+
 PLANS: dict[str, tuple[str, ...]] = {
     "roli": ("probe", "finetune"),
     "ranli": ("ranli",),
+    "ranli_matched": ("ranli_matched",),
     "probe": ("probe",),
     "scratch": ("pretrain",),
 }

@@ -20,7 +20,6 @@ from roli_fast.seeds import derive_seed
 from roli_fast.threat import ThreatModel
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
-from roli_fast.train.optim import lr_factor
 from roli_fast.train.stage import Stage, StageResult
 
 _FLUSH = 16
@@ -56,6 +55,7 @@ class StageLoop:
         self.job, self.context = job, context
         self.model, self.stage = job.model, job.stage
         self.names = peft.apply(job.model, job.stage.tuning, seed=job.seed)
+        job.stage.begin(job.model)
         self.optimizer = job.stage.optimizer.build(job.model, self.names)
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         train, size = job.splits.train, job.stage.batch_size
@@ -162,11 +162,7 @@ class StageLoop:
         return torch.stack([loss * count, right.double(), loss.new_tensor(count)])
 
     def _lr_factor(self, position: int) -> float:
-        return lr_factor(
-            position,
-            total=self.stage.epochs * self.steps,
-            warmup=round(self.stage.warmup_epochs * self.steps),
-        )
+        return self.stage.lr_factor(position, steps=self.steps)
 
     def _flush(self, epoch: int, bar: tqdm) -> None:
         """Bring the losses over, look for NaN, and add them to the epoch's sums."""

@@ -24,6 +24,7 @@ class Optimizer:
             class tokens, prompts and position tables never decay.
         momentum: of SGD.
         betas: of AdamW.
+        eps: of AdamW, added to the root of the second moment.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -31,9 +32,11 @@ class Optimizer:
     weight_decay: float = 0.01
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
 
     def __post_init__(self) -> None:
         check_positive("lr", self.lr)
+        check_positive("optimizer.eps", self.eps)
         if self.name not in ("adamw", "sgd"):
             raise ArgumentError(describe("optimizer.name", "'adamw' or 'sgd'", repr(self.name)))
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -48,7 +51,7 @@ class Optimizer:
         groups = parameter_groups(model, names, weight_decay=self.weight_decay)
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
 def parameter_groups(

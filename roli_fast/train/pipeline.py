@@ -1,5 +1,6 @@
 """A run from beginning to end: pretraining, the stages of each method, the test, the summary."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -41,7 +42,12 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    experiment: Experiment, run_dir: Path, *, resume: bool = False, quiet: bool = False
+    experiment: Experiment,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Run an experiment in `run_dir`, or go on with it there.
 
@@ -53,9 +59,11 @@ def run(
         run_dir: a new or empty folder, or with `resume` one that an earlier call left.
         resume: go on from there.
         quiet: no progress bars.
+        test: look at the test split at the end. Without, a run can be chosen by its validation
+            accuracy; a later call with `resume` tests it.
 
     Returns:
-        What summary.json holds.
+        What summary.json holds; without `test` what validation.json holds, method -> seeds.
 
     Raises:
         InterruptedRunError: SIGINT or SIGTERM came; the position is saved.
@@ -63,22 +71,18 @@ def run(
         RoliFastError: anything else that a user can mend.
     """
     device = pick_device(experiment.device)
-    splits = experiment.data.load()
-    source = experiment.source.load() if experiment.source else None
-    logger.info("data: %s", splits.summary())
-    if source:
-        logger.info("source: %s", source.summary())
-    threads = _check_model(experiment, splits, source)
+    splits, source, threads = check(experiment)
     found = identity(experiment, {"data": splits, "source": source})
-    open_run_dir(run_dir, experiment, resume=resume)
-    saved = saved_environment(run_dir, found)
-    threads = experiment.threads or saved.get("threads") or threads
-    if not saved:
-        write_environment(run_dir, device=device, threads=threads, found=found)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    recorder = Recorder(run_dir)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
+        saved = saved_environment(run_dir, found)
+        threads = experiment.threads or saved.get("threads") or threads
+        if not saved:
+            write_environment(run_dir, device=device, threads=threads, found=found)
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
+        recorder = Recorder(run_dir)
+        undo.callback(recorder.close)
         with Interrupt() as interrupt:
             context = Context(
                 device=device,
@@ -88,10 +92,24 @@ def run(
                 interrupt=interrupt,
                 quiet=quiet,
             )
-            return Pipeline(experiment, run_dir, context).run(splits, source)
-    finally:
-        recorder.close()
-        torch.set_num_threads(before)
+            return Pipeline(experiment, run_dir, context, test).run(splits, source)
+
+
+def check(experiment: Experiment) -> tuple[Splits, Splits | None, int]:
+    """Read the data and build the model, as far as that finds mistakes; trains and writes nothing.
+
+    Returns:
+        The splits of the data and of the source, and the CPU threads that suit the model.
+
+    Raises:
+        RoliFastError: what a user can mend.
+    """
+    splits = experiment.data.load()
+    source = experiment.source.load() if experiment.source else None
+    logger.info("data: %s", splits.summary())
+    if source:
+        logger.info("source: %s", source.summary())
+    return splits, source, _check_model(experiment, splits, source)
 
 
 def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) -> int:
@@ -151,9 +169,10 @@ class Pipeline:
     experiment: Experiment
     run_dir: Path
     context: Context
+    test: bool = True
 
     def run(self, splits: Splits, source: Splits | None) -> dict[str, Any]:
-        """All seeds, all methods; returns the summary."""
+        """All seeds, all methods; returns the summary, or the validation alone."""
         experiment = self.experiment
         outcomes: dict[str, list[dict[str, Any]]] = {m: [] for m in experiment.methods}
         pretrained: list[StageResult] = []
@@ -164,6 +183,9 @@ class Pipeline:
                 pretrained.append(result)
             for method in experiment.methods:
                 outcomes[method].append(self._method(method, splits, seed, weights))
+        if not self.test:
+            write_json(self.run_dir / "validation.json", outcomes)
+            return outcomes
         summary = summarise(experiment, splits, outcomes, [asdict(r) for r in pretrained])
         write_json(self.run_dir / "summary.json", summary)
         return summary
@@ -192,8 +214,10 @@ class Pipeline:
             results.append(self._stage(name, method, stage, model, splits, seed, folder))
             head = folder / "head.safetensors"
         assert model is not None, "every method has a stage"
-        test = self._test(model, splits, seed, base / "test.json")
-        return {"seed": seed, "stages": [asdict(result) for result in results], "test": test}
+        outcome = {"seed": seed, "stages": [asdict(result) for result in results]}
+        if self.test:
+            outcome["test"] = self._test(model, splits, seed, base / "test.json")
+        return outcome
 
     def _model(
         self, splits: Splits, seed: int, *, weights: Path | None, scratch: bool = False
@@ -210,7 +234,7 @@ class Pipeline:
             seed=derive_seed(seed, "init"),
             image_size=splits.train.image_size,
         )
-        init_head(model, self.experiment.head_init, seed=seed)
+        init_head(model, self.experiment.fresh_head, seed=seed)
         return model.to(self.context.device)
 
     def _stage(  # noqa: PLR0913 - what one stage is made of
@@ -235,7 +259,7 @@ class Pipeline:
             model=model,
             splits=splits,
             threat=self.experiment.threat,
-            validation=self.experiment.validation,
+            validation=self.experiment.evaluation("validation"),
             seed=seed,
             folder=folder,
             place={"seed": seed, "method": method, "stage": name},
@@ -258,7 +282,7 @@ class Pipeline:
             result = evaluate(
                 model,
                 self.context.evaluation_batches(splits.test, experiment.finetune.batch_size),
-                [experiment.test.under(experiment.threat)],
+                [experiment.evaluation("test")],
                 seed=derive_seed(seed, "test"),
                 after_batch=after_batch,
             )

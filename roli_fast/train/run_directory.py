@@ -19,6 +19,7 @@ from roli_fast.files import write_bytes, write_json
 from roli_fast.ops import backend
 from roli_fast.train.config import to_tree, to_yaml
 from roli_fast.train.experiment import PLACE_FIELDS, Experiment
+from roli_fast.train.run_lock import LOCK, RunLock
 
 PACKAGES = ("roli-fast", "torch", "torchvision", "timm", "numpy", "safetensors", "scikit-learn")
 
@@ -29,34 +30,47 @@ def default_run_dir(name: str) -> Path:
     return Path("runs") / f"{name}-{stamp}"
 
 
-def open_run_dir(folder: Path, experiment: Experiment, *, resume: bool) -> None:
+def open_run_dir(folder: Path, experiment: Experiment, *, resume: bool) -> RunLock:
     """Make a new run directory, or check the one to resume.
 
+    Returns:
+        The lock on it, for the caller to release.
+
     Raises:
-        RunDirectoryError: it cannot be made, has something in it and this is not a resume, or holds
-            another experiment.
+        RunDirectoryError: it cannot be made, has something in it and this is not a resume, or
+            another process works in it.
     """
     try:
         if not resume:
-            _make(folder, experiment)
-        for left in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
-            left.unlink()
+            _check_empty(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+        try:
+            if not resume:
+                _check_empty(folder)  # again: another process may have been here meanwhile
+                write_bytes(folder / "config.yaml", to_yaml(experiment).encode())
+            for left in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink()
+        except BaseException:
+            lock.release()
+            raise
+        return lock
     except OSError as error:
         raise RunDirectoryError(
             describe("--run_dir", "a folder that can be made and written", f"'{folder}': {error}")
         ) from error
 
 
-def _make(folder: Path, experiment: Experiment) -> None:
+def _check_empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunDirectoryError(describe("--run_dir", "a folder", f"the file '{folder}'"))
-    if folder.exists() and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
+    if folder.exists() and any(
+        path.name != LOCK and not path.name.endswith(".tmp") for path in folder.iterdir()
+    ):
         raise RunDirectoryError(
             f"`--run_dir`: '{folder}' exists already and is never overwritten. Add --resume to "
             "continue that run, or name a new folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "config.yaml", to_yaml(experiment).encode())
 
 
 def identity(experiment: Experiment, splits: Mapping[str, Splits | None]) -> dict[str, str]:

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 from roli_fast.attacks import PGD, Attack
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.models import Classifier
 from roli_fast.peft import Full, Method
 from roli_fast.train.objectives import Adversarial, Objective
-from roli_fast.train.optim import Optimizer
+from roli_fast.train.optim import Optimizer, lr_factor
 
 
 def pgd_in_run(steps: int) -> PGD:
@@ -49,6 +50,15 @@ class Stage:
                 raise ArgumentError(
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
+
+    def lr_factor(self, update: int, *, steps: int) -> float:
+        """Share of the peak rate at `update`, counted from 0, with `steps` updates an epoch."""
+        return lr_factor(
+            update, total=self.epochs * steps, warmup=round(self.warmup_epochs * steps)
+        )
+
+    def begin(self, model: Classifier) -> None:
+        """Called once `tuning` is applied to `model`, before anything trains or is resumed."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def summarise(
         "seeds": list(experiment.seeds),
         "attack": to_tree(test),
         "note": experiment.note,
+        "paper_compat": list(experiment.paper_compat),
         "pretrain": _stage(pretrained) if pretrained else None,
         "methods": {method: _method(runs) for method, runs in outcomes.items()},
         "comparisons": [
@@ -133,24 +134,26 @@ def table(summary: dict[str, Any]) -> str:
     labels = list(next(iter(summary["methods"].values()))["test"]["robust_accuracy"])
     header = ["method", "stages", "clean", *labels, "train images/s"]
     rows = [_row(name, method, labels) for name, method in summary["methods"].items()]
-    return "\n".join([*_align([header, *rows]), "", *_remarks(summary)])
+    return "\n".join([*align([header, *rows]), "", *_remarks(summary)])
 
 
 def _row(name: str, method: dict[str, Any], labels: list[str]) -> list[str]:
     test = method["test"]
     spread = test.get("sd", test["standard_error"])
-    cells = [_percent(test["clean_accuracy"], spread["clean"])]
-    cells += [_percent(test["robust_accuracy"][label], spread[label]) for label in labels]
+    cells = [percent(test["clean_accuracy"], spread["clean"])]
+    cells += [percent(test["robust_accuracy"][label], spread[label]) for label in labels]
     stages = " + ".join(f"{stage['name']} {stage['epochs']}" for stage in method["stages"])
     speeds = " / ".join(f"{stage['train_images_per_second']:.0f}" for stage in method["stages"])
     return [name, stages, *cells, speeds]
 
 
-def _percent(value: float, spread: float) -> str:
+def percent(value: float, spread: float) -> str:
+    """Two fractions as "12.3 +- 4.5 %"."""
     return f"{100 * value:.1f} +- {100 * spread:.1f} %"
 
 
-def _align(rows: list[list[str]]) -> list[str]:
+def align(rows: list[list[str]]) -> list[str]:
+    """Columns of equal width, a rule under the first row."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     return [lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])]
@@ -175,6 +178,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
             f"{first} - {second}, {entry['attack']}: {100 * entry['difference']:+.1f} points, "
             f"p = {p} ({entry['test']})."
         )
+    if summary["paper_compat"]:
+        lines.append(f"Faults of the release switched on: {', '.join(summary['paper_compat'])}.")
     if summary["note"]:
         lines.append(f"Note: {summary['note']}.")
     return lines

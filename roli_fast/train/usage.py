@@ -10,16 +10,23 @@ from typing import Any
 from roli_fast.attacks import Attack
 from roli_fast.train.config import COMPONENTS, FOLLOWS_THREAT, field_types, to_tree
 from roli_fast.train.experiment import Experiment
+from roli_fast.train.paper_compat import FAULTS
 from roli_fast.train.stage import Stage
 
 USAGE = """\
-python -m roli_fast.train [--config FILE|RECIPE] [--FIELD VALUE ...]
+python -m roli_fast.train [--config FILE | --recipe NAME --data NAME --tuning NAME]
+                          [--FIELD VALUE ...] [--sweep FIELD=VALUES ...]
                           [--run_dir DIR] [--resume] [--print_config]
 
 Adversarial linear probing, then adversarial fine-tuning from that head (RoLI), beside the
 fine-tune from a fresh head (RanLI). Without --config and --data it runs the quickstart.
 
-  --config FILE     a YAML file, or the name of a packaged recipe (quickstart)
+  --config FILE     a YAML file, or the name of a packaged one (quickstart)
+  --recipe NAME     the RoLI paper's settings for --data and --tuning: roli, ranli, ranli_matched
+                    (RanLI with the epochs of both stages of RoLI), compare (all three)
+  --tuning NAME     with --recipe: linear, full, bias, lora, adapter or prompt
+  --sweep F=VALUES  try every value of field F: --sweep finetune.optimizer.lr=1e-3,1e-4; repeated,
+                    every combination. Each method is tested with what validates best
   --run_dir DIR     where everything is written (default: runs/<name>-<time>)
   --resume          continue the interrupted run in --run_dir
   --print_config    print the whole configuration as YAML and stop
@@ -39,6 +46,8 @@ def help_text() -> str:
     parts += ["  In brackets the default; a stage's own, where it differs:"]
     parts += [f"    {name}: {own}" for name, own in _stage_defaults()]
     parts += _lines(Stage, "  .")
+    parts += ["", "Faults of the RoLI release (--paper_compat all, or some of them):"]
+    parts += [_line(name, "", text, None) for name, text in FAULTS.items()]
     for registry in COMPONENTS.values():
         for name in registry:
             parts += ["", f"Fields of the {registry.kind} {name}:"]

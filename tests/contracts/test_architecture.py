@@ -11,7 +11,7 @@ LAYERS = (
     {"errors", "spinning"},
     {"registry", "seeds", "files"},
     {"ops"},
-    {"threat", "losses"},
+    {"threat", "losses", "zoo"},
     {"norms"},
     {"engine"},
     {"attacks", "models"},

@@ -9,7 +9,10 @@ from tiny_data import write_cifar
 from torchvision import datasets
 
 from roli_fast.data.cifar import Cifar10, Cifar100
+from roli_fast.data.transforms import Compose, HorizontalFlip, RandomCrop, Resize
 from roli_fast.errors import ArgumentError, DataError
+
+IDS = [5, 14, 20, 39]  # a tenth of 20 images in each of two classes, by hash
 
 
 def test_pixels_labels_and_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +24,25 @@ def test_pixels_labels_and_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     rows = np.random.default_rng(10).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
     x, _, _ = splits.test.batch(torch.arange(10))
     assert torch.equal(x, torch.from_numpy(rows).float() / 255)
+
+
+def test_nothing_is_augmented_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_cifar(tmp_path, monkeypatch, datasets.CIFAR10)
+    train = Cifar10(str(root)).load().train
+    assert train.augment is None
+    x, _, ids = train.at_epoch(3, seed=4).batch(torch.arange(36))
+    rows = np.random.default_rng(40).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
+    assert torch.equal(x, torch.from_numpy(rows).float()[ids] / 255)
+    augment = Cifar10(str(root), augment=True).load().train.augment
+    assert augment == Compose((Resize(32), RandomCrop(32, 4), HorizontalFlip(0.5)))
+
+
+def test_the_validation_part_is_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of each class, the same on every machine: the ids are written down here."""
+    root = write_cifar(tmp_path, monkeypatch, datasets.CIFAR10)
+    val = Cifar10(str(root)).load().val
+    assert val.ids.tolist() == IDS and sorted(val.labels.tolist()) == [0, 0, 1, 1]
+    assert Cifar10(str(root), seed=1).load().val.ids.tolist() != IDS
 
 
 def test_fine_labels_of_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_the_image_folder_is_found(tmp_path: Path, folder: str) -> None:
 def test_the_image_folder_can_be_given(tmp_path: Path) -> None:
     root = write_json_splits(tmp_path)
     (root / "images").rename(root / "photos")
-    with pytest.raises(DataError, match="Set `images` to the folder"):
+    with pytest.raises(DataError, match="set `images` to the folder"):
         load(root)
     assert len(load(root, images="photos").test) == 6
 

@@ -39,6 +39,16 @@ class TestInit:
         init_head(model, "zero")
         assert not model(X).any()
 
+    def test_small_is_small_on_every_architecture(self) -> None:
+        """Standard deviation 0.01 and no bias; 50 x 16 draws, five standard errors."""
+        for name in SMALL:
+            model = tiny(name, num_classes=50)
+            init_head(model, "small", seed=1)
+            std = model.head.weight.double().std().item()
+            count = model.head.weight.numel()
+            assert abs(std / 0.01 - 1) < 5 / math.sqrt(2 * count), name
+            assert not model.head.bias.any()
+
     def test_default_keeps_the_values(self) -> None:
         model, fresh = tiny(), tiny()
         init_head(model, "default")
@@ -54,22 +64,24 @@ class TestInit:
         assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
         assert torch.equal(torch.get_rng_state(), before)
 
-    @pytest.mark.parametrize("init", ["zero", "kaiming"])
+    @pytest.mark.parametrize("init", ["zero", "kaiming", "small"])
     def test_without_a_bias(self, init: str) -> None:
         model = without_bias(tiny())
         init_head(model, init)  # pyright: ignore
         assert model.head.bias is None
 
-    @pytest.mark.parametrize("init", ["zero", "kaiming", "default"])
+    @pytest.mark.parametrize("init", ["zero", "kaiming", "default", "small"])
     def test_the_backbone_and_the_trainable_set_stay(self, init: str) -> None:
         model, fresh = tiny(), tiny()
         init_head(model, init)  # pyright: ignore
         assert torch.equal(model.eval().features(X), fresh.eval().features(X))
         assert model.head.weight.requires_grad and model.head.weight.grad_fn is None
 
-    @pytest.mark.parametrize("init", ["Kaiming", "small", "", None])
+    @pytest.mark.parametrize("init", ["Kaiming", "robust-linear", "", None])
     def test_another_name_is_refused(self, init: str) -> None:
-        with pytest.raises(ArgumentError, match="`init`: expected one of: default, zero, kaiming"):
+        with pytest.raises(
+            ArgumentError, match="`init`: expected one of: default, small, zero, kaim"
+        ):
             init_head(tiny(), init)  # pyright: ignore
 
 

@@ -140,6 +140,18 @@ def test_pretraining_hands_its_backbone_to_every_method(tmp_path: Path) -> None:
             assert torch.equal(tensor, probed[name]), name
 
 
+def test_robust_linear_is_roli_by_another_name(finished: Path, tmp_path: Path) -> None:
+    """RanLI with the probe's head, and RoLI: the same stages, drawn from streams of other names."""
+    summary = run_small(tmp_path / "run", "--methods=ranli", "--head_init=robust-linear")
+    stages = [(s["name"], s["epochs"]) for s in summary["methods"]["ranli"]["stages"]]
+    assert stages == [("probe", 2), ("ranli", 3)]
+    here, there = tmp_path / "run/seed-0/ranli", finished / "seed-0/roli"
+    for name in ("head.safetensors", "best.safetensors"):
+        first = load_file(here / "stage-1-probe" / name)
+        second = load_file(there / "stage-1-probe" / name)
+        assert all(torch.equal(first[key], second[key]) for key in second)
+
+
 @pytest.mark.parametrize("init", ["zero", "kaiming"])
 def test_head_init_reaches_fresh_heads(tmp_path: Path, init: str, monkeypatch) -> None:  # noqa: ANN001
     from roli_fast.train import loop

@@ -1,0 +1,75 @@
+"""Which mean and standard deviation a network's images are normalised with.
+
+A wrong choice loads without an error and costs accuracy unnoticed: timm's own values for a plain
+ViT are 0.5, those of ARES and torchvision for the same network are ImageNet's. So the first source
+that knows is taken, the log names it, and a guess is a warning.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Protocol
+
+from roli_fast import zoo
+from roli_fast.models.layouts import Normalization
+from roli_fast.models.weights import WeightFile
+
+logger = logging.getLogger("roli_fast.models")
+
+_FALLBACK = (0.5, 0.5, 0.5)
+
+
+class Wanted(Protocol):
+    """What the user says of it."""
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """Channel means; None leaves them open."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        """Channel standard deviations; None leaves them open."""
+        ...
+
+
+def choose_normalization(
+    wanted: Wanted, file: WeightFile | None, weights: str | None, own: Mapping[str, Any]
+) -> Normalization:
+    """Mean and standard deviation, each from the first that has it.
+
+    The order: the user; the file's card; the zoo, by the name of the entry or of the file; the
+    layout of the names, where all files of it agree; timm's values for the architecture.
+
+    Args:
+        wanted: the user's.
+        file: the weight file that is loaded, if any.
+        weights: how the user named it.
+        own: timm's `pretrained_cfg` of the architecture.
+    """
+    card = file.card if file else {}
+    known, source = _known(file, weights) if file and weights and not card else (None, "")
+    mean = card.get("mean") or (known and known[0]) or own.get("mean") or _FALLBACK
+    std = card.get("std") or (known and known[1]) or own.get("std") or _FALLBACK
+    if file and not card and not (wanted.mean and wanted.std):
+        if known:
+            _say(logging.INFO, f"{file.path.name}: normalisation from {source}")
+        else:
+            text = f"does not tell its normalisation; taking timm's: mean {mean}, std {std}. "
+            text += "Set model.mean and model.std if it was trained with another."
+            _say(logging.WARNING, f"{file.path.name} {text}")
+    return tuple(wanted.mean or mean), tuple(wanted.std or std)
+
+
+def _known(file: WeightFile, weights: str) -> tuple[Normalization | None, str]:
+    """The normalisation that goes with the file, and who says so."""
+    entry = zoo.named(weights)
+    if entry:
+        return (entry.mean, entry.std), f"the zoo's {entry.name}"
+    return file.layout.normalization, file.layout.name
+
+
+@cache
+def _say(level: int, text: str) -> None:
+    """Log once: a run builds the same model many times."""
+    logger.log(level, text)

@@ -1,0 +1,130 @@
+"""What a sweep keeps beside its cells: the swept values, the state of each cell, shared stages."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from roli_fast.errors import RunDirectoryError, describe
+from roli_fast.files import write_bytes, write_json
+from roli_fast.train.config import to_tree
+from roli_fast.train.experiment import Experiment
+from roli_fast.train.sweep import Axis, Cell
+
+SWEEP = "sweep.yaml"
+"""In the sweep's folder: field -> values as written."""
+
+DIVERGED = "diverged.json"
+"""In the folder of a cell whose loss became NaN or infinite: it counts as finished, unchosen."""
+
+
+def save_axes(folder: Path, axes: Sequence[Axis]) -> None:
+    """Write the swept values."""
+    tree = {axis.field: list(axis.values) for axis in axes}
+    write_bytes(folder / SWEEP, yaml.safe_dump(tree, sort_keys=False).encode())
+
+
+def saved_axes(folder: Path) -> tuple[Axis, ...]:
+    """The values that the sweep in `folder` began with; none where it is a plain run."""
+    path = folder / SWEEP
+    if not path.is_file():
+        return ()
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return tuple(Axis(field, tuple(values)) for field, values in tree.items())
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise RunDirectoryError(
+            describe("--run_dir", f"a readable {SWEEP}", f"'{path}': {error}")
+        ) from error
+
+
+def read_validation(where: Path, method: str) -> list[dict[str, Any]] | None:
+    """The finished seeds of a cell; None while there is something left to train."""
+    path = where / "validation.json"
+    return json.loads(path.read_text(encoding="utf-8"))[method] if path.is_file() else None
+
+
+def read_diverged(where: Path) -> str | None:
+    """Why a cell came to nothing; None if it did not."""
+    path = where / DIVERGED
+    return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else None
+
+
+def write_diverged(where: Path, error: Exception) -> None:
+    """Note why a cell came to nothing."""
+    write_json(where / DIVERGED, {"error": str(error)})
+
+
+def read_outcomes(where: Path, method: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Stages and test of every seed of a tested cell."""
+    runs = read_validation(where, method) or []
+    for seed, run in zip(seeds, runs, strict=True):
+        path = where / f"seed-{seed}" / method / "test.json"
+        run["test"] = json.loads(path.read_text(encoding="utf-8"))
+    return runs
+
+
+def read_pretrained(where: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The results of pretraining on the source; empty without one."""
+    paths = [where / f"seed-{seed}" / "pretrain" / "result.json" for seed in seeds]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+class SharedStages:
+    """Stages that several cells begin with, pretraining and the probe say, are trained once.
+
+    Results depend on the configuration and the seed alone, so a finished stage of one cell is
+    copied to another that would train the very same.
+    """
+
+    def __init__(self) -> None:
+        self._finished: dict[str, Path] = {}
+
+    def note(self, cell: Cell, where: Path) -> None:
+        """Remember what the cell in `where` has finished."""
+        for key, part in _first_stages(cell):
+            if (where / part / "result.json").is_file():
+                self._finished.setdefault(key, where / part)
+
+    def bring(self, cell: Cell, where: Path) -> None:
+        """Copy what another cell has finished into `where`."""
+        for key, part in _first_stages(cell):
+            source, target = self._finished.get(key), where / part
+            if source is None or target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            half = target.with_name(f".{target.name}.copy")  # of a killed sweep, or new
+            shutil.rmtree(half, ignore_errors=True)
+            shutil.copytree(source, half)
+            half.rename(target)  # whole or not at all
+
+
+def _first_stages(cell: Cell) -> Iterator[tuple[str, Path]]:
+    """(what a stage depends on, its folder) of pretraining and of all stages but the last."""
+    experiment = cell.experiment
+    stages = experiment.stages(cell.method)
+    for seed in experiment.seeds:
+        common = [seed, *map(to_tree, _ground(experiment))]
+        base = Path(f"seed-{seed}")
+        if experiment.source is not None:
+            yield json.dumps(common), base / "pretrain"
+        for number, (name, _) in enumerate(stages[:-1], 1):
+            before = [[n, to_tree(getattr(experiment, n))] for n, _ in stages[:number]]
+            yield json.dumps([*common, before]), base / cell.method / f"stage-{number}-{name}"
+
+
+def _ground(experiment: Experiment) -> tuple[Any, ...]:
+    """What every stage of an experiment depends on, beside itself and the seed."""
+    return (
+        experiment.data,
+        experiment.model,
+        experiment.threat,
+        experiment.source,
+        experiment.pretrain,
+        experiment.validation,
+        experiment.fresh_head,
+        experiment.paper_compat,
+    )

@@ -1,0 +1,278 @@
+"""Files of ARES, Microsoft, torchvision and older timm: every tensor arrives, nothing else does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from foreign_names import Pairs, microsoft_buffers, microsoft_swin, torchvision_vit
+from timm.models.swin_transformer import PatchMerging
+from timm.models.vision_transformer import checkpoint_filter_fn
+from tiny_models import SMALL, images
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer, vit_b_16
+from torchvision.transforms.v2.functional import normalize
+
+from roli_fast.errors import CheckpointError
+from roli_fast.models import Classifier, Model, create, load_backbone
+from roli_fast.models.layouts import SWIN, TIMM, TORCHVISION_VIT, is_recomputed, layout_of, to_timm
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+VIT = "vit_base_patch16_224"
+SWIN_B = "swin_base_patch4_window7_224"
+DEPTHS = (2, 1, 1)
+SWIN_OPTIONS: dict[str, Any] = dict(
+    img_size=16, patch_size=2, window_size=4, embed_dim=8, depths=DEPTHS, num_heads=(1, 2, 2)
+)
+OPTIONS = {VIT: SMALL["vit_tiny_patch16_224"], SWIN_B: SWIN_OPTIONS}
+
+
+def build(name: str, weights: Path | None = None, seed: int = 0, **more: Any) -> Classifier:
+    options = {**OPTIONS[name], **more}
+    config = Model(name, options=options, weights=str(weights) if weights else None)
+    return create(config, num_classes=5, seed=seed).eval()
+
+
+def trained(name: str, seed: int = 1) -> Classifier:
+    """A network none of whose tensors is at its initial 0 or 1."""
+    model = build(name, seed=seed)
+    scramble(model, seed)
+    return model
+
+
+def scramble(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def under_old_names(model: Classifier, pairs: Pairs) -> dict[str, Tensor]:
+    """The backbone's tensors under the names of `pairs`, which must cover all of them."""
+    state = model.backbone.state_dict()
+    assert sorted(ours for _, ours in pairs) == sorted(state)
+    return {theirs: state[ours].clone() for theirs, ours in pairs}
+
+
+def assert_arrived(model: Classifier, state: dict[str, Tensor], pairs: Pairs) -> None:
+    """Every tensor of the file is in the model, bit for bit, apart from the head."""
+    own = model.backbone.state_dict()
+    assert len(own) == len(pairs)
+    for theirs, ours in pairs:
+        assert torch.equal(own[ours], state[theirs]) != theirs.startswith("head"), theirs
+
+
+@pytest.fixture
+def swin_file(tmp_path: Path) -> Path:
+    state = under_old_names(trained(SWIN_B), microsoft_swin(DEPTHS))
+    path = tmp_path / "swin.pth"
+    torch.save(state | microsoft_buffers(DEPTHS, window=4, windows=4), path)
+    return path
+
+
+class TestSwin:
+    @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    @pytest.mark.parametrize("buffers", [True, False])
+    def test_every_tensor_arrives(
+        self, tmp_path: Path, wrapper: str | None, prefix: str, buffers: bool
+    ) -> None:
+        model, pairs = trained(SWIN_B), microsoft_swin(DEPTHS)
+        state = under_old_names(model, pairs)
+        extra = microsoft_buffers(DEPTHS, window=4, windows=4) if buffers else {}
+        saved: Any = {prefix + name: tensor for name, tensor in {**state, **extra}.items()}
+        torch.save({wrapper: saved} if wrapper else saved, tmp_path / "w.pth")
+        again = build(SWIN_B, tmp_path / "w.pth", seed=2)
+        assert_arrived(again, state, pairs)
+        x = images(2, 3, 16, 16)
+        assert torch.equal(again.features(x), model.features(x))
+
+    def test_with_the_head_the_logits_are_equal(self, swin_file: Path) -> None:
+        again, x = build(SWIN_B, seed=2), images(2, 3, 16, 16)
+        load_backbone(again, swin_file, with_head=True)
+        assert torch.equal(again(x), trained(SWIN_B)(x))
+
+    def test_the_names_of_timm_today_are_left_alone(self, tmp_path: Path) -> None:
+        model = trained(SWIN_B)
+        torch.save(model.backbone.state_dict(), tmp_path / "w.pth")
+        again, x = build(SWIN_B, tmp_path / "w.pth", seed=2), images(2, 3, 16, 16)
+        assert torch.equal(again.features(x), model.features(x))
+
+    def test_patches_are_merged_in_microsofts_order(self) -> None:
+        """Theirs concatenates rows and columns (even, even), (odd, even), (even, odd), (odd, odd)
+        of the map; a row of the reduction that picks one channel shows which comes where."""
+        merge = PatchMerging(1, 4, norm_layer=nn.Identity)  # pyright: ignore
+        with torch.no_grad():
+            merge.reduction.weight.copy_(torch.eye(4))
+        x = torch.arange(16.0).view(1, 4, 4, 1)
+        out = merge(x)[0, 0, 0]
+        assert out.tolist() == [x[0, 0, 0, 0], x[0, 1, 0, 0], x[0, 0, 1, 0], x[0, 1, 1, 0]]
+
+    def test_another_image_size_keeps_the_windows(self, tmp_path: Path) -> None:
+        """attn_mask belongs to the image size and is computed anew."""
+        two: dict[str, Any] = dict(depths=(2, 1), num_heads=(1, 2))
+        first = build(SWIN_B, seed=1, **two)
+        scramble(first, seed=1)
+        state = under_old_names(first, microsoft_swin((2, 1)))
+        torch.save(state | microsoft_buffers((2, 1), window=4, windows=4), tmp_path / "w.pth")
+        model = build(SWIN_B, tmp_path / "w.pth", img_size=32, **two)
+        assert_arrived(model, state, microsoft_swin((2, 1)))
+        assert model(images(1, 3, 32, 32)).shape == (1, 5)
+
+    def test_other_windows_are_refused(self, swin_file: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"bias_table has shape \(49, 1\).*Swin names of"):
+            build(SWIN_B, swin_file, window_size=2)
+
+
+class TestTorchvision:
+    def theirs(self, **options: Any) -> VisionTransformer:
+        model = VisionTransformer(8, 4, 2, 2, 16, 64, num_classes=5, **options).eval()
+        scramble(model, seed=3)
+        return model
+
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        new, old = (torchvision_vit(2, published=p) for p in (False, True))
+        return {old_name: state[name] for (name, _), (old_name, _) in zip(new, old, strict=True)}
+
+    @pytest.mark.parametrize("published", [True, False])
+    def test_the_logits_are_torchvisions(self, tmp_path: Path, published: bool) -> None:
+        model = self.theirs()
+        state = dict(model.state_dict())
+        assert set(state) == {theirs for theirs, _ in torchvision_vit(2, published=False)}
+        state = self.published(state) if published else state
+        torch.save(state, tmp_path / "w.pth")
+        ours = build(VIT, tmp_path / "w.pth")
+        assert_arrived(ours, state, torchvision_vit(2, published=published))
+        load_backbone(ours, tmp_path / "w.pth", with_head=True)
+        x = images(4, 3, 8, 8)
+        truth = model(normalize(x, MEAN, STD))
+        assert torch.allclose(ours(x), truth, rtol=1e-5, atol=1e-5)
+        truth = model.double()(normalize(x.double(), MEAN, STD))
+        assert torch.allclose(ours.double()(x.double()), truth, rtol=1e-6, atol=1e-6)
+        assert truth.std() > 0.1
+
+    def test_a_hidden_layer_before_the_head_is_refused(self, tmp_path: Path) -> None:
+        torch.save(self.theirs(representation_size=7).state_dict(), tmp_path / "w.pth")
+        with pytest.raises(
+            CheckpointError, match=r"2 differences: unknown heads.pre_logits.weight"
+        ):
+            build(VIT, tmp_path / "w.pth")
+
+    def test_another_architecture_is_refused(self, tmp_path: Path) -> None:
+        torch.save(self.theirs().state_dict(), tmp_path / "w.pth")
+        with pytest.raises(CheckpointError, match="It was read as torchvision's ViT names"):
+            build(SWIN_B, tmp_path / "w.pth")
+
+
+class TestFullSize:
+    """Names and shapes of the published sizes, without their numbers."""
+
+    def shapes(self, name: str) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            state = timm.create_model(name).state_dict()
+        return {key: tensor.shape for key, tensor in state.items()}
+
+    @pytest.mark.parametrize(
+        ("name", "depth"),
+        [
+            (SWIN_B, 18),
+            ("swin_small_patch4_window7_224", 18),
+            ("swin_large_patch4_window7_224", 18),
+            ("swin_tiny_patch4_window7_224", 6),
+        ],
+    )
+    def test_swin(self, name: str, depth: int) -> None:
+        own, pairs = self.shapes(name), microsoft_swin((2, 2, depth, 2))
+        theirs = {old: torch.empty(own[new], device="meta") for old, new in pairs}
+        layout, found = to_timm(theirs)
+        assert layout is SWIN and {key: t.shape for key, t in found.items()} == own
+
+    def test_vit_b_16(self) -> None:
+        with torch.device("meta"):
+            theirs = vit_b_16().state_dict()
+        layout, found = to_timm(theirs)
+        assert layout is TORCHVISION_VIT
+        assert {key: t.shape for key, t in found.items()} == self.shapes(VIT)
+
+
+class TestStrictness:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("layers.1.blocks.0.attn.qkv.bias", "missing layers.1.blocks.0.attn.qkv.bias"),
+            ("layers.0.downsample.norm.bias", "missing layers.1.downsample.norm.bias"),
+            ("+layers.0.blocks.0.attn.logit_scale", "unknown layers.0.blocks.0.attn.logit_scale"),
+            ("+layers.0.blocks.0.attn.relative_coords_table", "unknown .*relative_coords_table"),
+            ("+layers.0.attn_mask_extra", "unknown layers.0.attn_mask_extra"),
+            ("+head.fc.weight", "one set of Swin names"),
+            ("+layers.2.downsample.norm.bias", "unknown layers.3.downsample.norm.bias"),
+        ],
+    )
+    def test_one_tensor_too_few_or_too_many(
+        self, swin_file: Path, change: str, message: str
+    ) -> None:
+        state = torch.load(swin_file, weights_only=True)
+        if change.startswith("+"):
+            state[change[1:]] = torch.zeros(3)
+        else:
+            del state[change]
+        torch.save(state, swin_file)
+        with pytest.raises(CheckpointError, match=message):
+            build(SWIN_B, swin_file)
+
+    def test_names_of_nobody_are_refused_with_the_first_of_both_sides(self, tmp_path: Path) -> None:
+        torch.save({f"encoder.{i}.w": torch.zeros(2) for i in range(9)}, tmp_path / "w.pth")
+        with pytest.raises(CheckpointError) as caught:
+            build(VIT, tmp_path / "w.pth")
+        text = str(caught.value)
+        assert "missing cls_token; missing pos_embed" in text
+        assert "unknown encoder.0.w; unknown encoder.1.w; unknown encoder.2.w; ..." in text
+        assert "it has none of: torchvision's ViT names, Swin names of Microsoft" in text
+
+    def test_layouts_are_told_apart(self) -> None:
+        swin = dict.fromkeys((theirs for theirs, _ in microsoft_swin(DEPTHS)), torch.zeros(1))
+        vit = dict.fromkeys((n for n, _ in torchvision_vit(1, published=True)), torch.zeros(1))
+        assert layout_of(swin) is SWIN and layout_of(vit) is TORCHVISION_VIT
+        for state in (to_timm(swin)[1], to_timm(vit)[1], {}):
+            assert layout_of(state) is TIMM
+        assert set(to_timm(swin)[1]) == {ours for _, ours in microsoft_swin(DEPTHS)}
+
+    @pytest.mark.parametrize("key", ["attn_mask", "layers.0.blocks.1.attn_mask"])
+    def test_what_may_be_left_out(self, key: str) -> None:
+        assert is_recomputed(key) and not is_recomputed(f"{key}s") and not is_recomputed(f"x{key}x")
+        assert not is_recomputed("relative_position_bias_table")
+
+
+class TestPositions:
+    """timm's own loader is the oracle."""
+
+    @pytest.mark.parametrize("img_size", [4, 12, 16, (8, 16)])
+    @pytest.mark.parametrize(
+        "tokens", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}]
+    )
+    def test_another_image_size(
+        self, tmp_path: Path, img_size: Any, tokens: dict[str, Any]
+    ) -> None:
+        first = build(VIT, seed=1, **tokens)
+        torch.save(first.backbone.state_dict(), tmp_path / "w.pth")
+        again = build(VIT, tmp_path / "w.pth", seed=2, img_size=img_size, **tokens)
+        plain = build(VIT, seed=3, img_size=img_size, **tokens).backbone
+        truth = checkpoint_filter_fn(first.backbone.state_dict(), plain)  # pyright: ignore
+        assert torch.equal(again.backbone.state_dict()["pos_embed"], truth["pos_embed"])
+        assert again.backbone.state_dict()["pos_embed"].shape != first.backbone.pos_embed.shape  # pyright: ignore
+
+    def test_the_log_says_so(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        torch.save(build(VIT, seed=1).backbone.state_dict(), tmp_path / "w.pth")
+        with caplog.at_level("INFO", "roli_fast.models"):
+            build(VIT, tmp_path / "w.pth", img_size=12)
+        assert "w.pth: position embedding resampled from 2x2 to 3x3 patches" in caplog.text
+
+    @pytest.mark.parametrize("shape", [(1, 7, 16), (1, 5, 8), (1, 1, 16), (5, 16)])
+    def test_what_cannot_be_resampled_is_refused(
+        self, tmp_path: Path, shape: tuple[int, ...]
+    ) -> None:
+        state = {**build(VIT).backbone.state_dict(), "pos_embed": torch.zeros(shape)}
+        torch.save(state, tmp_path / "w.pth")
+        with pytest.raises(CheckpointError, match="1 differences: pos_embed has shape"):
+            build(VIT, tmp_path / "w.pth")

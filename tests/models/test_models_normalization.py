@@ -1,0 +1,122 @@
+"""Which normalisation is taken, and that the log says whose it is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign_names import torchvision_vit
+from tiny_models import SMALL, tiny
+
+from roli_fast.errors import ArgumentError, CheckpointError
+from roli_fast.models import Classifier, Model, create, normalization, save_model
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+VIT = "vit_base_patch16_224"
+ARES = "ARES_ViT_base_patch16_224_AT.pth"
+OPTIONS = SMALL["vit_tiny_patch16_224"]
+
+
+@pytest.fixture(autouse=True)
+def say_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The log speaks once a process; the cache is this test's."""
+    normalization._say.cache_clear()
+    monkeypatch.setenv("ROLI_FAST_HOME", str(tmp_path / "home"))
+
+
+def build(weights: Path | str, **options: Any) -> Classifier:
+    name = options.pop("name", VIT)
+    return create(Model(name, options=OPTIONS, weights=str(weights), **options), num_classes=5)
+
+
+def of(model: Classifier) -> tuple[list[float], list[float]]:
+    mean, std = (t.flatten().tolist() for t in (model.normalize.mean, model.normalize.std))
+    assert (model.card["mean"], model.card["std"]) == (
+        pytest.approx(mean, abs=1e-7),
+        pytest.approx(std, abs=1e-7),
+    )
+    return model.card["mean"], model.card["std"]
+
+
+def plain_file(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tiny().backbone.state_dict(), path)
+    return path
+
+
+def test_an_unknown_file_gets_timms_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build(plain_file(tmp_path / "w.pth"))
+    assert of(model) == HALF
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "w.pth does not tell its normalisation" in record.msg
+    build(tmp_path / "w.pth")
+    assert len(caplog.records) == 1  # once, however often the model is built
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_ares_vit_has_imagenets_where_timm_says_one_half(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, by_name: bool
+) -> None:
+    path = plain_file(tmp_path / "home" / "weights" / ARES)
+    with caplog.at_level("INFO"):
+        model = build("zoo:ares_vit_b" if by_name else path)
+    assert of(model) == IMAGENET
+    assert caplog.messages == [f"{ARES}: normalisation from the zoo's ares_vit_b"]
+
+
+def test_torchvisions_names_are_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state, pairs = tiny().backbone.state_dict(), torchvision_vit(2, published=True)
+    torch.save({theirs: state[ours] for theirs, ours in pairs}, tmp_path / "w.pth")
+    with caplog.at_level("INFO"):
+        assert of(build(tmp_path / "w.pth")) == IMAGENET
+    assert caplog.messages == ["w.pth: normalisation from torchvision's ViT names"]
+
+
+def test_the_card_knows_better_than_the_file_name(tmp_path: Path) -> None:
+    first = tiny(config={"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)})
+    path = tmp_path / ARES.replace(".pth", ".safetensors")
+    save_model(first, path)
+    assert of(build(path)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+def test_the_user_knows_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = plain_file(tmp_path / ARES)
+    ones = (1.0, 1.0, 1.0)
+    assert of(build(path, std=ones)) == (IMAGENET[0], list(ones))
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert of(build(path, mean=ones, std=ones)) == (list(ones), list(ones))
+    assert not caplog.records
+
+
+class TestZooNames:
+    def test_a_file_that_is_not_here_names_the_command(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"zoo get ares_vit_b`\.$") as caught:
+            build("zoo:ares_vit_b")
+        assert str(tmp_path / "home" / "weights" / ARES) in str(caught.value)
+        with pytest.raises(CheckpointError, match=r"zoo get ares_vit_b`, and write weights: zoo:"):
+            build(tmp_path / ARES)
+
+    def test_an_unknown_name_lists_similar_ones(self) -> None:
+        with pytest.raises(ArgumentError, match=r"got 'ares_vit'\. Similar: ares_vit_"):
+            build("zoo:ares_vit")
+
+    def test_another_architecture_is_told(self, tmp_path: Path) -> None:
+        plain_file(tmp_path / "home" / "weights" / ARES)
+        with pytest.raises(
+            ArgumentError, match=r"`model.name`: expected vit_base_patch16_224, got"
+        ):
+            build("zoo:ares_vit_b", name="vit_tiny_patch16_224")
+        assert build("zoo:ares_vit_b", name=f"{VIT}.augreg_in21k").config.weights
+
+    def test_nothing_is_downloaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_args: Any, **_options: Any) -> None:
+            pytest.fail("a connection was opened")
+
+        monkeypatch.setattr("urllib.request.urlopen", refuse)
+        monkeypatch.setattr("socket.socket.connect", refuse)
+        with pytest.raises(CheckpointError, match="no file"):
+            build("zoo:ares_vit_b")

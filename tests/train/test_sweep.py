@@ -1,0 +1,290 @@
+"""Sweeps: which cells there are, what is chosen, what is tested, and that nothing is done twice."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from small import FLAGS, assert_same_weights, run_small, small
+
+from roli_fast.errors import ConfigError, NonFiniteLossError, RoliFastError, RunDirectoryError
+from roli_fast.peft import Bias, Full
+from roli_fast.train import Experiment, loop, pipeline, sweep_run
+from roli_fast.train.__main__ import main
+from roli_fast.train.cli import parse
+from roli_fast.train.sweep import Axis, cells
+from roli_fast.train.sweep_run import run_sweep, sweep_table
+
+QUICK = ["--probe.epochs=1", "--finetune.epochs=1", "--data.max_per_class=12"]
+RATES = "finetune.optimizer.lr=1e-3,2e-3"
+
+
+def axes(*texts: str) -> list[Axis]:
+    return [Axis.parse(text) for text in texts]
+
+
+def labels(base: Experiment, *texts: str) -> list[str]:
+    return [f"{cell.method} {cell.label}" for cell in cells(base, axes(*texts))]
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "values"),
+    [
+        ("seeds=0", "seeds", ("0",)),
+        ("finetune.optimizer.lr=[1e-3,1e-4]", "finetune.optimizer.lr", ("1e-3", "1e-4")),
+        ("threat.eps=4/255, 8/255", "threat.eps", ("4/255", "8/255")),
+        ("model.mean=[0.1,0.2,0.3],[0,0,0]", "model.mean", ("[0.1,0.2,0.3]", "[0,0,0]")),
+        ("model.mean=[[0.1,0.2,0.3],[0,0,0]]", "model.mean", ("[0.1,0.2,0.3]", "[0,0,0]")),
+        ("--head_init=zero,small", "head_init", ("zero", "small")),
+    ],
+)
+def test_values_as_written(text: str, field: str, values: Sequence[str]) -> None:
+    assert Axis.parse(text) == Axis(field, tuple(values))
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["finetune.optim.lr=1"], ["unknown field `finetune.optim`", "optimizer"]),
+        (["finetune.optimizer.lr"], ["`--sweep`", "FIELD=VALUE", "1e-3,1e-4"]),
+        (["finetune.optimizer.lr="], ["`--sweep`", "FIELD=VALUE"]),
+        (["finetune.optimizer.lr=1,,2"], ["`--sweep`", "FIELD=VALUE"]),
+        (["finetune.optimizer.lr=1,1"], ["different values of finetune.optimizer.lr"]),
+        (["finetune.optimizer.lr=1e-3,0.001"], ["1e-3", "0.001", "alike"]),
+        ([RATES, RATES], ["each field once"]),
+        (["finetune.optimizer.lr=1,-1"], ["finetune.optimizer.lr=-1", "`lr`", "> 0"]),
+        (["finetune.epochs=1,many"], ["finetune.epochs=many", "an integer"]),
+        (["threat.eps=0.1,0.2"], ["threat", "a sweep for each value"]),
+        (["seeds=0,1"], ["seeds"]),
+        (["test.steps=1,2"], ["test"]),
+        (["data.seed=1,2"], ["data.augment"]),
+        (["finetune.attack=null,pgd"], ["clean and robust"]),
+    ],
+)
+def test_a_wrong_sweep_is_named_with_its_fix(texts: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cells(small(), axes(*texts))
+    assert all(word.lower() in str(caught.value).lower() for word in words), str(caught.value)
+
+
+def test_every_combination_is_a_cell() -> None:
+    found = cells(small("--methods=roli"), axes(RATES, "finetune.tuning=full,bias"))
+    assert [cell.label for cell in found] == [
+        "finetune.optimizer.lr=1e-3 finetune.tuning=full",
+        "finetune.optimizer.lr=1e-3 finetune.tuning=bias",
+        "finetune.optimizer.lr=2e-3 finetune.tuning=full",
+        "finetune.optimizer.lr=2e-3 finetune.tuning=bias",
+    ]
+    stages = [cell.experiment.finetune for cell in found]
+    assert [stage.optimizer.lr for stage in stages] == [1e-3, 1e-3, 2e-3, 2e-3]
+    assert [type(stage.tuning) for stage in stages] == [Full, Bias, Full, Bias]
+    assert len({cell.folder for cell in found}) == 4
+
+
+def test_what_does_not_concern_a_method_is_not_run_twice() -> None:
+    """RanLI follows finetune only where it has no stage of its own."""
+    assert labels(small(), RATES) == [
+        "roli finetune.optimizer.lr=1e-3",
+        "roli finetune.optimizer.lr=2e-3",
+        "ranli finetune.optimizer.lr=1e-3",
+        "ranli finetune.optimizer.lr=2e-3",
+    ]
+    own = small("--ranli.epochs=1")
+    assert labels(own, RATES)[2:] == ["ranli as configured"]
+    both = labels(own, RATES, "ranli.optimizer.lr=0.1,0.2")
+    assert both[2:] == ["ranli ranli.optimizer.lr=0.1", "ranli ranli.optimizer.lr=0.2"]
+    assert both[:2] == labels(own, RATES)[:2]
+
+
+def test_head_inits_are_compared_at_one_budget() -> None:
+    base = small("--methods=ranli")
+    inits = axes("head_init=robust-linear,kaiming,small,zero,default")
+    stages = [c.experiment.stages("ranli") for c in cells(base, inits)]
+    assert [[(n, s.epochs) for n, s in found] for found in stages] == [
+        [("probe", 2), ("ranli", 3)],
+        *[[("ranli", 5)]] * 4,
+    ]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Two rates, two seeds, both methods."""
+    folder = tmp_path_factory.mktemp("sweep") / "sweep"
+    base = small(*QUICK, "--seeds=0,1")
+    return folder, run_sweep(base, axes(RATES), folder, quiet=True)
+
+
+def test_a_sweep_tests_what_validates_best_and_nothing_else(
+    swept: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, summary = swept
+    rows = summary["sweep"]["cells"]
+    assert len(rows) == 4
+    for method in ("roli", "ranli"):
+        own = [row for row in rows if row["method"] == method]
+        chosen = [row for row in own if row["chosen"]]
+        assert len(chosen) == 1
+        best = max(row["validation_accuracy"] for row in own)
+        assert chosen[0]["validation_accuracy"] == best
+        for row in own:
+            tests = list((folder / row["folder"]).glob("seed-*/*/test.json"))
+            assert len(tests) == (2 if row["chosen"] else 0)
+            assert (folder / row["folder"] / "summary.json").exists() == row["chosen"]
+        tested = json.loads((folder / chosen[0]["folder"] / "summary.json").read_text())
+        assert tested["methods"][method]["test"] == summary["methods"][method]["test"]
+    assert summary["comparisons"][0]["test"].startswith("paired t")
+    assert set(summary["methods"]["roli"]["test"]["sd"]) == {"clean", "pgd-3"}
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_rows_are_means_over_seeds(swept: tuple[Path, dict[str, Any]]) -> None:
+    """The rows are means and sample deviations of the seeds' results on disk."""
+    folder, summary = swept
+    for row in summary["sweep"]["cells"]:
+        pattern = "seed-{}/*/stage-*/result.json"
+        scores = []
+        for seed in (0, 1):
+            last = sorted((folder / row["folder"]).glob(pattern.format(seed)))[-1]
+            scores.append(json.loads(last.read_text())["best_validation_accuracy"])
+        assert row["per_seed"] == scores
+        assert row["validation_accuracy"] == pytest.approx(sum(scores) / 2)
+        assert row["sd"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+
+
+def test_a_cell_is_the_run_that_it_says(tmp_path: Path, swept: tuple[Path, dict[str, Any]]) -> None:
+    """Also where its probe came from another cell."""
+    folder, _ = swept
+    flags = [*QUICK, "--seeds=0,1", "--methods=roli", "--finetune.optimizer.lr=2e-3"]
+    run_small(tmp_path / "alone", *flags)
+    for part in ("seed-0", "seed-1"):
+        assert_same_weights(
+            tmp_path / "alone" / part, folder / "roli/finetune.optimizer.lr=2e-3" / part
+        )
+
+
+def test_the_probe_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+    original = loop.StageLoop.run
+
+    def spy(self: loop.StageLoop) -> Any:
+        trained.append("{seed} {stage}".format(**self.job.place))
+        return original(self)
+
+    monkeypatch.setattr(loop.StageLoop, "run", spy)
+    flags = [*QUICK, "--methods=roli,ranli", "--ranli.epochs=1", "--head_init=robust-linear"]
+    run_sweep(small(*flags), axes(RATES), tmp_path / "a", quiet=True)
+    assert trained == ["0 probe", "0 finetune", "0 finetune", "0 ranli"]
+    trained.clear()
+    flags = [*QUICK, "--methods=roli", "--data.max_per_class=12"]
+    run_sweep(small(*flags), axes("probe.optimizer.lr=0.1,0.2"), tmp_path / "b", quiet=True)
+    assert trained == ["0 probe", "0 finetune"] * 2
+    heads = [
+        load_file(path)["weight"] for path in (tmp_path / "b").glob("roli/*/*/roli/*probe/head*")
+    ]
+    assert len(heads) == 2 and not (heads[0] == heads[1]).all()
+
+
+def test_a_killed_sweep_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swept: tuple[Path, dict[str, Any]]
+) -> None:
+    """Killed in the third of four cells: the first two are left alone, the numbers are the same."""
+    folder = tmp_path / "sweep"
+    base = small(*QUICK, "--seeds=0,1")
+    original, count = pipeline.Pipeline.run, 0
+
+    def crash(self: pipeline.Pipeline, *arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise RuntimeError("power cut")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(pipeline.Pipeline, "run", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_sweep(base, axes(RATES), folder, quiet=True)
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("roli/**/*.safetensors")}
+    assert before
+    command = parse(["--run_dir", str(folder), "--resume"])
+    assert (command.experiment, command.axes) == (base, tuple(axes(RATES)))
+    monkeypatch.setattr(pipeline.Pipeline, "run", original)
+    summary = run_sweep(command.experiment, command.axes, folder, resume=True, quiet=True)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    for name in ("methods", "comparisons", "sweep"):
+        assert without_times(summary[name]) == without_times(swept[1][name])
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if "second" not in k}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def test_a_cell_that_diverges_is_told_and_not_chosen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = [*QUICK, "--methods=ranli", "--ranli.epochs=1", "--ranli.attack=null"]
+    flags += ["--ranli.optimizer.name=sgd", "--ranli.warmup_epochs=0"]
+    base = small(*flags, "--ranli.batch_size=4")
+    rates = axes("ranli.optimizer.lr=1e18,1e-3")
+    with caplog.at_level("INFO"):
+        summary = run_sweep(base, rates, tmp_path / "sweep", quiet=True)
+    first, second = summary["sweep"]["cells"]
+    assert first["validation_accuracy"] is None and "stage 'ranli'" in first["diverged"]
+    assert second["chosen"] and not first["chosen"]
+    assert "cell 1/2 ranli ranli.optimizer.lr=1e18: diverged" in caplog.messages
+    assert any(m.startswith("cell 2/2 ranli ranli.optimizer.lr=1e-3: ") for m in caplog.messages)
+    assert "diverged" in sweep_table(summary) and "chosen" in sweep_table(summary)
+    with pytest.raises(NonFiniteLossError, match="every cell of ranli"):
+        run_sweep(base, rates[:0] + axes("ranli.optimizer.lr=1e18,1e19"), tmp_path / "all")
+
+
+def test_a_mistake_in_the_last_cell_is_told_before_the_first_trains(tmp_path: Path) -> None:
+    base = small(*QUICK, "--methods=ranli", "--finetune.tuning=lora")
+    with pytest.raises(RoliFastError, match="rank"):
+        run_sweep(base, axes("finetune.tuning.rank=2,999"), tmp_path / "sweep", quiet=True)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_cell_of_another_experiment_is_refused(
+    swept: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = swept
+    other = small(*QUICK, "--seeds=0,1", "--finetune.warmup_epochs=0")
+    with pytest.raises(RunDirectoryError, match="another experiment"):
+        run_sweep(other, axes(RATES), folder, resume=True, quiet=True)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "sweep")
+    flags = [*FLAGS, *QUICK, "--methods=ranli", "--ranli.epochs=1", "--run_dir", folder]
+    assert main([*flags, "--sweep", "ranli.optimizer.lr=1e-3,2e-3"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("ranli.optimizer.lr=1e-3", "chosen", "pgd-3", "Everything is in"):
+        assert words in printed
+    assert main(["--run_dir", folder, "--resume", "--sweep", "ranli.optimizer.lr=1e-3"]) == 2
+    assert main(["--run_dir", folder, "--resume"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_the_sweep_runner_never_looks_at_a_test_to_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time the first test image is read, the choice is made."""
+    chosen: list[str] = []
+    original, evaluate = sweep_run._choose, pipeline.evaluate
+
+    def choose(method: str, *arguments: Any) -> Any:
+        chosen.append(method)
+        return original(method, *arguments)
+
+    def test(*arguments: Any, **options: Any) -> Any:
+        assert chosen, "tested before anything was chosen"
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(sweep_run, "_choose", choose)
+    monkeypatch.setattr(pipeline, "evaluate", test)
+    base = small(*QUICK, "--methods=ranli", "--ranli.epochs=1")
+    run_sweep(base, axes("ranli.optimizer.lr=1e-3,2e-3"), tmp_path / "sweep", quiet=True)
+    assert chosen == ["ranli"]
