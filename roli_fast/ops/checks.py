@@ -90,13 +90,18 @@ def amount(name: str, value: object, x: Tensor) -> float | Tensor:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(describe(name, expected, type(value).__name__, fix))
-    try:
-        number = float(value)
-    except OverflowError:  # an integer that no float holds
-        number = math.inf
+    number = as_float(value)
     if not 0.0 <= number < math.inf:
         raise ArgumentError(describe(name, expected, number, fix))
     return number
+
+
+def as_float(value: numbers.Real) -> float:
+    """The number; infinity for an integer that no float holds."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def fraction(name: str, value: object, x: Tensor) -> float | Tensor:

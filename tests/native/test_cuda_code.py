@@ -51,12 +51,17 @@ STREAMS = {
     "start_kernel": (1, 1),
     "decide_kernel": (0, 0),  # a loss a sample
     "start_totals": (0, 0),  # reads nothing, adds up one number a sample
+    "lora_dropout_kernel": (1, 1),
 }
 """Tensors that a kernel reads, and writes, element by element: 16 bytes at a time if by vectors."""
+TILED = {"lora_inner_outer", "lora_reduce", "lora_merge_kernel"}
+"""Kernels over tiles of matrices, not over streams of elements."""
 EXEMPT = {
     ("start_kernel", "loads"): ("Bf16", "Fp16"),  # four elements of a Philox counter: 8 bytes
     ("start_kernel", "stores"): ("Fp32", "Bf16", "Fp16"),  # the same, and nvcc splits those of fp32
     ("apgd_l2_step_kernel", "stores"): ("Bf16", "Fp16"),  # nvcc splits them
+    ("lora_dropout_kernel", "loads"): ("kernelIt",),  # 16 bits: four elements of a Philox counter
+    ("lora_dropout_kernel", "stores"): ("kernelIt",),
 }
 
 
@@ -123,9 +128,12 @@ def test_no_kernel_spills_and_registers_stay_few(cuobjdump):
 
 def test_vector_kernels_move_16_bytes_at_a_time(cuobjdump):
     listing = functions(cuobjdump("-sass", "-arch", "sm_90"))
-    assert Counter(kind(name) for name, _ in listing) == KERNELS and set(STREAMS) == set(KERNELS)
+    assert Counter(kind(name) for name, _ in listing) == KERNELS
+    assert set(KERNELS) - set(STREAMS) == TILED
     for name, text in listing:
         assert not re.search(r"\b(LDL|STL)\b", text), f"{name}: a vector lives in local memory"
+        if kind(name) in TILED:
+            continue
         moved = {"loads": r"LDG?\.E\.128", "stores": r"STG?\.E\.128"}
         for least, (what, code) in zip(STREAMS[kind(name)], moved.items(), strict=True):
             count = len(re.findall(code, text))
@@ -138,7 +146,7 @@ def test_vector_kernels_move_16_bytes_at_a_time(cuobjdump):
 def test_the_lora_backward_is_on_tensor_cores(cuobjdump):
     """A matrix instruction for each tile, fed by 16-byte loads where a lane takes 8 columns."""
     names = {"lora_inner_outer": 0}
-    for name, text in functions(cuobjdump("-sass", "-arch", "sm_80")).items():
+    for name, text in functions(cuobjdump("-sass", "-arch", "sm_80")):
         if kind(name) in names:
             names[kind(name)] += 1
             tiles = int(re.search(r"ELi(\d)E", name)[1])

@@ -21,7 +21,8 @@ def matrix(name: str, value: object) -> None:
 
 
 def on_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Both lie on one device."""
+    """Both lie on one device, or in one fake mode."""
+    checks.fake_alike(other_name, other, name, value)
     if value.device != other.device:
         expected = f"device {other.device}, that of `{other_name}`"
         raise ArgumentTypeError(describe(name, expected, value.device))
@@ -79,8 +80,8 @@ def number(name: str, value: object) -> float:
     """`value` is a finite number, returned as float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(describe(name, "a finite number", type(value).__name__))
-    if not math.isfinite(float(value)):
-        raise ArgumentError(describe(name, "a finite number", value))
+    if not math.isfinite(checks.as_float(value)):
+        raise ArgumentError(describe(name, "a finite number", checks.as_float(value)))
     return float(value)
 
 
