@@ -1,5 +1,7 @@
 """Attacks, one a file: frozen dataclasses, attack(model, x, y, generator=None) -> x_adv."""
 
+from roli_fast.attacks.apgd import APGD as APGD
+from roli_fast.attacks.apgd_t import APGDT as APGDT
 from roli_fast.attacks.base import ATTACKS as ATTACKS
 from roli_fast.attacks.base import Attack as Attack
 from roli_fast.attacks.base import AttackResult as AttackResult

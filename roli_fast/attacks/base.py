@@ -125,8 +125,8 @@ class BallAttack(Attack):
 
     def under(self: BallAttackT, threat: ThreatModel) -> BallAttackT:
         """The same attack with every field that is None taken from `threat`."""
-        return replace(  # pyright: ignore[reportArgumentType] - a dataclass in every subclass
-            self,
+        return replace(
+            self,  # pyright: ignore[reportArgumentType] - a dataclass in every subclass
             norm=self.norm or threat.norm,
             eps=self.eps if self.eps is not None else threat.eps,
             bounds=self.bounds or threat.bounds,

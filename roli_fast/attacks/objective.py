@@ -84,12 +84,14 @@ class Goal:
         y: labels (B,).
         target: labels (B,) to be reached.
         clean: logits (B, C) of the clean images, for losses that compare with them.
+        any_class: a sample counts as fooled by any wrong class, also where a target is given.
     """
 
     loss: str
     y: Tensor
     target: Tensor | None = None
     clean: Tensor | None = None
+    any_class: bool = False
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         entry = LOSSES[defined_for(self.loss, logits.shape[1])]
@@ -100,8 +102,8 @@ class Goal:
         return entry.towards(logits, y, self.target)
 
     def reached(self, logits: Tensor) -> Tensor:
-        """Which samples (B,) are fooled: not `y`, or exactly `target` where it is given."""
-        if self.target is None:
+        """Which samples (B,) are fooled: not `y`, or exactly `target` where that is the aim."""
+        if self.target is None or self.any_class:
             return ~is_right(logits, self.y)
         return is_right(logits, self.target)
 

@@ -19,10 +19,7 @@ def choose(rule: str, clean: Tensor, y: Tensor, generator: Generator | None, ids
             sample's id alone.
         ids: the samples' ids (B,).
     """
-    classes = clean.shape[1]
-    if classes < 2:
-        fix = "There is no wrong class to aim at."
-        raise ArgumentError(describe("model", "a model with at least 2 classes", classes, fix))
+    classes = _classes(clean)
     if rule == "least_likely":
         return clean.float().scatter(1, y[:, None], float("inf")).argmin(1)
     zeros = clean.new_zeros(len(y), 1).float()
@@ -40,4 +37,12 @@ def most_likely_others(clean: Tensor, y: Tensor, count: int) -> Tensor:
     """
     wrong = clean.scatter(1, y[:, None], -float("inf"))
     order = wrong.sort(dim=1, descending=True).indices
-    return order[:, : min(count, clean.shape[1] - 1)]
+    return order[:, : min(count, _classes(clean) - 1)]
+
+
+def _classes(clean: Tensor) -> int:
+    classes = clean.shape[1]
+    if classes < 2:
+        fix = "There is no wrong class to aim at."
+        raise ArgumentError(describe("model", "a model with at least 2 classes", classes, fix))
+    return classes
