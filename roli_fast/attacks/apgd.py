@@ -110,9 +110,11 @@ class APGD(BallAttack):
         if norm not in (None, "l1"):
             fix = "Set norm='l1' or large_radius=False."
             raise ArgumentError(describe("large_radius", "False", f"True in {norm}", fix))
-        if self.steps < 4:
+        if min(steps for _, steps in large_radius_stages(self.steps)) < 1:
             fix = "Each of its three stages needs one."
-            raise ArgumentError(describe("steps", "at least 4 with large_radius", self.steps, fix))
+            raise ArgumentError(
+                describe("steps", "3, 5 or more with large_radius", self.steps, fix)
+            )
 
     @property
     def label(self) -> str:
