@@ -149,13 +149,13 @@ def _collect(search: Search, logits: Tensor, found: Found, plan: Plan) -> Search
         _copy_rows(found.x_adv, search.x_adv, new)
         found.fooled.logical_or_(reached)
         return search
-    gone, left = reached.nonzero()[:, 0], (~reached).nonzero()[:, 0]
+    gone = reached.nonzero()[:, 0]
     if len(gone) == 0:
         return search
     place = search.place[gone]
     found.x_adv[place] = search.x_adv[gone]
     found.fooled[place] = True
-    return take(search, left)
+    return take(search, (~reached).nonzero()[:, 0])
 
 
 def _improve(search: Search, period: int) -> None:

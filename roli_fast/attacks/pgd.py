@@ -212,7 +212,8 @@ class PGD(BallAttack):
 
 def accumulated(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tensor:
     """momentum * velocity + grad / ||grad||_1 (Dong et al., equation 6); a zero gradient adds 0."""
-    length = grad.abs().flatten(1).sum(1, dtype=torch.float64).clamp(min=1e-300)
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    length = grad.abs().flatten(1).sum(1, dtype=wide).clamp(min=torch.finfo(wide).tiny)
     unit = (grad / length.view(-1, *[1] * (grad.ndim - 1))).to(grad.dtype)
     return unit if velocity is None else momentum * velocity + unit
 
