@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 from typing import Any
 
 import pytest
@@ -102,6 +103,25 @@ def test_the_model_is_given_back_and_the_cost_is_true(attack: Attack) -> None:
         result = attack.run(model, X, Y, generator())
     assert result.cost == Cost(model.forwards, model.backwards)
     assert model.forwards > 0
+
+
+def test_flags_say_what_the_images_do(attack: Attack) -> None:
+    model = Mixed()
+    result = attack.run(model, X, Y, generator())
+    if result.fooled is not None:
+        assert torch.equal(result.fooled, predicted(model, result.x_adv) != Y)
+
+
+def test_one_radius_a_sample(kind: type[Attack], norm: str) -> None:
+    if "eps" not in inspect.signature(kind.run).parameters:
+        pytest.skip("takes no radius in a call")
+    attack = short(kind, norm)
+    radii = EPS[norm] * torch.tensor([0.0, 0.25, 0.5, 1.0, 2.0, 4.0])
+    x_adv = attack(Mixed(), X, Y, generator(), eps=radii)
+    distance = NORMS[norm].distance(x_adv, X)
+    assert (distance <= radii.double() * attack.reach).all() and (distance[1:] > 0).all()
+    with pytest.raises(ArgumentError, match="`eps`: expected"):
+        attack(Mixed(), X, Y, generator(), eps=radii[:2])
 
 
 def test_draws_depend_on_the_generator_alone(attack: Attack) -> None:
