@@ -113,6 +113,22 @@ class TestCompaction:
         without = APGD(**common, compact=False).run(NET, X, Y, source())
         assert with_it.fooled is not None and torch.equal(with_it.fooled, without.fooled)
 
+    def test_nobody_leaves_the_larger_radii_of_large_radius(self) -> None:
+        """Their iterates are outside the ball: each stage of 3 steps is 4 passes on all images."""
+        net = Wavy(dtype=torch.float32)
+        attack = APGD(norm="l1", eps=EPS["l1"], steps=10, large_radius=True)
+        result = attack.run(net, X, Y, source())
+        assert [len(batch) for batch in net.seen[:9]] == [24] * 9
+        assert len(net.seen[-1]) < 24 and len(net.seen) == result.cost.forwards
+
+    def test_a_stage_starts_from_the_best_of_the_one_before(self) -> None:
+        net = Wavy(dtype=torch.float32)
+        APGD(norm="l1", eps=0.5, steps=10, large_radius=True)(net, X, Y, source())
+        stage, after = torch.stack(net.seen[1:5]), net.seen[5]
+        losses = torch.stack([loss_of(iterates, Y) for iterates in stage])
+        best = stage[losses.argmax(0), torch.arange(24)]
+        assert torch.equal(after, ops.l1_project_(best, X, eps=1.0))
+
     def test_when_all_are_fooled_it_is_over(self, kind: Any) -> None:
         result = kind(eps=0.5, steps=50).run(NET, X, Y, source())
         assert result.fooled is not None and result.fooled.all()

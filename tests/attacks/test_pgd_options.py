@@ -93,6 +93,29 @@ class TestRestarts:
         assert result.fooled is not None and result.fooled.all()
         assert result.cost == Cost(6, 5)
 
+    def test_a_restart_that_fools_wins_over_one_of_higher_loss(self) -> None:
+        """After the first search 100 classes are about as likely, the label by a hair (loss 4.6);
+        after the second two are, and the other one is ahead (loss 0.74)."""
+
+        class Staged(nn.Module):
+            calls = 0
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.calls += 1
+                logits = torch.zeros(len(x), 100)
+                logits[:, 0] = 0.01
+                if self.calls == 4:
+                    logits -= 50
+                    logits[:, :2] = torch.tensor([0.0, 0.1])
+                return logits + 0 * x.sum()
+
+        x, y = torch.full((1, 3), 0.5), torch.tensor([0])
+        result = PGD(eps=0.1, steps=1, restarts=2).run(Staged(), x, y, source())
+        seeds = torch.randint(2**63 - 1, (2,), generator=source()).tolist()
+        second = PGD(eps=0.1, steps=1)(Staged(), x, y, source(seeds[1]))
+        assert result.fooled is not None and result.fooled.all()
+        assert torch.equal(result.x_adv, second)
+
     def test_the_generator_moves_on_alike(self) -> None:
         states = []
         for eps in (1e-3, 0.5):
