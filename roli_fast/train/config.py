@@ -11,14 +11,14 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Union
 
 import yaml
 
-from roli_fast.attacks import ATTACKS, Attack
+from roli_fast.attacks import ATTACKS, PGD, Attack
 from roli_fast.data import DATASETS, DataSource
 from roli_fast.errors import ConfigError, describe
 from roli_fast.peft import METHODS, Method
@@ -120,7 +120,14 @@ def _component(tree: Mapping[str, Any], registry: Registry[Any], where: str) -> 
     if registry is ATTACKS:  # what is left out follows the run's threat model
         left_out = set(FOLLOWS_THREAT) & set(field_types(chosen)) - set(arguments)
         arguments |= dict.fromkeys(left_out)
+        if chosen is not PGD:  # else the parser keeps PGD's fields of the same name, loss and steps
+            arguments = _defaults(chosen) | arguments
     return {"class_path": class_path(chosen), "init_args": to_class_paths(arguments, chosen, where)}
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """Field -> default, for the fields that have a plain one."""
+    return {f.name: to_tree(f.default) for f in fields(kind) if f.init and f.default is not MISSING}
 
 
 def to_tree(value: Any) -> Any:
@@ -214,7 +221,9 @@ def _value(flag: str, text: str) -> str:
         except ZeroDivisionError:
             raise ConfigError(describe(flag, "a number", text)) from None
     if kind in COMPONENTS:
-        return _component({"name": text}, COMPONENTS[kind], flag)["class_path"]
+        component = _component({"name": text}, COMPONENTS[kind], flag)
+        own = kind is Attack and component["class_path"] != class_path(PGD)
+        return json.dumps(component) if own else component["class_path"]
     if typing.get_origin(kind) is tuple and not text.startswith("[") or _NUMBERS.match(text):
         return json.dumps([yaml.load(part, _Loader) for part in text.split(",")])  # noqa: S506
     return text
