@@ -1,25 +1,47 @@
 """What every attack has in common, and the table of all attacks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Generator, Tensor
 
 from roli_fast.engine import Cost
 from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.norms import NORMS, Norm
 from roli_fast.registry import Registry
-from roli_fast.threat import ThreatModel
+from roli_fast.threat import Bounds, ThreatModel, check_bounds, check_images, check_positive
+
+Radius = float | Tensor
+"""A number, or one a sample: (B,)."""
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """`x_adv` (like x) and the passes that the search cost."""
+    """What a search found.
+
+    Args:
+        x_adv: images like x.
+        cost: the passes that the search cost.
+        fooled: bool (B,), whether `x_adv` does what the attack is after, by the logits that the
+            search saw; None where the attack never looks.
+        notes: what the user should know, "loss dlr needs 4 classes, ..." say.
+    """
 
     x_adv: Tensor
     cost: Cost
+    fooled: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Attack:
     """Base of all attacks. A subclass is a frozen dataclass: its fields are its configuration."""
+
+    @property
+    def reach(self) -> float:
+        """How far from x a result may be, in multiples of eps."""
+        return 1.0
 
     @property
     def label(self) -> str:
@@ -50,6 +72,7 @@ class Attack:
         generator: Generator | None = None,
         *,
         sample_ids: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Adversarial images for a batch.
 
@@ -61,6 +84,8 @@ class Attack:
             generator: source of the random start; None takes torch's global generator.
             sample_ids: int64 (B,); the start of a sample depends on one draw of the generator and
                 on its id alone. None takes its index in the batch.
+            **options: what this attack's `run` takes besides: `eps`, a number or one a sample (B,),
+                in place of the field; PGD's `target`.
 
         Returns:
             A new tensor like `x`, inside the ball around `x` and inside the bounds.
@@ -68,7 +93,106 @@ class Attack:
         Raises:
             ArgumentError: images outside the bounds, labels out of range, and the like.
         """
-        return self.run(model, x, y, generator, sample_ids=sample_ids).x_adv
+        return self.run(model, x, y, generator, sample_ids=sample_ids, **options).x_adv
+
+
+class Ball(NamedTuple):
+    """Where one call may search."""
+
+    norm: Norm
+    eps: Radius
+    bounds: Bounds
+
+
+BallAttackT = TypeVar("BallAttackT", bound="BallAttack")
+
+
+class BallAttack(Attack):
+    """An attack inside one ball: its subclasses have the fields norm, eps and bounds."""
+
+    norm: str | None
+    eps: float | None
+    bounds: Bounds | None
+
+    def check_ball(self) -> None:
+        """Raise unless norm, eps and bounds are usable or None."""
+        if self.norm is not None:
+            NORMS[self.norm]
+        if self.eps is not None:
+            check_positive("eps", self.eps)
+        if self.bounds is not None:
+            check_bounds(self.bounds)
+
+    def under(self: BallAttackT, threat: ThreatModel) -> BallAttackT:
+        """The same attack with every field that is None taken from `threat`."""
+        return replace(
+            self,  # pyright: ignore[reportArgumentType] - a dataclass in every subclass
+            norm=self.norm or threat.norm,
+            eps=self.eps if self.eps is not None else threat.eps,
+            bounds=self.bounds or threat.bounds,
+        )
+
+    def ball(self, x: Tensor, eps: Radius | None = None) -> Ball:
+        """The ball of one call, after `x` is checked; `eps` takes the place of the field.
+
+        Raises:
+            ArgumentError: norm, eps or bounds are still None; images outside the bounds; an `eps`
+                that is negative, NaN, or not one number a sample.
+        """
+        radius = self.eps if eps is None else eps
+        if self.norm is None or radius is None or self.bounds is None:
+            values = {"norm": self.norm, "eps": radius, "bounds": self.bounds}
+            missing = ", ".join(name for name, value in values.items() if value is None)
+            fix = "Set it, or call `.under(ThreatModel(...))` first."
+            raise ArgumentError(describe(missing, "a value", None, fix))
+        check_images(x, self.bounds)
+        if isinstance(radius, Tensor):
+            check_radii(radius, x)
+        else:
+            check_positive("eps", radius)
+        return Ball(NORMS[self.norm], radius, self.bounds)
+
+
+def check_radii(eps: Tensor, x: Tensor) -> None:
+    """Raise unless `eps` holds one finite radius >= 0 a sample, where `x` is. One host sync."""
+    expected = f"a number, or a floating-point tensor of shape ({len(x)},) on {x.device}"
+    if eps.shape != x.shape[:1] or not eps.is_floating_point() or eps.device != x.device:
+        got = f"{eps.dtype} of shape {tuple(eps.shape)} on {eps.device}"
+        raise ArgumentError(describe("eps", expected, got))
+    if not bool(((eps >= 0) & eps.isfinite()).all()):
+        raise ArgumentError(describe("eps", "finite radii >= 0", eps.tolist()))
+
+
+def check_steps(name: str, value: object) -> None:
+    """Raise unless `value` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ArgumentError(describe(name, "an integer >= 1", repr(value)))
+
+
+def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = " or ".join(repr(choice) for choice in choices)
+        raise ArgumentError(describe(name, listed, repr(value)))
+
+
+def ids_of(x: Tensor, sample_ids: Tensor | None) -> Tensor:
+    """The samples' ids (B,): as given, or their places in the batch."""
+    return torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
+
+
+def restart_generators(
+    generator: Generator | None, count: int, device: torch.device
+) -> list[Generator | None]:
+    """One source of draws a restart, all seeded by one call to `generator`.
+
+    So the caller's generator moves on by the same amount however early a search ends, and with one
+    restart it is used itself.
+    """
+    if count == 1:
+        return [generator]
+    seeds = torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")

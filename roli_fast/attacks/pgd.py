@@ -1,24 +1,46 @@
 """Projected gradient descent (Madry et al., "Towards Deep Learning Models Resistant to Adversarial
-Attacks", ICLR 2018, section 2.1)."""
+Attacks", ICLR 2018, section 2.1), with the momentum of MI-FGSM (Dong et al., CVPR 2018)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import ATTACKS, Attack, AttackResult
+from roli_fast.attacks.base import (
+    ATTACKS,
+    AttackResult,
+    Ball,
+    BallAttack,
+    Radius,
+    check_choice,
+    check_steps,
+    ids_of,
+    restart_generators,
+)
+from roli_fast.attacks.objective import (
+    LOSSES,
+    Goal,
+    check_loss_name,
+    check_target,
+    notes_on,
+)
+from roli_fast.attacks.passes import Passes, Samples, take
+from roli_fast.attacks.targets import RULES, choose
 from roli_fast.engine import InputGradient
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.norms import NORMS
-from roli_fast.threat import Bounds, ThreatModel, check_bounds, check_images, check_positive
+from roli_fast.threat import Bounds, check_positive
 
 
 @ATTACKS.register("pgd")
 @dataclass(frozen=True)
-class PGD(Attack):
+class PGD(BallAttack):
     """PGD-k costs k forwards and k input-backwards, one more forward with keep="best".
+
+    With r > 1 restarts each costs this and one forward more, by which the samples that are fooled
+    leave the restarts to come; the result is a restart's that fools, or else the one of highest
+    loss. `targets`, `target` and loss "kl" cost one forward on the original images.
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's
@@ -29,6 +51,12 @@ class PGD(Attack):
         random_start: start from a random point of the ball instead of the image itself.
         keep: "last" returns the last iterate, "best" the iterate of highest loss, image by image.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
+        loss: what the steps ascend: "ce", "dlr", "margin", or "kl" from the clean logits (TRADES).
+        restarts: number of searches, each from its own random start.
+        momentum: decay of the accumulated gradient, 1 in MI-FGSM; 0 takes the gradient as it is.
+        targets: aim at a wrong class instead of away from the label: "least_likely" or "random";
+            null does not, unless the call gives a `target`.
+        eot: passes an iterate, over which gradient and loss are averaged: for models that draw.
     """
 
     norm: str | None = "linf"
@@ -38,33 +66,39 @@ class PGD(Attack):
     random_start: bool = True
     keep: Literal["last", "best"] = "last"
     bounds: Bounds | None = (0.0, 1.0)
+    loss: str = "ce"
+    restarts: int = 1
+    momentum: float = 0.0
+    targets: Literal["least_likely", "random"] | None = None
+    eot: int = 1
 
     def __post_init__(self) -> None:
-        if self.norm is not None:
-            NORMS[self.norm]
-        for name in ("eps", "step_size"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise ArgumentError(describe("steps", "an integer >= 1", repr(self.steps)))
-        if self.keep not in ("last", "best"):
-            raise ArgumentError(describe("keep", "'last' or 'best'", repr(self.keep)))
-        if self.bounds is not None:
-            check_bounds(self.bounds)
+        self.check_ball()
+        if self.step_size is not None:
+            check_positive("step_size", self.step_size)
+        for name in ("steps", "restarts", "eot"):
+            check_steps(name, getattr(self, name))
+        check_choice("keep", self.keep, ("last", "best"))
+        check_choice("targets", self.targets, (*RULES, None))
+        check_loss_name(self.loss, targeted=self.targets is not None)
+        if self.momentum != 0:
+            check_positive("momentum", self.momentum)
+        for name, needs in (("restarts", self.restarts > 1), ("loss", self.loss == "kl")):
+            if needs and not self.random_start:  # equal restarts; a gradient of zero at x
+                fix = "Set random_start=True."
+                got = repr(getattr(self, name))
+                raise ArgumentError(describe(name, "one that needs no random start", got, fix))
 
     @property
     def label(self) -> str:
-        """ "pgd-10" for ten steps."""
-        return f"pgd-{self.steps}"
-
-    def under(self, threat: ThreatModel) -> "PGD":
-        """The same attack with every field that is None taken from `threat`."""
-        return replace(
-            self,
-            norm=self.norm or threat.norm,
-            eps=self.eps if self.eps is not None else threat.eps,
-            bounds=self.bounds or threat.bounds,
-        )
+        """ "pgd-10" for ten steps; what else differs from plain PGD follows."""
+        parts = [f"pgd-{self.steps}"]
+        parts += [self.loss] if self.loss != "ce" else []
+        parts += [f"m{self.momentum:g}"] if self.momentum else []
+        parts += [self.targets.replace("_", "-")] if self.targets else []
+        parts += [f"r{self.restarts}"] if self.restarts > 1 else []
+        parts += [f"eot{self.eot}"] if self.eot > 1 else []
+        return "-".join(parts)
 
     def keeper(self) -> "Best":
         """What keeps the best iterate with keep="best"."""
@@ -78,33 +112,110 @@ class PGD(Attack):
         generator: Generator | None = None,
         *,
         sample_ids: Tensor | None = None,
+        eps: Radius | None = None,
+        target: Tensor | None = None,
     ) -> AttackResult:
-        """As `__call__`, with the cost beside the images."""
-        if self.norm is None or self.eps is None or self.bounds is None:
-            missing = [n for n in ("norm", "eps", "bounds") if getattr(self, n) is None]
-            fix = "Set it, or call `.under(ThreatModel(...))` first."
-            raise ArgumentError(describe(", ".join(missing), "a value", None, fix))
-        norm, eps, bounds = NORMS[self.norm], self.eps, self.bounds
-        step_size = self.step_size if self.step_size is not None else eps / 4
-        check_images(x, bounds)
-        x = x.detach()
-        with InputGradient(model) as gradient, torch.no_grad():
-            if self.random_start:
-                x_adv = norm.random_start(
-                    x, eps=eps, bounds=bounds, generator=generator, sample_ids=sample_ids
-                )
+        """As `__call__`, with the cost beside the images.
+
+        Args:
+            model: as for `__call__`, like all that is not named here.
+            x: likewise.
+            y: likewise.
+            generator: likewise.
+            sample_ids: likewise.
+            eps: radius in place of the field, a number or one a sample (B,).
+            target: classes (B,) to aim at, int64, none of them the label.
+        """
+        ball, x = self.ball(x, eps), x.detach()
+        ids = ids_of(x, sample_ids)
+        with InputGradient(model) as engine, torch.no_grad():
+            passes = Passes(engine, self.eot)
+            goal = self._goal(passes, x, y, target, generator, ids)
+            samples = Samples(x, goal, ids, ball.eps)
+            fooled = None
+            if self.restarts == 1:
+                x_adv = self._climb(passes, samples, ball, generator)
             else:
-                x_adv = x.clone()
-            best = self.keeper() if self.keep == "best" else None
-            for _ in range(self.steps):
-                grad, loss, _logits = gradient(x_adv, y)
-                if best:
-                    best.update(x_adv, loss)
-                norm.step_(x_adv, grad, x, eps=eps, step_size=step_size, bounds=bounds)
+                x_adv, fooled = self._restarted(passes, samples, ball, generator)
+            notes = notes_on(self.loss, passes.classes)
+            return AttackResult(x_adv, engine.cost, fooled, notes)
+
+    def _goal(  # noqa: PLR0913 - what a choice of targets depends on
+        self,
+        passes: Passes,
+        x: Tensor,
+        y: Tensor,
+        target: Tensor | None,
+        generator: Generator | None,
+        ids: Tensor,
+    ) -> Goal:
+        if target is not None:
+            if self.targets:
+                fix = "Give either the field or the argument."
+                raise ArgumentError(describe("target", "None", f"targets={self.targets!r}", fix))
+            check_loss_name(self.loss, targeted=True)
+            check_target(target, y, passes.clean(x, y))
+            return Goal(self.loss, y, target)
+        if self.targets:
+            return Goal(self.loss, y, choose(self.targets, passes.clean(x, y), y, generator, ids))
+        from_clean = LOSSES[self.loss].from_clean
+        return Goal(self.loss, y, clean=passes.clean(x, y) if from_clean else None)
+
+    def _climb(
+        self, passes: Passes, samples: Samples, ball: Ball, generator: Generator | None
+    ) -> Tensor:
+        x, goal, eps = samples.x, samples.goal, samples.eps
+        step_size = self.step_size if self.step_size is not None else eps / 4
+        x_adv = x.clone()
+        if self.random_start:
+            x_adv = ball.norm.random_start(
+                x, eps=eps, bounds=ball.bounds, generator=generator, sample_ids=samples.ids
+            )
+        best = self.keeper() if self.keep == "best" else None
+        velocity = None
+        for _ in range(self.steps):
+            grad, loss, _logits = passes.gradient(x_adv, goal)
             if best:
-                loss, _logits = gradient.evaluate(x_adv, y)
-                x_adv = best.update(x_adv, loss)
-            return AttackResult(x_adv, gradient.cost)
+                best.update(x_adv, loss)
+            if self.momentum:
+                grad = velocity = accumulated(velocity, grad, self.momentum)
+            ball.norm.step_(x_adv, grad, x, eps=eps, step_size=step_size, bounds=ball.bounds)
+        if best:
+            loss, _logits = passes.evaluate(x_adv, goal)
+            x_adv = best.update(x_adv, loss)
+        return x_adv
+
+    def _restarted(
+        self, passes: Passes, samples: Samples, ball: Ball, generator: Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """The best of all restarts, and whether it fools."""
+        x_adv = samples.x.clone()
+        fooled = torch.zeros(len(samples), dtype=torch.bool, device=x_adv.device)
+        highest: Tensor | None = None
+        for source in restart_generators(generator, self.restarts, x_adv.device):
+            rows = (~fooled).nonzero()[:, 0]
+            if highest is not None and len(rows) == 0:
+                break
+            part = take(samples, rows)
+            found = self._climb(passes, part, ball, source)
+            loss, logits = passes.evaluate(found, part.goal)
+            reached = part.goal.reached(logits)
+            if highest is None:
+                highest = torch.full_like(loss, -torch.inf)
+            better = reached | (loss > highest[rows])
+            better |= highest[rows].isneginf()  # the first restart, whatever its loss
+            chosen = rows[better]
+            x_adv[chosen], highest[chosen] = found[better], loss[better]
+            fooled[rows] = reached
+        return x_adv, fooled
+
+
+def accumulated(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tensor:
+    """momentum * velocity + grad / ||grad||_1 (Dong et al., equation 6); a zero gradient adds 0."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    length = grad.abs().flatten(1).sum(1, dtype=wide).clamp(min=torch.finfo(wide).tiny)
+    unit = (grad / length.view(-1, *[1] * (grad.ndim - 1))).to(grad.dtype)
+    return unit if velocity is None else momentum * velocity + unit
 
 
 class Best:

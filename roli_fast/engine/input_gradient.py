@@ -1,7 +1,7 @@
 """Gradients with respect to the input, at the lowest cost, and nothing left behind."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import torch
@@ -16,10 +16,16 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Cost:
-    """Model passes over the whole batch: `forwards`, and `backwards` to the input only."""
+    """Model passes: `forwards`, and `backwards` to the input only.
+
+    Samples that are done may leave a batch, so `forward_images` and `backward_images` count the
+    images in these passes; they take no part in a comparison of costs.
+    """
 
     forwards: int
     backwards: int
+    forward_images: int = field(default=0, compare=False)
+    backward_images: int = field(default=0, compare=False)
 
 
 class InputGradient:
@@ -58,13 +64,13 @@ class InputGradient:
         self._checked = False
         self._training: list[tuple[nn.Module, bool]] = []
         self._unfrozen: list[nn.Parameter] = []
-        self._forwards = 0
-        self._backwards = 0
+        self._forwards = self._forward_images = 0
+        self._backwards = self._backward_images = 0
 
     @property
     def cost(self) -> Cost:
         """Passes made so far."""
-        return Cost(self._forwards, self._backwards)
+        return Cost(self._forwards, self._backwards, self._forward_images, self._backward_images)
 
     def __enter__(self) -> "InputGradient":
         if self._entered:  # the second exit would restore what the first entry changed
@@ -101,12 +107,16 @@ class InputGradient:
         self._training, self._unfrozen = [], []
         self._entered = False
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, y: Tensor, loss: Loss | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One forward and one input-backward. The first call checks the labels (one host sync).
 
         Args:
             x: images (B, ...), floating point.
             y: labels (B,), integers in [0, C).
+            loss: per-sample loss of this call, where it depends on the samples in the batch (a
+                target class, say); None takes that of the engine.
 
         Returns:
             The gradient of the summed loss (like `x`), the per-sample loss (B,), and the logits
@@ -122,17 +132,18 @@ class InputGradient:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
             labels = y.clone() if y.is_inference() else y
-            logits, loss = self._forward(leaf, labels)
-            grad = _input_gradient(loss, leaf)
+            logits, losses = self._forward(leaf, labels, loss)
+            grad = _input_gradient(losses, leaf)
         self._backwards += 1
-        return grad, loss.detach(), logits.detach()
+        self._backward_images += len(x)
+        return grad, losses.detach(), logits.detach()
 
-    def evaluate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, y: Tensor, loss: Loss | None = None) -> tuple[Tensor, Tensor]:
         """One forward without a graph: the per-sample loss (B,) and the logits (B, C)."""
         self._check_call(x, y)
         with torch.no_grad():
-            logits, loss = self._forward(x, y)
-            return loss, logits
+            logits, losses = self._forward(x, y, loss)
+            return losses, logits
 
     def _check_call(self, x: Tensor, y: Tensor) -> None:
         if not self._entered:
@@ -146,17 +157,18 @@ class InputGradient:
                 describe("x", "a floating-point tensor", x.dtype, "Divide uint8 images by 255.")
             )
 
-    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
         logits = self._model(x)
         self._forwards += 1
+        self._forward_images += len(x)
         if not self._checked:
             check_logits(logits, x)
             check_labels(y, logits)
-        loss = self._loss(logits, y)
+        losses = (loss or self._loss)(logits, y)
         if not self._checked:
-            check_loss(loss, y)
+            check_loss(losses, y)
             self._checked = True
-        return logits, loss
+        return logits, losses
 
 
 def _input_gradient(loss: Tensor, leaf: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.attacks import Attack
+from roli_fast.attacks.objective import is_right
 from roli_fast.data import Batch
 from roli_fast.engine.input_gradient import check_labels, check_logits
 from roli_fast.errors import ArgumentError, describe
@@ -104,8 +105,7 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         logits = model(x)
     check_logits(logits, x)
     check_labels(y, logits)
-    # argmax takes a NaN for the maximum, so a model that breaks down would be right for class 0
-    return (logits.argmax(1) == y) & ~logits.isnan().any(1)
+    return is_right(logits, y)
 
 
 def _survivors(

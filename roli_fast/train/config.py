@@ -18,7 +18,7 @@ from typing import Any, Union
 
 import yaml
 
-from roli_fast.attacks import ATTACKS, Attack
+from roli_fast.attacks import ATTACKS, PGD, Attack
 from roli_fast.data import DATASETS, DataSource
 from roli_fast.errors import ConfigError, describe
 from roli_fast.peft import METHODS, Method
@@ -120,7 +120,8 @@ def _component(tree: Mapping[str, Any], registry: Registry[Any], where: str) -> 
     if registry is ATTACKS:  # what is left out follows the run's threat model
         left_out = set(FOLLOWS_THREAT) & set(field_types(chosen)) - set(arguments)
         arguments |= dict.fromkeys(left_out)
-    if registry is METHODS:  # else the parser keeps what the method before has under the same name
+    if registry is METHODS or registry is ATTACKS and chosen is not PGD:
+        # else the parser keeps what the component before has under the same name
         arguments = _defaults(chosen) | arguments
     return {"class_path": class_path(chosen), "init_args": to_class_paths(arguments, chosen, where)}
 
@@ -222,7 +223,8 @@ def _value(flag: str, text: str) -> str:
             raise ConfigError(describe(flag, "a number", text)) from None
     if kind in COMPONENTS:
         component = _component({"name": text}, COMPONENTS[kind], flag)
-        return json.dumps(component) if kind is Method else component["class_path"]
+        own = kind is Method or kind is Attack and component["class_path"] != class_path(PGD)
+        return json.dumps(component) if own else component["class_path"]
     if typing.get_origin(kind) is tuple and not text.startswith("[") or _NUMBERS.match(text):
         return json.dumps([yaml.load(part, _Loader) for part in text.split(",")])  # noqa: S506
     return text

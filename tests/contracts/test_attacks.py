@@ -1,6 +1,8 @@
 """What every registered attack must do."""
 
+import copy
 import dataclasses
+import inspect
 from typing import Any
 
 import pytest
@@ -15,7 +17,15 @@ from roli_fast.threat import ThreatModel
 
 EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 4.0}
 X = images(6, 3, 6, 6)
-Y = torch.tensor([0, 3, 1, 2, 0, 1])
+
+
+def predicted(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """An attack may leave alone what is misclassified to begin with, so labels are what is seen."""
+    with torch.no_grad():
+        return copy.deepcopy(model).eval()(x).argmax(1)
+
+
+Y = predicted(Mixed(), X)
 
 
 def short(kind: type[Attack], norm: str, eps: float | None = None) -> Attack:
@@ -72,10 +82,11 @@ def test_result_is_a_new_tensor_in_ball_and_box(
     kept = x.clone()
     eps = EPS[norm] * share
     attack = short(kind, norm, eps)
-    x_adv = attack(model, x, Y, generator())
+    x_adv = attack(model, x, predicted(model, x), generator())
     distance = NORMS[norm].distance(x_adv, x)
+    radius = torch.tensor(eps * attack.reach).double()
     assert x_adv.shape == x.shape and x_adv.dtype == dtype and x_adv is not x
-    assert (distance <= torch.tensor(eps).double()).all() and (distance > 0).all()
+    assert (distance <= radius).all() and (distance > 0).all()
     assert 0 <= x_adv.min() and x_adv.max() <= 1
     assert not x_adv.requires_grad and x_adv.grad_fn is None
     assert torch.equal(x, kept)
@@ -92,6 +103,25 @@ def test_the_model_is_given_back_and_the_cost_is_true(attack: Attack) -> None:
         result = attack.run(model, X, Y, generator())
     assert result.cost == Cost(model.forwards, model.backwards)
     assert model.forwards > 0
+
+
+def test_flags_say_what_the_images_do(attack: Attack) -> None:
+    model = Mixed()
+    result = attack.run(model, X, Y, generator())
+    if result.fooled is not None:
+        assert torch.equal(result.fooled, predicted(model, result.x_adv) != Y)
+
+
+def test_one_radius_a_sample(kind: type[Attack], norm: str) -> None:
+    if "eps" not in inspect.signature(kind.run).parameters:
+        pytest.skip("takes no radius in a call")
+    attack = short(kind, norm)
+    radii = EPS[norm] * torch.tensor([0.0, 0.25, 0.5, 1.0, 2.0, 4.0])
+    x_adv = attack(Mixed(), X, Y, generator(), eps=radii)
+    distance = NORMS[norm].distance(x_adv, X)
+    assert (distance <= radii.double() * attack.reach).all() and (distance[1:] > 0).all()
+    with pytest.raises(ArgumentError, match="`eps`: expected"):
+        attack(Mixed(), X, Y, generator(), eps=radii[:2])
 
 
 def test_draws_depend_on_the_generator_alone(attack: Attack) -> None:
@@ -117,7 +147,8 @@ def test_other_shapes(attack: Attack, norm: str, shape: tuple[int, ...]) -> None
     x = images(*shape)
     x_adv = attack(model, x, Y[: shape[0]], generator())
     assert x_adv.shape == x.shape
-    assert (NORMS[norm].distance(x_adv, x) <= torch.tensor(EPS[norm]).double()).all()
+    radius = torch.tensor(EPS[norm] * attack.reach).double()
+    assert (NORMS[norm].distance(x_adv, x) <= radius).all()
 
 
 def test_channels_last_images(attack: Attack) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from roli_fast.attacks import PGD
+from roli_fast.attacks import APGDT, PGD
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
 from roli_fast.models import Model
@@ -224,3 +224,17 @@ def test_an_attack_in_yaml_follows_the_threat_model(tmp_path: Path) -> None:
     attack = experiment.test.under(experiment.threat)
     assert (attack.eps, attack.norm, attack.bounds) == (0.1, "linf", (0.0, 1.0))  # type: ignore[attr-defined]
     assert attack.step_size is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("steps", "flags"), [(100, []), (20, ["--test.steps", "20"])])
+def test_another_attack_brings_its_own_defaults(steps: int, flags: list[str]) -> None:
+    """PGD's loss ce and its 10 steps are no defaults of APGD-T, which has fields of these names."""
+    chosen = parse(["--test", "apgd-t", *flags]).experiment.test
+    assert chosen == APGDT(norm=None, eps=None, steps=steps, bounds=None)
+
+
+def test_another_attack_in_yaml_brings_its_own_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: digits\ntest: {name: apgd-t, targets: 3}\n")
+    chosen = parse(["--config", str(file)]).experiment.test
+    assert chosen == APGDT(norm=None, eps=None, targets=3, bounds=None)

@@ -1,0 +1,183 @@
+"""APGD's loop from one start: gradients, steps, the best iterate, and samples that leave."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roli_fast import ops
+from roli_fast.attacks.apgd_schedule import (
+    Control,
+    Halving,
+    Sparsity,
+    checkpoints,
+    sparse_checkpoints,
+)
+from roli_fast.attacks.passes import Passes, Samples, take
+from roli_fast.threat import Bounds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one loop does.
+
+    Args:
+        norm: "linf", "l2" or "l1".
+        bounds: lowest and highest valid pixel.
+        steps: number of steps, at least 1.
+        rho: see `Halving`.
+        density: L1: that of the first steps; None takes the start's own.
+        collect: keep each sample's first iterate that reaches the goal.
+        compact: samples leave the batch with it.
+    """
+
+    norm: str
+    bounds: Bounds
+    steps: int
+    rho: float
+    density: float | None
+    collect: bool
+    compact: bool
+
+    def control(self, samples: Samples, start: Tensor, loss: Tensor) -> Control:
+        """The step control before the first step from `start`, whose loss (B,) is known."""
+        if self.norm != "l1":
+            return Halving.begin(self.norm, self.rho, samples, loss)
+        if self.density is None:
+            return Sparsity.from_start(samples, start)
+        return Sparsity.begin(samples, self.density)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A loop's result for each of its samples; written while it runs.
+
+    Args:
+        x_adv: the first iterate that reached the goal where `collect` and `fooled`, else the
+            iterate of highest loss.
+        fooled: bool (B,).
+        loss: highest loss of any iterate, (B,), fp64; -inf where a sample left.
+    """
+
+    x_adv: Tensor
+    fooled: Tensor
+    loss: Tensor
+
+
+@dataclass
+class Search:
+    """The samples that are still in the batch, and where each stands among all (`place`)."""
+
+    samples: Samples
+    place: Tensor
+    x_adv: Tensor
+    x_prev: Tensor
+    grad: Tensor
+    loss: Tensor
+    best_x: Tensor
+    best_grad: Tensor
+    best_loss: Tensor
+    control: Control
+
+
+def climb(passes: Passes, samples: Samples, start: Tensor, plan: Plan) -> Found:
+    """n steps from `start`: n + 1 forwards and n input-backwards.
+
+    With `compact` a step waits once for the device to learn who is left, without it never.
+
+    Args:
+        passes: the model.
+        samples: what is searched.
+        start: first iterates, in ball and box; this memory is used up.
+        plan: how.
+    """
+    found = _empty(start)
+    search, logits = _begin(passes, samples, start, plan)
+    search = _collect(search, logits, found, plan)
+    looks = (sparse_checkpoints if plan.norm == "l1" else checkpoints)(plan.steps)
+    for step in range(1, plan.steps + 1):
+        if len(search.samples) == 0:
+            return found
+        search.x_adv, search.x_prev = search.control.advance(
+            search.x_adv, search.x_prev, search.grad, search.samples, plan.bounds, step == 1
+        )
+        goal = search.samples.goal
+        if step < plan.steps:
+            search.grad, search.loss, logits = passes.gradient(search.x_adv, goal)
+        else:  # nothing comes after it
+            search.loss, logits = passes.evaluate(search.x_adv, goal)
+        search = _collect(search, logits, found, plan)
+        if len(search.samples):
+            _improve(search, looks.get(step, 0))
+    _finish(search, found)
+    return found
+
+
+def _empty(start: Tensor) -> Found:
+    count, device = len(start), start.device
+    return Found(
+        x_adv=start.clone(),
+        fooled=torch.zeros(count, dtype=torch.bool, device=device),
+        loss=torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
+    )
+
+
+def _begin(passes: Passes, samples: Samples, start: Tensor, plan: Plan) -> tuple[Search, Tensor]:
+    grad, loss, logits = passes.gradient(start, samples.goal)
+    search = Search(
+        samples=samples,
+        place=torch.arange(len(start), device=start.device),
+        x_adv=start,
+        x_prev=torch.empty_like(start),  # not looked at in the first step
+        grad=grad,
+        loss=loss,
+        best_x=start.clone(),
+        best_grad=grad.clone(),
+        best_loss=loss.clone(),
+        control=plan.control(samples, start, loss),
+    )
+    return search, logits
+
+
+def _collect(search: Search, logits: Tensor, found: Found, plan: Plan) -> Search:
+    """Write down who reached the goal just now; with `compact` they leave."""
+    if not plan.collect:
+        return search
+    reached = search.samples.goal.reached(logits)
+    if not plan.compact:
+        new = reached & ~found.fooled
+        _copy_rows(found.x_adv, search.x_adv, new)
+        found.fooled.logical_or_(reached)
+        return search
+    gone = reached.nonzero()[:, 0]
+    if len(gone) == 0:
+        return search
+    place = search.place[gone]
+    found.x_adv[place] = search.x_adv[gone]
+    found.fooled[place] = True
+    return take(search, (~reached).nonzero()[:, 0])
+
+
+def _improve(search: Search, period: int) -> None:
+    """Keep the best iterate; where it is time to look back, adapt and go on from the best."""
+    best = search.best_x, search.best_grad, search.best_loss
+    ops.select_best_(*best, search.x_adv, search.grad, search.loss)
+    search.control.observe(search.loss)
+    if period:
+        back = search.control.look_back(period, search.best_x, search.best_loss, search.samples.x)
+        number = back.to(search.loss.dtype)  # 1 beats 1/2: a copy of these rows in one pass
+        half = torch.full_like(number, 0.5)
+        ops.select_best_(search.x_adv, search.grad, half, search.best_x, search.best_grad, number)
+
+
+def _copy_rows(into: Tensor, source: Tensor, rows: Tensor) -> None:
+    mask = rows.view(-1, *[1] * (into.ndim - 1))
+    into.copy_(torch.where(mask, source, into))
+
+
+def _finish(search: Search, found: Found) -> None:
+    """The others' result is their best iterate."""
+    left = search.place
+    mask = found.fooled[left].view(-1, *[1] * (search.x_adv.ndim - 1))
+    found.x_adv[left] = torch.where(mask, found.x_adv[left], search.best_x)
+    found.loss[left] = search.best_loss.double()

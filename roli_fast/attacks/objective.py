@@ -1,0 +1,133 @@
+"""What an attack maximises: the table of losses, and one search's goal for each of its samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roli_fast.engine.input_gradient import check_labels
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.losses import cross_entropy, dlr, dlr_targeted, kl, margin
+from roli_fast.registry import Registry
+
+
+@dataclass(frozen=True)
+class AttackLoss:
+    """A per-sample loss in its two forms; an attack maximises either.
+
+    Args:
+        away: (logits (B, C), y (B,)) -> (B,), high where a sample is far from its label; with
+            `from_clean` it takes the clean logits (B, C) in place of y.
+        towards: (logits, y, target (B,)) -> (B,), high where a sample is near its target; None
+            where the loss has no such form.
+        from_clean: see `away`.
+        fewest_classes: number of classes below which the loss is not defined.
+        otherwise: name of the loss that takes its place there.
+    """
+
+    away: Callable[[Tensor, Tensor], Tensor]
+    towards: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    from_clean: bool = False
+    fewest_classes: int = 1
+    otherwise: str = ""
+
+
+LOSSES: Registry[AttackLoss] = Registry("loss")
+
+
+def _towards_by_cross_entropy(logits: Tensor, _y: Tensor, target: Tensor) -> Tensor:
+    return -cross_entropy(logits, target)
+
+
+def _towards_by_margin(logits: Tensor, _y: Tensor, target: Tensor) -> Tensor:
+    return -margin(logits, target)
+
+
+LOSSES.register("ce")(AttackLoss(cross_entropy, _towards_by_cross_entropy))
+LOSSES.register("margin")(AttackLoss(margin, _towards_by_margin))
+LOSSES.register("dlr")(AttackLoss(dlr, dlr_targeted, fewest_classes=4, otherwise="margin"))
+LOSSES.register("kl")(AttackLoss(kl, from_clean=True))
+
+
+def defined_for(loss: str, classes: int) -> str:
+    """The name of the loss that is taken with so many classes: `loss`, or what stands in for it."""
+    entry = LOSSES[loss]
+    return loss if classes >= entry.fewest_classes else entry.otherwise
+
+
+def notes_on(loss: str, classes: int) -> tuple[str, ...]:
+    """What a result says about a loss that was not defined for the model's number of classes."""
+    taken = defined_for(loss, classes)
+    if taken == loss:
+        return ()
+    fewest = LOSSES[loss].fewest_classes
+    return (f"loss {loss} needs {fewest} classes, the model has {classes}: {taken} was taken",)
+
+
+def is_right(logits: Tensor, y: Tensor) -> Tensor:
+    """Which samples (B,) are classified as `y`. A NaN among the logits is never right.
+
+    argmax takes a NaN for the maximum, so a model that breaks down would be right for class 0.
+    """
+    return (logits.argmax(1) == y) & ~logits.isnan().any(1)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What one search wants of each sample: away from `y`, or towards `target` where it is given.
+
+    It is the loss of an engine call. All tensors have the batch in front.
+
+    Args:
+        loss: a name in `LOSSES`.
+        y: labels (B,).
+        target: labels (B,) to be reached.
+        clean: logits (B, C) of the clean images, for losses that compare with them.
+        any_class: a sample counts as fooled by any wrong class, also where a target is given.
+    """
+
+    loss: str
+    y: Tensor
+    target: Tensor | None = None
+    clean: Tensor | None = None
+    any_class: bool = False
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        entry = LOSSES[defined_for(self.loss, logits.shape[1])]
+        if self.target is None:
+            other = self.clean if entry.from_clean and self.clean is not None else y
+            return entry.away(logits, other)
+        assert entry.towards is not None
+        return entry.towards(logits, y, self.target)
+
+    def reached(self, logits: Tensor) -> Tensor:
+        """Which samples (B,) are fooled: not `y`, or exactly `target` where that is the aim."""
+        if self.target is None or self.any_class:
+            return ~is_right(logits, self.y)
+        return is_right(logits, self.target)
+
+
+def check_loss_name(loss: object, *, targeted: bool = False) -> None:
+    """Raise unless `loss` names a loss, with a targeted form where one is needed."""
+    if not isinstance(loss, str):
+        raise ArgumentError(describe("loss", f"one of: {', '.join(LOSSES)}", repr(loss)))
+    if targeted and LOSSES[loss].towards is None:
+        known = ", ".join(name for name in LOSSES if LOSSES[name].towards)
+        raise ArgumentError(
+            describe("loss", f"a loss with a targeted form, one of: {known}", repr(loss))
+        )
+    LOSSES[loss]
+
+
+def check_target(target: Tensor, y: Tensor, logits: Tensor) -> None:
+    """Raise unless `target` is a class (B,) of the model, and no sample's own label. One sync."""
+    try:
+        check_labels(target, logits)
+    except (ArgumentError, TypeError) as error:
+        raise type(error)(str(error).replace("`y`", "`target`")) from None
+    if bool((target == y).any()):
+        place = int(torch.nonzero(target == y)[0])
+        raise ArgumentError(
+            describe("target", "other classes than `y`", f"the label itself for sample {place}")
+        )

@@ -1,0 +1,73 @@
+"""What the one-step attacks share: a start, one gradient, one step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from roli_fast.attacks.base import AttackResult, Ball, BallAttack, Radius
+from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
+from roli_fast.engine import InputGradient
+from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.threat import Bounds
+
+
+@dataclass(frozen=True)
+class SingleStep(BallAttack):
+    """Base of FGSM, RS-FGSM and N-FGSM: one forward and one input-backward.
+
+    Args:
+        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
+        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        loss: "ce", "dlr" or "margin", what the step ascends.
+        bounds: lowest and highest valid pixel; null takes the run's threat model.
+    """
+
+    norm: str | None = "linf"
+    eps: float | None = 8 / 255
+    loss: str = "ce"
+    bounds: Bounds | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        self.check_ball()
+        check_loss_name(self.loss)
+        if self.loss == "kl":
+            raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", "'kl'"))
+
+    def start(
+        self, x: Tensor, ball: Ball, generator: Generator | None, sample_ids: Tensor | None
+    ) -> Tensor:
+        """A new tensor: the point whose gradient is taken."""
+        raise NotImplementedError
+
+    @property
+    def step_share(self) -> float:
+        """Length of the step in multiples of eps."""
+        return 1.0
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator | None = None,
+        *,
+        sample_ids: Tensor | None = None,
+        eps: Radius | None = None,
+    ) -> AttackResult:
+        """As `__call__`, with the cost beside the images."""
+        ball, x = self.ball(x, eps), x.detach()
+        with InputGradient(model) as gradient, torch.no_grad():
+            x_adv = self.start(x, ball, generator, sample_ids)
+            grad, _loss, logits = gradient(x_adv, y, Goal(self.loss, y))
+            ball.norm.step_(
+                x_adv,
+                grad,
+                x,
+                eps=ball.eps * self.reach,
+                step_size=ball.eps * self.step_share,
+                bounds=ball.bounds,
+            )
+            notes = notes_on(self.loss, logits.shape[1])
+            return AttackResult(x_adv, gradient.cost, notes=notes)

@@ -1,0 +1,121 @@
+"""The table of losses, its fallback for few classes, targets, and when a sample is fooled."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import images
+
+from roli_fast.attacks.objective import (
+    LOSSES,
+    Goal,
+    check_target,
+    defined_for,
+    is_right,
+    notes_on,
+)
+from roli_fast.attacks.targets import choose, most_likely_others
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.losses import cross_entropy, dlr, dlr_targeted, margin
+
+Y = torch.tensor([0, 2, 1, 3])
+TARGET = torch.tensor([1, 3, 0, 0])
+NAN = float("nan")
+
+
+def logits(classes: int = 4) -> torch.Tensor:
+    return 4 * images(4, classes, seed=3) - 2
+
+
+def test_the_table() -> None:
+    assert LOSSES.names() == ("ce", "dlr", "kl", "margin")
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"), [("ce", cross_entropy), ("dlr", dlr), ("margin", margin)]
+)
+def test_away_from_the_label(name: str, loss: Any) -> None:
+    assert torch.equal(Goal(name, Y)(logits(), Y), loss(logits(), Y))
+
+
+def test_towards_a_target() -> None:
+    z = logits()
+    assert torch.equal(Goal("ce", Y, TARGET)(z, Y), -cross_entropy(z, TARGET))
+    assert torch.equal(Goal("dlr", Y, TARGET)(z, Y), dlr_targeted(z, Y, TARGET))
+    assert torch.equal(Goal("margin", Y, TARGET)(z, Y), -margin(z, TARGET))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_below_four_classes_the_margin_takes_the_place_of_dlr(classes: int) -> None:
+    z, y = logits(classes), Y % classes
+    assert torch.equal(Goal("dlr", y)(z, y), margin(z, y))
+    target = (y + 1) % classes
+    assert torch.equal(Goal("dlr", y, target)(z, y), -margin(z, target))
+    (note,) = notes_on("dlr", classes)
+    assert note == f"loss dlr needs 4 classes, the model has {classes}: margin was taken"
+
+
+def test_from_four_classes_on_nothing_is_replaced_or_noted() -> None:
+    assert defined_for("dlr", 4) == "dlr" and notes_on("dlr", 4) == ()
+    assert defined_for("ce", 2) == "ce" and notes_on("ce", 2) == ()
+
+
+def test_a_nan_is_never_right() -> None:
+    z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, NAN], [NAN, 0.0]])
+    assert is_right(z, torch.tensor([0, 0, 0, 0])).tolist() == [True, False, False, False]
+    y = torch.tensor([0, 0, 0, 0])
+    assert Goal("ce", y).reached(z).tolist() == [False, True, True, True]
+    assert Goal("ce", y, 1 - y).reached(z).tolist() == [False, True, False, False]
+
+
+def test_the_least_likely_class_is_not_the_label() -> None:
+    z = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])
+    found = choose("least_likely", z, torch.tensor([1, 1]), None, torch.arange(2))
+    assert found.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_random_targets_cover_all_wrong_classes_evenly(classes: int) -> None:
+    n = 3000
+    y, ids = torch.arange(n) % classes, torch.arange(n)
+    z = torch.zeros(n, classes)
+    found = choose("random", z, y, torch.Generator().manual_seed(0), ids)
+    offset = (found - y) % classes
+    counts = torch.bincount(offset, minlength=classes)
+    assert counts[0] == 0
+    expected = n / (classes - 1)
+    assert (counts[1:] - expected).abs().max() <= 4 * expected**0.5
+
+
+def test_a_random_target_depends_on_the_id_alone() -> None:
+    y, ids = torch.arange(20) % 5, torch.arange(100, 120)
+
+    def of(rows: torch.Tensor) -> torch.Tensor:
+        source = torch.Generator().manual_seed(3)
+        return choose("random", torch.zeros(len(rows), 5), y[rows], source, ids[rows])
+
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(of(order), of(torch.arange(20))[order])
+    assert torch.equal(of(torch.tensor([7])), of(torch.arange(20))[7:8])
+
+
+def test_the_likeliest_other_classes_in_order() -> None:
+    z = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 5.0, 4.0, 6.0]])
+    y = torch.tensor([0, 1])
+    assert most_likely_others(z, y, 2).tolist() == [[2, 1], [3, 2]]
+    assert most_likely_others(z, y, 9).tolist() == [[2, 1, 3], [3, 2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Y, "`target`: expected other classes than `y`.*sample 0"),
+        (TARGET + 9, r"`target`: expected labels in \[0, 4\)"),
+        (TARGET[:2], r"`target`: expected shape \(4,\)"),
+        (TARGET.int(), "`target`: expected an int64 tensor"),
+        ([1, 2, 3, 0], "`target`: expected a torch.Tensor"),
+    ],
+)
+def test_targets_that_cannot_be_aimed_at(target: Any, message: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        check_target(target, Y, logits())

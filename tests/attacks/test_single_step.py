@@ -1,0 +1,87 @@
+"""The one-step attacks against numbers worked by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import Counting, FixedLogits, Mixed, images
+
+from roli_fast.attacks import FGSM, NFGSM, PGD, RSFGSM
+from roli_fast.engine import Cost
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+
+WEIGHT = torch.tensor([[1.0, -2.0, 0.5, 3.0, 0.0], [0.0] * 5])
+"""Logits (w x, 0): away from label 0 is along -sign(w)."""
+X = torch.tensor([[0.5, 0.25, 0.0, 1.0, 0.125]])
+Y = torch.tensor([0])
+
+
+def source(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_fgsm_by_hand() -> None:
+    x_adv = FGSM(eps=1 / 16)(FixedLogits(WEIGHT), X, Y)
+    assert x_adv.tolist() == [[0.4375, 0.3125, 0.0, 0.9375, 0.125]]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_fgsm_is_pgd_with_one_step_of_eps_and_no_start(norm: str) -> None:
+    x, y = images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
+    pgd = PGD(norm=norm, eps=0.25, step_size=0.25, steps=1, random_start=False)
+    assert torch.equal(FGSM(norm=norm, eps=0.25)(Mixed(), x, y), pgd(Mixed(), x, y))
+
+
+def test_rs_fgsm_is_pgd_with_one_step_of_five_quarters() -> None:
+    x, y = images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
+    pgd = PGD(eps=0.25, step_size=0.3125, steps=1)
+    rs = RSFGSM(eps=0.25)
+    assert torch.equal(rs(Mixed(), x, y, source()), pgd(Mixed(), x, y, source()))
+
+
+def test_n_fgsm_adds_the_whole_step_to_the_noise() -> None:
+    """On a linear model: noise in the ball of 2 eps, then eps against sign(w), and no more."""
+    x, y = 0.25 + images(64, 5) / 2, torch.zeros(64, dtype=torch.long)
+    eps = 1 / 16
+    delta = NFGSM(eps=eps)(FixedLogits(WEIGHT), x, y, source()) - x
+    noise = delta + eps * WEIGHT[0].sign()
+    assert noise.abs().max() <= 2 * eps + 1e-7 and noise.std() > eps  # uniform: 2 eps / sqrt(3)
+    assert delta.abs().max() > 2.5 * eps
+
+
+@pytest.mark.parametrize("attack", [FGSM(), RSFGSM(), NFGSM()])
+def test_one_forward_and_one_backward(attack: Any) -> None:
+    model = Counting(Mixed())
+    result = attack.run(model, images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2]))
+    assert result.cost == Cost(1, 1) == Cost(model.forwards, model.backwards)
+    assert (result.cost.forward_images, result.cost.backward_images) == (4, 4)
+
+
+def test_one_radius_a_sample() -> None:
+    x, y = 0.25 + images(3, 5) / 2, torch.zeros(3, dtype=torch.long)
+    eps = torch.tensor([0.0, 1 / 16, 1 / 8])
+    together = FGSM()(FixedLogits(WEIGHT), x, y, eps=eps)
+    assert torch.equal(together[0], x[0])
+    for i, radius in ((1, 1 / 16), (2, 1 / 8)):
+        alone = FGSM(eps=radius)(FixedLogits(WEIGHT), x[i : i + 1], y[:1])
+        assert torch.equal(together[i : i + 1], alone)
+
+
+def test_dlr_with_two_classes_is_noted() -> None:
+    result = FGSM(eps=1 / 16, loss="dlr").run(FixedLogits(WEIGHT), X, Y)
+    assert "margin was taken" in result.notes[0]
+    assert result.x_adv.tolist() == [[0.4375, 0.3125, 0.0, 0.9375, 0.125]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (FGSM, {"loss": "kl"}, "`loss`: expected 'ce', 'dlr' or 'margin'"),
+        (FGSM, {"loss": "nll"}, "`loss`: expected one of: ce, dlr"),
+        (RSFGSM, {"step": 0}, "`step`: expected a number > 0"),
+        (NFGSM, {"noise": -1.0}, "`noise`: expected a number > 0"),
+    ],
+)
+def test_wrong_fields(kind: Any, options: Any, message: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        kind(**options)
