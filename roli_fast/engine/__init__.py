@@ -2,3 +2,4 @@
 
 from roli_fast.engine.input_gradient import Cost as Cost
 from roli_fast.engine.input_gradient import InputGradient as InputGradient
+from roli_fast.engine.kept_forward import KeptForward as KeptForward
