@@ -70,8 +70,9 @@ class FAB(BallAttack):
             forward each. rng="official" makes none, as AutoAttack's code.
         minimal: keep on looking for a closer image after one within eps was met. False lets such a
             sample leave the batch: the same samples are fooled, at less cost.
-        rng: "official" starts from where the original starts, with one draw of a CPU generator for
-            the whole batch; "sample" starts depend on the generator and a sample's id alone.
+        rng: "native" starts depend on the generator and a sample's id alone; "official" repeats
+            those of github.com/fra31/auto-attack for this batch and `seed`, to compare with it.
+        seed: of the official draws.
     """
 
     norm: str | None = "linf"
@@ -84,7 +85,8 @@ class FAB(BallAttack):
     beta: float = 0.9
     final_search: int = 3
     minimal: bool = True
-    rng: Rng = "sample"
+    rng: Rng = "native"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.check_ball()
@@ -97,12 +99,15 @@ class FAB(BallAttack):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ArgumentError(describe(name, f"a number in [{low}, {high}]", repr(value)))
-        check_choice("rng", self.rng, ("sample", "official"))
+        check_choice("rng", self.rng, ("native", "official"))
 
     @property
     def label(self) -> str:
-        """ "fab-100" for a hundred steps."""
-        return f"fab-{self.steps}"
+        """ "fab-100" for a hundred steps; restarts follow."""
+        return self._labelled("fab")
+
+    def _labelled(self, name: str) -> str:
+        return f"{name}-{self.steps}" + (f"-r{self.restarts}" if self.restarts > 1 else "")
 
     def planes(self, logits: Tensor, y: Tensor) -> Iterator[Planes]:
         """The boundaries to attack one after another, from the clean logits (B, C)."""
@@ -174,7 +179,7 @@ class _Starts:
     def draw(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
         """Starts for the samples `left` of the batch `x`."""
         if self._attack.rng == "official":
-            self._official = self._official or OfficialDraws(self._generator, x.device)
+            self._official = self._official or OfficialDraws(self._attack.seed, x.device)
             return x[left] if restart == 0 else self._like_the_original(x[left], left)
         if self._sources is None:
             self._sources = restart_generators(self._generator, self._attack.restarts, x.device)

@@ -32,8 +32,8 @@ class FABT(FAB):
 
     @property
     def label(self) -> str:
-        """ "fab-t-100" for a hundred steps towards each class."""
-        return f"fab-t-{self.steps}"
+        """ "fab-t-100" for a hundred steps towards each class; restarts follow."""
+        return self._labelled("fab-t")
 
     def planes(self, logits: Tensor, y: Tensor) -> Iterator[Planes]:
         """Ranks 2, 3, ... of the clean logits; y itself has rank 1 where it is searched at all."""

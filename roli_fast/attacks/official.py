@@ -5,29 +5,22 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.errors import ArgumentError, describe
-
-Rng = Literal["sample", "official"]
-"""Where draws come from: from a sample's id alone, or in the order of the original's code."""
+Rng = Literal["native", "official"]
+"""Draws by the generator and a sample's id, or in the order of the original's code."""
 
 
 class OfficialDraws:
-    """fp32 draws of a CPU generator, moved to `device`: what the original draws after its reseed.
+    """What the original draws after it has reseeded torch's global generator: fp32, on the CPU.
+
+    A private generator takes its place.
 
     Args:
-        generator: `torch.Generator().manual_seed(seed)` stands for the original's seed; None takes
-            torch's global generator, as the original does, but does not reseed it.
+        seed: the original's.
         device: where the numbers are needed.
-
-    Raises:
-        ArgumentError: the generator is not on the CPU.
     """
 
-    def __init__(self, generator: Generator | None, device: torch.device) -> None:
-        if generator is not None and generator.device.type != "cpu":
-            fix = "rng='official' draws on the CPU, as the original does: pass torch.Generator()."
-            raise ArgumentError(describe("generator", "one on the CPU", generator.device, fix))
-        self._generator, self._device = generator, device
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._generator, self._device = Generator().manual_seed(seed), device
 
     def uniform(self, *shape: int) -> Tensor:
         """In [0, 1)."""

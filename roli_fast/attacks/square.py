@@ -33,7 +33,7 @@ _LOSSES = {"margin": margin, "ce": cross_entropy}
 
 @dataclass(frozen=True)
 class SquareResult(AttackResult):
-    """What Square found. `queries` (B,): forwards that each sample took part in."""
+    """What Square found. `queries` (B,): forwards that each sample needed."""
 
     queries: Tensor | None = None
 
@@ -58,11 +58,15 @@ class Square(BallAttack):
         loss: "margin" or "ce", what decides whether a change stays.
         rescale_schedule: halve the share after the same parts of a run for any n_queries; False
             halves it after the numbers of queries that are meant for 10,000, as AutoAttack does.
-        rng: "sample" draws depend on one draw of the generator, the sample's id and the query
-            alone; each sample has its own windows. "official" reproduces the draws of the original:
-            from a CPU generator, windows shared by the batch and in l2 and l1 also dependent on how
-            many samples are left. There a tie counts as fooled and windows never reach the last row
-            and column; images must be square for l2 and l1 to equal the original.
+        compact: samples leave the batch as soon as they are fooled; false keeps all shapes as they
+            are, without any wait for the device within a run. The result is the same.
+        rng: "native" draws depend on one draw of the generator, the sample's id and the query
+            alone; each sample has its own windows. "official" repeats the draws of
+            github.com/fra31/auto-attack for this batch and `seed`, to compare with it: windows are
+            shared by the batch, and in l2 and l1 draws depend on how many samples are left. There a
+            tie counts as fooled, and windows never reach the last row and column. Its l2 and l1
+            exist for square images only, with a side that five tiles fill.
+        seed: of the official draws.
     """
 
     norm: str | None = "linf"
@@ -73,7 +77,9 @@ class Square(BallAttack):
     p_init: float = 0.8
     loss: str = "margin"
     rescale_schedule: bool = True
-    rng: Rng = "sample"
+    compact: bool = True
+    rng: Rng = "native"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.check_ball()
@@ -83,12 +89,15 @@ class Square(BallAttack):
         if not isinstance(self.p_init, (int, float)) or not 0 < self.p_init <= 1:
             raise ArgumentError(describe("p_init", "a share in (0, 1]", repr(self.p_init)))
         check_choice("loss", self.loss, tuple(_LOSSES))
-        check_choice("rng", self.rng, ("sample", "official"))
+        check_choice("rng", self.rng, ("native", "official"))
+        if self.rng == "official" and self.norm != "linf" and not self.compact:
+            fix = "In l2 and l1 the original's draws depend on how many samples are left."
+            raise ArgumentError(describe("compact", "True with rng='official'", False, fix))
 
     @property
     def label(self) -> str:
-        """ "square-5000" for 5,000 queries."""
-        return f"square-{self.n_queries}"
+        """ "square-5000" for 5,000 queries; restarts follow."""
+        return f"square-{self.n_queries}" + (f"-r{self.restarts}" if self.restarts > 1 else "")
 
     def run(
         self,
@@ -104,7 +113,7 @@ class Square(BallAttack):
         ball, x = self.ball(x, eps), x.detach()
         moves = self._moves(ball, x)
         ids = ids_of(x, sample_ids)
-        official = OfficialDraws(generator, x.device) if self.rng == "official" else None
+        official = OfficialDraws(self.seed, x.device) if self.rng == "official" else None
         key = one_number(generator, x.device) if official is None else 0
         with InputGradient(model, _LOSSES[self.loss]) as engine, torch.no_grad():
             logits = Passes(engine).clean(x, y)
@@ -149,14 +158,14 @@ class Square(BallAttack):
     ) -> "_Found":
         """One run over samples that are all classified right."""
         best = moves.start(batch.x, batch.eps, draws)
-        loss, fooled = self._score(engine, best, batch.y)
-        found = _Found(best, loss, fooled, torch.ones_like(batch.y))
+        loss, done = self._score(engine, best, batch.y)
+        found = _Found(best, loss, done, torch.ones_like(batch.y))
         here = torch.arange(len(batch.y), device=batch.y.device)
         for query in range(self.n_queries):
-            if bool(fooled.any()):  # one wait for the device
-                found.put(here, best, loss, fooled)
-                stay = (~fooled).nonzero()[:, 0]
-                here, best, loss, fooled = here[stay], best[stay], loss[stay], fooled[stay]
+            if self.compact and bool(done.any()):  # one wait for the device
+                found.put(here, best, loss, done)
+                stay = (~done).nonzero()[:, 0]
+                here, best, loss, done = here[stay], best[stay], loss[stay], done[stay]
                 batch = take(batch, stay)
                 draws.keep(stay)
             if len(here) == 0:
@@ -167,11 +176,12 @@ class Square(BallAttack):
             proposal = draws.query(query, room, moves.channels)
             tried = moves.propose(best, batch.x, batch.eps, size, proposal)
             new_loss, fooled = self._score(engine, tried, batch.y)
-            better = fooled | (new_loss > loss)
+            better = (fooled | (new_loss > loss)) & ~done
             best = torch.where(better.view(-1, *[1] * (best.ndim - 1)), tried, best)
             loss = torch.where(better, new_loss, loss)
-            found.queries[here] += 1
-        found.put(here, best, loss, fooled)
+            found.queries[here] += (~done).long()
+            done = done | fooled
+        found.put(here, best, loss, done)
         return found
 
     def _score(self, engine: InputGradient, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,9 +53,9 @@ def test_the_same_samples_are_fooled(norm: str, dtype: torch.dtype, loss: str) -
     with peer_in(dtype):
         truth = peer(x, y)
     attack = Square(
-        norm=norm, eps=EPS[norm], n_queries=QUERIES, rng="official", loss=loss, restarts=2
+        norm=norm, eps=EPS[norm], n_queries=QUERIES, rng="official", seed=3, loss=loss, restarts=2
     )
-    result = attack.run(model, x, y, torch.Generator().manual_seed(3))
+    result = attack.run(model, x, y)
     fooled = margins(model, truth, y) > 0
     assert 5 <= fooled.sum() <= 15
     assert torch.equal(result.fooled, fooled)
@@ -77,8 +77,8 @@ def test_the_same_queries_and_images_also_where_nothing_is_fooled(norm: str) -> 
         peer.init_hyperparam(x)
         torch.manual_seed(3)
         queries, truth = peer.attack_single_run(x, y)
-    attack = Square(norm=norm, eps=EPS[norm], n_queries=QUERIES, rng="official")
-    result = attack.run(model, x, y, torch.Generator().manual_seed(3))
+    attack = Square(norm=norm, eps=EPS[norm], n_queries=QUERIES, rng="official", seed=3)
+    result = attack.run(model, x, y)
     assert result.queries is not None
     assert (result.queries - 1).tolist() == queries.tolist()  # ours count the clean forward
     assert (result.x_adv - truth).abs().max() <= (1e-12 if norm == "linf" else 1e-3)
@@ -175,8 +175,8 @@ def test_l1_against_a_plain_version() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(11)
         truth, used = plain_l1(model, x, y, eps, queries)
-    attack = Square(norm="l1", eps=eps, n_queries=queries, rng="official")
-    result = attack.run(model, x, y, torch.Generator().manual_seed(11))
+    attack = Square(norm="l1", eps=eps, n_queries=queries, rng="official", seed=11)
+    result = attack.run(model, x, y)
     assert result.queries is not None
     assert (result.queries - 1).tolist() == used.tolist() and len(set(used.tolist())) > 1
     assert torch.allclose(result.x_adv, truth, rtol=0, atol=1e-8)
