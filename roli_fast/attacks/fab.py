@@ -26,7 +26,7 @@ from roli_fast.engine import InputGradient
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import margin
-from roli_fast.ops.reference import compute_dtype
+from roli_fast.ops.reference.rounding import compute_dtype, per_sample
 from roli_fast.threat import Bounds
 
 
@@ -137,9 +137,8 @@ class FAB(BallAttack):
             final_search,
             self.minimal,
         )
-        limit = torch.as_tensor(ball.eps, device=x.device).to(compute_dtype(x.dtype)).double()
-        limit = limit.expand(len(x))
-        starts = _Starts(self, ball, generator, sample_ids)
+        limit = per_sample(ball.eps, x).double().reshape(-1).expand(len(x))
+        starts = _Starts(self, ball, generator, sample_ids, x.device)
         with InputGradient(model, margin) as engine, torch.no_grad():
             logits = Passes(engine).clean(x, y)
             clean_margin = margin(logits, y)
@@ -169,22 +168,27 @@ class _Starts:
     """Where the runs start."""
 
     def __init__(
-        self, attack: FAB, ball: Ball, generator: Generator | None, sample_ids: Tensor | None
+        self,
+        attack: FAB,
+        ball: Ball,
+        generator: Generator | None,
+        sample_ids: Tensor | None,
+        device: torch.device,
     ) -> None:
         self._attack, self._ball, self._ids = attack, ball, sample_ids
-        self._generator = generator
-        self._sources: list[Generator | None] | None = None
-        self._official: OfficialDraws | None = None
+        self._official = self._sources = None
+        if attack.rng == "official":
+            self._official = OfficialDraws(attack.seed, device)
+        else:
+            self._sources = restart_generators(generator, attack.restarts, device)
 
     def draw(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
         """Starts for the samples `left` of the batch `x`."""
-        if self._attack.rng == "official":
-            self._official = self._official or OfficialDraws(self._attack.seed, x.device)
-            return x[left] if restart == 0 else self._like_the_original(x[left], left)
-        if self._sources is None:
-            self._sources = restart_generators(self._generator, self._attack.restarts, x.device)
         if restart == 0:
             return x[left]
+        if self._official is not None:
+            return self._like_the_original(self._official, x[left], left)
+        assert self._sources is not None
         radius = self._ball.eps * 0.5
         start = self._ball.norm.random_start(
             x,
@@ -195,14 +199,13 @@ class _Starts:
         )
         return start[left]
 
-    def _like_the_original(self, x: Tensor, left: Tensor) -> Tensor:
+    def _like_the_original(self, draws: OfficialDraws, x: Tensor, left: Tensor) -> Tensor:
         """A point at half the radius in a random direction, cut to the box."""
-        assert self._official is not None
         eps = self._ball.eps[left] if isinstance(self._ball.eps, Tensor) else self._ball.eps
         if self._attack.norm == "linf":
-            drawn = 2 * self._official.uniform(*x.shape) - 1
+            drawn = 2 * draws.uniform(*x.shape) - 1
         else:
-            drawn = self._official.normal(*x.shape)
+            drawn = draws.normal(*x.shape)
         drawn = drawn.to(compute_dtype(x.dtype))
         order = ORDERS[str(self._attack.norm)]
         length = torch.linalg.vector_norm(drawn.flatten(1), order, dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from roli_fast import ops
 from roli_fast.attacks.square_draws import Draws, Proposal
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.ops.reference import compute_dtype
+from roli_fast.ops.reference.rounding import compute_dtype, per_sample
 
 _SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries of 10,000 after which the share of changed pixels halves."""
@@ -160,7 +160,7 @@ class MassMoves:
 
     def _budget(self, length: Tensor, moved: Tensor, eps: float | Tensor) -> Tensor:
         """What each channel of the window may hold: (n, C, 1, 1)."""
-        radius = _radius(eps, length)
+        radius = per_sample(eps, length)
         if self.order == 2:
             return ((radius**2 - length**2).clamp(min=0) / self.channels + moved**2).sqrt()
         return ((radius - length).clamp(min=0) / self.channels + moved) * self.channels
@@ -168,7 +168,7 @@ class MassMoves:
     def _placed(self, x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
         """x + delta in ball and box; in l2 scaled to the length eps before it is cut to the box."""
         if self.order == 2:
-            scale = _radius(eps, delta) / (self._size(delta, (1, 2, 3)) + 1e-12)
+            scale = per_sample(eps, delta) / (self._size(delta, (1, 2, 3)) + 1e-12)
             moved = (x.to(delta.dtype) + (delta * scale).view(x.shape)).to(x.dtype)
             return ops.l2_project_(moved, x, eps=eps, bounds=self.bounds)
         moved = (x.to(delta.dtype) + delta.view(x.shape)).to(x.dtype)
@@ -231,8 +231,3 @@ def _inside(proposal: Proposal, which: int, size: Size, image: Size) -> Tensor:
         place = torch.arange(length, device=start.device) - start[:, which, None]
         masks.append((place >= 0) & (place < side))
     return (masks[0][:, :, None] & masks[1][:, None, :])[:, None]
-
-
-def _radius(eps: float | Tensor, like: Tensor) -> Tensor:
-    """eps to broadcast over (n, C, H, W)."""
-    return torch.as_tensor(eps, device=like.device).to(like.dtype).reshape(-1, 1, 1, 1)

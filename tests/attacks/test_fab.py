@@ -204,6 +204,14 @@ def test_restarts_go_on_where_nothing_was_found_within_eps() -> None:
     assert three.cost.forward_images < 3 * one.cost.forward_images
 
 
+@pytest.mark.parametrize("x", [images(3, 5), images(0, 5)], ids=["none left", "empty"])
+def test_the_generator_moves_on_alike_whatever_the_batch_holds(x: Tensor) -> None:
+    source, other = generator(4), generator(4)
+    FAB(steps=2, restarts=3)(Robust(), x, torch.ones(len(x)).long(), source)  # all wrong
+    FAB(steps=2, restarts=3)(Robust(), images(2, 5), torch.zeros(2).long(), other)
+    assert torch.equal(source.get_state(), other.get_state())
+
+
 def test_a_single_run_draws_nothing() -> None:
     source = generator(4)
     before = source.get_state()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from roli_fast.attacks.square import Square
 
-EPS = {"linf": 0.22, "l2": 4.0}
+EPS = {"linf": 0.22, "l2": 4.1}
 QUERIES = 120
 
 
