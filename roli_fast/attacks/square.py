@@ -26,6 +26,7 @@ from roli_fast.engine import InputGradient
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, margin
+from roli_fast.ops import checks
 from roli_fast.threat import Bounds
 
 _LOSSES = {"margin": margin, "ce": cross_entropy}
@@ -111,6 +112,8 @@ class Square(BallAttack):
     ) -> SquareResult:
         """As `__call__`, with the cost and the queries beside the images."""
         ball, x = self.ball(x, eps), x.detach()
+        checks.generator(generator, x)
+        checks.sample_ids(sample_ids, x)
         moves = self._moves(ball, x)
         ids = ids_of(x, sample_ids)
         official = OfficialDraws(self.seed, x.device) if self.rng == "official" else None

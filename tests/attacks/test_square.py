@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from roli_fast.attacks.square import Square
 from roli_fast.engine import Cost
-from roli_fast.errors import ArgumentError
+from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 
 EPS = {"linf": 0.25, "l2": 5.0, "l1": 60.0}
@@ -238,6 +238,20 @@ def test_after_an_exception_everything_is_as_it_was(at: int, rng: Any) -> None:
 def test_wrong_fields(options: dict[str, Any], name: str) -> None:
     with pytest.raises(ArgumentError, match=f"`{name}`: expected .*, got "):
         Square(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"sample_ids": torch.arange(3)}, "sample_ids"),
+        ({"sample_ids": [0, 1]}, "sample_ids"),
+        ({"generator": 3}, "generator"),
+    ],
+    ids=str,
+)
+def test_wrong_sources_of_draws(options: dict[str, Any], name: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"`{name}`: expected"):
+        Square()(Mixed(), images(2, 3, 6, 6), torch.tensor([0, 1]), **options)
 
 
 def test_wrong_inputs() -> None:
