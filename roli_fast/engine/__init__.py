@@ -2,6 +2,7 @@
 
 from roli_fast.engine.input_gradient import Cost as Cost
 from roli_fast.engine.input_gradient import InputGradient as InputGradient
+from roli_fast.engine.kept_forward import KeptForward as KeptForward
 from roli_fast.engine.merging import Mergeable as Mergeable
 from roli_fast.engine.merging import MergeRequest as MergeRequest
 from roli_fast.engine.merging import forget_merged as forget_merged

@@ -7,6 +7,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from roli_fast.engine.kept_forward import KeptForward, input_gradient
 from roli_fast.engine.merging import Merging
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, cross_entropy
@@ -133,9 +134,8 @@ class InputGradient:
             leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
             labels = y.clone() if y.is_inference() else y
             logits, losses = self._forward(leaf, labels, loss)
-            grad = _input_gradient(losses, leaf)
-        self._backwards += 1
-        self._backward_images += len(x)
+            grad = input_gradient(losses, leaf)
+        self._count_backward(len(x))
         return grad, losses.detach(), logits.detach()
 
     def evaluate(self, x: Tensor, y: Tensor, loss: Loss | None = None) -> tuple[Tensor, Tensor]:
@@ -144,6 +144,19 @@ class InputGradient:
         with torch.no_grad():
             logits, losses = self._forward(x, y, loss)
             return losses, logits
+
+    def keep(self, x: Tensor, y: Tensor) -> KeptForward:
+        """One forward whose graph is kept, for as many input-backwards as its user asks for."""
+        self._check_call(x, y)
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
+            labels = y.clone() if y.is_inference() else y
+            logits, _ = self._forward(leaf, labels, None)
+        return KeptForward(leaf, labels, logits, self._count_backward)
+
+    def _count_backward(self, images: int) -> None:
+        self._backwards += 1
+        self._backward_images += images
 
     def _check_call(self, x: Tensor, y: Tensor) -> None:
         if not self._entered:
@@ -169,22 +182,6 @@ class InputGradient:
             check_loss(losses, y)
             self._checked = True
         return logits, losses
-
-
-def _input_gradient(loss: Tensor, leaf: Tensor) -> Tensor:
-    grad = None
-    if loss.requires_grad:
-        (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
-    if grad is None:
-        raise ArgumentError(
-            describe(
-                "model",
-                "logits that depend on x through differentiable operations",
-                "logits without a path to x",
-                "Remove `torch.no_grad`, `.detach()` or `.data` from its forward.",
-            )
-        )
-    return grad
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -1,0 +1,215 @@
+"""Square attack: random search that never sees a gradient (Andriushchenko et al., "Square Attack: a
+query-efficient black-box adversarial attack via random search", ECCV 2020, arXiv:1912.00049)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from roli_fast.attacks.base import (
+    ATTACKS,
+    AttackResult,
+    Ball,
+    BallAttack,
+    Radius,
+    check_choice,
+    check_steps,
+    ids_of,
+)
+from roli_fast.attacks.hyperplane import check_norm
+from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.official import OfficialDraws, Rng
+from roli_fast.attacks.passes import Passes, take
+from roli_fast.attacks.square_draws import Draws, OfficialSquareDraws, SampleDraws, one_number
+from roli_fast.attacks.square_moves import LinfMoves, MassMoves, canvas, share_of
+from roli_fast.engine import InputGradient
+from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.losses import cross_entropy, margin
+from roli_fast.ops import checks
+from roli_fast.threat import Bounds
+
+_LOSSES = {"margin": margin, "ce": cross_entropy}
+
+
+@dataclass(frozen=True)
+class SquareResult(AttackResult):
+    """What Square found. `queries` (B,): forwards that each sample needed."""
+
+    queries: Tensor | None = None
+
+
+@ATTACKS.register("square")
+@dataclass(frozen=True)
+class Square(BallAttack):
+    """Forwards alone: 1 for the clean images, and 1 + n_queries a run at most.
+
+    Each query changes a window of random place in every image, and the change stays where it raises
+    the loss. Samples that are fooled leave the batch at once; those that are wrong to begin with
+    come back as they are. What was never fooled comes back as the image of highest loss. Images of
+    any shape (B, C, H, W), and (B, C, L) and (B, D), where windows are intervals.
+
+    Args:
+        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
+        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        bounds: lowest and highest valid pixel; null takes the run's threat model.
+        n_queries: proposals of a run.
+        restarts: number of runs; a run takes the samples that no run before it fooled.
+        p_init: share of the pixels that the first windows cover.
+        loss: "margin" or "ce", what decides whether a change stays.
+        rescale_schedule: halve the share after the same parts of a run for any n_queries; False
+            halves it after the numbers of queries that are meant for 10,000, as AutoAttack does.
+        compact: samples leave the batch as soon as they are fooled; false keeps all shapes as they
+            are, without any wait for the device within a run. The result is the same.
+        rng: "native" draws depend on one draw of the generator, the sample's id and the query
+            alone; each sample has its own windows. "official" repeats the draws of
+            github.com/fra31/auto-attack for this batch and `seed`, to compare with it: windows are
+            shared by the batch, and in l2 and l1 draws depend on how many samples are left. There a
+            tie counts as fooled, and windows never reach the last row and column. Its l2 and l1
+            exist for square images only, with a side that five tiles fill.
+        seed: of the official draws.
+    """
+
+    norm: str | None = "linf"
+    eps: float | None = 8 / 255
+    bounds: Bounds | None = (0.0, 1.0)
+    n_queries: int = 5000
+    restarts: int = 1
+    p_init: float = 0.8
+    loss: str = "margin"
+    rescale_schedule: bool = True
+    compact: bool = True
+    rng: Rng = "native"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.check_ball()
+        check_norm(self.norm)
+        for name in ("n_queries", "restarts"):
+            check_steps(name, getattr(self, name))
+        if not isinstance(self.p_init, (int, float)) or not 0 < self.p_init <= 1:
+            raise ArgumentError(describe("p_init", "a share in (0, 1]", repr(self.p_init)))
+        check_choice("loss", self.loss, tuple(_LOSSES))
+        check_choice("rng", self.rng, ("native", "official"))
+        if self.rng == "official" and self.norm != "linf" and not self.compact:
+            fix = "In l2 and l1 the original's draws depend on how many samples are left."
+            raise ArgumentError(describe("compact", "True with rng='official'", False, fix))
+
+    @property
+    def label(self) -> str:
+        """ "square-5000" for 5,000 queries; restarts follow."""
+        return f"square-{self.n_queries}" + (f"-r{self.restarts}" if self.restarts > 1 else "")
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator | None = None,
+        *,
+        sample_ids: Tensor | None = None,
+        eps: Radius | None = None,
+    ) -> SquareResult:
+        """As `__call__`, with the cost and the queries beside the images."""
+        ball, x = self.ball(x, eps), x.detach()
+        checks.generator(generator, x)
+        checks.sample_ids(sample_ids, x)
+        moves = self._moves(ball, x)
+        ids = ids_of(x, sample_ids)
+        official = OfficialDraws(self.seed, x.device) if self.rng == "official" else None
+        key = one_number(generator, x.device) if official is None else 0
+        with InputGradient(model, _LOSSES[self.loss]) as engine, torch.no_grad():
+            logits = Passes(engine).clean(x, y)
+            fooled = ~is_right(logits, y)
+            x_adv, highest = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
+            queries = torch.ones_like(y)
+            for restart in range(self.restarts):
+                left = (~fooled).nonzero()[:, 0]
+                if len(left) == 0:
+                    break
+                if official is None:
+                    draws = SampleDraws(("square", key, restart), ids[left])
+                else:
+                    shared = self.norm == "linf"
+                    draws = OfficialSquareDraws(official, len(left), shared_signs=shared)
+                radius = ball.eps[left] if isinstance(ball.eps, Tensor) else ball.eps
+                found = self._search(engine, moves, draws, _Batch(x[left], y[left], radius))
+                better = found.fooled | (found.loss > highest[left]) | (restart == 0)
+                rows = left[better]
+                x_adv = x_adv.index_copy(0, rows, found.image[better])
+                highest = highest.index_copy(0, rows, found.loss[better])
+                fooled = fooled.index_copy(0, left, found.fooled)
+                queries = queries.index_add(0, left, found.queries)
+            return SquareResult(x_adv, engine.cost, fooled=fooled, queries=queries)
+
+    def _moves(self, ball: Ball, x: Tensor) -> LinfMoves | MassMoves:
+        channels, *image = canvas(x)
+        size = (image[0], image[1])
+        if self.norm == "linf":
+            return LinfMoves(ball.bounds, channels, size)
+        order = 2 if self.norm == "l2" else 1
+        if self.rng == "official":
+            return MassMoves(order, ball.bounds, channels, size, spare=1e-6, cancelled=0.0)
+        return MassMoves(order, ball.bounds, channels, size)
+
+    def _search(
+        self,
+        engine: InputGradient,
+        moves: LinfMoves | MassMoves,
+        draws: Draws,
+        batch: "_Batch",
+    ) -> "_Found":
+        """One run over samples that are all classified right."""
+        best = moves.start(batch.x, batch.eps, draws)
+        loss, done = self._score(engine, best, batch.y)
+        found = _Found(best, loss, done, torch.ones_like(batch.y))
+        here = torch.arange(len(batch.y), device=batch.y.device)
+        for query in range(self.n_queries):
+            if self.compact and bool(done.any()):  # one wait for the device
+                found.put(here, best, loss, done)
+                stay = (~done).nonzero()[:, 0]
+                here, best, loss, done = here[stay], best[stay], loss[stay], done[stay]
+                batch = take(batch, stay)
+                draws.keep(stay)
+            if len(here) == 0:
+                break
+            share = share_of(query, self.p_init, self.n_queries, self.rescale_schedule)
+            size = moves.window(share)
+            room = (moves.image[0] - size[0], moves.image[1] - size[1])
+            proposal = draws.query(query, room, moves.channels)
+            tried = moves.propose(best, batch.x, batch.eps, size, proposal)
+            new_loss, fooled = self._score(engine, tried, batch.y)
+            better = (fooled | (new_loss > loss)) & ~done
+            best = torch.where(better.view(-1, *[1] * (best.ndim - 1)), tried, best)
+            loss = torch.where(better, new_loss, loss)
+            found.queries[here] += (~done).long()
+            done = done | fooled
+        found.put(here, best, loss, done)
+        return found
+
+    def _score(self, engine: InputGradient, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss that decides (B,), and which samples are fooled."""
+        loss, logits = engine.evaluate(x_adv, y)
+        if self.rng == "official":
+            return loss, margin(logits, y) >= 0
+        return loss, ~is_right(logits, y)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    x: Tensor
+    y: Tensor
+    eps: float | Tensor
+
+
+@dataclass
+class _Found:
+    image: Tensor
+    loss: Tensor
+    fooled: Tensor
+    queries: Tensor
+
+    def put(self, index: Tensor, image: Tensor, loss: Tensor, fooled: Tensor) -> None:
+        self.image = self.image.index_copy(0, index, image)
+        self.loss = self.loss.index_copy(0, index, loss)
+        self.fooled = self.fooled.index_copy(0, index, fooled)
