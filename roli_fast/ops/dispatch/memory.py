@@ -1,5 +1,8 @@
 """What a tensor is made of: plain memory or not, and in which layout."""
 
+from collections.abc import Sequence
+from operator import itemgetter
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -7,6 +10,7 @@ from torch.autograd.graph import increment_version
 from roli_fast.ops import checks
 
 Amount = float | Tensor
+_first = itemgetter(0)
 
 
 def addresses_of(written: Tensor, *others: Tensor) -> tuple[int, ...] | None:
@@ -31,6 +35,27 @@ def addresses_of(written: Tensor, *others: Tensor) -> tuple[int, ...] | None:
         if address == 0 or abs(own - address) < size:
             return None
     return own, *rest
+
+
+def separate_addresses(written: Sequence[Tensor], others: Sequence[Tensor]) -> list[int] | None:
+    """The same for several tensors that are written: sizes may differ, nothing is shared at all."""
+    values = (*written, *others)
+    for value in values:
+        if type(value) is not Tensor or not value.is_contiguous() or value.is_neg():
+            return None
+    if any(value.is_inference() for value in written):
+        return None
+    try:
+        addresses = [value.data_ptr() for value in values]
+    except RuntimeError:  # wrapped by torch.func
+        return None
+    free = 1  # the first address that no tensor so far takes
+    for address, value in sorted(zip(addresses, values, strict=True), key=_first):
+        size = value.nbytes
+        if address < free or size == 0:
+            return None
+        free = address + size
+    return addresses
 
 
 def plain(*values: object) -> bool:

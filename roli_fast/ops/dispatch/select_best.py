@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from roli_fast.ops import checks, native, reference
-from roli_fast.ops.dispatch.memory import finish, layout_of, plain
+from roli_fast.ops.dispatch.memory import finish, layout_of, plain, separate_addresses
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -14,6 +15,11 @@ def select_best_(best: Triple, new: Triple) -> Tensor:
 
     Types, dtypes, devices and shapes have been checked, memory has not.
     """
+    addresses = separate_addresses(best, new)
+    if addresses and native.usable("select_best_", best[0]):
+        improved = _run(best[0], best[2], addresses)
+        increment_version(best)
+        return improved
     names = ("best_x", "best_grad", "best_loss")
     others = dict(zip(("x_adv", "grad", "loss"), new, strict=True))
     for index, name in enumerate(names):
@@ -29,15 +35,20 @@ def select_best_(best: Triple, new: Triple) -> Tensor:
 
 
 def _select(best: Triple, new: Triple) -> Tensor:
-    """The kernel: rows of bytes, each pair of tensors in the layout of the one that is written."""
     layouts = [layout_of(value) for value in best]
     targets = [v.contiguous(memory_format=m) for v, m in zip(best, layouts, strict=True)]
     sources = [v.contiguous(memory_format=m) for v, m in zip(new, layouts, strict=True)]
-    improved = torch.empty(best[2].shape, dtype=torch.bool, device=best[2].device)
-    samples, row_bytes = best[0].shape[0], best[0].nbytes // best[0].shape[0]
-    addresses = [value.data_ptr() for value in (*targets, improved, *sources)]
-    code = native.code(best[2].dtype)
-    native.run("select_best", best[0], *addresses, samples, row_bytes, code)
+    improved = _run(targets[0], targets[2], [value.data_ptr() for value in (*targets, *sources)])
     for value, target in zip(best, targets, strict=True):
         finish(value, target)
+    return improved
+
+
+def _run(best_x: Tensor, best_loss: Tensor, addresses: list[int]) -> Tensor:
+    """The kernel on dense memory, and which samples improved."""
+    improved = torch.empty(best_loss.shape, dtype=torch.bool, device=best_loss.device)
+    samples, row_bytes = best_x.shape[0], best_x.nbytes // best_x.shape[0]
+    addresses.insert(3, improved.data_ptr())
+    code = native.code(best_loss.dtype)
+    native.run("select_best", best_x, *addresses, samples, row_bytes, code)
     return improved
