@@ -23,7 +23,7 @@ from roli_fast.peft import Adapter, LoRA, LoraLinear, apply, merge
 
 VIT, SWIN = NETWORKS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 HEADS = {VIT: "head", SWIN: "head.fc"}
-TARGETS = [("q", "v"), ("k",), ("qkv",), ("q", "mlp.fc1", "proj")]
+TARGETS = [("q", "v"), ("k",), ("qkv",), ("q", "v", "mlp.fc1", "proj")]
 
 
 @pytest.fixture(scope="module")
