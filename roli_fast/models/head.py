@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -52,10 +53,19 @@ def init_head(model: Classifier, init: HeadInit, *, seed: int = 0) -> None:
                 head.bias.fill_(-math.log(99) if wide else 0.0)
 
 
-def backbone_fingerprint(model: Classifier) -> str:
-    """sha256 of what the features depend on: all tensors but the head's, and the normalisation."""
+def backbone_fingerprint(model: Classifier, *, without: Collection[str] = ()) -> str:
+    """sha256 of what the features depend on: all tensors but the head's, and the normalisation.
+
+    Args:
+        model: the classifier.
+        without: names of further tensors to leave out, those of an adapter say.
+    """
     prefix = model.head_name + "."
-    state = {n: t for n, t in model.state_dict().items() if not n.startswith(prefix)}
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(prefix) and name not in without
+    }
     return fingerprint({**state, "mean": model.normalize.mean, "std": model.normalize.std})
 
 

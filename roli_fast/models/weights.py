@@ -85,14 +85,14 @@ def _plain(loaded: object, path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
-def read_card(path: str | Path) -> dict[str, Any]:
-    """The architecture card of one of our own files; empty for any other file."""
+def read_card(path: str | Path, key: str = CARD) -> dict[str, Any]:
+    """The card under `key` of one of our own files, the architecture's; empty for other files."""
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get(CARD, "{}"))
+            return json.loads((file.metadata() or {}).get(key, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(_unreadable(path, error)) from error
 

@@ -76,6 +76,23 @@ def head_names(model: Classifier) -> list[str]:
     return [f"{model.head_name}.{name}" for name, _ in model.head.named_parameters()]
 
 
+def from_tree(tree: Mapping[str, Any]) -> Method:
+    """The method that a card lists as {"name": ..., option: value}.
+
+    Raises:
+        CheckpointError: a method or an option that this version does not know.
+    """
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
+    }
+    try:
+        return METHODS[options.pop("name")](**options)
+    except (ArgumentError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            describe("path", "a model with tuning methods of this version", dict(tree))
+        ) from error
+
+
 def rebuild(model: Classifier, trees: list[Mapping[str, Any]]) -> None:
     """Insert again what the card of a saved model lists.
 
@@ -83,15 +100,6 @@ def rebuild(model: Classifier, trees: list[Mapping[str, Any]]) -> None:
         CheckpointError: a method or an option that this version does not know.
     """
     for tree in trees:
-        options: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
-        }
-        try:
-            method = METHODS[options.pop("name")](**options)
-        except (ArgumentError, TypeError) as error:
-            raise CheckpointError(
-                describe("path", "a model with tuning methods of this version", dict(tree))
-            ) from error
-        apply(model, method)
+        apply(model, from_tree(tree))
     for parameter in model.parameters():
         parameter.requires_grad_(True)

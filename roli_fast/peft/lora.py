@@ -12,7 +12,7 @@ from torch import nn
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
 from roli_fast.peft.base import METHODS, head_names
-from roli_fast.peft.lora_linear import LoraLinear
+from roli_fast.peft.lora_linear import LoraLinear, Rows
 from roli_fast.peft.modes import Modes
 from roli_fast.peft.targets import check_called, find_layers
 
@@ -52,14 +52,22 @@ class LoRA(Modes):
                 describe("targets", "one or more different names of layers", self.targets)
             )
 
-    def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
-        """Replace the layers; names of A and B and of the head's parameters."""
+    def find(self, model: Classifier) -> dict[str, Rows | None]:
+        """Layer name -> output rows (None for all) that it would take, with every check made.
+
+        Raises:
+            ArgumentError: it cannot be applied to this model, with the reason.
+        """
         found = find_layers(model, self.targets)
         for name, rows in found.items():
             self._check(name, model.get_submodule(name), rows or ())
         check_called(model, found)
+        return found
+
+    def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
+        """Replace the layers; names of A and B and of the head's parameters."""
         names: list[str] = []
-        for name, rows in found.items():
+        for name, rows in self.find(model).items():
             base = model.get_submodule(name)
             assert isinstance(base, nn.Linear), "find_layers finds nothing else"
             layer = LoraLinear(

@@ -1,0 +1,1 @@
+"""Formats and interfaces of other packages. None of them is imported before it is asked for."""
