@@ -5,7 +5,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from roli_fast.ops import checks, native, reference
-from roli_fast.ops.dispatch.memory import Amount, fp32, layout_of, plain
+from roli_fast.ops.dispatch.memory import Amount, addresses_of, fp32, layout_of, plain
 
 Bounds = tuple[float, float]
 _NORMS = {"linf": 0, "l2": 1, "l1": 2}
@@ -35,6 +35,17 @@ def random_start(  # noqa: PLR0913 - the op's own arguments
     out = torch.empty_like(x)
     if x.numel() == 0 or isinstance(x, FakeTensor):  # outside of its mode, `key` is not fake
         return out
+    if sample_ids is None and type(eps) is float and x.is_cpu and native.usable(op, x):
+        addresses = addresses_of(x, key, out)
+        if addresses:  # the usual call
+            place, key_place, out_place = addresses
+            numel = x.numel() // x.shape[0]
+            pointers = (out_place, place, key_place, 0, 0)
+            numbers = (*native.size(x), numel, _NORMS[norm], (0, eps, 0))
+            native.run(
+                "random_start", x, *pointers, *numbers, *reference.box_limits(*bounds, x.dtype)
+            )
+            return out
     if not (plain(x, key, sample_ids, eps) and native.usable(op, x)):
         return out.copy_(getattr(reference, op)(x, key, sample_ids, eps=eps, bounds=bounds))
     layout = layout_of(x)

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from roli_fast.ops import checks, native, reference
-from roli_fast.ops.dispatch.memory import Amount, addresses_of, dense, finish, fp32, plain
+from roli_fast.ops.dispatch.memory import (
+    Amount,
+    addresses_of,
+    dense,
+    finish,
+    fp32,
+    plain,
+    separate_addresses,
+)
 
 Bounds = tuple[float, float]
 Launch = Callable[[str, Tensor, Sequence[int], Sequence[Amount], Bounds], None]
@@ -54,8 +62,6 @@ def _launch_apgd_linf(
     launch(kernel, target, addresses, amounts, box, 0.0, 0)
 
 
-_FLOATS = {float}
-
 LAUNCHES: dict[str, Launch] = {
     "linf_step": launch,
     "l1_project": launch,
@@ -66,6 +72,15 @@ LAUNCHES: dict[str, Launch] = {
     "apgd_l2_step": _launch_summing,
 }
 """How each kernel is launched; an op's name is its kernel's with a `_`."""
+
+
+def _ready(written: Tensor, numbers: Sequence[Amount]) -> bool:
+    """Whether a kernel can take the amounts as they are: floats, or fp32 apart from `written`."""
+    tensors = [value for value in numbers if type(value) is not float]
+    if not tensors:
+        return True
+    fits = all(type(value) is Tensor and value.dtype is torch.float32 for value in tensors)
+    return fits and separate_addresses((written,), tensors) is not None  # pyright: ignore
 
 
 def update(
@@ -80,7 +95,7 @@ def update(
     written = values[0]
     box = reference.box_limits(*bounds, written.dtype)
     addresses = addresses_of(*values)
-    if addresses and {*map(type, numbers)} == _FLOATS and native.usable(op, written):
+    if addresses and _ready(written, numbers) and native.usable(op, written):
         LAUNCHES[kernel](kernel, written, addresses, numbers, box)
         finish(written, written)
         return written

@@ -1,5 +1,7 @@
 """The public random starts."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Generator, Tensor
 
@@ -7,6 +9,7 @@ from roli_fast.ops import checks, dispatch, library
 from roli_fast.ops.library.amounts import as_amount
 
 Bounds = tuple[float, float]
+_PLAIN = nullcontext()  # nothing here that autograd could follow
 
 
 def linf_random_start(
@@ -97,16 +100,12 @@ def _random_start(  # noqa: PLR0913 - the start's own quantities
     checks.generator(generator, x)
     checks.sample_ids(sample_ids, x)
     box = checks.pair(bounds)
-    with torch.no_grad():
+    compiling = torch.compiler.is_compiling()
+    with torch.no_grad() if compiling or x.requires_grad or isinstance(eps, Tensor) else _PLAIN:
         eps = checks.amount("eps", eps, x)
-        if not torch.compiler.is_compiling():
+        if not compiling:
             dispatch.check_start(x, sample_ids, eps, box)  # before the generator moves on
-        key = torch.randint(
-            *(-(2**63), 2**63 - 1, (1,)),
-            dtype=torch.int64,
-            generator=generator,
-            device=x.device,
-        )
-        if torch.compiler.is_compiling():
+        key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=x.device)
+        if compiling:
             return library.random_start_op(norm, x, key, sample_ids, as_amount(eps, x), *box)
         return dispatch.random_start(norm, x, key, sample_ids, eps, box)
