@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import ops as fused  # benchmarks/ops.py
+import timing
 import torch
 from torch import Tensor, nn
 
@@ -141,7 +141,7 @@ def measure(calls: dict[str, Call], args: argparse.Namespace) -> dict[str, list[
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(args.rounds):
         for name, call in calls.items():
-            times[name].append(fused.seconds(call, 1, args.device))
+            times[name].append(timing.seconds(call, 1, args.device))
     return times
 
 
@@ -212,7 +212,7 @@ def main() -> None:
         print(alone(args))
         return
     report: dict[str, object] = {
-        "machine": fused.machine(args.device, args.threads),
+        "machine": timing.machine(args.device, args.threads),
         "case": {k: v for k, v in vars(args).items() if k not in ("out", "alone")},
     }
     for kind in CANDIDATES:
