@@ -10,7 +10,6 @@ allocator (CUDA). Attacks freeze the weights for everybody: all compute input gr
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -160,10 +159,16 @@ def alone(args: argparse.Namespace) -> float:
     """What the process of `peak` prints."""
     if "peft" in args.alone[1]:
         import peft  # noqa: F401 - its size is not the model's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_resident()
     call = CANDIDATES[args.alone[0]][args.alone[1]](args)
     call(), call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    return most_resident() - before
+
+
+def most_resident() -> float:
+    """MB of this process at its largest. `ru_maxrss` would begin with what its parent had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
 
 
 def run(args: argparse.Namespace, kind: str) -> dict[str, object]:
