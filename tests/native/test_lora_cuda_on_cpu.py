@@ -5,19 +5,16 @@ instruction itself, races and speed need a GPU, on which these kernels have neve
 """
 
 import ctypes
-import subprocess
 from ctypes import c_float, c_int, c_int64, c_uint32, c_void_p
-from pathlib import Path
 
 import pytest
 import torch
+from building import EMULATOR, compiled
 from torch import Tensor
 
 from roli_fast.ops import reference
 from roli_fast.ops.dispatch import lora
 
-HERE = Path(__file__).resolve().parent / "cuda_on_cpu"
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SEED = torch.tensor([-77])
 
@@ -25,21 +22,9 @@ SEED = torch.tensor([-77])
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """The emulated launches, for a grid of at most eight blocks where a grid is limited."""
+    flags = ["-O2", "-fPIC", "-shared", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
     output = tmp_path_factory.mktemp("cuda_on_cpu") / "lora.so"
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
-    flags += ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-DRF_MAX_BLOCKS=8"]
-    flags += [f"-I{HERE}", f"-I{CSRC}"]
-    try:
-        done = subprocess.run(
-            ["g++", *flags, str(HERE / "run_lora.cpp"), "-o", str(output)],
-            capture_output=True,
-            text=True,
-        )
-    except FileNotFoundError:
-        pytest.skip("g++ is not on PATH")
-    if "_Float16" in done.stderr or "cannot find" in done.stderr:
-        pytest.skip(f"this g++ cannot build the emulation: {done.stderr.splitlines()[0]}")
-    assert done.returncode == 0, done.stderr
+    compiled(output, [EMULATOR / "run_lora.cpp"], [*flags, "-DRF_MAX_BLOCKS=8"])
     return ctypes.CDLL(str(output))
 
 
