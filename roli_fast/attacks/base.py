@@ -48,6 +48,12 @@ class Attack:
         """The name used in tables and metrics, "pgd-10" say."""
         raise NotImplementedError
 
+    @property
+    def parts(self) -> tuple["Attack", ...]:
+        """The searches it is made of, each for the samples that those before left right: what an
+        evaluation reports and saves one by one. One search is its own part."""
+        return (self,)
+
     def under(self, threat: ThreatModel) -> "Attack":
         """The same attack with every field that is None taken from `threat`."""
         raise NotImplementedError
