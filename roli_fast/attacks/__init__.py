@@ -5,6 +5,7 @@ from roli_fast.attacks.apgd_t import APGDT as APGDT
 from roli_fast.attacks.base import ATTACKS as ATTACKS
 from roli_fast.attacks.base import Attack as Attack
 from roli_fast.attacks.base import AttackResult as AttackResult
+from roli_fast.attacks.auto_attack import AutoAttack as AutoAttack
 from roli_fast.attacks.fab import FAB as FAB
 from roli_fast.attacks.fab_t import FABT as FABT
 from roli_fast.attacks.fgsm import FGSM as FGSM
