@@ -19,7 +19,13 @@ from roli_fast.attacks.base import (
     check_choice,
     check_steps,
 )
-from roli_fast.attacks.ensemble import EnsembleResult, Question, Standing, search_in_turn
+from roli_fast.attacks.ensemble import (
+    EnsembleResult,
+    Question,
+    Standing,
+    plain,
+    search_in_turn,
+)
 from roli_fast.attacks.fab import FAB
 from roli_fast.attacks.fab_t import FABT
 from roli_fast.attacks.objective import is_right
@@ -71,8 +77,12 @@ class AutoAttack(BallAttack):
 
     An image's result is the first that fooled the model, checked by one more pass of it; what none
     fools comes back as it was. Beside the attacks it costs 1 forward on all images, 3 forwards and
-    2 input-backwards on up to 64 for the warnings (`warning_signs`), and 1 forward an attack on what
-    it found. Classes fewer than 10 or 4 are followed, and the result's notes say so.
+    2 input-backwards on up to 64 of them for the warnings (`warning_signs`), and 1 forward an
+    attack on what it found. Fewer classes than 10 or 4 are followed, and the result says so.
+
+    Given a `SearchModel` with a short dtype, it searches in that, and what fools the model there
+    but not in its own precision does not count: the later components attack it again. `lost` of
+    the result says how many.
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
@@ -169,19 +179,14 @@ class AutoAttack(BallAttack):
             eps: radius in place of the field, a number or one a sample (B,).
         """
         ball, x = self.ball(x, eps), x.detach()
-        parts = self.parts
         signs = warning_signs.train_mode(model)
-        with InputGradient(model) as engine, torch.no_grad():
+        with InputGradient(plain(model)) as engine, torch.no_grad():
             right = is_right(Passes(engine).clean(x, y), y)
-            rows = right.nonzero()[:, 0][: warning_signs.LOOKED_AT]
-            if isinstance(ball.eps, Tensor):
-                ball = ball._replace(eps=ball.eps[rows])
             draws = self.version == "rand"
-            signs += warning_signs.before_attack(engine, x[rows], y[rows], ball, draws=draws)
-            standing = Standing.begin(x, right)
-            asked = Question(model, x, y, generator, sample_ids, eps)
-            search_in_turn(parts, asked, engine, standing)
-            cost = engine.cost
+            signs += warning_signs.before_attack(engine, x, y, right, ball, draws=draws)
+            standing, cost = Standing.begin(x, right), engine.cost
+        parts = self.parts
+        search_in_turn(parts, Question(model, x, y, generator, sample_ids, eps), standing)
         counts = [int((standing.fooled_by == number).sum()) for number in range(len(parts))]
         signs += warning_signs.black_box(parts, counts)
         return standing.result(cost, warning_signs.log_once(model, signs))

@@ -1,14 +1,14 @@
 """Several searches, one after another, each on what those before left right."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 
 from roli_fast.attacks.base import Attack, AttackResult, Radius, ids_of, restart_generators
 from roli_fast.attacks.objective import is_right
-from roli_fast.engine import Cost, InputGradient
+from roli_fast.engine import Cost, InputGradient, SearchModel
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import cross_entropy
 
@@ -77,18 +77,20 @@ class Question:
     eps: Radius | None = None
 
 
-def search_in_turn(
-    parts: Sequence[Attack], asked: Question, checker: InputGradient, standing: Standing
-) -> None:
+def plain(model: Model) -> SearchModel:
+    """The model in its own precision, in the batches that a search makes of its images."""
+    return replace(SearchModel.of(model), dtype=None)
+
+
+def search_in_turn(parts: Sequence[Attack], asked: Question, standing: Standing) -> None:
     """Run each part on the samples that are not yet fooled.
 
-    What a part takes for adversarial is shown to the model once more and counts only if it still
-    fools: 1 forward a part on what it found.
+    What a part takes for adversarial is shown once more to the plain model, and counts only if it
+    still fools: 1 forward a part on what it found.
 
     Args:
         parts: the searches; each gets its own generator, all derived from one draw.
         asked: model, images and labels.
-        checker: an entered engine of the plain model, in its own precision.
         standing: where the samples stand; updated.
     """
     x, y = asked.x, asked.y
@@ -102,16 +104,14 @@ def search_in_turn(
         found = part.run(asked.model, x[rows], y[rows], generator, sample_ids=ids[rows], **options)
         standing.costs.append(found.cost)
         standing.notes += [f"{part.label}: {note}" for note in found.notes]
-        if found.fooled is not None:
-            rows, images = rows[found.fooled], found.x_adv[found.fooled]
-        else:
-            images = found.x_adv
-        fools = ~_right(checker, images, y[rows])
-        lost = len(rows) - int(fools.sum()) if found.fooled is not None else 0
-        standing.lost += lost
+        took = torch.ones_like(rows, dtype=torch.bool) if found.fooled is None else found.fooled
+        tried, images, rows = len(rows), found.x_adv[took], rows[took]
+        fools = _still_fooled(asked.model, images, y[rows], standing.costs)
         count = int(fools.sum())
-        text = f"{part.label}: fooled {count} of {len(found.x_adv)}"
+        lost = len(rows) - count if found.fooled is not None else 0
+        text = f"{part.label}: fooled {count} of {tried}"
         standing.notes.append(text + (f"; {lost} more were right when asked again" if lost else ""))
+        standing.lost += lost
         rows = rows[fools]
         standing.x_adv[rows] = images[fools]
         standing.fooled[rows] = True
@@ -132,7 +132,11 @@ def _of(eps: Radius, rows: Tensor) -> Radius:
     return eps[rows] if isinstance(eps, Tensor) else eps
 
 
-def _right(checker: InputGradient, x: Tensor, y: Tensor) -> Tensor:
+def _still_fooled(model: Model, x: Tensor, y: Tensor, costs: list[Cost]) -> Tensor:
+    """Whether images (B, ...) fool the plain model, (B,); the cost of asking goes to `costs`."""
     if len(x) == 0:
         return torch.zeros(0, dtype=torch.bool, device=x.device)
-    return is_right(checker.evaluate(x, y, cross_entropy)[1], y)
+    with InputGradient(plain(model)) as engine, torch.no_grad():
+        logits = engine.evaluate(x, y, cross_entropy)[1]
+        costs.append(engine.cost)
+    return ~is_right(logits, y)

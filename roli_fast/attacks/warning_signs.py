@@ -1,4 +1,4 @@
-"""Signs that an attack's answer may mean less than it seems: notes in a result, logged once a model.
+"""Signs that an attack's answer may mean less than it seems: notes in a result, logged once.
 
 Those that AutoAttack's code gives (a model that draws, gradients of zero, a model in train mode,
 outputs that are probabilities), and those of masked gradients (Athalye et al. 2018,
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from roli_fast.attacks.base import Attack, Ball
 from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.square import Square
-from roli_fast.engine import InputGradient, KeptForward
+from roli_fast.engine import InputGradient, KeptForward, SearchModel
+from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import at_least_float32, margin
 
 logger = logging.getLogger("roli_fast.attacks")
@@ -36,35 +37,40 @@ class Sign:
     text: str
 
 
-def train_mode(model: object) -> list[Sign]:
+def train_mode(model: Model) -> list[Sign]:
     """A module that was handed over in train mode; to be asked before the engine is entered."""
-    if not isinstance(model, nn.Module) or not any(m.training for m in model.modules()):
+    module = SearchModel.of(model).module
+    if module is None or not any(part.training for part in module.modules()):
         return []
     text = "the model was in train mode; it is attacked in eval mode, and given back as it was"
     return [Sign("train-mode", text)]
 
 
-def before_attack(
-    engine: InputGradient, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = False
+def before_attack(  # noqa: PLR0913 - what an attack is about to work on
+    engine: InputGradient, x: Tensor, y: Tensor, right: Tensor, ball: Ball, *, draws: bool = False
 ) -> list[Sign]:
     """What a model shows before an attack: 3 forwards and 2 input-backwards on up to 64 images.
 
     Args:
         engine: an `InputGradient` of the model, entered.
-        x: images (B, ...) that are classified right; none of them gives no sign.
-        y: their labels (B,).
+        x: images (B, ...).
+        y: labels (B,).
+        right: bool (B,), which images are classified right; only these are looked at.
         ball: where the attack will search.
         draws: the attack is meant for models that draw, as AutoAttack's version rand.
     """
-    if len(x) == 0:
+    rows = right.nonzero()[:, 0][:LOOKED_AT]
+    rows = rows[engine.batches(len(rows))[0]]
+    if len(rows) == 0:
         return []
-    x, y = x[:LOOKED_AT], y[:LOOKED_AT]
-    eps = ball.eps[:LOOKED_AT] if isinstance(ball.eps, Tensor) else ball.eps
+    x, y = x[rows], y[rows]
+    if isinstance(ball.eps, Tensor):
+        ball = ball._replace(eps=ball.eps[rows])
     kept = engine.keep(x, y)
     before, logits = engine.evaluate(x, y, margin)
     signs = [*_drawing(kept.logits, logits, draws), *_probabilities(logits)]
     grad, zero = _gradients(kept, y)
-    return [*signs, *zero, *_flat(engine, x, y, ball._replace(eps=eps), grad, before)]
+    return [*signs, *zero, *_flat(engine, x, y, ball, grad, before)]
 
 
 def black_box(parts: Sequence[Attack], fooled: Sequence[int]) -> list[Sign]:
@@ -90,11 +96,11 @@ def black_box(parts: Sequence[Attack], fooled: Sequence[int]) -> list[Sign]:
 _logged: "WeakKeyDictionary[object, set[str]]" = WeakKeyDictionary()
 
 
-def log_once(model: object, signs: Iterable[Sign]) -> tuple[str, ...]:
+def log_once(model: Model, signs: Iterable[Sign]) -> tuple[str, ...]:
     """Log each kind of sign once for this model; returns the words of all of them."""
     signs = tuple(signs)
     try:
-        known = _logged.setdefault(model, set())
+        known = _logged.setdefault(SearchModel.of(model).model, set())
     except TypeError:  # a callable that cannot be held weakly: logged each time
         known = set()
     for sign in signs:
