@@ -13,7 +13,7 @@ from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 from roli_fast.threat import ThreatModel
 
-THREATS = [("linf", 0.01), ("l2", 0.1), ("l1", 0.7)]
+THREATS = [("linf", 0.003), ("l2", 0.06), ("l1", 0.8)]
 
 
 def small(**options: Any) -> Union:
@@ -49,7 +49,7 @@ def test_an_image_is_robust_only_if_it_survives_every_threat(every: bool, asked:
     assert result.fooled[3] and kept[3]
     assert len(result.notes) == 3
     assert result.notes[0].startswith(
-        f"apgd-ce-4 linf 0.01: fooled {int((result.fooled_by == 0).sum())} of 15"
+        f"apgd-ce-4 linf 0.003: fooled {int((result.fooled_by == 0).sum())} of 15"
     )
 
 
@@ -58,7 +58,7 @@ def test_every_tells_the_accuracy_under_each_threat(asked: Any) -> None:
     union = small(every=True)
     result = union.run(model, x, y, generator())
     assert list(result.robust_under) == list(union.names)
-    assert union.names[1] == "apgd-ce-4 l2 0.1"
+    assert union.names[1] == "apgd-ce-4 l2 0.06"
     survived = torch.stack([*result.robust_under.values()])
     assert result.fooled is not None and torch.equal(survived.all(0), ~result.fooled)
     assert not survived[:, 3].any()

@@ -83,7 +83,7 @@ def test_a_part_of_the_model_in_train_mode_is_seen_and_the_model_given_back() ->
 
 
 def test_what_a_look_costs_and_sees() -> None:
-    model, x = Counting(Changed()), pictures(80)
+    model, x = Counting(Changed()).eval(), pictures(80)
     y = predicted(model, x)
     y[::2] = (y[::2] + 1) % 6
     model.forwards = 0
