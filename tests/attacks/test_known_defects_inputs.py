@@ -1,7 +1,7 @@
 """Inputs on which other attack libraries fail or answer wrongly, and this one does not.
 
-The rows of spec/attacks.md, section 4b, that speak of dtypes, shapes, classes, radii and bounds;
-each test names its row.
+The rows of `test_known_defects.TABLE` that speak of dtypes, shapes, classes, radii and bounds; each
+test begins with its row.
 """
 
 from typing import Any

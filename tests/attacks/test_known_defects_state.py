@@ -1,6 +1,6 @@
 """What other attack libraries leave behind in a model or a process, and this one does not.
 
-The rows of spec/attacks.md, section 4b, that speak of state; each test names its row.
+The rows of `test_known_defects.TABLE` that speak of state; each test begins with its row.
 """
 
 import random
