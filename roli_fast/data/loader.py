@@ -1,5 +1,6 @@
 """Batches of a split: the order and the augmentation are functions of (seed, epoch) alone."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -90,6 +91,13 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=derived_generator("order", seed, epoch))
 
 
+def _own_group(_worker: int) -> None:
+    """Let a worker leave the run's process group: who signals the group, as a terminal and many job
+    schedulers do, means the run, which stops its workers itself. They also end when it is gone."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
 def _iterate(
     source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
 ) -> Iterator[Batch]:
@@ -100,6 +108,7 @@ def _iterate(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else the loader draws from the global one
+        worker_init_fn=_own_group,
     )
     for item in loader:
         if isinstance(item, DataError):

@@ -14,6 +14,7 @@ from roli_fast import zoo
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.models.layers import Normalize, Resize
 from roli_fast.models.normalization import choose_normalization
+from roli_fast.models.options import check_options, first_line, refusal
 from roli_fast.models.weights import load_backbone, read_card, read_state_dict, read_weights
 from roli_fast.seeds import derive_seed
 
@@ -208,6 +209,7 @@ def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
                 f"Similar: {', '.join(near)}." if near else "",
             )
         )
+    check_options(config.options)
     with torch.random.fork_rng(devices=[]):
         # the CPU's generator alone: torch.manual_seed would reseed every GPU's too, for good
         torch.default_generator.manual_seed(derive_seed(seed, "model"))
@@ -228,13 +230,11 @@ def _not_built(config: Model, error: Exception) -> ArgumentError:
             describe(
                 "model.pretrained",
                 f"weights of {config.name} that timm can download",
-                _first_line(error),
+                first_line(error),
                 "Pass a local file as model.weights where there is no network.",
             )
         )
-    return ArgumentError(
-        describe("model.options", f"arguments of timm's {config.name}", _first_line(error))
-    )
+    return refusal(config.name, config.options, error)
 
 
 def _not_plain(config: Model, found: dict[str, Any]) -> str:
@@ -244,10 +244,6 @@ def _not_plain(config: Model, found: dict[str, Any]) -> str:
         f"'{config.weights}' with {found}",
         "Load it with models.load; peft.merge and save_model make a plain file of a LoRA model.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_image_size(model: Classifier, size: int) -> None:
@@ -262,7 +258,7 @@ def _check_image_size(model: Classifier, size: int) -> None:
             describe(
                 "image_size",
                 f"images that {model.config.name} takes",
-                f"{size}x{size} ({_first_line(error)})",
+                f"{size}x{size} ({first_line(error)})",
                 "Set data.image_size to the model's size, or model.resize to resize inside the "
                 "model, or model.options {img_size: ...} to build the model for this size.",
             )

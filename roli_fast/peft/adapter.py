@@ -116,7 +116,8 @@ def _mlps(model: Classifier) -> dict[str, nn.Module]:
             describe(
                 "tuning",
                 "a method that fits the model",
-                f"adapter for {model.config.name}, whose blocks have no MLP of linear layers",
+                f"adapter for {model.config.name} (timm's {type(model.backbone).__name__}), whose "
+                "blocks have no `mlp` of linear layers beside attention or a convolution",
                 "Adapters fit ViT, Swin and ConvNeXt (built without conv_mlp); use bias or full.",
             )
         )

@@ -86,8 +86,9 @@ class Prompt(Modes):
                 "tuning",
                 "a method that fits the model",
                 f"prompt for {model.config.name} (timm's {type(backbone).__name__})",
-                "Prompts are tokens of a VisionTransformer or SwinTransformer; use bias, adapter, "
-                "lora or full.",
+                "Prompts join the tokens of timm's VisionTransformer or SwinTransformer (not of "
+                "Swin V2): choose such a network, or use linear, bias or full, and adapter or lora "
+                "where blocks have linear layers.",
             )
         )
 

@@ -105,6 +105,8 @@ def _unknown(model: Classifier, layers: dict[str, nn.Linear], target: str) -> st
     fix += f"Its layers end in: {', '.join(ends)}."
     if target in SLICES and "qkv" in ends:
         fix += " How its qkv is laid out is not known here: name it as a whole."
+    elif target in SLICES:
+        fix += f" It has no attention with a fused qkv: use targets such as {ends[0]!r}."
     return describe("targets", expected, repr(target), fix)
 
 
@@ -136,7 +138,9 @@ def check_called(model: Classifier, names: Iterable[str]) -> None:
 def _blank_forward(backbone: nn.Module, channels: int) -> None:
     """One blank image of the network's own size, in eval mode; the modes are put back."""
     own = getattr(backbone, "pretrained_cfg", {}).get("input_size", (channels, 224, 224))[1:]
-    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None) or own
+    # where patches are made, "patch_embed" of a ViT, "stem" of a mixer
+    built = (getattr(part, "img_size", None) for part in backbone.children())
+    size = next(filter(None, built), own)
     modes = [(module, module.training) for module in backbone.modules()]
     like = next(backbone.parameters())
     try:

@@ -16,7 +16,7 @@ from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import Classifier, save_head, save_model
-from roli_fast.seeds import derive_seed
+from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import ThreatModel
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
@@ -148,11 +148,13 @@ class StageLoop:
         factor = self._lr_factor(position)
         for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
-        seed = derive_seed(self.job.seed, self.job.name, "update", position)
-        torch.manual_seed(seed)  # dropout and DropPath; the caller's state is forked away
-        generator = torch.Generator(batch.x.device).manual_seed(seed)
+        own = (self.job.seed, self.job.name)
+        # dropout and DropPath; the caller's state is forked away
+        torch.manual_seed(derive_seed(*own, "update", position))
+        # one source an epoch, in which an image draws by its id: batches play no part
+        generator = derived_generator(*own, "attack", epoch, device=batch.x.device)
         attack = self.attack if epoch >= self.stage.clean_epochs else None
-        terms = self.stage.objective(self.model, batch.x, batch.y, attack, generator)
+        terms = self.stage.objective(self.model, batch, attack, generator)
         self.optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
         self.optimizer.step()

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from roli_fast import peft
 from roli_fast.data import Splits
-from roli_fast.errors import ConfigError, DataError, describe
+from roli_fast.errors import ArgumentError, ConfigError, DataError, describe
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import (
@@ -146,7 +147,10 @@ def _check_tuning(experiment: Experiment, model: Classifier) -> None:
         used["pretrain"] = experiment.pretrain
     for name, stage in used.items():
         copied = copy.deepcopy(model)
-        peft.apply(copied, stage.tuning)
+        try:
+            peft.apply(copied, stage.tuning)
+        except ArgumentError as error:
+            raise ArgumentError(_in_stage(name, str(error))) from error
         if name == "pretrain" and experiment.source and "tuning" in copied.card:
             raise ConfigError(
                 describe(
@@ -160,6 +164,12 @@ def _check_tuning(experiment: Experiment, model: Classifier) -> None:
                 "finetune.tuning changes the function at once, so the probed head does not fit it; "
                 "compare with --methods ranli."
             )
+
+
+def _in_stage(stage: str, text: str) -> str:
+    """A method's error with the field's whole name: `rank` is `finetune.tuning.rank`."""
+    text = text.replace("`tuning`", f"`{stage}.tuning`", 1)
+    return re.sub(r"^`(\w+)`", rf"`{stage}.tuning.\1`", text)
 
 
 @dataclass

@@ -37,6 +37,11 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous = {}
+        # A signal that reached the decoding workers too has ended them, and torch says so anywhere,
+        # perhaps in the middle of an update: nothing may be saved after that.
+        if self.signal and isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            text = f"stopped by {self.signal.name}, and the decoding workers with it: what came "
+            raise InterruptedRunError(text + "after the last save is repeated", self.signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:

@@ -1,12 +1,12 @@
 """What every registered attack must do."""
 
-import copy
 import dataclasses
 import inspect
 from typing import Any
 
 import pytest
 import torch
+from tiny_attacks import EPS, generator, predicted, short
 from tiny_models import Counting, Mixed, images, untouched
 
 from roli_fast.attacks import ATTACKS, Attack, AttackResult
@@ -15,31 +15,8 @@ from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 from roli_fast.threat import ThreatModel
 
-EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 4.0}
 X = images(6, 3, 6, 6)
-
-
-def predicted(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """An attack may leave alone what is misclassified to begin with, so labels are what is seen."""
-    with torch.no_grad():
-        return copy.deepcopy(model).eval()(x).argmax(1)
-
-
 Y = predicted(Mixed(), X)
-
-
-def short(kind: type[Attack], norm: str, eps: float | None = None) -> Attack:
-    """The attack with few steps, where it has steps, under a threat in this norm."""
-    known = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore
-    fields: dict[str, Any] = {
-        "steps": 3,
-        "n_queries": 25,
-        "norm": None,
-        "eps": None,
-        "step_size": None,
-    }
-    options = {name: value for name, value in fields.items() if name in known}
-    return kind(**options).under(ThreatModel(norm, EPS[norm] if eps is None else eps, (0.0, 1.0)))
 
 
 @pytest.fixture(params=NORMS.names())
@@ -60,10 +37,6 @@ def attack(kind: type[Attack], norm: str) -> Attack:
 def moved_or_failed(result: AttackResult, distance: torch.Tensor) -> torch.Tensor:
     """An attack that looks at what it found may give back an image on which it says it failed."""
     return distance > 0 if result.fooled is None else (distance > 0) | ~result.fooled
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def loss(model: torch.nn.Module, x: torch.Tensor) -> float:

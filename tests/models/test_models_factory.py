@@ -134,16 +134,21 @@ def test_a_convolutional_head_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "message"),
     [
-        (VIT, {"no_such": 1}),
-        (VIT, {"img_size": 8, "embed_dim": 15, "num_heads": 4}),
-        ("resnet18", {"num_classes": 3}),
-        ("resnet18", {"block": 3}),
+        (VIT, {"no_such": 1}, rf"\.no_such`: .*timm's {VIT} takes, got 1\. It takes: img_size, "),
+        (VIT, {"depht": 1}, r"\.depht`.*Similar: depth\. It takes"),
+        (VIT, {"embed_dim": 15, "num_heads": 4}, rf"`: .*{VIT} can.*'num_heads': 4.*divisible"),
+        ("resnet18", {"num_classes": 3}, r"\.num_classes`: expected nothing, got 3\. The data"),
+        ("resnet18", {"pretrained": True}, r"\.pretrained`.*Set model\.pretrained"),
+        ("mixer_s16_224", {"patch_size": 4}, r"\.patch_size`: .*got 4\. The architecture sets it"),
+        ("resnet18", {"img_size": 32}, r"\.img_size`: .*got 32\..*leave it out; data\.image_size"),
+        ("test_efficientnet", {"img_size": 32}, r"\.img_size`: .*got 32\..*leave it out"),
+        ("convnext_atto", {"dims": (8, 8)}, r"`: .*convnext_atto can be built with, got .*dims"),
     ],
 )
-def test_options_that_do_not_work(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match=f"`model.options`.*of timm's {name}"):
+def test_options_that_do_not_work(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=rf"`model\.options{message}"):
         create(Model(name, options=options), num_classes=5)
 
 

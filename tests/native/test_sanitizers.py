@@ -1,8 +1,8 @@
 """The kernels' own programs under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer.
 
-`run_cpu` drives every CPU kernel, with clones where the sanitizer can live with them, `run_cuda`
-and `run_l2` the emulated CUDA kernels, `run_far` their indices in large tensors. A planted mistake
-has to be noticed.
+`run_cpu` drives every CPU kernel, with clones where the sanitizer can live with them, `run_cuda`,
+`run_l2` and `run_cuda_lora` the emulated CUDA kernels, `run_far` their indices in large tensors. A
+planted mistake has to be noticed.
 """
 
 import shutil
@@ -26,48 +26,79 @@ PROGRAMS = {
         EMULATOR / "run_l2.cpp",
         (*ADDRESS, "-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=8"),
     ),
+    "cuda, LoRA": (
+        HERE / "sanitizers" / "run_cuda_lora.cpp",
+        (*ADDRESS, "-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=8"),
+    ),
     "cuda, large": (EMULATOR / "run_far.cpp", LARGE),
     "cuda, large, L1": (EMULATOR / "run_far_l1.cpp", LARGE),
 }
 OVERFLOW = "heap-buffer-overflow"
-PLANTED = {  # program -> file, code, mistake, and what is said of it
-    "cpu, address": (
+PLANTED = [  # program, file, code, mistake, and what is said of it
+    (
+        "cpu, address",
         "cpu/products.cpp",
         "i + kLanes <= n; i += kLanes",
         "i < n; i += kLanes",
         OVERFLOW,
     ),
-    "cpu, threads": (
+    (
+        "cpu, threads",
         "cpu/parallel.h",
         "std::min(begin + share, n)",
         "std::min(begin + share + 1, n)",
         "data race",
     ),
-    "cuda, L1 and starts": (
+    (
+        "cuda, L1 and starts",
         "cuda/random_start.cuh",
         "if (element >= call.per_sample)",
         "if (element > call.per_sample)",
         OVERFLOW,
     ),
-    "cuda, L2 and APGD": (
+    (
+        "cuda, L2 and APGD",
         "cuda/packs.cuh",
         "for (int64_t i = packs * kWords + thread; i < length",
         "for (int64_t i = packs * kWords + thread; i <= length",
         OVERFLOW,
     ),
-    "cuda, large": (
+    (
+        "cuda, large",
         "cuda/l2_step.cuh",
         "const int64_t base = sample",
         "const unsigned base = sample",
         "l2_step differs",
     ),
-    "cuda, large, L1": (
+    (
+        "cuda, large, L1",
         "cuda/random_start.cuh",
         "const int64_t base = sample",
         "const unsigned base = sample",
         "random_start differs",
     ),
-}
+    (
+        "cpu, address",
+        "cpu/lora_dropout.cpp",
+        "std::min(kElements, end - at)",
+        "kElements",
+        OVERFLOW,
+    ),
+    (
+        "cuda, LoRA",
+        "cuda/lora_backward.cuh",
+        "if (row < end && column < width)",
+        "if (row <= end && column < width)",
+        OVERFLOW,
+    ),
+    (
+        "cuda, LoRA",
+        "cuda/lora_elementwise.cuh",
+        "const bool inside = depth + k < part.rank && row + at < part.rows;",
+        "const bool inside = depth + k < part.rank && row + at <= part.rows;",
+        OVERFLOW,
+    ),
+]
 
 
 def run(name: str, folder: Path, csrc: Path = CSRC) -> subprocess.CompletedProcess[str]:
@@ -89,12 +120,19 @@ def test_nothing_is_found(name, tmp_path):
     assert " 0 differences" in done.stdout
 
 
+def test_every_program_has_a_planted_mistake():
+    assert {name for name, *_ in PLANTED} == PROGRAMS.keys()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_a_planted_mistake_is_found(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "file", "code", "mistake", "symptom"),
+    PLANTED,
+    ids=[f"{name}, {Path(file).name}" for name, file, *_ in PLANTED],
+)
+def test_a_planted_mistake_is_found(name, file, code, mistake, symptom, tmp_path):
     csrc = tmp_path / "csrc"
     shutil.copytree(CSRC, csrc)
-    file, code, mistake, symptom = PLANTED[name]
     text = (csrc / file).read_text()
     assert code in text
     (csrc / file).write_text(text.replace(code, mistake))

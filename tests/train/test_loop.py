@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from small import run_small, small, weights
 
-from roli_fast import models
-from roli_fast.attacks import PGD
+from roli_fast import models, ops
+from roli_fast.attacks import PGD, AttackResult
+from roli_fast.engine import Cost
 from roli_fast.errors import NonFiniteLossError
 from roli_fast.evaluate import Evaluation
 from roli_fast.seeds import derive_seed
@@ -35,12 +36,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         rows[-1] |= {"lr": group["lr"], "momentum": group.get("momentum")}
         return result
 
-    def objective(
-        self: Adversarial, model: Any, x: Any, y: Any, attack: Any, generator: Any
-    ) -> Any:
+    def objective(self: Adversarial, model: Any, batch: Any, attack: Any, generator: Any) -> Any:
         rows[-1] |= {"attack": attack, "seed": generator.initial_seed(), "objective": self}
         rows[-1] |= {"training": model.training}
-        return step(self, model, x, y, attack, generator)
+        return step(self, model, batch, attack, generator)
 
     monkeypatch.setattr(loop.StageLoop, "_update", watched)
     monkeypatch.setattr(Adversarial, "__call__", objective)
@@ -106,11 +105,43 @@ def test_order_augmentation_and_seeds_change_every_epoch(
     first, second = [sum((r["ids"] for r in seen if r["epoch"] == e), []) for e in (0, 1)]
     assert first != second
     assert sorted(first) == sorted(second)
-    assert len({row["seed"] for row in seen}) == len(seen)
+    seeds = {row["epoch"]: {r["seed"] for r in seen if r["epoch"] == row["epoch"]} for row in seen}
+    assert all(len(of_an_epoch) == 1 for of_an_epoch in seeds.values())
+    assert seeds[0] != seeds[1]
     pictures = [torch.cat([r["x"] for r in seen if r["epoch"] == e]) for e in (0, 1)]
     place = torch.argsort(torch.tensor(first)), torch.argsort(torch.tensor(second))
     assert not torch.equal(pictures[0][place[0]], pictures[1][place[1]])
     assert all(row["objective"].label_smoothing == 0.1 and row["training"] for row in seen)
+
+
+def test_an_image_is_attacked_from_the_same_start_in_any_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its draws depend on the seed, the epoch and its id: not on batch size or place."""
+    starts: list[dict[int, torch.Tensor]] = []
+
+    def start_only(
+        self: PGD, model: Any, x: torch.Tensor, y: Any, generator: Any = None, *, sample_ids: Any
+    ) -> Any:
+        noise = ops.linf_random_start(
+            torch.full_like(x, 0.5),
+            eps=0.25,
+            bounds=(0.0, 1.0),
+            generator=generator,
+            sample_ids=sample_ids,
+        )
+        if self.steps == 7:  # the training attack
+            starts[-1].update(zip(sample_ids.tolist(), noise, strict=True))
+        return AttackResult(x.clone(), Cost(0, 0))
+
+    monkeypatch.setattr(PGD, "run", start_only)
+    for size, epochs in ((24, 1), (9, 1), (9, 2)):
+        starts.append({})
+        flags = [f"--ranli.batch_size={size}", f"--ranli.epochs={epochs}"]
+        run_small(tmp_path / f"{size}-{epochs}", "--methods=ranli", *flags)
+    assert len(starts[0]) == 72 and starts[0].keys() == starts[1].keys() == starts[2].keys()
+    assert all(torch.equal(starts[0][i], starts[1][i]) for i in starts[0])
+    assert not any(torch.equal(starts[0][i], starts[2][i]) for i in starts[0])  # a later epoch's
 
 
 def test_sgd_gets_its_momentum(seen: list[dict[str, Any]], tmp_path: Path) -> None:

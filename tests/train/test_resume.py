@@ -83,7 +83,12 @@ def test_a_signal_during_validation_and_one_during_the_test(
 def train(folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "roli_fast.train", "--run_dir", str(folder), *more]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ,
+        start_new_session=True,
     )
 
 
@@ -113,6 +118,38 @@ def test_the_command_line_survives(straight: Path, tmp_path: Path, number: signa
     assert "roli" in output
     assert_same_weights(straight, folder)
     assert records(straight) == records(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_with_decoding_workers(
+    straight: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As a terminal's Ctrl-C and job schedulers send it. The workers are the run's to stop."""
+    folder = tmp_path / "run"
+    process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
+    wait_for(folder / "seed-0/roli/stage-1-probe/resume.safetensors", process)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output and f"--run_dir {folder} --resume" in output
+    assert output.count("stopping after this step") == 1  # no worker says so, too
+    run_small(folder, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
+    assert_same_weights(straight, folder)
+    assert records(straight) == records(folder)
+
+
+def test_workers_that_a_signal_ended_are_no_error_of_their_own() -> None:
+    """Nothing is saved then; without a signal it is the user's business."""
+    ended = RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM, and the decoding workers"):
+        with Interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ended
+    for error, number in ((ended, None), (RuntimeError("shapes"), signal.SIGTERM)):
+        with pytest.raises(RuntimeError) as raised, Interrupt() as interrupt:
+            interrupt.signal = number
+            raise error
+        assert raised.value is error
 
 
 def test_a_damaged_resume_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

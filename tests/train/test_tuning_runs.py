@@ -14,7 +14,9 @@ from roli_fast import models
 from roli_fast.errors import ArgumentError, CheckpointError, ConfigError, InterruptedRunError
 from roli_fast.peft import METHODS, apply, merge
 from roli_fast.train import loop
+from roli_fast.train.cli import parse
 from roli_fast.train.optim import parameter_groups
+from roli_fast.train.pipeline import check
 
 NETWORKS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 
@@ -133,9 +135,23 @@ def test_a_file_of_an_unknown_method_is_told(tmp_path: Path) -> None:
 
 
 def test_a_method_that_cannot_apply_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="`rank`: expected at most 16"):
+    with pytest.raises(ArgumentError, match=r"`finetune\.tuning\.rank`: expected at most 16"):
         run_small(tmp_path / "run", "--finetune.tuning=lora", "--finetune.tuning.rank=32")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("network", ["resnet18", "convnext_atto"])
+def test_prompts_for_a_network_without_tokens(network: str, tmp_path: Path) -> None:
+    """Both mistakes of one command: an option that only a ViT has, then the method."""
+    command = ["--data=digits", f"--model.name={network}", "--finetune.tuning=prompt"]
+    command += ["--data.max_per_class=12", "--data.image_size=32"]
+    size = "--model.options.img_size=32"
+    for flags, message in (
+        ([size], r"`model\.options\.img_size`: .*timm's \w+ takes, got 32\. .*leave it out"),
+        ([], rf"`finetune\.tuning`: .*got prompt for {network} .*not of Swin V2.*use linear,"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            check(parse([*command, *flags]).experiment)
 
 
 def test_pretraining_must_leave_a_plain_backbone(tmp_path: Path) -> None:

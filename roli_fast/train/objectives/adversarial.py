@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from roli_fast.attacks import Attack
+from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
-from roli_fast.train.objectives.base import OBJECTIVES, Objective, Terms
+from roli_fast.train.objectives.base import OBJECTIVES, Objective, Terms, attacked
 
 
 @OBJECTIVES.register("adversarial")
@@ -28,10 +29,9 @@ class Adversarial(Objective):
             )
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, generator: Generator
+        self, model: nn.Module, batch: Batch, attack: Attack | None, generator: Generator
     ) -> Terms:
         """As the base says."""
-        inputs = x if attack is None else attack(model, x, y, generator)
-        logits = model(inputs)
-        loss = cross_entropy(logits, y, label_smoothing=self.label_smoothing).mean()
+        logits = model(attacked(model, batch, attack, generator))
+        loss = cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing).mean()
         return Terms(loss, logits.detach())

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
+from roli_fast.data import Batch
 from roli_fast.registry import Registry
 
 
@@ -19,18 +20,26 @@ class Objective:
     """Base of all objectives. A subclass is a frozen dataclass: its fields configure it."""
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, generator: Generator
+        self, model: nn.Module, batch: Batch, attack: Attack | None, generator: Generator
     ) -> Terms:
         """The loss of one batch.
 
         Args:
             model: in the mode in which it is updated.
-            x: clean images (B, ...) in the bounds.
-            y: labels (B,).
-            attack: makes the training images from `x`; None trains on clean images.
+            batch: clean images (B, ...) in the bounds and labels on the model's device, and ids.
+            attack: makes the training images; None trains on clean images. `attacked` calls it.
             generator: source of the attack's randomness.
         """
         raise NotImplementedError
+
+
+def attacked(model: nn.Module, batch: Batch, attack: Attack | None, generator: Generator) -> Tensor:
+    """The images to train on, (B, ...). What is drawn for a sample depends on the generator and its
+    id alone, neither on its place in the batch nor on how large that is."""
+    if attack is None:
+        return batch.x
+    ids = batch.ids.to(batch.x.device)
+    return attack(model, batch.x, batch.y, generator, sample_ids=ids)
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")

@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "lora.h"
 #include "memory.h"
 
 namespace {
@@ -119,6 +120,20 @@ void selections(const Case& c, const Tensors& t) {
   }
 }
 
+// LoRA's: its other CPU work is torch's. Out of place and in place, elements of each size.
+void dropout(const Case& c, const Tensors& t) {
+  const int64_t bytes = c.count() * c.word(), seed = -77;
+  for (int64_t word : {c.word(), int64_t{8}}) {
+    if (word == 8 && c.shift) continue;  // not at a border of eight bytes
+    for (bool in_place : {false, true}) {
+      compare("lora_dropout", c, {in_place ? t.x : t.x_adv}, {&t.x}, [&](auto& w, int threads) {
+        const char* x = in_place ? w[0].data() : t.x.data();
+        lora_dropout_cpu({w[0].data(), x, &seed, bytes / word, 0x55555555u, int(word)}, threads);
+      });
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -135,6 +150,7 @@ int main() {
         steps(c, tensors);
         starts(c, tensors);
         selections(c, tensors);
+        dropout(c, tensors);
       }
     }
   }

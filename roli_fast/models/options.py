@@ -1,0 +1,77 @@
+"""What is wrong with the options that an architecture was to be built with."""
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+
+from roli_fast.errors import ArgumentError, describe
+
+ELSEWHERE = {
+    "num_classes": "The data says how many there are.",
+    "pretrained": "Set model.pretrained.",
+    "checkpoint_path": "Set model.weights.",
+}
+"""Argument of `timm.create_model` that is no option here -> what takes its place."""
+
+_UNKNOWN = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+_TWICE = re.compile(r"got multiple values for keyword argument '(\w+)'")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise for an option whose place is elsewhere in the configuration."""
+    for name in options:
+        if name in ELSEWHERE:
+            field = f"model.options.{name}"
+            raise ArgumentError(describe(field, "nothing", options[name], ELSEWHERE[name]))
+
+
+def refusal(architecture: str, options: Mapping[str, Any], error: Exception) -> ArgumentError:
+    """What timm's error says of `options`, by the name of the option where it is known.
+
+    Args:
+        architecture: timm's name.
+        options: what it was built with.
+        error: what its constructor raised.
+    """
+    text = first_line(error)
+    unknown, twice = _UNKNOWN.search(text), _TWICE.search(text)
+    if unknown and unknown[2] in options:
+        name, known = unknown[2], _options_of(architecture, unknown[1])
+        fix = _instead(name, known)
+    elif twice and twice[1] in options:
+        name = twice[1]
+        fix = "The architecture sets it: leave it out, or choose another model.name."
+    else:
+        expected = f"options that timm's {architecture} can be built with"
+        return ArgumentError(describe("model.options", expected, f"{dict(options)} ({text})"))
+    expected = f"an option that timm's {architecture} takes"
+    return ArgumentError(describe(f"model.options.{name}", expected, options[name], fix))
+
+
+def first_line(error: Exception) -> str:
+    """The error's first line, or its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _options_of(architecture: str, class_name: str) -> list[str]:
+    """Names of the arguments of the architecture's class, as far as they can be found."""
+    module = sys.modules[timm.model_entrypoint(architecture.split(".")[0]).__module__]
+    kind = getattr(module, class_name, None)
+    if not inspect.isclass(kind):
+        return []
+    names = list(inspect.signature(kind).parameters)
+    return [name for name in names if name not in ELSEWHERE and name != "kwargs"]
+
+
+def _instead(name: str, known: list[str]) -> str:
+    if name == "img_size":
+        fix = "It is built for no particular size: leave it out; data.image_size or model.resize "
+        return fix + "set the size of the images."
+    near = difflib.get_close_matches(name, known, n=3)
+    similar = f"Similar: {', '.join(near)}. " if near else ""
+    return similar + (f"It takes: {', '.join(known)}." if known else "Leave it out.")
