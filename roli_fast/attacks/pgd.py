@@ -104,6 +104,16 @@ class PGD(BallAttack):
         """What keeps the best iterate with keep="best"."""
         return Best()
 
+    def start(self, samples: Samples, ball: Ball, generator: Generator | None) -> Tensor:
+        """A new tensor, where a search with random_start begins: uniform in the ball."""
+        return ball.norm.random_start(
+            samples.x,
+            eps=samples.eps,
+            bounds=ball.bounds,
+            generator=generator,
+            sample_ids=samples.ids,
+        )
+
     def run(
         self,
         model: Model,
@@ -166,11 +176,7 @@ class PGD(BallAttack):
     ) -> Tensor:
         x, goal, eps = samples.x, samples.goal, samples.eps
         step_size = self.step_size if self.step_size is not None else eps / 4
-        x_adv = x.clone()
-        if self.random_start:
-            x_adv = ball.norm.random_start(
-                x, eps=eps, bounds=ball.bounds, generator=generator, sample_ids=samples.ids
-            )
+        x_adv = self.start(samples, ball, generator) if self.random_start else x.clone()
         best = self.keeper() if self.keep == "best" else None
         velocity = None
         for _ in range(self.steps):
