@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 from roli_fast.attacks import AttackResult
 from roli_fast.compat.torchattacks import files
 from roli_fast.compat.torchattacks.view import Modes, View, without_rounding
+from roli_fast.engine import SearchModel
 from roli_fast.engine.input_gradient import Model, check_tensor
 from roli_fast.errors import ArgumentError, describe
 
@@ -36,8 +38,8 @@ class Attack:
         self.attack = name
         self.model_name = ""
         self.set_model(model)
-        parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-        first = next(parameters, None)
+        inner = SearchModel.of(model).module
+        first = next(inner.parameters(), None) if inner is not None else None
         self.device: torch.device | None = None if first is None else first.device
         self.attack_mode = "default"
         self.supported_mode = ["default"]
@@ -68,11 +70,13 @@ class Attack:
         Raises:
             ArgumentError: images outside [0, 1] (the usual cause: normalised, and not said so).
         """
-        return self._returned(self._run(inputs, labels).x_adv)
+        found = self.run(inputs, labels).x_adv
+        return files.to_type(self.in_form(found), self._return_type)
 
-    def _run(
+    def run(
         self, inputs: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
     ) -> AttackResult:
+        """As a call, with cost and flags; its images are in [0, 1]."""
         check_tensor("inputs", inputs)
         images = inputs.detach().to(self.device)
         if self.normalization_used is not None:
@@ -82,16 +86,18 @@ class Attack:
             labels = labels.detach().to(self.device)
         return self.search(images, labels, sample_ids)
 
-    def _returned(self, images: Tensor) -> Tensor:
-        if self.normalization_used is not None:
-            return self.normalize(images)
-        return files.to_type(images, self._return_type)
+    def in_form(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] in the form of a call's inputs."""
+        return images if self.normalization_used is None else self.normalize(images)
 
     def view(self, modes: Modes | None = None) -> Model:
         """The model as a search sees it: for images in [0, 1], in the modes asked for."""
         modes = modes or self._modes
         if self._normalize is None and modes == Modes():
             return self.model
+        if isinstance(self.model, SearchModel):
+            inner = View(self.model.model, self._normalize, modes)
+            return replace(self.model, model=inner)
         return View(self.model, self._normalize, modes)
 
     def set_model(self, model: Model) -> None:
@@ -141,7 +147,7 @@ class Attack:
 
         Args:
             model_training: train mode, but for what the other two leave in eval mode.
-            batchnorm_training: BN too, by the batch's statistics; the running ones stay as they are.
+            batchnorm_training: BN too, by the batch's statistics; the running ones stay put.
             dropout_training: dropout too; its masks are drawn from torch's global generator.
         """
         self._modes = Modes(model_training, batchnorm_training, dropout_training)
@@ -230,7 +236,7 @@ class Attack:
     load = staticmethod(files.load)
 
     def __repr__(self) -> str:
-        hidden = ("model", "attack", "supported_mode", "generator", "attacks")
+        hidden = ("model", "attack", "supported_mode", "generator")
         shown = {
             name: value
             for name, value in vars(self).items()

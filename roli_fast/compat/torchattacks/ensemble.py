@@ -12,6 +12,7 @@ from roli_fast.compat.torchattacks.attack import Attack, logger
 from roli_fast.compat.torchattacks.gradient import need
 from roli_fast.compat.torchattacks.view import Modes
 from roli_fast.engine import Cost, InputGradient
+from roli_fast.engine.input_gradient import check_tensor
 from roli_fast.errors import ArgumentError, describe
 
 
@@ -37,16 +38,17 @@ class MultiAttack(Attack):
         self.verbose = verbose
         self.device = attacks[0].device
 
-    def _run(
+    def run(
         self, inputs: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
     ) -> AttackResult:
         """In the form of the inputs: each attack un-normalises for itself."""
+        check_tensor("inputs", inputs)
         given, labels = inputs.detach().to(self.device), need(labels).to(self.device)
         ids = torch.arange(len(given), device=given.device) if sample_ids is None else sample_ids
         found, left = given.clone(), torch.arange(len(given), device=given.device)
         costs = []
         for attack in self.attacks:
-            result = attack._run(given[left], labels[left], ids[left])
+            result = attack.run(given[left], labels[left], ids[left])
             costs.append(result.cost)
             fooled = result.fooled
             if fooled is None or attack.targeted:  # flags of a target say whether it was reached
@@ -54,7 +56,7 @@ class MultiAttack(Attack):
                     logits = engine.evaluate(result.x_adv, labels[left])[1]
                 fooled = ~is_right(logits, labels[left])
                 costs.append(engine.cost)
-            found[left[fooled]] = attack._returned(result.x_adv)[fooled].to(found.dtype)
+            found[left[fooled]] = attack.in_form(result.x_adv)[fooled]
             left = left[~fooled]
             if self.verbose:
                 shown = (attack.attack, len(left), len(given))
@@ -65,7 +67,8 @@ class MultiAttack(Attack):
         flags[left] = False
         return AttackResult(found, total(costs), flags)
 
-    def _returned(self, images: Tensor) -> Tensor:
+    def in_form(self, images: Tensor) -> Tensor:
+        """They are."""
         return images
 
     def _each(self, call: Callable[[Attack], object]) -> None:

@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 
 from roli_fast import attacks as ours
 from roli_fast.attacks import AttackResult
+from roli_fast.attacks.auto_attack import VERSIONS
 from roli_fast.attacks.base import Radius
 from roli_fast.attacks.official import Rng
 from roli_fast.compat.torchattacks.attack import Attack, logger
@@ -235,3 +236,31 @@ class Square(Search):
             rescale_schedule=self.rescale_schedule,
             **more,
         )
+
+
+class AutoAttack(Search):
+    """AutoAttack with the authors' 100 steps and 5,000 queries, version standard, plus or rand.
+
+    `n_classes` has no effect: the model's number of classes decides. seed=None draws anew at
+    each call.
+    """
+
+    def __init__(  # noqa: PLR0913 - torchattacks' arguments
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: Radius = 8 / 255,
+        version: str = "standard",
+        n_classes: int = 10,
+        seed: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__("AutoAttack", model, norm=norm, eps=eps, seed=seed, verbose=verbose)
+        if version not in VERSIONS:
+            raise ArgumentError(describe("version", " or ".join(map(repr, VERSIONS)), version))
+        self.version = version
+        self.n_classes = n_classes
+
+    def build(self, **more: Any) -> ours.Attack:
+        """Name by name."""
+        return ours.AutoAttack(version=self.version, **more)  # pyright: ignore[reportArgumentType]

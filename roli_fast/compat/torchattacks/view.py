@@ -64,6 +64,7 @@ def copies(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and copies of a model's buffers."""
     return ((name, buffer.clone()) for name, buffer in model.named_buffers())
 
+
 def without_rounding(images: Tensor) -> Tensor:
     """Un-normalised images that leave [0, 1] by a rounding, back inside; others as they are."""
     inside = images.clamp(0, 1)
