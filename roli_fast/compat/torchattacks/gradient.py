@@ -13,6 +13,7 @@ from roli_fast.attacks import AttackResult
 from roli_fast.attacks.base import Ball, Radius
 from roli_fast.attacks.passes import Passes, Samples
 from roli_fast.attacks.targets import most_likely_others
+from roli_fast.compat.targets import beside
 from roli_fast.compat.torchattacks.attack import Attack
 from roli_fast.engine import InputGradient
 from roli_fast.engine.input_gradient import Model
@@ -97,19 +98,6 @@ class GradientAttack(Attack):
                 raise ArgumentError(describe("kth_min", expected, self._kth_min))
             return None, others[:, -self._kth_min].contiguous()
         return NATIVE_RULES[self.attack_mode], None
-
-
-def beside(labels: Tensor, target: Tensor) -> Tensor:
-    """Labels, but where one is the target: a neighbour of it.
-
-    PGD refuses a target that is the label, and here one may be (or all, where labels are targets).
-    Towards a target, cross-entropy and margin do not depend on the label.
-    """
-    if target.shape != labels.shape:
-        got = f"shape {tuple(target.shape)}"
-        raise ArgumentError(describe("target", f"shape {tuple(labels.shape)}", got))
-    neighbour = torch.where(target > 0, target - 1, target + 1)
-    return torch.where(labels == target, neighbour, labels)
 
 
 class FGSM(GradientAttack):
