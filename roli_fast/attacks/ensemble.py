@@ -37,6 +37,7 @@ class Standing:
         fooled_by: number of the search that fooled it, (B,), or -1.
         costs: of each search.
         notes: what the searches had to say.
+        counts: how many images each of them fooled, in words.
         lost: see `EnsembleResult`.
     """
 
@@ -45,13 +46,14 @@ class Standing:
     fooled_by: Tensor
     costs: list[Cost]
     notes: list[str]
+    counts: list[str]
     lost: int = 0
 
     @staticmethod
     def begin(x: Tensor, right: Tensor) -> "Standing":
         """Nothing found yet; what is not `right` (B,) is fooled as it is."""
         nobody = torch.full(right.shape, -1, device=x.device)
-        return Standing(x.clone(), ~right, nobody, [], [])
+        return Standing(x.clone(), ~right, nobody, [], [], [])
 
     def result(self, cost: Cost, notes: Iterable[str] = ()) -> EnsembleResult:
         """The result, with `cost` added to that of the searches and `notes` before theirs."""
@@ -59,7 +61,7 @@ class Standing:
             self.x_adv,
             total([cost, *self.costs]),
             self.fooled,
-            (*notes, *self.notes),
+            (*notes, *self.notes, *self.counts),
             fooled_by=self.fooled_by,
             lost=self.lost,
         )
@@ -82,7 +84,12 @@ def plain(model: Model) -> SearchModel:
     return replace(SearchModel.of(model), dtype=None)
 
 
-def search_in_turn(parts: Sequence[Attack], asked: Question, standing: Standing) -> None:
+def search_in_turn(
+    parts: Sequence[Attack],
+    asked: Question,
+    standing: Standing,
+    names: Sequence[str] = (),
+) -> None:
     """Run each part on the samples that are not yet fooled.
 
     What a part takes for adversarial is shown once more to the plain model, and counts only if it
@@ -92,6 +99,7 @@ def search_in_turn(parts: Sequence[Attack], asked: Question, standing: Standing)
         parts: the searches; each gets its own generator, all derived from one draw.
         asked: model, images and labels.
         standing: where the samples stand; updated.
+        names: what the notes call the parts; their labels by default.
     """
     x, y = asked.x, asked.y
     ids = ids_of(x, asked.sample_ids)
@@ -103,14 +111,16 @@ def search_in_turn(parts: Sequence[Attack], asked: Question, standing: Standing)
         options = {} if asked.eps is None else {"eps": _of(asked.eps, rows)}
         found = part.run(asked.model, x[rows], y[rows], generator, sample_ids=ids[rows], **options)
         standing.costs.append(found.cost)
-        standing.notes += [f"{part.label}: {note}" for note in found.notes]
+        name = names[number] if names else part.label
+        standing.notes += [f"{name}: {note}" for note in found.notes]
         took = torch.ones_like(rows, dtype=torch.bool) if found.fooled is None else found.fooled
         tried, images, rows = len(rows), found.x_adv[took], rows[took]
         fools = _still_fooled(asked.model, images, y[rows], standing.costs)
         count = int(fools.sum())
         lost = len(rows) - count if found.fooled is not None else 0
-        text = f"{part.label}: fooled {count} of {tried}"
-        standing.notes.append(text + (f"; {lost} more were right when asked again" if lost else ""))
+        text = f"{name}: fooled {count} of {tried}"
+        text += f"; {lost} more were right when asked again" if lost else ""
+        standing.counts.append(text)
         standing.lost += lost
         rows = rows[fools]
         standing.x_adv[rows] = images[fools]

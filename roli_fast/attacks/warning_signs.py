@@ -9,15 +9,18 @@ gradients fools what those with gradients did not.
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from roli_fast.attacks.base import Attack, Ball
-from roli_fast.attacks.objective import Goal
+from roli_fast.attacks.ensemble import plain
+from roli_fast.attacks.objective import Goal, is_right
+from roli_fast.attacks.passes import Passes
 from roli_fast.attacks.square import Square
-from roli_fast.engine import InputGradient, KeptForward, SearchModel
+from roli_fast.engine import Cost, InputGradient, KeptForward, SearchModel
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import at_least_float32, margin
 
@@ -37,35 +40,47 @@ class Sign:
     text: str
 
 
-def train_mode(model: Model) -> list[Sign]:
-    """A module that was handed over in train mode; to be asked before the engine is entered."""
-    module = SearchModel.of(model).module
-    if module is None or not any(part.training for part in module.modules()):
-        return []
-    text = "the model was in train mode; it is attacked in eval mode, and given back as it was"
-    return [Sign("train-mode", text)]
+class Look(NamedTuple):
+    """A first look at a model: which images are right, bool (B,), signs, and what it cost."""
+
+    right: Tensor
+    signs: list[Sign]
+    cost: Cost
 
 
-def before_attack(  # noqa: PLR0913 - what an attack is about to work on
-    engine: InputGradient, x: Tensor, y: Tensor, right: Tensor, ball: Ball, *, draws: bool = False
-) -> list[Sign]:
-    """What a model shows before an attack: 3 forwards and 2 input-backwards on up to 64 images.
+def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = False) -> Look:
+    """What a model shows before an attack.
+
+    It costs 1 forward on all images, and 3 forwards and 2 input-backwards on up to 64 of those that
+    are right. A `SearchModel` is looked at in the model's own precision.
 
     Args:
-        engine: an `InputGradient` of the model, entered.
-        x: images (B, ...).
+        model: images (B, ...) -> logits (B, C).
+        x: images (B, ...) inside the bounds.
         y: labels (B,).
-        right: bool (B,), which images are classified right; only these are looked at.
         ball: where the attack will search.
         draws: the attack is meant for models that draw, as AutoAttack's version rand.
+
+    Raises:
+        ArgumentError: labels out of range, logits that are NaN, and the like.
     """
-    rows = right.nonzero()[:, 0][:LOOKED_AT]
-    rows = rows[engine.batches(len(rows))[0]]
-    if len(rows) == 0:
-        return []
-    x, y = x[rows], y[rows]
-    if isinstance(ball.eps, Tensor):
-        ball = ball._replace(eps=ball.eps[rows])
+    module = SearchModel.of(model).module
+    signs = []
+    if module is not None and any(part.training for part in module.modules()):
+        text = "the model was in train mode; it is attacked in eval mode, and given back as it was"
+        signs.append(Sign("train-mode", text))
+    with InputGradient(plain(model)) as engine, torch.no_grad():
+        right = is_right(Passes(engine).clean(x, y), y)
+        rows = right.nonzero()[:, 0][:LOOKED_AT]
+        rows = rows[engine.batches(len(rows))[0]]
+        if len(rows):
+            if isinstance(ball.eps, Tensor):
+                ball = ball._replace(eps=ball.eps[rows])
+            signs += _closer(engine, x[rows], y[rows], ball, draws)
+        return Look(right, signs, engine.cost)
+
+
+def _closer(engine: InputGradient, x: Tensor, y: Tensor, ball: Ball, draws: bool) -> list[Sign]:
     kept = engine.keep(x, y)
     before, logits = engine.evaluate(x, y, margin)
     signs = [*_drawing(kept.logits, logits, draws), *_probabilities(logits)]
