@@ -108,14 +108,13 @@ def test_nothing_is_left_behind_by_an_exception(name: str) -> None:
         attack(X, Y)
 
 
-def test_the_global_generator_moves_by_one_number_at_most(name: str) -> None:
+def test_the_global_generator_moves_by_a_number_a_search(name: str) -> None:
     """Theirs draws every pixel from it, or reseeds it."""
-    if name == "MultiAttack":
-        pytest.skip("one number an attack")
+    searches = 4 if name == "AutoAttack" else 1
     with torch.random.fork_rng():
         torch.manual_seed(0)
         before = torch.get_rng_state()
-        torch.randint(2**63 - 1, (1,))
+        torch.randint(2**63 - 1, (searches,))
         after = torch.get_rng_state()
         torch.manual_seed(0)
         build(name, Mixed())(X, Y)
@@ -297,13 +296,13 @@ def test_normalisation_of_other_shapes_and_of_search_models() -> None:
 
 
 def test_rounding_of_normalised_black_and_white_is_forgiven() -> None:
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    mean, std = [0.44, 0.45, 0.46], [0.2, 0.2, 0.21]
     attack = torchattacks.PGD(Mixed(), steps=1)
     attack.set_normalization_used(mean, std)
     x = (images(6, 3, 6, 6) > 0.5).float()
     given = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     back = attack.inverse_normalize(given)
-    assert back.min() < 0 or back.max() > 1
+    assert -1e-7 < back.min() < 0
     attack(given, Y)
 
 
@@ -419,7 +418,12 @@ def test_autoattack_makes_a_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(searches, "ours", ours)
     built: Any = torchattacks.AutoAttack(Mixed(), norm="L2").build(norm="l2", eps=0.5)
     assert built == ours.AutoAttack(norm="l2", eps=0.5, version="standard")
-    assert [getattr(part, "steps", part.n_queries if hasattr(part, "n_queries") else 0) for part in built.parts] == [100, 100, 100, 5000]  # noqa: E501  # fmt: skip
+    assert [part.label for part in built.parts] == [
+        "apgd-ce-100",
+        "apgd-t-dlr-100",
+        "fab-t-100",
+        "square-5000",
+    ]
     with pytest.raises(ArgumentError, match="`version`"):
         torchattacks.AutoAttack(Mixed(), version="custom")
 
@@ -448,7 +452,7 @@ def test_bim_takes_the_papers_number_of_steps() -> None:
 
 
 def test_upgd_takes_named_losses() -> None:
-    with pytest.raises(ArgumentError, match="`loss`: expected 'ce', 'dlr' or 'margin', got <"):
+    with pytest.raises(ArgumentError, match="`loss`: expected 'ce', 'dlr' or 'margin', got Cross"):
         torchattacks.UPGD(Mixed(), loss=nn.CrossEntropyLoss())(X, Y)  # pyright: ignore
     attack = torchattacks.UPGD(Mixed(), loss="dlr")
     attack.set_mode_targeted_by_label()

@@ -8,14 +8,14 @@
 Constructors, defaults, attributes, modes, `set_normalization_used`, `save` and `load` are theirs.
 Nothing of torchattacks is needed or used. What differs, on purpose:
 
-- Model: every module's train flag, the gradients, the buffers and torch's random state (but for one
-  number taken by a random start) are as before, after an exception too. Theirs un-freezes BN layers
-  in eval mode, stays in eval mode after an exception, and reseeds torch's global generator.
+- Model: every module's train flag, the gradients, the buffers and torch's random state (but for a
+  number a search, taken by random starts) are as before, after an exception too. Theirs un-freezes
+  BN layers in eval mode, stays in eval mode after an exception, and reseeds the global generator.
   `attack.generator = torch.Generator(...)` leaves the global one alone entirely.
 - Inputs outside [0, 1] are refused; theirs returns images far outside the ball. Wrong labels and
   settings are errors that name them: steps=0, alpha=0 or a negative decay too (eps=0 is allowed).
-- Images are inside ball and box exactly, in bf16 too. A zero gradient makes no step (in theirs
-  MIFGSM and UPGD become NaN).
+- Images are inside ball and box exactly, in bf16 too. A zero gradient leaves the momentum as it is
+  (in theirs it makes it NaN, and MIFGSM and UPGD never move that image again).
 - Images of any shape, (B, D) too; radii one a sample, eps=(B,); norm "L1" where there is a norm.
 - Random starts are other draws: uniform in the ball in PGDL2, where theirs crowd at its centre;
   TPGD's moves each entry by 0.001 as theirs.

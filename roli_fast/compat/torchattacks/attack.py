@@ -32,7 +32,7 @@ class Attack:
     """
 
     generator: Generator | None = None
-    """Source of the random starts; None takes torch's global generator, one number a call."""
+    """Source of the random starts; None takes torch's global generator, a number a search."""
 
     def __init__(self, name: str, model: Model) -> None:
         self.attack = name

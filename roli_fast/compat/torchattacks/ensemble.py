@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks import AttackResult
+from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.objective import is_right
 from roli_fast.compat.torchattacks.attack import Attack, logger
 from roli_fast.compat.torchattacks.gradient import need
 from roli_fast.compat.torchattacks.view import Modes
-from roli_fast.engine import Cost, InputGradient
+from roli_fast.engine import InputGradient
 from roli_fast.engine.input_gradient import check_tensor
 from roli_fast.errors import ArgumentError, describe
 
@@ -43,6 +44,7 @@ class MultiAttack(Attack):
     ) -> AttackResult:
         """In the form of the inputs: each attack un-normalises for itself."""
         check_tensor("inputs", inputs)
+        check_tensor("labels", need(labels))
         given, labels = inputs.detach().to(self.device), need(labels).to(self.device)
         ids = torch.arange(len(given), device=given.device) if sample_ids is None else sample_ids
         found, left = given.clone(), torch.arange(len(given), device=given.device)
@@ -104,13 +106,3 @@ class MultiAttack(Attack):
     def set_return_type(self, type: str) -> None:
         """Of the whole; its attacks stay at "float"."""
         raise ArgumentError(describe("type", "'float' for a MultiAttack", repr(type)))
-
-
-def total(costs: Sequence[Cost]) -> Cost:
-    """The passes of all."""
-    return Cost(
-        sum(cost.forwards for cost in costs),
-        sum(cost.backwards for cost in costs),
-        sum(cost.forward_images for cost in costs),
-        sum(cost.backward_images for cost in costs),
-    )
