@@ -434,6 +434,18 @@ def test_searches_log_when_verbose(caplog: pytest.LogCaptureFixture) -> None:
         assert not caplog.records
         torchattacks.APGD(Mixed(), steps=2, verbose=True)(X, Y)
     assert "of 6 images fool" in caplog.text
+    caplog.clear()
+    attack = torchattacks.APGDT(Mixed(), steps=2)
+    attack(X, Y), attack(X, Y)
+    assert [r.getMessage() for r in caplog.records] == [
+        "APGDT: 3 targets, not 9: there are 4 classes"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "roli_fast.compat"):
+        torchattacks.AutoAttack(Mixed())(X, Y)
+        assert not [r for r in caplog.records if r.name == "roli_fast.compat"]
+        torchattacks.AutoAttack(Mixed(), verbose=True)(X, Y)
+    assert "square" in caplog.text and "fooled" in caplog.text
 
 
 def test_fab_reads_its_radius_by_norm() -> None:

@@ -20,7 +20,8 @@ from roli_fast.errors import ArgumentError, describe
 class MultiAttack(Attack):
     """Each attack in turn, on the images that those before left right.
 
-    Normalisation, modes, model and device that are set here are set for every one of them.
+    Normalisation, modes, model and device that are set here are set for every one of them. `save`
+    is that of the other attacks (theirs returns the rates of the parts too).
 
     Args:
         attacks: two or more, on one and the same model.

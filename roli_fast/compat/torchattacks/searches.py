@@ -1,5 +1,6 @@
 """APGD, APGD-T, FAB and Square with torchattacks' interface."""
 
+import logging
 from typing import Any
 
 from torch import Generator, Tensor
@@ -56,6 +57,7 @@ class Search(Attack):
         self.eps = eps
         self.seed = seed
         self.verbose = verbose
+        self._told: set[str] = set()
 
     def build(self, **more: Any) -> ours.Attack:
         """The attack behind it."""
@@ -78,8 +80,14 @@ class Search(Attack):
             text = "%s: %d of %d images fool, %d forwards and %d backwards"
             logger.info(text, attack.label, fooled, len(images), *passes)
         for note in result.notes:
-            logger.warning("%s: %s", attack.label, note)
+            self._tell(note)
         return result
+
+    def _tell(self, note: str) -> None:
+        """Of a loss or a number of targets that the model's classes do not allow: once."""
+        if note not in self._told:
+            self._told.add(note)
+            logger.warning("%s: %s", self.attack, note)
 
     def _rng(self) -> dict[str, Any]:
         if self.rng == "official" and self.seed is None:
@@ -264,3 +272,7 @@ class AutoAttack(Search):
     def build(self, **more: Any) -> ours.Attack:
         """Name by name."""
         return ours.AutoAttack(version=self.version, **more)  # pyright: ignore[reportArgumentType]
+
+    def _tell(self, note: str) -> None:
+        """It warns by itself; what else it notes is how many images each part fooled."""
+        logger.log(logging.INFO if self.verbose else logging.DEBUG, "AutoAttack: %s", note)
