@@ -71,16 +71,30 @@ def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = 
         signs.append(Sign("train-mode", text))
     with InputGradient(plain(model)) as engine, torch.no_grad():
         right = is_right(Passes(engine).clean(x, y), y)
-        rows = right.nonzero()[:, 0][:LOOKED_AT]
-        rows = rows[engine.batches(len(rows))[0]]
-        if len(rows):
-            if isinstance(ball.eps, Tensor):
-                ball = ball._replace(eps=ball.eps[rows])
-            signs += _closer(engine, x[rows], y[rows], ball, draws)
+        signs += before_attack(engine, x, y, right, ball, draws=draws)
         return Look(right, signs, engine.cost)
 
 
-def _closer(engine: InputGradient, x: Tensor, y: Tensor, ball: Ball, draws: bool) -> list[Sign]:
+def before_attack(  # noqa: PLR0913 - what an attack is about to work on
+    engine: InputGradient, x: Tensor, y: Tensor, right: Tensor, ball: Ball, *, draws: bool = False
+) -> list[Sign]:
+    """The part of `first_look` that needs passes, where it is known which images are `right`, (B,).
+
+    Args:
+        engine: an `InputGradient` of the model, entered.
+        x: as for `first_look`, like all that is not named here.
+        y: likewise.
+        right: bool (B,); only these images are looked at.
+        ball: likewise.
+        draws: likewise.
+    """
+    rows = right.nonzero()[:, 0][:LOOKED_AT]
+    rows = rows[engine.batches(len(rows))[0]]
+    if len(rows) == 0:
+        return []
+    x, y = x[rows], y[rows]
+    if isinstance(ball.eps, Tensor):
+        ball = ball._replace(eps=ball.eps[rows])
     kept = engine.keep(x, y)
     before, logits = engine.evaluate(x, y, margin)
     signs = [*_drawing(kept.logits, logits, draws), *_probabilities(logits)]

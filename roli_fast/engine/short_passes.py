@@ -1,5 +1,6 @@
 """Passes in bf16 or fp16 through a model whose weights are fp32 and stay so."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -7,10 +8,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
+from roli_fast.engine.attention import MatrixAttention
 from roli_fast.errors import ArgumentTypeError, describe
 
 _IN_FP32 = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Modules whose weights stay as they are: they are few, and their kernels take both dtypes."""
+
+FP16_SCALE = 1024.0
+"""What gradients are multiplied by on their way through fp16, whose smallest number is 6e-8."""
 
 
 class ShortPasses:
@@ -33,18 +38,35 @@ class ShortPasses:
                 self._weights = _converted(model, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits in fp32."""
+        """Logits in fp32.
+
+        Raises:
+            ArgumentTypeError: images that are not fp32.
+        """
         if x.dtype != torch.float32:
             fix = "Give x in fp32, or a SearchModel without a dtype."
             raise ArgumentTypeError(describe("x", "fp32 images", x.dtype, fix))
+        graph = torch.is_grad_enabled() and x.requires_grad
+        if graph and self._dtype == torch.float16:
+            x = x.view_as(x)
+            x.register_hook(lambda grad: grad / FP16_SCALE)
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, self._dtype, cache_enabled=False):
+        by_matrices = graph and x.device.type == "cpu"
+        with (
+            torch.autocast(x.device.type, self._dtype, cache_enabled=False),
+            MatrixAttention() if by_matrices else contextlib.nullcontext(),
+        ):
             if isinstance(self._model, nn.Module):
                 logits = functional_call(self._model, self._weights, (x,))
             else:
                 logits = self._model(x)
-        return logits.float() if isinstance(logits, Tensor) else logits
+        if not isinstance(logits, Tensor):
+            return logits
+        logits = logits.float()
+        if logits.requires_grad and self._dtype == torch.float16:
+            logits.register_hook(lambda grad: grad * FP16_SCALE)
+        return logits
 
 
 def _converted(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -313,7 +313,7 @@ class TPGD(GradientAttack):
 class _TradesPGD(OurPGD):
     """PGD that starts beside the image, where the KL's gradient is not zero."""
 
-    def start(self, samples: Samples, ball: Ball, generator: Generator | None) -> Tensor:
+    def _start(self, samples: Samples, ball: Ball, generator: Generator | None) -> Tensor:
         """Every entry moves by 0.001 (standard deviation), as in TRADES.
 
         Uniform in an l2 ball of D dimensions, whose entries are Gaussian as nearly as matters.
