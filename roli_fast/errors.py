@@ -38,6 +38,10 @@ class RunDirectoryError(RoliFastError, ValueError):
     """A run directory exists already, or belongs to another experiment."""
 
 
+class MissingPackageError(RoliFastError, ImportError):
+    """Another library that was asked for is not installed."""
+
+
 class NonFiniteLossError(RoliFastError, ArithmeticError):
     """Training met a NaN or infinite loss; the last good checkpoint is untouched."""
 

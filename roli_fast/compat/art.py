@@ -1,0 +1,163 @@
+"""The Adversarial Robustness Toolbox (1.20): our attacks as its `EvasionAttack`s.
+
+from art.estimators.classification import PyTorchClassifier
+from roli_fast import PGD
+from roli_fast.compat.art import as_art_attack
+
+classifier = PyTorchClassifier(model, loss, input_shape, nb_classes, clip_values=(0, 1))
+x_adv = as_art_attack(PGD(eps=8 / 255), classifier, batch_size=128).generate(x, y)   # numpy
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from roli_fast.attacks import Attack
+from roli_fast.attacks.passes import Passes
+from roli_fast.compat.optional import library
+from roli_fast.compat.targets import aimed
+from roli_fast.engine import InputGradient
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.threat import Bounds
+
+PACKAGE = "adversarial-robustness-toolbox"
+
+
+def as_art_attack(
+    attack: Attack,
+    estimator: Any,
+    *,
+    batch_size: int = 32,
+    seed: int | None = 0,
+    targeted: bool = False,
+) -> Any:
+    """An `art.attacks.EvasionAttack` around one of our attacks.
+
+    `generate(x, y=None)` takes and returns numpy. y are labels (N,) or one-hot (N, C), by default
+    what the model predicts. The estimator's clip values are the bounds, its preprocessing is in
+    front of the model; the model's modes and gradients stay as they are.
+
+    Args:
+        attack: any attack with a field `bounds`.
+        estimator: a `PyTorchClassifier`.
+        batch_size: images a call of the attack; results do not depend on it, but for the last bits
+            of the model's.
+        seed: of the draws, the same at each `generate`; None draws it from torch's generator.
+        targeted: y are the classes to aim at; PGD alone.
+
+    Raises:
+        MissingPackageError: ART is not installed.
+        ArgumentError: no such attack, or preprocessing that torch cannot differentiate.
+    """
+    names = {f.name for f in fields(attack)} if is_dataclass(attack) else set()
+    if "bounds" not in names:
+        raise ArgumentError(describe("attack", "an attack with a field `bounds`", repr(attack)))
+    return _attack_class()(attack, estimator, batch_size, seed, targeted)
+
+
+class _Estimator(nn.Module):
+    """A classifier's network behind its preprocessing."""
+
+    def __init__(self, estimator: Any) -> None:
+        super().__init__()
+        self.network, self.estimator = estimator.model, estimator
+        if estimator.preprocessing_operations and not estimator.all_framework_preprocessing:
+            got = ", ".join(type(part).__name__ for part in estimator.preprocessing_operations)
+            fix = "Use ART's PyTorch versions of them."
+            raise ArgumentError(describe("estimator", "preprocessing in torch", got, fix))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.estimator._apply_preprocessing(x, None, fit=False, no_grad=False)
+        return self.network(x)
+
+
+def _bounds_of(estimator: Any, own: Bounds | None) -> Bounds:
+    if estimator.clip_values is None:
+        if own is None:
+            raise ArgumentError(describe("bounds", "bounds, or clip values", None))
+        return own
+    low, high = (np.unique(np.asarray(value, dtype=float)) for value in estimator.clip_values)
+    if len(low) != 1 or len(high) != 1:
+        raise ArgumentError(
+            describe("estimator", "one pair of clip values", "others for each feature")
+        )
+    return float(low[0]), float(high[0])
+
+
+def _labels(y: Any, x: Any) -> Tensor:
+    """Labels (N,) from labels (N,), (N, 1) or one-hot rows (N, C)."""
+    y = np.asarray(y)
+    if y.ndim == 2:
+        y = y.argmax(1) if y.shape[1] > 1 else y[:, 0]
+    if y.shape != (len(x),):
+        raise ArgumentError(describe("y", f"labels ({len(x)},) or ({len(x)}, C)", y.shape))
+    return torch.from_numpy(y.astype(np.int64))
+
+
+@cache
+def _attack_class() -> Callable[..., Any]:
+    art = library("art.attacks.attack", PACKAGE)
+    classifier = library("art.estimators.classification.classifier", PACKAGE)
+    torch_estimator = library("art.estimators.pytorch", PACKAGE)
+
+    class RoliFastAttack(art.EvasionAttack):
+        """One of roli_fast's attacks."""
+
+        attack_params = ["attack", "batch_size", "seed", "targeted"]
+        _estimator_requirements = (torch_estimator.PyTorchEstimator, classifier.ClassifierMixin)
+
+        def __init__(
+            self, attack: Any, estimator: Any, batch_size: int, seed: int | None, targeted: bool
+        ) -> None:
+            super().__init__(estimator=estimator)
+            self.attack, self.batch_size, self.seed = attack, batch_size, seed
+            self._targeted = targeted
+            self._check_params()
+
+        def _check_params(self) -> None:
+            super()._check_params()
+            if not isinstance(self.batch_size, int) or self.batch_size < 1:
+                raise ArgumentError(describe("batch_size", "an integer >= 1", self.batch_size))
+
+        def generate(self, x: Any, y: Any = None, **kwargs: Any) -> Any:
+            if kwargs:
+                raise ArgumentTypeError(describe("kwargs", "none", ", ".join(kwargs)))
+            if y is None and self.targeted:
+                raise ArgumentError(describe("y", "the targets, with targeted=True", None))
+            model = _Estimator(self.estimator)
+            attack = replace(self.attack, bounds=_bounds_of(self.estimator, self.attack.bounds))
+            seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
+            given, found = None if y is None else _labels(y, x), [x[:0]]
+            for start in range(0, len(x), self.batch_size):
+                rows = slice(start, min(start + self.batch_size, len(x)))
+                part = torch.from_numpy(x[rows]).to(self.estimator.device)
+                labels = None if given is None else given[rows].to(part.device)
+                adv = _search(attack, model, part, labels, (seed, start, self.targeted))
+                found.append(adv.cpu().numpy())
+            return np.concatenate(found)
+
+    return RoliFastAttack
+
+
+def _search(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None,
+    how: tuple[int, int, bool],
+) -> Tensor:
+    """One batch, whose first sample has the id `start`."""
+    seed, start, targeted = how
+    if y is None:
+        anything = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        with InputGradient(model) as engine:
+            y = Passes(engine).clean(x, anything).argmax(1)
+    y, options = aimed(attack, y) if targeted else (y, {})
+    ids = torch.arange(start, start + len(x), device=x.device)
+    generator = Generator(x.device).manual_seed(seed)
+    return attack(model, x, y, generator, sample_ids=ids, **options)

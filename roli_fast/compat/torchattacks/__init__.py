@@ -1,0 +1,75 @@
+"""torchattacks' interface (3.5.1) on this package's attacks. To switch, change one line:
+
+    import roli_fast.compat.torchattacks as torchattacks
+
+    attack = torchattacks.PGD(model, eps=8 / 255, alpha=2 / 255, steps=10, random_start=True)
+    images = attack(images, labels)
+
+Constructors, defaults, attributes, modes, `set_normalization_used`, `save` and `load` are theirs.
+Nothing of torchattacks is needed or used. What differs, on purpose:
+
+- Model: every module's train flag, the gradients, the buffers and torch's random state (but for a
+  number a search, taken by random starts) are as before, after an exception too. Theirs un-freezes
+  BN layers in eval mode, stays in eval mode after an exception, and reseeds the global generator.
+  `attack.generator = torch.Generator(...)` leaves the global one alone entirely.
+- Inputs outside [0, 1] are refused; theirs returns images far outside the ball. Wrong labels and
+  settings are errors that name them: steps=0, alpha=0 or a negative decay too (eps=0 is allowed).
+- Images are inside ball and box exactly, in bf16 too. A zero gradient leaves the momentum as it is
+  (in theirs it makes it NaN, and MIFGSM and UPGD never move that image again).
+- Images of any shape, (B, D) too; radii one a sample, eps=(B,); norm "L1" where there is a norm.
+- Random starts are other draws: uniform in the ball in PGDL2, where theirs crowd at its centre;
+  TPGD's moves each entry by 0.001 as theirs.
+- APGD, APGDT, FAB and Square: a `seed` draws by an image's place in the batch, so that the batch's
+  size plays no part; seed=None draws from `generator`. `attack.rng = "official"` repeats the draws
+  of the original code. An image that fools is the first found (theirs: the last), FAB looks closer
+  at it. APGDT gives each image its own step size in L2 (theirs: the first one's to all).
+- AutoAttack makes 100 steps (theirs: 10), and follows the model's number of classes.
+- UPGD's "margin" goes on beyond the boundary (theirs is flat there); it takes no callable as loss.
+- A target may be the label: then the attack strengthens the class, as theirs does.
+- Messages go to the logger "roli_fast.compat", nothing prints; `verbose` and `quiet` are its level.
+- save writes once, with distances in [0, 1] units; "int" rounds to the nearest pixel, theirs down.
+- eps_for_division (PGDL2) and n_classes (AutoAttack; FAB without multi_targeted) have no effect.
+- Not there: subclasses of `Attack` with a `forward` of their own, further arguments of a call.
+"""
+
+from typing import Any
+
+from roli_fast.compat.torchattacks.attack import Attack as Attack
+from roli_fast.compat.torchattacks.ensemble import MultiAttack as MultiAttack
+from roli_fast.compat.torchattacks.gradient import BIM as BIM
+from roli_fast.compat.torchattacks.gradient import EOTPGD as EOTPGD
+from roli_fast.compat.torchattacks.gradient import FFGSM as FFGSM
+from roli_fast.compat.torchattacks.gradient import FGSM as FGSM
+from roli_fast.compat.torchattacks.gradient import MIFGSM as MIFGSM
+from roli_fast.compat.torchattacks.gradient import PGD as PGD
+from roli_fast.compat.torchattacks.gradient import PGDL2 as PGDL2
+from roli_fast.compat.torchattacks.gradient import TPGD as TPGD
+from roli_fast.compat.torchattacks.gradient import UPGD as UPGD
+from roli_fast.compat.torchattacks.searches import APGD as APGD
+from roli_fast.compat.torchattacks.searches import APGDT as APGDT
+from roli_fast.compat.torchattacks.searches import FAB as FAB
+from roli_fast.compat.torchattacks.searches import AutoAttack as AutoAttack
+from roli_fast.compat.torchattacks.searches import Square as Square
+
+__all__ = [
+    "APGD",
+    "APGDT",
+    "BIM",
+    "EOTPGD",
+    "FAB",
+    "FFGSM",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "PGDL2",
+    "TPGD",
+    "UPGD",
+    "AutoAttack",
+    "MultiAttack",
+    "Square",
+]
+
+
+def __getattr__(name: str) -> Any:
+    known = ", ".join(__all__)
+    raise AttributeError(f"module '{__name__}' has no '{name}'. There are: {known}.")

@@ -1,0 +1,133 @@
+"""Adversarial images in torchattacks' files: a dict of tensors written by torch.save."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from roli_fast.compat.torchattacks.view import Modes, without_rounding
+from roli_fast.engine import InputGradient
+from roli_fast.errors import ArgumentError, CheckpointError, describe
+from roli_fast.norms import NORMS
+
+if TYPE_CHECKING:
+    from roli_fast.compat.torchattacks.attack import Attack
+
+TYPES = ("float", "int")
+IMAGES = ("adv_inputs", "clean_inputs")
+
+
+def check_type(type: str, name: str = "type") -> None:
+    """Raise unless `type` is "float" or "int"."""
+    if type not in TYPES:
+        raise ArgumentError(describe(name, "'float' or 'int'", repr(type)))
+
+
+def to_type(images: Tensor, type: str) -> Tensor:
+    """Images in [0, 1] as they are ("float"), or as the nearest uint8 ("int")."""
+    return (images * 255).round().to(torch.uint8) if type == "int" else images
+
+
+def collect(
+    attack: "Attack", data_loader: DataLoader[Any], say: Callable[..., object]
+) -> tuple[dict[str, Tensor], tuple[float, float, float]]:
+    """All batches attacked, un-normalised and on the CPU, and the numbers of `Attack.save`."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in (*IMAGES, "labels", "preds")}
+    right, distances, seconds = 0, torch.zeros(0, dtype=torch.float64), 0.0
+    accuracy = far = float("nan")
+    for number, (inputs, labels) in enumerate(data_loader, start=1):
+        start = time.perf_counter()
+        given, labels = inputs.detach().to(attack.device), labels.to(attack.device)
+        found = attack(given, labels)
+        found, given = (in_pixels(attack, images) for images in (found, given))
+        with InputGradient(attack.view(Modes())) as engine:
+            predicted = engine.evaluate(found.to(given.dtype), labels)[1].argmax(1)
+        row = (found, given, labels, predicted)
+        for name, value in zip(("adv_inputs", "clean_inputs", "labels", "preds"), row, strict=True):
+            parts[name].append(value.cpu())
+        wrong = predicted != labels
+        right += int((~wrong).sum())
+        distance = NORMS["l2"].distance(found, given)[wrong].cpu()
+        distances = torch.cat([distances, distance])
+        accuracy = 100 * right / sum(map(len, parts["labels"]))
+        far = distances.mean().item() if len(distances) else float("nan")
+        seconds = time.perf_counter() - start
+        shown = (number, len(data_loader), accuracy, far, seconds)
+        say("batch %d of %d: robust accuracy %.2f %%, l2 %.5f, %.3f s", *shown)
+    kept = {name: torch.cat(values) for name, values in parts.items() if values}
+    return kept, (accuracy, far, seconds)
+
+
+def in_pixels(attack: "Attack", images: Tensor) -> Tensor:
+    """Images of a call, in [0, 1]."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if attack.normalization_used is None:
+        return images
+    return without_rounding(attack.inverse_normalize(images))
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], type: str) -> None:
+    """Write the tensors, images as `type`."""
+    saved: dict[str, Any] = {
+        name: to_type(value, type) if name in IMAGES else value for name, value in tensors.items()
+    }
+    torch.save({**saved, "save_type": type}, path)
+
+
+def load(
+    load_path: str | Path,
+    batch_size: int = 128,
+    shuffle: bool = False,
+    normalize: Mapping[str, Any] | None = None,
+    load_predictions: bool = False,
+    load_clean_inputs: bool = False,
+) -> DataLoader[Any]:
+    """What `Attack.save` has written, ours or torchattacks', as batches of tensors.
+
+    Args:
+        load_path: the file; no code in it is executed.
+        batch_size: of the batches.
+        shuffle: in a new order at each pass.
+        normalize: {"mean": ..., "std": ...} to normalise the images with.
+        load_predictions: give the predicted classes too.
+        load_clean_inputs: give the clean images too.
+
+    Raises:
+        CheckpointError: no such file, not of this kind, or without what is asked for.
+    """
+    names = ["adv_inputs", "labels"]
+    names += ["preds"] if load_predictions else []
+    names += ["clean_inputs"] if load_clean_inputs else []
+    saved = read(load_path, names)
+    for name in IMAGES:
+        if name not in names:
+            continue
+        if saved["save_type"] == "int":
+            saved[name] = saved[name].float() / 255
+        if normalize is not None:
+            from roli_fast.models import Normalize  # brings timm: only where it is needed
+
+            saved[name] = Normalize(normalize["mean"], normalize["std"])(saved[name])
+    data = TensorDataset(*[saved[name] for name in names])
+    return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
+
+
+def read(path: str | Path, names: list[str]) -> dict[str, Any]:
+    """The file's dict, which has all of `names`."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds
+        raise CheckpointError(
+            describe("load_path", "a file of Attack.save", f"'{path}': {error}")
+        ) from error
+    known = saved if isinstance(saved, dict) else {}
+    missing = [name for name in (*names, "save_type") if name not in known]
+    if missing:
+        got = f"'{path}' without {', '.join(missing)}"
+        raise CheckpointError(describe("load_path", "a file of Attack.save", got))
+    return saved

@@ -1,0 +1,328 @@
+"""torchattacks' gradient attacks: all of them are `roli_fast.PGD` with other fields."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from roli_fast import ops
+from roli_fast.attacks import PGD as OurPGD
+from roli_fast.attacks import AttackResult
+from roli_fast.attacks.base import Ball, Radius
+from roli_fast.attacks.passes import Passes, Samples
+from roli_fast.attacks.targets import most_likely_others
+from roli_fast.compat.targets import beside
+from roli_fast.compat.torchattacks.attack import Attack
+from roli_fast.engine import InputGradient
+from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+
+NATIVE_RULES = {"targeted(random)": "random", "targeted(least-likely)": "least_likely"}
+
+
+def radius_of(eps: Radius, images: Tensor) -> tuple[float, Tensor | None]:
+    """The field and the argument of a call that stand for `eps`: a number, 0 too, or (B,)."""
+    if isinstance(eps, Tensor):
+        return 1.0, eps.to(images.device)
+    if eps == 0:
+        return 1.0, torch.zeros(len(images), device=images.device)
+    return eps, None
+
+
+def need(labels: Tensor | None) -> Tensor:
+    """Labels, or an error that says they are missing."""
+    if labels is None:
+        raise ArgumentTypeError(describe("labels", "labels (B,), int64", None))
+    return labels
+
+
+class GradientAttack(Attack):
+    """An attack that is PGD.
+
+    Args:
+        name: the attack's.
+        model: images (B, ...) -> logits (B, C).
+        eps: radius, a number or one a sample (B,).
+    """
+
+    def __init__(self, name: str, model: Model, eps: Radius) -> None:
+        super().__init__(name, model)
+        self.eps = eps
+        self.supported_mode = ["default", "targeted"]
+
+    def fields(self) -> dict[str, Any]:
+        """PGD's fields but eps and targets, from the attributes."""
+        raise NotImplementedError
+
+    def build(self, **more: Any) -> OurPGD:
+        """The attack behind it."""
+        return OurPGD(**self.fields(), **more)
+
+    def search(
+        self, images: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
+    ) -> AttackResult:
+        """One call of PGD."""
+        labels, model = need(labels), self.view()
+        field, radius = radius_of(self.eps, images)
+        rule, target = self._aim(model, images, labels)
+        attack = self.build(eps=field, targets=rule)
+        return attack.run(
+            model,
+            images,
+            labels if target is None else beside(labels, target),
+            self.generator,
+            sample_ids=sample_ids,
+            eps=radius,
+            target=target,
+        )
+
+    def _aim(
+        self, model: Model, images: Tensor, labels: Tensor
+    ) -> tuple[str | None, Tensor | None]:
+        """PGD's own rule for the targets, or the targets; neither without targets."""
+        if not self.targeted:
+            return None, None
+        if self.attack_mode == "targeted(label)":
+            return None, labels
+        if self.attack_mode == "targeted(custom)":
+            assert self._target_map is not None
+            return None, self._target_map(images, labels).to(images.device)
+        if self.attack_mode == "targeted(least-likely)" and self._kth_min > 1:
+            with InputGradient(model) as engine:
+                clean = Passes(engine).clean(images, labels)
+            others = most_likely_others(clean, labels, clean.shape[1] - 1)
+            if others.shape[1] < self._kth_min:
+                expected = f"at most {others.shape[1]}, the number of wrong classes"
+                raise ArgumentError(describe("kth_min", expected, self._kth_min))
+            return None, others[:, -self._kth_min].contiguous()
+        return NATIVE_RULES[self.attack_mode], None
+
+
+class FGSM(GradientAttack):
+    """One step of length eps; targeted too."""
+
+    def __init__(self, model: Model, eps: Radius = 8 / 255) -> None:
+        super().__init__("FGSM", model, eps)
+
+    def fields(self) -> dict[str, Any]:
+        """A step of 1 leaves any ball of [0, 1] images, and is projected back."""
+        return dict(norm="linf", step_size=1.0, steps=1, random_start=False)
+
+
+class BIM(GradientAttack):
+    """PGD from the image itself; `steps=0` takes the number that the paper has for eps."""
+
+    def __init__(
+        self, model: Model, eps: Radius = 8 / 255, alpha: float = 2 / 255, steps: int = 10
+    ) -> None:
+        super().__init__("BIM", model, eps)
+        self.alpha = alpha
+        self.steps = steps
+        if steps == 0 and not isinstance(eps, Tensor):
+            self.steps = int(min(eps * 255 + 4, 1.25 * eps * 255))
+
+    def fields(self) -> dict[str, Any]:
+        """As PGD without a random start."""
+        return dict(norm="linf", step_size=self.alpha, steps=self.steps, random_start=False)
+
+
+class FFGSM(GradientAttack):
+    """FGSM from a random start, projected back."""
+
+    def __init__(self, model: Model, eps: Radius = 8 / 255, alpha: float = 10 / 255) -> None:
+        super().__init__("FFGSM", model, eps)
+        self.alpha = alpha
+
+    def fields(self) -> dict[str, Any]:
+        """PGD of one step."""
+        return dict(norm="linf", step_size=self.alpha, steps=1)
+
+
+class PGD(GradientAttack):
+    """PGD in linf."""
+
+    def __init__(
+        self,
+        model: Model,
+        eps: Radius = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        random_start: bool = True,
+    ) -> None:
+        super().__init__("PGD", model, eps)
+        self.alpha = alpha
+        self.steps = steps
+        self.random_start = random_start
+
+    def fields(self) -> dict[str, Any]:
+        """Name by name."""
+        start = bool(self.random_start)
+        return dict(norm="linf", step_size=self.alpha, steps=self.steps, random_start=start)
+
+
+class EOTPGD(GradientAttack):
+    """PGD whose gradients are means of `eot_iter` passes."""
+
+    def __init__(  # noqa: PLR0913 - torchattacks' arguments
+        self,
+        model: Model,
+        eps: Radius = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        eot_iter: int = 2,
+        random_start: bool = True,
+    ) -> None:
+        super().__init__("EOTPGD", model, eps)
+        self.alpha = alpha
+        self.steps = steps
+        self.eot_iter = eot_iter
+        self.random_start = random_start
+
+    def fields(self) -> dict[str, Any]:
+        """Name by name."""
+        return dict(
+            norm="linf",
+            step_size=self.alpha,
+            steps=self.steps,
+            random_start=bool(self.random_start),
+            eot=self.eot_iter,
+        )
+
+
+class PGDL2(GradientAttack):
+    """PGD in l2. `eps_for_division` has no effect: a zero gradient makes no step here."""
+
+    def __init__(  # noqa: PLR0913 - torchattacks' arguments
+        self,
+        model: Model,
+        eps: Radius = 1.0,
+        alpha: float = 0.2,
+        steps: int = 10,
+        random_start: bool = True,
+        eps_for_division: float = 1e-10,
+    ) -> None:
+        super().__init__("PGDL2", model, eps)
+        self.alpha = alpha
+        self.steps = steps
+        self.random_start = random_start
+        self.eps_for_division = eps_for_division
+
+    def fields(self) -> dict[str, Any]:
+        """Name by name."""
+        start = bool(self.random_start)
+        return dict(norm="l2", step_size=self.alpha, steps=self.steps, random_start=start)
+
+
+class MIFGSM(GradientAttack):
+    """PGD with momentum, from the image itself."""
+
+    def __init__(
+        self,
+        model: Model,
+        eps: Radius = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        decay: float = 1.0,
+    ) -> None:
+        super().__init__("MIFGSM", model, eps)
+        self.steps = steps
+        self.decay = decay
+        self.alpha = alpha
+
+    def fields(self) -> dict[str, Any]:
+        """Name by name."""
+        return dict(
+            norm="linf",
+            step_size=self.alpha,
+            steps=self.steps,
+            momentum=self.decay,
+            random_start=False,
+        )
+
+
+class UPGD(GradientAttack):
+    """PGD with momentum, loss "ce", "dlr" or "margin", and EOT; `loss` as a callable is refused."""
+
+    def __init__(  # noqa: PLR0913 - torchattacks' arguments
+        self,
+        model: Model,
+        eps: Radius = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        random_start: bool = False,
+        loss: str = "ce",
+        decay: float = 1.0,
+        eot_iter: int = 1,
+    ) -> None:
+        super().__init__("UPGD", model, eps)
+        self.alpha = alpha
+        self.steps = steps
+        self.random_start = random_start
+        self.loss = loss
+        self.decay = decay
+        self.eot_iter = eot_iter
+
+    def fields(self) -> dict[str, Any]:
+        """Name by name."""
+        if self.loss not in ("ce", "dlr", "margin"):
+            raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", repr(self.loss)))
+        if self.loss == "dlr" and self.attack_mode == "targeted(label)":
+            fix = "The dlr of a target needs the label too: take a function as the mode."
+            raise ArgumentError(describe("loss", "'ce' or 'margin'", "'dlr'", fix))
+        return dict(
+            norm="linf",
+            step_size=self.alpha,
+            steps=self.steps,
+            random_start=bool(self.random_start),
+            loss=self.loss,
+            momentum=self.decay,
+            eot=self.eot_iter,
+        )
+
+
+class TPGD(GradientAttack):
+    """TRADES' attack: away from the clean logits in KL. It needs no labels."""
+
+    def __init__(
+        self, model: Model, eps: Radius = 8 / 255, alpha: float = 2 / 255, steps: int = 10
+    ) -> None:
+        super().__init__("TPGD", model, eps)
+        self.alpha = alpha
+        self.steps = steps
+        self.supported_mode = ["default"]
+
+    def fields(self) -> dict[str, Any]:
+        """From beside the image."""
+        return dict(norm="linf", step_size=self.alpha, steps=self.steps, loss="kl")
+
+    def build(self, **more: Any) -> OurPGD:
+        """With TRADES' start."""
+        return _TradesPGD(**self.fields(), **more)
+
+    def search(
+        self, images: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
+    ) -> AttackResult:
+        """Labels play no part."""
+        anything = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        return super().search(images, anything, sample_ids)
+
+
+@dataclass(frozen=True)
+class _TradesPGD(OurPGD):
+    """PGD that starts beside the image, where the KL's gradient is not zero."""
+
+    def _start(self, samples: Samples, ball: Ball, generator: Generator | None) -> Tensor:
+        """Every entry moves by 0.001 (standard deviation), as in TRADES.
+
+        Uniform in an l2 ball of D dimensions, whose entries are Gaussian as nearly as matters.
+        """
+        radius = 0.001 * math.sqrt(samples.x[:1].numel() + 2)
+        return ops.l2_random_start(
+            samples.x,
+            eps=radius,
+            bounds=ball.bounds,
+            generator=generator,
+            sample_ids=samples.ids,
+        )

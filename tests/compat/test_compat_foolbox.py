@@ -1,0 +1,195 @@
+"""foolbox (3.3) around our attacks, and its own PGD as an oracle.
+
+Not installed with the package's tests. To run these: `pip install foolbox`.
+"""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FixedLogits, Mixed, images, untouched
+from torch import Tensor, nn
+
+from roli_fast.attacks import APGD, FAB, PGD, AutoAttack, Square
+from roli_fast.compat.foolbox import as_foolbox_attack, from_foolbox_model
+from roli_fast.errors import ArgumentError, ArgumentTypeError, MissingPackageError
+from roli_fast.norms import NORMS
+
+X = images(8, 3, 6, 6)
+MEAN, STD = [0.44, 0.45, 0.46], [0.2, 0.2, 0.21]
+EPSILONS = [0.0, 0.01, 8 / 255]
+
+
+@pytest.fixture(scope="module")
+def foolbox() -> Any:
+    return pytest.importorskip("foolbox", reason="foolbox is not installed: pip install foolbox")
+
+
+def network(training: bool = False) -> Mixed:
+    model = Mixed()
+    if not training:
+        model.eval()
+    return model
+
+
+def wrapped(foolbox: Any, model: nn.Module, **options: Any) -> Any:
+    options = {"bounds": (0, 1), **options}
+    return foolbox.PyTorchModel(model, device="cpu", **options)
+
+
+def labels(fmodel: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return fmodel(x).argmax(1)
+
+
+def test_raw_clipped_and_flags_for_several_epsilons(foolbox: Any) -> None:
+    fmodel = wrapped(foolbox, network())
+    y = labels(fmodel, X)
+    attack = as_foolbox_attack(PGD(random_start=False, steps=4))
+    raw, clipped, flags = attack(fmodel, X, y, epsilons=EPSILONS)
+    assert flags.shape == (3, 8) and flags.dtype == torch.bool
+    for eps, image, inside, fooled in zip(EPSILONS, raw, clipped, flags, strict=True):
+        truth = PGD(eps=eps, random_start=False, steps=4)(network(), X, y) if eps else X
+        assert torch.equal(image, truth)
+        assert torch.allclose(inside, image, rtol=0, atol=6e-8)
+        assert torch.equal(fooled, labels(fmodel, inside) != y)
+    one = attack(fmodel, X, y, epsilons=EPSILONS[2])
+    assert torch.equal(one[0], raw[2]) and torch.equal(one[2], flags[2])
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), (-1, 1), (0, 255)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_same_images_as_foolboxs_pgd(foolbox: Any, norm: str, bounds: tuple[int, int]) -> None:
+    """To 1e-6 of the range (l2: their projection rounds elsewhere); with preprocessing inside."""
+    low, high = bounds
+    span = high - low
+    size = [1, 3, 1, 1]
+    mean, std = (torch.tensor(v).view(size) * span for v in (MEAN, STD))
+    fmodel = wrapped(
+        foolbox, network(), bounds=bounds, preprocessing=dict(mean=mean + low, std=std)
+    )
+    x, eps = X * span + low, {"linf": 8 / 255, "l2": 0.4}[norm] * span
+    y = labels(fmodel, x)
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    theirs = kind(steps=6, rel_stepsize=0.25, random_start=False)
+    ours = as_foolbox_attack(PGD(norm=norm, steps=6, step_size=None, random_start=False))
+    for criterion in (y, foolbox.criteria.TargetedMisclassification((y + 1) % 4)):
+        truth, _, their_flags = theirs(fmodel, x, criterion, epsilons=eps)
+        found, _, flags = ours(fmodel, x, criterion, epsilons=eps)
+        assert (found - truth).abs().max() <= 1e-6 * span
+        assert (truth - x).abs().max() > 0.01 * span
+        assert torch.equal(flags, their_flags)
+
+
+def test_their_weight_gradients_and_ours(foolbox: Any) -> None:
+    model = Mixed().eval()
+    model.zero_grad()
+    y = labels(wrapped(foolbox, model), X)
+    with untouched(model):
+        as_foolbox_attack(PGD(), generator())(wrapped(foolbox, model), X, y, epsilons=0.03)
+    foolbox.attacks.LinfPGD(steps=2)(wrapped(foolbox, model), X, y, epsilons=0.03)
+    assert model.head.weight.grad is not None
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("attack", [PGD(), PGD(norm="l1"), APGD(steps=4), FAB(steps=4), Square(n_queries=9)])  # fmt: skip  # noqa: E501
+def test_a_training_model_is_attacked_in_eval_mode_and_given_back(
+    foolbox: Any, attack: Any
+) -> None:
+    model = network(training=True)
+    with pytest.warns(UserWarning, match="training mode"):
+        fmodel = wrapped(foolbox, model)
+    y = labels(wrapped(foolbox, network()), X)
+    adapter = as_foolbox_attack(attack, generator())
+    truth = attack(network(), X, y, generator(), eps=0.03) if attack.norm == "linf" else None
+    with untouched(model):
+        found = adapter.run(fmodel, X, foolbox.criteria.Misclassification(y), epsilon=0.03)
+    assert truth is None or torch.equal(found, truth)
+
+
+def test_an_exception_leaves_the_model_as_it_was(foolbox: Any) -> None:
+    model = network(training=True)
+    with pytest.warns(UserWarning, match="training mode"):
+        fmodel = wrapped(foolbox, model)
+    with untouched(model), pytest.raises(ArgumentError, match="`y`"):
+        as_foolbox_attack(PGD(random_start=False))(fmodel, X, torch.full((8,), 9), epsilons=8 / 255)
+
+
+@pytest.mark.parametrize("transform", ["wrapper", "copy", "none"])
+def test_a_foolbox_model_under_our_attack(foolbox: Any, transform: str) -> None:
+    model = network()
+    fmodel = wrapped(foolbox, model, preprocessing=dict(mean=MEAN, std=STD, axis=-3))
+    x = X
+    if transform != "none":
+        fmodel = fmodel.transform_bounds((0, 2), wrapper=transform == "wrapper")
+        x = X * 2
+    module = from_foolbox_model(fmodel)
+    assert [m for m in module.modules() if m is model] == [model]
+    y = labels(fmodel, x)
+    model.train()
+    bounds = (0.0, 2.0) if transform != "none" else (0.0, 1.0)
+    attack = PGD(eps=0.05, bounds=bounds, random_start=False)
+    with untouched(model):
+        x_adv = attack(module, x, y)
+    model.eval()
+    assert (labels(fmodel, x_adv) != y).sum() >= 1
+    assert NORMS["linf"].distance(x_adv, x).max() <= 0.0501
+
+
+def test_a_model_of_ones_own_is_run_as_it_is(foolbox: Any) -> None:
+    class Own(foolbox.models.Model):
+        bounds = foolbox.types.Bounds(0, 1)
+
+        def __call__(self, inputs: Any) -> Any:
+            return inputs
+
+    x, y = images(3, 4), torch.tensor([0, 1, 2])
+    moved = as_foolbox_attack(PGD(random_start=False))(Own(), x, y, epsilons=0.1)[0] - x
+    assert torch.equal(moved.argmin(1), y)
+
+
+def test_vectors_and_repeats(foolbox: Any) -> None:
+    fmodel = wrapped(foolbox, FixedLogits(torch.eye(4)).eval())
+    x, y = images(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    attack = as_foolbox_attack(PGD(norm="l2"), generator()).repeat(2)
+    raw, _, flags = attack(fmodel, x, y, epsilons=[0.1, 0.5])
+    assert len(raw) == 2 and flags.shape == (2, 5)
+
+
+def test_autoattack_has_a_ball_too(foolbox: Any) -> None:
+    fmodel = wrapped(foolbox, network())
+    y = labels(fmodel, X)
+    attack = as_foolbox_attack(AutoAttack(steps=2, n_queries=5), generator())
+    _, _, flags = attack(fmodel, X, y, epsilons=[0.0, 0.3])
+    assert not flags[0].any() and flags[1].any()
+
+
+def test_what_cannot_be_done(foolbox: Any) -> None:
+    fmodel = wrapped(foolbox, network())
+    y = labels(fmodel, X)
+    target = foolbox.criteria.TargetedMisclassification((y + 1) % 4)
+    with pytest.raises(ArgumentError, match="`attack`: expected an attack that takes a target"):
+        as_foolbox_attack(APGD(steps=2))(fmodel, X, target, epsilons=0.1)
+    with pytest.raises(ArgumentError, match="depends on the label"):
+        as_foolbox_attack(PGD(loss="dlr"))(fmodel, X, target, epsilons=0.1)
+    with pytest.raises(ArgumentTypeError, match="`kwargs`: expected none, got mc"):
+        as_foolbox_attack(PGD())(fmodel, X, y, epsilons=0.1, mc=3)
+    with pytest.raises(ArgumentError, match="`attack`: expected an attack in one ball"):
+        as_foolbox_attack(PGD(norm=None))
+    with pytest.raises(ArgumentError, match="`attack`: expected an attack in one ball"):
+        as_foolbox_attack(lambda: None)  # pyright: ignore
+
+
+def test_without_foolbox_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from roli_fast.compat import foolbox as adapter
+
+    adapter._attack_class.cache_clear()
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    with pytest.raises(MissingPackageError, match="pip install foolbox"):
+        as_foolbox_attack(PGD())
+    with pytest.raises(ImportError):
+        as_foolbox_attack(PGD())

@@ -1,0 +1,263 @@
+"""torchattacks' interface: what every class in it must do. No torchattacks here."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import Counting, Mixed, images, untouched
+from torch import Tensor, nn
+from torchattacks_cases import EPS, SEARCHES, X, Y, build, predicted, with_generator
+
+import roli_fast.compat.torchattacks as torchattacks
+from roli_fast import attacks as ours
+from roli_fast.compat.torchattacks import searches
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.norms import NORMS
+
+pytestmark = pytest.mark.usefixtures("short_autoattack")
+
+
+@pytest.fixture(params=torchattacks.__all__)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def distance(norm: str, x_adv: Tensor) -> float:
+    return NORMS[norm].distance(x_adv, X).max().item()
+
+
+def test_it_finds_images_in_ball_and_box(name: str) -> None:
+    attack = build(name, Mixed())
+    x_adv = attack(X, Y)
+    assert x_adv.shape == X.shape and x_adv.dtype == X.dtype and not x_adv.requires_grad
+    eps = torch.tensor(getattr(attack, "eps", EPS)).double().item()
+    assert distance("l2" if name == "PGDL2" else "linf", x_adv) <= eps
+    assert 0 <= x_adv.min() and x_adv.max() <= 1
+
+
+def test_nothing_is_left_behind(name: str) -> None:
+    model = Mixed()
+    attack, kept = with_generator(build(name, model)), (X.clone(), Y.clone())
+    with untouched(model):
+        attack(X, Y)
+    assert torch.equal(X, kept[0]) and torch.equal(Y, kept[1])
+
+
+class Failing(nn.Module):
+    """Raises at its third forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls = Mixed(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            raise RuntimeError("third forward")
+        return self.inner(x)
+
+
+def test_nothing_is_left_behind_by_an_exception(name: str) -> None:
+    model = Failing()
+    attack = with_generator(build(name, model))
+    if name in ("FGSM", "FFGSM"):  # one forward each
+        model.calls = 2
+    with untouched(model), pytest.raises(RuntimeError, match="third forward"):
+        attack(X, Y)
+
+
+def test_the_global_generator_moves_by_a_number_a_search(name: str) -> None:
+    """Theirs draws every pixel from it, or reseeds it."""
+    searches = 4 if name == "AutoAttack" else 1
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        torch.randint(2**63 - 1, (searches,))
+        after = torch.get_rng_state()
+        torch.manual_seed(0)
+        build(name, Mixed())(X, Y)
+        state = torch.get_rng_state()
+        assert torch.equal(state, before) or torch.equal(state, after)
+        seeded = name in SEARCHES and name != "AutoAttack"
+        assert torch.equal(state, before) or not seeded
+
+
+def test_the_seed_decides(name: str) -> None:
+    found = []
+    with torch.random.fork_rng():
+        for seed in (3, 3):
+            torch.manual_seed(seed)
+            found.append(build(name, Mixed())(X, Y))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["PGD", "PGDL2", "APGD", "Square", "MultiAttack"])
+def test_a_sample_does_not_depend_on_the_others(name: str) -> None:
+    """Of its batch; the model's last bits may."""
+    whole = with_generator(build(name, Mixed()))(X, Y)
+    part = with_generator(build(name, Mixed()))(X[:2], Y[:2])
+    assert torch.allclose(whole[:2], part, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ((X - 0.45) / 0.225, Y, r"`x`: expected images within bounds"),
+        (X, Y + 9, r"`y`: expected labels in \[0, 4\)"),
+        (X, Y.int(), "`y`: expected an int64"),
+        (X.numpy(), Y, "`inputs`: expected a torch.Tensor"),
+        (X, Y.tolist(), "`labels`: expected a torch.Tensor"),
+        (X, None, "`labels`: expected labels"),
+    ],
+)
+def test_what_cannot_be_attacked(name: str, x: Any, y: Any, message: str) -> None:
+    if name == "TPGD" and "`y`" in message + "`y`" * (y is None):
+        pytest.skip("takes no labels")
+    model = Mixed()
+    attack = with_generator(build(name, model))
+    with untouched(model), pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        attack(x, y)
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (3, 3, 6, 9), (1, 3, 6, 6)])
+def test_other_shapes(name: str, shape: tuple[int, ...]) -> None:
+    model = Mixed() if len(shape) == 4 else nn.Linear(7, 4)
+    x = images(*shape)
+    x_adv = build(name, model)(x, Y[: shape[0]])
+    assert x_adv.shape == x.shape
+
+
+@pytest.mark.parametrize("name", [n for n in torchattacks.__all__ if n != "MultiAttack"])
+def test_radii_of_zero_and_one_a_sample(name: str) -> None:
+    assert torch.equal(build(name, Mixed(), eps=0)(X, Y), X)
+    radii = torch.tensor([0.0, 0.01, 0.02, 0.03, 0.3, 0.0])
+    x_adv = build(name, Mixed(), eps=radii)(X, Y)
+    norm = NORMS["l2" if name == "PGDL2" else "linf"]
+    assert (norm.distance(x_adv, X) <= radii.double()).all()
+    with pytest.raises(ArgumentError, match="`eps`"):
+        build(name, Mixed(), eps=-0.1)(X, Y)
+
+
+def test_attributes_may_change_between_calls() -> None:
+    attack = torchattacks.PGD(Mixed())
+    attack.eps, attack.steps, attack.random_start = 0.01, 1, False
+    model = attack.model = Counting(Mixed())
+    assert distance("linf", attack(X, Y)) <= 0.01 + 1e-9
+    assert model.forwards == 1
+
+
+def test_inputs_go_to_the_models_device() -> None:
+    class Recording(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(4, device="meta"))
+
+    attack = torchattacks.PGD(Recording())
+    assert attack.device == torch.device("meta")
+    attack.set_device("cpu")
+    assert attack.device == torch.device("cpu")
+    assert torchattacks.PGD(lambda x: x).device is None
+
+
+def test_multi_attack_attacks_what_is_left() -> None:
+    model = Counting(Mixed())
+    first = torchattacks.PGD(model, eps=0.02, steps=2, random_start=False)
+    second = torchattacks.PGDL2(model, eps=0.5, steps=3, random_start=False)
+    weak, strong = first(X, Y), second(X, Y)
+    fooled = predicted(model, weak) != Y
+    whole = torchattacks.MultiAttack([first, second])
+    truth = torch.where(fooled.view(-1, 1, 1, 1), weak, X)
+    second_fools = ~fooled & (predicted(model, strong) != Y)
+    truth = torch.where(second_fools.view(-1, 1, 1, 1), strong, truth)
+    assert torch.allclose(whole(X, Y), truth, atol=1e-6)
+    result = whole.run(X, Y)
+    assert result.fooled is not None and torch.equal(result.fooled, fooled | second_fools)
+    model.forwards = model.backwards = 0
+    cost = whole.run(X, Y).cost
+    assert (cost.forwards, cost.backwards) == (model.forwards, model.backwards)
+
+
+def test_multi_attack_needs_two_attacks_on_one_model() -> None:
+    one, other = torchattacks.PGD(Mixed()), torchattacks.PGD(Mixed())
+    with pytest.raises(ValueError, match="`attacks`: expected two attacks or more, got 1"):
+        torchattacks.MultiAttack([one])
+    with pytest.raises(ValueError, match="on one model"):
+        torchattacks.MultiAttack([one, other])
+
+
+def test_multi_attack_hands_settings_on() -> None:
+    model = Mixed()
+    pair = [torchattacks.PGD(model), torchattacks.FGSM(model)]
+    whole = torchattacks.MultiAttack(pair)
+    whole.set_model_training_mode(True)
+    whole.set_normalization_used([0.5] * 3, [0.5] * 3)
+    whole.set_device("meta")
+    other = Mixed()
+    whole.set_model(other)
+    for one in (whole, *pair):
+        assert one.normalization_used is not None and one.device == torch.device("meta")
+        assert one.model is other and one._modes.model_training
+
+
+def test_autoattack_makes_a_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searches, "ours", ours)
+    built: Any = torchattacks.AutoAttack(Mixed(), norm="L2").build(norm="l2", eps=0.5)
+    assert built == ours.AutoAttack(norm="l2", eps=0.5, version="standard")
+    assert [part.label for part in built.parts] == [
+        "apgd-ce-100",
+        "apgd-t-dlr-100",
+        "fab-t-100",
+        "square-5000",
+    ]
+    with pytest.raises(ArgumentError, match="`version`"):
+        torchattacks.AutoAttack(Mixed(), version="custom")
+
+
+def test_searches_log_when_verbose(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "roli_fast.compat"):
+        torchattacks.APGD(Mixed(), steps=2)(X, Y)
+        assert not caplog.records
+        torchattacks.APGD(Mixed(), steps=2, verbose=True)(X, Y)
+    assert "of 6 images fool" in caplog.text
+    caplog.clear()
+    attack = torchattacks.APGDT(Mixed(), steps=2)
+    attack(X, Y), attack(X, Y)
+    assert [r.getMessage() for r in caplog.records] == [
+        "APGDT: 3 targets, not 9: there are 4 classes"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "roli_fast.compat"):
+        torchattacks.AutoAttack(Mixed())(X, Y)
+        assert not [r for r in caplog.records if r.name == "roli_fast.compat"]
+        torchattacks.AutoAttack(Mixed(), verbose=True)(X, Y)
+    assert "square" in caplog.text and "fooled" in caplog.text
+
+
+def test_fab_reads_its_radius_by_norm() -> None:
+    assert [torchattacks.FAB(Mixed(), norm, eps=None).eps for norm in ("Linf", "L2", "L1")] == [
+        0.3,
+        1.0,
+        5.0,
+    ]
+    with pytest.raises(ArgumentError, match="`norm`: expected 'Linf' or 'L2' or 'L1', got 'l2'"):
+        torchattacks.FAB(Mixed(), "l2")
+
+
+def test_bim_takes_the_papers_number_of_steps() -> None:
+    assert torchattacks.BIM(Mixed(), eps=8 / 255, steps=0).steps == 10
+    assert torchattacks.BIM(Mixed(), eps=16 / 255, steps=0).steps == 20
+
+
+def test_upgd_takes_named_losses() -> None:
+    with pytest.raises(ArgumentError, match="`loss`: expected 'ce', 'dlr' or 'margin', got Cross"):
+        torchattacks.UPGD(Mixed(), loss=nn.CrossEntropyLoss())(X, Y)  # pyright: ignore
+    attack = torchattacks.UPGD(Mixed(), loss="dlr")
+    attack.set_mode_targeted_by_label()
+    with pytest.raises(ArgumentError, match="needs the label too"):
+        attack(X, Y)
+
+
+def test_an_attack_that_is_not_there_is_named() -> None:
+    with pytest.raises(AttributeError, match="no 'CW'. There are: APGD, APGDT, .*Square"):
+        torchattacks.CW  # noqa: B018

@@ -1,0 +1,308 @@
+"""Beside torchattacks 3.5.1 itself: signatures, images, targets, files.
+
+Not installed with the package's tests: it pins an old `requests` and brings a second `robustbench`.
+To run these: `pip install --no-deps torchattacks requests`.
+"""
+
+import contextlib
+import inspect
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import Mixed, images, untouched
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import roli_fast.compat.torchattacks as ours
+from roli_fast.norms import NORMS
+
+theirs = pytest.importorskip(
+    "torchattacks", reason="the oracle torchattacks is not installed: see this file's docstring"
+)
+
+X = images(16, 3, 6, 6)
+MEAN, STD = [0.44, 0.45, 0.46], [0.2, 0.2, 0.21]
+
+DETERMINISTIC: dict[str, dict[str, Any]] = {
+    "FGSM": {},
+    "BIM": {},
+    "PGD": dict(random_start=False),
+    "PGDL2": dict(random_start=False, eps=0.5),
+    "MIFGSM": {},
+    "UPGD": dict(decay=0.9),
+    "EOTPGD": dict(random_start=False),
+}
+"""Attacks that draw nothing, and their options. Where theirs has rounded once more, after a step
+or a projection, images differ by what `TOLERANCE` allows; FGSM's not at all."""
+
+TOLERANCE = {"FGSM": 0.0, "PGDL2": 5e-7, "TPGD": 1e-9}  # in fp64 eps still is its fp32 value
+OTHERWISE = 2.0**-24
+"""Half the spacing of fp32 numbers below 1."""
+
+
+class Model(Mixed):
+    """In eval mode, so that the oracle leaves it so; labels are what it sees, but for some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eval()
+
+    def labels(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self(x).argmax(1)
+        y[::5] = (y[::5] + 1) % 4
+        return y
+
+
+@contextlib.contextmanager
+def peer(seed: int = 0) -> Iterator[None]:
+    """It prints, draws from the global generator and reseeds it."""
+    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
+        torch.manual_seed(seed)
+        yield
+
+
+def both(name: str, model: nn.Module, **options: Any) -> tuple[Any, Any]:
+    return getattr(ours, name)(model, **options), getattr(theirs, name)(model, **options)
+
+
+@pytest.fixture(params=ours.__all__)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_constructors_have_the_same_signature(name: str) -> None:
+    def arguments(kind: Any) -> list[tuple[str, Any, Any]]:
+        parameters = inspect.signature(kind).parameters.values()
+        return [(p.name, p.default, p.kind) for p in parameters]
+
+    assert arguments(getattr(ours, name)) == arguments(getattr(theirs, name))
+
+
+PUBLIC = [n for n in vars(theirs.attacks.pgd.Attack) if not n.startswith("_")]
+NOT_THERE = {"forward", "get_logits", "get_output_with_eval_nograd", "get_target_label", "to_type"}
+NOT_THERE |= {"get_least_likely_label", "get_random_target_label"}
+
+
+def test_methods_have_the_same_signature() -> None:
+    assert {n for n in PUBLIC if not hasattr(ours.Attack, n)} == NOT_THERE
+    for method in sorted(set(PUBLIC) - NOT_THERE):
+        other = getattr(theirs.PGD, method)
+        if "func" in inspect.getclosurevars(other).nonlocals:  # their decorator hides it
+            other = inspect.getclosurevars(other).nonlocals["func"]
+        names = [
+            [(p.name, p.default) for p in inspect.signature(one).parameters.values()]
+            for one in (getattr(ours.Attack, method), other)
+        ]
+        assert names[0] == names[1], method
+
+
+def test_every_attack_of_theirs_is_there_or_named() -> None:
+    for missing in set(theirs.__all__) - set(ours.__all__):
+        with pytest.raises(AttributeError, match=f"no '{missing}'. There are: "):
+            getattr(ours, missing)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_repr_and_attributes(name: str) -> None:
+    own, other = both(name, Model(), **DETERMINISTIC[name])
+    assert repr(own) == repr(other)
+    for one in (own, other):
+        one.set_mode_targeted_by_label(quiet=True)
+        one.set_normalization_used(MEAN, STD)
+    assert repr(own) == repr(other)
+    assert own.attack == other.attack and own.model is other.model
+    assert own.supported_mode == other.supported_mode
+
+
+@pytest.mark.parametrize("mode", ["default", "function", "least", "third", "label"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_same_images(name: str, mode: str) -> None:
+    model = Model()
+    y = model.labels(X)
+    own, other = both(name, model, **DETERMINISTIC[name])
+    for one in (own, other):
+        if mode == "function":
+            one.set_mode_targeted_by_function(lambda _, labels: (labels + 1) % 4, quiet=True)
+        if mode in ("least", "third"):
+            one.set_mode_targeted_least_likely(3 if mode == "third" else 1, quiet=True)
+        if mode == "label":
+            one.set_mode_targeted_by_label(quiet=True)
+    with peer():
+        truth = other(X, y)
+    with untouched(model):
+        found = own(X, y)
+    assert (found - truth).abs().max() <= TOLERANCE.get(name, OTHERWISE)
+    assert (truth - X).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_same_normalised_images(name: str) -> None:
+    model = Model()
+    y = model.labels(X)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    own, other = both(name, model, **DETERMINISTIC[name])
+    for one in (own, other):
+        one.set_normalization_used(mean=MEAN, std=STD)
+    with peer():
+        truth = other((X - mean) / std, y)
+    found = own((X - mean) / std, y)
+    assert (found - truth).abs().max() <= 5e-6  # 1 / std times that of the pixels
+
+
+@pytest.mark.parametrize("name", ["PGD", "FFGSM", "EOTPGD", "PGDL2", "TPGD"])
+def test_from_the_same_start_the_same_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle's start is read off its first gradient's forward and handed to ours.
+
+    TPGD in fp64: so near the image the KL's gradient in fp32 is rounding noise in many entries.
+    """
+    x, model = (X.double(), Model().double()) if name == "TPGD" else (X, Model())
+    y = model.labels(x)
+    own, other = both(name, model)
+    seen: list[Tensor] = []
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    with peer():
+        truth = other(x, y)
+    handle.remove()
+    start = seen[1] if name == "TPGD" else seen[0]
+    assert (start - x).abs().max() > 1e-4
+
+    def fixed(x: Tensor, **_: Any) -> Tensor:
+        return start.clone()
+
+    if name == "TPGD":
+        monkeypatch.setattr("roli_fast.ops.l2_random_start", fixed)
+    else:
+        norm = NORMS["l2" if name == "PGDL2" else "linf"]
+        monkeypatch.setattr(type(norm), "random_start", staticmethod(fixed))
+    assert (own(x, y) - truth).abs().max() <= TOLERANCE.get(name, OTHERWISE)
+
+
+def test_tpgd_starts_as_far_from_the_image_as_theirs() -> None:
+    grey = torch.full((8, 3, 32, 32), 0.5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+    spread = []
+    for module in (ours, theirs):
+        seen: list[Tensor] = []
+        handle = model.register_forward_pre_hook(lambda _, a, to=seen: to.append(a[0].clone()))
+        with peer():
+            module.TPGD(model, steps=1)(grey)
+        handle.remove()
+        spread.append((seen[1] - grey).std().item())
+    assert spread == pytest.approx([0.001, 0.001], rel=0.02)
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "APGD": dict(eps=0.02, steps=12, n_restarts=2, seed=3),
+    "APGDT": dict(eps=0.02, steps=12, seed=3, n_classes=4),
+    "FAB": dict(eps=0.05, steps=8, n_restarts=2, seed=3),
+    "Square": dict(eps=0.05, n_queries=60, seed=3),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_with_the_same_draws_the_same_samples_are_fooled(name: str) -> None:
+    """tests/attacks compares their iterates."""
+    model, x = Model(), images(64, 3, 6, 6)
+    y = model.labels(x)
+    own, other = both(name, model, **SEARCHES[name])
+    own.rng = "official"
+    with peer():
+        truth = other(x, y)
+    with untouched(model):
+        found = own(x, y)
+    with torch.no_grad():
+        flags = [model(images).argmax(1) != y for images in (found, truth)]
+    assert torch.equal(*flags)
+    assert 16 <= flags[0].sum() < 64
+
+
+def test_multi_attack() -> None:
+    model, x = Model(), images(64, 3, 6, 6)
+    y = model.labels(x)
+    whole = []
+    for module in (ours, theirs):
+        first = module.FGSM(model, eps=0.02)
+        second = module.PGDL2(model, eps=0.3, random_start=False)
+        whole.append(module.MultiAttack([first, second]))
+    with peer():
+        truth = whole[1](x, y)
+    assert (whole[0](x, y) - truth).abs().max() <= TOLERANCE["PGDL2"]
+
+
+def batches() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(X, Model().labels(X)), batch_size=6)
+
+
+@pytest.mark.parametrize("options", [{}, dict(save_predictions=True, save_clean_inputs=True)])
+def test_files_are_read_by_either(options: dict[str, bool], tmp_path: Path) -> None:
+    own, other = both("PGD", Model(), random_start=False)
+    flags = {"load_" + key.removeprefix("save_"): value for key, value in options.items()}
+    own.save(batches(), tmp_path / "own.pt", verbose=False, **options)
+    with peer():
+        numbers = other.save(batches(), tmp_path / "other.pt", return_verbose=True, **options)
+        crossed = list(theirs.PGD.load(tmp_path / "own.pt", batch_size=16, **flags))[0]
+    mine = own.save(batches(), return_verbose=True, verbose=False)
+    assert mine[:2] == pytest.approx(numbers[:2], rel=1e-6)
+    straight = list(ours.PGD.load(tmp_path / "other.pt", batch_size=16, **flags))[0]
+    assert len(crossed) == len(straight) == 2 + len(options)
+    for one, two in zip(crossed, straight, strict=True):
+        assert one.dtype == two.dtype and torch.allclose(one, two, rtol=0, atol=1e-7)
+
+
+def test_int_files_round_to_the_nearest_pixel_where_theirs_go_down(tmp_path: Path) -> None:
+    own, other = both("FGSM", Model(), eps=0.4 / 255)
+    own.save(batches(), tmp_path / "own.pt", verbose=False, save_type="int")
+    with peer():
+        other.save(batches(), tmp_path / "other.pt", verbose=False, save_type="int")
+    truth = own(X, Model().labels(X))
+    mean = []
+    for file in ("own.pt", "other.pt"):
+        (found, _) = next(iter(ours.PGD.load(tmp_path / file, batch_size=16)))
+        mean.append(((found - truth) * 255).mean().item())
+    assert abs(mean[0]) < 0.05 and mean[1] == pytest.approx(-0.5, abs=0.05)
+
+
+def test_what_theirs_does_to_a_model_and_ours_does_not() -> None:
+    """The defects that the module's docstring names."""
+    model = Mixed()  # in train mode, its BN in eval mode
+    y = Model().labels(X)
+    with untouched(model):
+        ours.PGD(model, random_start=False)(X, y)
+    with peer():
+        theirs.PGD(model, random_start=False)(X, y)
+    assert model.norm.training
+    grey = torch.full((1, 1, 2, 2), 0.5)
+    broken = nn.Sequential(nn.Linear(2, 2)).train()
+    with peer(), pytest.raises(RuntimeError):
+        theirs.PGD(broken)(X, y)
+    assert not broken.training
+    broken.train()
+    with pytest.raises(RuntimeError):
+        ours.PGD(broken)(X, y)
+    assert broken.training
+    moved = []
+    for module in (ours, theirs):
+        with peer():
+            x_adv = module.MIFGSM(FlatOnce(), eps=0.3, alpha=0.1, steps=3)(grey, torch.tensor([0]))
+        moved.append((grey - x_adv)[0, 0].amax().item())
+    assert moved == pytest.approx([0.3, 0.1])
+    with peer():
+        far = theirs.PGD(Model(), eps=0.03)(X * 4 - 2, y)
+    assert (far - (X * 4 - 2)).abs().max() > 1
+
+
+class FlatOnce(nn.Module):
+    """Pixels as logits; at the second forward they have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.forwards = nn.Parameter(torch.ones(1)), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += 1
+        return x.flatten(1) * (self.scale if self.forwards != 2 else 0)
