@@ -30,7 +30,8 @@ def fog(x: Tensor, generator: Generator, density: float, decay: float) -> Tensor
     """Clouds of a diamond-square plasma, up to `density`, added; then scaled so that the largest
     value can be reached again."""
     largest = x.max()
-    clouds = filters.plasma(*x.shape[-2:], decay, generator)
+    height, width = x.shape[-2:]
+    clouds = filters.plasma(height, width, decay, generator)
     return (x + density * clouds) * (largest / (largest + density))
 
 
