@@ -13,7 +13,6 @@ from roli_fast.data.source import DataSource as DataSource
 from roli_fast.data.splits import Batch as Batch
 from roli_fast.data.splits import ImageDataset as ImageDataset
 from roli_fast.data.splits import Splits as Splits
-from roli_fast.data.subset import draw_subset as draw_subset
 from roli_fast.registry import load_components
 
 load_components(__name__, list(__path__))

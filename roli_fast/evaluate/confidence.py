@@ -42,10 +42,11 @@ def wilson_interval(
     shrink = 1 + z * z / size
     middle = (share + z * z / (2 * size)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
-    lowest, highest = (0.0, 1.0)
+    lowest, highest = 0.0, 1.0
     if population is not None:
         lowest, highest = right / population, 1 - (count - right) / population
-    return max(middle - half, lowest), min(middle + half, highest)
+    low = lowest if right == 0 else max(middle - half, lowest)
+    return low, highest if right == count else min(middle + half, highest)
 
 
 def _check(right: int, count: int, level: float, population: int | None) -> None:

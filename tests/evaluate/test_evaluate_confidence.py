@@ -25,7 +25,8 @@ def test_the_usual_level() -> None:
 def test_none_and_all() -> None:
     """z^2 / (n + z^2) = 3.8415 / 103.8415 for none of 100; all of them is its mirror image."""
     low, high = wilson_interval(0, 100)
-    assert low == pytest.approx(0, abs=1e-12) and high == pytest.approx(0.036994, abs=1e-6)
+    assert low == 0 and high == pytest.approx(0.036994, abs=1e-6)
+    assert wilson_interval(100, 100)[1] == 1
     assert wilson_interval(100, 100) == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
@@ -60,6 +61,12 @@ class TestFinitePopulation:
         """9 of 10 seen, 8 right: the tenth decides between 0.8 and 0.9."""
         low, high = wilson_interval(8, 9, population=10)
         assert low >= 0.8 and high <= 0.9
+
+    def test_none_or_all_right_so_far(self) -> None:
+        """The rest may still be anything: 9 of 10 wrong leaves 0 to 0.1."""
+        assert wilson_interval(0, 9, population=10)[0] == 0
+        assert wilson_interval(0, 9, population=10)[1] <= 0.1
+        assert wilson_interval(9, 9, population=10)[1] == 1
 
     def test_a_huge_population_is_none(self) -> None:
         assert wilson_interval(30, 70, population=10**12) == pytest.approx(wilson_interval(30, 70))

@@ -78,12 +78,14 @@ class Falls(BallAttack):
     bounds: tuple[float, float] | None = (0.0, 1.0)
     lucky: float = -1.0
     seen: list[tuple[list[int], list[float]]] = field(default_factory=list, compare=False)
+    models: list[Any] = field(default_factory=list, compare=False)
 
     @property
     def label(self) -> str:
         return "falls"
 
     def run(self, model: Any, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> AttackResult:
+        self.models.append(model)
         eps, ids = options["eps"], options["sample_ids"]
         assert eps.shape == ids.shape == y.shape and eps.dtype == x.dtype
         self.seen.append((ids.tolist(), [round(value, 4) for value in eps.tolist()]))
@@ -194,15 +196,33 @@ class TestOnANetwork:
         assert (curve.right[3] != found.robust["fab-15"]).sum() <= 1
         assert 0 < curve.right[3].sum() < curve.right[0].sum()
 
-    def test_a_short_dtype_counts_only_what_fools_the_plain_model(self) -> None:
-        """FAB's distances are then not taken at their word: it runs radius by radius."""
-        model = Mixed()
-        search = SearchModel(model, dtype=torch.bfloat16)
-        for attack in (self.attack, FAB(steps=5)):
-            curve = self.curve(attack=attack, model=search)
-            plain = self.curve(attack=attack)
-            assert (curve.right != plain.right).float().mean() < 0.1
-            assert torch.equal(curve.right[0], plain.right[0])
+    def test_the_search_model_searches_and_the_plain_one_decides(self) -> None:
+        """The attack gets the search model as it is; flags are those of the model inside."""
+        attack = Falls()
+        model = SearchModel(AboveHalf(), dtype=torch.bfloat16)
+        x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
+        assert torch.equal(
+            robustness_curve(model, batches(x, y, 4), attack, (0.05, 0.15, 0.25)).right,
+            falling(Falls()).right,
+        )
+        assert all(given is model for given in attack.models)
+
+    def test_fab_in_a_short_dtype_is_not_taken_at_its_word(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One run a radius, and what it returns is shown to the plain model."""
+        runs: list[Any] = []
+        run = FAB.run
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            runs.append(options["eps"])
+            return run(*arguments, **options)
+
+        monkeypatch.setattr(FAB, "run", noted)
+        self.curve(attack=FAB(steps=3))
+        assert runs == [RADII[0]]
+        self.curve(attack=FAB(steps=3), model=SearchModel(Mixed(), dtype=torch.bfloat16))
+        assert [float(eps[0]) for eps in runs[1:]] == pytest.approx(RADII)
 
     def test_an_ensemble_is_an_attack_like_any_other(self) -> None:
         """Stronger than its strongest part: no image is right that PGD fools."""
