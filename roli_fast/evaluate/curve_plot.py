@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # loading matplotlib takes longer than the rest of the packag
 UNITS = {"linf": 255.0, "l2": 1.0, "l1": 1.0}
 """By what a radius is multiplied on the axis: linf is read in grey levels."""
 
+STYLES = ("-", "--", ":", "-.")
+
 LABELS = {"linf": "linf radius, in 1/255", "l2": "l2 radius", "l1": "l1 radius"}
 
 
@@ -29,9 +31,9 @@ def plot_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
 def draw_curves(curves: Sequence[Mapping[str, Any]]) -> "Figure":
     """Accuracy in % against the radius, with its Wilson interval as a band.
 
-    One panel a norm, side by side, as their radii cannot be compared; a curve of one name has the
-    same colour in all of them. The figure is matplotlib's, made without pyplot: no window system is
-    asked for, and no figure of the caller changes.
+    One panel a norm, side by side, as their radii cannot be compared; in all of them a name has one
+    colour and an attack one style of line. The figure is matplotlib's, made without pyplot: no
+    window system is asked for, and no figure of the caller changes.
 
     Args:
         curves: what `Curve.as_json` returns, or the same read from a file.
@@ -44,23 +46,32 @@ def draw_curves(curves: Sequence[Mapping[str, Any]]) -> "Figure":
     if not curves:
         raise ArgumentError(describe("curves", "at least one curve", "none"))
     norms = list(dict.fromkeys(curve["norm"] for curve in curves))
-    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(c["name"] for c in curves))}
+    colours = _numbered(curves, "name", [f"C{i}" for i in range(10)])
+    styles = _numbered(curves, "attack", STYLES)
     figure = Figure(figsize=(1.2 + 4.4 * len(norms), 4.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
     for panel, norm in zip(panels, norms, strict=True):
         for curve in (curve for curve in curves if curve["norm"] == norm):
-            _draw(panel, curve, colours[curve["name"]])
+            _draw(panel, curve, colours[curve["name"]], styles[curve["attack"]])
         panel.set_xlabel(LABELS[norm])
         panel.set_xlim(left=0)
         panel.set_ylim(0, 100)
         panel.grid(alpha=0.3)
-        panel.legend(loc="upper right", fontsize="small")
+        panel.legend(loc="upper right", fontsize="small", handlelength=3)
     panels[0].set_ylabel("accuracy in %")
     figure.suptitle(_title(curves), fontsize="medium")
     return figure
 
 
-def _draw(panel: Any, curve: Mapping[str, Any], colour: str) -> None:
+def _numbered(
+    curves: Sequence[Mapping[str, Any]], key: str, looks: Sequence[str]
+) -> dict[str, str]:
+    """The first value of `key` gets the first look, and so on; they repeat."""
+    values = dict.fromkeys(curve[key] for curve in curves)
+    return {value: looks[i % len(looks)] for i, value in enumerate(values)}
+
+
+def _draw(panel: Any, curve: Mapping[str, Any], colour: str, style: str) -> None:
     points = curve["points"]
     radii = [point["eps"] * UNITS[curve["norm"]] for point in points]
     low, middle, high = (
@@ -68,7 +79,8 @@ def _draw(panel: Any, curve: Mapping[str, Any], colour: str) -> None:
     )
     name = curve["name"]
     label = name if name == curve["attack"] else f"{name}, {curve['attack']}"
-    panel.plot(radii, middle, marker="o", markersize=3.5, color=colour, label=label)
+    line = dict(color=colour, linestyle=style, marker="o", markersize=3.5)
+    panel.plot(radii, middle, **line, label=label, clip_on=False, zorder=3)
     panel.fill_between(radii, low, high, color=colour, alpha=0.18, linewidth=0)
 
 

@@ -355,6 +355,12 @@ class TestPlot:
         colours = [[line.get_color() for line in panel.lines] for panel in figure.axes]
         assert colours[0] == colours[1] == colours[2] and colours[0][0] != colours[0][1]
 
+    def test_two_attacks_on_a_model_differ_in_the_line(self) -> None:
+        curves = [made_up("a", attack=attack).as_json() for attack in ("pgd-10", "fab-10")]
+        first, second = draw_curves(curves).axes[0].lines
+        assert first.get_color() == second.get_color()
+        assert first.get_linestyle() != second.get_linestyle()
+
     def test_nothing_to_plot(self, tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match="`curves`: expected at least one curve, got none"):
             plot_curves([], tmp_path / "curve.png")
