@@ -77,8 +77,8 @@ class AutoAttack(BallAttack):
     attack on what it found. Fewer classes than 10 or 4 are followed, and the result says so.
 
     Given a `SearchModel` with a short dtype, it searches in that, and what fools the model there
-    but not in its own precision does not count: the later components attack it again. `lost` of
-    the result says how many.
+    but not in its own precision does not count and is searched again in that. `lost` of the result
+    says how many these were.
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.

@@ -151,7 +151,7 @@ class Walk:
         here, closest = torch.arange(count, device=device), total
         normal, value = _planes(engine, samples)
         for step in range(self.steps):
-            samples = replace(samples, point=self._move(samples, normal, value))
+            samples = replace(samples, point=self._moved(engine, samples, normal, value))
             if step == self.steps - 1:
                 logits = engine.evaluate(samples.point, samples.y)[1]
                 self._note(samples, logits, closest)
@@ -209,6 +209,18 @@ class Walk:
             for old, new in zip((normal, value), fresh, strict=True):
                 old.index_copy_(0, again, new)
         return point, normal, value, stays
+
+    def _moved(
+        self, engine: InputGradient, samples: Samples, normal: Tensor, value: Tensor
+    ) -> Tensor:
+        """The next points, batch by batch: a projection takes the memory of many images for one."""
+        parts = engine.batches(len(samples.y))
+        if len(parts) == 1:
+            return self._move(samples, normal, value)
+        point = torch.empty_like(samples.point)
+        for part in parts:
+            point[part] = self._move(take(samples, part), normal[part], value[part])
+        return point
 
     def _move(self, samples: Samples, normal: Tensor, value: Tensor) -> Tensor:
         """Equation 8 of the paper: between the projections of the point and of x, overshot."""

@@ -15,11 +15,11 @@ from roli_fast.attacks.ensemble import (
     EnsembleResult,
     Question,
     Standing,
-    plain,
     search_in_turn,
 )
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.recheck import plain
 from roli_fast.engine import InputGradient
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks.base import Attack, Ball
-from roli_fast.attacks.ensemble import plain
 from roli_fast.attacks.objective import Goal, is_right
 from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.recheck import plain
 from roli_fast.attacks.square import Square
 from roli_fast.engine import Cost, InputGradient, KeptForward, SearchModel
 from roli_fast.engine.input_gradient import Model

@@ -21,9 +21,10 @@ from torch import Tensor
 from roli_fast.attacks import Attack, warning_signs
 from roli_fast.attacks.auto_attack import COMPONENTS, VERSIONS, component_settings
 from roli_fast.attacks.base import Ball, check_steps
-from roli_fast.attacks.ensemble import Question, Standing, plain, search_in_turn
+from roli_fast.attacks.ensemble import Question, Standing, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.recheck import plain
 from roli_fast.compat.autoattack_parts import (
     APGDComponent,
     FABComponent,

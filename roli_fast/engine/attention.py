@@ -46,8 +46,8 @@ def _attention(  # noqa: PLR0913 - the signature of torch's
     masked = attn_mask is not None and not attn_mask.is_floating_point()
     if masked or dropout_p or is_causal or enable_gqa or key.shape[-2] > MOST_TOKENS:
         return None
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = (query * scale) @ key.transpose(-2, -1)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query * factor) @ key.transpose(-2, -1)
     if attn_mask is not None:
         scores = scores + attn_mask.to(scores.dtype)
     return torch.softmax(scores, dim=-1) @ value
