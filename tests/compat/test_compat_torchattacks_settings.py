@@ -174,6 +174,19 @@ def test_batchs_statistics_are_what_a_training_model_uses() -> None:
     assert model.norm.num_batches_tracked == 0 and not model.norm.training
 
 
+def test_a_layer_of_two_names_gets_its_statistics_back() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+    model.append(model[1])
+    buffers = [*model[1].buffers()]
+    attack = torchattacks.PGD(model, steps=2, random_start=False)
+    attack.set_model_training_mode(True, True)
+    with untouched(model):
+        attack(images(8, 4), Y[:1].expand(8))
+        with pytest.raises(ArgumentError, match="`y`"):
+            attack(images(8, 4), Y[:1].expand(8) + 9)
+    assert all(one is other for one, other in zip(buffers, model[1].buffers(), strict=True))
+
+
 def test_return_types() -> None:
     attack = with_generator(torchattacks.PGD(Mixed()))
     truth = attack(X, Y)

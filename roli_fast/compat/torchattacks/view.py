@@ -1,11 +1,12 @@
 """A model as an attack sees it: behind its normalisation, in the modes that were asked for."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -41,7 +42,7 @@ class View(nn.Module):
     def __init__(self, model: Model, normalize: nn.Module | None, modes: Modes) -> None:
         super().__init__()
         self.model, self.normalize, self.modes = model, normalize, modes
-        self._copies: dict[str, Tensor] = {}
+        self._copies: list[_Copy] = []
 
     def train(self, mode: bool = True) -> "View":
         """What the engine calls: its eval mode is `modes`."""
@@ -49,20 +50,49 @@ class View(nn.Module):
         if not mode and isinstance(self.model, nn.Module):
             self.modes.apply(self.model)
             if self.modes.model_training:
-                self._copies = dict(copies(self.model))
+                self._copies = copies(self.model)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         if self.normalize is not None:
             x = self.normalize.to(x.device)(x)
-        if self._copies and isinstance(self.model, nn.Module):
-            return functional_call(self.model, self._copies, (x,))
-        return self.model(x)
+        with in_place(self._copies):
+            return self.model(x)
 
 
-def copies(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and copies of a model's buffers."""
-    return ((name, buffer.clone()) for name, buffer in model.named_buffers())
+class _Copy(NamedTuple):
+    """A buffer, where its module keeps it, and what takes its place."""
+
+    owner: dict[str, Tensor | None]
+    name: str
+    own: Tensor
+    copy: Tensor
+
+
+def copies(model: nn.Module) -> list[_Copy]:
+    """Copies of a model's buffers; one that several modules share stays shared."""
+    made: dict[Tensor, Tensor] = {}
+    return [
+        _Copy(module._buffers, name, own, made.setdefault(own, own.clone()))
+        for module in model.modules()
+        for name, own in module._buffers.items()
+        if own is not None
+    ]
+
+
+@contextlib.contextmanager
+def in_place(replaced: list[_Copy]) -> Iterator[None]:
+    """The copies in the place of the modules' own.
+
+    `torch.func.functional_call` leaves them in a module that has two names.
+    """
+    try:
+        for owner, name, _own, copy in replaced:
+            owner[name] = copy
+        yield
+    finally:
+        for owner, name, own, _copy in replaced:
+            owner[name] = own
 
 
 def without_rounding(images: Tensor) -> Tensor:
