@@ -8,7 +8,7 @@ from scipy import stats
 
 from roli_fast.data import Splits
 from roli_fast.evaluate import standard_error
-from roli_fast.train.config import to_tree
+from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
 
 Outcome = dict[str, Any]
@@ -32,7 +32,7 @@ def summarise(
         "classes": list(splits.classes),
         "test_images": len(splits.test),
         "seeds": list(experiment.seeds),
-        "attack": to_tree(test),
+        "attack": SCHEMA.to_tree(test),
         "note": experiment.note,
         "paper_compat": list(experiment.paper_compat),
         "pretrain": _stage(pretrained) if pretrained else None,
