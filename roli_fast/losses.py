@@ -4,12 +4,27 @@ Half-precision logits are raised to fp32 first, so that a loss neither overflows
 """
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class SampleLoss(Protocol):
+    """A loss that holds something of every sample in the batch, its target say."""
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """As any loss: (B, C) and (B,) -> (B,)."""
+        ...
+
+    def rows(self, part: slice) -> Loss:
+        """The loss for these samples alone, where a batch is split."""
+        ...
+
 
 TINY = 1e-12
 """Added to the DLR's denominators, as its authors' code does: equal logits divide by no zero."""

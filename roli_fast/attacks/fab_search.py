@@ -25,6 +25,10 @@ class Difference:
         pair = at_least_float32(logits).gather(1, torch.stack([self.other, y], dim=1))
         return pair[:, 0] - pair[:, 1]
 
+    def rows(self, part: slice) -> "Difference":
+        """That of these samples alone."""
+        return Difference(self.other[part])
+
 
 class Planes(Protocol):
     """Which boundary of each sample is linearised."""

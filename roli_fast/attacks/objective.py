@@ -1,7 +1,7 @@
 """What an attack maximises: the table of losses, and one search's goal for each of its samples."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,6 +100,15 @@ class Goal:
             return entry.away(logits, other)
         assert entry.towards is not None
         return entry.towards(logits, y, self.target)
+
+    def rows(self, part: slice) -> "Goal":
+        """The goal of these samples alone."""
+        return replace(
+            self,
+            y=self.y[part],
+            target=None if self.target is None else self.target[part],
+            clean=None if self.clean is None else self.clean[part],
+        )
 
     def reached(self, logits: Tensor) -> Tensor:
         """Which samples (B,) are fooled: not `y`, or exactly `target` where that is the aim."""

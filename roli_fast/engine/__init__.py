@@ -6,3 +6,4 @@ from roli_fast.engine.kept_forward import KeptForward as KeptForward
 from roli_fast.engine.merging import Mergeable as Mergeable
 from roli_fast.engine.merging import MergeRequest as MergeRequest
 from roli_fast.engine.merging import forget_merged as forget_merged
+from roli_fast.engine.search_model import SearchModel as SearchModel

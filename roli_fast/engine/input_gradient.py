@@ -1,6 +1,7 @@
 """Gradients with respect to the input, at the lowest cost, and nothing left behind."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -9,18 +10,20 @@ from torch import Tensor, nn
 
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
 from roli_fast.engine.merging import Merging
+from roli_fast.engine.search_model import Model as Model
+from roli_fast.engine.search_model import SearchModel
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
-from roli_fast.losses import Loss, cross_entropy
-
-Model = Callable[[Tensor], Tensor]
+from roli_fast.losses import Loss, SampleLoss, cross_entropy
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Model passes: `forwards`, and `backwards` to the input only.
+    """Model passes: `forwards`, calls of the model, and `backwards` to the input only.
 
-    Samples that are done may leave a batch, so `forward_images` and `backward_images` count the
-    images in these passes; they take no part in a comparison of costs.
+    A pass that a `SearchModel` splits counts once for each of its batches. These differ in size,
+    also because samples that are done may leave, so `forward_images` and `backward_images` count
+    the images in all of them: what a search costs however it was split. They take no part in a
+    comparison of costs.
     """
 
     forwards: int
@@ -47,17 +50,16 @@ class InputGradient:
     Args:
         model: (B, ...) images -> (B, C) logits; an `nn.Module`, or any differentiable callable.
             Only a module can be frozen and put into eval mode; a lambda around one runs it as it
-            is, so wrap it in a module instead.
-        loss: per-sample loss, (logits (B, C), y (B,)) -> (B,).
+            is, so wrap it in a module instead. A `SearchModel` of either says how images pass
+            through it.
+        loss: per-sample loss, (logits (B, C), y (B,)) -> (B,). One that holds tensors of the
+            batch's samples has `rows`, see `SampleLoss`.
         merge: merge low-rank layers; without it they compute weight and update one by one.
     """
 
     def __init__(self, model: Model, loss: Loss = cross_entropy, *, merge: bool = True) -> None:
-        if not callable(model):
-            raise ArgumentTypeError(
-                describe("model", "a callable from images to logits", type(model).__name__)
-            )
-        self._model = model
+        self._model = SearchModel.of(model)
+        self._run = self._model.model
         self._loss = loss
         self._merge = merge
         self._merging = Merging()
@@ -77,18 +79,21 @@ class InputGradient:
         if self._entered:  # the second exit would restore what the first entry changed
             raise RoliFastError("This InputGradient is in use: make another one for a nested loop.")
         self._entered = True
-        if isinstance(self._model, nn.Module):
-            self._training = [(module, module.training) for module in self._model.modules()]
-            self._unfrozen = [p for p in self._model.parameters() if p.requires_grad]
-            try:
-                self._model.eval()
+        module = self._model.module
+        if module is not None:
+            self._training = [(part, part.training) for part in module.modules()]
+            self._unfrozen = [p for p in module.parameters() if p.requires_grad]
+        try:
+            if module is not None:
+                module.eval()
                 for parameter in self._unfrozen:
                     parameter.requires_grad_(False)
                 if self._merge:
-                    self._merging.fill(self._model.modules())
-            except BaseException:
-                self._restore()
-                raise
+                    self._merging.fill(module.modules(), self._model.short_dtype)
+            self._run = self._model.passes()
+        except BaseException:
+            self._restore()
+            raise
         return self
 
     def __exit__(
@@ -106,6 +111,7 @@ class InputGradient:
         for parameter in self._unfrozen:
             parameter.requires_grad_(True)
         self._training, self._unfrozen = [], []
+        self._run = self._model.model  # converted weights are freed
         self._entered = False
 
     def __call__(
@@ -130,9 +136,35 @@ class InputGradient:
             RoliFastError: called outside `with`.
         """
         self._check_call(x, y)
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
-            labels = y.clone() if y.is_inference() else y
+        parts = self.batches(len(x))
+        if len(parts) == 1:
+            found = self._gradient(x, y, loss)
+        else:
+            found = self._gradients(x, y, loss or self._loss, parts)
+        self._checked = True
+        return found
+
+    def _gradients(
+        self, x: Tensor, y: Tensor, loss: Loss, parts: list[slice]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One batch after another, so that one graph is in memory."""
+        with torch.inference_mode(False):
+            grad = torch.empty_like(x, requires_grad=False)
+        losses, logits = [], []
+        for part in parts:
+            grad[part], some_losses, some_logits = self._gradient(
+                x[part], y[part], rows_of(loss, part)
+            )
+            losses.append(some_losses)
+            logits.append(some_logits)
+        return grad, torch.cat(losses), torch.cat(logits)
+
+    def batches(self, count: int) -> list[slice]:
+        """How a pass over `count` images is split; `keep` takes no more than one of them."""
+        return list(self._model.batches(count))
+
+    def _gradient(self, x: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor, Tensor]:
+        with _with_graph(x, y) as (leaf, labels):
             logits, losses = self._forward(leaf, labels, loss)
             grad = input_gradient(losses, leaf)
         self._count_backward(len(x))
@@ -141,17 +173,31 @@ class InputGradient:
     def evaluate(self, x: Tensor, y: Tensor, loss: Loss | None = None) -> tuple[Tensor, Tensor]:
         """One forward without a graph: the per-sample loss (B,) and the logits (B, C)."""
         self._check_call(x, y)
+        parts, loss = self.batches(len(x)), loss or self._loss
         with torch.no_grad():
-            logits, losses = self._forward(x, y, loss)
-            return losses, logits
+            if len(parts) == 1:
+                logits, losses = self._forward(x, y, loss)
+            else:
+                found = [self._forward(x[p], y[p], rows_of(loss, p)) for p in parts]
+                logits, losses = map(torch.cat, zip(*found, strict=True))
+        self._checked = True
+        return losses, logits
 
     def keep(self, x: Tensor, y: Tensor) -> KeptForward:
-        """One forward whose graph is kept, for as many input-backwards as its user asks for."""
+        """One forward whose graph is kept, for as many input-backwards as its user asks for.
+
+        Raises:
+            ArgumentError: more images than one of `batches` holds: their graphs would lie in
+                memory together.
+        """
         self._check_call(x, y)
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
-            labels = y.clone() if y.is_inference() else y
+        if len(self.batches(len(x))) > 1:
+            size = self._model.batch_size
+            fix = "Keep one of `batches` after another."
+            raise ArgumentError(describe("x", f"at most {size} images", len(x), fix))
+        with _with_graph(x, y) as (leaf, labels):
             logits, _ = self._forward(leaf, labels, None)
+        self._checked = True
         return KeptForward(leaf, labels, logits, self._count_backward)
 
     def _count_backward(self, images: int) -> None:
@@ -169,9 +215,11 @@ class InputGradient:
             raise ArgumentTypeError(
                 describe("x", "a floating-point tensor", x.dtype, "Divide uint8 images by 255.")
             )
+        if not self._checked and y.shape[:1] != x.shape[:1]:  # a pass may be split
+            raise ArgumentError(describe("y", f"shape ({len(x)},)", tuple(y.shape)))
 
     def _forward(self, x: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
-        logits = self._model(x)
+        logits = self._run(x)
         self._forwards += 1
         self._forward_images += len(x)
         if not self._checked:
@@ -180,8 +228,20 @@ class InputGradient:
         losses = (loss or self._loss)(logits, y)
         if not self._checked:
             check_loss(losses, y)
-            self._checked = True
         return logits, losses
+
+
+@contextlib.contextmanager
+def _with_graph(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as a leaf, and labels, where autograd records: also inside inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
+        yield leaf, y.clone() if y.is_inference() else y
+
+
+def rows_of(loss: Loss, part: slice) -> Loss:
+    """The loss of these samples of the batch."""
+    return loss.rows(part) if isinstance(loss, SampleLoss) else loss
 
 
 def check_tensor(name: str, value: object) -> None:

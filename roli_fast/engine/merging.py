@@ -46,11 +46,11 @@ class Merging:
     def __init__(self) -> None:
         self._filled: list[Mergeable] = []
 
-    def fill(self, modules: Iterable[nn.Module]) -> None:
+    def fill(self, modules: Iterable[nn.Module], dtype: torch.dtype | None = None) -> None:
         """Merge whatever asks for it, by one `ops.lora_merge_`.
 
-        A module that an outer engine has merged is left alone. Under autocast buffers have
-        autocast's dtype, which spares a conversion at every forward.
+        A module that an outer engine has merged is left alone. Buffers have `dtype` where it is
+        given, and under autocast autocast's, which spares a conversion at every forward.
         """
         asked = []
         for module in modules:
@@ -63,7 +63,7 @@ class Merging:
             return
         weights, a, b, scales, rows = map(list, zip(*(r for _, r in asked), strict=True))
         with torch.inference_mode(False), torch.no_grad():
-            targets = [_buffer(module, request.weight) for module, request in asked]
+            targets = [_buffer(module, request.weight, dtype) for module, request in asked]
             ops.lora_merge_(targets, weights, a, b, scales=scales, rows=rows)
         for (module, _), target in zip(asked, targets, strict=True):
             module.merged = target
@@ -82,11 +82,13 @@ def forget_merged(model: nn.Module) -> None:
         _buffers.pop(module, None)
 
 
-def _buffer(module: nn.Module, weight: Tensor) -> Tensor:
+def _buffer(module: nn.Module, weight: Tensor, short: torch.dtype | None) -> Tensor:
     """The module's buffer from the last time, if it still fits."""
     dtype, kind = weight.dtype, weight.device.type
-    if torch.is_autocast_enabled(kind) and dtype == torch.float32:
-        dtype = torch.get_autocast_dtype(kind)
+    if short is None and torch.is_autocast_enabled(kind):
+        short = torch.get_autocast_dtype(kind)
+    if short is not None and dtype == torch.float32:
+        dtype = short
     found = _buffers.get(module)
     same = found is not None and (found.shape, found.dtype) == (weight.shape, dtype)
     if found is None or not same or found.device != weight.device:
