@@ -2,6 +2,7 @@
 
 from roli_fast.attacks.apgd import APGD as APGD
 from roli_fast.attacks.apgd_t import APGDT as APGDT
+from roli_fast.attacks.auto_attack import AutoAttack as AutoAttack
 from roli_fast.attacks.base import ATTACKS as ATTACKS
 from roli_fast.attacks.base import Attack as Attack
 from roli_fast.attacks.base import AttackResult as AttackResult
@@ -12,6 +13,7 @@ from roli_fast.attacks.n_fgsm import NFGSM as NFGSM
 from roli_fast.attacks.pgd import PGD as PGD
 from roli_fast.attacks.rs_fgsm import RSFGSM as RSFGSM
 from roli_fast.attacks.square import Square as Square
+from roli_fast.attacks.union import Union as Union
 from roli_fast.registry import load_components
 
 load_components(__name__, __path__)

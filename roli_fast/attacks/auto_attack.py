@@ -1,0 +1,192 @@
+"""AutoAttack (Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of
+diverse parameter-free attacks", arXiv:2003.01690; L1: "Mind the box", arXiv:2103.01208)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from roli_fast.attacks import warning_signs
+from roli_fast.attacks.apgd import APGD
+from roli_fast.attacks.apgd_t import APGDT
+from roli_fast.attacks.base import (
+    ATTACKS,
+    Attack,
+    BallAttack,
+    Radius,
+    check_choice,
+    check_steps,
+)
+from roli_fast.attacks.ensemble import (
+    EnsembleResult,
+    Question,
+    Standing,
+    plain,
+    search_in_turn,
+)
+from roli_fast.attacks.fab import FAB
+from roli_fast.attacks.fab_t import FABT
+from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.official import Rng
+from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.square import Square
+from roli_fast.engine import InputGradient
+from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.threat import Bounds
+
+VERSIONS: dict[str, tuple[str, ...]] = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+"""Version -> its components, in the order of the authors' code."""
+
+COMPONENTS: dict[str, tuple[Callable[..., Attack], dict[str, Any]]] = {
+    "apgd-ce": (APGD, dict(loss="ce")),
+    "apgd-dlr": (APGD, dict(loss="dlr")),
+    "apgd-t": (APGDT, dict(targets=9)),
+    "fab": (FAB, dict(minimal=False)),
+    "fab-t": (FABT, dict(targets=9, minimal=False)),
+    "square": (Square, dict(rescale_schedule=False)),
+}
+"""Component -> attack and its settings in every version. FAB need not find the closest image."""
+
+
+def component_settings(version: str, norm: str) -> dict[str, dict[str, Any]]:
+    """Component -> what this version and norm add to `COMPONENTS`, as in the authors' code."""
+    if version == "plus":
+        return {name: dict(restarts=5) for name in ("apgd-ce", "apgd-dlr", "fab")}
+    if version == "rand":
+        return {name: dict(eot=20) for name in ("apgd-ce", "apgd-dlr")}
+    if norm != "l1":
+        return {}
+    return {
+        "apgd-ce": dict(restarts=5, large_radius=True),
+        "apgd-dlr": dict(restarts=5, large_radius=True),
+        "apgd-t": dict(targets=5, large_radius=True),
+    }
+
+
+@ATTACKS.register("autoattack")
+@dataclass(frozen=True)
+class AutoAttack(BallAttack):
+    """Several attacks one after another, each on the images that those before left right.
+
+    An image's result is the first that fooled the model, checked by one more pass of it; what none
+    fools comes back as it was. Beside the attacks it costs 1 forward on all images, 3 forwards and
+    2 input-backwards on up to 64 of them for the warnings (`warning_signs`), and 1 forward an
+    attack on what it found. Fewer classes than 10 or 4 are followed, and the result says so.
+
+    Given a `SearchModel` with a short dtype, it searches in that, and what fools the model there
+    but not in its own precision does not count: the later components attack it again. `lost` of
+    the result says how many.
+
+    Args:
+        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
+        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        bounds: lowest and highest valid pixel; null takes the run's threat model.
+        version: "standard", APGD-CE, APGD-T, FAB-T and Square (in l1 with five restarts of APGD-CE,
+            5 targets of APGD-T and large radii); "plus", with APGD-DLR and FAB and five restarts;
+            "rand", APGD-CE and APGD-DLR over 20 draws of a model that draws; or "custom".
+        attacks: components of version custom: some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t and
+            square, in their order, with the settings of version standard.
+        steps: of every gradient attack.
+        n_queries: of Square.
+        rng: "native" draws depend on the generator and a sample's id alone; "official" repeats
+            those of github.com/fra31/auto-attack for this batch and `seed`, to compare with it.
+        seed: of the official draws.
+    """
+
+    norm: str | None = "linf"
+    eps: float | None = 8 / 255
+    bounds: Bounds | None = (0.0, 1.0)
+    version: Literal["standard", "plus", "rand", "custom"] = "standard"
+    attacks: tuple[str, ...] = ()
+    steps: int = 100
+    n_queries: int = 5000
+    rng: Rng = "native"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.check_ball()
+        check_choice("version", self.version, (*VERSIONS, "custom"))
+        for name in ("steps", "n_queries"):
+            check_steps(name, getattr(self, name))
+        check_choice("rng", self.rng, ("native", "official"))
+        object.__setattr__(self, "attacks", tuple(self.attacks))  # a list from YAML
+        self._check_attacks()
+        _ = self.parts  # raises where a component cannot take these settings
+
+    def _check_attacks(self) -> None:
+        known = ", ".join(COMPONENTS)
+        if self.version != "custom":
+            if self.attacks:
+                fix = "Set version='custom' to choose the components."
+                expected = f"none with version={self.version!r}"
+                raise ArgumentError(describe("attacks", expected, self.attacks, fix))
+            return
+        if not self.attacks or any(name not in COMPONENTS for name in self.attacks):
+            raise ArgumentError(describe("attacks", f"some of: {known}", self.attacks))
+        if len(set(self.attacks)) < len(self.attacks):
+            raise ArgumentError(describe("attacks", "each component once", self.attacks))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The components' names, in their order."""
+        return VERSIONS.get(self.version, self.attacks)
+
+    @property
+    def label(self) -> str:
+        """ "autoattack-standard"; a custom one lists its components."""
+        if self.version == "custom":
+            return "autoattack-" + "+".join(self.attacks)
+        return f"autoattack-{self.version}"
+
+    @property
+    def parts(self) -> tuple[Attack, ...]:
+        """The components as attacks."""
+        more = component_settings(self.version, str(self.norm))
+        return tuple(self._part(name, more.get(name, {})) for name in self.names)
+
+    def _part(self, name: str, more: dict[str, Any]) -> Attack:
+        kind, settings = COMPONENTS[name]
+        size = dict(n_queries=self.n_queries) if name == "square" else dict(steps=self.steps)
+        common = dict(norm=self.norm, eps=self.eps, bounds=self.bounds)
+        drawn = dict(rng=self.rng, seed=self.seed)
+        return kind(**common, **settings | more, **size, **drawn)
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator | None = None,
+        *,
+        sample_ids: Tensor | None = None,
+        eps: Radius | None = None,
+    ) -> EnsembleResult:
+        """As `__call__`, with cost, flags, which component fooled what, and notes.
+
+        Args:
+            model: as for `__call__`, like all that is not named here.
+            x: likewise.
+            y: likewise.
+            generator: likewise; one draw is taken from it.
+            sample_ids: likewise.
+            eps: radius in place of the field, a number or one a sample (B,).
+        """
+        ball, x = self.ball(x, eps), x.detach()
+        signs = warning_signs.train_mode(model)
+        with InputGradient(plain(model)) as engine, torch.no_grad():
+            right = is_right(Passes(engine).clean(x, y), y)
+            draws = self.version == "rand"
+            signs += warning_signs.before_attack(engine, x, y, right, ball, draws=draws)
+            standing, cost = Standing.begin(x, right), engine.cost
+        parts = self.parts
+        search_in_turn(parts, Question(model, x, y, generator, sample_ids, eps), standing)
+        counts = [int((standing.fooled_by == number).sum()) for number in range(len(parts))]
+        signs += warning_signs.black_box(parts, counts)
+        return standing.result(cost, warning_signs.log_once(model, signs))

@@ -1,0 +1,180 @@
+"""Robustness to several threats at once: an image is robust if it survives every one of them.
+
+Tramer & Boneh 2019 (arXiv:1904.13000), the "max" strategy; RAMP and robust-finetuning evaluate so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Generator, Tensor
+
+from roli_fast.attacks.auto_attack import AutoAttack
+from roli_fast.attacks.base import Attack, BallAttack, restart_generators
+from roli_fast.attacks.ensemble import (
+    EnsembleResult,
+    Question,
+    Standing,
+    plain,
+    search_in_turn,
+)
+from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.passes import Passes
+from roli_fast.engine import InputGradient
+from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.threat import Bounds, ThreatModel, check_images
+
+USUAL = (("linf", 8 / 255), ("l2", 0.5), ("l1", 12.0))
+"""The threats that multi-norm papers report on CIFAR-10."""
+
+
+@dataclass(frozen=True)
+class UnionResult(EnsembleResult):
+    """What several threats did. `fooled_by` is the number of the threat that fooled a sample first.
+
+    `robust_under`, with `every`: for each threat, bool (B,), which samples it left right.
+    """
+
+    robust_under: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Union(Attack):
+    """Attacks under different threats, each on the images that those before left right.
+
+    >>> Union.over([("linf", 8 / 255), ("l2", 0.5), ("l1", 12)])(model, x, y)
+    >>> Union((PGD(norm="linf"), Square(norm="l2", eps=0.5)), every=True).run(model, x, y)
+
+    An image's result is what fooled it first; what survives comes back as it was. Its cost is 1
+    forward on all images, that of the attacks, and 1 forward each on what they found.
+
+    Args:
+        attacks: one for each threat, with norm, eps and bounds of its own.
+        every: attack all images under every threat, also those that one before has fooled: it
+            costs more and tells the accuracy under each.
+    """
+
+    attacks: tuple[Attack, ...]
+    every: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attacks", tuple(self.attacks))
+        wrong = [type(attack).__name__ for attack in self.attacks if not isinstance(attack, Attack)]
+        if wrong or not self.attacks:
+            fix = "Union.over makes them from pairs of norm and eps."
+            raise ArgumentTypeError(describe("attacks", "attacks", wrong or "none", fix))
+        if len(set(self.names)) < len(self.attacks):
+            raise ArgumentError(describe("attacks", "attacks that differ", self.names))
+
+    @classmethod
+    def over(
+        cls,
+        threats: Sequence[tuple[str, float]] = USUAL,
+        *,
+        attack: Attack | None = None,
+        bounds: Bounds = (0.0, 1.0),
+        every: bool = False,
+    ) -> "Union":
+        """One attack under several threats.
+
+        Args:
+            threats: pairs of norm and eps, in the order in which they are tried.
+            attack: its fields norm and eps have to be None; AutoAttack by default.
+            bounds: lowest and highest valid pixel.
+            every: see `Union`.
+        """
+        attack = attack or AutoAttack(norm=None, eps=None, bounds=None)
+        for name in ("norm", "eps"):
+            if getattr(attack, name, None) is not None:
+                fix = "The threats tell it: PGD(norm=None, eps=None), say."
+                raise ArgumentError(
+                    describe("attack", f"one without {name}", repr(getattr(attack, name)), fix)
+                )
+        return cls(tuple(attack.under(ThreatModel(n, eps, bounds)) for n, eps in threats), every)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """ "autoattack-standard linf 0.03137", one for each threat."""
+        return tuple(f"{attack.label} {_threat(attack)}".strip() for attack in self.attacks)
+
+    @property
+    def label(self) -> str:
+        """ "union-autoattack-standard-linf-0.03137+l2-0.5"."""
+        labels = {attack.label for attack in self.attacks}
+        if len(labels) == 1:
+            names = [_threat(attack) for attack in self.attacks]
+            return f"union-{labels.pop()}-" + "+".join(names).replace(" ", "-")
+        return "union-" + "+".join(self.names).replace(" ", "-")
+
+    @property
+    def reach(self) -> float:
+        """The largest of its attacks'."""
+        return max(attack.reach for attack in self.attacks)
+
+    @property
+    def parts(self) -> tuple[Attack, ...]:
+        """The parts of all its attacks."""
+        return tuple(part for attack in self.attacks for part in attack.parts)
+
+    def under(self, threat: ThreatModel) -> "Union":
+        """The same with every field of its attacks that is None taken from `threat`."""
+        return replace(self, attacks=tuple(attack.under(threat) for attack in self.attacks))
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator | None = None,
+        *,
+        sample_ids: Tensor | None = None,
+    ) -> UnionResult:
+        """As `__call__`, with cost, flags, which threat fooled what, and notes."""
+        for attack in self.attacks:
+            if isinstance(attack, BallAttack) and attack.bounds is not None:
+                check_images(x, attack.bounds)
+        x = x.detach()
+        with InputGradient(plain(model)) as engine, torch.no_grad():
+            right = is_right(Passes(engine).clean(x, y), y)
+            cost = engine.cost
+        standing = Standing.begin(x, right)
+        asked = Question(model, x, y, generator, sample_ids)
+        robust_under = {}
+        if self.every:
+            robust_under = self._each(asked, standing, right)
+        else:
+            search_in_turn(self.attacks, asked, standing)
+        found = standing.result(cost)
+        return UnionResult(
+            found.x_adv,
+            found.cost,
+            found.fooled,
+            found.notes,
+            fooled_by=found.fooled_by,
+            lost=found.lost,
+            robust_under=robust_under,
+        )
+
+    def _each(self, asked: Question, standing: Standing, right: Tensor) -> dict[str, Tensor]:
+        """All threats on all images that are right; `standing` takes what fools first."""
+        robust_under = {}
+        sources = restart_generators(asked.generator, len(self.attacks), asked.x.device)
+        for number, (attack, source) in enumerate(zip(self.attacks, sources, strict=True)):
+            own = Standing.begin(asked.x, right)
+            search_in_turn((attack,), replace(asked, generator=source), own)
+            robust_under[self.names[number]] = ~own.fooled
+            new = own.fooled & ~standing.fooled
+            standing.x_adv[new] = own.x_adv[new]
+            standing.fooled_by[new] = number
+            standing.fooled |= own.fooled
+            standing.lost += own.lost
+            standing.costs += own.costs
+            standing.notes += own.notes
+        return robust_under
+
+
+def _threat(attack: Attack) -> str:
+    if not isinstance(attack, BallAttack):
+        return ""
+    return f"{attack.norm} {attack.eps if attack.eps is None else format(attack.eps, '.4g')}"

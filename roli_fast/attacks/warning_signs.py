@@ -1,0 +1,171 @@
+"""Signs that an attack's answer may mean less than it seems: notes in a result, logged once.
+
+Those that AutoAttack's code gives (a model that draws, gradients of zero, a model in train mode,
+outputs that are probabilities), and those of masked gradients (Athalye et al. 2018,
+arXiv:1802.00420, section 3.1): the loss does not rise along its gradient, or a search without
+gradients fools what those with gradients did not.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from roli_fast.attacks.base import Attack, Ball
+from roli_fast.attacks.objective import Goal
+from roli_fast.attacks.square import Square
+from roli_fast.engine import InputGradient, KeptForward, SearchModel
+from roli_fast.engine.input_gradient import Model
+from roli_fast.losses import at_least_float32, margin
+
+logger = logging.getLogger("roli_fast.attacks")
+
+LOOKED_AT = 64
+"""Images of a batch that are looked at: the signs are a model's, not an image's."""
+FLAT = 0.25
+"""Part of the images whose loss may fail to rise along the gradient before it is called flat."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One warning: its kind, by which it is logged once, and its words."""
+
+    kind: str
+    text: str
+
+
+def train_mode(model: Model) -> list[Sign]:
+    """A module that was handed over in train mode; to be asked before the engine is entered."""
+    module = SearchModel.of(model).module
+    if module is None or not any(part.training for part in module.modules()):
+        return []
+    text = "the model was in train mode; it is attacked in eval mode, and given back as it was"
+    return [Sign("train-mode", text)]
+
+
+def before_attack(  # noqa: PLR0913 - what an attack is about to work on
+    engine: InputGradient, x: Tensor, y: Tensor, right: Tensor, ball: Ball, *, draws: bool = False
+) -> list[Sign]:
+    """What a model shows before an attack: 3 forwards and 2 input-backwards on up to 64 images.
+
+    Args:
+        engine: an `InputGradient` of the model, entered.
+        x: images (B, ...).
+        y: labels (B,).
+        right: bool (B,), which images are classified right; only these are looked at.
+        ball: where the attack will search.
+        draws: the attack is meant for models that draw, as AutoAttack's version rand.
+    """
+    rows = right.nonzero()[:, 0][:LOOKED_AT]
+    rows = rows[engine.batches(len(rows))[0]]
+    if len(rows) == 0:
+        return []
+    x, y = x[rows], y[rows]
+    if isinstance(ball.eps, Tensor):
+        ball = ball._replace(eps=ball.eps[rows])
+    kept = engine.keep(x, y)
+    before, logits = engine.evaluate(x, y, margin)
+    signs = [*_drawing(kept.logits, logits, draws), *_probabilities(logits)]
+    grad, zero = _gradients(kept, y)
+    return [*signs, *zero, *_flat(engine, x, y, ball, grad, before)]
+
+
+def black_box(parts: Sequence[Attack], fooled: Sequence[int]) -> list[Sign]:
+    """A search without gradients that fooled what those with gradients before it had not.
+
+    Args:
+        parts: searches, each on what those before left right.
+        fooled: how many images each of them fooled.
+    """
+    white = 0
+    for part, count in zip(parts, fooled, strict=True):
+        if not isinstance(part, Square):
+            white += 1
+        elif white and count:
+            text = (
+                f"{part.label}, which sees no gradient, fooled {count} that {white} searches with "
+                "gradients had not: a sign of masked gradients, the true robustness may be lower"
+            )
+            return [Sign("black-box", text)]
+    return []
+
+
+_logged: "WeakKeyDictionary[object, set[str]]" = WeakKeyDictionary()
+
+
+def log_once(model: Model, signs: Iterable[Sign]) -> tuple[str, ...]:
+    """Log each kind of sign once for this model; returns the words of all of them."""
+    signs = tuple(signs)
+    try:
+        known = _logged.setdefault(SearchModel.of(model).model, set())
+    except TypeError:  # a callable that cannot be held weakly: logged each time
+        known = set()
+    for sign in signs:
+        if sign.kind not in known:
+            known.add(sign.kind)
+            logger.warning("%s", sign.text)
+    return tuple(sign.text for sign in signs)
+
+
+def _drawing(first: Tensor, second: Tensor, draws: bool) -> list[Sign]:
+    """Two passes over the same images that differ by more than rounding, or do not."""
+    rounding = max(1e-4, 4 * torch.finfo(first.dtype).eps)
+    first, second = at_least_float32(first), at_least_float32(second)
+    apart = torch.linalg.vector_norm(first - second, dim=1)
+    share = apart / torch.linalg.vector_norm(first, dim=1).clamp(min=1e-30)
+    random = bool((share > rounding).any())
+    if random and not draws:
+        text = (
+            "the logits of the same images differ between two passes: the model draws. "
+            "AutoAttack(version='rand') averages over its draws (EOT); this attack does not"
+        )
+        return [Sign("random", text)]
+    if draws and not random:
+        text = "the model does not draw, and version rand is weaker than standard on such a model"
+        return [Sign("not-random", text)]
+    return []
+
+
+def _probabilities(logits: Tensor) -> list[Sign]:
+    total = at_least_float32(logits).sum(1)
+    if logits.shape[1] > 1 and bool((logits >= 0).all() and ((total - 1).abs() < 1e-3).all()):
+        text = "the model's outputs look like probabilities: attack its logits, before softmax"
+        return [Sign("probabilities", text)]
+    return []
+
+
+def _gradients(kept: KeptForward, y: Tensor) -> tuple[Tensor, list[Sign]]:
+    """The cross-entropy's gradient, and for how many images that of a loss is zero."""
+    signs, grad = [], Tensor()
+    for loss in ("dlr", "ce"):
+        grad, _ = kept.gradient(Goal(loss, y), last=loss == "ce")
+        zero = int((grad == 0).flatten(1).all(1).sum())
+        if zero:
+            text = (
+                f"the gradient of {loss} is zero for {zero} of {len(y)} images: "
+                "searches along it stand still there"
+            )
+            signs.append(Sign(f"zero-{loss}", text))
+    return grad, signs
+
+
+def _flat(
+    engine: InputGradient, x: Tensor, y: Tensor, ball: Ball, grad: Tensor, before: Tensor
+) -> list[Sign]:
+    """A step of eps / 4 along the gradient, which raises the margin wherever it tells anything."""
+    step = ball.norm.step_(
+        x.clone(), grad, x, eps=ball.eps, step_size=ball.eps / 4, bounds=ball.bounds
+    )
+    moved = (step != x).flatten(1).any(1)
+    after, _ = engine.evaluate(step, y, margin)
+    stuck, count = int((moved & (after <= before)).sum()), int(moved.sum())
+    if stuck <= FLAT * count:
+        return []
+    text = (
+        f"the margin does not rise along the gradient for {stuck} of {count} images: "
+        "a sign of masked gradients, the true robustness may be lower"
+    )
+    return [Sign("flat", text)]
