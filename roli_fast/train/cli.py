@@ -113,12 +113,10 @@ def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:
         )
     tree = read_yaml(saved)
     experiment = SCHEMA.build(tree, overrides)
-    other = (
-        SCHEMA.build(read_yaml(find_config(options.config)), []) if options.config else experiment
-    )
-    if not (
-        same_experiment(experiment, SCHEMA.build(tree, [])) and same_experiment(other, experiment)
-    ):
+    others = [SCHEMA.build(tree, [])]
+    if options.config:
+        others.append(SCHEMA.build(read_yaml(find_config(options.config)), []))
+    if not all(same_experiment(other, experiment) for other in others):
         raise ConfigError(
             "`--resume` continues with the saved configuration: leave out "
             f"{' '.join(overrides) or '--config'}, or start a new run_dir with it. Only "
