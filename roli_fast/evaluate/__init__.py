@@ -1,5 +1,7 @@
-"""Clean and robust accuracy."""
+"""Clean and robust accuracy; `python -m roli_fast.evaluate` is the program."""
 
 from roli_fast.evaluate.accuracy import Evaluation as Evaluation
 from roli_fast.evaluate.accuracy import evaluate as evaluate
 from roli_fast.evaluate.accuracy import standard_error as standard_error
+from roli_fast.evaluate.report import Report as Report
+from roli_fast.evaluate.report import read_report as read_report

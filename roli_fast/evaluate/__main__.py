@@ -42,7 +42,6 @@ def _execute(command: Command, ranks: Ranks) -> int:
         print(SCHEMA.to_yaml(command.assessment), end="")
         return 0
     out = command.out or dated("evaluations", command.name)  # of the first process
-    logger.info("folder: %s", out)
     try:
         report = run(command.assessment, out, resume=command.resume, ranks=ranks)
     except InterruptedRunError as error:

@@ -11,6 +11,7 @@ from roli_fast.configuration.usage import Usage
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment, same_assessment
 from roli_fast.evaluate.config import SCHEMA
+from roli_fast.evaluate.identity import FILE
 from roli_fast.evaluate.trained import as_assessment, settings_of
 from roli_fast.running.folder import CONFIG, is_used
 
@@ -122,12 +123,10 @@ def _from_run(tree: dict[str, Any], given: list[tuple[str, str | None]]) -> dict
 def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessment:
     """The saved configuration, which flags may repeat and not change."""
     saved = options.out / CONFIG
-    if not saved.is_file():
+    if not saved.is_file() or not (options.out / FILE).is_file():
         fix = "Nothing was changed. Leave out --resume, and name a new folder."
         raise ConfigError(
-            describe(
-                "--out", f"a folder with the {CONFIG} of an evaluation", f"'{options.out}'", fix
-            )
+            describe("--out", "a folder in which an evaluation began", f"'{options.out}'", fix)
         )
     tree = read_yaml(saved)
     before = SCHEMA.build(tree, [])

@@ -91,6 +91,8 @@ def run(
             problem = error
         folder = _agree(ranks, ready, problem, folder)
         assert ready is not None
+        if ranks.first:
+            logger.info("folder: %s", folder)
         threads = assessment.threads or check_same(folder, ready.found)["threads"]
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
@@ -252,7 +254,7 @@ def _work(  # noqa: PLR0913 - what a process works with
     )
     kept = {number: worker.load(number, rows) for number, rows in enumerate(parts)}
     left = [n for n, chunk in kept.items() if chunk is None or len(chunk.found) < len(searches)]
-    if len(left) < ranks.world:
+    if 0 < len(left) < ranks.world:
         logger.info(
             "%d chunks for %d processes: a smaller --chunk gives all work", len(left), ranks.world
         )

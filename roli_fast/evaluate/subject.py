@@ -69,9 +69,7 @@ def open_model(subject: Subject, *, num_classes: int, image_size: int) -> Opened
             return _file(subject, folder)
         if not subject.name:
             models.read_state_dict(source)  # a missing or damaged file is told as such
-            fix = (
-                "Add --model.name, its timm architecture, and the --model.options it was made with."
-            )
+            fix = "Add --model.name with its timm architecture, and its --model.options."
             raise ConfigError(
                 describe("model", "a file that names its architecture", f"'{source}'", fix)
             )

@@ -56,5 +56,5 @@ def _percent(share: float) -> str:
 
 
 def _eps(eps: float) -> str:
-    pixels = eps * 255
-    return f"{pixels:.3g}/255" if eps < 0.2 else f"{eps:g}"
+    pixels = round(eps * 255, 6)
+    return f"{pixels:.0f}/255" if eps < 0.2 and pixels.is_integer() else f"{eps:.4g}"
