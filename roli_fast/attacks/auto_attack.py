@@ -23,16 +23,12 @@ from roli_fast.attacks.ensemble import (
     EnsembleResult,
     Question,
     Standing,
-    plain,
     search_in_turn,
 )
 from roli_fast.attacks.fab import FAB
 from roli_fast.attacks.fab_t import FABT
-from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.official import Rng
-from roli_fast.attacks.passes import Passes
 from roli_fast.attacks.square import Square
-from roli_fast.engine import InputGradient
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
@@ -81,8 +77,8 @@ class AutoAttack(BallAttack):
     attack on what it found. Fewer classes than 10 or 4 are followed, and the result says so.
 
     Given a `SearchModel` with a short dtype, it searches in that, and what fools the model there
-    but not in its own precision does not count: the later components attack it again. `lost` of
-    the result says how many.
+    but not in its own precision does not count and is searched again in that. `lost` of the result
+    says how many these were.
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
@@ -179,14 +175,11 @@ class AutoAttack(BallAttack):
             eps: radius in place of the field, a number or one a sample (B,).
         """
         ball, x = self.ball(x, eps), x.detach()
-        signs = warning_signs.train_mode(model)
-        with InputGradient(plain(model)) as engine, torch.no_grad():
-            right = is_right(Passes(engine).clean(x, y), y)
-            draws = self.version == "rand"
-            signs += warning_signs.before_attack(engine, x, y, right, ball, draws=draws)
-            standing, cost = Standing.begin(x, right), engine.cost
-        parts = self.parts
+        look = warning_signs.first_look(model, x, y, ball, draws=self.version == "rand")
+        if self.rng == "official":  # the caller's draws are not needed
+            generator = torch.Generator(x.device).manual_seed(self.seed)
+        standing, parts = Standing.begin(x, look.right), self.parts
         search_in_turn(parts, Question(model, x, y, generator, sample_ids, eps), standing)
         counts = [int((standing.fooled_by == number).sum()) for number in range(len(parts))]
-        signs += warning_signs.black_box(parts, counts)
-        return standing.result(cost, warning_signs.log_once(model, signs))
+        signs = [*look.signs, *warning_signs.black_box(parts, counts)]
+        return standing.result(look.cost, warning_signs.log_once(model, signs))

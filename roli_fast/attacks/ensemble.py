@@ -1,16 +1,16 @@
 """Several searches, one after another, each on what those before left right."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from roli_fast.attacks import recheck
 from roli_fast.attacks.base import Attack, AttackResult, Radius, ids_of, restart_generators
-from roli_fast.attacks.objective import is_right
-from roli_fast.engine import Cost, InputGradient, SearchModel
+from roli_fast.attacks.recheck import plain as plain
+from roli_fast.engine import Cost
 from roli_fast.engine.input_gradient import Model
-from roli_fast.losses import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class EnsembleResult(AttackResult):
 
     `fooled_by` (B,), int64: which of the attack's parts fooled a sample, -1 where none did, also
     where it was wrong to begin with. `lost` counts images that a search took for adversarial (in
-    a reduced precision, or by a draw of the model) and that the model classified right when asked
+    a short dtype, or by a draw of the model) and that the plain model classified right when asked
     again.
     """
 
@@ -37,6 +37,7 @@ class Standing:
         fooled_by: number of the search that fooled it, (B,), or -1.
         costs: of each search.
         notes: what the searches had to say.
+        counts: how many images each of them fooled, in words.
         lost: see `EnsembleResult`.
     """
 
@@ -45,13 +46,14 @@ class Standing:
     fooled_by: Tensor
     costs: list[Cost]
     notes: list[str]
+    counts: list[str]
     lost: int = 0
 
     @staticmethod
     def begin(x: Tensor, right: Tensor) -> "Standing":
         """Nothing found yet; what is not `right` (B,) is fooled as it is."""
         nobody = torch.full(right.shape, -1, device=x.device)
-        return Standing(x.clone(), ~right, nobody, [], [])
+        return Standing(x.clone(), ~right, nobody, [], [], [])
 
     def result(self, cost: Cost, notes: Iterable[str] = ()) -> EnsembleResult:
         """The result, with `cost` added to that of the searches and `notes` before theirs."""
@@ -59,7 +61,7 @@ class Standing:
             self.x_adv,
             total([cost, *self.costs]),
             self.fooled,
-            (*notes, *self.notes),
+            (*notes, *self.notes, *self.counts),
             fooled_by=self.fooled_by,
             lost=self.lost,
         )
@@ -77,21 +79,23 @@ class Question:
     eps: Radius | None = None
 
 
-def plain(model: Model) -> SearchModel:
-    """The model in its own precision, in the batches that a search makes of its images."""
-    return replace(SearchModel.of(model), dtype=None)
-
-
-def search_in_turn(parts: Sequence[Attack], asked: Question, standing: Standing) -> None:
+def search_in_turn(
+    parts: Sequence[Attack],
+    asked: Question,
+    standing: Standing,
+    names: Sequence[str] = (),
+) -> None:
     """Run each part on the samples that are not yet fooled.
 
     What a part takes for adversarial is shown once more to the plain model, and counts only if it
-    still fools: 1 forward a part on what it found.
+    still fools: 1 forward a part on what it found. What is lost that way after a search in a short
+    dtype is searched again by the plain model (see `recheck.search`).
 
     Args:
         parts: the searches; each gets its own generator, all derived from one draw.
         asked: model, images and labels.
         standing: where the samples stand; updated.
+        names: what the notes call the parts; their labels by default.
     """
     x, y = asked.x, asked.y
     ids = ids_of(x, asked.sample_ids)
@@ -101,42 +105,31 @@ def search_in_turn(parts: Sequence[Attack], asked: Question, standing: Standing)
         if len(rows) == 0:
             break
         options = {} if asked.eps is None else {"eps": _of(asked.eps, rows)}
-        found = part.run(asked.model, x[rows], y[rows], generator, sample_ids=ids[rows], **options)
+        checked = recheck.search(
+            part, asked.model, x[rows], y[rows], generator, sample_ids=ids[rows], **options
+        )
+        found, lost = checked.result, int(checked.lost.sum())
+        assert found.fooled is not None
+        name = names[number] if names else part.label
+        text = f"{name}: fooled {int(found.fooled.sum())} of {len(rows)}"
+        if lost:
+            text += f"; {lost} found were right when asked again"
+        if checked.regained:
+            text += f", {checked.regained} of these were found anew by the plain model"
         standing.costs.append(found.cost)
-        standing.notes += [f"{part.label}: {note}" for note in found.notes]
-        took = torch.ones_like(rows, dtype=torch.bool) if found.fooled is None else found.fooled
-        tried, images, rows = len(rows), found.x_adv[took], rows[took]
-        fools = _still_fooled(asked.model, images, y[rows], standing.costs)
-        count = int(fools.sum())
-        lost = len(rows) - count if found.fooled is not None else 0
-        text = f"{part.label}: fooled {count} of {tried}"
-        standing.notes.append(text + (f"; {lost} more were right when asked again" if lost else ""))
+        standing.notes += [f"{name}: {note}" for note in found.notes]
+        standing.counts.append(text)
         standing.lost += lost
-        rows = rows[fools]
-        standing.x_adv[rows] = images[fools]
-        standing.fooled[rows] = True
-        standing.fooled_by[rows] = number
+        gone = rows[found.fooled]
+        standing.x_adv[gone] = found.x_adv[found.fooled]
+        standing.fooled[gone] = True
+        standing.fooled_by[gone] = number
 
 
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum of several costs."""
-    forwards = backwards = forward_images = backward_images = 0
-    for cost in costs:
-        forwards, backwards = forwards + cost.forwards, backwards + cost.backwards
-        forward_images += cost.forward_images
-        backward_images += cost.backward_images
-    return Cost(forwards, backwards, forward_images, backward_images)
+    return sum(costs, Cost(0, 0))
 
 
 def _of(eps: Radius, rows: Tensor) -> Radius:
     return eps[rows] if isinstance(eps, Tensor) else eps
-
-
-def _still_fooled(model: Model, x: Tensor, y: Tensor, costs: list[Cost]) -> Tensor:
-    """Whether images (B, ...) fool the plain model, (B,); the cost of asking goes to `costs`."""
-    if len(x) == 0:
-        return torch.zeros(0, dtype=torch.bool, device=x.device)
-    with InputGradient(plain(model)) as engine, torch.no_grad():
-        logits = engine.evaluate(x, y, cross_entropy)[1]
-        costs.append(engine.cost)
-    return ~is_right(logits, y)

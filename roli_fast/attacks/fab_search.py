@@ -8,7 +8,7 @@ from torch import Tensor
 
 from roli_fast.attacks.hyperplane import DUAL, ORDERS, step_to_plane
 from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.passes import take
+from roli_fast.attacks.selection import take
 from roli_fast.engine import InputGradient, KeptForward
 from roli_fast.losses import at_least_float32, margin
 from roli_fast.norms import NORMS
@@ -27,7 +27,7 @@ class Difference:
 
     def rows(self, part: slice) -> "Difference":
         """That of these samples alone."""
-        return Difference(self.other[part])
+        return take(self, part)
 
 
 class Planes(Protocol):
@@ -109,7 +109,10 @@ class Samples:
 
 @dataclass
 class Closest:
-    """The closest adversarial images so far, (B, ...); distance inf where there is none."""
+    """The closest adversarial images so far, (B, ...); distance inf where there is none.
+
+    `update` writes into these tensors, so that it serves views of some rows too.
+    """
 
     image: Tensor
     distance: Tensor
@@ -117,9 +120,9 @@ class Closest:
 
     def update(self, image: Tensor, distance: Tensor, margin: Tensor, fooled: Tensor) -> None:
         closer = fooled & (distance < self.distance)
-        self.image = torch.where(rows(closer, image), image, self.image)
-        self.distance = torch.where(closer, distance, self.distance)
-        self.margin = torch.where(closer, margin, self.margin)
+        torch.where(rows(closer, image), image, self.image, out=self.image)
+        torch.where(closer, distance, self.distance, out=self.distance)
+        torch.where(closer, margin, self.margin, out=self.margin)
 
     def put(self, index: Tensor, part: "Closest") -> None:
         self.image = self.image.index_copy(0, index, part.image)
@@ -144,73 +147,80 @@ class Walk:
         """The closest adversarial image of each sample."""
         count, device = len(samples.y), samples.x.device
         infinite = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
-        total = Closest(samples.x, infinite, samples.clean_margin)
+        total = Closest(samples.x.clone(), infinite, samples.clean_margin.clone())
         here, closest = torch.arange(count, device=device), total
-        kept = engine.keep(samples.point, samples.y)
-        normal, value = samples.planes(kept, samples.y)
+        normal, value = _planes(engine, samples)
         for step in range(self.steps):
-            samples = replace(samples, point=self._move(samples, normal, value))
-            last = step == self.steps - 1
-            if last:
-                kept, logits = None, engine.evaluate(samples.point, samples.y)[1]
-            else:
-                kept = engine.keep(samples.point, samples.y)
-                logits = kept.logits
-            fooled = ~is_right(logits, samples.y)
-            distance = NORMS[self.norm].distance(samples.point, samples.x)
-            closest.update(samples.point, distance, margin(logits, samples.y), fooled)
-            if kept is None:
+            samples = replace(samples, point=self._moved(engine, samples, normal, value))
+            if step == self.steps - 1:
+                logits = engine.evaluate(samples.point, samples.y)[1]
+                self._note(samples, logits, closest)
                 break
-            normal, value, samples, stay = self._go_on(engine, kept, samples, closest, fooled)
-            if stay is not None:
+            point, normal, value, stays = self._look(engine, samples, closest)
+            samples = replace(samples, point=point)
+            if not (self.minimal or bool(stays.all())):
+                stay = stays.nonzero()[:, 0]
                 total.put(here, closest)
                 here, closest = here[stay], take(closest, stay)
                 if len(here) == 0:
                     break
+                samples, normal, value = take(samples, stay), normal[stay], value[stay]
         total.put(here, closest)
         return total
 
-    def _go_on(
-        self,
-        engine: InputGradient,
-        kept: KeptForward,
-        samples: Samples,
-        closest: Closest,
-        fooled: Tensor,
-    ) -> tuple[Tensor, Tensor, Samples, Tensor | None]:
-        """Planes at the next points, the samples, and the indices of those that stay, if not all.
+    def _note(self, samples: Samples, logits: Tensor, closest: Closest) -> Tensor:
+        """Who is fooled (B,), written down where that is closer."""
+        fooled = ~is_right(logits, samples.y)
+        distance = NORMS[self.norm].distance(samples.point, samples.x)
+        closest.update(samples.point, distance, margin(logits, samples.y), fooled)
+        return fooled
+
+    def _look(
+        self, engine: InputGradient, samples: Samples, closest: Closest
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next points, the planes there, and which samples stay.
 
         Fooled samples step back towards x. The gradients of the others come from the forward that
-        has just been made, as long as that saves passes.
+        shows who is fooled, as long as that saves passes; what needs another forward waits for the
+        rest of the pool, so that it fills its batches. Planes of samples that leave are undefined.
         """
-        back = samples.x + (samples.point - samples.x) * self.beta
-        samples = replace(
-            samples, point=torch.where(rows(fooled, back), back.to(back.dtype), samples.point)
-        )
-        stay = None
-        if not self.minimal:
-            stays = closest.distance > samples.limit
-            if not bool(stays.all()):
-                stay, fooled = stays.nonzero()[:, 0], fooled & stays
-        moved = fooled.nonzero()[:, 0]
-        rest = samples if stay is None else take(samples, stay)
-        if len(rest.y) == 0:
-            return samples.point, closest.distance, rest, stay
-        if len(moved) * (1 + samples.planes.backwards) >= len(rest.y):
-            del kept
-            fresh = engine.keep(rest.point, rest.y)
-            return *rest.planes(fresh, rest.y), rest, stay
-        normal, value = samples.planes(kept, samples.y)
-        if len(moved):
-            again = take(samples, moved)
-            fresh = again.planes(engine.keep(again.point, again.y), again.y)
-            normal, value = (
-                old.index_copy(0, moved, new)
-                for old, new in zip((normal, value), fresh, strict=True)
-            )
-        if stay is not None:
-            normal, value = normal[stay], value[stay]
-        return normal, value, rest, stay
+        point, normal = torch.empty_like(samples.point), torch.empty_like(samples.point)
+        value = torch.empty_like(closest.margin)
+        stays, later = torch.empty_like(samples.y, dtype=torch.bool), []
+        for part in engine.batches(len(samples.y)):
+            some, near = take(samples, part), take(closest, part)
+            kept = engine.keep(some.point, some.y)
+            fooled = self._note(some, kept.logits, near)
+            back = (some.x + (some.point - some.x) * self.beta).to(point.dtype)
+            point[part] = torch.where(rows(fooled, back), back, some.point)
+            stays[part] = self.minimal or near.distance > some.limit
+            moved = fooled & stays[part]
+            if int(moved.sum()) * (1 + some.planes.backwards) >= int(stays[part].sum()):
+                later.append(stays[part])
+            else:
+                normal[part], value[part] = some.planes(kept, some.y)
+                later.append(moved)
+        samples = replace(samples, point=point)
+        again = torch.cat(later).nonzero()[:, 0]
+        if len(again) == len(samples.y):
+            return point, *_planes(engine, samples), stays
+        if len(again):
+            fresh = _planes(engine, take(samples, again))
+            for old, new in zip((normal, value), fresh, strict=True):
+                old.index_copy_(0, again, new)
+        return point, normal, value, stays
+
+    def _moved(
+        self, engine: InputGradient, samples: Samples, normal: Tensor, value: Tensor
+    ) -> Tensor:
+        """The next points, batch by batch: a projection takes the memory of many images for one."""
+        parts = engine.batches(len(samples.y))
+        if len(parts) == 1:
+            return self._move(samples, normal, value)
+        point = torch.empty_like(samples.point)
+        for part in parts:
+            point[part] = self._move(take(samples, part), normal[part], value[part])
+        return point
 
     def _move(self, samples: Samples, normal: Tensor, value: Tensor) -> Tensor:
         """Equation 8 of the paper: between the projections of the point and of x, overshot."""
@@ -254,6 +264,18 @@ class Walk:
                 torch.where(fooled, new, old) for old, new in ((far, share), (far_margin, height))
             )
         closest.put(found, part)
+
+
+def _planes(engine: InputGradient, samples: Samples) -> tuple[Tensor, Tensor]:
+    """The planes at the samples' points, by new forwards."""
+    parts = engine.batches(len(samples.y))
+    if len(parts) == 1:
+        return samples.planes(engine.keep(samples.point, samples.y), samples.y)
+    normal, value = torch.empty_like(samples.point), torch.empty_like(samples.clean_margin)
+    for part in parts:
+        some = take(samples, part)
+        normal[part], value[part] = some.planes(engine.keep(some.point, some.y), some.y)
+    return normal, value
 
 
 def rows(values: Tensor, x: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """What an attack maximises: the table of losses, and one search's goal for each of its samples."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from roli_fast.attacks.selection import take
 from roli_fast.engine.input_gradient import check_labels
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, dlr, dlr_targeted, kl, margin
@@ -103,12 +104,7 @@ class Goal:
 
     def rows(self, part: slice) -> "Goal":
         """The goal of these samples alone."""
-        return replace(
-            self,
-            y=self.y[part],
-            target=None if self.target is None else self.target[part],
-            clean=None if self.clean is None else self.clean[part],
-        )
+        return take(self, part)
 
     def reached(self, logits: Tensor) -> Tensor:
         """Which samples (B,) are fooled: not `y`, or exactly `target` where that is the aim."""

@@ -1,17 +1,15 @@
 """An attack's model passes, all through the engine, and its batch of samples."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from roli_fast.attacks.base import Radius
 from roli_fast.attacks.objective import Goal
+from roli_fast.attacks.selection import take as take
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,18 +30,6 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.x)
-
-
-def take(item: T, rows: Tensor) -> T:
-    """The dataclass `item` with these rows of each of its tensors, also of those in its parts."""
-    changed: dict[str, Any] = {}
-    for field in fields(item):  # pyright: ignore[reportArgumentType]
-        value = getattr(item, field.name)
-        if isinstance(value, Tensor):
-            changed[field.name] = value.index_select(0, rows)
-        elif is_dataclass(value):
-            changed[field.name] = take(value, rows)
-    return replace(item, **changed)  # pyright: ignore[reportArgumentType]
 
 
 class Passes:

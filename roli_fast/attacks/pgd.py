@@ -36,7 +36,7 @@ from roli_fast.threat import Bounds, check_positive
 @ATTACKS.register("pgd")
 @dataclass(frozen=True)
 class PGD(BallAttack):
-    """PGD-k costs k forwards and k input-backwards, one more forward with keep="best".
+    """PGD-k costs k forwards and k input-backwards, and one more forward unless keep="last".
 
     With r > 1 restarts each costs this and one forward more, by which the samples that are fooled
     leave the restarts to come; the result is a restart's that fools, or else the one of highest
@@ -49,7 +49,8 @@ class PGD(BallAttack):
         step_size: length of one step; null takes eps / 4, as RoLI does.
         steps: number of gradient steps.
         random_start: start from a random point of the ball instead of the image itself.
-        keep: "last" returns the last iterate, "best" the iterate of highest loss, image by image.
+        keep: "last" returns the last iterate, "best" the iterate of highest loss, image by image;
+            "adversarial" the first one that fools the model, and the last where none does.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
         loss: what the steps ascend: "ce", "dlr", "margin", or "kl" from the clean logits (TRADES).
         restarts: number of searches, each from its own random start.
@@ -57,6 +58,8 @@ class PGD(BallAttack):
         targets: aim at a wrong class instead of away from the label: "least_likely" or "random";
             null does not, unless the call gives a `target`.
         eot: passes an iterate, over which gradient and loss are averaged: for models that draw.
+        compact: with keep="adversarial" an image leaves the batch as soon as it fools the model;
+            false keeps all shapes as they are. The result is the same.
     """
 
     norm: str | None = "linf"
@@ -64,13 +67,14 @@ class PGD(BallAttack):
     step_size: float | None = 2 / 255
     steps: int = 10
     random_start: bool = True
-    keep: Literal["last", "best"] = "last"
+    keep: Literal["last", "best", "adversarial"] = "last"
     bounds: Bounds | None = (0.0, 1.0)
     loss: str = "ce"
     restarts: int = 1
     momentum: float = 0.0
     targets: Literal["least_likely", "random"] | None = None
     eot: int = 1
+    compact: bool = True
 
     def __post_init__(self) -> None:
         self.check_ball()
@@ -78,7 +82,7 @@ class PGD(BallAttack):
             check_positive("step_size", self.step_size)
         for name in ("steps", "restarts", "eot"):
             check_steps(name, getattr(self, name))
-        check_choice("keep", self.keep, ("last", "best"))
+        check_choice("keep", self.keep, ("last", "best", "adversarial"))
         check_choice("targets", self.targets, (*RULES, None))
         check_loss_name(self.loss, targeted=self.targets is not None)
         if self.momentum != 0:
@@ -98,6 +102,7 @@ class PGD(BallAttack):
         parts += [self.targets.replace("_", "-")] if self.targets else []
         parts += [f"r{self.restarts}"] if self.restarts > 1 else []
         parts += [f"eot{self.eot}"] if self.eot > 1 else []
+        parts += ["adversarial"] if self.keep == "adversarial" else []
         return "-".join(parts)
 
     def keeper(self) -> "Best":
@@ -132,11 +137,8 @@ class PGD(BallAttack):
             passes = Passes(engine, self.eot)
             goal = self._goal(passes, x, y, target, generator, ids)
             samples = Samples(x, goal, ids, ball.eps)
-            fooled = None
-            if self.restarts == 1:
-                x_adv = self._climb(passes, samples, ball, generator)
-            else:
-                x_adv, fooled = self._restarted(passes, samples, ball, generator)
+            climb = self._restarted if self.restarts > 1 else self._climb
+            x_adv, fooled = climb(passes, samples, ball, generator)
             notes = notes_on(self.loss, passes.classes)
             return AttackResult(x_adv, engine.cost, fooled, notes)
 
@@ -161,29 +163,72 @@ class PGD(BallAttack):
         from_clean = LOSSES[self.loss].from_clean
         return Goal(self.loss, y, clean=passes.clean(x, y) if from_clean else None)
 
+    def _start(self, samples: Samples, ball: Ball, generator: Generator | None) -> Tensor:
+        if not self.random_start:
+            return samples.x.clone()
+        return ball.norm.random_start(
+            samples.x,
+            eps=samples.eps,
+            bounds=ball.bounds,
+            generator=generator,
+            sample_ids=samples.ids,
+        )
+
+    def _step(self, x_adv: Tensor, grad: Tensor, samples: Samples, ball: Ball) -> None:
+        size = self.step_size if self.step_size is not None else samples.eps / 4
+        ball.norm.step_(x_adv, grad, samples.x, eps=samples.eps, step_size=size, bounds=ball.bounds)
+
     def _climb(
         self, passes: Passes, samples: Samples, ball: Ball, generator: Generator | None
-    ) -> Tensor:
-        x, goal, eps = samples.x, samples.goal, samples.eps
-        step_size = self.step_size if self.step_size is not None else eps / 4
-        x_adv = x.clone()
-        if self.random_start:
-            x_adv = ball.norm.random_start(
-                x, eps=eps, bounds=ball.bounds, generator=generator, sample_ids=samples.ids
-            )
+    ) -> tuple[Tensor, Tensor | None]:
+        """One search, and who is fooled where it looks."""
+        if self.keep == "adversarial":
+            return self._climb_until_fooled(passes, samples, ball, generator)
+        x_adv = self._start(samples, ball, generator)
         best = self.keeper() if self.keep == "best" else None
         velocity = None
         for _ in range(self.steps):
-            grad, loss, _logits = passes.gradient(x_adv, goal)
+            grad, loss, _logits = passes.gradient(x_adv, samples.goal)
             if best:
                 best.update(x_adv, loss)
             if self.momentum:
                 grad = velocity = accumulated(velocity, grad, self.momentum)
-            ball.norm.step_(x_adv, grad, x, eps=eps, step_size=step_size, bounds=ball.bounds)
+            self._step(x_adv, grad, samples, ball)
         if best:
-            loss, _logits = passes.evaluate(x_adv, goal)
+            loss, _logits = passes.evaluate(x_adv, samples.goal)
             x_adv = best.update(x_adv, loss)
-        return x_adv
+        return x_adv, None
+
+    def _climb_until_fooled(
+        self, passes: Passes, samples: Samples, ball: Ball, generator: Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Each sample's first iterate that reaches the goal; with `compact` it leaves with it."""
+        x_adv = self._start(samples, ball, generator)
+        found, place = x_adv.clone(), torch.arange(len(x_adv), device=x_adv.device)
+        fooled = torch.zeros(len(x_adv), dtype=torch.bool, device=x_adv.device)
+        velocity = None
+        for step in range(self.steps + 1):
+            if step < self.steps:
+                grad, _loss, logits = passes.gradient(x_adv, samples.goal)
+            else:
+                grad, (_loss, logits) = None, passes.evaluate(x_adv, samples.goal)
+            now = fooled[place]
+            new = samples.goal.reached(logits) & ~now
+            found.index_copy_(0, place, torch.where(_column(now, x_adv), found[place], x_adv))
+            fooled[place] = now | new
+            if grad is None:
+                break
+            if self.momentum:
+                grad = velocity = accumulated(velocity, grad, self.momentum)
+            if self.compact and bool(new.any()):
+                stay = (~new).nonzero()[:, 0]
+                if len(stay) == 0:
+                    break
+                samples, place = take(samples, stay), place[stay]
+                x_adv, grad = x_adv[stay], grad[stay]
+                velocity = None if velocity is None else velocity[stay]
+            self._step(x_adv, grad, samples, ball)
+        return found, fooled
 
     def _restarted(
         self, passes: Passes, samples: Samples, ball: Ball, generator: Generator | None
@@ -197,7 +242,7 @@ class PGD(BallAttack):
             if highest is not None and len(rows) == 0:
                 break
             part = take(samples, rows)
-            found = self._climb(passes, part, ball, source)
+            found, _ = self._climb(passes, part, ball, source)
             loss, logits = passes.evaluate(found, part.goal)
             reached = part.goal.reached(logits)
             if highest is None:
@@ -216,6 +261,11 @@ def accumulated(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tenso
     length = grad.abs().flatten(1).sum(1, dtype=wide).clamp(min=torch.finfo(wide).tiny)
     unit = (grad / length.view(-1, *[1] * (grad.ndim - 1))).to(grad.dtype)
     return unit if velocity is None else momentum * velocity + unit
+
+
+def _column(flags: Tensor, x: Tensor) -> Tensor:
+    """(B,) shaped to broadcast over (B, ...)."""
+    return flags.view(-1, *[1] * (x.ndim - 1))
 
 
 class Best:

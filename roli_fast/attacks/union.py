@@ -15,11 +15,11 @@ from roli_fast.attacks.ensemble import (
     EnsembleResult,
     Question,
     Standing,
-    plain,
     search_in_turn,
 )
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.recheck import plain
 from roli_fast.engine import InputGradient
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
@@ -144,7 +144,7 @@ class Union(Attack):
         if self.every:
             robust_under = self._each(asked, standing, right)
         else:
-            search_in_turn(self.attacks, asked, standing)
+            search_in_turn(self.attacks, asked, standing, self.names)
         found = standing.result(cost)
         return UnionResult(
             found.x_adv,
@@ -161,9 +161,9 @@ class Union(Attack):
         robust_under = {}
         sources = restart_generators(asked.generator, len(self.attacks), asked.x.device)
         for number, (attack, source) in enumerate(zip(self.attacks, sources, strict=True)):
-            own = Standing.begin(asked.x, right)
-            search_in_turn((attack,), replace(asked, generator=source), own)
-            robust_under[self.names[number]] = ~own.fooled
+            own, name = Standing.begin(asked.x, right), self.names[number]
+            search_in_turn((attack,), replace(asked, generator=source), own, [name])
+            robust_under[name] = ~own.fooled
             new = own.fooled & ~standing.fooled
             standing.x_adv[new] = own.x_adv[new]
             standing.fooled_by[new] = number
@@ -171,6 +171,7 @@ class Union(Attack):
             standing.lost += own.lost
             standing.costs += own.costs
             standing.notes += own.notes
+            standing.counts += own.counts
         return robust_under
 
 

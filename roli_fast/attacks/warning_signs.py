@@ -9,15 +9,18 @@ gradients fools what those with gradients did not.
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from roli_fast.attacks.base import Attack, Ball
-from roli_fast.attacks.objective import Goal
+from roli_fast.attacks.objective import Goal, is_right
+from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.recheck import plain
 from roli_fast.attacks.square import Square
-from roli_fast.engine import InputGradient, KeptForward, SearchModel
+from roli_fast.engine import Cost, InputGradient, KeptForward, SearchModel
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import at_least_float32, margin
 
@@ -37,27 +40,53 @@ class Sign:
     text: str
 
 
-def train_mode(model: Model) -> list[Sign]:
-    """A module that was handed over in train mode; to be asked before the engine is entered."""
+class Look(NamedTuple):
+    """A first look at a model: which images are right, bool (B,), signs, and what it cost."""
+
+    right: Tensor
+    signs: list[Sign]
+    cost: Cost
+
+
+def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = False) -> Look:
+    """What a model shows before an attack.
+
+    It costs 1 forward on all images, and 3 forwards and 2 input-backwards on up to 64 of those that
+    are right. A `SearchModel` is looked at in the model's own precision.
+
+    Args:
+        model: images (B, ...) -> logits (B, C).
+        x: images (B, ...) inside the bounds.
+        y: labels (B,).
+        ball: where the attack will search.
+        draws: the attack is meant for models that draw, as AutoAttack's version rand.
+
+    Raises:
+        ArgumentError: labels out of range, logits that are NaN, and the like.
+    """
     module = SearchModel.of(model).module
-    if module is None or not any(part.training for part in module.modules()):
-        return []
-    text = "the model was in train mode; it is attacked in eval mode, and given back as it was"
-    return [Sign("train-mode", text)]
+    signs = []
+    if module is not None and any(part.training for part in module.modules()):
+        text = "the model was in train mode; it is attacked in eval mode, and given back as it was"
+        signs.append(Sign("train-mode", text))
+    with InputGradient(plain(model)) as engine, torch.no_grad():
+        right = is_right(Passes(engine).clean(x, y), y)
+        signs += before_attack(engine, x, y, right, ball, draws=draws)
+        return Look(right, signs, engine.cost)
 
 
 def before_attack(  # noqa: PLR0913 - what an attack is about to work on
     engine: InputGradient, x: Tensor, y: Tensor, right: Tensor, ball: Ball, *, draws: bool = False
 ) -> list[Sign]:
-    """What a model shows before an attack: 3 forwards and 2 input-backwards on up to 64 images.
+    """The part of `first_look` that needs passes, where it is known which images are `right`, (B,).
 
     Args:
         engine: an `InputGradient` of the model, entered.
-        x: images (B, ...).
-        y: labels (B,).
-        right: bool (B,), which images are classified right; only these are looked at.
-        ball: where the attack will search.
-        draws: the attack is meant for models that draw, as AutoAttack's version rand.
+        x: as for `first_look`, like all that is not named here.
+        y: likewise.
+        right: bool (B,); only these images are looked at.
+        ball: likewise.
+        draws: likewise.
     """
     rows = right.nonzero()[:, 0][:LOOKED_AT]
     rows = rows[engine.batches(len(rows))[0]]

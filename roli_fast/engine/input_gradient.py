@@ -31,6 +31,14 @@ class Cost:
     forward_images: int = field(default=0, compare=False)
     backward_images: int = field(default=0, compare=False)
 
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.forwards + other.forwards,
+            self.backwards + other.backwards,
+            self.forward_images + other.forward_images,
+            self.backward_images + other.backward_images,
+        )
+
 
 class InputGradient:
     """Holds a model in attack mode and returns input gradients.

@@ -1,24 +1,32 @@
 """Passes in bf16 or fp16 through a model whose weights are fp32 and stay so."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import ParametrizationList
 
+from roli_fast.engine.attention import MatrixAttention
 from roli_fast.errors import ArgumentTypeError, describe
 
-_IN_FP32 = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-"""Modules whose weights stay as they are: they are few, and their kernels take both dtypes."""
+_IN_FP32 = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
+"""Modules whose weights stay as they are: normalisation has few, and its kernels take both dtypes;
+a parametrised weight is computed from them."""
+
+FP16_SCALE = 1024.0
+"""What gradients are multiplied by on their way through fp16, whose smallest number is 6e-8."""
 
 
 class ShortPasses:
     """A model's passes under autocast, with weights that are converted once and not at each call.
 
     Autocast keeps the converted weights of a training step only, those that require a gradient; a
-    frozen network's are converted anew in every pass. Here they are second tensors, by which a call
-    replaces the module's, convolutions' in channels_last. The module's own are not touched.
+    frozen network's are converted anew in every pass. Here they are second tensors, which take the
+    place of the module's during a call, convolutions' in channels_last. `functional_call` would do
+    that too, but leaves a module that has two names with the second tensors.
 
     Args:
         model: a module, or a callable, which autocast alone serves.
@@ -27,38 +35,75 @@ class ShortPasses:
 
     def __init__(self, model: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
         self._model, self._dtype = model, dtype
-        self._weights: dict[str, Tensor] = {}
+        self._weights: list[_Weight] = []
         if isinstance(model, nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 self._weights = _converted(model, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits in fp32."""
+        """Logits in fp32.
+
+        Raises:
+            ArgumentTypeError: images that are not fp32.
+        """
         if x.dtype != torch.float32:
             fix = "Give x in fp32, or a SearchModel without a dtype."
             raise ArgumentTypeError(describe("x", "fp32 images", x.dtype, fix))
+        graph = torch.is_grad_enabled() and x.requires_grad
+        if graph and self._dtype == torch.float16:
+            x = x.view_as(x)
+            x.register_hook(lambda grad: grad / FP16_SCALE)
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, self._dtype, cache_enabled=False):
-            if isinstance(self._model, nn.Module):
-                logits = functional_call(self._model, self._weights, (x,))
-            else:
-                logits = self._model(x)
-        return logits.float() if isinstance(logits, Tensor) else logits
+        by_matrices = graph and x.device.type == "cpu"
+        with (
+            torch.autocast(x.device.type, self._dtype, cache_enabled=False),
+            MatrixAttention() if by_matrices else contextlib.nullcontext(),
+            _in_place(self._weights),
+        ):
+            logits = self._model(x)
+        if not isinstance(logits, Tensor):
+            return logits
+        logits = logits.float()
+        if logits.requires_grad and self._dtype == torch.float16:
+            logits.register_hook(lambda grad: grad * FP16_SCALE)
+        return logits
 
 
-def _converted(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Name -> the weight in `dtype`, for all fp32 weights outside normalisation layers."""
-    found: dict[str, Tensor] = {}
-    seen: dict[nn.Parameter, Tensor] = {}  # tied weights stay tied
-    for path, module in model.named_modules():
+class _Weight(NamedTuple):
+    """A weight, where its module keeps it, and what takes its place."""
+
+    owner: dict[str, nn.Parameter | None]
+    name: str
+    own: nn.Parameter
+    short: nn.Parameter
+
+
+@contextlib.contextmanager
+def _in_place(weights: list[_Weight]) -> Iterator[None]:
+    """The short weights in the place of the modules' own."""
+    try:
+        for weight in weights:
+            weight.owner[weight.name] = weight.short
+        yield
+    finally:
+        for weight in weights:
+            weight.owner[weight.name] = weight.own
+
+
+def _converted(model: nn.Module, dtype: torch.dtype) -> list[_Weight]:
+    """All fp32 weights outside normalisation layers, in `dtype`; tied weights stay tied."""
+    found: list[_Weight] = []
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
         if isinstance(module, _IN_FP32):
             continue
-        for name, weight in module.named_parameters(path, recurse=False):
-            if weight.dtype != torch.float32:
+        for name, own in module._parameters.items():
+            if own is None or own.dtype != torch.float32:
                 continue
-            if weight not in seen:
-                rows = torch.channels_last if weight.ndim == 4 else torch.preserve_format
-                seen[weight] = weight.detach().to(dtype, memory_format=rows)
-            found[name] = seen[weight]
+            if own not in made:
+                rows = torch.channels_last if own.ndim == 4 else torch.preserve_format
+                short = own.detach().to(dtype, memory_format=rows)
+                made[own] = nn.Parameter(short, requires_grad=False)
+            found.append(_Weight(module._parameters, name, own, made[own]))
     return found

@@ -185,7 +185,7 @@ def test_wrong_steps(steps: Any) -> None:
 
 @pytest.mark.parametrize("keep", ["Best", None, True, "worst"])
 def test_wrong_keep(keep: Any) -> None:
-    with pytest.raises(ArgumentError, match="`keep`: expected 'last' or 'best', got"):
+    with pytest.raises(ArgumentError, match="`keep`: expected 'last' or 'best' or 'adv"):
         PGD(keep=keep)
 
 

@@ -1,11 +1,13 @@
 """PGD's restarts, momentum, losses, targets, EOT and radii."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import Counting, FixedLogits, Mixed, images, untouched
 from torch import Tensor, nn
+from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import PGD
 from roli_fast.engine import Cost
@@ -258,3 +260,60 @@ def test_labels_name_what_differs() -> None:
 def test_wrong_fields(options: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         PGD(**options)
+
+
+class TestUntilFooled:
+    """keep="adversarial"."""
+
+    WAVY = Wavy(dtype=torch.float32)
+    X = pictures(24, torch.float32)
+    Y = predicted(WAVY, X)
+    COMMON: dict[str, Any] = dict(eps=0.012, step_size=0.003, keep="adversarial")
+
+    def test_by_hand(self) -> None:
+        """Pixel x, logits (0.5 - x, 0): wrong above 1/2. Steps of 1/16 from 0.25, 0.4375, 0.5625:
+        the first never gets there, the second by two steps, the third is wrong as it is."""
+        model = FixedLogits(torch.tensor([[-1.0], [0.0]]), torch.tensor([0.5, 0.0]))
+        x, y = torch.tensor([[0.25], [0.4375], [0.5625]]), torch.tensor([0, 0, 0])
+        attack = PGD(eps=0.1875, step_size=0.0625, steps=3, random_start=False, keep="adversarial")
+        for compact in (True, False):
+            result = replace(attack, compact=compact).run(model, x, y)
+            assert result.x_adv[:, 0].tolist() == [0.4375, 0.5625, 0.5625]
+            assert result.fooled is not None and result.fooled.tolist() == [False, True, True]
+            assert result.cost == Cost(4, 3)
+            images = (3 + 2 + 2 + 1, 3 + 2 + 2) if compact else (12, 9)
+            assert (result.cost.forward_images, result.cost.backward_images) == images
+
+    @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+    @pytest.mark.parametrize("more", [{}, {"momentum": 1.0}, {"restarts": 3}, {"eot": 2}], ids=str)
+    def test_leaving_changes_nothing_but_the_cost(self, norm: Any, more: Any) -> None:
+        eps = {"linf": 0.012, "l2": 0.1, "l1": 0.7}[norm]
+        attack = PGD(norm=norm, eps=eps, step_size=None, steps=8, keep="adversarial", **more)
+        leaving = attack.run(self.WAVY, self.X, self.Y, source())
+        staying = replace(attack, compact=False).run(self.WAVY, self.X, self.Y, source())
+        assert leaving.fooled is not None and 3 < leaving.fooled.sum() < 24
+        assert torch.equal(leaving.fooled, staying.fooled)
+        assert torch.equal(leaving.fooled, predicted(self.WAVY, leaving.x_adv) != self.Y)
+        assert torch.allclose(leaving.x_adv, staying.x_adv, atol=1e-5)
+        assert leaving.cost.forward_images < staying.cost.forward_images
+
+    def test_it_fools_whatever_the_last_iterate_fools(self) -> None:
+        last = replace(PGD(**self.COMMON), keep="last")(self.WAVY, self.X, self.Y, source())
+        found = PGD(**self.COMMON).run(self.WAVY, self.X, self.Y, source())
+        by_last = predicted(self.WAVY, last) != self.Y
+        assert found.fooled is not None and (found.fooled | ~by_last).all()
+        assert torch.allclose(found.x_adv[~found.fooled], last[~found.fooled], atol=1e-5)
+
+    def test_a_target_is_reached_or_not(self) -> None:
+        target = (self.Y + 1) % 6
+        result = PGD(eps=0.03, step_size=0.005, keep="adversarial").run(
+            self.WAVY, self.X, self.Y, source(), target=target
+        )
+        assert result.fooled is not None and 1 < result.fooled.sum() < 24
+        assert torch.equal(result.fooled, predicted(self.WAVY, result.x_adv) == target)
+
+    def test_when_all_are_fooled_it_is_over(self) -> None:
+        result = PGD(eps=0.5, step_size=0.1, steps=50, keep="adversarial").run(
+            self.WAVY, self.X, self.Y, source()
+        )
+        assert result.fooled is not None and result.fooled.all() and result.cost.forwards < 20

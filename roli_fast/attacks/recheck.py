@@ -1,0 +1,101 @@
+"""A search whose finds hold for the plain model, whatever precision it searched in."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from roli_fast.attacks.base import Attack, AttackResult, ids_of
+from roli_fast.attacks.objective import is_right
+from roli_fast.engine import Cost, InputGradient, SearchModel
+from roli_fast.engine.input_gradient import Model
+from roli_fast.losses import cross_entropy
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a search found, by the plain model.
+
+    Args:
+        result: `fooled` (B,) says where `x_adv` is misclassified by the plain model; all other
+            images are as they were. Its cost holds all passes, also those of the checks.
+        lost: bool (B,), found by the first search and classified right by the plain model.
+        regained: how many of these a second search by the plain model fooled.
+    """
+
+    result: AttackResult
+    lost: Tensor
+    regained: int
+
+
+def plain(model: Model) -> SearchModel:
+    """The model in its own precision, in the batches that a search makes of its images."""
+    return replace(SearchModel.of(model), dtype=None)
+
+
+def search(
+    attack: Attack,
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    generator: Generator | None = None,
+    *,
+    sample_ids: Tensor | None = None,
+    **options: Any,
+) -> Checked:
+    """Run an attack, show what it found to the plain model, and keep what fools that too.
+
+    In a short dtype an image next to the boundary may look fooled, one that is right by the plain
+    model may even look wrong to begin with and is then not searched at all. So what was lost is
+    searched once more by the plain model, with the same draws.
+
+    Args:
+        attack: an untargeted search, or one whose targets are a way to any misclassification.
+        model: a model, or a `SearchModel` whose dtype is that of the search.
+        x: images (B, ...).
+        y: labels (B,).
+        generator: as for an attack; the second search draws from a copy.
+        sample_ids: as for an attack.
+        **options: what the attack's `run` takes besides; tensors have the batch in front.
+    """
+    ids, copied = ids_of(x, sample_ids), _copy_of(generator, x.device)
+    found = attack.run(model, x, y, generator, sample_ids=ids, **options)
+    looked = torch.ones_like(y, dtype=torch.bool) if found.fooled is None else found.fooled
+    fooled, cost = fooled_by(plain(model), found.x_adv, y, looked)
+    cost += found.cost
+    x_adv = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x.detach())
+    lost = torch.zeros_like(fooled) if found.fooled is None else found.fooled & ~fooled
+    rows = lost.nonzero()[:, 0]
+    if SearchModel.of(model).short_dtype is None or len(rows) == 0:
+        return Checked(replace(found, x_adv=x_adv, cost=cost, fooled=fooled), lost, 0)
+    some = {k: v[rows] if isinstance(v, Tensor) else v for k, v in options.items()}
+    second = search(attack, plain(model), x[rows], y[rows], copied, sample_ids=ids[rows], **some)
+    again = second.result
+    assert again.fooled is not None
+    x_adv, fooled = x_adv.index_copy(0, rows, again.x_adv), fooled.index_copy(0, rows, again.fooled)
+    result = AttackResult(x_adv, cost + again.cost, fooled, found.notes)
+    return Checked(result, lost, int(again.fooled.sum()))
+
+
+def fooled_by(model: Model, x: Tensor, y: Tensor, among: Tensor) -> tuple[Tensor, Cost]:
+    """Which images (B, ...) are misclassified, (B,), of those in `among` (B,); one pass on these.
+
+    A NaN among the logits counts as misclassified.
+    """
+    rows, fooled = among.nonzero()[:, 0], torch.zeros_like(among)
+    if len(rows) == 0:
+        return fooled, Cost(0, 0)
+    with InputGradient(model) as engine, torch.no_grad():
+        logits = engine.evaluate(x[rows], y[rows], cross_entropy)[1]
+        fooled[rows] = ~is_right(logits, y[rows])
+        return fooled, engine.cost
+
+
+def _copy_of(generator: Generator | None, device: torch.device) -> Generator:
+    """A generator that draws what this one, or torch's global one, would draw next."""
+    if generator is None:
+        on_cpu = device.type == "cpu"
+        state = torch.get_rng_state() if on_cpu else torch.cuda.get_rng_state(device)
+        return Generator(device).set_state(state)
+    return Generator(generator.device).set_state(generator.get_state())

@@ -1,0 +1,384 @@
+"""The interface of github.com/fra31/auto-attack: change the import and nothing else.
+
+    from roli_fast.compat.autoattack import AutoAttack
+
+    adversary = AutoAttack(model, norm="Linf", eps=8/255, seed=0, device="cuda")
+    x_adv = adversary.run_standard_evaluation(x, y, bs=250, state_path="state.json")
+
+The draws are the original's too, batch by batch, unless rng="native". What differs: the model is
+attacked in eval mode whatever mode it is in, images outside the bounds are refused, torch's global
+generator is left alone, and a resumed evaluation returns the images of the runs before it as well.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from roli_fast.attacks import Attack, warning_signs
+from roli_fast.attacks.auto_attack import COMPONENTS, VERSIONS, component_settings
+from roli_fast.attacks.base import Ball, check_steps
+from roli_fast.attacks.ensemble import Question, Standing, search_in_turn
+from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.recheck import plain
+from roli_fast.compat.autoattack_parts import (
+    APGDComponent,
+    FABComponent,
+    Log,
+    SquareComponent,
+    TargetedAPGDComponent,
+    usable_device,
+)
+from roli_fast.compat.autoattack_state import EvaluationState as EvaluationState
+from roli_fast.compat.autoattack_state import Running, digest
+from roli_fast.engine import InputGradient, SearchModel
+from roli_fast.engine.input_gradient import Model, check_tensor
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.losses import cross_entropy
+from roli_fast.norms import NORMS
+from roli_fast.seeds import derived_generator
+from roli_fast.threat import Bounds, check_bounds, check_images, check_positive
+
+ATTRIBUTES = {
+    "restarts": ("n_restarts", 1),
+    "targets": ("n_target_classes", 9),
+    "eot": ("eot_iter", 1),
+    "large_radius": ("use_largereps", False),
+}
+"""Our field -> the original's attribute, and what a version sets where it does not say."""
+
+
+class AutoAttack:
+    """AutoAttack as its authors' code offers it; see there for the arguments it shares.
+
+    The components `apgd`, `apgd_targeted`, `fab` and `square` have the attributes that one sets:
+    `n_restarts`, `n_iter`, `n_target_classes`, `n_queries`, `eot_iter`, `use_largereps`, ...
+
+    Args:
+        model: images (B, ...) -> logits (B, C).
+        norm: "Linf", "L2" or "L1".
+        eps: radius.
+        seed: of all draws; None takes the time, anew for every batch.
+        verbose: log to standard output.
+        attacks_to_run: components of version "custom", in their order.
+        version: "standard", "plus", "rand" or "custom".
+        is_tf_model: only False: TensorFlow's models are not supported.
+        device: where images are sent. "cuda" where there is none becomes "cpu", with a line in the
+            log: there is no other place where the model could be.
+        log_path: file to which the log is added.
+        rng: "official" draws, which depend on the batch, or "native" ones, which depend on the
+            seed and an image's place in `x_orig` alone.
+        bounds: lowest and highest valid pixel.
+        search_dtype: torch.bfloat16 searches in it, and checks what it finds in fp32.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the original's
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 0.3,
+        seed: int | None = None,
+        verbose: bool = True,
+        attacks_to_run: Sequence[str] = (),
+        version: str = "standard",
+        is_tf_model: bool = False,
+        device: str | torch.device = "cuda",
+        log_path: str | Path | None = None,
+        *,
+        rng: Literal["native", "official"] = "official",
+        bounds: Bounds = (0.0, 1.0),
+        search_dtype: torch.dtype | None = None,
+    ) -> None:
+        _check(norm, eps, bounds, version, is_tf_model)
+        if version != "custom" and len(attacks_to_run):
+            fix = "Set version='custom' to choose the attacks."
+            got = repr(list(attacks_to_run))
+            raise ArgumentError(describe("attacks_to_run", f"none in version {version}", got, fix))
+        self.model, self.norm, self.epsilon, self.seed = model, norm, float(eps), seed
+        self.verbose, self.version, self.rng, self.bounds = verbose, version, rng, bounds
+        self.attacks_to_run = list(attacks_to_run)
+        self.logger = Log(log_path)
+        self.device = usable_device(device, model, self.logger.log)
+        self._searched = SearchModel(model, dtype=search_dtype)
+        self.apgd = APGDComponent(norm, eps, bounds, rng)
+        self.apgd_targeted = TargetedAPGDComponent(norm, eps, bounds, rng)
+        self.fab = FABComponent(norm, eps, bounds, rng)
+        self.square = SquareComponent(norm, eps, bounds, rng)
+        if version != "custom":
+            self.set_version(version)
+
+    def set_version(self, version: str = "standard") -> None:
+        """Choose the attacks and the settings of a version."""
+        _check_version(version, tuple(VERSIONS))
+        self._say(f"setting parameters for {version} version")
+        self.attacks_to_run = list(VERSIONS[version])
+        more = component_settings(version, self.norm.lower())
+        for name in VERSIONS[version]:
+            settings = COMPONENTS[name][1] | more.get(name, {})
+            component = self._component(name)
+            for field, (attribute, default) in ATTRIBUTES.items():
+                if hasattr(component, attribute) and (name, field) != ("fab-t", "restarts"):
+                    setattr(component, attribute, settings.get(field, default))
+        self.square.n_queries = 5000
+
+    def get_seed(self) -> float:
+        """The seed, or the time."""
+        return time.time() if self.seed is None else self.seed
+
+    def run_standard_evaluation(  # noqa: PLR0913, PLR0917 - the original's
+        self,
+        x_orig: Tensor,
+        y_orig: Tensor,
+        bs: int = 250,
+        return_labels: bool = False,
+        state_path: str | Path | None = None,
+    ) -> Any:
+        """Attack what each attack before left right.
+
+        Args:
+            x_orig: images (N, ...) inside the bounds, on any device.
+            y_orig: labels (N,).
+            bs: images that are attacked together.
+            return_labels: return (x_adv, y_adv).
+            state_path: file in which the evaluation is saved after every batch and from which it
+                goes on; images are kept in a folder beside it.
+
+        Returns:
+            Images like `x_orig`: what fooled the model, the others as they were. With
+            `return_labels` also the labels (N,) that the model gives them.
+
+        Raises:
+            ArgumentError: images outside the bounds, labels out of range, bs below 1, a state file
+                that cannot be read or belongs to something else (it is left as it is), and the
+                like.
+        """
+        self._check_data(x_orig, y_orig, bs)
+        for name in self.attacks_to_run:
+            self._component(name)
+        path = None if state_path is None else Path(state_path)
+        restored = path is not None and path.exists()
+        state = EvaluationState.open(path, self._asked(path, x_orig, y_orig))
+        if path is not None:
+            self._say(f"{'Restored state from' if restored else 'Created state in'} {path}")
+        todo = [name for name in self.attacks_to_run if name not in state.run_attacks]
+        self._say(f"using {self.version} version including {', '.join(todo)}.")
+        if state.run_attacks:
+            self._say(f"{', '.join(state.run_attacks)} was/were already run.")
+        if todo:
+            self._look(x_orig[:bs], y_orig[:bs])
+        self._clean(state, x_orig, y_orig, bs)
+        x_adv = x_orig.clone().detach()
+        for place, images in state.saved_images():
+            x_adv[place.to(x_adv.device)] = images.to(x_adv)
+        fooled = self._all_attacks(todo, state, x_orig, y_orig, x_adv, bs)
+        self._signs(warning_signs.black_box([self._part(n) for n in fooled], [*fooled.values()]))
+        self._summary(state, x_orig, x_adv)
+        return (x_adv, self._labels(x_adv, y_orig, bs)) if return_labels else x_adv
+
+    def run_standard_evaluation_individual(
+        self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
+    ) -> dict[str, Any]:
+        """Each attack on all images: its name -> what `run_standard_evaluation` returns."""
+        names, verbose = self.attacks_to_run, self.verbose
+        self._say(f"using {self.version} version including {', '.join(names)}.")
+        found = {}
+        try:
+            self.verbose = False
+            for name in names:
+                begun = time.time()
+                self.attacks_to_run = [name]
+                x_adv, y_adv = self.run_standard_evaluation(x_orig, y_orig, bs, True)
+                found[name] = (x_adv, y_adv) if return_labels else x_adv
+                if verbose:
+                    share = (y_adv == y_orig).double().mean().item()
+                    space = "\t \t" if name == "fab" else "\t"
+                    self.logger.log(
+                        f"robust accuracy by {name.upper()} {space} {share:.2%} \t "
+                        f"(time attack: {time.time() - begun:.1f} s)"
+                    )
+        finally:
+            self.attacks_to_run, self.verbose = names, verbose
+        return found
+
+    def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
+        """Share of the images that are classified right."""
+        self._check_data(x_orig, y_orig, bs)
+        return (self._labels(x_orig, y_orig, bs) == y_orig).double().mean().item()
+
+    def _all_attacks(  # noqa: PLR0913, PLR0917 - the evaluation's state
+        self,
+        todo: list[str],
+        state: EvaluationState,
+        x: Tensor,
+        y: Tensor,
+        x_adv: Tensor,
+        bs: int,
+    ) -> dict[str, int]:
+        """Name -> how many it fooled, for what was run here."""
+        assert state.robust is not None
+        begun, fooled = time.time(), {}
+        for name in todo:
+            before = int(state.robust.sum())
+            if before == 0:
+                break
+            self._one_attack(name, state, x, y, x_adv, bs)
+            state.run_attacks.append(name)
+            state.running = None
+            state.to_disk()
+            fooled[name] = before - int(state.robust.sum())
+            self._say(
+                f"robust accuracy after {name.upper()}: {_share(state.robust):.2%} "
+                f"(total time {time.time() - begun:.1f} s)"
+            )
+        return fooled
+
+    def _one_attack(  # noqa: PLR0913, PLR0917 - the evaluation's state
+        self, name: str, state: EvaluationState, x: Tensor, y: Tensor, x_adv: Tensor, bs: int
+    ) -> None:
+        """The batches of those that were right when it began, from where the state stands."""
+        assert state.robust is not None
+        if state.running is None or (state.running.attack, state.running.bs) != (name, bs):
+            state.running = Running(name, bs, state.robust.clone())
+        running = state.running
+        batches = running.begun.nonzero()[:, 0].split(bs)
+        notes: set[str] = set()
+        for number, place in enumerate(batches):
+            if number < running.batches:
+                continue
+            at = place.to(x.device)
+            standing = self._search(name, x[at], y[at], place)
+            gone = standing.fooled.cpu()
+            found = standing.x_adv[standing.fooled]
+            state.save_images(name, number, place[gone], found)
+            state.robust[place[gone]] = False
+            running.batches = number + 1
+            state.to_disk()
+            x_adv[at[gone.to(at.device)]] = found.to(x_adv)
+            self._say(
+                f"{name} - {number + 1}/{len(batches)} - {int(gone.sum())} out of "
+                f"{len(place)} successfully perturbed"
+            )
+            for note in standing.notes:
+                if note not in notes:
+                    self._say(f"note: {note}")
+            notes.update(standing.notes)
+
+    def _search(self, name: str, x: Tensor, y: Tensor, place: Tensor) -> Standing:
+        x, y = x.to(self.device), y.to(self.device)
+        everyone = torch.ones_like(y, dtype=torch.bool)  # is right, as the pass before has seen
+        standing = Standing.begin(x, everyone)
+        seed = int(self.get_seed())
+        generator = derived_generator("autoattack", seed, name, device=self.device)
+        part = self._part(name, seed)
+        asked = Question(self._searched, x, y, generator, place.to(self.device))
+        search_in_turn((part,), asked, standing)
+        return standing
+
+    def _part(self, name: str, seed: int = 0) -> Attack:
+        component = self._component(name)
+        if name.startswith("apgd-") and name != "apgd-t":
+            component.loss = name.removeprefix("apgd-")
+        if name.startswith("fab"):
+            component.targeted = name == "fab-t"
+        return component.attack(seed)
+
+    def _component(self, name: str) -> Any:
+        kinds = {"apgd-t": self.apgd_targeted, "square": self.square}
+        if name not in COMPONENTS:
+            known = ", ".join(COMPONENTS)
+            raise ArgumentError(describe("attacks_to_run", f"some of: {known}", repr(name)))
+        return kinds.get(name) or (self.fab if name.startswith("fab") else self.apgd)
+
+    def _look(self, x: Tensor, y: Tensor) -> None:
+        """What the model shows before it is attacked."""
+        x, y = x.to(self.device), y.to(self.device)
+        ball = Ball(NORMS[self.norm.lower()], self.epsilon, self.bounds)
+        draws = self.version == "rand"
+        self._signs(warning_signs.first_look(self._searched, x, y, ball, draws=draws).signs)
+
+    def _clean(self, state: EvaluationState, x: Tensor, y: Tensor, bs: int) -> None:
+        """The clean pass, unless the state has it."""
+        if state.robust is not None:
+            self._say(f"initial clean accuracy: {state.clean_accuracy:.2%}")
+            robust = _share(state.robust)
+            self._say(f"robust accuracy at the time of restoring the state: {robust:.2%}")
+            return
+        flags = []
+        with InputGradient(plain(self._searched)) as engine, torch.no_grad():
+            for some, labels in zip(x.split(bs), y.split(bs), strict=True):
+                some, labels = some.to(self.device), labels.to(self.device)
+                flags.append(is_right(Passes(engine).clean(some, labels), labels).cpu())
+        state.robust = torch.cat(flags)
+        state.clean_accuracy = _share(state.robust)
+        state.to_disk()
+        self._say(f"initial accuracy: {state.clean_accuracy:.2%}")
+
+    def _labels(self, x: Tensor, y: Tensor, bs: int) -> Tensor:
+        found = []
+        with InputGradient(plain(self._searched)) as engine, torch.no_grad():
+            for some, labels in zip(x.split(bs), y.split(bs), strict=True):
+                some, labels = some.to(self.device), labels.to(self.device)
+                found.append(engine.evaluate(some, labels, cross_entropy)[1].argmax(1))
+        return torch.cat(found).to(y)
+
+    def _summary(self, state: EvaluationState, x: Tensor, x_adv: Tensor) -> None:
+        assert state.robust is not None
+        far = NORMS[self.norm.lower()].distance(x_adv, x).max()
+        self._say(
+            f"max {self.norm} perturbation: {far:.5f}, nan in tensor: {int(x_adv.isnan().sum())}, "
+            f"max: {x_adv.max():.5f}, min: {x_adv.min():.5f}"
+        )
+        self._say(f"robust accuracy: {_share(state.robust):.2%}")
+
+    def _asked(self, path: Path | None, x: Tensor, y: Tensor) -> dict[str, str]:
+        """What a state file has to agree on."""
+        if path is None:
+            return {}
+        module = self._searched.module
+        return {
+            "attacks": ", ".join(self.attacks_to_run),
+            "settings": "; ".join(repr(self._part(name)) for name in self.attacks_to_run),
+            "seed": str(self.seed),
+            "search_dtype": str(self._searched.dtype),
+            "images": digest(x, y),
+            "model": "" if module is None else digest(*module.state_dict().values()),
+        }
+
+    def _check_data(self, x: Tensor, y: Tensor, bs: int) -> None:
+        check_steps("bs", bs)
+        check_images(x, self.bounds)
+        check_tensor("y_orig", y)
+        if y.shape != x.shape[:1] or len(x) == 0:
+            got = f"{tuple(x.shape)} and {tuple(y.shape)}"
+            raise ArgumentError(describe("y_orig", "a label for each of one or more images", got))
+
+    def _signs(self, signs: Sequence[warning_signs.Sign]) -> None:
+        for sign in signs:
+            self.logger.log(f"Warning: {sign.text}")
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            self.logger.log(text)
+
+
+def _share(flags: Tensor) -> float:
+    return flags.double().mean().item()
+
+
+def _check(norm: str, eps: float, bounds: Bounds, version: str, is_tf_model: bool) -> None:
+    if norm not in ("Linf", "L2", "L1"):
+        raise ArgumentError(describe("norm", "'Linf', 'L2' or 'L1'", repr(norm)))
+    check_positive("eps", eps)
+    check_bounds(bounds)
+    _check_version(version, (*VERSIONS, "custom"))
+    if is_tf_model:
+        raise ArgumentError(describe("is_tf_model", "False", True, "Only PyTorch is supported."))
+
+
+def _check_version(version: str, known: tuple[str, ...]) -> None:
+    if version not in known:
+        raise ArgumentError(describe("version", f"one of: {', '.join(known)}", repr(version)))

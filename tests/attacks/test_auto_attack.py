@@ -1,0 +1,291 @@
+"""AutoAttack: its components, who is attacked by which, and what counts as fooled."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import untouched
+from torch import Tensor, nn
+from wavy import Wavy, pictures, predicted
+
+from roli_fast.attacks import ATTACKS, Attack, AttackResult, AutoAttack
+from roli_fast.attacks.ensemble import Question, Standing, search_in_turn
+from roli_fast.engine import Cost, SearchModel
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.threat import ThreatModel
+
+EPS = {"linf": 0.02, "l2": 0.12, "l1": 0.8}
+QUICK: dict[str, Any] = dict(steps=4, n_queries=10)
+STANDARD = ["apgd-ce-100", "apgd-t-dlr-100", "fab-t-100", "square-5000"]
+
+
+@pytest.mark.parametrize(
+    ("version", "norm", "labels"),
+    [
+        ("standard", "linf", STANDARD),
+        ("standard", "l2", STANDARD),
+        (
+            "standard",
+            "l1",
+            ["apgd-ce-100-r5-large", "apgd-t-dlr-100-large", "fab-t-100", "square-5000"],
+        ),
+        (
+            "plus",
+            "l2",
+            [
+                "apgd-ce-100-r5",
+                "apgd-dlr-100-r5",
+                "fab-100-r5",
+                "square-5000",
+                "apgd-t-dlr-100",
+                "fab-t-100",
+            ],
+        ),
+        ("rand", "linf", ["apgd-ce-100-eot20", "apgd-dlr-100-eot20"]),
+    ],
+)
+def test_a_version_has_the_components_of_the_authors_code(
+    version: Any, norm: str, labels: list[str]
+) -> None:
+    parts: list[Any] = list(AutoAttack(norm=norm, eps=0.5, version=version).parts)
+    assert [part.label for part in parts] == labels
+    assert {(part.norm, part.eps, part.bounds) for part in parts} == {(norm, 0.5, (0.0, 1.0))}
+    targets = {part.label: part.targets for part in parts if hasattr(part, "targets")}
+    if version != "rand":
+        assert targets == {
+            labels[-3 if version == "standard" else -2]: 5 if norm == "l1" else 9
+        } | {"fab-t-100": 9}
+        (square,) = [part for part in parts if part.label.startswith("square")]
+        assert not square.rescale_schedule and square.p_init == 0.8
+
+
+def test_the_official_draws_are_every_components() -> None:
+    parts: list[Any] = list(AutoAttack(version="plus", rng="official", seed=7).parts)
+    assert {(part.rng, part.seed) for part in parts} == {("official", 7)}
+
+
+def test_a_custom_one_runs_what_is_named_in_that_order() -> None:
+    attack = AutoAttack(version="custom", attacks=("square", "fab"), **QUICK)
+    assert [part.label for part in attack.parts] == ["square-10", "fab-4"]
+    assert attack.label == "autoattack-square+fab"
+    assert ATTACKS["autoattack"] is AutoAttack
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(version="fast"), "`version`: expected .*'standard'.*got 'fast'"),
+        (dict(attacks=("fab",)), "`attacks`: expected none.*version='custom'"),
+        (dict(version="custom"), "`attacks`: expected some of: apgd-ce.*got"),
+        (dict(version="custom", attacks=("pgd",)), "`attacks`: expected some of: apgd-ce.*pgd"),
+        (dict(version="custom", attacks=("fab", "fab")), "`attacks`: expected each .* once"),
+        (dict(steps=0), "`steps`: expected"),
+        (dict(n_queries=0), "`n_queries`: expected"),
+        (dict(norm="l1", steps=1), "`steps`: expected .*large_radius"),
+        (dict(rng="other"), "`rng`: expected"),
+    ],
+)
+def test_what_it_cannot_be_is_named(options: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        AutoAttack(**options)
+
+
+@dataclass(frozen=True)
+class Claims(Attack):
+    """Changes the first pixel of the samples with these ids to 1, and says that this fooled."""
+
+    ids: tuple[int, ...]
+    name: str = "claims"
+    flags: bool = True
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    def run(self, model: Any, x: Tensor, y: Tensor, generator: Any = None, **options: Any) -> Any:
+        ids = options["sample_ids"]
+        SEEN.append((self.name, ids.tolist(), generator.initial_seed()))
+        hit = torch.isin(ids, torch.tensor(self.ids))
+        x_adv = x.clone()
+        x_adv[hit, 0] = 1.0
+        return AttackResult(x_adv, Cost(2, 1), hit if self.flags else None, ("a note",))
+
+
+SEEN: list[Any] = []
+
+
+class Threshold(nn.Module):
+    """(B, 2) -> logits of 2 classes: class 1 where the second pixel, plus the first's, is > 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.sum(1)
+        return torch.stack([torch.ones_like(total), total], dim=1)
+
+
+@pytest.fixture
+def asked() -> Question:
+    SEEN.clear()
+    x = torch.tensor([[0.0, 0.5], [0.0, 0.0], [0.0, 0.5], [0.0, 0.5], [1.0, 0.5]])
+    ids = torch.tensor([10, 11, 12, 13, 14])
+    return Question(Threshold(), x, torch.zeros(5, dtype=torch.int64), None, ids)
+
+
+def test_each_part_gets_what_is_left_and_what_it_says_is_checked(asked: Question) -> None:
+    """Sample 14 is wrong to begin with; 11 stays right whatever the first part claims."""
+    standing = Standing.begin(asked.x, torch.tensor([True, True, True, True, False]))
+    parts = (Claims((10, 11), "one"), Claims((11, 12), "two", flags=False), Claims((), "three"))
+    search_in_turn(parts, asked, standing)
+    assert [(name, ids) for name, ids, _ in SEEN] == [
+        ("one", [10, 11, 12, 13]),
+        ("two", [11, 12, 13]),
+        ("three", [11, 13]),
+    ]
+    assert len({seed for _, _, seed in SEEN}) == 3
+    result = standing.result(Cost(1, 0), ["first"])
+    assert result.fooled is not None and result.fooled_by is not None
+    assert result.fooled.tolist() == [True, False, True, False, True]
+    assert result.fooled_by.tolist() == [0, -1, 1, -1, -1]
+    assert result.x_adv[:, 0].tolist() == [1, 0, 1, 0, 1]
+    assert result.lost == 1
+    assert result.notes == (
+        "first",
+        "one: a note",
+        "two: a note",
+        "three: a note",
+        "one: fooled 1 of 4; 1 found were right when asked again",
+        "two: fooled 1 of 3",
+        "three: fooled 0 of 2",
+    )
+    assert result.cost == Cost(1 + 3 * 2 + 2, 3)  # the third found nothing to ask about
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
+def test_it_fools_at_least_whom_its_components_fool(norm: str, version: Any) -> None:
+    model, x = Wavy(), pictures(12)
+    y = predicted(model, x)
+    y[0] = (y[0] + 1) % 6
+    attack = AutoAttack(norm=norm, eps=EPS[norm], version=version, steps=3, n_queries=5)
+    result = attack.run(model, x, y, torch.Generator().manual_seed(0))
+    assert result.fooled is not None and result.fooled_by is not None
+    assert torch.equal(predicted(model, result.x_adv) != y, result.fooled)
+    assert torch.equal(result.x_adv[~result.fooled], x[~result.fooled])
+    assert result.fooled[0] and result.fooled_by[0] == -1 and torch.equal(result.x_adv[0], x[0])
+    assert torch.equal(result.fooled[1:], result.fooled_by[1:] >= 0)
+    assert 2 <= result.fooled.sum() < 12
+    text = f"{attack.parts[0].label}: fooled {int((result.fooled_by == 0).sum())} of 11"
+    assert text in result.notes
+
+
+def test_nobody_is_left_and_nobody_comes() -> None:
+    model, x = Wavy(), pictures(3)
+    wrong = (predicted(model, x) + 1) % 6
+    result = AutoAttack(norm="linf", eps=0.02, **QUICK).run(model, x, wrong)
+    assert result.cost == Cost(1, 0) and torch.equal(result.x_adv, x)
+    assert AutoAttack(**QUICK).run(model, x[:0], wrong[:0]).x_adv.shape == (0, 3, 8, 8)
+
+
+def test_a_samples_answer_does_not_depend_on_its_batch() -> None:
+    model, x = Wavy(), pictures(9)
+    y, ids = predicted(model, x), torch.arange(9)
+    attack = AutoAttack(norm="linf", eps=EPS["linf"], **QUICK)
+    whole = attack.run(model, x, y, torch.Generator().manual_seed(1))
+    assert whole.fooled is not None and 0 < whole.fooled.sum() < 9
+    order = torch.tensor([5, 2, 8])
+    some = attack.run(
+        model, x[order], y[order], torch.Generator().manual_seed(1), sample_ids=ids[order]
+    )
+    assert torch.equal(some.x_adv, whole.x_adv[order])
+
+
+def test_the_generator_moves_on_alike_whatever_is_found() -> None:
+    model, x = Wavy(), pictures(3)
+    y, after = predicted(model, x), []
+    for eps in (1e-6, 0.5):
+        generator = torch.Generator().manual_seed(1)
+        AutoAttack(norm="linf", eps=eps, **QUICK).run(model, x, y, generator)
+        after.append(generator.get_state())
+    assert torch.equal(*after)
+
+
+def test_the_official_draws_need_no_generator_and_leave_the_global_one_alone() -> None:
+    model, x = Wavy(), pictures(6)
+    y = predicted(model, x)
+    attack = AutoAttack(norm="l2", eps=EPS["l2"], rng="official", seed=3, **QUICK)
+    with untouched(model):
+        first = attack(model, x, y)
+        assert torch.equal(attack(model, x, y, torch.Generator().manual_seed(9)), first)
+
+
+class FewClasses(nn.Module):
+    """Smooth logits of so many classes."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.inner, self.classes = Wavy(), classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[:, : self.classes]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("version", ["standard", "plus"])
+def test_few_classes_are_followed(classes: int, version: Any) -> None:
+    model, x = FewClasses(classes), pictures(6)
+    y = predicted(model, x)
+    attack = AutoAttack(norm="linf", eps=1e-5, version=version, steps=2, n_queries=2)
+    notes = attack.run(model, x, y, torch.Generator().manual_seed(0)).notes
+    assert f"apgd-t-dlr-2: {classes - 1} targets, not 9: there are {classes} classes" in notes
+    fallback = f"apgd-t-dlr-2: loss dlr needs 4 classes, the model has {classes}: margin was taken"
+    assert (fallback in notes) == (classes < 4)
+
+
+def test_images_found_in_bf16_fool_the_model_in_its_own_precision() -> None:
+    model, x = Wavy(dtype=torch.float32), pictures(40, torch.float32)
+    y = predicted(model, x)
+    attack = AutoAttack(norm="linf", eps=0.01, **QUICK)
+    with untouched(model):
+        found = attack.run(
+            SearchModel(model, batch_size=16, dtype=torch.bfloat16),
+            x,
+            y,
+            torch.Generator().manual_seed(0),
+        )
+    assert found.fooled is not None and 3 <= found.fooled.sum() <= 37
+    assert torch.equal(predicted(model, found.x_adv) != y, found.fooled)
+    said = sum(int(n.split("; ")[1].split()[0]) for n in found.notes if "asked again" in n)
+    assert found.lost == said
+
+
+class Broken(Wavy):
+    """Its logits are what a test says."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits: logits * float("nan"), "`model`: expected numbers as logits.*NaN for 2"),
+        (lambda logits: (logits, logits), r"`model`: .*logits tensor \(B, C\), got tuple"),
+        (lambda logits: logits[:, 0], r"`model`: expected logits of shape \(2, C\)"),
+        (lambda logits: logits[:, :1], r"`model`: expected .*at least 2 classes, got 1"),
+        (lambda logits: logits.detach(), "`model`: expected logits that depend on x"),
+    ],
+)
+def test_models_that_cannot_be_attacked(change: Any, message: str) -> None:
+    model = Broken(change)
+    with untouched(model), pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        y, generator = torch.zeros(2, dtype=torch.int64), torch.Generator().manual_seed(0)
+        AutoAttack(**QUICK)(model, pictures(2), y, generator)
+
+
+def test_the_threat_can_come_later() -> None:
+    attack = AutoAttack(norm=None, eps=None, bounds=None).under(ThreatModel("l1", 12.0))
+    assert [part.label for part in attack.parts][0] == "apgd-ce-100-r5-large"

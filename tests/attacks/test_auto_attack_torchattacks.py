@@ -1,0 +1,111 @@
+"""AutoAttack's components, and the whole, beside torchattacks', with rng="official".
+
+Flags are compared attack by attack on the official survivors: those that torchattacks' components
+left right. In fp64 they are equal. In fp32 at most 0.5 % may differ: two ways of adding up the same
+numbers put an image on either side of a boundary. Images differ by definition, because the authors'
+code keeps the last misclassified iterate and ours the first.
+
+To run these: `pip install --no-deps torchattacks requests` (see `test_apgd_torchattacks.py`).
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from official_chain import Step, official_chain, peers
+from oracle import Net, batch, margins, peer_in, torchattacks
+from tiny_models import untouched
+from torch import Tensor
+
+from roli_fast.attacks import AutoAttack
+from roli_fast.attacks.auto_attack import VERSIONS
+from roli_fast.compat.autoattack import AutoAttack as CompatAutoAttack
+
+torchattacks()
+
+EPS = {"linf": 0.05, "l2": 1.0}
+SQUARE_EPS = {"linf": 0.35, "l2": 7.0}
+"""Random search needs more room to find anything in so few queries."""
+COUNT, STEPS, QUERIES = 40, 12, 60
+ALLOWED = {torch.float64: 0.0, torch.float32: 0.005}
+
+Asked = tuple[Net, Tensor, Tensor]
+
+
+@pytest.fixture(params=ALLOWED, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=EPS)
+def norm(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def asked(dtype: torch.dtype) -> Asked:
+    model = Net().to(dtype)
+    x, y = batch(COUNT, model)
+    return model, x.to(dtype), y
+
+
+def ours(norm: str, eps: float) -> AutoAttack:
+    return AutoAttack(norm=norm, eps=eps, steps=STEPS, n_queries=QUERIES, rng="official", seed=0)
+
+
+def differing(ours: Tensor, theirs: Tensor, x_adv: Tensor, asked: Asked) -> list[Any]:
+    """(sample, margin of our image) where the flags differ, to be read if the test fails."""
+    found = margins(asked[0], x_adv, asked[2])
+    return [(i, found[i].item()) for i in (ours != theirs).nonzero()[:, 0].tolist()]
+
+
+def test_each_component_on_the_official_survivors(
+    norm: str, dtype: torch.dtype, asked: Asked
+) -> None:
+    model, x, y = asked
+    chain = official_chain(model, peers(model, norm, EPS[norm], STEPS, QUERIES), x, y)
+    assert COUNT / 8 < chain[-1].robust.sum() < chain[1].robust.sum() + 1 < chain[0].robust.sum()
+    attack = ours(norm, EPS[norm])
+    for part, step in zip(attack.parts, chain, strict=True):
+        result = part.run(model, x[step.attacked], y[step.attacked])
+        robust, x_adv = torch.zeros_like(step.robust), x.clone()
+        robust[step.attacked], x_adv[step.attacked] = ~result.fooled, result.x_adv
+        wrong = differing(robust, step.robust, x_adv, asked)
+        assert len(wrong) <= ALLOWED[dtype] * COUNT, f"{step.name}: {wrong}"
+    with untouched(model):
+        whole = attack.run(model, x, y)
+    wrong = differing(~whole.fooled, chain[-1].robust, whole.x_adv, asked)
+    assert len(wrong) <= ALLOWED[dtype] * COUNT, wrong
+
+
+@pytest.mark.parametrize("name", VERSIONS["standard"])
+def test_each_component_alone(name: str, norm: str, dtype: torch.dtype, asked: Asked) -> None:
+    model, x, y = asked
+    right = margins(model, x, y) < 0
+    x, y = x[right], y[right]
+    eps = (SQUARE_EPS if name == "square" else EPS)[norm]
+    peer = peers(model, norm, eps, STEPS, QUERIES)[name]
+    with peer_in(dtype):
+        theirs = margins(model, peer(x, y), y) < 0
+    attack = ours(norm, eps)
+    part = attack.parts[attack.names.index(name)]
+    result = part.run(model, x, y)
+    assert 3 <= theirs.sum() <= len(x) - 3
+    wrong = differing(~result.fooled, theirs, result.x_adv, (model, x, y))
+    assert len(wrong) <= ALLOWED[dtype] * COUNT, wrong
+
+
+def test_the_drop_in_goes_through_the_same_batches(norm: str) -> None:
+    """Official draws depend on the batch, so batches of survivors have to be the same."""
+    model = Net()
+    x, y = batch(COUNT, model)
+    chain = peers(model, norm, EPS[norm], STEPS, QUERIES)
+    truth: list[Step] = official_chain(model, chain, x, y, bs=24)
+    adversary = CompatAutoAttack(
+        model, norm.capitalize(), EPS[norm], seed=0, device="cpu", verbose=False
+    )
+    for component in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
+        component.n_iter = STEPS
+    adversary.square.n_queries = QUERIES
+    x_adv = adversary.run_standard_evaluation(x, y, bs=24)
+    assert torch.equal(margins(model, x_adv, y) < 0, truth[-1].robust)

@@ -1,0 +1,139 @@
+"""A pool of images in batches of the device's size: the same result, full batches, one graph."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from one_by_one import OneByOne
+from torch import Tensor
+from wavy import Wavy, pictures, predicted
+
+from roli_fast.attacks import APGD, APGDT, FAB, FABT, FGSM, PGD, Attack, Square
+from roli_fast.engine import SearchModel
+from roli_fast.norms import NORMS
+
+POOL, SIZE = 17, 4
+X = pictures(POOL, torch.float32)
+NET = Wavy(dtype=torch.float32)
+Y = predicted(NET, X)
+Y[3] = (Y[3] + 1) % 6
+RADII = torch.linspace(0.4, 1.6, POOL)
+EPS: dict[str, float] = {"linf": 0.012, "l2": 0.1, "l1": 0.7}
+
+IN_STEP: tuple[Attack, ...] = (
+    *(APGD(norm=norm, eps=eps, steps=8) for norm, eps in EPS.items()),
+    APGD(norm="l1", eps=0.7, steps=10, large_radius=True),
+    APGD(eps=0.012, steps=4, restarts=2, loss="dlr", eot=2),
+    APGD(eps=0.012, steps=4, keep="best", loss="kl"),
+    APGDT(eps=0.012, steps=4, targets=3),
+    *(Square(norm=norm, eps=eps * 1.6, n_queries=12) for norm, eps in EPS.items()),
+    PGD(eps=0.012, step_size=0.003, steps=4, restarts=2),
+    PGD(eps=0.012, step_size=0.003, steps=4, keep="adversarial", momentum=1.0),
+    PGD(eps=0.012, step_size=0.003, steps=3, targets="random", loss="dlr", keep="best"),
+    FGSM(eps=0.012),
+)
+"""Attacks whose passes take all samples that are left: their batches are known."""
+
+IN_TURN: tuple[Attack, ...] = tuple(
+    kind(norm=norm, eps=eps, steps=5, minimal=minimal, **options)
+    for norm, eps in (EPS | {"l1": 0.3}).items()
+    for kind, options in ((FAB, {"restarts": 2}), (FABT, {"targets": 2}))
+    for minimal in (True, False)
+)
+"""FAB decides batch by batch whether a gradient comes from the forward that was made."""
+
+
+def source() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
+
+
+def run(attack: Any, size: int | None) -> tuple[Any, list[int]]:
+    model = OneByOne(NET)
+    options = {"eps": RADII * attack.eps}
+    result = attack.run(SearchModel(model, batch_size=size), X, Y, source(), **options)
+    assert result.cost.forwards == len(model.sizes)
+    assert result.cost.forward_images == sum(model.sizes)
+    return result, model.sizes
+
+
+def same(a: Any, b: Any) -> bool:
+    extra = [(vars(a)[k], vars(b)[k]) for k in ("fooled", "distance", "queries") if k in vars(a)]
+    flags = all(p is q if p is None else torch.equal(p, q) for p, q in extra)
+    return flags and torch.equal(a.x_adv, b.x_adv) and a.notes == b.notes
+
+
+def in_batches(sizes: list[int]) -> list[int]:
+    """Passes over so many images, each in full batches and what is left."""
+    return [min(SIZE, count - first) for count in sizes for first in range(0, count, SIZE)]
+
+
+def name(attack: Any) -> str:
+    return f"{attack.label}-{attack.norm}-{getattr(attack, 'minimal', '')}"
+
+
+@pytest.mark.parametrize("attack", IN_STEP, ids=name)
+def test_the_same_result_in_full_batches(attack: Attack) -> None:
+    whole, passes = run(attack, None)
+    split, sizes = run(attack, SIZE)
+    assert same(whole, split)
+    assert sizes == in_batches(passes)
+    images = (whole.cost.forward_images, whole.cost.backward_images)
+    assert images == (split.cost.forward_images, split.cost.backward_images)
+
+
+@pytest.mark.parametrize("attack", IN_TURN, ids=name)
+def test_fab_gives_the_same_in_batches(attack: Attack) -> None:
+    whole, passes = run(attack, None)
+    split, sizes = run(attack, SIZE)
+    assert same(whole, split) and 2 < whole.fooled.sum() < POOL
+    assert max(sizes) == SIZE
+    assert sum(size < SIZE for size in sizes) <= len(passes)  # one a pass, not one a batch
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        APGD(eps=0.012, steps=12),
+        APGDT(eps=0.012, steps=6, targets=2),
+        Square(eps=0.02, n_queries=30),
+        PGD(eps=0.012, step_size=0.003, keep="adversarial"),
+    ],
+    ids=name,
+)
+def test_who_leaves_saves_whole_batches(attack: Any) -> None:
+    """Without it every pass has five batches to its end; with it those left fill fewer, and
+    all but a pass's last are full."""
+    leaving, sizes = run(attack, SIZE)
+    staying, all_sizes = run(replace(attack, compact=False), SIZE)
+    assert same(leaving, staying) and 3 < leaving.fooled.sum() < POOL
+    assert len(sizes) < 0.9 * len(all_sizes) and sum(sizes) < 0.9 * sum(all_sizes)
+    assert sizes == in_batches(run(attack, None)[1])
+
+
+def test_a_pool_of_many_radii_in_one_call() -> None:
+    """A robustness curve: the pool holds each image once for each radius."""
+    radii = (0.004, 0.012, 0.03)
+    attack = APGD(steps=6)
+    x, y, ids = (t.repeat(3, *[1] * (t.ndim - 1)) for t in (X, Y, torch.arange(POOL)))
+    eps = torch.tensor(radii).repeat_interleave(POOL)
+    model = SearchModel(OneByOne(NET), batch_size=SIZE)
+    together = attack.run(model, x, y, source(), sample_ids=ids, eps=eps).fooled
+    assert together is not None
+    counts = together.view(3, POOL).sum(1).tolist()
+    assert 1 < counts[0] < counts[1] < counts[2]
+    for rows, radius in zip(together.view(3, POOL), radii, strict=True):
+        alone = attack.run(model, X, Y, source(), eps=torch.full((POOL,), radius)).fooled
+        assert alone is not None and torch.equal(rows, alone)
+
+
+@pytest.mark.parametrize("attack", [*IN_STEP[:3], IN_STEP[7], *IN_TURN[:4]], ids=name)
+def test_a_search_in_bf16_stays_in_the_fp32_ball(attack: Any) -> None:
+    seen: list[Tensor] = []
+    net = Wavy(dtype=torch.float32)
+    net.register_forward_hook(lambda _m, _x, logits: seen.append(logits))
+    result = attack.run(SearchModel(net, batch_size=5, dtype=torch.bfloat16), X, Y, source())
+    assert {logits.dtype for logits in seen} == {torch.bfloat16}
+    assert result.x_adv.dtype == torch.float32
+    assert (NORMS[attack.norm].distance(result.x_adv, X) <= torch.tensor(attack.eps).double()).all()
+    assert result.fooled is None or 1 < result.fooled.sum() < POOL

@@ -1,0 +1,135 @@
+"""A search in a short dtype: what it reports holds for the plain model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FixedLogits, images
+from torch import Tensor, nn
+from wavy import Wavy, pictures, predicted
+
+from roli_fast.attacks import APGD, FGSM, PGD, Attack, AttackResult, Square
+from roli_fast.attacks.recheck import fooled_by, plain, search
+from roli_fast.engine import Cost, SearchModel
+
+X = pictures(24, torch.float32)
+NET = Wavy(dtype=torch.float32)
+Y = predicted(NET, X)
+
+
+def source(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class ShortSighted(nn.Module):
+    """Under autocast it takes the images in `wrong` for class 1; they are its first pixel."""
+
+    def __init__(self, wrong: list[float]) -> None:
+        super().__init__()
+        self.wrong = torch.tensor(wrong)
+        self.inner = FixedLogits(torch.tensor([[0.0, -1.0], [0.0, 0.0]]), torch.tensor([0.5, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            logits = nn.functional.linear(x, self.inner.weight.float(), self.inner.bias.float())
+        if torch.is_autocast_enabled("cpu"):
+            struck = torch.isin(x[:, 0].detach(), self.wrong)
+            logits = torch.where(struck[:, None], logits.flip(1), logits)
+        return logits
+
+
+def points(*second: float) -> Tensor:
+    """(B, 2): the number of the sample, which nobody looks at, and the pixel that decides."""
+    return torch.tensor([[0.125 * (i + 1), value] for i, value in enumerate(second)])
+
+
+def test_who_is_wrong_in_bf16_alone_is_searched_by_the_plain_model() -> None:
+    """Right below 1/2, radius 1/8: 0.25 is robust, 0.4375 is not; both look wrong to begin with."""
+    x, y = points(0.25, 0.4375, 0.4375, 0.25), torch.zeros(4, dtype=torch.int64)
+    model = SearchModel(ShortSighted([0.125, 0.25]), dtype=torch.bfloat16)
+    checked = search(APGD(eps=0.125, steps=5), model, x, y, source())
+    assert checked.lost.tolist() == [True, True, False, False]
+    assert checked.regained == 1 and checked.result.fooled is not None
+    assert checked.result.fooled.tolist() == [False, True, True, False]
+    assert torch.equal(checked.result.x_adv[[0, 3]], x[[0, 3]])
+    assert torch.equal(
+        predicted(plain(model).model, checked.result.x_adv), y.new_tensor([0, 1, 1, 0])
+    )  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "attack", [APGD(eps=0.012, steps=8), Square(eps=0.03, n_queries=30)], ids=str
+)
+def test_flags_hold_for_the_plain_model(attack: Attack) -> None:
+    checked = search(attack, SearchModel(NET, dtype=torch.bfloat16, batch_size=5), X, Y, source())
+    result = checked.result
+    assert result.fooled is not None and 3 < result.fooled.sum() < 24
+    assert torch.equal(result.fooled, predicted(NET, result.x_adv) != Y)
+    assert torch.equal(result.x_adv[~result.fooled], X[~result.fooled])
+    assert result.x_adv.dtype == torch.float32
+
+
+@dataclass(frozen=True)
+class Fixed(Attack):
+    """Returns what it was given, and notes how it was called."""
+
+    found: Any
+    calls: Any
+
+    def run(self, model: Any, x: Tensor, y: Tensor, generator: Any = None, **options: Any) -> Any:
+        draw = torch.rand(1, generator=generator).item()
+        self.calls.append((SearchModel.of(model).short_dtype, draw, options))
+        rows = options["sample_ids"]
+        return AttackResult(self.found[0][rows], Cost(3, 2, 30, 20), self.found[1][rows], ("a",))
+
+
+def test_the_second_search_has_the_same_draws_and_the_lost_ones_alone() -> None:
+    calls: list[Any] = []
+    wrong = NET(X).argsort(1)[:, 0]
+    claimed = torch.tensor([True] * 6 + [False] * 18)
+    generator, twin = source(3), source(3)
+    radii = torch.linspace(1, 2, 24)
+    y = torch.where(torch.arange(24) < 4, Y, wrong)  # 4 and 5 are adversarial as they are
+    model = SearchModel(NET, dtype=torch.bfloat16)
+    checked = search(Fixed((X, claimed), calls), model, X, y, generator, eps=radii, other=7)
+    assert [call[0] for call in calls] == [torch.bfloat16, None]
+    assert calls[0][1] == calls[1][1] == torch.rand(1, generator=twin).item()
+    assert torch.equal(generator.get_state(), twin.get_state())
+    second = calls[1][2]
+    assert second["sample_ids"].tolist() == [0, 1, 2, 3] and second["other"] == 7
+    assert torch.equal(second["eps"], radii[:4])
+    assert checked.lost.nonzero()[:, 0].tolist() == [0, 1, 2, 3] and checked.regained == 0
+    assert checked.result.fooled is not None
+    assert checked.result.fooled.nonzero()[:, 0].tolist() == [4, 5]
+    assert checked.result.notes == ("a",)
+    assert checked.result.cost == Cost(3 + 1 + 3 + 1, 4)  # each search and its check
+    assert checked.result.cost.forward_images == 30 + 6 + 30 + 4
+
+
+def test_the_global_generator_moves_as_without_a_check() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        attack, model = PGD(eps=0.01), SearchModel(NET, dtype=torch.bfloat16)
+        attack(model, X, Y)
+        after = torch.get_rng_state()
+        torch.manual_seed(1)
+        search(attack, model, X, Y)
+        assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_an_attack_that_never_looks_gets_flags_and_loses_nothing() -> None:
+    checked = search(FGSM(eps=0.02), NET, X, Y, source())
+    assert checked.result.fooled is not None and checked.result.fooled.any()
+    assert torch.equal(checked.result.fooled, predicted(NET, checked.result.x_adv) != Y)
+    assert not checked.lost.any() and checked.result.cost == Cost(2, 1)
+
+
+def test_nothing_to_look_at_costs_nothing() -> None:
+    fooled, cost = fooled_by(NET, X, Y, torch.zeros(24, dtype=torch.bool))
+    assert not fooled.any() and cost == Cost(0, 0)
+
+
+def test_a_nan_is_misclassified() -> None:
+    model = FixedLogits(torch.full((2, 3), torch.nan))
+    assert fooled_by(model, images(2, 3), Y[:2] * 0, torch.tensor([True, True]))[0].all()

@@ -1,0 +1,110 @@
+"""Union: several threats, each on what those before left, or each on all."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import untouched
+from torch import Tensor
+from wavy import Wavy, pictures, predicted
+
+from roli_fast.attacks import APGD, PGD, AutoAttack, Union
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.norms import NORMS
+from roli_fast.threat import ThreatModel
+
+THREATS = [("linf", 0.003), ("l2", 0.06), ("l1", 0.8)]
+
+
+def small(**options: Any) -> Union:
+    return Union.over(THREATS, attack=APGD(norm=None, eps=None, steps=4), **options)
+
+
+@pytest.fixture
+def asked() -> tuple[Wavy, Tensor, Tensor]:
+    model, x = Wavy(), pictures(16)
+    y = predicted(model, x)
+    y[3] = (y[3] + 1) % 6
+    return model, x, y
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_an_image_is_robust_only_if_it_survives_every_threat(every: bool, asked: Any) -> None:
+    model, x, y = asked
+    union = small(every=every)
+    with untouched(model):
+        result = union.run(model, x, y, generator())
+    assert result.fooled is not None and result.fooled_by is not None
+    assert torch.equal(predicted(model, result.x_adv) != y, result.fooled)
+    assert 3 <= result.fooled.sum() < 16 and len(set(result.fooled_by.tolist())) >= 3
+    for number, (norm, eps) in enumerate(THREATS):
+        rows = result.fooled_by == number
+        assert (NORMS[norm].distance(result.x_adv[rows], x[rows]) <= eps * (1 + 1e-6)).all()
+    kept = result.fooled_by < 0  # right to the end, or wrong from the start
+    assert torch.equal(result.x_adv[kept], x[kept])
+    assert result.fooled[3] and kept[3]
+    assert len(result.notes) == 3
+    assert result.notes[0].startswith(
+        f"apgd-ce-4 linf 0.003: fooled {int((result.fooled_by == 0).sum())} of 15"
+    )
+
+
+def test_every_tells_the_accuracy_under_each_threat(asked: Any) -> None:
+    model, x, y = asked
+    union = small(every=True)
+    result = union.run(model, x, y, generator())
+    assert list(result.robust_under) == list(union.names)
+    assert union.names[1] == "apgd-ce-4 l2 0.06"
+    survived = torch.stack([*result.robust_under.values()])
+    assert result.fooled is not None and torch.equal(survived.all(0), ~result.fooled)
+    assert not survived[:, 3].any()
+    lean = small().run(model, x, y, generator())
+    assert lean.robust_under == {} and lean.cost.forward_images < result.cost.forward_images
+
+
+def test_parts_are_those_of_its_attacks() -> None:
+    union = Union((AutoAttack(version="rand"), PGD(norm="l2", eps=0.5, steps=3)))
+    assert [part.label for part in union.parts] == [
+        "apgd-ce-100-eot20",
+        "apgd-dlr-100-eot20",
+        "pgd-3",
+    ]
+    assert union.label == "union-autoattack-rand-linf-0.03137+pgd-3-l2-0.5"
+
+
+def test_autoattack_under_the_usual_threats_by_default() -> None:
+    union = Union.over()
+    assert union.label == "union-autoattack-standard-linf-0.03137+l2-0.5+l1-12"
+    assert len(union.parts) == 12
+
+
+def test_under_fills_what_is_none() -> None:
+    union = Union((PGD(norm=None, eps=None), PGD(norm="l2", eps=0.5)))
+    filled = union.under(ThreatModel("linf", 0.1))
+    assert filled.names == ("pgd-10 linf 0.1", "pgd-10 l2 0.5")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Union(()), "`attacks`: expected attacks, got none.*Union.over"),
+        (lambda: Union((("linf", 0.1),)), r"`attacks`: expected attacks, got \['tuple'\]"),  # type: ignore
+        (lambda: Union((PGD(), PGD())), "`attacks`: expected attacks that differ"),
+        (lambda: Union.over([("linf", -1)]), "`eps`: expected a number > 0"),
+        (lambda: Union.over([("l7", 1.0)]), "expected one of: .*l7"),
+        (lambda: Union.over(attack=PGD()), "`attack`: expected one without norm, got 'linf'"),
+    ],
+)
+def test_what_it_cannot_be_is_named(make: Any, message: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        make()
+
+
+def test_images_outside_the_bounds_are_refused(asked: Any) -> None:
+    model, x, y = asked
+    with untouched(model), pytest.raises(ArgumentError, match="`x`: expected images within"):
+        small().run(model, x * 2, y)

@@ -1,0 +1,207 @@
+"""Passes in bf16: fp32 outside, right inside, the model's weights untouched, LoRA merged."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_merging import Low, network
+from tiny_models import SIZES, FixedLogits, Mixed, images, tiny, untouched
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from roli_fast.engine import InputGradient, SearchModel
+from roli_fast.engine.attention import MatrixAttention
+from roli_fast.errors import ArgumentTypeError
+
+X = images(4, 3, 6, 6)
+Y = torch.tensor([0, 3, 1, 2])
+SHORT = [torch.bfloat16, torch.float16]
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return functional.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("name", SIZES)
+def test_close_to_fp32_and_fp32_outside(name: str, dtype: torch.dtype) -> None:
+    model, side = tiny(name), SIZES[name]
+    x, y = images(4, 3, side, side), torch.tensor([0, 3, 1, 4])
+    with InputGradient(model) as engine:
+        truth = engine(x, y)
+    with untouched(model), InputGradient(SearchModel(model, batch_size=3, dtype=dtype)) as engine:
+        found, seen = engine(x, y), engine.evaluate(x, y)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in (*found, *seen)} == {torch.float32}
+    assert (cosine(found[0], truth[0]) > 0.97).all()
+    # the last digit of bf16 is worth 2^-8 of a number; a few layers add a few of them
+    assert torch.allclose(found[2], truth[2], rtol=0, atol=0.04 * truth[2].abs().max().item())
+    assert not torch.equal(found[2], truth[2])
+    assert torch.allclose(seen[1], found[2], rtol=0, atol=0.04 * truth[2].abs().max().item())
+
+
+class Looking(nn.Module):
+    """Notes what its layers compute with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Linear(64, 4)
+        self.twin = self.head  # tied
+        self.seen: dict[str, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.conv(x))
+        self.seen = {
+            "x": x.dtype,
+            "conv": self.conv.weight.dtype,
+            "rows": self.conv.weight.is_contiguous(memory_format=torch.channels_last),
+            "norm": self.norm.weight.dtype,
+            "maps": maps.dtype,
+            "head": self.head.weight.dtype,
+            "tied": self.twin.weight is self.head.weight,
+            "pointer": self.head.weight.data_ptr(),
+        }
+        return self.twin(maps.flatten(1))
+
+
+def test_what_a_forward_computes_with() -> None:
+    model, short = Looking(), torch.bfloat16
+    with untouched(model), InputGradient(SearchModel(model, dtype=short)) as engine:
+        engine(X, Y)
+        first = dict(model.seen)
+        engine.evaluate(X, Y)
+    assert first == {
+        "x": torch.float32,
+        "conv": short,
+        "rows": True,
+        "norm": torch.float32,
+        "maps": short,
+        "head": short,
+        "tied": True,
+        "pointer": model.seen["pointer"],  # converted once, not at each call
+    }
+
+
+def test_a_model_that_gets_no_better_by_hand() -> None:
+    """1 + 2^-9 is no bf16 number: the weight is rounded to 1, exactly once, and logits are not."""
+    model = FixedLogits(torch.tensor([[1 + 2**-9], [0.0]]))
+    with InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+        grad, _loss, logits = engine(torch.ones(1, 1), torch.tensor([1]), lambda z, y: z[:, 0])
+    assert logits.tolist() == [[1.0, 0.0]] and grad.tolist() == [[1.0]]
+
+
+def test_a_small_gradient_does_not_vanish_in_fp16() -> None:
+    """Logits (0, -20), label 0: the loss falls with the second by e^-20 = 2e-9, and fp16 ends at
+    6e-8."""
+    model = FixedLogits(torch.tensor([[0.0], [-20.0]]))
+    x, y = torch.ones(1, 1), torch.tensor([0])
+    with InputGradient(SearchModel(model, dtype=torch.float16)) as engine:
+        grad = engine(x, y)[0]
+        again = engine.keep(x, y).gradient(functional_loss)[0]
+    assert grad.item() == again.item() == pytest.approx(-20 * 2.0612e-9, rel=0.1)
+
+
+def functional_loss(logits: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, y, reduction="none")
+
+
+def test_low_rank_layers_are_merged_in_the_short_dtype() -> None:
+    model, x = network(), images(4, 12)
+    with untouched(model), InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+        engine(x, Y)
+    assert isinstance(model[0], Low) and model[0].ways == ["torch.bfloat16"]
+    with InputGradient(model) as engine:
+        engine(x, Y)
+    assert model[0].ways[1:] == ["torch.float32"]
+
+
+def test_a_callable_is_served_by_autocast() -> None:
+    weight = images(4, 108)
+    model = SearchModel(lambda x: x.flatten(1) @ weight.t(), dtype=torch.bfloat16)
+    with InputGradient(model) as engine:
+        grad, _loss, logits = engine(X, Y)
+    truth = X.flatten(1) @ weight.t()
+    assert grad.dtype == logits.dtype == torch.float32
+    assert torch.allclose(logits, truth, rtol=0.02) and not torch.equal(logits, truth)
+
+
+def test_as_a_model() -> None:
+    model = Mixed().eval()
+    short = SearchModel(model, batch_size=3, dtype=torch.bfloat16)
+    with untouched(model), torch.no_grad():
+        logits = short(X)
+        assert logits.dtype == torch.float32 and torch.allclose(logits, model(X), atol=0.05)
+
+
+def test_a_weight_that_changes_between_searches_is_read_again() -> None:
+    linear = FixedLogits(torch.ones(2, 1))
+    model = SearchModel(linear, dtype=torch.bfloat16)
+    for value in (1.0, 3.0):
+        with torch.no_grad():
+            linear.weight.fill_(value)
+        with InputGradient(model) as engine:
+            assert engine.evaluate(torch.ones(1, 1), Y[:1])[1].tolist() == [[value, value]]
+
+
+def test_fp32_is_no_short_dtype() -> None:
+    with InputGradient(Mixed()) as engine:
+        truth = engine(X, Y)
+    with InputGradient(SearchModel(Mixed(), dtype=torch.float32)) as engine:
+        assert all(map(torch.equal, engine(X, Y), truth))
+
+
+def test_what_cannot_be_searched_in_it() -> None:
+    with pytest.raises(ArgumentTypeError, match="`x`: expected fp32 images, got torch.float64"):
+        with InputGradient(SearchModel(Mixed(), dtype=torch.bfloat16)) as engine:
+            engine(X.double(), Y)
+    with pytest.deprecated_call():
+        scripted = torch.jit.trace(Looking().eval(), X, check_trace=False)
+    with pytest.raises(ArgumentTypeError, match="`model`: expected a plain nn.Module"):
+        SearchModel(scripted, dtype=torch.bfloat16)  # pyright: ignore
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+class Fused(TorchDispatchMode):
+    """Counts forwards of torch's fused attention."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        return func(*args, **(kwargs or {}))
+
+
+class TestAttention:
+    QKV = drawn(3, 2, 3, 5, 8).double()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"scale": 0.5},
+            {"attn_mask": drawn(5, 5).double()},
+            {"attn_mask": torch.ones(5, 5).tril().bool()},
+            {"is_causal": True},
+        ],
+        ids=lambda options: next(iter(options), "plain"),
+    )
+    def test_the_same_as_torchs(self, options: Any) -> None:
+        truth = functional.scaled_dot_product_attention(*self.QKV, **options)
+        with MatrixAttention():
+            found = functional.scaled_dot_product_attention(*self.QKV, **options)
+        assert torch.allclose(found, truth, rtol=1e-12, atol=1e-14)
+
+    def test_gradients_take_products_and_forwards_torchs_kernel(self) -> None:
+        model, x = tiny("vit_tiny_patch16_224"), images(2, 3, 8, 8)
+        for short, fused in ((True, 0), (False, 2)):  # one a layer
+            with InputGradient(SearchModel(model, dtype=torch.bfloat16 if short else None)) as e:
+                with Fused() as in_gradient:
+                    e(x, Y[:2])
+                with Fused() as in_forward:
+                    e.evaluate(x, Y[:2])
+            assert (in_gradient.count, in_forward.count) == (fused, 2)
