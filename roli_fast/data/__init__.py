@@ -4,6 +4,8 @@ To add one, write a new file here with a subclass of `DataSource` under
 `@DATASETS.register("name")`; its fields are its configuration, and the contract tests find it.
 """
 
+from roli_fast.data.corruptions import CORRUPTIONS as CORRUPTIONS
+from roli_fast.data.corruptions import corrupted as corrupted
 from roli_fast.data.loader import batches as batches
 from roli_fast.data.loader import num_batches as num_batches
 from roli_fast.data.source import DATASETS as DATASETS

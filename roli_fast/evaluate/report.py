@@ -13,8 +13,8 @@ from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.warning_signs import black_box
 from roli_fast.errors import RunDirectoryError, describe
 from roli_fast.evaluate.assessment import Assessment
+from roli_fast.evaluate.confidence import wilson_interval
 from roli_fast.evaluate.config import SCHEMA
-from roli_fast.evaluate.interval import wilson
 from roli_fast.evaluate.state import Chunk, Found, to_flags, to_text
 from roli_fast.evaluate.worker import Search, Worker
 from roli_fast.files import write_json, write_tensors
@@ -33,7 +33,7 @@ def accuracy_of(flags: Tensor) -> dict[str, Any]:
     right = int(flags.sum())
     return {
         "accuracy": right / len(flags),
-        "interval_95": list(wilson(right, len(flags))),
+        "interval_95": list(wilson_interval(right, len(flags))),
         "flags": to_text(flags),
     }
 

@@ -36,7 +36,7 @@ def _remarks(report: dict[str, Any]) -> list[str]:
     if report["search_dtype"] != "float32":
         lines.append(
             f"Searched in {report['search_dtype']}; {report['lost']} images found there did not "
-            "fool the model in its own precision and do not count."
+            "fool the model in its own precision, and were searched again by it."
         )
     lines += [f"Warning: {text}." for text in report["warnings"]]
     lines += [f"Note: {text}." for text in report["notes"]]

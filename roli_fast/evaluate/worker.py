@@ -136,12 +136,11 @@ class Worker:
         generator = derived_generator("evaluation", *seed, device=self.device)
         standing = Standing.begin(batch.x, alive.to(self.device))
         asked = Question(self.model, batch.x, batch.y, generator, batch.ids)
-        search_in_turn((search.attack,), asked, standing)
+        search_in_turn((search.attack,), asked, standing, (search.label,))
         fooled = standing.fooled_by >= 0
         if images is not None:
             images[norm][fooled] = standing.x_adv[fooled]
-        counted = f"{search.attack.label}: "
-        notes = [note.removeprefix(counted) for note in standing.notes]
+        notes = (note.removeprefix(f"{search.label}: ") for note in standing.notes)
         chunk.found.append(
             Found(
                 norm,
@@ -151,7 +150,7 @@ class Worker:
                 standing.lost,
                 total(standing.costs),
                 time.perf_counter() - began,
-                tuple(note for note in notes if not note.startswith("fooled ")),
+                tuple(notes),
             )
         )
 

@@ -1,0 +1,367 @@
+"""Robustness curves of linear models, whose every distance is known, and of small networks."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import Counting, FixedLogits, Mixed, images, untouched
+from torch import Tensor
+
+from roli_fast.attacks import FAB, FGSM, PGD, AutoAttack, Union
+from roli_fast.attacks.base import AttackResult, BallAttack
+from roli_fast.data import Batch
+from roli_fast.engine import Cost, SearchModel
+from roli_fast.errors import ArgumentError, ArgumentTypeError, DataError
+from roli_fast.evaluate import Curve, evaluate, plot_curves, robustness_curve
+from roli_fast.evaluate.curve_plot import draw_curves
+
+WEIGHT = torch.tensor([[0.0, 0.0, 0.0], [4.0, 1.0, -3.0]])
+"""Logit 1 minus logit 0 is w @ x + b: |w|_1 = 8, |w|_2 = sqrt(26), |w|_inf = 4."""
+
+MARGINS = torch.tensor([0.4, 0.8, 1.2, 1.6, -0.4])
+"""Of class 0 over class 1, for x = 1/2 and its bias; the last is wrong when clean."""
+
+
+class Linear(FixedLogits):
+    """Class 0 leads by the margin that the first pixel's offset from 1/2 gives: 4 times it."""
+
+    def __init__(self) -> None:
+        super().__init__(WEIGHT, torch.tensor([0.0, -1.0]))
+
+
+def data() -> tuple[Tensor, Tensor]:
+    """Images at the margins, in the middle of the box; w @ 1/2 is 1, which the bias takes off."""
+    x = torch.full((5, 3), 0.5)
+    x -= MARGINS[:, None] * WEIGHT[1] / 26
+    return x, torch.zeros(5, dtype=torch.int64)
+
+
+def batches(x: Tensor, y: Tensor, *sizes: int) -> Iterator[Batch]:
+    ids = torch.arange(len(y))
+    yield from map(Batch, x.split(sizes), y.split(sizes), ids.split(sizes))
+
+
+DUALS = {"linf": 8.0, "l2": 26**0.5, "l1": 4.0}
+SHARES = (0.5, 1.5, 2.5, 3.5, 4.5)
+"""Radii in units of the first distance: one more image falls at each."""
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("norm", DUALS)
+@pytest.mark.parametrize("kind", [PGD, FAB])
+def test_accuracy_by_hand(kind: type[BallAttack], norm: str, together: bool) -> None:
+    """A linear model falls at margin / dual norm; the margins are 0.4 times 1, 2, 3, 4."""
+    radii = [0.4 * share / DUALS[norm] for share in SHARES]
+    attack = kind(norm=norm, steps=20)  # pyright: ignore
+    x, y = data()
+    curve = robustness_curve(Linear(), batches(x, y, 3, 2), attack, radii, together=together)
+    assert curve.radii == (0.0, *radii) and curve.norm == norm
+    assert [int(flags.sum()) for flags in curve.right] == [4, 4, 3, 2, 1, 0]
+    assert curve.accuracy == pytest.approx((0.8, 0.8, 0.6, 0.4, 0.2, 0.0))
+    for number, flags in enumerate(curve.right[1:]):
+        assert flags.tolist() == [index >= number for index in range(4)] + [False]
+
+
+@dataclass(frozen=True)
+class Falls(BallAttack):
+    """Fools sample k once eps exceeds k / 10, unless it is listed as lucky; notes what it sees."""
+
+    norm: str | None = "linf"
+    eps: float | None = None
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+    lucky: float = -1.0
+    seen: list[tuple[list[int], list[float]]] = field(default_factory=list, compare=False)
+    models: list[Any] = field(default_factory=list, compare=False)
+
+    @property
+    def label(self) -> str:
+        return "falls"
+
+    def run(self, model: Any, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> AttackResult:
+        self.models.append(model)
+        eps, ids = options["eps"], options["sample_ids"]
+        assert eps.shape == ids.shape == y.shape and eps.dtype == x.dtype
+        self.seen.append((ids.tolist(), [round(value, 4) for value in eps.tolist()]))
+        falls = (eps > ids / 10 + 1e-6) & ((eps - self.lucky).abs() > 1e-6)
+        return AttackResult(torch.where(falls[:, None], 1.0, x), Cost(3, 2))
+
+
+class AboveHalf(FixedLogits):
+    def __init__(self) -> None:
+        super().__init__(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0, 0.0]))
+
+
+def falling(attack: Falls, **options: Any) -> Curve:
+    x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
+    return robustness_curve(AboveHalf(), batches(x, y, 4), attack, (0.05, 0.15, 0.25), **options)
+
+
+def test_what_is_fooled_is_not_attacked_again() -> None:
+    attack = Falls()
+    curve = falling(attack)
+    assert attack.seen == [
+        ([0, 1, 2, 3], [0.05] * 4),
+        ([1, 2, 3], [0.15] * 3),
+        ([2, 3], [0.25] * 2),
+    ]
+    assert [flags.tolist() for flags in curve.right] == [
+        [True] * 4, [False, True, True, True], [False, False, True, True], [False] * 3 + [True],
+    ]  # fmt: skip
+    assert curve.cost == Cost(1 + 3 * 4, 3 * 2)  # clean; three attacks, one look at each
+
+
+def test_together_is_one_batch() -> None:
+    attack = Falls()
+    curve = falling(attack, together=True)
+    assert attack.seen == [([0, 1, 2, 3] * 3, [0.05] * 4 + [0.15] * 4 + [0.25] * 4)]
+    assert torch.equal(curve.right, falling(Falls()).right)
+    assert curve.cost == Cost(1 + 3 + 1, 2)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_search_that_fails_at_a_larger_radius_changes_nothing(together: bool) -> None:
+    """What a smaller ball holds, a larger one holds too: accuracy never rises."""
+    curve = falling(Falls(lucky=0.15), together=together)
+    assert [flags.tolist() for flags in curve.right[1:]] == [
+        [False, True, True, True], [False, True, True, True], [False] * 3 + [True],
+    ]  # fmt: skip
+
+
+def small_network() -> tuple[Mixed, Tensor, Tensor]:
+    x = images(30, 3, 6, 6)
+    with torch.no_grad():
+        y = Mixed().eval()(x).argmax(1)
+    y[::7] = (y[::7] + 1) % 3
+    return Mixed(), x, y
+
+
+RADII = (0.02, 0.05, 0.1, 0.2, 0.4)
+
+
+class TestOnANetwork:
+    attack = PGD(steps=3)
+
+    def curve(self, *sizes: int, attack: BallAttack | None = None, **options: Any) -> Curve:
+        model, x, y = small_network()
+        with untouched(model):
+            return robustness_curve(
+                options.pop("model", model),
+                batches(x, y, *(sizes or (30,))),
+                attack or self.attack,
+                RADII,
+                **options,
+            )
+
+    def test_each_point_is_what_evaluate_finds(self) -> None:
+        """Draws and all: right here is right for `evaluate` at this radius and all smaller."""
+        curve = self.curve(13, 17, seed=3)
+        model, x, y = small_network()
+        still = torch.ones(30, dtype=torch.bool)
+        for radius, flags in zip(RADII, curve.right[1:], strict=True):
+            attack = PGD(steps=3, eps=radius, step_size=None)
+            found = evaluate(model, batches(x, y, 30), [attack], seed=3)
+            still &= found.robust["pgd-3"]
+            assert torch.equal(flags, still)
+            assert torch.equal(curve.right[0], found.clean)
+        counts = curve.right.sum(1).tolist()
+        assert len(set(counts)) >= 4 and counts == sorted(counts, reverse=True)
+
+    def test_batches_and_togetherness_change_no_flag(self) -> None:
+        whole = self.curve().right
+        assert torch.equal(whole, self.curve(1, 9, 0, 20).right)
+        assert torch.equal(whole, self.curve(12, 18, together=True).right)
+
+    def test_the_seed_decides_and_the_global_state_stays(self) -> None:
+        attack, state = PGD(steps=1), torch.get_rng_state()
+        found = [self.curve(attack=attack, seed=seed).right for seed in (0, 0, 1)]
+        assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_fab_answers_all_radii_at_once(self) -> None:
+        """One search for five radii; at each of them as good as a search for that one."""
+        attack = FAB(steps=15)
+        model, x, y = small_network()
+        counting = Counting(model)
+        curve = self.curve(attack=attack, model=counting)
+        steps_and_ends = 2 * (15 + 3) + 3  # back steps may each cost a pass
+        assert counting.forwards == curve.cost.forwards <= steps_and_ends
+        found = evaluate(model, batches(x, y, 30), [FAB(steps=15, eps=RADII[2])])
+        assert (curve.right[3] != found.robust["fab-15"]).sum() <= 1
+        assert 0 < curve.right[3].sum() < curve.right[0].sum()
+
+    def test_the_search_model_searches_and_the_plain_one_decides(self) -> None:
+        """The attack gets the search model as it is; flags are those of the model inside."""
+        attack = Falls()
+        model = SearchModel(AboveHalf(), dtype=torch.bfloat16)
+        x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
+        assert torch.equal(
+            robustness_curve(model, batches(x, y, 4), attack, (0.05, 0.15, 0.25)).right,
+            falling(Falls()).right,
+        )
+        assert all(given is model for given in attack.models)
+
+    def test_fab_in_a_short_dtype_is_not_taken_at_its_word(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One run a radius, and what it returns is shown to the plain model."""
+        runs: list[Any] = []
+        run = FAB.run
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            runs.append(options["eps"])
+            return run(*arguments, **options)
+
+        monkeypatch.setattr(FAB, "run", noted)
+        self.curve(attack=FAB(steps=3))
+        assert runs == [RADII[0]]
+        self.curve(attack=FAB(steps=3), model=SearchModel(Mixed(), dtype=torch.bfloat16))
+        assert [float(eps[0]) for eps in runs[1:]] == pytest.approx(RADII)
+
+    def test_an_ensemble_is_an_attack_like_any_other(self) -> None:
+        """Stronger than its strongest part: no image is right that PGD fools."""
+        attack = AutoAttack(version="custom", attacks=("apgd-ce", "square"), steps=5, n_queries=5)
+        assert self.curve(attack=attack).right.sum() < self.curve(attack=FGSM()).right.sum()
+
+    def test_progress_and_join(self) -> None:
+        done: list[int] = []
+        whole = self.curve(20, 10, after_batch=done.append)
+        assert done == [20, 10]
+        model, x, y = small_network()
+        parts = [
+            robustness_curve(model, [batch], self.attack, RADII) for batch in batches(x, y, 20, 10)
+        ]
+        joined = Curve.join(parts)
+        assert torch.equal(joined.right, whole.right) and joined.cost == whole.cost
+        with pytest.raises(ArgumentError, match="`curves`: expected parts of one curve"):
+            Curve.join([parts[0], robustness_curve(model, batches(x, y, 30), FGSM(), RADII)])
+        with pytest.raises(ArgumentError, match="`curves`"):
+            Curve.join([])
+
+    def test_the_model_is_given_back_after_an_exception(self) -> None:
+        def broken() -> Iterator[Batch]:
+            yield from batches(*small_network()[1:], 30)
+            raise DataError("boom")
+
+        model = Mixed()
+        with untouched(model), pytest.raises(DataError):
+            robustness_curve(model, broken(), self.attack, RADII)
+
+
+class TestErrors:
+    def call(self, radii: Any, attack: Any = None, data: Any = None) -> None:
+        x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
+        data = batches(x, y, 4) if data is None else data
+        robustness_curve(AboveHalf(), data, attack or FGSM(), radii)
+
+    @pytest.mark.parametrize("radii", [(), (0.2, 0.1), (0.1, 0.1)])
+    def test_radii_ascend(self, radii: tuple[float, ...]) -> None:
+        with pytest.raises(ArgumentError, match="`radii`: expected one or more numbers, ascending"):
+            self.call(radii)
+
+    def test_radii_are_above_zero_and_in_the_units_of_the_images(self) -> None:
+        with pytest.raises(ArgumentError, match="`radii`: expected a number > 0, got 0"):
+            self.call((0.0, 0.1))
+        with pytest.raises(ArgumentError, match="Did you mean 8/255"):
+            self.call((0.1, 8))
+        self.call((0.1, 8), FGSM(norm="l2"))
+
+    def test_an_attack_without_a_norm(self) -> None:
+        with pytest.raises(ArgumentError, match=r"`norm`: expected a value.*under"):
+            self.call((0.1,), FGSM(norm=None))
+
+    def test_a_step_that_fits_one_radius(self) -> None:
+        """PGD's usual 2/255 at 8/255 is a quarter; 3/255 is no rule for other radii."""
+        self.call((0.1, 0.2), PGD())
+        with pytest.raises(ArgumentError, match=r"`step_size`: expected None.*quarter of each"):
+            self.call((0.1, 0.2), PGD(step_size=3 / 255))
+
+    def test_an_attack_in_no_single_ball(self) -> None:
+        with pytest.raises(ArgumentTypeError, match="`attack`: expected an attack in one ball"):
+            self.call((0.1,), Union([FGSM()]))
+
+    def test_no_images(self) -> None:
+        with pytest.raises(ArgumentError, match="`batches`: expected at least one image"):
+            self.call((0.1,), data=[])
+
+
+def made_up(name: str, norm: str = "linf", attack: str = "pgd-10") -> Curve:
+    """10 images, of which 9, 7, 4 and 0 stay right."""
+    right = torch.arange(10) < torch.tensor([9, 7, 4, 0])[:, None]
+    radii = (0.0, 2 / 255, 4 / 255, 8 / 255) if norm == "linf" else (0.0, 0.25, 0.5, 1.0)
+    return Curve(name, attack, norm, radii, right, Cost(40, 30))
+
+
+class TestJson:
+    def test_by_hand(self) -> None:
+        found = json.loads(json.dumps(made_up("vit").as_json()))
+        assert found["images"] == 10 and found["cost"] == {"forwards": 40, "backwards": 30}
+        assert [found[key] for key in ("name", "attack", "norm")] == ["vit", "pgd-10", "linf"]
+        first = found["points"][0]
+        assert first["right"] == 9 and first["accuracy"] == 0.9 and first["eps"] == 0
+        assert first["low"] == pytest.approx(0.596, abs=5e-4)  # 9 of 10, published
+        assert first["high"] == pytest.approx(0.982, abs=5e-4)
+
+    def test_a_whole_population_has_no_band(self) -> None:
+        for point in made_up("vit").as_json(population=10)["points"]:
+            assert point["low"] == point["high"] == point["accuracy"]
+
+
+class TestPlot:
+    def test_a_png_is_written(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "curve.png"
+        made_up("vit").plot(path)
+        made_up("vit").plot(path)
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.width > 500 and image.height > 400
+            colours = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        assert len(np.unique(colours, axis=0)) > 50
+        assert [file.name for file in path.parent.iterdir()] == ["curve.png"]
+
+    def test_radii_in_grey_levels_and_accuracy_in_percent(self) -> None:
+        figure = draw_curves([made_up("vit").as_json()])
+        (panel,) = figure.axes
+        (line,) = panel.lines
+        assert line.get_xydata() == pytest.approx(
+            np.array([[0, 90], [2, 70], [4, 40], [8, 0]], dtype=float)
+        )
+        assert panel.get_xlabel() == "linf radius, in 1/255"
+        assert panel.get_ylabel() == "accuracy in %" and panel.get_ylim() == (0, 100)
+        assert [text.get_text() for text in panel.get_legend().get_texts()] == ["vit, pgd-10"]
+        assert "10 images" in figure.get_suptitle() and "95 %" in figure.get_suptitle()
+
+    def test_the_band_is_the_interval(self) -> None:
+        curve = made_up("vit").as_json()
+        (panel,) = draw_curves([curve]).axes
+        corners = panel.collections[0].get_paths()[0].vertices
+        for point in curve["points"]:
+            column = corners[np.isclose(corners[:, 0], point["eps"] * 255), 1]
+            assert column.min() == pytest.approx(100 * point["low"], abs=1e-6)
+            assert column.max() == pytest.approx(100 * point["high"], abs=1e-6)
+
+    def test_several_models_and_norms(self) -> None:
+        curves = [made_up(*key).as_json() for key in itertools.product("ab", ("linf", "l2", "l1"))]
+        figure = draw_curves(curves)
+        labels = [panel.get_xlabel() for panel in figure.axes]
+        assert labels == ["linf radius, in 1/255", "l2 radius", "l1 radius"]
+        for panel in figure.axes:
+            assert len(panel.lines) == 2
+        colours = [[line.get_color() for line in panel.lines] for panel in figure.axes]
+        assert colours[0] == colours[1] == colours[2] and colours[0][0] != colours[0][1]
+
+    def test_two_attacks_on_a_model_differ_in_the_line(self) -> None:
+        curves = [made_up("a", attack=attack).as_json() for attack in ("pgd-10", "fab-10")]
+        first, second = draw_curves(curves).axes[0].lines
+        assert first.get_color() == second.get_color()
+        assert first.get_linestyle() != second.get_linestyle()
+
+    def test_nothing_to_plot(self, tmp_path: Path) -> None:
+        with pytest.raises(ArgumentError, match="`curves`: expected at least one curve, got none"):
+            plot_curves([], tmp_path / "curve.png")
+        assert not list(tmp_path.iterdir())
