@@ -8,6 +8,7 @@ import torch
 from roli_fast.attacks import Attack, AutoAttack
 from roli_fast.data import DataSource
 from roli_fast.errors import ConfigError, describe
+from roli_fast.evaluate.shifts import kinds
 from roli_fast.threat import ThreatModel
 
 Split = Literal["train", "val", "test"]
@@ -74,6 +75,9 @@ class Assessment:
             the model.
         search_dtype: "float32", "bfloat16" or "float16": in which the searches pass their images;
             what they find counts only if it fools the model in its own precision.
+        corruptions: common corruptions under which the same images are classified too, at all five
+            severities: names separated by commas, or "all" for the fifteen.
+        ood: a second data set with the same classes, of which as many images are classified.
         save_adversarial: write adversarial.safetensors, the images that fooled the model.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads; null chooses one for small models and all cores otherwise.
@@ -92,6 +96,8 @@ class Assessment:
     batch_size: int = 64
     chunk: int = 256
     search_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    corruptions: tuple[str, ...] = ()
+    ood: DataSource | None = None
     save_adversarial: bool = False
     device: str = "auto"
     threads: int | None = None
@@ -116,6 +122,7 @@ class Assessment:
             got = f"{len(self.eps or ())} for {len(self.norm)} ({', '.join(self.norm)})"
             fix = "Separate them by commas: --norm linf,l2,l1 --eps 8/255,0.5,12"
             raise ConfigError(describe("eps", "one radius for each norm", got, fix))
+        object.__setattr__(self, "corruptions", kinds(self.corruptions))
         self._check_attacks()
 
     def _check_attacks(self) -> None:

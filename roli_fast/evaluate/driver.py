@@ -4,27 +4,26 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from roli_fast.data import ImageDataset, Splits
 from roli_fast.engine import SearchModel
-from roli_fast.engine.input_gradient import Model, check_logits
-from roli_fast.errors import ArgumentError, RoliFastError, RunDirectoryError, describe
+from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import RoliFastError, RunDirectoryError, describe
 from roli_fast.evaluate.assessment import DTYPES, Assessment
 from roli_fast.evaluate.config import SCHEMA
-from roli_fast.evaluate.identity import check_same, identity, write_identity
+from roli_fast.evaluate.identity import check_same, write_identity
+from roli_fast.evaluate.prepare import Prepared, prepare
+from roli_fast.evaluate.progress import Progress
 from roli_fast.evaluate.ranks import Ranks
 from roli_fast.evaluate.report import build_report, write_report
-from roli_fast.evaluate.samples import chosen, chunks
+from roli_fast.evaluate.samples import chunks
+from roli_fast.evaluate.shifts import Shifts, views
 from roli_fast.evaluate.state import Chunk, Store
-from roli_fast.evaluate.subject import Opened, open_model
 from roli_fast.evaluate.worker import Worker, plan
-from roli_fast.running.device import pick_device, pick_threads
 from roli_fast.running.environment import hash_text
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
@@ -35,18 +34,6 @@ logger = logging.getLogger("roli_fast.evaluate")
 
 OPTION = "--out"
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is known before the folder is touched."""
-
-    splits: Splits
-    dataset: ImageDataset
-    opened: Opened
-    device: torch.device
-    threads: int
-    found: dict[str, Any]
 
 
 def run(
@@ -100,84 +87,23 @@ def run(
         undo.enter_context(_stops(ready.opened.model, interrupt))
         began = time.perf_counter()
         worker = _work(assessment, folder, ready, ranks, interrupt, quiet)
+        shifts = Shifts(
+            folder,
+            hash_text(ready.found["key"]),
+            worker.model,
+            views(ready.dataset, assessment.corruptions, assessment.seed, ready.second),
+            assessment.chunk,
+            ready.device,
+        )
+        _measure_shifts(shifts, ranks, interrupt, quiet)
         if not ranks.first:
             return None
         done = _collect(worker, interrupt)
         report = build_report(assessment, ready, done, worker.searches)
+        report["shifts"] = _collect_shifts(shifts, interrupt)
         report["seconds_here"] = time.perf_counter() - began
         write_report(folder, report, worker, done)
         return report
-
-
-def prepare(assessment: Assessment, ranks: Ranks) -> Prepared:
-    """Read the data and open the model, as far as that finds mistakes; writes nothing."""
-    device = pick_device(ranks.device(assessment.device))
-    splits = assessment.data.load()
-    dataset = chosen(assessment, splits)
-    size = dataset.image_size
-    opened = open_model(assessment.model, num_classes=splits.num_classes, image_size=size)
-    threads = _threads(opened.model, size, assessment)
-    opened = replace(opened, model=_to(opened.model, device))
-    notes = _try_out(opened, dataset, splits, device)
-    opened = replace(opened, notes=(*opened.notes, *notes))
-    found = identity(assessment, dataset, opened)
-    found["threads"] = threads
-    found["device"] = str(device)
-    return Prepared(splits, dataset, opened, device, threads, found)
-
-
-def _threads(model: Model, size: int, assessment: Assessment) -> int:
-    if assessment.threads:
-        return assessment.threads
-    if not isinstance(model, nn.Module):
-        return torch.get_num_threads()
-    try:
-        return pick_threads(model, size, assessment.batch_size)
-    except (RuntimeError, ValueError, AssertionError, TypeError):  # `_try_out` tells it better
-        return torch.get_num_threads()
-
-
-def _to(model: Model, device: torch.device) -> Model:
-    return model.to(device) if isinstance(model, nn.Module) else model
-
-
-def _try_out(
-    opened: Opened, dataset: ImageDataset, splits: Splits, device: torch.device
-) -> list[str]:
-    """One image through the model: whether images, outputs and labels fit together."""
-    x = dataset.batch(torch.tensor([0])).x.to(device)
-    try:
-        with torch.no_grad():
-            logits: Any = opened.model(x)
-    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-        words = (str(error).splitlines() or [type(error).__name__])[0]
-        fix = "Set data.image_size to the model's, or model.resize to resize inside the model."
-        got = f"{type(error).__name__}: {words}"
-        raise ArgumentError(
-            describe("model", f"a model of images {tuple(x.shape[1:])}", got, fix)
-        ) from error
-    check_logits(logits, x)
-    outputs, highest = logits.shape[1], int(dataset.labels.max())
-    if highest >= outputs:
-        got = f"labels up to {highest} ('{splits.classes[highest]}')"
-        fix = f"The data has {splits.num_classes} classes: use data of the model's classes."
-        expected = f"labels in [0, {outputs}) for a model with {outputs} outputs"
-        raise ArgumentError(describe("data", expected, got, fix))
-    return _notes_on_classes(opened.classes, splits.classes, outputs)
-
-
-def _notes_on_classes(known: tuple[str, ...], classes: tuple[str, ...], outputs: int) -> list[str]:
-    notes = []
-    if outputs != len(classes):
-        notes.append(f"the model has {outputs} outputs, the data {len(classes)} classes")
-    different = [(a, b) for a, b in zip(known, classes, strict=False) if a != b]
-    if different:
-        a, b = different[0]
-        notes.append(
-            f"{len(different)} classes are called otherwise in the data than in the model's file "
-            f"('{b}', '{a}'): if they are others, the accuracy says nothing"
-        )
-    return notes
 
 
 def _open(assessment: Assessment, folder: Path, ready: Prepared, *, resume: bool) -> RunLock:
@@ -247,7 +173,7 @@ def _work(  # noqa: PLR0913 - what a process works with
         dtype=DTYPES[assessment.search_dtype],
     )
     parts = chunks(len(ready.dataset), assessment.chunk)
-    progress = _Progress(parts, searches, ranks, interrupt, quiet)
+    progress = Progress(parts, searches, ranks, interrupt, quiet)
     store = Store(folder, hash_text(ready.found["key"]))
     worker = Worker(
         assessment, ready.dataset, model, searches, store, ready.device, progress.after_search
@@ -281,53 +207,22 @@ def _collect(worker: Worker, interrupt: Interrupt) -> list[Chunk]:
     return done
 
 
-class _Progress:
-    """A bar over this process's share, with the robust accuracy so far."""
+def _measure_shifts(shifts: Shifts, ranks: Ranks, interrupt: Interrupt, quiet: bool) -> None:
+    """This process's share of the views."""
+    left = [name for name in shifts.views if shifts.right(name) is None]
+    mine = left[ranks.rank :: ranks.world]
+    total = sum(len(shifts.views[name]) for name in mine)
+    with progress_bar("shifts", total=total, quiet=quiet or not ranks.first or not mine) as bar:
+        for name in mine:
+            interrupt.check()
+            shifts.measure(name, interrupt.check)
+            bar.update(len(shifts.views[name]))
 
-    def __init__(
-        self,
-        parts: list[range],
-        searches: list[Any],
-        ranks: Ranks,
-        interrupt: Interrupt,
-        quiet: bool,
-    ) -> None:
-        self._parts, self._count = parts, len(searches)
-        self._ranks, self._interrupt, self._quiet = ranks, interrupt, quiet
-        self._finished: dict[int, Chunk] = {}
-        self._bar: Any = None
 
-    @contextlib.contextmanager
-    def begin(self, kept: dict[int, Chunk | None], mine: list[int]) -> Iterator[None]:
-        """Within: the bar is shown."""
-        for number, chunk in kept.items():
-            if chunk is not None and len(chunk.found) == self._count:
-                self._finished[number] = chunk
-        saved = sum(len(c.found) * len(c.ids) for n in mine if (c := kept[n]))
-        world = self._ranks.world
-        title = "evaluate" if world == 1 else f"evaluate, process {self._ranks.rank + 1}/{world}"
-        self._bar = progress_bar(
-            title,
-            total=sum(len(self._parts[number]) for number in mine),
-            initial=saved / max(1, self._count),
-            quiet=self._quiet or not self._ranks.first,
-            smoothing=0.0,  # searches differ, chunks do not: the mean is the better guess
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-        )
-        try:
-            yield
-        finally:
-            self._bar.close()
-
-    def after_search(self, chunk: Chunk) -> None:
-        """One more search is done on a chunk."""
-        if len(chunk.found) == self._count:
-            self._finished[chunk.number] = chunk
-        shown = {**self._finished, chunk.number: chunk}.values()
-        images = sum(len(c.ids) for c in shown)
-        robust = sum(int(c.alive(None).sum()) for c in shown)
-        self._bar.set_postfix_str(
-            f"robust {100 * robust / images:.1f} % of {images}", refresh=False
-        )
-        self._bar.update(len(chunk.ids) / self._count)
-        self._interrupt.check()
+def _collect_shifts(shifts: Shifts, interrupt: Interrupt) -> dict[str, Any] | None:
+    """The report of every view, once all processes are done; None where nothing was asked for."""
+    for name in shifts.views:
+        while shifts.right(name) is None:
+            interrupt.check()
+            time.sleep(_POLL_SECONDS)
+    return shifts.report() if shifts.views else None

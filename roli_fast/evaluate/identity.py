@@ -1,6 +1,7 @@
 """What an evaluation's results depend on, so that a resume never mixes two."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ FILE = "identity.json"
 PARTS = {"configuration": "configuration", "model": "model", "images": "images"}
 
 
-def identity(assessment: Assessment, dataset: ImageDataset, opened: Opened) -> dict[str, Any]:
+def identity(
+    assessment: Assessment, datasets: Sequence[ImageDataset], opened: Opened
+) -> dict[str, Any]:
     """Hashes of what a resume must find unchanged; `key` is of all of them."""
     tree = {k: v for k, v in SCHEMA.to_tree(assessment).items() if k not in PLACE_FIELDS}
-    rows = ((dataset.name(i), y) for i, y in enumerate(dataset.labels.tolist()))
+    rows = ((d.name(i), y) for d in datasets for i, y in enumerate(d.labels.tolist()))
     found = {
         "configuration": hash_text(json.dumps(tree, sort_keys=True)),
         "model": opened.described["sha256"],

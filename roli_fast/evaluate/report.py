@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +15,11 @@ from roli_fast.errors import RunDirectoryError, describe
 from roli_fast.evaluate.assessment import Assessment
 from roli_fast.evaluate.confidence import wilson_interval
 from roli_fast.evaluate.config import SCHEMA
+from roli_fast.evaluate.prepare import Prepared
 from roli_fast.evaluate.state import Chunk, Found, to_flags, to_text
 from roli_fast.evaluate.worker import Search, Worker
 from roli_fast.files import write_json, write_tensors
 from roli_fast.running.environment import environment
-
-if TYPE_CHECKING:
-    from roli_fast.evaluate.driver import Prepared
 
 REPORT = "evaluation.json"
 IMAGES = "adversarial.safetensors"
@@ -39,7 +37,7 @@ def accuracy_of(flags: Tensor) -> dict[str, Any]:
 
 
 def build_report(
-    assessment: Assessment, ready: "Prepared", done: Sequence[Chunk], searches: Sequence[Search]
+    assessment: Assessment, ready: Prepared, done: Sequence[Chunk], searches: Sequence[Search]
 ) -> dict[str, Any]:
     """What evaluation.json holds. Samples are in the order of the data, not of the evaluation."""
     order = torch.tensor([i for chunk in done for i in chunk.ids]).argsort()

@@ -9,7 +9,7 @@ from roli_fast.evaluate.assessment import Assessment
 from roli_fast.seeds import derived_generator
 
 
-def chosen(assessment: Assessment, splits: Splits) -> ImageDataset:
+def chosen(assessment: Assessment, splits: Splits, *, at_most: bool = False) -> ImageDataset:
     """The images of an evaluation, without augmentation, in the order of the evaluation.
 
     Raises:
@@ -17,6 +17,8 @@ def chosen(assessment: Assessment, splits: Splits) -> ImageDataset:
     """
     dataset: ImageDataset = getattr(splits, assessment.split)
     count = assessment.images or len(dataset)
+    if at_most:  # of a second data set, as many as of the first, or all
+        count = min(count, len(dataset))
     if count > len(dataset):
         raise ArgumentError(
             describe("images", f"at most {len(dataset)}, the {assessment.split} split", count)

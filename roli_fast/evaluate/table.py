@@ -20,6 +20,14 @@ def table(report: dict[str, Any]) -> str:
             rows.append([f"{norm} robust", _eps(entry["eps"]), "", "", *_accuracy(entry["robust"])])
     if len(report["norms"]) > 1:
         rows.append(["union", "", "", "", *_accuracy(report["union"])])
+    shifts = report["shifts"] or {"corruptions": {}, "ood": None}
+    for kind, levels in shifts["corruptions"].items():
+        share = sum(entry["accuracy"] for entry in levels.values()) / len(levels)
+        rows.append([f"{kind}, mean of {len(levels)}", "", "", "", _percent(share), ""])
+    if shifts["corruptions"]:
+        rows.append(["corruptions, mean", "", "", "", _percent(shifts["corruption_accuracy"]), ""])
+    if shifts["ood"]:
+        rows.append(["second data set", "", "", "", *_accuracy(shifts["ood"])])
     return "\n".join([*align(rows), "", *_remarks(report)])
 
 
