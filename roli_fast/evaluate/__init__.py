@@ -1,4 +1,4 @@
-"""Clean and robust accuracy."""
+"""Clean and robust accuracy; `python -m roli_fast.evaluate` is the program."""
 
 from roli_fast.evaluate.accuracy import Evaluation as Evaluation
 from roli_fast.evaluate.accuracy import evaluate as evaluate
@@ -7,3 +7,5 @@ from roli_fast.evaluate.confidence import wilson_interval as wilson_interval
 from roli_fast.evaluate.curve import Curve as Curve
 from roli_fast.evaluate.curve import robustness_curve as robustness_curve
 from roli_fast.evaluate.curve_plot import plot_curves as plot_curves
+from roli_fast.evaluate.report import Report as Report
+from roli_fast.evaluate.report import read_report as read_report

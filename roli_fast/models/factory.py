@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,35 @@ def load(path: str | Path) -> Classifier:
         if key in card:
             getattr(importlib.import_module(module), function)(model, card[key])
     load_backbone(model, path, with_head=True)
+    return model.eval()
+
+
+def restore(config: Model, *, image_size: int | None = None) -> Classifier:
+    """A classifier from a weight file that does not name its architecture, head included.
+
+    Args:
+        config: architecture and file; the number of outputs is that of the file's head.
+        image_size: as for `create`.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        ArgumentError: as `create`.
+        CheckpointError: no file, one without a head, or one that does not fit.
+    """
+    path = _local_weights(config)
+    if path is None:
+        raise CheckpointError(describe("weights", "a weight file", config.weights))
+    file = read_weights(path)
+    plain = _timm_model(replace(config, weights=None), 1, seed=0)
+    head = Classifier(plain, config, [0.0], [1.0]).head_name.removeprefix("backbone.")
+    weight = file.state.get(f"{head}.weight")
+    if weight is None:
+        fix = "A backbone alone classifies nothing: train a head first."
+        raise CheckpointError(describe("weights", f"a file with {head}.weight", f"'{path}'", fix))
+    model = create(config, num_classes=len(weight), image_size=image_size)
+    load_backbone(model, file, with_head=True)
     return model.eval()
 
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from roli_fast.errors import InterruptedRunError, RoliFastError
+from roli_fast.running.folder import dated
 from roli_fast.train.cli import Command, parse
-from roli_fast.train.config import to_yaml
+from roli_fast.train.config import SCHEMA
 from roli_fast.train.pipeline import run
-from roli_fast.train.run_directory import default_run_dir
 from roli_fast.train.summary import table
 from roli_fast.train.sweep_run import run_sweep, sweep_table
 
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(command: Command) -> int:
     if command.print_config:
-        print(to_yaml(command.experiment), end="")
+        print(SCHEMA.to_yaml(command.experiment), end="")
         return 0
-    run_dir = command.run_dir or default_run_dir(command.name)
+    run_dir = command.run_dir or dated("runs", command.name)
     logger.info("run directory: %s", run_dir)
     try:
         if command.axes:

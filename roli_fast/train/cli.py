@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roli_fast.configuration import find_config, pairs, read_yaml
 from roli_fast.errors import ConfigError, describe
-from roli_fast.train.build import build as build
-from roli_fast.train.config import (
-    find_config,
-    pairs,
-    read_yaml,
-)
+from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import PLACE_FIELDS, STAGES, Experiment, same_experiment
 from roli_fast.train.published import recipe
 from roli_fast.train.sweep import Axis
@@ -55,7 +51,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if options.resume:
         return _resumed(options, overrides)
     name, tree = _starting_tree(options, overrides)
-    experiment = build(tree, overrides)
+    experiment = SCHEMA.build(tree, overrides)
     if options.recipe:
         _check_reached(experiment, overrides)
     return Command(
@@ -116,9 +112,11 @@ def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:
             f"'{options.run_dir}'. Leave out --resume to start a new run there."
         )
     tree = read_yaml(saved)
-    experiment = build(tree, overrides)
-    other = build(read_yaml(find_config(options.config)), []) if options.config else experiment
-    if not (same_experiment(experiment, build(tree, [])) and same_experiment(other, experiment)):
+    experiment = SCHEMA.build(tree, overrides)
+    others = [SCHEMA.build(tree, [])]
+    if options.config:
+        others.append(SCHEMA.build(read_yaml(find_config(options.config)), []))
+    if not all(same_experiment(other, experiment) for other in others):
         raise ConfigError(
             "`--resume` continues with the saved configuration: leave out "
             f"{' '.join(overrides) or '--config'}, or start a new run_dir with it. Only "

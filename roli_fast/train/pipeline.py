@@ -24,8 +24,10 @@ from roli_fast.models import (
     load_backbone,
     load_head,
 )
+from roli_fast.running.device import pick_device, pick_threads
+from roli_fast.running.signals import Interrupt
 from roli_fast.seeds import derive_seed
-from roli_fast.train.context import Context, pick_device, pick_threads
+from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.loop import Job, run_stage
 from roli_fast.train.recorder import Recorder
@@ -35,7 +37,6 @@ from roli_fast.train.run_directory import (
     saved_environment,
     write_environment,
 )
-from roli_fast.train.signals import Interrupt
 from roli_fast.train.stage import Stage, StageResult
 from roli_fast.train.summary import summarise
 

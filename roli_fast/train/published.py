@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from roli_fast.configuration import RECIPES, read_yaml
 from roli_fast.errors import ConfigError, describe
-from roli_fast.train.config import RECIPES, read_yaml
 
 DATA = ("cifar10", "cifar100", "caltech256", "cub", "stanford_dogs")
 """Data sets with published settings."""

@@ -8,7 +8,8 @@ from scipy import stats
 
 from roli_fast.data import Splits
 from roli_fast.evaluate import standard_error
-from roli_fast.train.config import to_tree
+from roli_fast.running.text import align
+from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
 
 Outcome = dict[str, Any]
@@ -32,7 +33,7 @@ def summarise(
         "classes": list(splits.classes),
         "test_images": len(splits.test),
         "seeds": list(experiment.seeds),
-        "attack": to_tree(test),
+        "attack": SCHEMA.to_tree(test),
         "note": experiment.note,
         "paper_compat": list(experiment.paper_compat),
         "pretrain": _stage(pretrained) if pretrained else None,
@@ -150,13 +151,6 @@ def _row(name: str, method: dict[str, Any], labels: list[str]) -> list[str]:
 def percent(value: float, spread: float) -> str:
     """Two fractions as "12.3 +- 4.5 %"."""
     return f"{100 * value:.1f} +- {100 * spread:.1f} %"
-
-
-def align(rows: list[list[str]]) -> list[str]:
-    """Columns of equal width, a rule under the first row."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return [lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])]
 
 
 def _remarks(summary: dict[str, Any]) -> list[str]:

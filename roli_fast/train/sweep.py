@@ -7,8 +7,7 @@ from itertools import combinations, product
 from typing import Any
 
 from roli_fast.errors import ConfigError, RoliFastError, describe
-from roli_fast.train.build import build
-from roli_fast.train.config import field_at, to_tree
+from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import STAGES, Experiment
 
 ALIKE = ("methods", "seeds", "threat", "validation", "test")
@@ -38,7 +37,7 @@ class Axis:
         if not equals or not field or not all(found):
             fix = "Write --sweep finetune.optimizer.lr=1e-3,1e-4"
             raise ConfigError(describe("--sweep", "FIELD=VALUE,VALUE,...", repr(text), fix))
-        field_at(field)
+        SCHEMA.field_at(field)
         if len(set(found)) < len(found):
             raise ConfigError(describe("--sweep", f"different values of {field}", repr(text)))
         return Axis(field, found)
@@ -86,7 +85,7 @@ def cells(base: Experiment, axes: Sequence[Axis]) -> list[Cell]:
     if len(set(fields)) < len(fields):
         fix = "Give all values of a field at once."
         raise ConfigError(describe("--sweep", "each field once", ", ".join(fields), fix))
-    tree = to_tree(base)
+    tree = SCHEMA.to_tree(base)
     found = [
         (tuple(zip(fields, values, strict=True)), _build(tree, fields, values))
         for values in product(*(axis.values for axis in axes))
@@ -106,7 +105,7 @@ Found = Sequence[tuple[tuple[tuple[str, str], ...], Experiment]]
 def _build(tree: Mapping[str, Any], fields: Sequence[str], values: Sequence[str]) -> Experiment:
     flags = [f"--{field}={value}" for field, value in zip(fields, values, strict=True)]
     try:
-        return build(dict(tree), flags)
+        return SCHEMA.build(dict(tree), flags)
     except RoliFastError as error:
         raise ConfigError(f"`--sweep`, {' '.join(flags)}: {error}") from error
 

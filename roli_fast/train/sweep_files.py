@@ -10,7 +10,7 @@ import yaml
 
 from roli_fast.errors import RunDirectoryError, describe
 from roli_fast.files import write_bytes, write_json
-from roli_fast.train.config import to_tree
+from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.sweep import Axis, Cell
 
@@ -107,12 +107,12 @@ def _first_stages(cell: Cell) -> Iterator[tuple[str, Path]]:
     experiment = cell.experiment
     stages = experiment.stages(cell.method)
     for seed in experiment.seeds:
-        common = [seed, *map(to_tree, _ground(experiment))]
+        common = [seed, *map(SCHEMA.to_tree, _ground(experiment))]
         base = Path(f"seed-{seed}")
         if experiment.source is not None:
             yield json.dumps(common), base / "pretrain"
         for number, (name, _) in enumerate(stages[:-1], 1):
-            before = [[n, to_tree(getattr(experiment, n))] for n, _ in stages[:number]]
+            before = [[n, SCHEMA.to_tree(getattr(experiment, n))] for n, _ in stages[:number]]
             yield json.dumps([*common, before]), base / cell.method / f"stage-{number}-{name}"
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from roli_fast.configuration import read_yaml
 from roli_fast.errors import NonFiniteLossError, RunDirectoryError
 from roli_fast.files import write_json
-from roli_fast.train.build import build
-from roli_fast.train.config import read_yaml
+from roli_fast.running.text import align
+from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment, same_experiment
 from roli_fast.train.pipeline import check, run
 from roli_fast.train.run_directory import open_run_dir
-from roli_fast.train.summary import align, percent, summarise
+from roli_fast.train.summary import percent, summarise
 from roli_fast.train.sweep import Axis, Cell, cells
 from roli_fast.train.sweep_files import (
     SharedStages,
@@ -96,11 +97,13 @@ def _finished(where: Path, cell: Cell) -> bool:
         RunDirectoryError: its folder holds another experiment.
     """
     done = read_validation(where, cell.method) is not None or read_diverged(where) is not None
-    if done and not same_experiment(build(read_yaml(where / "config.yaml"), []), cell.experiment):
+    if not done:
+        return False
+    if not same_experiment(SCHEMA.build(read_yaml(where / "config.yaml"), []), cell.experiment):
         raise RunDirectoryError(
             f"'{where}' holds another experiment than this sweep's. Name a new --run_dir."
         )
-    return done
+    return True
 
 
 def _train(plan: Sequence[Cell], folder: Path, *, quiet: bool) -> list[dict[str, Any]]:

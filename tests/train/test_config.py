@@ -6,17 +6,18 @@ import pytest
 import yaml
 
 from roli_fast.attacks import APGDT, PGD
+from roli_fast.configuration import RECIPES, read_yaml
+from roli_fast.configuration.types import descriptions, field_types
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
 from roli_fast.models import Model
 from roli_fast.peft import Full, Linear
 from roli_fast.threat import ThreatModel
-from roli_fast.train.cli import build, parse
-from roli_fast.train.config import COMPONENTS, RECIPES, field_types, read_yaml, to_yaml
+from roli_fast.train.cli import parse
+from roli_fast.train.config import COMPONENTS, SCHEMA
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.optim import Optimizer
 from roli_fast.train.stage import Stage
-from roli_fast.train.usage import descriptions
 
 
 def test_no_arguments_is_the_quickstart() -> None:
@@ -88,7 +89,7 @@ def test_overrides_reach_every_depth() -> None:
 def test_null_attacks_survive_the_saved_file() -> None:
     """LP-FT is RoLI with the attack off; a dump that drops nulls would bring the attack back."""
     command = parse(["--finetune.attack", "null", "--source", "null"])
-    again = build(yaml.safe_load(to_yaml(command.experiment)), [])
+    again = SCHEMA.build(yaml.safe_load(SCHEMA.to_yaml(command.experiment)), [])
     assert again == command.experiment
     assert again.finetune.attack is None
     assert again.source is None
@@ -97,7 +98,7 @@ def test_null_attacks_survive_the_saved_file() -> None:
 def test_the_printed_configuration_is_the_configuration(tmp_path: Path) -> None:
     command = parse(["--seeds", "3,4", "--threat.eps", "0.05"])
     file = tmp_path / "mine.yaml"
-    file.write_text(to_yaml(command.experiment))
+    file.write_text(SCHEMA.to_yaml(command.experiment))
     assert parse(["--config", str(file)]).experiment == command.experiment
 
 
@@ -116,7 +117,7 @@ def test_fractions_and_exponents_in_yaml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_builds(path: Path) -> None:
-    experiment = build(read_yaml(path), [])
+    experiment = SCHEMA.build(read_yaml(path), [])
     assert isinstance(experiment, Experiment)
 
 

@@ -20,7 +20,7 @@ from roli_fast.peft import Adapter, Bias, Full, LoRA, Method
 from roli_fast.threat import ThreatModel
 from roli_fast.train import loop
 from roli_fast.train.cli import parse
-from roli_fast.train.config import to_yaml
+from roli_fast.train.config import SCHEMA
 from roli_fast.train.optim import Optimizer
 from roli_fast.train.paper_compat import FAULTS, PaperCompat
 from roli_fast.train.run_directory import identity
@@ -230,7 +230,7 @@ def test_the_names_are_checked_and_all_is_all() -> None:
 def test_faults_are_part_of_a_run_s_identity() -> None:
     plain, faulty = small(), small("--paper_compat=batch_best")
     assert identity(plain, {}) != identity(faulty, {})
-    assert "paper_compat: [batch_best]" in to_yaml(faulty)
+    assert "paper_compat: [batch_best]" in SCHEMA.to_yaml(faulty)
 
 
 def test_a_run_with_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,5 +266,5 @@ def test_a_run_with_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_saved_configuration_keeps_them(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text(to_yaml(small("--paper_compat=all")))
+    file.write_text(SCHEMA.to_yaml(small("--paper_compat=all")))
     assert parse(["--config", str(file)]).experiment.paper_compat == tuple(FAULTS)

@@ -7,12 +7,13 @@ from tiny_data import write_cifar
 from torchvision import datasets
 
 from roli_fast.attacks import PGD
+from roli_fast.configuration import read_yaml
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError
 from roli_fast.peft import Adapter, Bias, Full, Linear, LoRA, Prompt
 from roli_fast.train import run
-from roli_fast.train.cli import build, parse
-from roli_fast.train.config import read_yaml, to_yaml
+from roli_fast.train.cli import parse
+from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.published import DATA, NAMES, TUNINGS, setting, settings
 from roli_fast.zoo import named
@@ -148,7 +149,7 @@ def test_tokens_and_options() -> None:
 def test_a_recipe_is_what_it_says_written_out(tmp_path: Path) -> None:
     file = tmp_path / "written.yaml"
     file.write_text(WRITTEN_OUT)
-    assert from_recipe("roli", "caltech256", "lora") == build(read_yaml(file), [])
+    assert from_recipe("roli", "caltech256", "lora") == SCHEMA.build(read_yaml(file), [])
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -218,7 +219,7 @@ def test_any_field_can_be_overridden_and_is_shown() -> None:
     assert experiment.finetune.tuning == LoRA(rank=4)
     assert experiment.model.weights == "mine.pth"
     assert experiment.model.options == {"drop_path_rate": 0.5}
-    assert "rank: 4" in to_yaml(experiment)
+    assert "rank: 4" in SCHEMA.to_yaml(experiment)
 
 
 def test_a_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ import pytest
 from small import FLAGS, assert_same_weights, run_small
 
 from roli_fast.errors import CheckpointError, ConfigError, InterruptedRunError
+from roli_fast.running.signals import Interrupt
 from roli_fast.train import loop
 from roli_fast.train.cli import parse
-from roli_fast.train.signals import Interrupt
 
 DROPOUT = ["--model.options.proj_drop_rate=0.1", "--model.options.drop_path_rate=0.1"]
 """Randomness inside the model must survive a resume too."""

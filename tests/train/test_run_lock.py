@@ -9,13 +9,13 @@ import pytest
 from small import run_small, small
 
 from roli_fast.errors import RunDirectoryError
+from roli_fast.running.lock import LOCK, RunLock
 from roli_fast.train.run_directory import open_run_dir
-from roli_fast.train.run_lock import LOCK, RunLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from roli_fast.train.run_lock import RunLock
+from roli_fast.running.lock import RunLock
 RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(120)
@@ -73,14 +73,14 @@ def test_a_failed_run_lets_its_folder_go(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_file_system_without_locks_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roli_fast.train import run_lock
+    from roli_fast.running import lock
 
     def refuse(*_arguments: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with RunLock(tmp_path):
         pass
-    monkeypatch.setattr(run_lock, "fcntl", None)
+    monkeypatch.setattr(lock, "fcntl", None)
     with RunLock(tmp_path):
         pass

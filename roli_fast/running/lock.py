@@ -1,4 +1,4 @@
-"""One process at a time works in a run directory."""
+"""One process at a time works in a folder of results."""
 
 import os
 import platform
@@ -22,11 +22,15 @@ class RunLock:
     It is the system's lock on the file and not the file itself, so what a killed process leaves
     holds nobody up. Where the file system has no locks it does nothing.
 
+    Args:
+        folder: what is locked.
+        option: the flag that names it, for messages.
+
     Raises:
         RunDirectoryError: another process works there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, option: str = "--run_dir") -> None:
         self._file: int | None = None
         if fcntl is None:
             return
@@ -37,7 +41,7 @@ class RunLock:
         except BlockingIOError:
             os.close(file)
             raise RunDirectoryError(
-                f"`--run_dir`: '{folder}' is in use by {_holder(path)}. Wait until it ends or stop "
+                f"`{option}`: '{folder}' is in use by {_holder(path)}. Wait until it ends or stop "
                 "it, or name a new folder."
             ) from None
         except OSError:  # a file system without locks

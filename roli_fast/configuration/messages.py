@@ -2,10 +2,15 @@
 
 import re
 import typing
+from collections.abc import Callable
 from dataclasses import is_dataclass
+from typing import Any
 
+from roli_fast.configuration.types import field_types, import_class
 from roli_fast.errors import ConfigError, describe
-from roli_fast.train.config import field_at, field_types, import_class
+
+FieldAt = Callable[[str], Any]
+"""Dotted path -> the type of the field there; ConfigError for an unknown one."""
 
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _EXPECTED = re.compile(
@@ -21,7 +26,7 @@ _WORDS = {"int": "an integer", "float": "a number", "str": "text", "bool": "true
 _MANY = {"int": "integers", "float": "numbers", "str": "names", "bool": "true or false"}
 
 
-def plain_message(error: Exception) -> str:
+def plain_message(error: Exception, field_at: FieldAt) -> str:
     """One sentence for what jsonargparse raised; its own text where none of ours fits."""
     text = " ".join(str(error).split()) or type(error).__name__
     if own := _OWN.search(text):  # one of ours, inside a Union's
@@ -39,16 +44,15 @@ def plain_message(error: Exception) -> str:
     inner = next((key for key in keys if key != where and "." not in key), "")
     path = where if not inner or where.endswith(f".{inner}") else f"{where}.{inner}"
     if found := _GROUP.search(text):
-        return _group(where, found[1])
+        return _group(where, found[1], _kind(where, field_at))
     if found := _EXPECTED.search(text):
-        return _value(path, found)
+        return _value(path, found, _kind(path, field_at))
     if found := _OR_NULL.search(text):
         return describe(path, f"{_WORDS.get(found[1], found[1])} or null", repr(found[2]))
     return text
 
 
-def _group(path: str, got: str) -> str:
-    kind = _kind(path)
+def _group(path: str, got: str, kind: object) -> str:
     if not isinstance(kind, type) or not is_dataclass(kind):
         return describe(path, "a value of its own kind", repr(got))
     known = _fields(kind)
@@ -57,11 +61,11 @@ def _group(path: str, got: str) -> str:
     return describe(path, "its fields, one by one", repr(got), fix)
 
 
-def _value(path: str, found: re.Match[str]) -> str:
+def _value(path: str, found: re.Match[str], kind: object) -> str:
     got = repr(found["got"].strip("'\""))
     if found["literal"]:
         return describe(path, f"one of: {found['literal']}".replace("'", ""), got)
-    several = typing.get_origin(_kind(path)) is tuple
+    several = typing.get_origin(kind) is tuple
     if found["count"]:
         fix = "Separate them by commas, without spaces."
         return describe(path, f"{found['count']} values", got, fix)
@@ -76,7 +80,7 @@ def _example(kind: str) -> str:
     return {"int": "0,1,2", "float": "0.1,0.2,0.3"}.get(kind, "one,two")
 
 
-def _kind(path: str) -> object:
+def _kind(path: str, field_at: FieldAt) -> object:
     try:
         return field_at(path)
     except ConfigError:

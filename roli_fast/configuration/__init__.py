@@ -1,0 +1,7 @@
+"""YAML files and command lines become frozen dataclasses, and back; `Schema` is the way."""
+
+from roli_fast.configuration.files import RECIPES as RECIPES
+from roli_fast.configuration.files import find_config as find_config
+from roli_fast.configuration.files import read_yaml as read_yaml
+from roli_fast.configuration.schema import Schema as Schema
+from roli_fast.configuration.schema import pairs as pairs

@@ -1,0 +1,59 @@
+"""`python -m roli_fast.evaluate`: see `--help`."""
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from roli_fast.errors import InterruptedRunError, RoliFastError
+from roli_fast.evaluate.cli import Command, parse
+from roli_fast.evaluate.config import SCHEMA
+from roli_fast.evaluate.driver import run
+from roli_fast.evaluate.ranks import Ranks
+from roli_fast.evaluate.table import table
+from roli_fast.running.folder import dated
+
+logger = logging.getLogger("roli_fast.evaluate")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 done, 2 a mistake, 128 + the signal's
+    number after one)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    ranks = Ranks()
+    try:
+        ranks = Ranks.from_environment()
+        if not ranks.first:
+            logging.disable(logging.INFO)
+        return _execute(parse(sys.argv[1:] if arguments is None else arguments), ranks)
+    except InterruptedRunError as error:
+        logger.log(logging.ERROR if ranks.first else logging.INFO, "%s", error)
+        return 128 + error.args[1]
+    except KeyboardInterrupt:
+        logger.error("stopped at once; --resume goes on after the last finished search")
+        return 128 + signal.SIGINT
+    except RoliFastError as error:
+        logger.error("error: %s", error)
+        return 2
+
+
+def _execute(command: Command, ranks: Ranks) -> int:
+    if command.print_config:
+        print(SCHEMA.to_yaml(command.assessment), end="")
+        return 0
+    out = command.out or dated("evaluations", command.name)  # of the first process
+    try:
+        report = run(command.assessment, out, resume=command.resume, ranks=ranks)
+    except InterruptedRunError as error:
+        start = "python" if ranks.world == 1 else f"torchrun --nproc-per-node={ranks.world}"
+        again = f"{start} -m roli_fast.evaluate --out {out} --resume"
+        text = f"{error}; finished searches are saved. Go on with: {again}"
+        raise InterruptedRunError(text, *error.args[1:]) from error
+    if report is not None:
+        print(table(report))
+        print(f"Everything is in {out}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Short names of attacks, as they are written on the command line and shown in tables."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from roli_fast.attacks import ATTACKS
+from roli_fast.attacks.auto_attack import VERSIONS
+from roli_fast.attacks.objective import LOSSES
+from roli_fast.configuration.types import field_types
+from roli_fast.errors import ConfigError, describe
+
+EXAMPLES = "autoattack, autoattack-rand, pgd-50, apgd-ce, apgd-t, fab-t, square-1000"
+
+_COUNTED = re.compile(r"(r|eot)(\d+)")
+_COUNTS = {"r": "restarts", "eot": "eot"}
+
+
+def attack_tree(text: str) -> Mapping[str, Any]:
+    """What a short name stands for: a registered name, then words in any order.
+
+    A number is the steps (Square's queries), ce, dlr, margin or kl the loss, standard, plus or rand
+    AutoAttack's version, r5 five restarts, eot20 twenty passes, large the large radii of l1.
+
+    Raises:
+        ConfigError: no attack has this name, or the attack has nothing that a word could set.
+    """
+    words = text.strip().lower().replace("_", "-")
+    for name in sorted(ATTACKS, key=len, reverse=True):
+        if words == name or words.startswith(f"{name}-"):
+            known = field_types(ATTACKS[name])
+            rest = words[len(name) + 1 :].split("-") if words != name else []
+            settings = dict(_setting(word, known, text) for word in rest)
+            return {"name": name, **settings}
+    raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), _known()))
+
+
+def _setting(word: str, known: Mapping[str, Any], text: str) -> tuple[str, Any]:
+    counted = _COUNTED.fullmatch(word)
+    candidates: list[tuple[str, Any]] = []
+    if word.isdecimal():
+        candidates = [("steps", int(word)), ("n_queries", int(word))]
+        if "version" in known:
+            candidates = []  # AutoAttack's numbers are part of its definition
+    elif word in LOSSES:
+        candidates = [("loss", word)]
+    elif word in VERSIONS:
+        candidates = [("version", word)]
+    elif word == "large":
+        candidates = [("large_radius", True)]
+    elif counted:
+        candidates = [(_COUNTS[counted[1]], int(counted[2]))]
+    for name, value in candidates:
+        if name in known:
+            return name, value
+    fix = f"`{word}` sets nothing there; what has no short name is written in YAML. {_known()}"
+    raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), fix))
+
+
+def _known() -> str:
+    return f"Known: {', '.join(ATTACKS)}."

@@ -1,0 +1,143 @@
+"""The command line of `python -m roli_fast.evaluate`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roli_fast.configuration import find_config, pairs, read_yaml
+from roli_fast.configuration.usage import Usage
+from roli_fast.errors import ConfigError, describe
+from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment, same_assessment
+from roli_fast.evaluate.config import SCHEMA
+from roli_fast.evaluate.identity import FILE
+from roli_fast.evaluate.trained import as_assessment, settings_of
+from roli_fast.running.folder import CONFIG, is_used
+
+USAGE = """\
+python -m roli_fast.evaluate --model MODEL [--data NAME] [--attacks A,B] [--norm N,M --eps E,F]
+                             [--config FILE] [--FIELD VALUE ...]
+                             [--out DIR] [--resume] [--print_config]
+torchrun --nproc-per-node=N -m roli_fast.evaluate ...
+
+Clean and robust accuracy of a model, image by image. With torchrun the processes share the
+images and find the same flags.
+
+  --config FILE     a YAML file with the fields below
+  --out DIR         where everything is written (default: evaluations/<model>-<time>)
+  --resume          go on with what is in --out, stopped anywhere; begins there if there is nothing
+  --print_config    print the whole configuration as YAML and stop
+
+  --model runs/quickstart-20260101-120000/seed-0/roli
+  --model weights.safetensors --model.name vit_small_patch16_224 --data image_folder --data.root D
+  --attacks pgd-50,apgd-t --norm linf,l2,l1 --eps 8/255,0.5,12 --images 500
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for."""
+
+    assessment: Assessment
+    out: Path | None
+    resume: bool
+    print_config: bool
+
+    @property
+    def name(self) -> str:
+        """For a folder: the last part of what is evaluated."""
+        source = self.assessment.model.source
+        return Path(source.replace(":", "-")).stem or "model"
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Read the command line.
+
+    Raises:
+        ConfigError: an unknown or ill-typed field, named.
+        SystemExit: after --help.
+    """
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--config")
+    own.add_argument("--out", type=Path)
+    own.add_argument("--resume", action="store_true")
+    own.add_argument("--print_config", action="store_true")
+    own.add_argument("-h", "--help", action="store_true")
+    options, overrides = own.parse_known_args(list(arguments))
+    if options.help:
+        print(help_text())
+        raise SystemExit(0)
+    resume = options.resume and _begun(options.out)
+    if resume:
+        assessment = _resumed(options, overrides)
+    else:
+        assessment = _new(options.config, overrides)
+    return Command(assessment, options.out, resume, options.print_config)
+
+
+def help_text() -> str:
+    """Usage, and the fields of an evaluation and of every component."""
+    usage = Usage(SCHEMA)
+    lines = [USAGE, "Fields:", *usage.lines(Assessment, "--"), *usage.components()]
+    return "\n".join(lines)
+
+
+def _begun(out: Path | None) -> bool:
+    if out is None:
+        raise ConfigError(
+            "`--resume` goes on with the evaluation in `--out DIR`: name that folder."
+        )
+    return out.is_dir() and is_used(out)
+
+
+def _new(config: str | None, overrides: Sequence[str]) -> Assessment:
+    """The configuration of a file and overrides, with what a training run tells."""
+    tree = read_yaml(find_config(config)) if config else {}
+    given = [(flag.removeprefix("--"), text) for flag, text in pairs(overrides)]
+    tree = _from_run(tree, given) | tree
+    have = {name.partition(".")[0] for name, _ in given} | set(tree)
+    if "model" not in have:
+        fix = "Write --model FILE, or a run's folder, zoo:NAME, module:factory, a timm name."
+        raise ConfigError(describe("model", "what to evaluate", "nothing", fix))
+    if "data" not in have:
+        fix = "Write --data NAME; only a training run's models bring their own."
+        raise ConfigError(describe("data", "the images to evaluate on", "nothing", fix))
+    return SCHEMA.build(tree, overrides)
+
+
+def _from_run(tree: dict[str, Any], given: list[tuple[str, str | None]]) -> dict[str, Any]:
+    """Data and threat of the training run that the model is of, where nothing else is asked for."""
+    texts = [text for name, text in given if name in ("model", "model.source") and text]
+    model = tree.get("model")
+    source = texts[-1] if texts else model.get("source") if isinstance(model, dict) else model
+    if not isinstance(source, str) or not Path(source).exists():
+        return {}
+    taken = as_assessment(settings_of(Path(source)))
+    names = {name for name, _ in given} | set(tree)
+    if names & {"norm", "eps"}:
+        taken = {name: value for name, value in taken.items() if name == "data"}
+    return taken
+
+
+def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessment:
+    """The saved configuration, which flags may repeat and not change."""
+    saved = options.out / CONFIG
+    if not saved.is_file() or not (options.out / FILE).is_file():
+        fix = "Nothing was changed. Leave out --resume, and name a new folder."
+        raise ConfigError(
+            describe("--out", "a folder in which an evaluation began", f"'{options.out}'", fix)
+        )
+    tree = read_yaml(saved)
+    before = SCHEMA.build(tree, [])
+    after = SCHEMA.build(tree, overrides)
+    others = [after]
+    if options.config:
+        others.append(_new(options.config, overrides))
+    if not all(same_assessment(before, other) for other in others):
+        raise ConfigError(
+            f"`--resume` goes on with the configuration in '{saved}', and "
+            f"{' '.join(overrides) or '--config'} is another. Leave it out, or name a new --out. "
+            f"Only {', '.join(PLACE_FIELDS)} may change."
+        )
+    return after

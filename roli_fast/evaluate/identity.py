@@ -1,0 +1,66 @@
+"""What an evaluation's results depend on, so that a resume never mixes two."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from roli_fast.data import ImageDataset
+from roli_fast.errors import RunDirectoryError, describe
+from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment
+from roli_fast.evaluate.config import SCHEMA
+from roli_fast.evaluate.subject import Opened
+from roli_fast.files import write_json
+from roli_fast.running.environment import hash_samples, hash_text
+
+FILE = "identity.json"
+PARTS = {"configuration": "configuration", "model": "model", "images": "images"}
+
+
+def identity(
+    assessment: Assessment, datasets: Sequence[ImageDataset], opened: Opened
+) -> dict[str, Any]:
+    """Hashes of what a resume must find unchanged; `key` is of all of them."""
+    tree = {k: v for k, v in SCHEMA.to_tree(assessment).items() if k not in PLACE_FIELDS}
+    rows = ((d.name(i), y) for d in datasets for i, y in enumerate(d.labels.tolist()))
+    found = {
+        "configuration": hash_text(json.dumps(tree, sort_keys=True)),
+        "model": opened.described["sha256"],
+        "images": hash_samples(rows),
+    }
+    return {**found, "key": hash_text(json.dumps(found, sort_keys=True))}
+
+
+def write_identity(folder: Path, found: dict[str, Any]) -> None:
+    """Record it when an evaluation begins."""
+    write_json(folder / FILE, found)
+
+
+def check_same(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What was recorded.
+
+    Raises:
+        RunDirectoryError: nothing readable, or something else than `found`.
+    """
+    path = folder / FILE
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in PARTS if saved[name] != found[name]]
+        threads = saved["threads"]
+        if not isinstance(threads, int) or threads < 1:
+            raise ValueError(f"threads are {threads!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunDirectoryError(
+            describe(
+                "--out",
+                "a folder in which an evaluation began",
+                f"'{path}': {type(error).__name__}: {error}",
+                "Nothing was changed. Leave out --resume, and name a new folder.",
+            )
+        ) from error
+    if changed:
+        raise RunDirectoryError(
+            f"`--out`: '{folder}' began with another {', another '.join(changed)}: its flags would "
+            "be mixed with others. Put back what changed, or name a new folder."
+        )
+    return saved

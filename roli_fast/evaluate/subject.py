@@ -1,0 +1,156 @@
+"""Opens what is to be evaluated."""
+
+import importlib
+import logging
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from roli_fast import models, zoo
+from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ConfigError, RoliFastError, describe
+from roli_fast.evaluate.assessment import Subject
+from roli_fast.evaluate.trained import weight_file
+from roli_fast.models.weights import fingerprint, read_card
+
+logger = logging.getLogger("roli_fast.evaluate")
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready to be attacked.
+
+    Args:
+        model: images (B, ...) in [0, 1] -> logits (B, C); a module is in eval mode.
+        described: what the report says of it.
+        classes: the names of its outputs, where they are known.
+        notes: what the user should know.
+    """
+
+    model: Model
+    described: dict[str, Any]
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def is_weight_file(source: str) -> bool:
+    """Whether `source` names a file of weights, present or not."""
+    return Path(source).suffix in WEIGHTS or Path(source).is_file()
+
+
+def open_model(subject: Subject, *, num_classes: int, image_size: int) -> Opened:
+    """Open a subject.
+
+    Args:
+        subject: what is evaluated.
+        num_classes: outputs of a timm architecture without weights of its own.
+        image_size: of the images it will get.
+
+    Raises:
+        ConfigError: there is no such thing; it is several; a field beside it has no effect.
+        CheckpointError: a weight file that is missing, damaged or does not fit.
+    """
+    source = subject.source
+    folder = Path(source)
+    if folder.is_dir():
+        path = weight_file(folder)
+        logger.info("model: %s", path)
+        return _file(subject, path)
+    if source.startswith(zoo.PREFIX):
+        entry = zoo.find(source.removeprefix(zoo.PREFIX))
+        name = subject.name or entry.architecture
+        return _foreign(subject, source, zoo.local_file(source), name, image_size)
+    if is_weight_file(source):
+        if read_card(source):
+            return _file(subject, folder)
+        if not subject.name:
+            models.read_state_dict(source)  # a missing or damaged file is told as such
+            fix = "Add --model.name with its timm architecture, and its --model.options."
+            raise ConfigError(
+                describe("model", "a file that names its architecture", f"'{source}'", fix)
+            )
+        return _foreign(subject, source, folder, subject.name, image_size)
+    if ":" in source:
+        return _made(subject)
+    if "/" in source:
+        kinds = "a weight file, a run's folder, zoo:NAME, module:factory or a timm architecture"
+        raise ConfigError(describe("model", kinds, f"'{source}', which does not exist"))
+    return _architecture(subject, num_classes, image_size)
+
+
+def _file(subject: Subject, path: Path) -> Opened:
+    _nothing_beside(subject, f"'{path}', which names its own architecture")
+    model = models.load(path)
+    described = {"file": str(path), "architecture": model.card["name"]}
+    return _opened(model, described, tuple(model.card["classes"]))
+
+
+def _foreign(subject: Subject, source: str, path: Path, name: str, image_size: int) -> Opened:
+    config = _model(subject, name=name, weights=source)
+    model = models.restore(config, image_size=image_size)
+    return _opened(model, {"file": str(path), "architecture": name})
+
+
+def _architecture(subject: Subject, num_classes: int, image_size: int) -> Opened:
+    if subject.name:
+        fix = "It is the architecture of a weight file: leave it out."
+        raise ConfigError(describe("model.name", "null", repr(subject.name), fix))
+    config = _model(subject, name=subject.source)
+    model = models.create(config, num_classes=num_classes, image_size=image_size).eval()
+    notes = () if subject.pretrained else (f"{subject.source} has random weights",)
+    return _opened(model, {"architecture": subject.source}, notes=notes)
+
+
+def _model(subject: Subject, **more: Any) -> models.Model:
+    shared = {f.name for f in fields(models.Model)} & {f.name for f in fields(Subject)} - {"name"}
+    return models.Model(**{name: getattr(subject, name) for name in shared}, **more)
+
+
+def _made(subject: Subject) -> Opened:
+    _nothing_beside(subject, subject.source)
+    module, _, name = subject.source.partition(":")
+    expected = "module:factory that can be imported"
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except RoliFastError:
+        raise
+    except Exception as error:  # whatever someone's module raises while it is imported
+        fix = "It is looked for as Python does, from the current folder on."
+        got = f"'{subject.source}' ({type(error).__name__}: {error})"
+        raise ConfigError(describe("model", expected, got, fix)) from error
+    if not callable(factory):
+        raise ConfigError(describe("model", "a function", f"'{subject.source}', {factory!r}"))
+    model = factory() if not isinstance(factory, nn.Module) else factory
+    if not callable(model):
+        got = f"{type(model).__name__} from '{subject.source}'"
+        raise ConfigError(describe("model", "a factory that returns a model", got))
+    notes: tuple[str, ...] = ()
+    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
+        notes = (f"{subject.source} gave a model in train mode; it is evaluated in eval mode",)
+        model.eval()
+    return _opened(model, {"factory": subject.source}, notes=notes)
+
+
+def _opened(
+    model: Any,
+    described: dict[str, Any],
+    classes: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> Opened:
+    if isinstance(model, nn.Module):
+        described["sha256"] = fingerprint(model.state_dict())
+    else:
+        described["sha256"] = None
+        notes += ("the model is no nn.Module: whether it changed cannot be told at a resume",)
+    return Opened(model, described, classes, notes)
+
+
+def _nothing_beside(subject: Subject, what: str) -> None:
+    for f in fields(Subject):
+        value = getattr(subject, f.name)
+        if f.name != "source" and value:
+            raise ConfigError(describe(f"model.{f.name}", f"nothing beside {what}", repr(value)))

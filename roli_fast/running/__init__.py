@@ -1,0 +1,1 @@
+"""What every long program shares: its folder, its lock, signals, progress, device, environment."""

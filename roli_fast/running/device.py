@@ -1,0 +1,49 @@
+"""On what a program computes: its device, and how many CPU threads."""
+
+import os
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from roli_fast.errors import ArgumentError, describe
+
+_ONE_THREAD_FLOPS = 2e9
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" takes a GPU where there is one; anything else is a torch device name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ArgumentError(describe("device", "'auto', 'cpu' or 'cuda'", repr(name))) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError(
+            describe("device", "a device that torch finds", repr(name), "Use --device cpu.")
+        )
+    return device
+
+
+def pick_threads(model: nn.Module, image_size: int, batch_size: int) -> int:
+    """How many CPU threads pay for this model: one where a batch is below about 2 GFLOP,
+    else what torch would take (OMP_NUM_THREADS is respected).
+
+    OpenMP threads wait by spinning: for small operations a second thread gains little on a calm
+    machine and loses a factor of ten and more beside another busy process.
+    """
+    image = torch.zeros(1, 3, image_size, image_size)
+    training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    model.train(training)
+    small = counter.get_total_flops() * batch_size < _ONE_THREAD_FLOPS
+    return 1 if small else min(torch.get_num_threads(), _usable_cpus())
+
+
+def _usable_cpus() -> int:
+    """CPUs that this process may run on, where the system tells."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else (os.cpu_count() or 1)

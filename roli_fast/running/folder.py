@@ -1,0 +1,71 @@
+"""The folder of results: never overwritten, and worked in by one process at a time."""
+
+import datetime
+from pathlib import Path
+
+from roli_fast.errors import RunDirectoryError, describe
+from roli_fast.files import write_bytes
+from roli_fast.running.lock import LOCK, RunLock
+
+CONFIG = "config.yaml"
+"""In the folder: the whole configuration."""
+
+
+def dated(parent: str, name: str) -> Path:
+    """<parent>/<name>-<date>-<time>."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path(parent) / f"{name}-{stamp}"
+
+
+def open_folder(
+    folder: Path, configuration: str, *, resume: bool, option: str = "--run_dir"
+) -> RunLock:
+    """Make a new folder with its configuration, or enter the one to resume.
+
+    Args:
+        folder: new or empty, or with `resume` one that an earlier call left.
+        configuration: the text of its config.yaml.
+        resume: go on in it.
+        option: the flag that names it, for messages.
+
+    Returns:
+        The lock on it, for the caller to release.
+
+    Raises:
+        RunDirectoryError: it cannot be made, has something in it and this is not a resume, or
+            another process works in it.
+    """
+    try:
+        if not resume:
+            _check_empty(folder, option)
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder, option)
+        try:
+            if not resume:
+                _check_empty(folder, option)  # again: another process may have been here meanwhile
+                write_bytes(folder / CONFIG, configuration.encode())
+            for left in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink()
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+    except OSError as error:
+        raise RunDirectoryError(
+            describe(option, "a folder that can be made and written", f"'{folder}': {error}")
+        ) from error
+
+
+def is_used(folder: Path) -> bool:
+    """Whether there is more in it than what a process that began to write may have left."""
+    return any(path.name != LOCK and not path.name.endswith(".tmp") for path in folder.iterdir())
+
+
+def _check_empty(folder: Path, option: str) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunDirectoryError(describe(option, "a folder", f"the file '{folder}'"))
+    if folder.exists() and is_used(folder):
+        raise RunDirectoryError(
+            f"`{option}`: '{folder}' exists already and is never overwritten. Add --resume to "
+            "continue that run, or name a new folder."
+        )

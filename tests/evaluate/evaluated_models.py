@@ -1,0 +1,90 @@
+"""Models that tests evaluate by name, `evaluated_models:nearest` say."""
+
+import os
+import time
+
+import torch
+from torch import Tensor, nn
+
+from roli_fast.data import DATASETS
+
+SIZE = 8
+
+
+class Nearest(nn.Module):
+    """The class whose mean image is nearest: linear, and right for nine digits of ten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        train = DATASETS["digits"](image_size=SIZE).load().train.plain()
+        x, y, _ = train.batch(torch.arange(len(train)))
+        means = torch.stack([x[y == label].mean(0) for label in range(10)]).flatten(1)
+        self.head = nn.Linear(means.shape[1], 10)
+        with torch.no_grad():
+            self.head.weight.copy_(2 * means)
+            self.head.bias.copy_(-means.square().sum(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+class Slow(Nearest):
+    """So slow that a test can stop it in between."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
+        return super().forward(x)
+
+
+class Pair(Nearest):
+    """Returns more than logits."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x), x
+
+
+class Broken(Nearest):
+    """NaN for dark images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dark = x.flatten(1).mean(1, keepdim=True) < 0.25
+        return super().forward(x).masked_fill(dark, torch.nan)
+
+
+class Few(Nearest):
+    """Five outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :5]
+
+
+def nearest() -> nn.Module:
+    return Nearest().eval()
+
+
+def slow() -> nn.Module:
+    return Slow().eval()
+
+
+def pair() -> nn.Module:
+    return Pair().eval()
+
+
+def broken() -> nn.Module:
+    return Broken().eval()
+
+
+def few() -> nn.Module:
+    return Few().eval()
+
+
+def number() -> int:
+    return 3
+
+
+def drawn() -> nn.Module:
+    """Other weights in every process, and at every start."""
+    model = Nearest().eval()
+    with torch.no_grad():
+        model.head.bias.add_(1e-6 * time.time_ns() % 1)
+    return model

@@ -1,0 +1,233 @@
+"""Flags and files become an evaluation, and wrong ones are named with their fix."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from evaluated_models import SIZE
+from tiny_models import SMALL, tiny
+
+from roli_fast.attacks import APGDT, ATTACKS, FAB, PGD, Attack, AutoAttack, Square
+from roli_fast.configuration.types import descriptions, field_types
+from roli_fast.errors import RoliFastError
+from roli_fast.evaluate import read_report
+from roli_fast.evaluate.__main__ import main
+from roli_fast.evaluate.assessment import Assessment, Subject
+from roli_fast.evaluate.attack_names import attack_tree
+from roli_fast.evaluate.cli import parse
+from roli_fast.evaluate.config import COMPONENTS, SCHEMA
+from roli_fast.evaluate.driver import run
+from roli_fast.models import save_model
+from roli_fast.train.cli import parse as parse_train
+from roli_fast.train.config import SCHEMA as TRAINING
+
+BASE = ["--model=evaluated_models:nearest", "--data=digits", f"--data.image_size={SIZE}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "attack"),
+    [
+        ("pgd-7", PGD(steps=7)),
+        ("autoattack", AutoAttack()),
+        ("autoattack-rand", AutoAttack(version="rand")),
+        ("apgd-t", APGDT()),
+        ("apgd_t", APGDT()),
+        ("APGD-T-ce-5-r2", APGDT(loss="ce", steps=5, restarts=2)),
+        ("fab-9", FAB(steps=9)),
+        ("square-11", Square(n_queries=11)),
+        ("pgd-kl-4-eot3", PGD(loss="kl", steps=4, eot=3)),
+    ],
+)
+def test_short_names(text: str, attack: Attack) -> None:
+    tree = dict(attack_tree(text))
+    assert ATTACKS[tree.pop("name")](**tree) == attack
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_every_label_is_a_short_name_of_itself(name: str) -> None:
+    attack = ATTACKS[name]()
+    tree = dict(attack_tree(attack.label))
+    assert ATTACKS[tree.pop("name")](**tree).label == attack.label
+
+
+def test_the_command_line_and_its_printed_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*BASE, "--attacks=pgd-3,square-20", "--norm=linf,l2,l1", "--eps=8/255,0.5,12"]
+    assessment = parse(flags).assessment
+    assert assessment.norm == ("linf", "l2", "l1") and assessment.eps == (8 / 255, 0.5, 12)
+    assert [attack.label for attack in assessment.attacks] == ["pgd-3", "square-20"]
+    assert main([*flags, "--print_config"]) == 0
+    file = tmp_path / "mine.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parse(["--config", str(file)]).assessment == assessment
+    assert parse(BASE).assessment.eps == (8 / 255,)
+    assert parse(BASE).assessment.attacks == (AutoAttack(norm=None, eps=None, bounds=None),)
+
+
+def test_yaml_takes_short_names_and_whole_components(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "model: evaluated_models:nearest\ndata: digits\neps: [4/255]\n"
+        "attacks: [pgd-4, {name: pgd, steps: 5, restarts: 2}]\n"
+    )
+    command = parse(["--config", str(file)])
+    first, second = command.assessment.attacks
+    assert first == PGD(norm=None, eps=None, step_size=None, bounds=None, steps=4)
+    assert second == PGD(norm=None, eps=None, step_size=None, bounds=None, steps=5, restarts=2)
+    assert command.assessment.model == Subject("evaluated_models:nearest")
+    changed = parse(["--config", str(file), "--attacks=pgd-2"]).assessment.attacks
+    assert changed == (PGD(norm=None, eps=None, step_size=None, bounds=None, steps=2),)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--norm=linf,l2", "--eps=8/255"], ["`eps`", "1 for 2", "--eps 8/255,0.5,12"]),
+        (["--norm=l2"], ["`eps`", "one radius for each norm"]),
+        (["--eps=8"], ["`eps`", "8/255"]),
+        (["--eps=-1"], ["`eps`", "> 0"]),
+        (["--norm=l3", "--eps=1"], ["`norm`", "linf", "'l3'"]),
+        (["--norm=l2,l2", "--eps=1,2"], ["`norm`", "different"]),
+        (["--attacks=pgx"], ["`attacks`", "'pgx'", "autoattack", "square"]),
+        (["--attacks=fgsm-7"], ["`attacks`", "`7` sets nothing"]),
+        (["--attacks=autoattack-7"], ["`attacks`", "`7` sets nothing"]),
+        (["--attacks="], ["`attacks`"]),
+        (["--batch_size=0"], ["`batch_size`", ">= 1", "0"]),
+        (["--batch_size=x"], ["`batch_size`", "an integer", "'x'"]),
+        (["--chunk=0"], ["`chunk`"]),
+        (["--images=0"], ["`images`"]),
+        (["--images=9999"], ["`images`", "at most", "9999"]),
+        (["--split=all"], ["`split`", "train, val, test"]),
+        (["--search_dtype=fp8"], ["`search_dtype`", "bfloat16"]),
+        (["--batches=3"], ["`batches`", "batch_size"]),
+        (["--model.optoins.depth=3"], ["`model.optoins`", "options"]),
+        (["--model.resize=8"], ["`model.resize`", "nothing beside"]),
+        (["--model=evaluated_models:none"], ["`model`", "no attribute 'none'"]),
+        (["--model=no_such_module:f"], ["`model`", "No module named 'no_such_module'"]),
+        (["--model=evaluated_models:SIZE"], ["`model`", "a function"]),
+        (["--model=evaluated_models:number"], ["`model`", "returns a model", "int"]),
+        (["--model=evaluated_models:pair"], ["`model`", "tuple", "nn.Module"]),
+        (["--model=evaluated_models:few"], ["`data`", "[0, 5)", "labels up to 9", "'9'"]),
+        (["--model=evaluated_models:broken"], ["`model`", "NaN for"]),
+        (["--model=runs/nothing"], ["`model`", "does not exist", "zoo:NAME"]),
+        (["--model=none.safetensors"], ["none.safetensors"]),
+        (["--model=resnet19"], ["resnet19", "resnet18"]),
+        (["--model=zoo:nothing"], ["nothing"]),
+        (["--data.image_size=9"], ["`model`", "(3, 9, 9)", "data.image_size"]),
+        (["--device=tpu9"], ["`device`"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0][:2] == "--" else "",
+)
+def test_a_mistake_is_named_with_its_fix_and_leaves_no_report(
+    tmp_path: Path, more: list[str], words: list[str]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RoliFastError) as caught:
+        run(parse([*BASE, "--attacks=pgd-1", *more]).assessment, out, quiet=True)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert not (out / "evaluation.json").exists()
+    if "NaN" not in message:
+        assert not out.exists()
+
+
+def test_what_is_missing_is_told() -> None:
+    with pytest.raises(RoliFastError, match="`model`.*zoo:NAME"):
+        parse(["--data=digits"])
+    with pytest.raises(RoliFastError, match="`data`"):
+        parse(["--model=resnet18"])
+
+
+def test_an_attack_with_a_norm_of_its_own_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model: resnet18\ndata: digits\nattacks: [{name: pgd, norm: l2}]\n")
+    with pytest.raises(RoliFastError, match=r"`attacks\.norm`.*--norm"):
+        parse(["--config", str(file)])
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for registry in COMPONENTS.values():
+        assert all(f"the {registry.kind} {name}:" in printed for name in registry)
+    for kind in (Assessment, Subject):
+        assert [name for name in field_types(kind) if name not in descriptions(kind)] == []
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """What a training run with two methods leaves, as far as an evaluation reads it."""
+    flags = "--data=digits --data.classes=5,6,7 --data.image_size=8 --threat.eps=0.04".split()
+    folder = tmp_path / "run"
+    for method, stage in (("roli", "stage-2-finetune"), ("ranli", "stage-1-ranli")):
+        where = folder / "seed-0" / method / stage
+        where.mkdir(parents=True)
+        save_model(tiny(num_classes=3), where / "best.safetensors", classes=("5", "6", "7"))
+        (where / "result.json").write_text("{}")
+    probe = folder / "seed-0/roli/stage-1-probe"
+    probe.mkdir()
+    save_model(tiny(num_classes=3, seed=1), probe / "best.safetensors", classes=("5", "6", "7"))
+    (probe / "result.json").write_text("{}")
+    (folder / "config.yaml").write_text(TRAINING.to_yaml(parse_train(flags).experiment))
+    return folder
+
+
+def test_a_run_with_several_models_lists_them(run_folder: Path, tmp_path: Path) -> None:
+    command = parse(["--model", str(run_folder)])
+    with pytest.raises(RoliFastError) as caught:
+        run(command.assessment, tmp_path / "out", quiet=True)
+    message = str(caught.value)
+    assert "roli/stage-2-finetune/best.safetensors" in message
+    assert "ranli/stage-1-ranli/best.safetensors" in message and "probe" not in message
+
+
+@pytest.mark.parametrize("part", ["seed-0/roli", "seed-0/roli/stage-2-finetune/best.safetensors"])
+def test_a_run_brings_its_data_and_its_threat(run_folder: Path, tmp_path: Path, part: str) -> None:
+    command = parse(["--model", str(run_folder / part), "--attacks=pgd-2", "--images=30"])
+    assert command.assessment.data.classes == (5, 6, 7)  # type: ignore[attr-defined]
+    assert (command.assessment.norm, command.assessment.eps) == (("linf",), (0.04,))
+    run(command.assessment, tmp_path / "out", quiet=True)
+    report = read_report(tmp_path / "out")
+    assert report.tree["model"]["file"].endswith("stage-2-finetune/best.safetensors")
+    assert len(report.ids) == 30 and report.tree["notes"] == []
+    own = parse(["--model", str(run_folder / part), "--norm=l2", "--eps=1"]).assessment
+    assert (own.norm, own.eps) == (("l2",), (1.0,))
+    other = parse(["--model", str(run_folder / part), "--data.max_per_class=5"]).assessment
+    assert other.data.max_per_class == 5 and other.data.classes == (5, 6, 7)  # type: ignore[attr-defined]
+
+
+def test_an_unfinished_run_is_told(run_folder: Path, tmp_path: Path) -> None:
+    (run_folder / "seed-0/roli/stage-2-finetune/result.json").unlink()
+    with pytest.raises(RoliFastError, match="unfinished"):
+        run(parse(["--model", str(run_folder / "seed-0/roli")]).assessment, tmp_path / "out")
+
+
+def test_a_file_of_others_needs_its_architecture_and_keeps_its_head(tmp_path: Path) -> None:
+    model = tiny(num_classes=12)
+    torch.save(model.backbone.state_dict(), tmp_path / "w.pth")
+    flags = ["--model", str(tmp_path / "w.pth"), *BASE[1:], "--attacks=pgd-1", "--images=20"]
+    with pytest.raises(RoliFastError, match=r"`model`.*--model\.name"):
+        run(parse(flags).assessment, tmp_path / "out", quiet=True)
+    flags += ["--model.name=vit_tiny_patch16_224"]
+    options = SMALL["vit_tiny_patch16_224"].items()
+    flags += [f"--model.options.{name}={value}" for name, value in options]
+    flags += ["--model.mean=0.5,0.5,0.5", "--model.std=0.5,0.5,0.5"]
+    run(parse(flags).assessment, tmp_path / "out", quiet=True)
+    report = read_report(tmp_path / "out")
+    assert any("12 outputs, the data 10 classes" in note for note in report.tree["notes"])
+    splits = parse(flags).assessment.data.load()
+    data = splits.test.plain()
+    rows = torch.tensor([data.ids.tolist().index(i) for i in report.ids.tolist()])
+    x, y, _ = data.batch(rows)
+    model.normalize.mean.fill_(0.5)
+    model.normalize.std.fill_(0.5)
+    with torch.no_grad():
+        assert torch.equal(report.clean, model.eval()(x).argmax(1) == y)
+
+
+def test_the_configuration_of_a_run_names_components_as_training_does() -> None:
+    tree = SCHEMA.to_tree(parse(BASE).assessment)
+    assert tree["data"]["name"] == "digits" and tree["attacks"][0]["name"] == "autoattack"

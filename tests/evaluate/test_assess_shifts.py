@@ -1,0 +1,57 @@
+"""Accuracy on corrupted images and on a second data set, beside the robust one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from evaluated_models import Nearest
+from test_assess import FLAGS, assess
+
+from roli_fast.data.corruptions import CORRUPTIONS, corrupted
+from roli_fast.errors import RoliFastError, RunDirectoryError
+from roli_fast.evaluate.cli import parse
+from roli_fast.evaluate.samples import chosen
+from roli_fast.evaluate.shifts import kinds
+from roli_fast.evaluate.table import table
+
+MORE = ["--corruptions=contrast,gaussian_noise", "--ood=digits", "--ood.image_size=8"]
+MORE += ["--ood.seed=5", "--attacks=pgd-1"]
+
+
+def test_flags_are_those_of_the_images_and_a_resume_measures_only_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    report = assess(out, *MORE)
+    shifts = report["shifts"]
+    assessment = parse([*FLAGS, *MORE]).assessment
+    same, model = chosen(assessment, assessment.data.load()), Nearest().eval()
+    for kind, severity in (("contrast", 5), ("gaussian_noise", 2)):
+        x, y, _ = corrupted(same, kind, severity, seed=0).batch(torch.arange(len(same)))
+        right = (model(x).argmax(1) == y).tolist()
+        entry = shifts["corruptions"][kind][str(severity)]
+        assert entry["flags"] == "".join("01"[flag] for flag in right)
+        assert entry["accuracy"] == sum(right) / 90
+    assert set(shifts["corruptions"]["contrast"]) == set("12345")
+    assert shifts["ood"]["images"] == 90 and shifts["ood"]["accuracy"] > 0.7
+    assert "gaussian_noise, mean of 5" in table(report) and "second data set" in table(report)
+    kept = (out / "shifts/contrast-1.json").stat().st_mtime_ns
+    (out / "shifts/contrast-2.json").unlink()
+    assert assess(out, *MORE, resume=True)["shifts"] == shifts
+    assert (out / "shifts/contrast-1.json").stat().st_mtime_ns == kept
+    (out / "shifts/contrast-2.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match=r"contrast-2\.json"):
+        assess(out, *MORE, resume=True)
+
+
+def test_names_of_corruptions() -> None:
+    assert kinds(("all",)) == CORRUPTIONS.names() and len(kinds(("all",))) == 15
+    assert parse([*FLAGS, "--corruptions=all"]).assessment.corruptions == CORRUPTIONS.names()
+    for wrong in ("rain", "fog,fog"):
+        with pytest.raises(RoliFastError, match="`corruptions`.*fog"):
+            parse([*FLAGS, f"--corruptions={wrong}"])
+
+
+def test_no_shift_is_measured_unless_asked_for(tmp_path: Path) -> None:
+    assert assess(tmp_path / "out", "--attacks=pgd-1")["shifts"] is None
+    assert not (tmp_path / "out/shifts").exists()
