@@ -6,8 +6,10 @@ from typing import Any, Literal
 import torch
 
 from roli_fast.attacks import Attack, AutoAttack
+from roli_fast.attacks.base import BallAttack
 from roli_fast.data import DataSource
 from roli_fast.errors import ConfigError, describe
+from roli_fast.evaluate.curve import curve_attacks
 from roli_fast.evaluate.shifts import kinds
 from roli_fast.threat import ThreatModel
 
@@ -75,6 +77,9 @@ class Assessment:
             the model.
         search_dtype: "float32", "bfloat16" or "float16": in which the searches pass their images;
             what they find counts only if it fools the model in its own precision.
+        curve: radii of a robustness curve under each of the attacks, for one norm: numbers above 0,
+            ascending, separated by commas; curve.png shows it. PGD's steps are a quarter of each
+            radius. None without.
         corruptions: common corruptions under which the same images are classified too, at all five
             severities: names separated by commas, or "all" for the fifteen.
         ood: a second data set with the same classes, of which as many images are classified.
@@ -96,6 +101,7 @@ class Assessment:
     batch_size: int = 64
     chunk: int = 256
     search_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    curve: tuple[float, ...] = ()
     corruptions: tuple[str, ...] = ()
     ood: DataSource | None = None
     save_adversarial: bool = False
@@ -140,6 +146,12 @@ class Assessment:
         for threat in self.threats:
             for attack in self.attacks:
                 _ = attack.under(threat).parts
+        _ = self.curve_attacks
+
+    @property
+    def curve_attacks(self) -> list[BallAttack]:
+        """The attack of each curve; none without radii."""
+        return curve_attacks(self.curve, self.attacks, self.threats)
 
     @property
     def threats(self) -> tuple[ThreatModel, ...]:

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roli_fast.attacks import FAB, PGD
+from roli_fast.attacks import FAB, PGD, Attack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.attacks.ensemble import plain, total
 from roli_fast.attacks.objective import is_right
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, InputGradient, SearchModel
 from roli_fast.engine.input_gradient import Model
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, ArgumentTypeError, ConfigError, describe
 from roli_fast.evaluate.confidence import wilson_interval
 from roli_fast.evaluate.curve_plot import plot_curves
 from roli_fast.losses import cross_entropy
 from roli_fast.seeds import derived_generator
-from roli_fast.threat import check_positive, check_radius
+from roli_fast.threat import ThreatModel, check_positive, check_radius
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,8 @@ def robustness_curve(
     if not isinstance(attack, BallAttack):
         expected = "an attack in one ball, with norm, eps and bounds"
         raise ArgumentTypeError(describe("attack", expected, type(attack).__name__))
-    survey = _Survey(model, _at_any_radius(attack), _checked(radii, attack), seed)
+    check_radii(radii, attack)
+    survey = _Survey(model, at_any_radius(attack), tuple(radii), seed)
     flags: list[Tensor] = []
     for batch in batches:
         if len(batch.y):
@@ -220,7 +221,8 @@ class _Survey:
         return batch.x, batch.y, batch.ids.to(batch.x.device)
 
 
-def _at_any_radius(attack: BallAttack) -> BallAttack:
+def at_any_radius(attack: BallAttack) -> BallAttack:
+    """The attack with steps that follow the radius. Raises ArgumentError for a fixed step size."""
     if attack.norm is None or attack.bounds is None:
         missing = "norm" if attack.norm is None else "bounds"
         fix = "Set it, or call `.under(ThreatModel(...))` first."
@@ -233,12 +235,39 @@ def _at_any_radius(attack: BallAttack) -> BallAttack:
     return replace(attack, step_size=None)
 
 
-def _checked(radii: Sequence[float], attack: BallAttack) -> tuple[float, ...]:
-    found = tuple(radii)
-    for radius in found:
+def check_radii(radii: Sequence[float], attack: BallAttack) -> None:
+    """Raise ArgumentError unless the radii ascend, above 0, within what the bounds allow."""
+    for radius in radii:
         check_positive("radii", radius)
         if attack.norm == "linf" and attack.bounds is not None:
             check_radius(radius, attack.bounds)
-    if not found or any(a >= b for a, b in itertools.pairwise(found)):
-        raise ArgumentError(describe("radii", "one or more numbers, ascending", found))
+    if not radii or any(a >= b for a, b in itertools.pairwise(radii)):
+        raise ArgumentError(describe("radii", "one or more numbers, ascending", tuple(radii)))
+
+
+def curve_attacks(
+    radii: Sequence[float], attacks: Sequence[Attack], threats: Sequence[ThreatModel]
+) -> list[BallAttack]:
+    """The attacks of the curves, one each, ready for any radius.
+
+    Raises:
+        ConfigError: several norms, an attack that is not in one ball, radii that do not ascend.
+        ArgumentError: a fixed step size.
+    """
+    if not radii:
+        return []
+    if len(threats) > 1:
+        got = ", ".join(threat.norm for threat in threats)
+        fix = "Radii of different norms cannot be compared: evaluate the others by themselves."
+        raise ConfigError(describe("curve", "one norm", got, fix))
+    found = []
+    for attack in attacks:
+        under = attack.under(threats[0])
+        if not isinstance(under, BallAttack):
+            raise ConfigError(describe("curve", "attacks in one ball", under.label))
+        try:
+            check_radii(radii, under)
+        except ArgumentError as error:
+            raise ConfigError(str(error).replace("`radii`", "`curve`")) from None
+        found.append(at_any_radius(under))
     return found

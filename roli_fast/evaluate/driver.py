@@ -15,12 +15,16 @@ from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import RoliFastError, RunDirectoryError, describe
 from roli_fast.evaluate.assessment import DTYPES, Assessment
 from roli_fast.evaluate.config import SCHEMA
+from roli_fast.evaluate.curves import FOLDER as CURVES
+from roli_fast.evaluate.curves import Curves
 from roli_fast.evaluate.identity import check_same, write_identity
+from roli_fast.evaluate.measurement import Measurement
 from roli_fast.evaluate.prepare import Prepared, prepare
 from roli_fast.evaluate.progress import Progress
 from roli_fast.evaluate.ranks import Ranks
 from roli_fast.evaluate.report import build_report, write_report
 from roli_fast.evaluate.samples import chunks
+from roli_fast.evaluate.shifts import FOLDER as SHIFTS
 from roli_fast.evaluate.shifts import Shifts, views
 from roli_fast.evaluate.state import Chunk, Store
 from roli_fast.evaluate.worker import Worker, plan
@@ -87,20 +91,17 @@ def run(
         undo.enter_context(_stops(ready.opened.model, interrupt))
         began = time.perf_counter()
         worker = _work(assessment, folder, ready, ranks, interrupt, quiet)
-        shifts = Shifts(
-            folder,
-            hash_text(ready.found["key"]),
-            worker.model,
-            views(ready.dataset, assessment.corruptions, assessment.seed, ready.second),
-            assessment.chunk,
-            ready.device,
-        )
-        _measure_shifts(shifts, ranks, interrupt, quiet)
+        extras = _extras(assessment, folder, ready, worker)
+        for extra in extras.values():
+            _measure(extra, ranks, interrupt, quiet)
         if not ranks.first:
             return None
         done = _collect(worker, interrupt)
         report = build_report(assessment, ready, done, worker.searches)
-        report["shifts"] = _collect_shifts(shifts, interrupt)
+        for name, extra in extras.items():
+            _wait_for(extra, interrupt)
+            report[name] = extra.report()
+            extra.plot(folder)
         report["seconds_here"] = time.perf_counter() - began
         write_report(folder, report, worker, done)
         return report
@@ -207,22 +208,43 @@ def _collect(worker: Worker, interrupt: Interrupt) -> list[Chunk]:
     return done
 
 
-def _measure_shifts(shifts: Shifts, ranks: Ranks, interrupt: Interrupt, quiet: bool) -> None:
-    """This process's share of the views."""
-    left = [name for name in shifts.views if shifts.right(name) is None]
+def _extras(
+    assessment: Assessment, folder: Path, ready: Prepared, worker: Worker
+) -> dict[str, Measurement]:
+    """Entry of the report -> what is measured beside the attacks."""
+    identity, device = hash_text(ready.found["key"]), ready.device
+    seen = views(ready.dataset, assessment.corruptions, assessment.seed, ready.second)
+    shifts = Shifts(folder / SHIFTS, identity, worker.model, seen, assessment.chunk, device)
+    curves = Curves(
+        folder / CURVES,
+        identity,
+        ready.dataset,
+        assessment.chunk,
+        worker.model,
+        assessment.curve_attacks,
+        assessment.curve,
+        assessment.seed,
+        device,
+        name=Path(assessment.model.source).stem,
+    )
+    return {"shifts": shifts, "curves": curves}
+
+
+def _measure(extra: Measurement, ranks: Ranks, interrupt: Interrupt, quiet: bool) -> None:
+    """This process's share of the pieces."""
+    left = [piece for piece in extra.pieces if extra.saved(piece) is None]
     mine = left[ranks.rank :: ranks.world]
-    total = sum(len(shifts.views[name]) for name in mine)
-    with progress_bar("shifts", total=total, quiet=quiet or not ranks.first or not mine) as bar:
-        for name in mine:
+    total = sum(map(extra.images, mine))
+    with progress_bar(extra.title, total=total, quiet=quiet or not ranks.first or not mine) as bar:
+        for piece in mine:
             interrupt.check()
-            shifts.measure(name, interrupt.check)
-            bar.update(len(shifts.views[name]))
+            extra.measure(piece, interrupt.check)
+            bar.update(extra.images(piece))
 
 
-def _collect_shifts(shifts: Shifts, interrupt: Interrupt) -> dict[str, Any] | None:
-    """The report of every view, once all processes are done; None where nothing was asked for."""
-    for name in shifts.views:
-        while shifts.right(name) is None:
+def _wait_for(extra: Measurement, interrupt: Interrupt) -> None:
+    """Until all processes have done theirs."""
+    for piece in extra.pieces:
+        while extra.saved(piece) is None:
             interrupt.check()
             time.sleep(_POLL_SECONDS)
-    return shifts.report() if shifts.views else None

@@ -1,9 +1,7 @@
 """Accuracy on other images: common corruptions of the same ones, and a second data set."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +11,10 @@ from roli_fast.attacks.recheck import plain
 from roli_fast.data import ImageDataset
 from roli_fast.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from roli_fast.engine import InputGradient, SearchModel
-from roli_fast.errors import ConfigError, RunDirectoryError, describe
+from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate.confidence import wilson_interval
+from roli_fast.evaluate.measurement import Measurement
 from roli_fast.evaluate.state import to_flags, to_text
-from roli_fast.files import write_json
 from roli_fast.losses import cross_entropy
 
 FOLDER = "shifts"
@@ -51,66 +49,55 @@ def views(
 
 
 @dataclass(frozen=True)
-class Shifts:
-    """What is measured on every view, and where it is kept: one small file each.
+class Shifts(Measurement):
+    """What is measured on every view; a view is a piece.
 
     Args:
-        folder: the evaluation's.
-        identity: of the evaluation; files of another one are refused.
         model: as searches have it; its own precision counts.
         views: name -> images.
         batch: images that are read at once.
         device: where the model is.
     """
 
-    folder: Path
-    identity: str
     model: SearchModel
     views: Mapping[str, ImageDataset]
     batch: int
     device: torch.device
 
-    def measure(self, name: str, check: Callable[[], None]) -> None:
-        """Classify one view and save the flags; `check` is called between batches."""
-        dataset, flags = self.views[name], []
+    title = "shifts"
+
+    @property
+    def pieces(self) -> Sequence[str]:
+        """The views' names."""
+        return list(self.views)
+
+    def images(self, piece: str) -> int:
+        """The size of a view."""
+        return len(self.views[piece])
+
+    def find(self, piece: str, check: Callable[[], None]) -> dict[str, Any]:
+        """Classify one view; `check` is called between batches."""
+        dataset, flags = self.views[piece], []
         for rows in torch.arange(len(dataset)).split(self.batch):
             check()
             batch = dataset.batch(rows)
             x, y = batch.x.to(self.device), batch.y.to(self.device)
             with InputGradient(plain(self.model)) as engine, torch.no_grad():
                 flags.append(is_right(engine.evaluate(x, y, cross_entropy)[1], y).cpu())
-        entry = {"identity": self.identity, "right": to_text(torch.cat(flags))}
-        write_json(self._path(name), entry)
+        return {"right": to_text(torch.cat(flags))}
 
-    def right(self, name: str) -> str | None:
-        """The saved flags of a view; None where there are none yet.
+    def check_entry(self, piece: str, entry: dict[str, Any]) -> None:
+        """A flag for every image."""
+        if len(to_flags(entry["right"])) != self.images(piece):
+            raise ValueError("a flag is missing")
 
-        Raises:
-            RunDirectoryError: the file cannot be read, or belongs to something else.
-        """
-        path = self._path(name)
-        if not path.exists():
+    def report(self) -> dict[str, Any] | None:
+        """Each view, each kind over its severities, and all kinds."""
+        if not self.views:
             return None
-        try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-            if entry["identity"] != self.identity:
-                raise ValueError("it belongs to another evaluation")
-            if len(to_flags(entry["right"])) != len(self.views[name]):
-                raise ValueError("a flag is missing")
-            return entry["right"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fix = "Nothing was changed. Move that file away to measure it again."
-            got = f"'{path}': {type(error).__name__}: {error}"
-            raise RunDirectoryError(
-                describe("--out", "the state that this evaluation wrote", got, fix)
-            ) from error
-
-    def report(self) -> dict[str, Any]:
-        """What evaluation.json says: each view, each kind over its severities, and all kinds."""
         out: dict[str, Any] = {"corruptions": {}, "corruption_accuracy": None, SECOND: None}
         for name in self.views:
-            text = self.right(name)
-            assert text is not None, "every view is measured by now"
+            text = self.entry(name)["right"]
             right = text.count("1")
             entry = {
                 "accuracy": right / len(text),
@@ -130,6 +117,3 @@ class Shifts:
         if means:
             out["corruption_accuracy"] = sum(means) / len(means)
         return out
-
-    def _path(self, name: str) -> Path:
-        return self.folder / FOLDER / f"{name}.json"

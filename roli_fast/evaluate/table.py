@@ -28,6 +28,10 @@ def table(report: dict[str, Any]) -> str:
         rows.append(["corruptions, mean", "", "", "", _percent(shifts["corruption_accuracy"]), ""])
     if shifts["ood"]:
         rows.append(["second data set", "", "", "", *_accuracy(shifts["ood"])])
+    for curve in report["curves"] or ():
+        for point in curve["points"][1:]:
+            entry = point | {"interval_95": [point["low"], point["high"]]}
+            rows.append([f"curve {curve['attack']}", _eps(point["eps"]), "", "", *_accuracy(entry)])
     return "\n".join([*align(rows), "", *_remarks(report)])
 
 
