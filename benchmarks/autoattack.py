@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from roli_fast import models
 from roli_fast.attacks import Attack, AutoAttack
 from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.recheck import search
 from roli_fast.data import DATASETS
 from roli_fast.engine import SearchModel
 
@@ -47,16 +48,16 @@ class Counted(nn.Module):
         return self.model(x)
 
 
-def ours(model: nn.Module, part: Attack, **options: Any) -> Search:
+def ours(model: nn.Module | SearchModel, part: Attack, **options: Any) -> Search:
     """Our attack; `options` replace its fields where it has them."""
     known = {field.name for field in dataclasses.fields(part)}  # type: ignore[arg-type]
     part = dataclasses.replace(part, **{k: v for k, v in options.items() if k in known})  # type: ignore[type-var]
 
-    def search(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+    def run(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        return part(model, x, y, generator, sample_ids=ids)
+        return search(part, model, x, y, generator, sample_ids=ids).result.x_adv
 
-    return search
+    return run
 
 
 def usual(model: nn.Module, norm: str) -> list[Search]:
@@ -81,8 +82,8 @@ def candidates(model: nn.Module, norm: str) -> dict[str, tuple[nn.Module, list[S
     made["roli_fast"] = plain, [ours(plain, part) for part in parts]
     made["usual"] = other, usual(other, norm)
     made["full batch"] = full, [ours(full, part, compact=False) for part in parts]
-    search = SearchModel(low, dtype=torch.bfloat16)
-    made["bf16"] = low, [ours(search, part) for part in parts]  # type: ignore[arg-type]
+    short = SearchModel(low, dtype=torch.bfloat16)
+    made["bf16"] = low, [ours(short, part) for part in parts]
     return made
 
 

@@ -99,13 +99,14 @@ def table(results: dict[str, Any]) -> str:
             cells = [name, tuning, f"{row['roli']['trainable_parameters']:,}"]
             cells += [f"{row['roli']['train_images_per_second']:.0f}", f"{row['peak_mb']:.0f}"]
             cells += [
-                _percent(row[method][what]) for method in METHODS for what in ("clean", "robust")
+                percent(row[method][what]) for method in METHODS for what in ("clean", "robust")
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _percent(values: list[float]) -> str:
+def percent(values: list[float]) -> str:
+    """Mean of accuracies, with the standard deviation of several, in percent."""
     mean = sum(values) / len(values)
     if len(values) == 1:
         return f"{100 * mean:.1f}"
