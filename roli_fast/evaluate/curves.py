@@ -47,8 +47,8 @@ class Curves(Measurement):
 
     title = "curves"
 
-    @cached_property
-    def pieces(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @property
+    def pieces(self) -> Sequence[str]:
         """ "pgd-10-00003", by attack and chunk."""
         return list(self._places)
 
