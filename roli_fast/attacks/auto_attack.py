@@ -33,6 +33,9 @@ from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
 
+STEPS, QUERIES = 100, 5000
+"""As published."""
+
 VERSIONS: dict[str, tuple[str, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
@@ -88,7 +91,8 @@ class AutoAttack(BallAttack):
             5 targets of APGD-T and large radii); "plus", with APGD-DLR and FAB and five restarts;
             "rand", APGD-CE and APGD-DLR over 20 draws of a model that draws; or "custom".
         attacks: components of version custom: some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t and
-            square, in their order, with the settings of version standard.
+            square, in their order, with the settings of version standard (the authors' custom has
+            five restarts of APGD and FAB and no large radii; `compat.autoattack` keeps that).
         steps: of every gradient attack.
         n_queries: of Square.
         rng: "native" draws depend on the generator and a sample's id alone; "official" repeats
@@ -101,8 +105,8 @@ class AutoAttack(BallAttack):
     bounds: Bounds | None = (0.0, 1.0)
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
     attacks: tuple[str, ...] = ()
-    steps: int = 100
-    n_queries: int = 5000
+    steps: int = STEPS
+    n_queries: int = QUERIES
     rng: Rng = "native"
     seed: int = 0
 
@@ -136,10 +140,13 @@ class AutoAttack(BallAttack):
 
     @property
     def label(self) -> str:
-        """ "autoattack-standard"; a custom one lists its components."""
-        if self.version == "custom":
-            return "autoattack-" + "+".join(self.attacks)
-        return f"autoattack-{self.version}"
+        """ "autoattack-standard"; a custom one lists its components; steps and queries other than
+        the published ones are told."""
+        name = "+".join(self.attacks) if self.version == "custom" else self.version
+        parts = [f"autoattack-{name}"]
+        parts += [str(self.steps)] if self.steps != STEPS else []
+        parts += [f"q{self.n_queries}"] if self.n_queries != QUERIES else []
+        return "-".join(parts)
 
     @property
     def parts(self) -> tuple[Attack, ...]:

@@ -11,6 +11,7 @@ from roli_fast.attacks.base import Attack, AttackResult, Radius, ids_of, restart
 from roli_fast.attacks.recheck import plain as plain
 from roli_fast.engine import Cost
 from roli_fast.engine.input_gradient import Model
+from roli_fast.ops import checks
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class EnsembleResult(AttackResult):
     """What several searches found.
 
     `fooled_by` (B,), int64: which of the attack's parts fooled a sample, -1 where none did, also
-    where it was wrong to begin with. `lost` counts images that a search took for adversarial (in
-    a short dtype, or by a draw of the model) and that the plain model classified right when asked
-    again.
+    where it was wrong to begin with. `lost` counts the times that a search took an image for
+    adversarial (in a short dtype, or by a draw of the model) and the plain model classified it
+    right when asked again; an image can be lost by every part.
     """
 
     fooled_by: Tensor | None = None
@@ -98,6 +99,7 @@ def search_in_turn(
         names: what the notes call the parts; their labels by default.
     """
     x, y = asked.x, asked.y
+    checks.sample_ids(asked.sample_ids, x)
     ids = ids_of(x, asked.sample_ids)
     generators = restart_generators(asked.generator, len(parts), x.device)
     for number, (part, generator) in enumerate(zip(parts, generators, strict=True)):
@@ -119,7 +121,7 @@ def search_in_turn(
         standing.costs.append(found.cost)
         standing.notes += [f"{name}: {note}" for note in found.notes]
         standing.counts.append(text)
-        standing.lost += lost
+        standing.lost += lost + (found.lost if isinstance(found, EnsembleResult) else 0)
         gone = rows[found.fooled]
         standing.x_adv[gone] = found.x_adv[found.fooled]
         standing.fooled[gone] = True

@@ -246,7 +246,7 @@ class Walk:
         if len(found) == 0:
             return
         samples, part = take(samples, found), take(closest, found)
-        x, end = samples.x, part.image
+        x, end = samples.x, part.image.clone()  # `update` writes into part.image
         near, far = torch.zeros_like(part.margin), torch.ones_like(part.margin)
         near_margin, far_margin = samples.clean_margin, part.margin
         box = box_limits(*self.bounds, x.dtype)

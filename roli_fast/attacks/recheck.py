@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks.base import Attack, AttackResult, ids_of
 from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.targets import RULES
 from roli_fast.engine import Cost, InputGradient, SearchModel
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import cross_entropy
@@ -51,7 +52,7 @@ def search(
     searched once more by the plain model, with the same draws.
 
     Args:
-        attack: an untargeted search, or one whose targets are a way to any misclassification.
+        attack: any search; what counts is misclassification, also where it has targets.
         model: a model, or a `SearchModel` whose dtype is that of the search.
         x: images (B, ...).
         y: labels (B,).
@@ -61,7 +62,10 @@ def search(
     """
     ids, copied = ids_of(x, sample_ids), _copy_of(generator, x.device)
     found = attack.run(model, x, y, generator, sample_ids=ids, **options)
-    looked = torch.ones_like(y, dtype=torch.bool) if found.fooled is None else found.fooled
+    by_target = getattr(attack, "targets", None) in RULES  # then fooled means: the target reached
+    looked = found.fooled
+    if looked is None or by_target:
+        looked = torch.ones_like(y, dtype=torch.bool)
     fooled, cost = fooled_by(plain(model), found.x_adv, y, looked)
     cost += found.cost
     x_adv = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x.detach())

@@ -68,7 +68,7 @@ def test_the_official_draws_are_every_components() -> None:
 def test_a_custom_one_runs_what_is_named_in_that_order() -> None:
     attack = AutoAttack(version="custom", attacks=("square", "fab"), **QUICK)
     assert [part.label for part in attack.parts] == ["square-10", "fab-4"]
-    assert attack.label == "autoattack-square+fab"
+    assert attack.label == "autoattack-square+fab-4-q10"
     assert ATTACKS["autoattack"] is AutoAttack
 
 

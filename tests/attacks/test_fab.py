@@ -304,3 +304,17 @@ def test_nan_logits_are_named() -> None:
     model = FixedLogits(torch.full((3, 4), torch.nan))
     with pytest.raises(ArgumentError, match="`model`.*NaN for 2 of 2"):
         FAB()(model, images(2, 4), torch.tensor([0, 1]))
+
+
+class Curved(nn.Module):
+    """One number x a sample, class 1 above 0.3; the margin bends, so that secants are not exact."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = torch.exp(4 * x) - torch.exp(torch.tensor(1.2))
+        return torch.cat([-height, height], dim=1)
+
+
+def test_the_secant_closes_in_on_the_boundary() -> None:
+    x, y = torch.tensor([[0.0]]), torch.tensor([0])
+    result = FAB(norm="linf", eps=0.9, steps=1, final_search=8).run(Curved(), x, y)
+    assert 0.3 < float(result.x_adv) < 0.301

@@ -133,3 +133,17 @@ def test_nothing_to_look_at_costs_nothing() -> None:
 def test_a_nan_is_misclassified() -> None:
     model = FixedLogits(torch.full((2, 3), torch.nan))
     assert fooled_by(model, images(2, 3), Y[:2] * 0, torch.tensor([True, True]))[0].all()
+
+
+def test_a_wrong_class_that_is_not_the_target_counts() -> None:
+    """Its target is the least likely class; misclassified is what the plain model says it is."""
+    attack = PGD(eps=0.2, steps=2, targets="least_likely", restarts=2)
+    alone = attack.run(NET, X, Y, source())
+    wrong = predicted(NET, alone.x_adv) != Y
+    assert alone.fooled is not None and int(wrong.sum()) > int(alone.fooled.sum())
+    assert torch.equal(fooled(search(attack, NET, X, Y, source()).result), wrong)
+
+
+def fooled(result: AttackResult) -> Tensor:
+    assert result.fooled is not None
+    return result.fooled

@@ -9,6 +9,7 @@ from torch import Tensor
 from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, PGD, AutoAttack, Union
+from roli_fast.engine import SearchModel
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 from roli_fast.threat import ThreatModel
@@ -108,3 +109,29 @@ def test_images_outside_the_bounds_are_refused(asked: Any) -> None:
     model, x, y = asked
     with untouched(model), pytest.raises(ArgumentError, match="`x`: expected images within"):
         small().run(model, x * 2, y)
+
+
+def test_what_was_lost_inside_an_ensemble_is_counted() -> None:
+    model, x = Wavy(dtype=torch.float32), pictures(64, torch.float32)
+    y, short = predicted(model, x), SearchModel(model, dtype=torch.bfloat16)
+    lost = 0
+    for eps in (0.004, 0.006, 0.008, 0.01):
+        attack = AutoAttack(norm="linf", eps=eps, steps=4, n_queries=10)
+        result = Union((attack,)).run(short, x, y, generator())
+        said = [int(n.split("; ")[1].split()[0]) for n in result.notes if "asked again" in n]
+        assert result.lost == sum(said)
+        lost += result.lost
+    assert lost > 0
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_sample_ids_of_another_batch(count: int, asked: Any) -> None:
+    with pytest.raises(ArgumentError, match="`sample_ids`"):
+        small().run(*asked, sample_ids=torch.arange(count))
+
+
+def test_ensembles_of_different_lengths_have_different_names() -> None:
+    short, long = AutoAttack(steps=5), AutoAttack()
+    assert Union((short, long)).names[0] == "autoattack-standard-5 linf 0.03137"
+    assert long.label == "autoattack-standard"
+    assert AutoAttack(n_queries=7).label == "autoattack-standard-q7"
