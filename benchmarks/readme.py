@@ -77,6 +77,35 @@ def tuning() -> str:
     return "\n".join(lines)
 
 
+def autoattack() -> str:
+    """Full AutoAttack beside torchattacks, part by part."""
+    results = _read("autoattack-cpu")
+    norms = {norm: results[norm] for norm in results["case"]["eps"] if norm in results}
+    parts = next(iter(norms.values()))["details"]["parts"]
+    lines = [f"| times as long as ours in fp32 | {' | '.join(parts)} | all | robust |"]
+    lines.append(f"|{'---|' * (len(parts) + 3)}")
+    names = {"usual": "torchattacks", "full batch": "fooled images stay", "bf16": "search in bf16"}
+    for norm, result in norms.items():
+        mine = result["roli_fast"]
+        for key, name in names.items():
+            row = result[key]
+            cells = [f"{a / b:.2f}" for a, b in zip(row["by_part"], mine["by_part"], strict=True)]
+            cells += [f"{row['times_ours']:.2f}", f"{100 * row['robust_accuracy']:.1f} %"]
+            lines.append(f"| {name}, {norm} | {' | '.join(cells)} |")
+        lines.append(
+            f"| ours, {norm}, seconds | {' | '.join(f'{s:.0f}' for s in mine['by_part'])} | "
+            f"{mine['seconds']:.0f} | {100 * mine['robust_accuracy']:.1f} % |"
+        )
+    lines.append("")
+    lines.append(
+        f"Standard AutoAttack (linf 8/255, l2 0.5) on {results['case']['images']} real CIFAR-10 "
+        "images and an adversarially trained ResNet of 1.2 million parameters, one thread of a CPU, "
+        "batches interleaved in one process, weights frozen for all; other work on the second core "
+        "(benchmarks/results/autoattack-cpu.json)."
+    )
+    return "\n".join(lines)
+
+
 def _cells(row: dict[str, Any], *others: str) -> list[str]:
     """A row's own time, and the others' in multiples of it."""
     times = row["times_native"]
@@ -88,7 +117,7 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-BLOCKS = {"quickstart": quickstart, "ops-cpu": ops_cpu, "tuning": tuning}
+BLOCKS = {"quickstart": quickstart, "ops-cpu": ops_cpu, "tuning": tuning, "autoattack": autoattack}
 
 
 def rendered(text: str) -> str:
