@@ -99,7 +99,7 @@ def autoattack() -> str:
     lines.append("")
     lines.append(
         f"Standard AutoAttack (linf 8/255, l2 0.5) on {results['case']['images']} real CIFAR-10 "
-        "images and an adversarially trained ResNet of 1.2 million parameters, one thread of a CPU, "
+        "images and an adversarially trained ResNet of 1.2 million parameters, one CPU thread, "
         "batches interleaved in one process, weights frozen for all; other work on the second core "
         "(benchmarks/results/autoattack-cpu.json)."
     )
