@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.modules.conv import _ConvNd
 
 from roli_fast.engine.attention import MatrixAttention
 from roli_fast.errors import ArgumentTypeError, describe
 
-_IN_FP32 = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
-"""Modules whose weights stay as they are: normalisation has few, and its kernels take both dtypes;
-a parametrised weight is computed from them."""
+_CONVERTED = (nn.Linear, _ConvNd, nn.MultiheadAttention)
+"""Modules whose weights autocast would convert at each call, low-rank layers among them. All else
+stays as it is: normalisation has few weights, and its kernels take both dtypes; and what a model
+derives from a parameter of its own, and keeps in eval mode, must outlive the passes in fp32."""
 
 FP16_SCALE = 1024.0
 """What gradients are multiplied by on their way through fp16, whose smallest number is 6e-8."""
@@ -92,14 +92,14 @@ def _in_place(weights: list[_Weight]) -> Iterator[None]:
 
 
 def _converted(model: nn.Module, dtype: torch.dtype) -> list[_Weight]:
-    """All fp32 weights outside normalisation layers, in `dtype`; tied weights stay tied."""
+    """The fp32 weights of linear layers and convolutions in `dtype`; tied weights stay tied."""
     found: list[_Weight] = []
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
-        if isinstance(module, _IN_FP32):
+        if not isinstance(module, _CONVERTED):
             continue
         for name, own in module._parameters.items():
-            if own is None or own.dtype != torch.float32:
+            if own is None or own.dtype != torch.float32 or _makes_another(module, name):
                 continue
             if own not in made:
                 rows = torch.channels_last if own.ndim == 4 else torch.preserve_format
@@ -107,3 +107,9 @@ def _converted(model: nn.Module, dtype: torch.dtype) -> list[_Weight]:
                 made[own] = nn.Parameter(short, requires_grad=False)
             found.append(_Weight(module._parameters, name, own, made[own]))
     return found
+
+
+def _makes_another(module: nn.Module, name: str) -> bool:
+    """Whether a hook computes the weight from this one, in fp32 as its buffers are: `weight_orig`
+    of spectral_norm and pruning, `weight_g` and `weight_v` of weight_norm."""
+    return name.rpartition("_")[0] in module.__dict__

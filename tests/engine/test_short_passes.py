@@ -145,6 +145,72 @@ def test_a_weight_that_changes_between_searches_is_read_again() -> None:
             assert engine.evaluate(torch.ones(1, 1), Y[:1])[1].tolist() == [[value, value]]
 
 
+class Caching(nn.Module):
+    """Keeps in eval mode what it derives from its parameter, as LeViT does its attention's bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.table = nn.Linear(108, 4), nn.Parameter(images(8) / 3)
+        self.cache: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cache is None:
+            self.cache = self.table[[1, 3, 5, 7]]
+        return self.head(x.flatten(1)) + self.cache
+
+
+def test_what_a_model_keeps_of_its_parameters_stays_fp32() -> None:
+    model = Caching().eval()
+    truth = model(X)
+    model.cache = None  # made anew by a short pass
+    with untouched(model), InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+        engine.evaluate(X, Y)
+    assert model.cache is not None and torch.equal(model(X), truth)
+
+
+def test_attention_that_holds_its_weights_itself() -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    seen = []
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(attention.in_proj_weight.dtype)
+        return attention(x, x, x, need_weights=False)[0].mean(1)
+
+    model = nn.Module()
+    model.attention, model.forward = attention, forward
+    x = images(4, 5, 8)
+    with InputGradient(model) as engine:
+        truth = engine(x, Y)
+    with untouched(model), InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+        found = engine(x, Y)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert (cosine(found[0], truth[0]) > 0.97).all()
+
+
+COMPUTED = {
+    "spectral_norm": nn.utils.spectral_norm,
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_parametrization": nn.utils.parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_weight_computed_from_another(name: str, dtype: torch.dtype) -> None:
+    norm: Any = COMPUTED[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), norm(nn.Linear(64, 4)))
+    model(X)  # in train mode: a step towards the largest singular value
+    model.eval()
+    truth = model(X).detach()
+    with InputGradient(SearchModel(model, dtype=dtype)) as engine:
+        logits = engine(X, Y)[2]
+    # two layers of bf16, whose last digit is worth 2^-8
+    assert torch.allclose(logits, truth, rtol=0, atol=0.04 * truth.abs().max().item())
+    assert torch.equal(model(X), truth)
+
+
 def test_fp32_is_no_short_dtype() -> None:
     with InputGradient(Mixed()) as engine:
         truth = engine(X, Y)
