@@ -16,6 +16,9 @@ _CONVERTED = (nn.Linear, _ConvNd, nn.MultiheadAttention)
 stays as it is: normalisation has few weights, and its kernels take both dtypes; and what a model
 derives from a parameter of its own, and keeps in eval mode, must outlive the passes in fp32."""
 
+_NO_VIEW = "view size is not compatible"
+"""What torch says of a `view` that joins axes of a map that lies in channels_last."""
+
 FP16_SCALE = 1024.0
 """What gradients are multiplied by on their way through fp16, whose smallest number is 6e-8."""
 
@@ -25,8 +28,9 @@ class ShortPasses:
 
     Autocast keeps the converted weights of a training step only, those that require a gradient; a
     frozen network's are converted anew in every pass. Here they are second tensors, which take the
-    place of the module's during a call, convolutions' in channels_last. `functional_call` would do
-    that too, but leaves a module that has two names with the second tensors.
+    place of the module's during a call, convolutions' in channels_last until the model asks for a
+    view that only contiguous maps have. `functional_call` would do that too, but leaves a module
+    that has two names with the second tensors.
 
     Args:
         model: a module, or a callable, which autocast alone serves.
@@ -35,6 +39,7 @@ class ShortPasses:
 
     def __init__(self, model: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
         self._model, self._dtype = model, dtype
+        self._rows = torch.channels_last
         self._weights: list[_Weight] = []
         if isinstance(model, nn.Module):
             with torch.inference_mode(False), torch.no_grad():
@@ -53,21 +58,44 @@ class ShortPasses:
         if graph and self._dtype == torch.float16:
             x = x.view_as(x)
             x.register_hook(lambda grad: grad / FP16_SCALE)
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        by_matrices = graph and x.device.type == "cpu"
-        with (
-            torch.autocast(x.device.type, self._dtype, cache_enabled=False),
-            MatrixAttention() if by_matrices else contextlib.nullcontext(),
-            _in_place(self._weights),
-        ):
-            logits = self._model(x)
+        logits = self._logits(x, graph)
         if not isinstance(logits, Tensor):
             return logits
         logits = logits.float()
         if logits.requires_grad and self._dtype == torch.float16:
             logits.register_hook(lambda grad: grad * FP16_SCALE)
         return logits
+
+    def _logits(self, x: Tensor, graph: bool) -> Tensor:
+        """What the model returns; where it has no view of channels_last, of contiguous maps."""
+        try:
+            return self._once(x, graph)
+        except RuntimeError as error:
+            if self._rows == torch.contiguous_format or _NO_VIEW not in str(error):
+                raise
+        self._make_contiguous()  # out here, where the error no longer holds the first maps
+        return self._once(x, graph)
+
+    def _once(self, x: Tensor, graph: bool) -> Tensor:
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=self._rows)
+        by_matrices = graph and x.device.type == "cpu"
+        with (
+            torch.autocast(x.device.type, self._dtype, cache_enabled=False),
+            MatrixAttention() if by_matrices else contextlib.nullcontext(),
+            _in_place(self._weights),
+        ):
+            return self._model(x)
+
+    def _make_contiguous(self) -> None:
+        """For all later passes; new tensors, as the graph of an earlier one holds the old."""
+        self._rows = torch.contiguous_format
+        with torch.inference_mode(False), torch.no_grad():
+            made = {
+                weight.short: nn.Parameter(weight.short.contiguous(), requires_grad=False)
+                for weight in self._weights
+            }
+        self._weights = [weight._replace(short=made[weight.short]) for weight in self._weights]
 
 
 class _Weight(NamedTuple):
