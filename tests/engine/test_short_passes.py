@@ -145,6 +145,135 @@ def test_a_weight_that_changes_between_searches_is_read_again() -> None:
             assert engine.evaluate(torch.ones(1, 1), Y[:1])[1].tolist() == [[value, value]]
 
 
+class Caching(nn.Module):
+    """Keeps in eval mode what it derives from its parameter, as LeViT does its attention's bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.table = nn.Linear(108, 4), nn.Parameter(images(8) / 3)
+        self.cache: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cache is None:
+            self.cache = self.table[[1, 3, 5, 7]]
+        return self.head(x.flatten(1)) + self.cache
+
+
+def test_what_a_model_keeps_of_its_parameters_stays_fp32() -> None:
+    model = Caching().eval()
+    truth = model(X)
+    model.cache = None  # made anew by a short pass
+    with untouched(model), InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+        engine.evaluate(X, Y)
+    assert model.cache is not None and torch.equal(model(X), truth)
+
+
+def test_attention_that_holds_its_weights_itself() -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    seen = []
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(attention.in_proj_weight.dtype)
+        return attention(x, x, x, need_weights=False)[0].mean(1)
+
+    model = nn.Module()
+    model.attention, model.forward = attention, forward
+    x = images(4, 5, 8)
+    with InputGradient(model) as engine:
+        truth = engine(x, Y)
+    with untouched(model), InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+        found = engine(x, Y)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert (cosine(found[0], truth[0]) > 0.97).all()
+
+
+COMPUTED = {
+    "spectral_norm": nn.utils.spectral_norm,
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_parametrization": nn.utils.parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_weight_computed_from_another(name: str, dtype: torch.dtype) -> None:
+    norm: Any = COMPUTED[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), norm(nn.Linear(64, 4)))
+    model(X)  # in train mode: a step towards the largest singular value
+    model.eval()
+    truth = model(X).detach()
+    with InputGradient(SearchModel(model, dtype=dtype)) as engine:
+        logits = engine(X, Y)[2]
+    # two layers of bf16, whose last digit is worth 2^-8
+    assert torch.allclose(logits, truth, rtol=0, atol=0.04 * truth.abs().max().item())
+    assert torch.equal(model(X), truth)
+
+
+class Viewing(nn.Module):
+    """Its view asks for maps that lie channel by channel; `when` there are that many images."""
+
+    def __init__(self, when: int = 0) -> None:
+        super().__init__()
+        self.conv, self.head, self.when = nn.Conv2d(3, 4, 3), nn.Linear(64, 4), when
+        self.rows: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.conv.weight.is_contiguous(memory_format=torch.channels_last)
+        self.rows.append(rows)
+        maps = self.conv(x)
+        return self.head(maps.view(len(x), -1) if len(x) >= self.when else maps.flatten(1))
+
+
+class Pixels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(108, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.view(len(x), -1))
+
+
+class TestViews:
+    @pytest.mark.parametrize("dtype", SHORT, ids=str)
+    @pytest.mark.parametrize("make", [Viewing, Pixels])
+    def test_as_in_fp32(self, make: type[nn.Module], dtype: torch.dtype) -> None:
+        model = make()
+        with InputGradient(model) as engine:
+            truth = engine(X, Y)
+        with torch.inference_mode(), InputGradient(SearchModel(model, dtype=dtype)) as engine:
+            logits = engine.evaluate(X, Y)[1]
+            after = engine(X, Y)[0]
+        with InputGradient(SearchModel(model, dtype=dtype)) as engine:
+            found = engine(X, Y)
+        assert torch.allclose(logits, truth[2], atol=0.03)
+        assert torch.allclose(found[2], truth[2], atol=0.03)
+        assert (cosine(found[0], truth[0]) > 0.99).all() and torch.equal(after, found[0])
+
+    def test_tried_once(self) -> None:
+        model = Viewing()
+        with InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+            engine(X, Y)
+            engine.evaluate(X, Y)
+        assert model.rows == [True, False, False]
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+
+    def test_a_graph_from_before(self) -> None:
+        model = Viewing(when=3)
+        with InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+            alone = engine(X[:2], Y[:2])[0]
+            kept = engine.keep(X[:2], Y[:2])
+            engine(X, Y)
+            assert model.rows == [True, True, True, False]
+            assert torch.equal(kept.gradient(functional_loss)[0], alone)
+
+    def test_a_view_that_fp32_does_not_have_either(self) -> None:
+        model = SearchModel(lambda x: x.transpose(1, 2).view(len(x), -1), dtype=torch.bfloat16)
+        with InputGradient(model) as engine, pytest.raises(RuntimeError, match="view size is not"):
+            engine(X, Y)
+
+
 def test_fp32_is_no_short_dtype() -> None:
     with InputGradient(Mixed()) as engine:
         truth = engine(X, Y)
