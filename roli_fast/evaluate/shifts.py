@@ -92,12 +92,17 @@ class Shifts(Measurement):
             raise ValueError("a flag is missing")
 
     def report(self) -> dict[str, Any] | None:
-        """Each view, each kind over its severities, and all kinds."""
+        """Each view, each kind over its severities, and all kinds.
+
+        Flags are in the order of the data's ids, as everywhere in evaluation.json; the second data
+        set has ids of its own.
+        """
         if not self.views:
             return None
         out: dict[str, Any] = {"corruptions": {}, "corruption_accuracy": None, SECOND: None}
-        for name in self.views:
-            text = self.entry(name)["right"]
+        for name, dataset in self.views.items():
+            found, order = self.entry(name)["right"], dataset.ids.argsort()
+            text = "".join(found[place] for place in order.tolist())
             right = text.count("1")
             entry = {
                 "accuracy": right / len(text),
@@ -106,7 +111,7 @@ class Shifts(Measurement):
                 "flags": text,
             }
             if name == SECOND:
-                out[SECOND] = entry
+                out[SECOND] = entry | {"ids": dataset.ids[order].tolist()}
             else:
                 kind, _, severity = name.rpartition("-")
                 out["corruptions"].setdefault(kind, {})[severity] = entry
