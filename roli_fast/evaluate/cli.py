@@ -11,7 +11,7 @@ from roli_fast.configuration.usage import Usage
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment, same_assessment
 from roli_fast.evaluate.config import SCHEMA
-from roli_fast.evaluate.identity import FILE
+from roli_fast.evaluate.identity import FILE, only_begun
 from roli_fast.evaluate.trained import as_assessment, settings_of
 from roli_fast.running.folder import CONFIG, is_used
 
@@ -125,7 +125,7 @@ def _from_run(tree: dict[str, Any], given: list[tuple[str, str | None]]) -> dict
 def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessment:
     """The saved configuration, which flags may repeat and not change."""
     saved = options.out / CONFIG
-    if not saved.is_file() or not (options.out / FILE).is_file():
+    if not (saved.is_file() and (options.out / FILE).is_file()) and not only_begun(options.out):
         fix = "Nothing was changed. Leave out --resume, and name a new folder."
         raise ConfigError(
             describe("--out", "a folder in which an evaluation began", f"'{options.out}'", fix)
