@@ -7,8 +7,9 @@ from typing import Any
 from roli_fast.attacks import ATTACKS
 from roli_fast.attacks.auto_attack import VERSIONS
 from roli_fast.attacks.objective import LOSSES
+from roli_fast.configuration.schema import FOLLOWS_THREAT
 from roli_fast.configuration.types import field_types
-from roli_fast.errors import ConfigError, describe
+from roli_fast.errors import ConfigError, RoliFastError, describe
 
 EXAMPLES = "autoattack, autoattack-rand, pgd-50, apgd-ce, apgd-t, fab-t, square-1000"
 
@@ -38,6 +39,10 @@ def attack_tree(text: str) -> Mapping[str, Any]:
                     fix = f"`{word}` sets `{setting}`, which is {settings[setting]!r} already."
                     raise ConfigError(describe("attacks", "each setting once", repr(text), fix))
                 settings[setting] = value
+            try:  # the attack itself would not say which of several it is
+                ATTACKS[name](**dict.fromkeys(set(FOLLOWS_THREAT) & set(known)), **settings)
+            except RoliFastError as error:
+                raise ConfigError(f"`attacks`: {text!r}: {error}") from error
             return {"name": name, **settings}
     raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), _known()))
 
