@@ -37,6 +37,7 @@ def test_flags_are_those_of_the_images_and_a_resume_measures_only_what_is_missin
     for kind, severity in (("contrast", 5), ("gaussian_noise", 2)):
         right = answers(corrupted(same, kind, severity, seed=0), report["ids"])
         entry = shifts["corruptions"][kind][str(severity)]
+        assert entry["cost"]["forward_images"] == 90 and entry["cost"]["backward_images"] == 0
         assert entry["flags"] == right and entry["accuracy"] == right.count("1") / 90
     assert assessment.ood is not None
     ids = shifts["ood"]["ids"]
