@@ -253,7 +253,7 @@ class AutoAttack:
             standing = self._search(name, x[at], y[at], place)
             gone = standing.fooled.cpu()
             found = standing.x_adv[standing.fooled]
-            state.save_images(name, number, place[gone], found)
+            state.save_images(name, place[gone], found)
             state.robust[place[gone]] = False
             running.batches = number + 1
             state.to_disk()

@@ -92,9 +92,18 @@ class EvaluationState:
     @classmethod
     def open(cls, path: Path | None, asked: Mapping[str, str]) -> "EvaluationState":
         """The state in this file if there is one, which must be of the same evaluation; or a new
-        one, written at once, so that a path that cannot be written fails before any work."""
+        one, written at once, so that a path that cannot be written fails before any work.
+
+        Raises:
+            ArgumentError: another evaluation's file, or no file but images of an earlier one, which
+                would be taken for what this evaluation finds.
+        """
         if path is None or not path.exists():
             state = cls(path, asked)
+            if path is not None and any(state._folder.glob("*.safetensors")):
+                got = f"images of an earlier evaluation in {state._folder}, and no {path}"
+                fix = "Remove that folder, or name a new file; nothing was changed."
+                raise ArgumentError(describe("state_path", "a new state", got, fix))
             state.to_disk()
             return state
         state = cls.from_disk(path)
@@ -119,14 +128,19 @@ class EvaluationState:
         }
         write_json(self.path, tree)
 
-    def save_images(self, attack: str, batch: int, place: Tensor, images: Tensor) -> None:
-        """Keep what a batch found; `place` (n,) in the evaluated images (n, ...)."""
+    def save_images(self, attack: str, place: Tensor, images: Tensor) -> None:
+        """Keep what a batch found; `place` (n,) in the evaluated images (n, ...).
+
+        The file is named by the first of them, which no other batch of the attack finds again,
+        however large the batches are after a restart.
+        """
         if self.path is not None and len(place):
-            file = self._folder / f"{attack}-{batch:06d}.safetensors"
+            file = self._folder / f"{attack}-{int(place[0]):08d}.safetensors"
             write_tensors(file, {"place": place, "images": images}, {})
 
     def saved_images(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(place, images) of all that was kept.
+        """(place, images) of all that was kept and that the state counts as found: a process that
+        is killed between the two leaves images that are found again, or not.
 
         Raises:
             ArgumentError: one of the files cannot be read.
@@ -136,12 +150,16 @@ class EvaluationState:
         for file in sorted(self._folder.glob("*.safetensors")):
             try:
                 tensors = load_file(file)
-                yield tensors["place"], tensors["images"]
+                place, images = tensors["place"], tensors["images"]
             except (SafetensorError, OSError, KeyError) as error:
                 fix = "Remove it: its images are lost, their flags are in the state."
                 raise ArgumentError(
                     describe("state_path", "images beside the state", f"{file}: {error}", fix)
                 ) from error
+            counted = torch.ones_like(place, dtype=torch.bool)
+            if self.robust is not None:
+                counted = ~self.robust[place]
+            yield place[counted], images[counted]
 
     @property
     def _folder(self) -> Path:

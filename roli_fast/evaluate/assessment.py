@@ -8,7 +8,7 @@ import torch
 from roli_fast.attacks import Attack, AutoAttack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.data import DataSource
-from roli_fast.errors import ConfigError, describe
+from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.evaluate.curve import curve_attacks
 from roli_fast.evaluate.shifts import kinds
 from roli_fast.threat import ThreatModel
@@ -145,7 +145,10 @@ class Assessment:
                     raise ConfigError(describe(f"attacks.{name}", "null", given, fix))
         for threat in self.threats:
             for attack in self.attacks:
-                _ = attack.under(threat).parts
+                try:
+                    _ = attack.under(threat).parts
+                except RoliFastError as error:
+                    raise ConfigError(f"`attacks`: {attack.label}: {error}") from error
         _ = self.curve_attacks
 
     @property

@@ -7,8 +7,9 @@ from typing import Any
 from roli_fast.attacks import ATTACKS
 from roli_fast.attacks.auto_attack import VERSIONS
 from roli_fast.attacks.objective import LOSSES
+from roli_fast.configuration.schema import FOLLOWS_THREAT
 from roli_fast.configuration.types import field_types
-from roli_fast.errors import ConfigError, describe
+from roli_fast.errors import ConfigError, RoliFastError, describe
 
 EXAMPLES = "autoattack, autoattack-rand, pgd-50, apgd-ce, apgd-t, fab-t, square-1000"
 
@@ -23,14 +24,25 @@ def attack_tree(text: str) -> Mapping[str, Any]:
     AutoAttack's version, r5 five restarts, eot20 twenty passes, large the large radii of l1.
 
     Raises:
-        ConfigError: no attack has this name, or the attack has nothing that a word could set.
+        ConfigError: no attack has this name, the attack has nothing that a word could set, or two
+            words set the same.
     """
     words = text.strip().lower().replace("_", "-")
     for name in sorted(ATTACKS, key=len, reverse=True):
         if words == name or words.startswith(f"{name}-"):
             known = field_types(ATTACKS[name])
             rest = words[len(name) + 1 :].split("-") if words != name else []
-            settings = dict(_setting(word, known, text) for word in rest)
+            settings: dict[str, Any] = {}
+            for word in rest:
+                setting, value = _setting(word, known, text)
+                if setting in settings:
+                    fix = f"`{word}` sets `{setting}`, which is {settings[setting]!r} already."
+                    raise ConfigError(describe("attacks", "each setting once", repr(text), fix))
+                settings[setting] = value
+            try:  # the attack itself would not say which of several it is
+                ATTACKS[name](**dict.fromkeys(set(FOLLOWS_THREAT) & set(known)), **settings)
+            except RoliFastError as error:
+                raise ConfigError(f"`attacks`: {text!r}: {error}") from error
             return {"name": name, **settings}
     raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), _known()))
 

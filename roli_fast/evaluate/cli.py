@@ -11,7 +11,7 @@ from roli_fast.configuration.usage import Usage
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment, same_assessment
 from roli_fast.evaluate.config import SCHEMA
-from roli_fast.evaluate.identity import FILE
+from roli_fast.evaluate.identity import FILE, only_begun
 from roli_fast.evaluate.trained import as_assessment, settings_of
 from roli_fast.running.folder import CONFIG, is_used
 
@@ -107,7 +107,10 @@ def _new(config: str | None, overrides: Sequence[str]) -> Assessment:
 
 
 def _from_run(tree: dict[str, Any], given: list[tuple[str, str | None]]) -> dict[str, Any]:
-    """Data and threat of the training run that the model is of, where nothing else is asked for."""
+    """Data and threat of the training run that the model is of, where nothing else is asked for.
+
+    A data set that is named is taken as it is: the run's classes or seed were for the run's own.
+    """
     texts = [text for name, text in given if name in ("model", "model.source") and text]
     model = tree.get("model")
     source = texts[-1] if texts else model.get("source") if isinstance(model, dict) else model
@@ -115,15 +118,14 @@ def _from_run(tree: dict[str, Any], given: list[tuple[str, str | None]]) -> dict
         return {}
     taken = as_assessment(settings_of(Path(source)))
     names = {name for name, _ in given} | set(tree)
-    if names & {"norm", "eps"}:
-        taken = {name: value for name, value in taken.items() if name == "data"}
-    return taken
+    groups = {"norm": {"norm", "eps"}, "eps": {"norm", "eps"}, "data": {"data"}}
+    return {name: value for name, value in taken.items() if not names & groups[name]}
 
 
 def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessment:
     """The saved configuration, which flags may repeat and not change."""
     saved = options.out / CONFIG
-    if not saved.is_file() or not (options.out / FILE).is_file():
+    if not (saved.is_file() and (options.out / FILE).is_file()) and not only_begun(options.out):
         fix = "Nothing was changed. Leave out --resume, and name a new folder."
         raise ConfigError(
             describe("--out", "a folder in which an evaluation began", f"'{options.out}'", fix)

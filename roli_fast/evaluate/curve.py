@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,13 @@ class Curve:
             point = {"eps": eps, "accuracy": right / count, "right": right}
             points.append({**point, "low": low, "high": high})
         named = {"name": self.name, "attack": self.attack, "norm": self.norm}
-        cost = {name: getattr(self.cost, name) for name in ("forwards", "backwards")}
-        return {**named, "images": count, "level": level, "points": points, "cost": cost}
+        return {
+            **named,
+            "images": count,
+            "level": level,
+            "points": points,
+            "cost": asdict(self.cost),
+        }
 
     @staticmethod
     def join(curves: Sequence["Curve"]) -> "Curve":

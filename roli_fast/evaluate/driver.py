@@ -17,7 +17,7 @@ from roli_fast.evaluate.assessment import DTYPES, Assessment
 from roli_fast.evaluate.config import SCHEMA
 from roli_fast.evaluate.curves import FOLDER as CURVES
 from roli_fast.evaluate.curves import Curves
-from roli_fast.evaluate.identity import check_same, write_identity
+from roli_fast.evaluate.identity import check_same, only_begun, write_identity
 from roli_fast.evaluate.measurement import Measurement
 from roli_fast.evaluate.prepare import Prepared, prepare
 from roli_fast.evaluate.progress import Progress
@@ -109,12 +109,13 @@ def run(
 
 def _open(assessment: Assessment, folder: Path, ready: Prepared, *, resume: bool) -> RunLock:
     """The folder, made or entered, by the first process alone."""
-    if resume:
+    begins = not resume or only_begun(folder, assessment)
+    if not begins:
         check_same(folder, ready.found)
     text = SCHEMA.to_yaml(assessment)
     lock = open_folder(folder, text, resume=resume, option=OPTION)
     try:
-        if not resume:
+        if begins:
             write_identity(folder, ready.found)
     except BaseException:
         lock.release()

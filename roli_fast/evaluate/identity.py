@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from roli_fast.configuration import read_yaml
 from roli_fast.data import ImageDataset
-from roli_fast.errors import RunDirectoryError, describe
-from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment
+from roli_fast.errors import RoliFastError, RunDirectoryError, describe
+from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment, same_assessment
 from roli_fast.evaluate.config import SCHEMA
+from roli_fast.evaluate.state import FOLDER as CHUNKS
 from roli_fast.evaluate.subject import Opened
 from roli_fast.files import write_json
 from roli_fast.running.environment import hash_samples, hash_text
+from roli_fast.running.folder import CONFIG
 
 FILE = "identity.json"
 PARTS = {"configuration": "configuration", "model": "model", "images": "images"}
@@ -34,6 +37,18 @@ def identity(
 def write_identity(folder: Path, found: dict[str, Any]) -> None:
     """Record it when an evaluation begins."""
     write_json(folder / FILE, found)
+
+
+def only_begun(folder: Path, assessment: Assessment | None = None) -> bool:
+    """Whether a process was killed there after it wrote the configuration (this one, where one is
+    given) and before anything else."""
+    if (folder / FILE).exists() or (folder / CHUNKS).exists():
+        return False
+    try:
+        saved = SCHEMA.build(read_yaml(folder / CONFIG), [])
+    except RoliFastError:
+        return False
+    return assessment is None or same_assessment(saved, assessment)
 
 
 def check_same(folder: Path, found: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from roli_fast.data import ImageDataset, Splits
+from roli_fast.data import DataSource, ImageDataset, Splits
 from roli_fast.engine.input_gradient import Model, check_logits
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, RoliFastError, describe
 from roli_fast.evaluate.assessment import Assessment
 from roli_fast.evaluate.identity import identity
 from roli_fast.evaluate.ranks import Ranks
@@ -33,7 +33,7 @@ class Prepared:
 def prepare(assessment: Assessment, ranks: Ranks) -> Prepared:
     """Read the data and open the model, as far as that finds mistakes; writes nothing."""
     device = pick_device(ranks.device(assessment.device))
-    splits = assessment.data.load()
+    splits = _load(assessment.data, "data")
     dataset = chosen(assessment, splits)
     size = dataset.image_size
     opened = open_model(assessment.model, num_classes=splits.num_classes, image_size=size)
@@ -42,7 +42,7 @@ def prepare(assessment: Assessment, ranks: Ranks) -> Prepared:
     notes = _try_out(opened, dataset, splits, device)
     second = None
     if assessment.ood is not None:
-        other = assessment.ood.load()
+        other = _load(assessment.ood, "ood")
         second = chosen(assessment, other, at_most=True)
         notes += [f"ood: {note}" for note in _try_out(opened, second, other, device)]
     opened = replace(opened, notes=(*opened.notes, *notes))
@@ -50,6 +50,14 @@ def prepare(assessment: Assessment, ranks: Ranks) -> Prepared:
     found["threads"] = threads
     found["device"] = str(device)
     return Prepared(splits, dataset, second, opened, device, threads, found)
+
+
+def _load(source: DataSource, field: str) -> Splits:
+    """The images of a field; what is wrong with them names the field."""
+    try:
+        return source.load()
+    except RoliFastError as error:
+        raise type(error)(f"{field}: {error}") from error
 
 
 def _threads(model: Model, size: int, assessment: Assessment) -> int:

@@ -1,11 +1,12 @@
 """Accuracy on other images: common corruptions of the same ones, and a second data set."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.recheck import plain
 from roli_fast.data import ImageDataset
@@ -14,7 +15,7 @@ from roli_fast.engine import InputGradient, SearchModel
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate.confidence import wilson_interval
 from roli_fast.evaluate.measurement import Measurement
-from roli_fast.evaluate.state import to_flags, to_text
+from roli_fast.evaluate.state import cost_of, to_flags, to_text
 from roli_fast.losses import cross_entropy
 
 FOLDER = "shifts"
@@ -77,36 +78,44 @@ class Shifts(Measurement):
 
     def find(self, piece: str, check: Callable[[], None]) -> dict[str, Any]:
         """Classify one view; `check` is called between batches."""
-        dataset, flags = self.views[piece], []
+        dataset, flags, costs = self.views[piece], [], []
         for rows in torch.arange(len(dataset)).split(self.batch):
             check()
             batch = dataset.batch(rows)
             x, y = batch.x.to(self.device), batch.y.to(self.device)
             with InputGradient(plain(self.model)) as engine, torch.no_grad():
                 flags.append(is_right(engine.evaluate(x, y, cross_entropy)[1], y).cpu())
-        return {"right": to_text(torch.cat(flags))}
+                costs.append(engine.cost)
+        return {"right": to_text(torch.cat(flags)), "cost": asdict(total(costs))}
 
     def check_entry(self, piece: str, entry: dict[str, Any]) -> None:
-        """A flag for every image."""
+        """A flag for every image, and a cost."""
         if len(to_flags(entry["right"])) != self.images(piece):
             raise ValueError("a flag is missing")
+        cost_of(entry["cost"])
 
     def report(self) -> dict[str, Any] | None:
-        """Each view, each kind over its severities, and all kinds."""
+        """Each view, each kind over its severities, and all kinds.
+
+        Flags are in the order of the data's ids, as everywhere in evaluation.json; the second data
+        set has ids of its own.
+        """
         if not self.views:
             return None
         out: dict[str, Any] = {"corruptions": {}, "corruption_accuracy": None, SECOND: None}
-        for name in self.views:
-            text = self.entry(name)["right"]
+        for name, dataset in self.views.items():
+            saved, order = self.entry(name), dataset.ids.argsort()
+            text = "".join(saved["right"][place] for place in order.tolist())
             right = text.count("1")
             entry = {
                 "accuracy": right / len(text),
                 "interval_95": list(wilson_interval(right, len(text))),
                 "images": len(text),
                 "flags": text,
+                "cost": saved["cost"],
             }
             if name == SECOND:
-                out[SECOND] = entry
+                out[SECOND] = entry | {"ids": dataset.ids[order].tolist()}
             else:
                 kind, _, severity = name.rpartition("-")
                 out["corruptions"].setdefault(kind, {})[severity] = entry

@@ -42,8 +42,8 @@ def _remarks(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{which} {report['data']['split']} images{how}. A search attacks what those above it left "
         "right.",
-        f"{report['cost']['forward_images']} images forward, {report['cost']['backward_images']} "
-        f"backward, {report['seconds']:.1f} s of search.",
+        f"The attacks and their clean pass: {report['cost']['forward_images']} images forward, "
+        f"{report['cost']['backward_images']} backward, {report['seconds']:.1f} s of search.",
     ]
     if report["search_dtype"] != "float32":
         lines.append(

@@ -1,5 +1,6 @@
 """What a training run left: which of its models to evaluate, and on which data."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,15 @@ def _stage(path: Path) -> tuple[str, int]:
 def settings_of(path: Path) -> dict[str, Any]:
     """The configuration of the run that a file or folder is part of; empty where there is none.
 
-    It is read as plain YAML: what trained it need not be installed.
+    It is read as plain YAML: what trained it need not be installed. A config.yaml of something else
+    on the way up is passed over, readable or not.
     """
     for folder in [path, *path.absolute().parents][:6]:
         if (folder / CONFIG).is_file():
-            tree = read_yaml(folder / CONFIG)
-            return tree if "probe" in tree or "finetune" in tree else {}
+            with contextlib.suppress(ConfigError):
+                tree = read_yaml(folder / CONFIG)
+                if "probe" in tree or "finetune" in tree:
+                    return tree
     return {}
 
 

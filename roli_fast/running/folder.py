@@ -65,7 +65,9 @@ def _check_empty(folder: Path, option: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunDirectoryError(describe(option, "a folder", f"the file '{folder}'"))
     if folder.exists() and is_used(folder):
+        ours = (folder / CONFIG).is_file()
+        fix = "Add --resume to continue that run, or name a new folder."
+        fix = fix if ours else "It holds no run: name a new folder."
         raise RunDirectoryError(
-            f"`{option}`: '{folder}' exists already and is never overwritten. Add --resume to "
-            "continue that run, or name a new folder."
+            f"`{option}`: '{folder}' exists already and is never overwritten. {fix}"
         )

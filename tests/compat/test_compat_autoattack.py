@@ -157,6 +157,32 @@ def test_a_killed_evaluation_goes_on_and_ends_alike(share: float, tmp_path: Path
     assert kept.robust_flags.mean().item() == right(x_adv).float().mean().item()
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.6])
+def test_going_on_with_other_batches_keeps_the_images_of_those_before(
+    share: float, tmp_path: Path
+) -> None:
+    model, state = Net(), tmp_path / "state.json"
+    adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=3)
+    model.stop_at, model.forwards = int(share * model.forwards), 0
+    with pytest.raises(KeyboardInterrupt):
+        adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=3, state_path=state)
+    model.stop_at = 10**9
+    x_adv = adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=13, state_path=state)
+    kept = EvaluationState.from_disk(state)
+    again = adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=13, state_path=state)
+    assert kept.robust is not None and torch.equal(right(x_adv), kept.robust)
+    assert torch.equal(again, x_adv)
+
+
+def test_images_without_their_state_are_not_taken_for_a_new_ones(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
+    state.unlink()
+    with pytest.raises(ArgumentError, match=r"`state_path`.*state\.json\.images.*Remove that"):
+        adversary(verbose=False, seed=1).run_standard_evaluation(X, Y, bs=20, state_path=state)
+    assert not state.exists()
+
+
 def test_a_finished_evaluation_is_read_back(tmp_path: Path, capsys: Any) -> None:
     state = tmp_path / "deep" / "state.json"
     first = adversary().run_standard_evaluation(X, Y, bs=8, state_path=state)

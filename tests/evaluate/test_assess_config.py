@@ -9,7 +9,8 @@ from tiny_models import SMALL, tiny
 
 from roli_fast.attacks import APGDT, ATTACKS, FAB, PGD, Attack, AutoAttack, Square
 from roli_fast.configuration.types import descriptions, field_types
-from roli_fast.errors import RoliFastError
+from roli_fast.data import DATASETS
+from roli_fast.errors import ConfigError, RoliFastError
 from roli_fast.evaluate import read_report
 from roli_fast.evaluate.__main__ import main
 from roli_fast.evaluate.assessment import Assessment, Subject
@@ -41,6 +42,19 @@ BASE = ["--model=evaluated_models:nearest", "--data=digits", f"--data.image_size
 def test_short_names(text: str, attack: Attack) -> None:
     tree = dict(attack_tree(text))
     assert ATTACKS[tree.pop("name")](**tree) == attack
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("pgd-50-10", "`10` sets `steps`, which is 50"),
+        ("apgd-ce-dlr", "`dlr` sets `loss`, which is 'ce'"),
+        ("autoattack-rand-plus", "`plus` sets `version`"),
+    ],
+)
+def test_a_setting_given_twice_is_refused(text: str, setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"`attacks`.*{text}.*{setting}"):
+        attack_tree(text)
 
 
 @pytest.mark.parametrize("name", ATTACKS.names())
@@ -93,6 +107,10 @@ def test_yaml_takes_short_names_and_whole_components(tmp_path: Path) -> None:
         (["--attacks=fgsm-7"], ["`attacks`", "`7` sets nothing"]),
         (["--attacks=autoattack-7"], ["`attacks`", "`7` sets nothing"]),
         (["--attacks="], ["`attacks`"]),
+        (["--attacks=fgsm,pgd-0"], ["`attacks`: 'pgd-0': ", "`steps`"]),
+        (["--attacks=pgd-1,apgd-large"], ["`attacks`: apgd", "large_radius"]),
+        (["--data=image_folder", "--data.root=nowhere"], ["data: ", "nowhere"]),
+        (["--ood=image_folder", "--ood.root=nowhere"], ["ood: ", "nowhere"]),
         (["--batch_size=0"], ["`batch_size`", ">= 1", "0"]),
         (["--batch_size=x"], ["`batch_size`", "an integer", "'x'"]),
         (["--chunk=0"], ["`chunk`"]),
@@ -197,6 +215,26 @@ def test_a_run_brings_its_data_and_its_threat(run_folder: Path, tmp_path: Path, 
     assert (own.norm, own.eps) == (("l2",), (1.0,))
     other = parse(["--model", str(run_folder / part), "--data.max_per_class=5"]).assessment
     assert other.data.max_per_class == 5 and other.data.classes == (5, 6, 7)  # type: ignore[attr-defined]
+
+
+def test_a_data_set_that_is_named_takes_nothing_from_the_run(run_folder: Path) -> None:
+    assessment = parse(["--model", str(run_folder / "seed-0/roli"), "--data=digits"]).assessment
+    assert assessment.data == DATASETS["digits"]()
+    assert assessment.eps == (0.04,)
+
+
+@pytest.mark.parametrize("text", ["epochs: 3\n", "a: [\n", "- 1\n", "\xff\x00"])
+def test_a_config_of_something_else_is_passed_over(
+    run_folder: Path, tmp_path: Path, text: str
+) -> None:
+    weights = run_folder / "seed-0/roli/stage-2-finetune/best.safetensors"
+    weights.with_name("config.yaml").write_text(text, encoding="latin-1")
+    assert parse(["--model", str(weights)]).assessment.data.classes == (5, 6, 7)  # type: ignore[attr-defined]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").write_text(text, encoding="latin-1")
+    alone = tmp_path / "other/w.safetensors"
+    alone.write_bytes(weights.read_bytes())
+    assert parse(["--model", str(alone), "--data=digits"]).assessment.data == DATASETS["digits"]()
 
 
 def test_an_unfinished_run_is_told(run_folder: Path, tmp_path: Path) -> None:

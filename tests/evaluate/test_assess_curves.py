@@ -44,6 +44,7 @@ def test_points_are_those_of_single_radii_and_a_resume_measures_only_what_is_mis
     for radius, text in zip(RADII, pgd["flags"][1:], strict=True):
         right &= torch.tensor(expected(MORE, radius))
         assert text == "".join("01"[flag] for flag in right.tolist())
+    assert pgd["cost"]["forward_images"] > pgd["cost"]["backward_images"] > 90
     shares = [point["accuracy"] for point in pgd["points"]]
     assert shares[0] > 0.8 > shares[-1] and shares == sorted(shares, reverse=True)
     assert "curve pgd-3" in table(report)

@@ -294,6 +294,22 @@ def test_a_used_folder_needs_resume_and_a_stranger_s_is_refused(
         parse([*FLAGS, "--resume"])
 
 
+def test_a_power_cut_before_the_identity(straight: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.yaml").write_bytes((straight / "config.yaml").read_bytes())
+    with pytest.raises(RunDirectoryError, match="an evaluation began"):
+        assess(out, "--save_adversarial=true", "--seed=1", resume=True)
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert_same(straight, out)
+
+
+def test_resume_is_not_advised_where_nothing_ran(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match=r"exists already.*holds no run: name a new"):
+        assess(tmp_path)
+
+
 def test_an_interrupt_is_the_package_s_own_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 from evaluated_models import Nearest
 from test_assess import FLAGS, assess
 
+from roli_fast.data import ImageDataset
 from roli_fast.data.corruptions import CORRUPTIONS, corrupted
 from roli_fast.errors import RoliFastError, RunDirectoryError
 from roli_fast.evaluate.cli import parse
@@ -18,6 +19,13 @@ MORE = ["--corruptions=contrast,gaussian_noise", "--ood=digits", "--ood.image_si
 MORE += ["--ood.seed=5", "--attacks=pgd-1"]
 
 
+def answers(images: ImageDataset, ids: list[int]) -> str:
+    """What the model says about the images with these ids, one after another."""
+    x, y, own = images.batch(torch.arange(len(images)))
+    right = dict(zip(own.tolist(), (Nearest().eval()(x).argmax(1) == y).tolist(), strict=True))
+    return "".join("01"[right[i]] for i in ids)
+
+
 def test_flags_are_those_of_the_images_and_a_resume_measures_only_what_is_missing(
     tmp_path: Path,
 ) -> None:
@@ -25,13 +33,17 @@ def test_flags_are_those_of_the_images_and_a_resume_measures_only_what_is_missin
     report = assess(out, *MORE)
     shifts = report["shifts"]
     assessment = parse([*FLAGS, *MORE]).assessment
-    same, model = chosen(assessment, assessment.data.load()), Nearest().eval()
+    same = chosen(assessment, assessment.data.load())
     for kind, severity in (("contrast", 5), ("gaussian_noise", 2)):
-        x, y, _ = corrupted(same, kind, severity, seed=0).batch(torch.arange(len(same)))
-        right = (model(x).argmax(1) == y).tolist()
+        right = answers(corrupted(same, kind, severity, seed=0), report["ids"])
         entry = shifts["corruptions"][kind][str(severity)]
-        assert entry["flags"] == "".join("01"[flag] for flag in right)
-        assert entry["accuracy"] == sum(right) / 90
+        assert entry["cost"]["forward_images"] == 90 and entry["cost"]["backward_images"] == 0
+        assert entry["flags"] == right and entry["accuracy"] == right.count("1") / 90
+    assert assessment.ood is not None
+    ids = shifts["ood"]["ids"]
+    assert ids == sorted(ids)
+    second = chosen(assessment, assessment.ood.load(), at_most=True)
+    assert shifts["ood"]["flags"] == answers(second, ids)
     assert set(shifts["corruptions"]["contrast"]) == set("12345")
     assert shifts["ood"]["images"] == 90 and shifts["ood"]["accuracy"] > 0.7
     assert "gaussian_noise, mean of 5" in table(report) and "second data set" in table(report)

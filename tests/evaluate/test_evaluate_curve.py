@@ -295,13 +295,15 @@ def made_up(name: str, norm: str = "linf", attack: str = "pgd-10") -> Curve:
     """10 images, of which 9, 7, 4 and 0 stay right."""
     right = torch.arange(10) < torch.tensor([9, 7, 4, 0])[:, None]
     radii = (0.0, 2 / 255, 4 / 255, 8 / 255) if norm == "linf" else (0.0, 0.25, 0.5, 1.0)
-    return Curve(name, attack, norm, radii, right, Cost(40, 30))
+    return Curve(name, attack, norm, radii, right, Cost(40, 30, 400, 300))
 
 
 class TestJson:
     def test_by_hand(self) -> None:
         found = json.loads(json.dumps(made_up("vit").as_json()))
-        assert found["images"] == 10 and found["cost"] == {"forwards": 40, "backwards": 30}
+        assert found["images"] == 10
+        images = {"forward_images": 400, "backward_images": 300}
+        assert found["cost"] == {"forwards": 40, "backwards": 30, **images}
         assert [found[key] for key in ("name", "attack", "norm")] == ["vit", "pgd-10", "linf"]
         first = found["points"][0]
         assert first["right"] == 9 and first["accuracy"] == 0.9 and first["eps"] == 0
