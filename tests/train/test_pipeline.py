@@ -191,9 +191,15 @@ def test_scratch_trains_from_random_weights(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(RunDirectoryError, match="--resume"):
+    with pytest.raises(RunDirectoryError, match="holds no run: name a new folder"):
         open_run_dir(tmp_path, small(), resume=False)
     assert {path.name for path in tmp_path.iterdir()} == {"precious.txt"}
+
+
+def test_a_run_that_is_there_may_be_resumed(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: run")
+    with pytest.raises(RunDirectoryError, match="--resume"):
+        open_run_dir(tmp_path, small(), resume=False)
 
 
 def test_a_loss_that_explodes_is_reported_and_the_best_weights_stay(tmp_path: Path) -> None:
