@@ -223,8 +223,11 @@ class InputGradient:
             raise ArgumentTypeError(
                 describe("x", "a floating-point tensor", x.dtype, "Divide uint8 images by 255.")
             )
-        if not self._checked and y.shape[:1] != x.shape[:1]:  # a pass may be split
+        if self._checked:
+            return
+        if y.shape[:1] != x.shape[:1]:  # a pass may be split
             raise ArgumentError(describe("y", f"shape ({len(x)},)", tuple(y.shape)))
+        check_device(x, self._model.module)
 
     def _forward(self, x: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
         logits = self._run(x)
@@ -256,6 +259,17 @@ def check_tensor(name: str, value: object) -> None:
     """Raise `ArgumentTypeError` unless `value` is a tensor."""
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(describe(name, "a torch.Tensor", type(value).__name__))
+
+
+def check_device(x: Tensor, module: nn.Module | None) -> None:
+    """Raise unless `x` is where a model's weights are; one that spreads itself is left alone."""
+    if module is None or isinstance(module, nn.DataParallel):
+        return
+    devices = {parameter.device for parameter in module.parameters()}
+    if len(devices) == 1 and x.device not in devices:
+        (device,) = devices
+        fix = f"Move one of them: x.to({str(device)!r}) or model.to({str(x.device)!r})."
+        raise ArgumentError(describe("x", f"images on {device}, where the model is", x.device, fix))
 
 
 def check_logits(logits: object, x: Tensor) -> None:

@@ -356,6 +356,20 @@ class TestErrors:
             with InputGradient(Mixed()) as gradient:
                 gradient(x, Y)
 
+    @pytest.mark.parametrize("call", ["__call__", "evaluate", "keep"])
+    def test_images_on_another_device_than_the_model(self, call: str) -> None:
+        message = r"`x`: expected images on cpu, where the model is, got meta. .*x.to\('cpu'\)"
+        model = Mixed()
+        with untouched(model), InputGradient(model) as gradient:
+            with pytest.raises(ArgumentError, match=message):
+                getattr(gradient, call)(X.to("meta"), Y)
+
+    def test_a_model_spread_over_devices_is_left_to_itself(self) -> None:
+        model = Mixed()
+        model.register_parameter("elsewhere", nn.Parameter(torch.zeros(1, device="meta")))
+        with InputGradient(model) as gradient:
+            gradient(X, Y)
+
     @pytest.mark.parametrize("loss", [nn.functional.cross_entropy, lambda z, y: z])
     def test_a_loss_that_is_not_one_number_a_sample(self, loss: Any) -> None:
         with pytest.raises(ArgumentError, match=r"`loss`: expected one value a sample"):
