@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tuning import percent
+from runs import percent
 
 from roli_fast.train.summary import table
 

@@ -11,11 +11,10 @@ The learning rates are `RATES` for every backbone, not tuned per row.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+import runs
 
 from roli_fast import files
 
@@ -41,10 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, help="folder of the run directories")
     parser.add_argument("--only", default=",".join(RATES), help="tuning methods")
     parser.add_argument("--table", action="store_true", help="print the table alone")
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        own, flags = own[: own.index("--")], own[own.index("--") + 1 :]
-    args = parser.parse_args(own, argparse.Namespace(flags=flags))
+    args = runs.arguments(parser)
     if not args.table and not (args.name and args.runs):
         parser.error("NAME and --runs DIR are needed, or --table")
     return args
@@ -55,20 +51,10 @@ def train(folder: Path, tuning: str, flags: list[str]) -> dict[str, Any]:
     done = folder / "row.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
-    command = [sys.executable, "-m", "roli_fast.train", "--run_dir", str(folder)]
-    if (folder / "config.yaml").exists():
-        command.append("--resume")
-    else:
-        command += ["--methods", ",".join(METHODS), "--finetune.tuning", tuning]
-        command += ["--finetune.optimizer.lr", str(RATES[tuning]), *flags]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(
-            f"{tuning}: training ended with status {os.waitstatus_to_exitcode(status)}"
-        )
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    row = {"peak_mb": usage.ru_maxrss / 1024, "rate": RATES[tuning]}
+    own = ["--methods", ",".join(METHODS), "--finetune.tuning", tuning]
+    own += ["--finetune.optimizer.lr", str(RATES[tuning])]
+    summary, peak = runs.summary(folder, [*own, *flags])
+    row = {"peak_mb": peak, "rate": RATES[tuning]}
     row |= {key: summary[key] for key in ("seeds", "attack", "test_images", "comparisons")}
     row |= {method: _method(summary["methods"][method]) for method in METHODS}
     files.write_json(done, row)
@@ -99,19 +85,12 @@ def table(results: dict[str, Any]) -> str:
             cells = [name, tuning, f"{row['roli']['trainable_parameters']:,}"]
             cells += [f"{row['roli']['train_images_per_second']:.0f}", f"{row['peak_mb']:.0f}"]
             cells += [
-                percent(row[method][what]) for method in METHODS for what in ("clean", "robust")
+                runs.percent(row[method][what])
+                for method in METHODS
+                for what in ("clean", "robust")
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def percent(values: list[float]) -> str:
-    """Mean of accuracies, with the standard deviation of several, in percent."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{100 * mean:.1f}"
-    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return f"{100 * mean:.1f} ± {100 * spread:.1f}"
 
 
 def main() -> None:
