@@ -46,6 +46,10 @@ class NonFiniteLossError(RoliFastError, ArithmeticError):
     """Training met a NaN or infinite loss; the last good checkpoint is untouched."""
 
 
+class PeerError(RoliFastError, RuntimeError):
+    """Another process of the same run stopped on an error of its own, or is gone."""
+
+
 class InterruptedRunError(RoliFastError):
     """A run stopped on a signal after saving its state; `--resume` continues it.
 

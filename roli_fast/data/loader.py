@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,6 +25,30 @@ def num_batches(dataset: ImageDataset, *, batch_size: int, drop_last: bool = Fal
     return full + (rest > 0 and not drop_last)
 
 
+def shares(count: int, most: int) -> list[slice]:
+    """`count` images in at most `most` runs of about the same length, in order.
+
+    None is of one image alone, which BatchNorm could not take: rather there are fewer runs.
+
+    Args:
+        count: how many images, at least one.
+        most: how many runs at most, at least one.
+    """
+    runs = max(1, min(most, count // 2))
+    edges = [count * number // runs for number in range(runs + 1)]
+    return [slice(*pair) for pair in pairwise(edges)]
+
+
+def share(count: int, rank: int, world: int) -> slice:
+    """What process `rank` of `world` takes of `count` images, by `shares`.
+
+    Where there are too few for all, those left over take what the first takes: whoever uses it
+    counts theirs as nothing, and every process has been through the same operations.
+    """
+    runs = shares(count, world)
+    return runs[rank] if rank < len(runs) else runs[0]
+
+
 def batches(  # noqa: PLR0913 - one call, and each option is independent of the others
     dataset: ImageDataset,
     *,
@@ -35,6 +60,8 @@ def batches(  # noqa: PLR0913 - one call, and each option is independent of the 
     start: int = 0,
     workers: int = 0,
     device: str | torch.device = "cpu",
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
     """One epoch of `dataset`, augmented for (seed, epoch) if it is a training split.
 
@@ -52,6 +79,8 @@ def batches(  # noqa: PLR0913 - one call, and each option is independent of the 
         workers: processes that decode; started anew each epoch, so 0 suits data in memory.
         device: where `x` and `y` go, through pinned memory when it is a GPU; `ids` stay on
             the CPU, where they are read to derive seeds.
+        rank: give only this process's `share` of each batch.
+        world: of how many processes.
 
     Returns:
         An iterator of `Batch(x, y, ids)`.
@@ -65,6 +94,7 @@ def batches(  # noqa: PLR0913 - one call, and each option is independent of the 
     total = num_batches(dataset, batch_size=batch_size, drop_last=drop_last)
     order = _order(len(dataset), seed, epoch) if shuffle else torch.arange(len(dataset))
     chunks = list(order.split(batch_size))[start:total]
+    chunks = [chunk[share(len(chunk), rank, world)] for chunk in chunks]
     view = dataset.at_epoch(epoch, seed)
     return _iterate(_ByBatch(view), chunks, workers, torch.device(device))
 

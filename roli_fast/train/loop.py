@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from roli_fast import peft
 from roli_fast.attacks import Attack
-from roli_fast.data import Batch, Splits, batches, num_batches
+from roli_fast.data import Batch, Splits, batches, num_batches, shares
 from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
@@ -20,6 +20,7 @@ from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import ThreatModel
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
+from roli_fast.train.replicas import Replicas
 from roli_fast.train.stage import Stage, StageResult
 
 _FLUSH = 16
@@ -49,7 +50,11 @@ class Job:
 
 
 class StageLoop:
-    """Trains one stage, validates it, and can stop and go on at any update."""
+    """Trains one stage, validates it, and can stop and go on at any update.
+
+    Several processes go through it side by side, each with its share of every batch: what one
+    decides by the clock or a signal is agreed on by all, and the first writes the files.
+    """
 
     def __init__(self, job: Job, context: Context) -> None:
         self.job, self.context = job, context
@@ -57,6 +62,8 @@ class StageLoop:
         self.names = peft.apply(job.model, job.stage.tuning, seed=job.seed)
         job.stage.begin(job.model)
         self.optimizer = job.stage.optimizer.build(job.model, self.names)
+        self.team = context.team
+        self.replicas = Replicas(job.model, self.names, context.team)
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         train, size = job.splits.train, job.stage.batch_size
         # BatchNorm cannot take a last batch of one image
@@ -67,6 +74,7 @@ class StageLoop:
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
         self.pending: list[Tensor] = []
+        self.due = False
 
     @property
     def resume_path(self) -> Path:
@@ -86,7 +94,8 @@ class StageLoop:
                 for epoch in range(self.progress.epoch, self.stage.epochs):
                     self._train_epoch(epoch, bar)
                     self._finish_epoch(epoch)
-            except DataError:  # a damaged image must not cost the work before it
+            except DataError as error:  # a damaged image must not cost the work before it
+                self.team.fail(error)
                 self._flush(self.progress.epoch, bar)
                 self._save()
                 raise
@@ -98,6 +107,7 @@ class StageLoop:
             checkpoint.restore_tensors(self.model, saved.model, self.resume_path)
             checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
             self.best, self.progress = saved.best, saved.progress
+        self.replicas.begin()
         self.context.recorder.forget(self.job.place, self.progress.epoch)
 
     def _rng_devices(self) -> list[torch.device]:
@@ -117,17 +127,17 @@ class StageLoop:
         self.stage.tuning.train_mode(self.model)
         started = time.perf_counter()
         for batch in self._batches(epoch):
+            count = self._images()
             self.pending.append(self._update(epoch, batch))
             self.progress.step += 1
             last = self.progress.step == self.steps
-            due = self._checkpoint_due() or self.context.interrupt.signal is not None
-            if len(self.pending) == _FLUSH or last or due:
+            if len(self.pending) == _FLUSH or last or self.due:
                 self._flush(epoch, bar)
                 self.progress.train_seconds += time.perf_counter() - started
-                if due:
+                if self.due:
                     self._save_and_check()
                 started = time.perf_counter()
-            bar.update(len(batch.y))
+            bar.update(count)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         return batches(
@@ -140,28 +150,53 @@ class StageLoop:
             start=self.progress.step,
             workers=self.context.workers,
             device=self.context.device,
+            rank=self.team.rank,
+            world=self.team.world,
         )
 
+    def _images(self) -> int:
+        """Images of the next update, over all processes."""
+        size = self.stage.batch_size
+        return min(size, len(self.job.splits.train) - self.progress.step * size)
+
     def _update(self, epoch: int, batch: Batch) -> Tensor:
-        """One optimiser step; returns (summed loss, right, images), still on the device."""
+        """One optimiser step on this process's images; returns (summed loss, right, images) of
+        them, still on the device."""
         position = epoch * self.steps + self.progress.step
         factor = self._lr_factor(position)
         for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
-        own = (self.job.seed, self.job.name)
+        rank = self.team.rank
         # dropout and DropPath; the caller's state is forked away
-        torch.manual_seed(derive_seed(*own, "update", position))
-        # one source an epoch, in which an image draws by its id: batches play no part
-        generator = derived_generator(*own, "attack", epoch, device=batch.x.device)
-        attack = self.attack if epoch >= self.stage.clean_epochs else None
-        terms = self.stage.objective(self.model, batch, attack, generator)
+        place = (position, rank) if rank else (position,)
+        torch.manual_seed(derive_seed(self.job.seed, self.job.name, "update", *place))
         self.optimizer.zero_grad(set_to_none=True)
-        terms.loss.backward()
+        # with fewer images than processes, some repeat what another does, and count for nothing
+        counts = rank < len(shares(self._images(), self.team.world))
+        weight = len(batch.y) / self._images() if counts else 0.0
+        row = self._backward(epoch, batch, weight) * counts
+        # before anything waits for the others: here an error in another process is raised
+        self.due = self.context.wanted(save=self._checkpoint_due())
+        self.replicas.merge(weight)
         self.optimizer.step()
-        right = (terms.logits.argmax(1) == batch.y).sum()
-        count = len(batch.y)
-        loss = terms.loss.detach().double()
-        return torch.stack([loss * count, right.double(), loss.new_tensor(count)])
+        return row
+
+    def _backward(self, epoch: int, batch: Batch, weight: float) -> Tensor:
+        """Add the gradient of `weight` times the mean loss to `grad`, part by part."""
+        attack = self.attack if epoch >= self.stage.clean_epochs else None
+        own = (self.job.seed, self.job.name, "attack", epoch)
+        rows: list[Tensor] = []
+        for run in shares(len(batch.y), self.stage.accumulate):
+            part = Batch(batch.x[run], batch.y[run], batch.ids[run])
+            # one source an epoch, in which an image draws by its id: parts and batches play no part
+            generator = derived_generator(*own, device=batch.x.device)
+            terms = self.stage.objective(self.model, part, attack, generator)
+            count = len(part.y)
+            (terms.loss * (weight * count / len(batch.y))).backward()
+            right = (terms.logits.argmax(1) == part.y).sum()
+            loss = terms.loss.detach().double()
+            rows.append(torch.stack([loss * count, right.double(), loss.new_tensor(count)]))
+        return torch.stack(rows).sum(0)
 
     def _lr_factor(self, position: int) -> float:
         return self.stage.lr_factor(position, steps=self.steps)
@@ -170,7 +205,7 @@ class StageLoop:
         """Bring the losses over, look for NaN, and add them to the epoch's sums."""
         if not self.pending:
             return
-        rows = torch.stack(self.pending).cpu()
+        rows = self.team.total(torch.stack(self.pending).cpu())
         first = self.progress.step - len(self.pending)
         self.pending.clear()
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
@@ -213,13 +248,14 @@ class StageLoop:
 
     def _save(self) -> None:
         self._check_weights(self.progress.epoch)
-        checkpoint.save_resume(
-            self.resume_path,
-            model=checkpoint.changing_tensors(self.model, self.names),
-            best=self.best,
-            optimizer=self.optimizer,
-            progress=self.progress,
-        )
+        if self.team.leads:
+            checkpoint.save_resume(
+                self.resume_path,
+                model=checkpoint.changing_tensors(self.model, self.names),
+                best=self.best,
+                optimizer=self.optimizer,
+                progress=self.progress,
+            )
         self.saved_at = time.monotonic()
 
     def _finish_epoch(self, epoch: int) -> None:
@@ -237,7 +273,7 @@ class StageLoop:
         self.context.recorder.add(self.job.place, epoch, values)
         self.progress.epoch, self.progress.step = epoch + 1, 0
         self.progress.epoch_sums = {}
-        if not last and self._checkpoint_due():
+        if not last and self.context.wanted(save=self._checkpoint_due()):
             self._save_and_check()
 
     def _training_values(self, epoch: int) -> dict[str, float]:
@@ -257,17 +293,19 @@ class StageLoop:
         """
 
         def check(_count: int) -> None:
-            if self.context.interrupt.signal is not None:
+            if self.context.wanted():
                 self._save_and_check()
 
         attacks = [self.job.validation.under(self.job.threat)] if self.attack else []
-        result = evaluate(
+        split, size = self.job.splits.val, self.stage.part_size(self.team.world)
+        own = evaluate(
             self.model,
-            self.context.evaluation_batches(self.job.splits.val, self.stage.batch_size),
+            self.context.evaluation_batches(split, size),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),
             after_batch=check,
         )
+        result = self.context.whole(own, split)
         scores = {"validation_clean_accuracy": result.clean_accuracy}
         for value in result.robust_accuracy.values():
             scores["validation_robust_accuracy"] = value
@@ -275,20 +313,23 @@ class StageLoop:
 
     def _export_best(self) -> None:
         checkpoint.restore_tensors(self.model, self.best, self.resume_path)
-        save_model(
-            self.model, self.job.folder / "best.safetensors", classes=self.job.splits.classes
-        )
+        self._save_model("best.safetensors")
+
+    def _save_model(self, name: str) -> None:
+        if self.team.leads:
+            save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
 
     def _finish(self) -> StageResult:
         folder, progress = self.job.folder, self.progress
-        save_model(self.model, folder / "last.safetensors", classes=self.job.splits.classes)
-        checkpoint.save_resume(
-            folder / "last.optimizer.safetensors",
-            model={},
-            best={},
-            optimizer=self.optimizer,
-            progress=progress,
-        )
+        self._save_model("last.safetensors")
+        if self.team.leads:
+            checkpoint.save_resume(
+                folder / "last.optimizer.safetensors",
+                model={},
+                best={},
+                optimizer=self.optimizer,
+                progress=progress,
+            )
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
@@ -313,7 +354,8 @@ def run_stage(job: Job, context: Context) -> StageResult:
     except InterruptedRunError as error:
         text = f"{error} in stage '{job.name}'"
         raise InterruptedRunError(text, *error.args[1:]) from error
-    save_head(job.model, job.folder / "head.safetensors")
-    write_json(job.folder / "result.json", asdict(result))
-    loop.resume_path.unlink(missing_ok=True)  # last: a crash before this loses nothing
-    return result
+    if context.team.leads:
+        save_head(job.model, job.folder / "head.safetensors")
+        write_json(job.folder / "result.json", asdict(result))
+        loop.resume_path.unlink(missing_ok=True)  # last: a crash before this loses nothing
+    return context.team.from_first(result)  # which the others wait for, and the files with it

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from roli_fast.attacks import PGD, Attack
+from roli_fast.data import shares
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Method
@@ -26,7 +27,11 @@ class Stage:
         attack: makes the training images; null trains on clean ones (LP-FT is RoLI with null).
         clean_epochs: the first epochs train on clean images; eases training from scratch.
         optimizer: optimiser, peak learning rate and weight decay.
-        batch_size: images per update.
+        batch_size: images per update, over all processes and parts.
+        accumulate: parts in which each process takes its images of an update, one after the other,
+            so that a larger batch_size fits into memory; evaluation takes as many at once. The
+            update is that of one large batch, but for rounding; BatchNorm in training mode and
+            dropout see each part for itself. No part is of one image, so there may be fewer.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         validate_every: epochs between validations; the last epoch is always validated.
     """
@@ -38,11 +43,12 @@ class Stage:
     clean_epochs: int = 0
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch_size: int = 64
+    accumulate: int = 1
     warmup_epochs: float = 1.0
     validate_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every"):
+        for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             if getattr(self, name) < 1:
                 raise ArgumentError(describe(name, "an integer >= 1", getattr(self, name)))
         for name in ("clean_epochs", "warmup_epochs"):
@@ -50,6 +56,10 @@ class Stage:
                 raise ArgumentError(
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
+
+    def part_size(self, world: int) -> int:
+        """Images that each of `world` processes passes through the model at once."""
+        return _longest(_longest(self.batch_size, world), self.accumulate)
 
     def lr_factor(self, update: int, *, steps: int) -> float:
         """Share of the peak rate at `update`, counted from 0, with `steps` updates an epoch."""
@@ -59,6 +69,10 @@ class Stage:
 
     def begin(self, model: Classifier) -> None:
         """Called once `tuning` is applied to `model`, before anything trains or is resumed."""
+
+
+def _longest(count: int, most: int) -> int:
+    return max(run.stop - run.start for run in shares(count, most))
 
 
 @dataclass(frozen=True)
