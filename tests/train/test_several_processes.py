@@ -1,0 +1,118 @@
+"""A run of several processes is the run of one, and ends in all of them at once."""
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import several
+import torch
+from processes import Member, together
+from small import assert_same_weights, weights
+
+LOST = "lost another one"
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, in fp64."""
+    folder = tmp_path_factory.mktemp("single") / "run"
+    run(1, several.train, folder, double=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def double(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes in fp32, uninterrupted."""
+    folder = tmp_path_factory.mktemp("double") / "run"
+    assert codes(run(2, several.train, folder)) == [0, 0]
+    return folder
+
+
+def run(world: int, work: Any, *arguments: Any, **options: Any) -> list[Member]:
+    return together(world, functools.partial(work, **options), *arguments)
+
+
+def codes(members: list[Member]) -> list[Any]:
+    """Exit statuses; the signal's negative number for one killed, None for a traceback."""
+    return [member.process.exitcode or member.value for member in members]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The metrics without wall-clock values."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "train_images_per_second"} for row in rows]
+
+
+def assert_close(first: Path, second: Path) -> None:
+    """The same run but for the order of sums in fp64."""
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for path, tensors in a.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(b[path][name], tensor, rtol=1e-11, atol=1e-11)
+    for mine, other in zip(records(first), records(second), strict=True):
+        assert mine.keys() == other.keys()
+        for key, value in mine.items():
+            same = value == other[key]
+            near = isinstance(value, float) and math.isclose(value, other[key], rel_tol=1e-11)
+            assert near if key == "train_loss" else same, key
+    flags = [json.loads((f / "seed-0/ranli/test.json").read_text()) for f in (first, second)]
+    assert flags[0] == flags[1]
+
+
+def test_three_processes_are_one(single: Path, tmp_path: Path) -> None:
+    """Batches of 35, 35 and 2 images: uneven shares, and in the last two processes have none."""
+    members = run(3, several.train, tmp_path / "run", double=True)
+    assert codes(members) == [0, 0, 0], members
+    assert_close(single, tmp_path / "run")
+    assert "Everything is in" in members[0].output
+    assert members[1].output == members[2].output == ""
+
+
+def test_a_signal_to_one_stops_all_and_one_process_goes_on(single: Path, tmp_path: Path) -> None:
+    """In fp64, so that only the order of sums tells one process from two."""
+    folder = tmp_path / "run"
+    work = ("SIGTERM", 1, 5, folder)
+    members = run(2, several.struck, *work, double=True)
+    assert codes(members) == [143, 143], members
+    again = f"torchrun --nproc-per-node=2 -m roli_fast.train --run_dir {folder} --resume"
+    assert again in members[0].output and members[1].output == ""
+    assert (folder / "seed-0/ranli/stage-1-ranli/resume.safetensors").exists()
+    assert codes(run(1, several.train, folder, double=True)) == [0]
+    assert_close(single, folder)
+
+
+@pytest.mark.parametrize(
+    ("event", "rank", "ends", "told"),
+    [
+        ("SIGTERM", 0, [143, 143], "stopped by SIGTERM"),
+        ("SIGKILL", 1, [2, -9], "process 0 of 2 lost another one"),
+        ("bug", 1, [2, None], "process 1 stopped: KeyError: 'no such thing'"),
+        ("damaged image", 1, [2, 2], "process 1: `images`: expected an image, got 'a.png'"),
+        ("full disk", 0, [None, 2], "process 0 stopped: OSError: No space left on device"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_what_comes_over_one_ends_all_and_costs_nothing(
+    double: Path, tmp_path: Path, event: str, rank: int, ends: list[Any], told: str
+) -> None:
+    """The run goes on as if nothing had happened, to the same bits."""
+    folder = tmp_path / "run"
+    members = run(2, several.struck, event, rank, 5, folder, "--checkpoint_minutes=0")
+    assert codes(members) == ends, members
+    assert told in members[ends.index(2) if 2 in ends else 0].output
+    assert codes(run(2, several.train, folder)) == [0, 0]
+    assert_same_weights(double, folder)
+    assert records(double) == records(folder)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_in_the_validation(double: Path, tmp_path: Path, rank: int) -> None:
+    folder = tmp_path / "run"
+    assert codes(run(2, several.struck_in_validation, rank, folder)) == [143, 143]
+    assert codes(run(2, several.train, folder)) == [0, 0]
+    assert_same_weights(double, folder)
+    assert records(double) == records(folder)
