@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(command: Command, ranks: Ranks) -> int:
     if command.print_config:
-        print(SCHEMA.to_yaml(command.experiment), end="")
+        if ranks.first:
+            print(SCHEMA.to_yaml(command.experiment), end="")
         return 0
     if command.axes and ranks.world > 1:
         got = f"{ranks.world} processes of torchrun"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,43 +10,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from roli_fast import peft
-from roli_fast.attacks import Attack
-from roli_fast.data import Batch, Splits, batches, num_batches, shares
+from roli_fast.data import Batch, batches, num_batches, shares
 from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
-from roli_fast.models import Classifier, save_head, save_model
+from roli_fast.models import save_head, save_model
 from roli_fast.seeds import derive_seed, derived_generator
-from roli_fast.threat import ThreatModel
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
-from roli_fast.train.replicas import Replicas
-from roli_fast.train.stage import Stage, StageResult
+from roli_fast.train.replicas import Replicas, say_what_differs
+from roli_fast.train.stage import Job, StageResult
 
 _FLUSH = 16
 """Steps between two looks at the losses, each a host sync on a GPU."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One stage to run: what, on what, and where it is kept.
-
-    `place` says where the stage stands in the run (seed, method, stage) and names its records.
-    """
-
-    stage: Stage
-    model: Classifier
-    splits: Splits
-    threat: ThreatModel
-    validation: Attack
-    seed: int
-    folder: Path
-    place: dict[str, str | int]
-
-    @property
-    def name(self) -> str:
-        """The stage's name, "probe" say."""
-        return str(self.place["stage"])
 
 
 class StageLoop:
@@ -89,6 +65,8 @@ class StageLoop:
             InterruptedRunError: a signal came; the position is saved.
         """
         self._resume()
+        self.stage.tuning.train_mode(self.model)
+        say_what_differs(self.model, self.stage.accumulate, self.team.world)
         with self._bar() as bar, torch.random.fork_rng(self._rng_devices()):
             try:
                 for epoch in range(self.progress.epoch, self.stage.epochs):

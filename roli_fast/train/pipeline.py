@@ -32,7 +32,7 @@ from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
 from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.loop import Job, run_stage
+from roli_fast.train.loop import run_stage
 from roli_fast.train.recorder import NoRecorder, Recorder
 from roli_fast.train.run_directory import (
     identity,
@@ -40,7 +40,7 @@ from roli_fast.train.run_directory import (
     saved_environment,
     write_environment,
 )
-from roli_fast.train.stage import Stage, StageResult
+from roli_fast.train.stage import Job, Stage, StageResult
 from roli_fast.train.summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def run(
             saved = saved_environment(run_dir, found)
             threads = experiment.threads or saved.get("threads") or threads
             if not saved:
-                write_environment(run_dir, device=device, threads=threads, found=found)
+                write_environment(run_dir, device, threads, team.world, found)
         threads = team.from_first(threads)
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)

@@ -1,5 +1,6 @@
 """One model in every process of a run, kept the same bit for bit."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from roli_fast.running.team import Team
+
+logger = logging.getLogger(__name__)
 
 
 class Replicas:
@@ -61,6 +64,19 @@ class Replicas:
                 for buffer in (module.running_mean, module.running_var):
                     if buffer is not None:
                         yield buffer
+
+
+def say_what_differs(model: nn.Module, parts: int, world: int) -> None:
+    """Log why an update is not that of one large batch in one process, where it is not."""
+    split = parts > 1 or world > 1
+    normed = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
+    if split and normed:
+        logger.info(
+            "BatchNorm is in training mode: it normalises by the images of one part of an update, "
+            "of %d parts in each of %d processes, so the result is not that of one large batch.",
+            parts,
+            world,
+        )
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -1,12 +1,14 @@
-"""The configuration and the result of one training stage."""
+"""One training stage: its configuration, what it is run on, and its result."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from roli_fast.attacks import PGD, Attack
-from roli_fast.data import shares
+from roli_fast.data import Splits, shares
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Method
+from roli_fast.threat import ThreatModel
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Optimizer, lr_factor
 
@@ -69,6 +71,28 @@ class Stage:
 
     def begin(self, model: Classifier) -> None:
         """Called once `tuning` is applied to `model`, before anything trains or is resumed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to run: what, on what, and where it is kept.
+
+    `place` says where the stage stands in the run (seed, method, stage) and names its records.
+    """
+
+    stage: Stage
+    model: Classifier
+    splits: Splits
+    threat: ThreatModel
+    validation: Attack
+    seed: int
+    folder: Path
+    place: dict[str, str | int]
+
+    @property
+    def name(self) -> str:
+        """The stage's name, "probe" say."""
+        return str(self.place["stage"])
 
 
 def _longest(count: int, most: int) -> int:

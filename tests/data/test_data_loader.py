@@ -9,7 +9,7 @@ import torch
 from tiny_data import write_folder
 from torch import Tensor
 
-from roli_fast.data import ImageDataset, batches, num_batches
+from roli_fast.data import ImageDataset, batches, num_batches, shares
 from roli_fast.data.image_folder import ImageFolder
 from roli_fast.data.pixels import ArrayPixels
 from roli_fast.data.transforms import RandomShift, training_transform
@@ -145,3 +145,24 @@ def test_batches_reach_the_gpu_unchanged(workers: int) -> None:
     for here, there in zip(epoch(data), epoch(data, device="cuda", workers=workers), strict=True):
         assert there[0].is_cuda and there[1].is_cuda and not there[2].is_cuda
         assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 1), (1, 4), (2, 2), (3, 2), (7, 3), (64, 4)])
+def test_shares_are_all_images_in_order_and_none_is_one_image(count: int, most: int) -> None:
+    runs = shares(count, most)
+    assert [place for run in runs for place in range(count)[run]] == list(range(count))
+    sizes = [run.stop - run.start for run in runs]
+    assert len(sizes) <= most and max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(2, count)
+    assert len(sizes) == most or count // most < 2  # fewer only where there is no other way
+
+
+def test_processes_share_every_batch_of_one_order() -> None:
+    def found(**options: int) -> list[list[int]]:
+        return ids_of(epoch(dataset(16), batch_size=7, **options))
+
+    parts = [found(rank=rank, world=3) for rank in range(3)]
+    for ids, *own in zip(found(), *parts, strict=True):
+        used = len(shares(len(ids), 3))
+        assert sum(own[:used], []) == ids
+        assert all(extra == own[0] for extra in own[used:])  # too few images for all

@@ -12,6 +12,8 @@ import torch
 from processes import Member, together
 from small import assert_same_weights, weights
 
+from roli_fast.train.checkpoint import load_resume
+
 LOST = "lost another one"
 
 
@@ -59,7 +61,7 @@ def assert_close(first: Path, second: Path) -> None:
             same = value == other[key]
             near = isinstance(value, float) and math.isclose(value, other[key], rel_tol=1e-11)
             assert near if key == "train_loss" else same, key
-    flags = [json.loads((f / "seed-0/ranli/test.json").read_text()) for f in (first, second)]
+    flags = [json.loads((f / "seed-0/roli/test.json").read_text()) for f in (first, second)]
     assert flags[0] == flags[1]
 
 
@@ -80,7 +82,7 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(single: Path, tmp_pat
     assert codes(members) == [143, 143], members
     again = f"torchrun --nproc-per-node=2 -m roli_fast.train --run_dir {folder} --resume"
     assert again in members[0].output and members[1].output == ""
-    assert (folder / "seed-0/ranli/stage-1-ranli/resume.safetensors").exists()
+    assert (folder / "seed-0/roli/stage-2-finetune/resume.safetensors").exists()
     assert codes(run(1, several.train, folder, double=True)) == [0]
     assert_close(single, folder)
 
@@ -91,6 +93,7 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(single: Path, tmp_pat
         ("SIGTERM", 0, [143, 143], "stopped by SIGTERM"),
         ("SIGKILL", 1, [2, -9], "process 0 of 2 lost another one"),
         ("bug", 1, [2, None], "process 1 stopped: KeyError: 'no such thing'"),
+        ("NaN", 1, [2, 2], "stage 'ranli': the loss is nan at epoch 1, step 1"),
         ("damaged image", 1, [2, 2], "process 1: `images`: expected an image, got 'a.png'"),
         ("full disk", 0, [None, 2], "process 0 stopped: OSError: No space left on device"),
     ],
@@ -100,10 +103,13 @@ def test_what_comes_over_one_ends_all_and_costs_nothing(
     double: Path, tmp_path: Path, event: str, rank: int, ends: list[Any], told: str
 ) -> None:
     """The run goes on as if nothing had happened, to the same bits."""
-    folder = tmp_path / "run"
-    members = run(2, several.struck, event, rank, 5, folder, "--checkpoint_minutes=0")
+    folder, saving = tmp_path / "run", event not in ("SIGTERM", "damaged image")  # those save
+    often = ["--checkpoint_minutes=0"] if saving else []
+    members = run(2, several.struck, event, rank, 5, folder, *often)
     assert codes(members) == ends, members
     assert told in members[ends.index(2) if 2 in ends else 0].output
+    saved = load_resume(folder / "seed-0/ranli/stage-1-ranli/resume.safetensors")
+    assert (saved.progress.epoch, saved.progress.step) == (1, 2 if event == "SIGTERM" else 1)
     assert codes(run(2, several.train, folder)) == [0, 0]
     assert_same_weights(double, folder)
     assert records(double) == records(folder)
@@ -116,3 +122,28 @@ def test_a_signal_in_the_validation(double: Path, tmp_path: Path, rank: int) -> 
     assert codes(run(2, several.train, folder)) == [0, 0]
     assert_same_weights(double, folder)
     assert records(double) == records(folder)
+
+
+def test_other_images_in_one_process(tmp_path: Path) -> None:
+    members = run(2, several.other_images, tmp_path / "run")
+    assert codes(members) == [2, 2], members
+    assert "another data train images" in members[0].output
+    assert "in process 1. All must read the same files." in members[0].output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_is_one_process(tmp_path: Path) -> None:
+    members = run(2, several.train, tmp_path / "run", "--sweep=ranli.optimizer.lr=0.1,0.01")
+    assert codes(members) == [2, 2], members
+    assert "`--sweep`: expected one process, got 2 processes" in members[0].output
+
+
+def test_batch_norm_is_the_same_everywhere_and_told(tmp_path: Path) -> None:
+    """Statistics of each process's own images, and their mean for all."""
+    members = run(2, several.batch_norm, tmp_path / "run")
+    assert codes(members) == [0, 0], members
+    assert "BatchNorm is in training mode" in members[0].output
+    first, second = [torch.load(tmp_path / f"state-{r}.pt", weights_only=True) for r in (0, 1)]
+    assert sum("running_var" in name for name in first) > 0
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
