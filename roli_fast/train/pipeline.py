@@ -80,6 +80,9 @@ def run(
         RoliFastError: anything else that a user can mend.
     """
     ranks = Ranks.from_environment()
+    if ranks.world > 1 and experiment.device.startswith("cuda:"):
+        fix = "Write cuda: each process takes its own."
+        raise ConfigError(describe("device", "no one GPU for all", experiment.device, fix))
     device = pick_device(ranks.device(experiment.device))
     with contextlib.ExitStack() as undo:
         team = undo.enter_context(Team(ranks).joined(device))

@@ -3,14 +3,18 @@
 import functools
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import several
 import torch
-from processes import Member, together
-from small import assert_same_weights, weights
+from processes import Member, free_port, together
+from small import FLAGS, assert_same_weights, weights
 
 from roli_fast.train.checkpoint import load_resume
 
@@ -132,10 +136,20 @@ def test_other_images_in_one_process(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sweep_is_one_process(tmp_path: Path) -> None:
-    members = run(2, several.train, tmp_path / "run", "--sweep=ranli.optimizer.lr=0.1,0.01")
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--sweep=ranli.optimizer.lr=0.1,0.01", "`--sweep`: expected one process, got 2 processes"),
+        ("--device=cuda:1", "`device`: expected no one GPU for all, got cuda:1. Write cuda"),
+        ("--ranli.batch_size=0", "`batch_size`: expected an integer >= 1, got 0"),
+    ],
+    ids=["sweep", "device", "batch_size"],
+)
+def test_what_is_refused(tmp_path: Path, flag: str, told: str) -> None:
+    members = run(2, several.train, tmp_path / "run", flag)
     assert codes(members) == [2, 2], members
-    assert "`--sweep`: expected one process, got 2 processes" in members[0].output
+    assert told in members[0].output
+    assert not (tmp_path / "run").exists()
 
 
 def test_batch_norm_is_the_same_everywhere_and_told(tmp_path: Path) -> None:
@@ -147,3 +161,37 @@ def test_batch_norm_is_the_same_everywhere_and_told(tmp_path: Path) -> None:
     assert sum("running_var" in name for name in first) > 0
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_two_processes_on_cuda_are_one(tmp_path: Path) -> None:
+    """By NCCL where each has a GPU of its own, by gloo on one; in fp64, by cuBLAS's order of sums
+    to 1e-6 after 11 updates."""
+    folders = [tmp_path / name for name in ("one", "two")]
+    for world, folder in enumerate(folders, 1):
+        members = run(world, several.train, folder, "--device=cuda", double=True)
+        assert codes(members) == [0] * world, members
+    one, two = map(weights, folders)
+    for path, tensors in one.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(two[path][name], tensor, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_torchrun_itself(double: Path, tmp_path: Path) -> None:
+    """It passes SIGTERM on, and starts the run again."""
+    folder = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    address = [f"--master-port={free_port()}", "-m", "roli_fast.train", "--run_dir", str(folder)]
+    flags = [*FLAGS, *several.FAST, "--checkpoint_minutes=0"]
+    first = subprocess.Popen([*torchrun, *address, *flags], stderr=subprocess.PIPE, text=True)
+    while not list(folder.rglob("resume.safetensors")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    output = first.communicate(timeout=60)[1]
+    assert "stopped by SIGTERM" in output and first.returncode
+    subprocess.run([*torchrun, *address, "--resume"], check=True, timeout=300)
+    assert_same_weights(double, folder)
+    assert records(double) == records(folder)
