@@ -148,33 +148,33 @@ class StageLoop:
         # dropout and DropPath; the caller's state is forked away
         place = (position, rank) if rank else (position,)
         torch.manual_seed(derive_seed(self.job.seed, self.job.name, "update", *place))
-        self.optimizer.zero_grad(set_to_none=True)
         # with fewer images than processes, some repeat what another does, and count for nothing
-        counts = rank < len(shares(self._images(), self.team.world))
-        weight = len(batch.y) / self._images() if counts else 0.0
-        row = self._backward(epoch, batch, weight) * counts
-        # before anything waits for the others: here an error in another process is raised
-        self.due = self.context.wanted(save=self._checkpoint_due())
-        self.replicas.merge(weight)
-        self.optimizer.step()
-        return row
-
-    def _backward(self, epoch: int, batch: Batch, weight: float) -> Tensor:
-        """Add the gradient of `weight` times the mean loss to `grad`, part by part."""
-        attack = self.attack if epoch >= self.stage.clean_epochs else None
-        own = (self.job.seed, self.job.name, "attack", epoch)
+        images, world = self._images(), self.team.world
+        counts = rank < len(shares(images, world))
+        self.optimizer.zero_grad(set_to_none=True)
         rows: list[Tensor] = []
         for run in shares(len(batch.y), self.stage.accumulate):
             part = Batch(batch.x[run], batch.y[run], batch.ids[run])
-            # one source an epoch, in which an image draws by its id: parts and batches play no part
-            generator = derived_generator(*own, device=batch.x.device)
-            terms = self.stage.objective(self.model, part, attack, generator)
-            count = len(part.y)
-            (terms.loss * (weight * count / len(batch.y))).backward()
-            right = (terms.logits.argmax(1) == part.y).sum()
-            loss = terms.loss.detach().double()
-            rows.append(torch.stack([loss * count, right.double(), loss.new_tensor(count)]))
-        return torch.stack(rows).sum(0)
+            rows.append(self._backward(epoch, part, counts * len(part.y) / images))
+        # before anything waits for the others: here an error in another process is raised
+        self.due = self.context.wanted(save=self._checkpoint_due())
+        self.replicas.merge(counts * len(batch.y) / images)
+        self.optimizer.step()
+        return torch.stack(rows).sum(0) * counts
+
+    def _backward(self, epoch: int, part: Batch, weight: float) -> Tensor:
+        """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
+        `_update`."""
+        # one source an epoch, in which an image draws by its id: parts and batches play no part
+        own = (self.job.seed, self.job.name, "attack", epoch)
+        generator = derived_generator(*own, device=part.x.device)
+        attack = self.attack if epoch >= self.stage.clean_epochs else None
+        terms = self.stage.objective(self.model, part, attack, generator)
+        (terms.loss * weight).backward()
+        right = (terms.logits.argmax(1) == part.y).sum()
+        count = len(part.y)
+        loss = terms.loss.detach().double()
+        return torch.stack([loss * count, right.double(), loss.new_tensor(count)])
 
     def _lr_factor(self, position: int) -> float:
         return self.stage.lr_factor(position, steps=self.steps)
