@@ -1,0 +1,116 @@
+"""How model passes are made: one value, taken by attacks, stages and evaluations."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from roli_fast.engine.search_model import Model, SearchModel
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+
+SHORT = (torch.bfloat16, torch.float16)
+"""The dtypes that passes may be made in besides the model's own."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What a configuration writes -> the dtype."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a model's passes are made. The default makes them as the model is, all images at once.
+
+    >>> attack(model, x, y, engine=Engine(dtype=torch.bfloat16, batch_size=256))
+    >>> with InputGradient(Engine(merge=False).bind(model)) as gradient: ...
+
+    Nothing here changes the model: what a pass needs in another form is a second tensor.
+
+    Args:
+        dtype: torch.bfloat16 or torch.float16, or their names: passes by autocast, with weights
+            converted once; images, logits, losses and gradients stay in fp32. float32 leaves the
+            model in its own. What a search finds in a short dtype holds for the plain model only
+            once that has looked.
+        batch_size: every pass is split into batches of this many images, and what is left: so a
+            search may be given a pool of many images, and those that are still in it fill the
+            device as long as there are so many. null makes one batch of all.
+        merge: low-rank layers compute with weight and update in one matrix, merged once an attack.
+        attention: "fused" is torch's kernel, "products" softmax(q k^T) v in three operations.
+            "auto" takes the quicker one, measured once a shape, in a short dtype on the CPU, and
+            else the fused one. Two runs may measure differently: name one to repeat last bits.
+        channels_last: images and convolutions' weights in channels_last; "auto" in a short dtype.
+            A model that asks for a view which only contiguous maps have gets these instead.
+    """
+
+    dtype: torch.dtype = torch.float32
+    batch_size: int | None = None
+    merge: bool = True
+    attention: Literal["auto", "fused", "products"] = "auto"
+    channels_last: Literal["auto"] | bool = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dtype, str):  # of a caller without a type checker
+            object.__setattr__(self, "dtype", DTYPES.get(self.dtype, self.dtype))
+        if self.dtype not in (torch.float32, *SHORT):
+            expected = "torch.float32, torch.bfloat16 or torch.float16, or the name of one"
+            raise ArgumentError(describe("dtype", expected, repr(self.dtype)))
+        size = self.batch_size
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ArgumentError(describe("batch_size", "an integer >= 1 or None", repr(size)))
+        _check_choice("merge", self.merge, (True, False))
+        _check_choice("attention", self.attention, ("auto", "fused", "products"))
+        _check_choice("channels_last", self.channels_last, ("auto", True, False))
+
+    @property
+    def short_dtype(self) -> torch.dtype | None:
+        """The dtype of the passes where that is not the model's own."""
+        return self.dtype if self.dtype in SHORT else None
+
+    @property
+    def rows_last(self) -> bool:
+        """Whether maps lie in channels_last."""
+        return self.short_dtype is not None if self.channels_last == "auto" else self.channels_last
+
+    @property
+    def plain(self) -> "Engine":
+        """What checks a search: the same batches, in the model's own precision and form."""
+        return Engine(batch_size=self.batch_size, merge=self.merge)
+
+    def bind(self, model: Model) -> SearchModel:
+        """The model with this engine, taken wherever an attack takes a model.
+
+        Raises:
+            ArgumentError: it has an engine already.
+            ArgumentTypeError: not callable, or a ScriptModule, whose weights cannot be replaced.
+        """
+        if isinstance(model, SearchModel):
+            fix = "Give either a bound model or an engine; bind(bound.model) takes another."
+            raise ArgumentError(
+                describe("model", "a model without an engine", f"one bound to {model.engine}", fix)
+            )
+        if not callable(model):
+            got = type(model).__name__
+            raise ArgumentTypeError(describe("model", "a callable from images to logits", got))
+        changed = self.short_dtype is not None or self.rows_last
+        if changed and isinstance(model, torch.jit.ScriptModule):
+            fix = "Its weights cannot be replaced for a call: give the nn.Module it was made of."
+            raise ArgumentTypeError(describe("model", "a plain nn.Module", "a ScriptModule", fix))
+        return SearchModel(model, self)
+
+
+def bound(model: Model, engine: Engine | None = None) -> SearchModel:
+    """`model` bound to `engine`; without one to its own, if it is bound, or to the default."""
+    if isinstance(model, SearchModel) and engine is None:
+        return model
+    return (engine or Engine()).bind(model)
+
+
+def plain(model: Model) -> SearchModel:
+    """The model in its own precision, in the batches that its engine makes."""
+    own = bound(model)
+    return replace(own, engine=own.engine.plain)
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise unless `value` is one of `choices`; 1 is not True."""
+    if not any(value is choice or isinstance(value, str) and value == choice for choice in choices):
+        listed = " or ".join(repr(choice) for choice in choices)
+        raise ArgumentError(describe(name, listed, repr(value)))
