@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from roli_fast.engine import Cost, Engine
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import check_choice as check_choice
 from roli_fast.norms import NORMS, Norm
 from roli_fast.registry import Registry
 from roli_fast.threat import Bounds, ThreatModel, check_bounds, check_images, check_positive
@@ -180,13 +181,6 @@ def check_steps(name: str, value: object) -> None:
     """Raise unless `value` is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ArgumentError(describe(name, "an integer >= 1", repr(value)))
-
-
-def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
-    """Raise unless `value` is one of `choices`."""
-    if value not in choices:
-        listed = " or ".join(repr(choice) for choice in choices)
-        raise ArgumentError(describe(name, listed, repr(value)))
 
 
 def ids_of(x: Tensor, sample_ids: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from roli_fast.engine.search_model import Model, SearchModel
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe
 
 SHORT = (torch.bfloat16, torch.float16)
 """The dtypes that passes may be made in besides the model's own."""
@@ -38,6 +38,13 @@ class Engine:
             else the fused one. Two runs may measure differently: name one to repeat last bits.
         channels_last: images and convolutions' weights in channels_last; "auto" in a short dtype.
             A model that asks for a view which only contiguous maps have gets these instead.
+        fold: during an attack batch normalisation is part of the convolution before it, and the
+            division by the images' standard deviation part of the first layer, where that is exact
+            but for rounding.
+        cuda_graph: on a GPU, PGD's loop is recorded and replayed; "auto" where it can be, true says
+            why where it cannot, false never.
+        compile: passes go through torch.compile; a model that cannot be compiled runs as it is, and
+            a warning says why.
     """
 
     dtype: torch.dtype = torch.float32
@@ -45,6 +52,9 @@ class Engine:
     merge: bool = True
     attention: Literal["auto", "fused", "products"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
+    fold: bool = False
+    cuda_graph: Literal["auto"] | bool = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str):  # of a caller without a type checker
@@ -55,9 +65,11 @@ class Engine:
         size = self.batch_size
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ArgumentError(describe("batch_size", "an integer >= 1 or None", repr(size)))
-        _check_choice("merge", self.merge, (True, False))
-        _check_choice("attention", self.attention, ("auto", "fused", "products"))
-        _check_choice("channels_last", self.channels_last, ("auto", True, False))
+        check_choice("attention", self.attention, ("auto", "fused", "products"))
+        for name in ("channels_last", "cuda_graph"):
+            check_choice(name, getattr(self, name), ("auto", True, False))
+        for name in ("merge", "fold", "compile"):
+            check_choice(name, getattr(self, name), (True, False))
 
     @property
     def short_dtype(self) -> torch.dtype | None:
@@ -107,10 +119,3 @@ def plain(model: Model) -> SearchModel:
     """The model in its own precision, in the batches that its engine makes."""
     own = bound(model)
     return replace(own, engine=own.engine.plain)
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise unless `value` is one of `choices`; 1 is not True."""
-    if not any(value is choice or isinstance(value, str) and value == choice for choice in choices):
-        listed = " or ".join(repr(choice) for choice in choices)
-        raise ArgumentError(describe(name, listed, repr(value)))

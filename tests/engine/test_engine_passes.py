@@ -287,3 +287,58 @@ def test_what_cannot_be_searched_in_it() -> None:
         scripted = torch.jit.trace(Looking().eval(), X, check_trace=False)
     with pytest.raises(ArgumentTypeError, match="`model`: expected a plain nn.Module"):
         Engine(dtype=torch.bfloat16).bind(scripted)  # pyright: ignore
+
+
+class Layout(nn.Module):
+    """Notes how its weights and maps lie, and asks for a view where it is told to."""
+
+    def __init__(self, view: bool = False) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8 * 16, 4)
+        self.view, self.seen = view, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        rows = torch.channels_last
+        self.seen.append(
+            tuple(t.is_contiguous(memory_format=rows) for t in (x, self.conv.weight, maps))
+        )
+        if self.view:
+            return self.head(maps.view(len(x), -1))
+        return self.head(maps.flatten(1))
+
+
+class TestChannelsLast:
+    X, Y = images(2, 3, 6, 6), torch.tensor([0, 1])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("asked", ["auto", True, False])
+    def test_it_is_as_asked_and_nothing_is_left(self, dtype: torch.dtype, asked: Any) -> None:
+        model = Layout()
+        with InputGradient(model) as engine:
+            truth = engine(self.X, self.Y)[0]
+        model.seen.clear()
+        bound = Engine(dtype=dtype, channels_last=asked).bind(model)
+        with untouched(model), InputGradient(bound) as engine:
+            grad = engine(self.X, self.Y)[0]
+        expected = dtype != torch.float32 if asked == "auto" else asked
+        assert model.seen == [(expected, expected, expected)]
+        assert model.conv.weight.is_contiguous()
+        if dtype == torch.float32:
+            assert torch.allclose(grad, truth, rtol=1e-4, atol=1e-6)
+        else:
+            assert (cosine(grad, truth) > 0.99).all()
+
+    def test_fp64_models_too(self) -> None:
+        model = Layout().double()
+        with InputGradient(model) as engine:
+            truth = engine(self.X.double(), self.Y)[0]
+        with InputGradient(Engine(channels_last=True).bind(model)) as engine:
+            assert torch.allclose(engine(self.X.double(), self.Y)[0], truth, rtol=1e-12, atol=1e-15)
+        assert model.seen[-1] == (True, True, True)
+
+    def test_a_model_that_asks_for_a_view_gets_contiguous_maps(self) -> None:
+        model = Layout(view=True)
+        with InputGradient(Engine(channels_last=True).bind(model)) as engine:
+            engine(self.X, self.Y), engine(self.X, self.Y)
+        assert model.seen == [(True, True, True)] + [(False, False, False)] * 2
