@@ -1,10 +1,12 @@
 """How model passes are made: one value, taken by attacks, stages and evaluations."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from roli_fast.engine.engine_passes import surroundings
 from roli_fast.engine.search_model import Model, SearchModel
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe
 
@@ -85,6 +87,11 @@ class Engine:
     def plain(self) -> "Engine":
         """What checks a search: the same batches, in the model's own precision and form."""
         return Engine(batch_size=self.batch_size, merge=self.merge)
+
+    def training(self, device: torch.device) -> AbstractContextManager[None]:
+        """What a training step's forward runs inside, on this device: autocast, which leaves
+        weights and their gradients in fp32, and the way of attention. Nothing by default."""
+        return surroundings(device.type, self.short_dtype, self.attention, cache=True)
 
     def bind(self, model: Model) -> SearchModel:
         """The model with this engine, taken wherever an attack takes a model.

@@ -1,7 +1,7 @@
 """Passes in a short dtype, another layout or attention, through a model that keeps its own."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from roli_fast.errors import ArgumentTypeError, describe
 
 _NO_VIEW = "view size is not compatible"
 """What torch says of a `view` that joins axes of a map that lies in channels_last."""
+
+_NOTHING = contextlib.nullcontext()
 
 FP16_SCALE = 1024.0
 """What gradients are multiplied by on their way through fp16, whose smallest number is 6e-8."""
@@ -85,20 +87,20 @@ class EnginePasses:
         if x.ndim == 4 and self._rows != torch.preserve_format:
             x = x.contiguous(memory_format=self._rows)
         with (
-            in_short(x.device.type, self._dtype, cache=False),
-            attention_by(self._attention, x.device.type, self._dtype),
-            self._weights.in_place() if self._weights else contextlib.nullcontext(),
+            surroundings(x.device.type, self._dtype, self._attention, cache=False),
+            self._weights.in_place() if self._weights else _NOTHING,
         ):
             return self._model(x)
 
 
-def in_short(
-    kind: str, dtype: torch.dtype | None, *, cache: bool
-) -> contextlib.AbstractContextManager[object]:
-    """Autocast to `dtype` on devices of this kind; nothing for None.
+@contextlib.contextmanager
+def surroundings(
+    kind: str, dtype: torch.dtype | None, attention: str, *, cache: bool
+) -> Iterator[None]:
+    """What passes on devices of this kind run inside: autocast to `dtype`, and a way of attention.
 
     `cache`: whether a weight that requires a gradient is converted once for all passes inside.
     """
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(kind, dtype, cache_enabled=cache)
+    in_short = torch.autocast(kind, dtype, cache_enabled=cache) if dtype else _NOTHING
+    with in_short, attention_by(attention, kind, dtype):
+        yield

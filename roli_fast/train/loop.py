@@ -154,7 +154,9 @@ class StageLoop:
         # one source an epoch, in which an image draws by its id: batches play no part
         generator = derived_generator(*own, "attack", epoch, device=batch.x.device)
         attack = self.attack if epoch >= self.stage.clean_epochs else None
-        terms = self.stage.objective(self.model, batch, attack, generator)
+        engine = self.stage.engine
+        with engine.training(batch.x.device):
+            terms = self.stage.objective(self.model, batch, attack, generator, engine)
         self.optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
         self.optimizer.step()
@@ -266,6 +268,7 @@ class StageLoop:
             self.context.evaluation_batches(self.job.splits.val, self.stage.batch_size),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),
+            engine=self.stage.engine.plain,
             after_batch=check,
         )
         scores = {"validation_clean_accuracy": result.clean_accuracy}

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import images, tiny
+from tiny_models import Fused, images, tiny
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from roli_fast.engine import Engine, InputGradient, attention
 from roli_fast.engine.attention import ChosenAttention, attention_by, products_are_quicker
@@ -24,16 +23,6 @@ def drawn(*shape: int) -> Tensor:
 def case(batch: int = 3, *, graph: bool = True, dtype: torch.dtype = torch.bfloat16) -> Any:
     query, key, value = drawn(3, batch, 2, 5, 8).to(dtype)
     return query.requires_grad_(graph), key, value, None, None
-
-
-class Fused(TorchDispatchMode):
-    """Counts forwards of torch's fused attention."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)
