@@ -1,12 +1,14 @@
 """How model passes are made: one value, taken by attacks, stages and evaluations."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from roli_fast.engine.engine_passes import surroundings
+from roli_fast.engine.engine_passes import NO_VIEW, surroundings
 from roli_fast.engine.search_model import Model, SearchModel
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe
 
@@ -88,10 +90,27 @@ class Engine:
         """What checks a search: the same batches, in the model's own precision and form."""
         return Engine(batch_size=self.batch_size, merge=self.merge)
 
-    def training(self, device: torch.device) -> AbstractContextManager[None]:
+    @contextmanager
+    def training(self, device: torch.device) -> Iterator[None]:
         """What a training step's forward runs inside, on this device: autocast, which leaves
         weights and their gradients in fp32, and the way of attention. Nothing by default."""
-        return surroundings(device.type, self.short_dtype, self.attention, cache=True)
+        try:
+            with surroundings(device.type, self.short_dtype, self.attention, cache=True):
+                yield
+        except RuntimeError as error:
+            if not self.rows_last or NO_VIEW not in str(error):
+                raise
+            expected = "False for a model that asks for views of contiguous maps"
+            fix = "Set it, or use flatten or reshape in the model."
+            raise ArgumentError(
+                describe("channels_last", expected, repr(self.channels_last), fix)
+            ) from error
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images (B, ...) in the layout of the passes: all maps of a forward follow them."""
+        if not self.rows_last or images.ndim != 4:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
 
     def bind(self, model: Model) -> SearchModel:
         """The model with this engine, taken wherever an attack takes a model.

@@ -10,7 +10,7 @@ from roli_fast.engine.attention import attention_by
 from roli_fast.engine.second_weights import SecondWeights
 from roli_fast.errors import ArgumentTypeError, describe
 
-_NO_VIEW = "view size is not compatible"
+NO_VIEW = "view size is not compatible"
 """What torch says of a `view` that joins axes of a map that lies in channels_last."""
 
 _NOTHING = contextlib.nullcontext()
@@ -76,7 +76,7 @@ class EnginePasses:
         try:
             return self._once(x)
         except RuntimeError as error:
-            if self._rows != torch.channels_last or _NO_VIEW not in str(error):
+            if self._rows != torch.channels_last or NO_VIEW not in str(error):
                 raise
         self._rows = torch.contiguous_format
         if self._weights is not None:  # out here, where the error no longer holds the first maps

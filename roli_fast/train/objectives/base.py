@@ -46,17 +46,19 @@ class Objective:
 def attacked(
     model: nn.Module, batch: Batch, attack: Attack | None, generator: Generator, engine: Engine
 ) -> Tensor:
-    """The images to train on, (B, ...). What is drawn for a sample depends on the generator and its
-    id alone, neither on its place in the batch nor on how large that is."""
+    """The images to train on, (B, ...), in the engine's layout. What is drawn for a sample depends
+    on the generator and its id alone, neither on its place in the batch nor on how large that is.
+    """
     if attack is None:
-        return batch.x
+        return engine.laid_out(batch.x)
     ids = batch.ids.to(batch.x.device)
     # the attack's passes see to their own precision: those around it are the training forward's
     apart = contextlib.nullcontext()
     if engine.short_dtype is not None:
         apart = torch.autocast(batch.x.device.type, enabled=False)
     with apart:
-        return attack(model, batch.x, batch.y, generator, engine=engine, sample_ids=ids)
+        found = attack(model, batch.x, batch.y, generator, engine=engine, sample_ids=ids)
+    return engine.laid_out(found)
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
