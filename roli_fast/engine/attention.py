@@ -81,17 +81,23 @@ def _case_for_products(  # noqa: PLR0913 - the signature of torch's
     masked = attn_mask is not None and not attn_mask.is_floating_point()
     if masked or dropout_p or is_causal or enable_gqa or key.shape[-2] > MOST_TOKENS:
         return None
+    if query.ndim < 3 or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        return None  # two-dimensional, or broadcast
     return query, key, value, attn_mask, scale
 
 
 def _products(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
+    """The scale is applied by the first product itself, which saves a pass over the queries."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = (query * factor) @ key.transpose(-2, -1)
+    lead = query.shape[:-2]
+    q, k, v = (tensor.flatten(0, -3) for tensor in (query, key, value))
+    nothing = q.new_empty(1).expand(len(q), q.shape[1], k.shape[1])
+    scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=factor)
     if mask is not None:
-        scores = scores + mask.to(scores.dtype)
-    return torch.softmax(scores, dim=-1) @ value
+        scores = (scores.unflatten(0, lead) + mask.to(scores.dtype)).flatten(0, -3)
+    return (torch.softmax(scores, dim=-1) @ v).unflatten(0, lead)
 
 
 def _fused(

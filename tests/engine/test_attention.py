@@ -67,6 +67,34 @@ class TestProducts:
         ours, theirs = (torch.autograd.grad((z * weight).sum(), leaf)[0] for z in (found, truth))
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
 
+    @pytest.mark.parametrize("shape", [(5, 8), (3, 5, 8), (2, 3, 4, 5, 8)], ids=len)
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_any_number_of_leading_axes(self, shape: tuple[int, ...], masked: bool) -> None:
+        query, key, value = (drawn(*shape).double() + n for n in range(3))
+        key, value = key[..., :4, :], value[..., :4, :]
+        mask = drawn(*shape[:-2], 5, 4).double() if masked else None
+        truth = functional.scaled_dot_product_attention(query, key, value, mask)
+        with ChosenAttention(lambda *_: True):
+            found = functional.scaled_dot_product_attention(query, key, value, mask)
+        assert torch.allclose(found, truth, rtol=1e-12, atol=1e-14)
+
+    def test_keys_that_are_broadcast_go_to_torchs(self) -> None:
+        query, key, value = self.QKV
+        truth = functional.scaled_dot_product_attention(query, key[:1], value[:1])
+        with ChosenAttention(lambda *_: True):
+            found = functional.scaled_dot_product_attention(query, key[:1], value[:1])
+        assert torch.equal(found, truth)
+
+    def test_a_trained_mask_has_its_gradient(self) -> None:
+        query, key, value = self.QKV
+        mask = drawn(1, 3, 5, 5).double().requires_grad_(True)  # one a head, as Swin's
+        grads = []
+        for choice in (True, False):
+            with ChosenAttention(lambda *_, choice=choice: choice):
+                out = functional.scaled_dot_product_attention(query, key, value, mask)
+            grads += torch.autograd.grad(out.square().sum(), mask)
+        assert torch.allclose(*grads, rtol=1e-10, atol=1e-12)
+
     def test_too_many_tokens_go_to_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(attention, "MOST_TOKENS", 4)
         query, key, value = self.QKV.float()
