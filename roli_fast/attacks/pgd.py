@@ -27,7 +27,7 @@ from roli_fast.attacks.objective import (
 )
 from roli_fast.attacks.passes import Passes, Samples, take
 from roli_fast.attacks.targets import RULES, choose
-from roli_fast.engine import InputGradient
+from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds, check_positive
@@ -116,6 +116,7 @@ class PGD(BallAttack):
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
         eps: Radius | None = None,
         target: Tensor | None = None,
@@ -127,20 +128,21 @@ class PGD(BallAttack):
             x: likewise.
             y: likewise.
             generator: likewise.
+            engine: likewise.
             sample_ids: likewise.
             eps: radius in place of the field, a number or one a sample (B,).
             target: classes (B,) to aim at, int64, none of them the label.
         """
         ball, x = self.ball(x, eps), x.detach()
         ids = ids_of(x, sample_ids)
-        with InputGradient(model) as engine, torch.no_grad():
-            passes = Passes(engine, self.eot)
+        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
+            passes = Passes(gradient, self.eot)
             goal = self._goal(passes, x, y, target, generator, ids)
             samples = Samples(x, goal, ids, ball.eps)
             climb = self._restarted if self.restarts > 1 else self._climb
             x_adv, fooled = climb(passes, samples, ball, generator)
             notes = notes_on(self.loss, passes.classes)
-            return AttackResult(x_adv, engine.cost, fooled, notes)
+            return AttackResult(x_adv, gradient.cost, fooled, notes)
 
     def _goal(  # noqa: PLR0913 - what a choice of targets depends on
         self,

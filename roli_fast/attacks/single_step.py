@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks.base import AttackResult, Ball, BallAttack, Radius
 from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
-from roli_fast.engine import InputGradient
+from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
@@ -53,12 +53,13 @@ class SingleStep(BallAttack):
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
         eps: Radius | None = None,
     ) -> AttackResult:
         """As `__call__`, with the cost beside the images."""
         ball, x = self.ball(x, eps), x.detach()
-        with InputGradient(model) as gradient, torch.no_grad():
+        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
             x_adv = self.start(x, ball, generator, sample_ids)
             grad, _loss, logits = gradient(x_adv, y, Goal(self.loss, y))
             ball.norm.step_(

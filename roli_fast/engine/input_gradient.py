@@ -8,10 +8,10 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from roli_fast.engine.engine import bound
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
 from roli_fast.engine.merging import Merging
 from roli_fast.engine.search_model import Model as Model
-from roli_fast.engine.search_model import SearchModel
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, SampleLoss, cross_entropy
 
@@ -20,7 +20,7 @@ from roli_fast.losses import Loss, SampleLoss, cross_entropy
 class Cost:
     """Model passes: `forwards`, calls of the model, and `backwards` to the input only.
 
-    A pass that a `SearchModel` splits counts once for each of its batches. These differ in size,
+    A pass that an `Engine` splits counts once for each of its batches. These differ in size,
     also because samples that are done may leave, so `forward_images` and `backward_images` count
     the images in all of them: what a search costs however it was split. They take no part in a
     comparison of costs.
@@ -50,7 +50,7 @@ class InputGradient:
     state are never touched.
 
     Weights do not change meanwhile, so low-rank layers that offer it (`Mergeable`) are merged once,
-    on entry, into second buffers that are kept from one engine to the next.
+    on entry (`Engine.merge`), into second buffers that are kept from one engine to the next.
 
     >>> with InputGradient(model) as gradient:
     ...     grad, loss, logits = gradient(x, y)
@@ -58,18 +58,15 @@ class InputGradient:
     Args:
         model: (B, ...) images -> (B, C) logits; an `nn.Module`, or any differentiable callable.
             Only a module can be frozen and put into eval mode; a lambda around one runs it as it
-            is, so wrap it in a module instead. A `SearchModel` of either says how images pass
-            through it.
+            is, so wrap it in a module instead. `Engine.bind` says how images pass through it.
         loss: per-sample loss, (logits (B, C), y (B,)) -> (B,). One that holds tensors of the
             batch's samples has `rows`, see `SampleLoss`.
-        merge: merge low-rank layers; without it they compute weight and update one by one.
     """
 
-    def __init__(self, model: Model, loss: Loss = cross_entropy, *, merge: bool = True) -> None:
-        self._model = SearchModel.of(model)
+    def __init__(self, model: Model, loss: Loss = cross_entropy) -> None:
+        self._model = bound(model)
         self._run = self._model.model
         self._loss = loss
-        self._merge = merge
         self._merging = Merging()
         self._entered = False
         self._checked = False
@@ -96,8 +93,9 @@ class InputGradient:
                 module.eval()
                 for parameter in self._unfrozen:
                     parameter.requires_grad_(False)
-                if self._merge:
-                    self._merging.fill(module.modules(), self._model.short_dtype)
+                engine = self._model.engine
+                if engine.merge:
+                    self._merging.fill(module.modules(), engine.short_dtype)
             self._run = self._model.passes()
         except BaseException:
             self._restore()
@@ -200,7 +198,7 @@ class InputGradient:
         """
         self._check_call(x, y)
         if len(self.batches(len(x))) > 1:
-            size = self._model.batch_size
+            size = self._model.engine.batch_size
             fix = "Keep one of `batches` after another."
             raise ArgumentError(describe("x", f"at most {size} images", len(x), fix))
         with _with_graph(x, y) as (leaf, labels):

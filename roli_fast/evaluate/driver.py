@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roli_fast.engine import SearchModel
+from roli_fast.engine import Engine
+from roli_fast.engine.engine import DTYPES
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import RoliFastError, RunDirectoryError, describe
-from roli_fast.evaluate.assessment import DTYPES, Assessment
+from roli_fast.evaluate.assessment import Assessment
 from roli_fast.evaluate.config import SCHEMA
 from roli_fast.evaluate.curves import FOLDER as CURVES
 from roli_fast.evaluate.curves import Curves
@@ -176,11 +177,8 @@ def _work(  # noqa: PLR0913 - what a process works with
 ) -> Worker:
     """Attack this process's share of the chunks."""
     searches = plan(assessment)
-    model = SearchModel(
-        ready.opened.model,
-        batch_size=assessment.batch_size,
-        dtype=DTYPES[assessment.search_dtype],
-    )
+    engine = Engine(dtype=DTYPES[assessment.search_dtype], batch_size=assessment.batch_size)
+    model = engine.bind(ready.opened.model)
     parts = chunks(len(ready.dataset), assessment.chunk)
     progress = Progress(parts, searches, ranks, interrupt, quiet)
     store = Store(folder, hash_text(ready.found["key"]))

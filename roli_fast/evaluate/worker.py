@@ -10,11 +10,11 @@ from torch import Tensor
 
 from roli_fast.attacks import Attack, AutoAttack
 from roli_fast.attacks.base import Ball
-from roli_fast.attacks.ensemble import Question, Standing, plain, search_in_turn, total
+from roli_fast.attacks.ensemble import Question, Standing, search_in_turn, total
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.warning_signs import before_attack
 from roli_fast.data import Batch, ImageDataset
-from roli_fast.engine import InputGradient, SearchModel
+from roli_fast.engine import InputGradient, SearchModel, plain
 from roli_fast.errors import ArgumentError, RunDirectoryError, describe
 from roli_fast.evaluate.assessment import Assessment
 from roli_fast.evaluate.state import Chunk, Found, Store

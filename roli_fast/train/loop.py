@@ -169,7 +169,9 @@ class StageLoop:
         own = (self.job.seed, self.job.name, "attack", epoch)
         generator = derived_generator(*own, device=part.x.device)
         attack = self.attack if epoch >= self.stage.clean_epochs else None
-        terms = self.stage.objective(self.model, part, attack, generator)
+        engine = self.stage.engine
+        with engine.training(part.x.device):
+            terms = self.stage.objective(self.model, part, attack, generator, engine)
         (terms.loss * weight).backward()
         right = (terms.logits.argmax(1) == part.y).sum()
         count = len(part.y)
@@ -281,6 +283,7 @@ class StageLoop:
             self.context.evaluation_batches(split, size),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),
+            engine=self.stage.engine.plain,
             after_batch=check,
         )
         result = self.context.whole(own, split)

@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from roli_fast.attacks import PGD, Attack
 from roli_fast.data import Splits, shares
+from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Method
@@ -36,6 +39,8 @@ class Stage:
             dropout see each part for itself. No part is of one image, so there may be fewer.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         validate_every: epochs between validations; the last epoch is always validated.
+        engine: how the attack's passes are made. dtype bfloat16 makes the training passes so too,
+            with weights, their gradients and the loss in fp32. Validation is always in fp32.
     """
 
     epochs: int = 20
@@ -48,6 +53,7 @@ class Stage:
     accumulate: int = 1
     warmup_epochs: float = 1.0
     validate_every: int = 1
+    engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
@@ -58,6 +64,10 @@ class Stage:
                 raise ArgumentError(
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
+
+        if self.engine.dtype == torch.float16:
+            fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
+            raise ArgumentError(describe("engine.dtype", "float32 or bfloat16", "float16", fix))
 
     def part_size(self, world: int) -> int:
         """Images that each of `world` processes passes through the model at once."""
