@@ -46,6 +46,10 @@ class NonFiniteLossError(RoliFastError, ArithmeticError):
     """Training met a NaN or infinite loss; the last good checkpoint is untouched."""
 
 
+class OutOfMemoryError(RoliFastError, MemoryError):
+    """A batch does not fit into a device's memory; the message says which size would."""
+
+
 class InterruptedRunError(RoliFastError):
     """A run stopped on a signal after saving its state; `--resume` continues it.
 
