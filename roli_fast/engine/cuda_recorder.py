@@ -77,7 +77,8 @@ class CudaRecorder:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         generator = torch.cuda.default_generators[self._device.index]
         state = generator.clone_state()
-        output, problem = None, None
+        output: Tensor | None = None
+        problems: list[Exception] = []  # emptied: a frame that holds its own error is not freed
         try:
             # thread_local: loader threads may go on with what a recording thread may not do
             with (
@@ -89,16 +90,16 @@ class CudaRecorder:
                 try:
                     output = work()
                 except Exception as error:  # raised below
-                    problem = error
+                    problems.append(error)
         except Exception as error:
             # the recording itself broke: torch leaves its stream current, and may leave the
             # generator believing that it is recorded; a state of its own replaces that
             generator.graphsafe_set_state(state)
-            raise problem or error from None
+            raise problems.pop() if problems else error from None
         finally:
             torch.cuda.set_stream(current)
-        if problem is not None:
-            raise problem
+        if problems:
+            raise problems.pop()
         assert output is not None
         return graph, output
 

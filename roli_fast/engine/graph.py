@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from roli_fast.engine.cost import Cost
 from roli_fast.engine.cuda_recorder import CudaRecorder
 from roli_fast.engine.reasons import first_line, say_once
+from roli_fast.engine.second_weights import forget_second_weights
 from roli_fast.errors import ArgumentError, describe
 
 logger = logging.getLogger("roli_fast.engine")
@@ -31,7 +32,7 @@ SLOTS = 8
 NONE = "no CUDA graph for this model, it runs as it is"
 
 MOVES = 3
-"""After so many calls in a row that each found the weights elsewhere, recording is given up."""
+"""After so many calls in a row that each found another model, recording is given up."""
 
 
 class Recorder(Protocol):
@@ -66,11 +67,22 @@ class Loop(NamedTuple):
     work: Callable[..., Tensor]
 
 
+class Look(NamedTuple):
+    """What passes depend on besides their inputs: values that are recorded as they are, and tensors
+    that are read where they lie."""
+
+    state: Hashable
+    tensors: list[Tensor]
+
+
 class Meter(Protocol):
     """What counts passes, and knows the number of classes once one was made."""
 
     cost: Cost
     classes: int
+
+
+_PLAIN = (bool, int, float, str)
 
 
 class _Place(NamedTuple):
@@ -94,7 +106,7 @@ class _Recording(NamedTuple):
 class _Slot:
     """One loop: where its model's tensors lay at the last call, and its recording."""
 
-    places: tuple[_Place, ...]
+    places: Hashable
     recording: _Recording | None = None
     moves: int = 0
 
@@ -106,7 +118,14 @@ class LoopGraphs:
         self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()
         self.reason = ""
 
-    def run(self, mode: Mode, loop: Loop, read: Iterable[Tensor], meter: Meter) -> Tensor:
+    def run(
+        self,
+        mode: Mode,
+        loop: Loop,
+        look: Look,
+        meter: Meter,
+        check: Callable[[int], None],
+    ) -> Tensor:
         """The result of the loop, replayed if it is recorded.
 
         Args:
@@ -114,11 +133,14 @@ class LoopGraphs:
                 weights, True at the first. The call that records takes its result from an
                 ordinary run, so a failure costs nothing but time.
             loop: what to run.
-            read: the tensors that its passes read besides the inputs.
+            look: what its passes depend on.
             meter: to which a replay adds the passes that it stands for.
+            check: called before a replay with the number of classes, for what an ordinary run would
+                check in its first pass.
         """
-        slot, due = self._slot(mode, loop, read)
+        slot, due = self._slot(mode, loop, look)
         if slot.recording is not None:
+            check(slot.recording.classes)
             return _replay(slot.recording, loop.inputs, meter)
         if not due:
             return loop.work(*loop.inputs)
@@ -128,6 +150,7 @@ class LoopGraphs:
         found = loop.work(*loop.inputs)  # makes the checks, and loads what the device needs
         after = meter.cost
         try:
+            _check_devices(look.tensors, found.device)
             recorder = RECORDERS[found.device.type](found.device)
             with torch.inference_mode(False), torch.no_grad():
                 replay, output = recorder.record(lambda: loop.work(*inputs), limited=mode == "auto")
@@ -138,18 +161,11 @@ class LoopGraphs:
             meter.cost = after
         return found
 
-    def classes(self, loop: Loop, read: Iterable[Tensor]) -> int | None:
-        """The model's number of outputs where `run` would replay, else None."""
-        slot = self._slots.get(_key(loop))
-        if slot is None or slot.recording is None or slot.places != _places(read):
-            return None
-        return slot.recording.classes
-
-    def _slot(self, mode: Mode, loop: Loop, read: Iterable[Tensor]) -> tuple[_Slot, bool]:
+    def _slot(self, mode: Mode, loop: Loop, look: Look) -> tuple[_Slot, bool]:
         """The loop's slot, and whether this call is to record."""
         if self.reason:
             return _Slot(()), False
-        key, places = _key(loop), _places(read)
+        key, places = _key(loop), _places(look)
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = _Slot(places)
@@ -162,7 +178,7 @@ class LoopGraphs:
             return slot, True
         slot.places, slot.recording, slot.moves = places, None, slot.moves + 1
         if slot.moves >= MOVES:
-            self._refuse("its tensors lie elsewhere at every call")
+            self._refuse("its tensors or attributes are others at every call")
             return _Slot(()), False
         return slot, mode is True
 
@@ -182,28 +198,23 @@ def graphs_of(model: nn.Module) -> LoopGraphs:
 
 
 def forget_graphs(model: nn.Module) -> None:
-    """Free the recordings of a model, and forget why it was not recorded."""
+    """Free the recordings of a model and the converted weights that they read."""
     _graphs.pop(model, None)
+    forget_second_weights(model)
 
 
-def check_mode(value: object) -> None:
-    """Raise unless `value` is "auto", True or False."""
-    if value not in ("auto", True, False) or isinstance(value, int) is not isinstance(value, bool):
-        raise ArgumentError(describe("cuda_graph", "'auto', True or False", repr(value)))
-
-
-def excluded(mode: Mode, model: object, device: torch.device, without: str = "") -> bool:
+def excluded(mode: Mode, model: object, device: torch.device | None, without: str = "") -> bool:
     """Whether nothing is to be recorded; with True the reason is logged, once a model.
 
     Args:
         mode: what was asked for.
         model: what is run.
-        device: where the images are.
+        device: where the images are; None where that plays no part any more.
         without: what of the attack needs decisions on the host, "" for nothing.
     """
     if mode is False:
         return True
-    if device.type not in RECORDERS:
+    if device is not None and device.type not in RECORDERS:
         without = f"the images are on {device}"
     elif not isinstance(model, nn.Module):
         without = "it is no nn.Module, so nobody knows where its weights are"
@@ -212,13 +223,27 @@ def excluded(mode: Mode, model: object, device: torch.device, without: str = "")
     return bool(without)
 
 
-def tensors_of(model: nn.Module) -> Iterable[Tensor]:
-    """Parameters, buffers, and tensors in plain attributes, merged weights say."""
+def records(model: object) -> bool:
+    """Whether a model is one whose loops may be recorded: a module on such a device."""
+    return isinstance(model, nn.Module) and any(
+        parameter.device.type in RECORDERS for parameter in model.parameters()
+    )
+
+
+def look_at(model: nn.Module) -> "Look":
+    """All modules, their hooks, numbers and words, and their tensors: parameters, buffers, and
+    plain attributes, merged weights say."""
+    state: list[Hashable] = []
+    tensors: list[Tensor] = []
     for module in model.modules():
+        state.append((id(module), *module._forward_pre_hooks, *module._forward_hooks))
         for table in (module._parameters, module._buffers, vars(module)):
             for value in table.values():
                 if isinstance(value, Tensor):
-                    yield value
+                    tensors.append(value)
+                elif type(value) in _PLAIN:
+                    state.append(value)
+    return Look(tuple(state), tensors)
 
 
 def settings(device: torch.device) -> Hashable:
@@ -247,8 +272,17 @@ def _key(loop: Loop) -> Hashable:
     return loop.key, tuple((t.shape, t.stride(), t.dtype, t.device) for t in loop.inputs)
 
 
-def _places(read: Iterable[Tensor]) -> tuple[_Place, ...]:
-    return tuple(_Place(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in read)
+def _places(look: Look) -> Hashable:
+    at = [_Place(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in look.tensors]
+    return look.state, tuple(at)
+
+
+def _check_devices(read: Iterable[Tensor], device: torch.device) -> None:
+    """Raise where a tensor lies elsewhere: what a kernel takes from there is recorded as a number,
+    and another GPU's work is not recorded."""
+    for tensor in read:
+        if tensor.device != device:
+            raise ArgumentError(describe("model", f"all tensors on {device}", tensor.device))
 
 
 def _copy(tensor: Tensor) -> Tensor:

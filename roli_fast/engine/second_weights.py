@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 _CONVERTED = (nn.Linear, _ConvNd, nn.MultiheadAttention)
@@ -40,6 +41,34 @@ class SecondWeights:
                     made[own] = nn.Parameter(second, requires_grad=False)
                 self._weights.append(_Weight(owner, name, own, made[own]))
 
+    @staticmethod
+    def kept(model: nn.Module, dtype: torch.dtype | None, *, rows_last: bool) -> "SecondWeights":
+        """Those of the last time, refilled where they lie, as recordings read them there."""
+        mine = _kept.setdefault(model, {})
+        found = mine.get((dtype, rows_last))
+        if found is None or not found._refill(model):
+            found = mine[dtype, rows_last] = SecondWeights(model, dtype, rows_last=rows_last)
+        return found
+
+    def _refill(self, model: nn.Module) -> bool:
+        """Convert again, in place; False where the model has other weights by now."""
+        given = {(id(owner), name): own for owner, name, own in _convertible(model)}
+        if any(given.get((id(w.owner), w.name)) is not w.own for w in self._weights):
+            return False
+        if any(
+            w.own.shape != w.second.shape or w.own.device != w.second.device for w in self._weights
+        ):
+            return False
+        with torch.inference_mode(False), torch.no_grad():
+            for own, second in {w.own: w.second for w in self._weights}.items():
+                second.copy_(own)
+        return True
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The second weights."""
+        return [weight.second for weight in self._weights]
+
     def make_contiguous(self) -> None:
         """For all later calls; new tensors, as the graph of an earlier one holds the old."""
         with torch.inference_mode(False), torch.no_grad():
@@ -60,6 +89,16 @@ class SecondWeights:
         finally:
             for weight in weights:
                 weight.owner[weight.name] = weight.own
+
+
+_kept: "WeakKeyDictionary[nn.Module, dict[tuple[torch.dtype | None, bool], SecondWeights]]" = (
+    WeakKeyDictionary()
+)
+
+
+def forget_second_weights(model: nn.Module) -> None:
+    """Free what is kept of a model's converted weights."""
+    _kept.pop(model, None)
 
 
 class _Weight(NamedTuple):
