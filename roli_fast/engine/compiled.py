@@ -33,14 +33,19 @@ class CompiledPasses:
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
         self._model = model
-        self._state = _State(None)
-        if isinstance(model, nn.Module):
-            if model not in _states:
-                logger.info("compiling a model, once a shape of its batches: this takes a while")
-                _states[model] = _State(_compiled())
-            self._state = _states[model]
-        else:
+        self._state = _State()
+        if not isinstance(model, nn.Module):
             self._refuse("it is no nn.Module")
+            return
+        if model in _states:
+            self._state = _states[model]
+            return
+        _states[model] = self._state
+        logger.info("compiling a model, once a shape of its batches: this takes a while")
+        try:
+            self._state.call = _compiled()
+        except Exception as error:  # torch without a compiler for this Python, say
+            self._refuse(first_line(error))
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the model returns."""
@@ -80,7 +85,7 @@ class CompiledPasses:
 class _State:
     """A model's compiled function (model, x) -> logits, None once it failed."""
 
-    call: Callable[[Any, Tensor], Tensor] | None
+    call: Callable[[Any, Tensor], Tensor] | None = None
     tried: set[Hashable] = field(default_factory=set)
 
 

@@ -46,8 +46,8 @@ class Engine:
             division by the images' standard deviation part of the first layer, where that is exact
             but for rounding.
         cuda_graph: on a GPU the loops of PGD, FGSM, RS-FGSM and N-FGSM are recorded once a shape
-            and replayed, with weights read anew: bit for bit the same, without the time to launch
-            small kernels. "auto" records what comes a second time and holds at most a quarter of
+            and replayed, with weights read anew: the same kernels, without the time to launch them
+            one by one. "auto" records what comes a second time and holds at most a quarter of
             the device's memory, True records at once. What cannot be recorded runs as it is, and
             the log says why. In a replay a model's Python code does not run: hooks, counters.
         compile: passes through torch.compile, compiled once a model and shape, minutes where it
