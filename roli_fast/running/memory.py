@@ -54,6 +54,7 @@ def explained(  # noqa: PLR0913 - what the message says
     work: Callable[[int], object],
     meter: Meter,
     *,
+    parts: int = 1,
     where: str = "",
     later: int = 0,
     first: Callable[[], object] = lambda: None,
@@ -63,6 +64,7 @@ def explained(  # noqa: PLR0913 - what the message says
     Args:
         name: the argument.
         size: its value, a number of images.
+        parts: into how many runs of `work` they are split, one after another or on other devices.
         work: does what is within with so many images, and leaves nothing behind.
         meter: of the device.
         where: stands before the message, "stage 'probe': " say.
@@ -80,7 +82,8 @@ def explained(  # noqa: PLR0913 - what the message says
             raise
         _let_go(error)
     first()
-    fits, tried = largest(size, work, meter, later=later)
+    fits, tried = largest(-(-size // parts), work, meter, later=later)
+    fits = None if fits is None else fits * parts
     expected = f"a number of images that fit into the memory of {meter.name}"
     raise OutOfMemoryError(where + describe(name, expected, size, _advice(fits, tried)))
 
@@ -99,8 +102,9 @@ def largest(
     """How many images would fit, fewer than `size`, and whether that many were tried.
 
     Memory grows by the image: two small numbers of them are measured, and what is left is shared
-    out; batch normalisation in training needs two. None where the device does not tell what is
-    left, 0 where no number fits.
+    out; batch normalisation in training needs two. Where all seem to fit, though they did not, it
+    is three quarters of them. None where the device does not tell what is left, 0 where no number
+    fits.
     """
     low, high = (2, 4) if size > 4 else (1, 2)
     peaks = [_peak(count, work, meter) for count in (low, high) if count < size]
@@ -113,7 +117,8 @@ def largest(
         return low, True
     each = max(peaks[1] - peaks[0], 1) / (high - low)
     fixed = max(peaks[0] - low * each, 0)
-    count = max(min(int((free - later - fixed) / each), size - 1), low)
+    count = int((free - later - fixed) / each)
+    count = max(count if count < size else int(_SHRINK * size), low)
     for _ in range(meter.tries):
         if count <= high or _peak(count, work, meter) is not None:
             return count, True

@@ -12,7 +12,12 @@ from tqdm import tqdm
 from roli_fast import peft
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch, Splits, batches, num_batches
-from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError
+from roli_fast.errors import (
+    DataError,
+    InterruptedRunError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+)
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import Classifier, save_head, save_model
@@ -20,6 +25,7 @@ from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import ThreatModel
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
+from roli_fast.train.fitting import fitted
 from roli_fast.train.stage import Stage, StageResult
 
 _FLUSH = 16
@@ -79,6 +85,7 @@ class StageLoop:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
             InterruptedRunError: a signal came; the position is saved.
+            OutOfMemoryError: an update does not fit; the position is saved.
         """
         self._resume()
         with self._bar() as bar, torch.random.fork_rng(self._rng_devices()):
@@ -86,7 +93,8 @@ class StageLoop:
                 for epoch in range(self.progress.epoch, self.stage.epochs):
                     self._train_epoch(epoch, bar)
                     self._finish_epoch(epoch)
-            except DataError:  # a damaged image must not cost the work before it
+            # a damaged image, or too large a batch, must not cost the work before it
+            except (DataError, OutOfMemoryError):
                 self._flush(self.progress.epoch, bar)
                 self._save()
                 raise
@@ -148,9 +156,20 @@ class StageLoop:
         factor = self._lr_factor(position)
         for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
-        own = (self.job.seed, self.job.name)
         # dropout and DropPath; the caller's state is forked away
-        torch.manual_seed(derive_seed(*own, "update", position))
+        torch.manual_seed(derive_seed(self.job.seed, self.job.name, "update", position))
+
+        def work(some: Batch) -> Tensor:
+            return self._backward(epoch, some)
+
+        with fitted(self.stage, self.job.name, self.model, self.optimizer, batch, work):
+            row = work(batch)
+        self.optimizer.step()
+        return row
+
+    def _backward(self, epoch: int, batch: Batch) -> Tensor:
+        """Forward and backward: the gradients, and the row of `_update`."""
+        own = (self.job.seed, self.job.name)
         # one source an epoch, in which an image draws by its id: batches play no part
         generator = derived_generator(*own, "attack", epoch, device=batch.x.device)
         attack = self.attack if epoch >= self.stage.clean_epochs else None
@@ -159,7 +178,6 @@ class StageLoop:
             terms = self.stage.objective(self.model, batch, attack, generator, engine)
         self.optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
-        self.optimizer.step()
         right = (terms.logits.argmax(1) == batch.y).sum()
         count = len(batch.y)
         loss = terms.loss.detach().double()

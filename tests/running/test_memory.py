@@ -95,6 +95,19 @@ def test_growth_that_is_not_even_is_tried_again() -> None:
     assert device.asked == [2, 4, 90, 67, 50]
 
 
+def test_what_should_have_fitted_and_did_not() -> None:
+    """Memory in pieces, say: less than what was asked for is advised all the same."""
+    device = Device(1000)
+    assert largest(40, device.step, device) == (30, True)
+
+
+def test_a_batch_in_parts() -> None:
+    """An update of 256 images in four parts: 40 of the 64 in each would fit."""
+    device = Device(500)
+    assert "got 256. About 160 would fit (tried once)." in refused(device, 256, parts=4)
+    assert device.asked == [256, 2, 4, 40]
+
+
 def test_nothing_is_tried_where_the_system_ends_processes() -> None:
     device = Device(1000, tries=0)
     assert "About 90 would fit (estimated, not tried)." in refused(device, 128)
