@@ -44,7 +44,11 @@ class CudaRecorder:
                 graph cannot hold, or takes too much memory.
         """
         device = self._device
-        with torch.cuda.device(device), torch.random.fork_rng([device]):
+        with (
+            torch.cuda.device(device),
+            torch.random.fork_rng([device]),
+            _waiting("default"),
+        ):
             self._warm_up(work)
             torch.cuda.empty_cache()
             before, total = torch.cuda.mem_get_info(device)
@@ -65,7 +69,7 @@ class CudaRecorder:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         try:
-            with torch.cuda.stream(self._stream), _no_waiting():
+            with torch.cuda.stream(self._stream), _waiting("error"):
                 for _ in range(WARM_UPS):
                     work()
         finally:
@@ -85,7 +89,7 @@ class CudaRecorder:
                 torch.cuda.graph(
                     graph, self._pool, self._stream, capture_error_mode="thread_local"
                 ),
-                _no_waiting(),
+                _waiting("error"),
             ):
                 try:
                     output = work()
@@ -105,12 +109,13 @@ class CudaRecorder:
 
 
 @contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Inside, whatever would wait for the device raises, before it does."""
+def _waiting(mode: str) -> Iterator[None]:
+    """Inside, what waits for the device may do so ("default"), or raises before it does ("error"),
+    whatever the caller has set."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls the mode a prototype
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode(mode)
     try:
         yield
     finally:

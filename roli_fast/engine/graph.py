@@ -8,7 +8,7 @@ place, between batches as training does, they are the new ones in the next repla
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from roli_fast.engine.cost import Cost
 from roli_fast.engine.cuda_recorder import CudaRecorder
+from roli_fast.engine.look import Look, check_devices, places_of
 from roli_fast.engine.reasons import first_line, say_once
 from roli_fast.engine.second_weights import forget_second_weights
-from roli_fast.errors import ArgumentError, describe
 
 logger = logging.getLogger("roli_fast.engine")
 
@@ -67,31 +67,18 @@ class Loop(NamedTuple):
     work: Callable[..., Tensor]
 
 
-class Look(NamedTuple):
-    """What passes depend on besides their inputs: values that are recorded as they are, and tensors
-    that are read where they lie."""
-
-    state: Hashable
-    tensors: list[Tensor]
-
-
 class Meter(Protocol):
     """What counts passes, and knows the number of classes once one was made."""
 
-    cost: Cost
     classes: int
 
+    @property
+    def cost(self) -> Cost:
+        """Passes so far; it can be set."""
+        ...
 
-_PLAIN = (bool, int, float, str)
-
-
-class _Place(NamedTuple):
-    """Where a tensor lies, and how."""
-
-    address: int
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
+    @cost.setter
+    def cost(self, cost: Cost) -> None: ...
 
 
 class _Recording(NamedTuple):
@@ -150,7 +137,7 @@ class LoopGraphs:
         found = loop.work(*loop.inputs)  # makes the checks, and loads what the device needs
         after = meter.cost
         try:
-            _check_devices(look.tensors, found.device)
+            check_devices(look.tensors, found.device)
             recorder = RECORDERS[found.device.type](found.device)
             with torch.inference_mode(False), torch.no_grad():
                 replay, output = recorder.record(lambda: loop.work(*inputs), limited=mode == "auto")
@@ -165,7 +152,7 @@ class LoopGraphs:
         """The loop's slot, and whether this call is to record."""
         if self.reason:
             return _Slot(()), False
-        key, places = _key(loop), _places(look)
+        key, places = _key(loop), places_of(look)
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = _Slot(places)
@@ -230,35 +217,6 @@ def records(model: object) -> bool:
     )
 
 
-def look_at(model: nn.Module) -> "Look":
-    """All modules, their hooks, numbers and words, and their tensors: parameters, buffers, and
-    plain attributes, merged weights say."""
-    state: list[Hashable] = []
-    tensors: list[Tensor] = []
-    for module in model.modules():
-        state.append((id(module), *module._forward_pre_hooks, *module._forward_hooks))
-        for table in (module._parameters, module._buffers, vars(module)):
-            for value in table.values():
-                if isinstance(value, Tensor):
-                    tensors.append(value)
-                elif type(value) in _PLAIN:
-                    state.append(value)
-    return Look(tuple(state), tensors)
-
-
-def settings(device: torch.device) -> Hashable:
-    """What is set in torch that passes depend on."""
-    kind = device.type
-    auto = torch.is_autocast_enabled(kind)
-    return (
-        torch.get_autocast_dtype(kind) if auto else None,
-        torch.get_float32_matmul_precision(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.deterministic,
-        torch.backends.cudnn.allow_tf32,
-    )
-
-
 def _replay(recording: _Recording, inputs: Sequence[Tensor], meter: Meter) -> Tensor:
     with torch.no_grad():
         for own, given in zip(recording.inputs, inputs, strict=True):
@@ -270,19 +228,6 @@ def _replay(recording: _Recording, inputs: Sequence[Tensor], meter: Meter) -> Te
 
 def _key(loop: Loop) -> Hashable:
     return loop.key, tuple((t.shape, t.stride(), t.dtype, t.device) for t in loop.inputs)
-
-
-def _places(look: Look) -> Hashable:
-    at = [_Place(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in look.tensors]
-    return look.state, tuple(at)
-
-
-def _check_devices(read: Iterable[Tensor], device: torch.device) -> None:
-    """Raise where a tensor lies elsewhere: what a kernel takes from there is recorded as a number,
-    and another GPU's work is not recorded."""
-    for tensor in read:
-        if tensor.device != device:
-            raise ArgumentError(describe("model", f"all tensors on {device}", tensor.device))
 
 
 def _copy(tensor: Tensor) -> Tensor:

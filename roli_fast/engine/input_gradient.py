@@ -12,6 +12,7 @@ from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import bound
 from roli_fast.engine.engine_passes import EnginePasses
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
+from roli_fast.engine.look import look_at, settings
 from roli_fast.engine.merging import Merging
 from roli_fast.engine.search_model import Model as Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
@@ -206,10 +207,10 @@ class InputGradient:
         if graph.excluded(asked.engine.cuda_graph, asked.model, device):
             return work(*inputs)
         assert asked.module is not None
-        look = graph.look_at(asked.module)
+        look = look_at(asked.module)
         if isinstance(self._run, EnginePasses):
             look.tensors.extend(self._run.weights)
-        loop = graph.Loop((key, asked.engine, graph.settings(device)), inputs, work)
+        loop = graph.Loop((key, asked.engine, settings(device)), inputs, work)
         return graph.graphs_of(asked.module).run(
             asked.engine.cuda_graph, loop, look, self, lambda classes: check_range(y, classes)
         )
