@@ -23,10 +23,10 @@ class CudaMeter:
         self.name = str(device)
 
     def free(self) -> int:
-        """Bytes left on the device, with those that torch has reserved and does not use."""
+        """Bytes left on the device. What torch still reserves after emptying its cache belongs to
+        recordings, or lies between tensors: nobody can count on it."""
         torch.cuda.empty_cache()
-        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return int(self.margin * (torch.cuda.mem_get_info(self._device)[0] + kept))
+        return int(self.margin * torch.cuda.mem_get_info(self._device)[0])
 
     def peak(self, work: Callable[[], object]) -> int:
         """The most bytes allocated at once beyond those before `work`."""
