@@ -50,6 +50,10 @@ class PeerError(RoliFastError, RuntimeError):
     """Another process of the same run stopped on an error of its own, or is gone."""
 
 
+class OutOfMemoryError(RoliFastError, MemoryError):
+    """A batch does not fit into a device's memory; the message says which size would."""
+
+
 class InterruptedRunError(RoliFastError):
     """A run stopped on a signal after saving its state; `--resume` continues it.
 

@@ -45,10 +45,13 @@ class Engine:
         fold: during an attack batch normalisation is part of the convolution before it, and the
             division by the images' standard deviation part of the first layer, where that is exact
             but for rounding.
-        cuda_graph: on a GPU, PGD's loop is recorded and replayed; "auto" where it can be, true says
-            why where it cannot, false never.
-        compile: passes go through torch.compile; a model that cannot be compiled runs as it is, and
-            a warning says why.
+        cuda_graph: on a GPU the loops of PGD, FGSM, RS-FGSM and N-FGSM are recorded once a shape
+            and replayed, with weights read anew: the same kernels, without the time to launch them
+            one by one. "auto" records what comes a second time and holds at most a quarter of
+            the device's memory, True records at once. What cannot be recorded runs as it is, and
+            the log says why. In a replay a model's Python code does not run: hooks, counters.
+        compile: passes through torch.compile, compiled once a model and shape, minutes where it
+            must; a model that cannot be compiled runs as it is, and the log says why.
     """
 
     dtype: torch.dtype = torch.float32
@@ -88,7 +91,7 @@ class Engine:
     @property
     def plain(self) -> "Engine":
         """What checks a search: the same batches, in the model's own precision and form."""
-        return Engine(batch_size=self.batch_size, merge=self.merge)
+        return Engine(batch_size=self.batch_size, merge=self.merge, cuda_graph=self.cuda_graph)
 
     @contextmanager
     def training(self, device: torch.device) -> Iterator[None]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.engine.attention import attention_by
+from roli_fast.engine.compiled import CompiledPasses
 from roli_fast.engine.second_weights import SecondWeights
 from roli_fast.errors import ArgumentTypeError, describe
 
@@ -32,21 +33,33 @@ class EnginePasses:
         dtype: torch.bfloat16 or torch.float16; None leaves the model's own.
         rows_last: images and convolutions' weights in channels_last.
         attention: "auto", "fused" or "products".
+        compiled: through torch.compile.
+        keep: converted weights stay where they are from one use to the next, for recordings.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an engine says
         self,
         model: Callable[[Tensor], Tensor],
         dtype: torch.dtype | None,
         *,
         rows_last: bool,
         attention: str,
+        compiled: bool = False,
+        keep: bool = False,
     ) -> None:
         self._model, self._dtype, self._attention = model, dtype, attention
+        if compiled:
+            self._model = CompiledPasses(model)
         self._rows = torch.channels_last if rows_last else torch.preserve_format
         self._weights: SecondWeights | None = None
         if isinstance(model, nn.Module) and (dtype or rows_last):
-            self._weights = SecondWeights(model, dtype, rows_last=rows_last)
+            make = SecondWeights.kept if keep else SecondWeights
+            self._weights = make(model, dtype, rows_last=rows_last)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The converted weights."""
+        return self._weights.tensors if self._weights else []
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, in fp32 where the passes are in a short dtype.

@@ -1,43 +1,22 @@
 """Gradients with respect to the input, at the lowest cost, and nothing left behind."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
+from roli_fast.engine import graph
+from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import bound
+from roli_fast.engine.engine_passes import EnginePasses
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
+from roli_fast.engine.look import look_at, settings
 from roli_fast.engine.merging import Merging
 from roli_fast.engine.search_model import Model as Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, SampleLoss, cross_entropy
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Model passes: `forwards`, calls of the model, and `backwards` to the input only.
-
-    A pass that an `Engine` splits counts once for each of its batches. These differ in size,
-    also because samples that are done may leave, so `forward_images` and `backward_images` count
-    the images in all of them: what a search costs however it was split. They take no part in a
-    comparison of costs.
-    """
-
-    forwards: int
-    backwards: int
-    forward_images: int = field(default=0, compare=False)
-    backward_images: int = field(default=0, compare=False)
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.forwards + other.forwards,
-            self.backwards + other.backwards,
-            self.forward_images + other.forward_images,
-            self.backward_images + other.backward_images,
-        )
 
 
 class InputGradient:
@@ -74,11 +53,17 @@ class InputGradient:
         self._unfrozen: list[nn.Parameter] = []
         self._forwards = self._forward_images = 0
         self._backwards = self._backward_images = 0
+        self.classes = 0
 
     @property
     def cost(self) -> Cost:
         """Passes made so far."""
         return Cost(self._forwards, self._backwards, self._forward_images, self._backward_images)
+
+    @cost.setter
+    def cost(self, cost: Cost) -> None:
+        self._forwards, self._forward_images = cost.forwards, cost.forward_images
+        self._backwards, self._backward_images = cost.backwards, cost.backward_images
 
     def __enter__(self) -> "InputGradient":
         if self._entered:  # the second exit would restore what the first entry changed
@@ -117,7 +102,7 @@ class InputGradient:
         for parameter in self._unfrozen:
             parameter.requires_grad_(True)
         self._training, self._unfrozen = [], []
-        self._run = self._model.model  # converted weights are freed
+        self._run = self._model.model  # converted weights are freed, but those of recordings
         self._entered = False
 
     def __call__(
@@ -206,6 +191,34 @@ class InputGradient:
         self._checked = True
         return KeptForward(leaf, labels, logits, self._count_backward)
 
+    def loop(
+        self, key: Hashable, inputs: Sequence[Tensor], y: Tensor, work: Callable[..., Tensor]
+    ) -> Tensor:
+        """`work(*inputs)`, replayed where `Engine.cuda_graph` has it recorded.
+
+        Args:
+            key: all that `work` depends on besides the inputs, the model and its engine.
+            inputs: tensors; `work` may change the first in place.
+            y: the labels among them, which are checked before a replay too (one host sync).
+            work: passes of this engine and other operations, without a look at the device: no
+                value that is brought to the host, no shape that depends on one.
+        """
+        asked, device = self._model, inputs[0].device
+        if graph.excluded(asked.engine.cuda_graph, asked.model, device):
+            return work(*inputs)
+        assert asked.module is not None
+        look = look_at(asked.module)
+        if isinstance(self._run, EnginePasses):
+            look.tensors.extend(self._run.weights)
+        loop = graph.Loop((key, asked.engine, settings(device)), inputs, work)
+        return graph.graphs_of(asked.module).run(
+            asked.engine.cuda_graph, loop, look, self, lambda classes: check_range(y, classes)
+        )
+
+    def no_loop(self, reason: str) -> None:
+        """Say why nothing is recorded, where cuda_graph=True asks for it."""
+        graph.excluded(self._model.engine.cuda_graph, self._model.model, None, reason)
+
     def _count_backward(self, images: int) -> None:
         self._backwards += 1
         self._backward_images += images
@@ -231,6 +244,7 @@ class InputGradient:
         if not self._checked:
             check_logits(logits, x)
             check_labels(y, logits)
+        self.classes = logits.shape[1]
         losses = (loss or self._loss)(logits, y)
         if not self._checked:
             check_loss(losses, y)
@@ -299,7 +313,12 @@ def check_labels(y: Tensor, logits: Tensor) -> None:
         raise ArgumentError(describe("y", f"shape ({batch},)", tuple(y.shape)))
     if y.device != logits.device:
         raise ArgumentError(describe("y", f"labels on {logits.device}", y.device, "Move it there."))
-    if batch == 0:
+    check_range(y, classes)
+
+
+def check_range(y: Tensor, classes: int) -> None:
+    """Raise unless all labels are in [0, classes). One sync."""
+    if len(y) == 0:
         return
     low, high = (int(value) for value in torch.aminmax(y))
     if low < 0 or high >= classes:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.engine.engine_passes import EnginePasses
+from roli_fast.engine.graph import records
 
 if TYPE_CHECKING:
     from roli_fast.engine.engine import Engine
@@ -44,10 +45,16 @@ class SearchModel:
     def passes(self) -> Model:
         """What runs one batch; weights are converted here, once for as long as it is used."""
         engine = self.engine
-        if engine.short_dtype is None and not engine.rows_last and engine.attention != "products":
+        form = engine.short_dtype is not None or engine.rows_last or engine.attention == "products"
+        if not form and not engine.compile:
             return self.model
         return EnginePasses(
-            self.model, engine.short_dtype, rows_last=engine.rows_last, attention=engine.attention
+            self.model,
+            engine.short_dtype,
+            rows_last=engine.rows_last,
+            attention=engine.attention,
+            compiled=engine.compile,
+            keep=engine.cuda_graph is not False and records(self.model),
         )
 
     def __call__(self, x: Tensor) -> Tensor:

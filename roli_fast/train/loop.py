@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,14 @@ from tqdm import tqdm
 
 from roli_fast import peft
 from roli_fast.data import Batch, batches, num_batches, shares
-from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError
+from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
 from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
+from roli_fast.train.fitting import fitted
 from roli_fast.train.replicas import Replicas, say_what_differs
 from roli_fast.train.stage import Job, StageResult
 
@@ -63,6 +65,7 @@ class StageLoop:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
             InterruptedRunError: a signal came; the position is saved.
+            OutOfMemoryError: an update does not fit; the position is saved.
         """
         self._resume()
         self.stage.tuning.train_mode(self.model)
@@ -72,7 +75,8 @@ class StageLoop:
                 for epoch in range(self.progress.epoch, self.stage.epochs):
                     self._train_epoch(epoch, bar)
                     self._finish_epoch(epoch)
-            except DataError as error:  # a damaged image must not cost the work before it
+            # a damaged image, or too large a batch, must not cost the work before it
+            except (DataError, OutOfMemoryError) as error:
                 self.team.fail(error)
                 self._flush(self.progress.epoch, bar)
                 self._save()
@@ -153,16 +157,21 @@ class StageLoop:
         counts = rank < len(shares(images, world))
         self.optimizer.zero_grad(set_to_none=True)
         rows: list[Tensor] = []
-        for run in shares(len(batch.y), self.stage.accumulate):
+        runs = shares(len(batch.y), self.stage.accumulate)
+        parts = len(runs) * len(shares(images, world))
+        own = (self.stage, self.job.name, self.model, self.optimizer)
+        for run in runs:
             part = Batch(batch.x[run], batch.y[run], batch.ids[run])
-            rows.append(self._backward(epoch, part, counts * len(part.y) / images))
+            work = partial(self._backward, epoch, weight=counts * len(part.y) / images)
+            with fitted(*own, part, work, parts=parts):
+                rows.append(work(part))
         # before anything waits for the others: here an error in another process is raised
         self.due = self.context.wanted(save=self._checkpoint_due())
         self.replicas.merge(counts * len(batch.y) / images)
         self.optimizer.step()
         return torch.stack(rows).sum(0) * counts
 
-    def _backward(self, epoch: int, part: Batch, weight: float) -> Tensor:
+    def _backward(self, epoch: int, part: Batch, *, weight: float) -> Tensor:
         """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
         `_update`."""
         # one source an epoch, in which an image draws by its id: parts and batches play no part
