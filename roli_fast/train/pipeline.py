@@ -94,7 +94,8 @@ def run(
                 interrupt=interrupt,
                 quiet=quiet,
             )
-            return Pipeline(experiment, run_dir, context, test).run(splits, source)
+            source = source.kept_on(device) if source else None
+            return Pipeline(experiment, run_dir, context, test).run(splits.kept_on(device), source)
 
 
 def check(experiment: Experiment) -> tuple[Splits, Splits | None, int]:

@@ -38,7 +38,7 @@ def attacked(model: nn.Module, batch: Batch, attack: Attack | None, generator: G
     id alone, neither on its place in the batch nor on how large that is."""
     if attack is None:
         return batch.x
-    ids = batch.ids.to(batch.x.device)
+    ids = batch.ids.to(batch.x.device, non_blocking=True)  # pinned where that is a GPU
     return attack(model, batch.x, batch.y, generator, sample_ids=ids)
 
 
