@@ -14,6 +14,7 @@ from roli_fast.engine.search_model import Model as Model
 from roli_fast.engine.search_model import SearchModel
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, SampleLoss, cross_entropy
+from roli_fast.threat import values_are_known
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,8 @@ def check_loss(loss: object, y: Tensor) -> None:
 
 
 def check_labels(y: Tensor, logits: Tensor) -> None:
-    """Raise unless `y` is (B,) int64 on the logits' device with values in [0, C). One sync."""
+    """Raise unless `y` is (B,) int64 on the logits' device with values in [0, C). One sync, none
+    within `threat.known_values`."""
     batch, classes = logits.shape
     check_tensor("y", y)
     if y.dtype != torch.int64:
@@ -301,7 +303,7 @@ def check_labels(y: Tensor, logits: Tensor) -> None:
         raise ArgumentError(describe("y", f"shape ({batch},)", tuple(y.shape)))
     if y.device != logits.device:
         raise ArgumentError(describe("y", f"labels on {logits.device}", y.device, "Move it there."))
-    if batch == 0:
+    if batch == 0 or values_are_known():
         return
     low, high = (int(value) for value in torch.aminmax(y))
     if low < 0 or high >= classes:

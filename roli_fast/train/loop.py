@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,13 +18,12 @@ from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import Classifier, save_head, save_model
 from roli_fast.seeds import derive_seed, derived_generator
-from roli_fast.threat import ThreatModel
+from roli_fast.threat import ThreatModel, known_values
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
 from roli_fast.train.stage import Stage, StageResult
-
-_FLUSH = 16
-"""Steps between two looks at the losses, each a host sync on a GPU."""
+from roli_fast.train.tally import Tally
+from roli_fast.train.timed import Timed
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class StageLoop:
         self.progress = checkpoint.Progress()
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
-        self.pending: list[Tensor] = []
+        self.tally = Tally(context.device)
+        self.checked = False
 
     @property
     def resume_path(self) -> Path:
@@ -116,14 +117,17 @@ class StageLoop:
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
         self.stage.tuning.train_mode(self.model)
         started = time.perf_counter()
-        for batch in self._batches(epoch):
-            self.pending.append(self._update(epoch, batch))
+        source = Timed(self._batches(epoch))
+        for batch in source:
+            with self._looks():
+                self.tally.add(self._update(epoch, batch))
             self.progress.step += 1
             last = self.progress.step == self.steps
             due = self._checkpoint_due() or self.context.interrupt.signal is not None
-            if len(self.pending) == _FLUSH or last or due:
-                self._flush(epoch, bar)
+            if self.tally.due or last or due:
+                self._flush(epoch, bar, last=last or due)
                 self.progress.train_seconds += time.perf_counter() - started
+                self.progress.data_wait_seconds += source.taken()
                 if due:
                     self._save_and_check()
                 started = time.perf_counter()
@@ -141,6 +145,15 @@ class StageLoop:
             workers=self.context.workers,
             device=self.context.device,
         )
+
+    def _looks(self) -> AbstractContextManager[None]:
+        """Whether an attack looks at the values of images and labels: in the first update alone.
+
+        A loader's images are in [0, 1] and its labels those of the splits.
+        """
+        low, high = getattr(self.attack, "bounds", None) or (1.0, 0.0)
+        known, self.checked = self.checked and low <= 0 and high >= 1, True
+        return known_values() if known else nullcontext()
 
     def _update(self, epoch: int, batch: Batch) -> Tensor:
         """One optimiser step; returns (summed loss, right, images), still on the device."""
@@ -161,18 +174,17 @@ class StageLoop:
         right = (terms.logits.argmax(1) == batch.y).sum()
         count = len(batch.y)
         loss = terms.loss.detach().double()
-        return torch.stack([loss * count, right.double(), loss.new_tensor(count)])
+        return torch.stack([loss * count, right.double(), torch.full_like(loss, count)])
 
     def _lr_factor(self, position: int) -> float:
         return self.stage.lr_factor(position, steps=self.steps)
 
-    def _flush(self, epoch: int, bar: tqdm) -> None:
-        """Bring the losses over, look for NaN, and add them to the epoch's sums."""
-        if not self.pending:
+    def _flush(self, epoch: int, bar: tqdm, *, last: bool = True) -> None:
+        """Look for NaN in the losses that have come over, with `last` in all, and add them up."""
+        rows = self.tally.take(last=last)
+        if not len(rows):
             return
-        rows = torch.stack(self.pending).cpu()
-        first = self.progress.step - len(self.pending)
-        self.pending.clear()
+        first = self.progress.step - len(self.tally) - len(rows)
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
             self._refuse(epoch, first + int(bad[0]), f"the loss is {float(rows[bad[0], 0])}")
@@ -248,6 +260,7 @@ class StageLoop:
             "train_accuracy": sums["right"] / sums["images"],
             "lr": self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1),
             "train_images_per_second": progress.train_images / progress.train_seconds,
+            "data_wait_share": progress.data_wait_seconds / progress.train_seconds,
         }
 
     def _validate(self) -> dict[str, float]:
@@ -302,6 +315,7 @@ class StageLoop:
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             train_images_per_second=progress.train_images / progress.train_seconds,
+            data_wait_share=progress.data_wait_seconds / progress.train_seconds,
         )
 
 
