@@ -119,7 +119,7 @@ class StageLoop:
         started = time.perf_counter()
         source = Timed(self._batches(epoch))
         for batch in source:
-            with self._looks():
+            with self._looks(epoch):
                 self.tally.add(self._update(epoch, batch))
             self.progress.step += 1
             last = self.progress.step == self.steps
@@ -146,13 +146,14 @@ class StageLoop:
             device=self.context.device,
         )
 
-    def _looks(self) -> AbstractContextManager[None]:
-        """Whether an attack looks at the values of images and labels: in the first update alone.
+    def _looks(self, epoch: int) -> AbstractContextManager[None]:
+        """Whether the attack looks at the values of images and labels: in its first update alone.
 
         A loader's images are in [0, 1] and its labels those of the splits.
         """
         low, high = getattr(self.attack, "bounds", None) or (1.0, 0.0)
-        known, self.checked = self.checked and low <= 0 and high >= 1, True
+        known = self.checked and low <= 0 and high >= 1
+        self.checked |= epoch >= self.stage.clean_epochs
         return known_values() if known else nullcontext()
 
     def _update(self, epoch: int, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from small import run_small
 from waits import Waits, waits
 
+from roli_fast.attacks import PGD
 from roli_fast.errors import NonFiniteLossError
+from roli_fast.threat import values_are_known
 from roli_fast.train import loop
 from roli_fast.train.tally import Tally
 
@@ -117,6 +120,23 @@ def test_a_loss_of_nan_is_found_one_block_late(
     with pytest.raises(NonFiniteLossError, match=f"the loss is nan at epoch 0, step {bad},"):
         run_small(tmp_path / "run", *MANY, "--ranli.epochs=1")
     assert len(done) == noticed
+
+
+@pytest.mark.parametrize(
+    ("bounds", "known"), [((0.0, 1.0), True), ((-1.0, 2.0), True), ((0.0, 0.9), False)]
+)
+def test_the_attack_looks_once_and_always_where_images_may_leave_its_bounds(
+    bounds: tuple[float, float], known: bool
+) -> None:
+    """Epoch 0 is a clean one: the first attack is that of epoch 1."""
+    stage = SimpleNamespace(
+        attack=PGD(bounds=bounds), checked=False, stage=SimpleNamespace(clean_epochs=1)
+    )
+    found = []
+    for epoch in (0, 0, 1, 1, 2):
+        with loop.StageLoop._looks(stage, epoch):  # pyright: ignore[reportArgumentType]
+            found.append(values_are_known())
+    assert found == [False, False, False, known, known]
 
 
 def test_waiting_for_data_is_recorded(tmp_path: Path) -> None:
