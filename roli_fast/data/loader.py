@@ -1,7 +1,7 @@
 """Batches of a split: the order and the augmentation are functions of (seed, epoch) alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from roli_fast.data.splits import Batch, ImageDataset
+from roli_fast.data.splits import Batch, ImageDataset, scaled
 from roli_fast.errors import ArgumentError, DataError, describe
 from roli_fast.seeds import derived_generator
 
@@ -77,8 +77,8 @@ def batches(  # noqa: PLR0913 - one call, and each option is independent of the 
         drop_last: leave out a last, smaller batch.
         start: how many batches to skip, without decoding them; resumes within an epoch.
         workers: processes that decode; started anew each epoch, so 0 suits data in memory.
-        device: where `x` and `y` go, through pinned memory when it is a GPU; `ids` stay on
-            the CPU, where they are read to derive seeds.
+        device: where `x` and `y` go, through pinned memory and as uint8 when it is a GPU; `ids`
+            stay on the CPU, where augmentation draws by them.
         rank: give only this process's `share` of each batch.
         world: of how many processes.
 
@@ -107,7 +107,7 @@ class _ByBatch(Dataset[Batch | DataError]):
 
     def __getitem__(self, index: Tensor) -> Batch | DataError:
         try:
-            return self.dataset.batch(index)
+            return self.dataset.raw(index)
         except DataError as error:
             return error
 
@@ -131,7 +131,19 @@ def _own_group(_worker: int) -> None:
 def _iterate(
     source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
 ) -> Iterator[Batch]:
-    loader = DataLoader(
+    for item in _read(source, chunks, workers, device):
+        if isinstance(item, DataError):
+            raise item
+        yield scaled(_delivered(item, device))
+
+
+def _read(
+    source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
+) -> Iterable[Batch | DataError]:
+    """uint8 batches; a worker cannot read what lies on a GPU, nor is there anything to decode."""
+    if workers == 0 or source.dataset.on_gpu:
+        return map(source.__getitem__, chunks)
+    return DataLoader(
         source,
         batch_size=None,  # each chunk is a batch already
         sampler=chunks,
@@ -140,9 +152,11 @@ def _iterate(
         generator=torch.Generator(),  # else the loader draws from the global one
         worker_init_fn=_own_group,
     )
-    for item in loader:
-        if isinstance(item, DataError):
-            raise item
-        yield Batch(
-            item.x.to(device, non_blocking=True), item.y.to(device, non_blocking=True), item.ids
-        )
+
+
+def _delivered(batch: Batch, device: torch.device) -> Batch:
+    """Images and labels on `device`, the ids pinned; a GPU is not waited for."""
+    if device.type != "cuda":
+        return batch._replace(x=batch.x.to(device), y=batch.y.to(device))
+    x, y, ids = (part if part.is_cuda else part.pin_memory() for part in batch)
+    return Batch(x.to(device, non_blocking=True), y.to(device, non_blocking=True), ids)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,14 @@ from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
 from roli_fast.seeds import derive_seed, derived_generator
+from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
 from roli_fast.train.fitting import fitted
 from roli_fast.train.replicas import Replicas, say_what_differs
 from roli_fast.train.stage import Job, StageResult
-
-_FLUSH = 16
-"""Steps between two looks at the losses, each a host sync on a GPU."""
+from roli_fast.train.tally import Tally
+from roli_fast.train.timed import Timed
 
 
 class StageLoop:
@@ -51,7 +52,8 @@ class StageLoop:
         self.progress = checkpoint.Progress()
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
-        self.pending: list[Tensor] = []
+        self.tally = Tally(context.device)
+        self.checked = False
         self.due = False
 
     @property
@@ -108,14 +110,17 @@ class StageLoop:
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
         self.stage.tuning.train_mode(self.model)
         started = time.perf_counter()
-        for batch in self._batches(epoch):
+        source = Timed(self._batches(epoch))
+        for batch in source:
             count = self._images()
-            self.pending.append(self._update(epoch, batch))
+            with self._looks(epoch):
+                self.tally.add(self._update(epoch, batch))
             self.progress.step += 1
             last = self.progress.step == self.steps
-            if len(self.pending) == _FLUSH or last or self.due:
-                self._flush(epoch, bar)
+            if self.tally.due or last or self.due:
+                self._flush(epoch, bar, last=last or self.due)
                 self.progress.train_seconds += time.perf_counter() - started
+                self.progress.data_wait_seconds += source.taken()
                 if self.due:
                     self._save_and_check()
                 started = time.perf_counter()
@@ -140,6 +145,16 @@ class StageLoop:
         """Images of the next update, over all processes."""
         size = self.stage.batch_size
         return min(size, len(self.job.splits.train) - self.progress.step * size)
+
+    def _looks(self, epoch: int) -> AbstractContextManager[None]:
+        """Whether the attack looks at the values of images and labels: in its first update alone.
+
+        A loader's images are in [0, 1] and its labels those of the splits.
+        """
+        low, high = getattr(self.attack, "bounds", None) or (1.0, 0.0)
+        known = self.checked and low <= 0 and high >= 1
+        self.checked |= epoch >= self.stage.clean_epochs
+        return known_values() if known else nullcontext()
 
     def _update(self, epoch: int, batch: Batch) -> Tensor:
         """One optimiser step on this process's images; returns (summed loss, right, images) of
@@ -185,18 +200,18 @@ class StageLoop:
         right = (terms.logits.argmax(1) == part.y).sum()
         count = len(part.y)
         loss = terms.loss.detach().double()
-        return torch.stack([loss * count, right.double(), loss.new_tensor(count)])
+        return torch.stack([loss * count, right.double(), torch.full_like(loss, count)])
 
     def _lr_factor(self, position: int) -> float:
         return self.stage.lr_factor(position, steps=self.steps)
 
-    def _flush(self, epoch: int, bar: tqdm) -> None:
-        """Bring the losses over, look for NaN, and add them to the epoch's sums."""
-        if not self.pending:
+    def _flush(self, epoch: int, bar: tqdm, *, last: bool = True) -> None:
+        """Look for NaN in the losses that have come over, with `last` in all, and add them up."""
+        rows = self.tally.take(last=last)
+        if not len(rows):
             return
-        rows = self.team.total(torch.stack(self.pending).cpu())
-        first = self.progress.step - len(self.pending)
-        self.pending.clear()
+        first = self.progress.step - len(self.tally) - len(rows)
+        rows = self.team.total(rows)
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
             self._refuse(epoch, first + int(bad[0]), f"the loss is {float(rows[bad[0], 0])}")
@@ -273,6 +288,7 @@ class StageLoop:
             "train_accuracy": sums["right"] / sums["images"],
             "lr": self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1),
             "train_images_per_second": progress.train_images / progress.train_seconds,
+            "data_wait_share": progress.data_wait_seconds / progress.train_seconds,
         }
 
     def _validate(self) -> dict[str, float]:
@@ -333,6 +349,7 @@ class StageLoop:
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             train_images_per_second=progress.train_images / progress.train_seconds,
+            data_wait_share=progress.data_wait_seconds / progress.train_seconds,
         )
 
 

@@ -111,7 +111,8 @@ def run(
                 quiet=quiet,
                 team=team,
             )
-            return Pipeline(experiment, run_dir, context, test).run(splits, source)
+            source = source.kept_on(device) if source else None
+            return Pipeline(experiment, run_dir, context, test).run(splits.kept_on(device), source)
 
 
 def _check_same_images(found: Sequence[Mapping[str, str]]) -> None:

@@ -111,7 +111,11 @@ def _longest(count: int, most: int) -> int:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a finished stage reports; accuracies are fractions on the validation split."""
+    """What a finished stage reports; accuracies are fractions on the validation split.
+
+    `data_wait_share` is the share of `train_seconds` in which the loop waited for images; None in
+    results of versions that did not measure it.
+    """
 
     name: str
     epochs: int
@@ -121,3 +125,4 @@ class StageResult:
     train_images: int
     train_seconds: float
     train_images_per_second: float
+    data_wait_share: float | None = None

@@ -51,7 +51,7 @@ def attacked(
     """
     if attack is None:
         return engine.laid_out(batch.x)
-    ids = batch.ids.to(batch.x.device)
+    ids = batch.ids.to(batch.x.device, non_blocking=True)  # pinned where that is a GPU
     # the attack's passes see to their own precision: those around it are the training forward's
     apart = contextlib.nullcontext()
     if engine.short_dtype is not None:
