@@ -27,7 +27,7 @@ from roli_fast.attacks import Attack, AutoAttack
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.recheck import search
 from roli_fast.data import DATASETS
-from roli_fast.engine import SearchModel
+from roli_fast.engine import Engine, SearchModel
 
 EPS = {"linf": 8 / 255, "l2": 0.5}
 Search = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -82,7 +82,7 @@ def candidates(model: nn.Module, norm: str) -> dict[str, tuple[nn.Module, list[S
     made["roli_fast"] = plain, [ours(plain, part) for part in parts]
     made["usual"] = other, usual(other, norm)
     made["full batch"] = full, [ours(full, part, compact=False) for part in parts]
-    short = SearchModel(low, dtype=torch.bfloat16)
+    short = Engine(dtype=torch.bfloat16).bind(low)
     made["bf16"] = low, [ours(short, part) for part in parts]
     return made
 

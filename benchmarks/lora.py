@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast import ops
-from roli_fast.engine import InputGradient
+from roli_fast.engine import Engine, InputGradient
 from roli_fast.models import Classifier, Model, create
 from roli_fast.peft import LoRA, apply
 
 Call = Callable[[], object]
 RANK, STEPS, EPS, CLASSES = 16, 7, 4 / 255, 100
+PLAIN = Engine()
 LAYERS = ("qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 TARGETS = {"attack": {"base": 1.03, "peft": 0.74}, "train": {"peft": 1.0, "peft dropout": 1.0}}
 """At most so many times the other's seconds; peft: 1 / 1.35, for ViT-tiny with all layers."""
@@ -56,13 +57,13 @@ def theirs(args: argparse.Namespace, dropout: float) -> nn.Module:
     return adapted
 
 
-def attack(args: argparse.Namespace, model: nn.Module, **options: bool) -> Call:
+def attack(args: argparse.Namespace, model: nn.Module, engine: Engine = PLAIN) -> Call:
     """PGD-7 with our engine and step, whatever the model."""
     x, y = images(args)
 
     def run() -> Tensor:
         x_adv = x.clone()
-        with cast(args), InputGradient(model, **options) as gradient, torch.no_grad():
+        with cast(args), InputGradient(engine.bind(model)) as gradient, torch.no_grad():
             for _ in range(STEPS):
                 grad, _, _ = gradient(x_adv, y)
                 ops.linf_step_(x_adv, grad, x, eps=EPS, step_size=EPS / 4)
@@ -115,7 +116,7 @@ CANDIDATES: dict[str, dict[str, Callable[[argparse.Namespace], Call]]] = {
     "attack": {
         "roli_fast": lambda args: attack(args, ours(args, 0.0)),
         "base": lambda args: attack(args, network(args)),
-        "unmerged": lambda args: attack(args, ours(args, 0.0), merge=False),
+        "unmerged": lambda args: attack(args, ours(args, 0.0), Engine(merge=False)),
         "peft": lambda args: attack(args, theirs(args, 0.0)),
         "peft merged": lambda args: merged_attack(args, theirs(args, 0.0)),
     },

@@ -46,6 +46,14 @@ class NonFiniteLossError(RoliFastError, ArithmeticError):
     """Training met a NaN or infinite loss; the last good checkpoint is untouched."""
 
 
+class PeerError(RoliFastError, RuntimeError):
+    """Another process of the same run stopped on an error of its own, or is gone."""
+
+
+class OutOfMemoryError(RoliFastError, MemoryError):
+    """A batch does not fit into a device's memory; the message says which size would."""
+
+
 class InterruptedRunError(RoliFastError):
     """A run stopped on a signal after saving its state; `--resume` continues it.
 
@@ -60,3 +68,10 @@ def describe(name: str, expected: str, got: object, fix: str = "") -> str:
     """The message for a wrong `name`: what was expected, what came, and how to mend it."""
     text = f"`{name}`: expected {expected}, got {got}."
     return f"{text} {fix}" if fix else text
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise unless `value` is one of `choices`; 1 is not True."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        listed = " or ".join(repr(choice) for choice in choices)
+        raise ArgumentError(describe(name, listed, repr(value)))

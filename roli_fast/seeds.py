@@ -1,6 +1,6 @@
 """Seeds derived from what a draw is for, so that no RNG state ever has to be stored.
 
-A draw is named by its purpose and its place, `derive_seed("augment", seed, epoch, sample_id)`:
+A draw is named by its purpose and its place, `derive_seed("order", seed, epoch)`:
 the same name gives the same numbers in any process, batch or order, also after a resume.
 """
 
@@ -32,7 +32,7 @@ def derived_generator(*parts: int | str, device: str | torch.device = "cpu") -> 
     """A new generator on `device`, seeded with `derive_seed(*parts)`.
 
     PyTorch's CPU generator uses the low 32 bits of a seed: among n of them, about n * n / 2**33
-    pairs coincide (a million streams: 116 pairs), which is harmless for augmentation and order.
+    pairs coincide (a million streams: 116 pairs), which is harmless for corruptions and order.
     """
     return torch.Generator(device).manual_seed(derive_seed(*parts))
 

@@ -1,14 +1,23 @@
 """The threat model and the checks of radius, bounds and images."""
 
 import math
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from waits import waits
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.threat import ThreatModel, check_bounds, check_images, check_positive
+from roli_fast.threat import (
+    ThreatModel,
+    check_bounds,
+    check_images,
+    check_positive,
+    known_values,
+    values_are_known,
+)
 
 
 def test_defaults_are_the_usual_threat() -> None:
@@ -78,3 +87,26 @@ def test_a_radius_of_the_whole_range_is_taken_for_a_slip() -> None:
     with pytest.raises(ArgumentError, match=r"`eps`.*Did you mean 8/255"):
         ThreatModel(eps=8)
     assert ThreatModel(norm="l1", eps=12.0).eps == 12.0
+
+
+def test_values_that_are_known_are_not_looked_at() -> None:
+    """Types and shapes are, and afterwards all is as before, also after an error."""
+    bad = torch.full((2, 3), 7.0)
+    with pytest.raises(RuntimeError, match="inside"), known_values():
+        check_images(bad, (0.0, 1.0))
+        assert waits(lambda: check_images(bad, (0.0, 1.0))) == []
+        with pytest.raises(ArgumentTypeError, match="floating-point"):
+            check_images(bad.int(), (0.0, 1.0))
+        raise RuntimeError("inside")
+    with pytest.raises(ArgumentError, match="within bounds"):
+        check_images(bad, (0.0, 1.0))
+
+
+def test_known_values_are_those_of_one_thread() -> None:
+    found = []
+    with known_values():
+        other = threading.Thread(target=lambda: found.append(values_are_known()))
+        other.start()
+        other.join()
+        found.append(values_are_known())
+    assert found == [False, True] and not values_are_known()

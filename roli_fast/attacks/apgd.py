@@ -23,7 +23,7 @@ from roli_fast.attacks.base import (
 )
 from roli_fast.attacks.objective import LOSSES, Goal, check_loss_name, is_right, notes_on
 from roli_fast.attacks.passes import Passes, Samples, take
-from roli_fast.engine import InputGradient
+from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
@@ -145,6 +145,7 @@ class APGD(BallAttack):
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
         eps: Radius | None = None,
     ) -> AttackResult:
@@ -155,14 +156,15 @@ class APGD(BallAttack):
             x: likewise.
             y: likewise.
             generator: likewise.
+            engine: likewise.
             sample_ids: likewise.
             eps: radius in place of the field, a number or one a sample (B,).
         """
         ball, x = self.ball(x, eps), x.detach()
         if self.large_radius:
             self._check_large_radius(NORMS.name_of(ball.norm))
-        with InputGradient(model) as engine, torch.no_grad():
-            passes = Passes(engine, self.eot)
+        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
+            passes = Passes(gradient, self.eot)
             clean = passes.clean(x, y) if self._needs_clean else None
             goals, notes = self._goals(y, clean)
             starts = self._starts(generator, len(goals), x.device)
@@ -174,7 +176,7 @@ class APGD(BallAttack):
                 right = is_right(clean, y)
                 x_adv, fooled = self._adversarial(passes, searches, ball, starts, right)
             notes = notes_on(self.loss, passes.classes) + notes
-            return AttackResult(x_adv, engine.cost, fooled, notes)
+            return AttackResult(x_adv, gradient.cost, fooled, notes)
 
     def _starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:
         if self.rng == "official":

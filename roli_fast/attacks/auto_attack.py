@@ -29,6 +29,7 @@ from roli_fast.attacks.fab import FAB
 from roli_fast.attacks.fab_t import FABT
 from roli_fast.attacks.official import Rng
 from roli_fast.attacks.square import Square
+from roli_fast.engine import Engine, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
@@ -79,7 +80,7 @@ class AutoAttack(BallAttack):
     2 input-backwards on up to 64 of them for the warnings (`warning_signs`), and 1 forward an
     attack on what it found. Fewer classes than 10 or 4 are followed, and the result says so.
 
-    Given a `SearchModel` with a short dtype, it searches in that, and what fools the model there
+    With an engine of a short dtype it searches in that, and what fools the model there
     but not in its own precision does not count and is searched again in that. `lost` of the result
     says how many these were.
 
@@ -168,6 +169,7 @@ class AutoAttack(BallAttack):
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
         eps: Radius | None = None,
     ) -> EnsembleResult:
@@ -178,10 +180,11 @@ class AutoAttack(BallAttack):
             x: likewise.
             y: likewise.
             generator: likewise; one draw is taken from it.
+            engine: likewise.
             sample_ids: likewise.
             eps: radius in place of the field, a number or one a sample (B,).
         """
-        ball, x = self.ball(x, eps), x.detach()
+        model, ball, x = bound(model, engine), self.ball(x, eps), x.detach()
         look = warning_signs.first_look(model, x, y, ball, draws=self.version == "rand")
         if self.rng == "official":  # the caller's draws are not needed
             generator = torch.Generator(x.device).manual_seed(self.seed)

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.engine import Cost
+from roli_fast.engine import Cost, Engine
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import check_choice as check_choice
 from roli_fast.norms import NORMS, Norm
 from roli_fast.registry import Registry
 from roli_fast.threat import Bounds, ThreatModel, check_bounds, check_images, check_positive
@@ -65,6 +66,7 @@ class Attack:
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
     ) -> AttackResult:
         """Search, and report the cost beside the images."""
@@ -77,6 +79,7 @@ class Attack:
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
@@ -84,10 +87,13 @@ class Attack:
 
         Args:
             model: images (B, ...) -> logits (B, C). It is attacked in eval mode with frozen
-                parameters and given back exactly as it was.
+                parameters and given back exactly as it was. `Engine.bind` makes one that has its
+                engine with it.
             x: images (B, ...) inside the bounds, before normalisation.
             y: labels (B,), int64.
             generator: source of the random start; None takes torch's global generator.
+            engine: how the model's passes are made; None takes the model's own where it is bound to
+                one, else `Engine()`.
             sample_ids: int64 (B,); the start of a sample depends on one draw of the generator and
                 on its id alone. None takes its index in the batch.
             **options: what this attack's `run` takes besides: `eps`, a number or one a sample (B,),
@@ -97,9 +103,11 @@ class Attack:
             A new tensor like `x`, inside the ball around `x` and inside the bounds.
 
         Raises:
-            ArgumentError: images outside the bounds, labels out of range, and the like.
+            ArgumentError: images outside the bounds, labels out of range, a bound model beside an
+                engine, and the like.
         """
-        return self.run(model, x, y, generator, sample_ids=sample_ids, **options).x_adv
+        found = self.run(model, x, y, generator, engine=engine, sample_ids=sample_ids, **options)
+        return found.x_adv
 
 
 class Ball(NamedTuple):
@@ -173,13 +181,6 @@ def check_steps(name: str, value: object) -> None:
     """Raise unless `value` is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ArgumentError(describe(name, "an integer >= 1", repr(value)))
-
-
-def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
-    """Raise unless `value` is one of `choices`."""
-    if value not in choices:
-        listed = " or ".join(repr(choice) for choice in choices)
-        raise ArgumentError(describe(name, listed, repr(value)))
 
 
 def ids_of(x: Tensor, sample_ids: Tensor | None) -> Tensor:

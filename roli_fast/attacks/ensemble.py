@@ -8,7 +8,6 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks import recheck
 from roli_fast.attacks.base import Attack, AttackResult, Radius, ids_of, restart_generators
-from roli_fast.attacks.recheck import plain as plain
 from roli_fast.engine import Cost
 from roli_fast.engine.input_gradient import Model
 from roli_fast.ops import checks

@@ -22,7 +22,7 @@ from roli_fast.attacks.hyperplane import ORDERS, check_norm
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.official import OfficialDraws, Rng
 from roli_fast.attacks.passes import Passes, take
-from roli_fast.engine import InputGradient
+from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import margin
@@ -121,6 +121,7 @@ class FAB(BallAttack):
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
         eps: Radius | None = None,
     ) -> FABResult:
@@ -139,8 +140,8 @@ class FAB(BallAttack):
         )
         limit = per_sample(ball.eps, x).double().reshape(-1).expand(len(x))
         starts = _Starts(self, ball, generator, sample_ids, x.device)
-        with InputGradient(model, margin) as engine, torch.no_grad():
-            logits = Passes(engine).clean(x, y)
+        with InputGradient(bound(model, engine), margin) as gradient, torch.no_grad():
+            logits = Passes(gradient).clean(x, y)
             clean_margin = margin(logits, y)
             x_adv = x.clone()
             distance = torch.where(is_right(logits, y), torch.inf, 0.0).double()
@@ -151,8 +152,8 @@ class FAB(BallAttack):
                         break
                     samples = take(Samples(x, y, x, planes, clean_margin, limit), left)
                     samples = replace(samples, point=starts.draw(restart, x, left))
-                    closest = walk.run(engine, samples)
-                    walk.refine(engine, samples, closest)
+                    closest = walk.run(gradient, samples)
+                    walk.refine(gradient, samples, closest)
                     closer = closest.distance < distance[left]
                     image = torch.where(rows(closer, x), closest.image, x_adv[left])
                     x_adv = x_adv.index_copy(0, left, image)
@@ -161,7 +162,7 @@ class FAB(BallAttack):
                     )
             fooled = distance <= limit
             x_adv = torch.where(rows(fooled, x), x_adv, x)
-            return FABResult(x_adv, engine.cost, fooled=fooled, distance=distance)
+            return FABResult(x_adv, gradient.cost, fooled=fooled, distance=distance)
 
 
 class _Starts:

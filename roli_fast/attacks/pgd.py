@@ -27,7 +27,7 @@ from roli_fast.attacks.objective import (
 )
 from roli_fast.attacks.passes import Passes, Samples, take
 from roli_fast.attacks.targets import RULES, choose
-from roli_fast.engine import InputGradient
+from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds, check_positive
@@ -116,6 +116,7 @@ class PGD(BallAttack):
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
         eps: Radius | None = None,
         target: Tensor | None = None,
@@ -127,20 +128,21 @@ class PGD(BallAttack):
             x: likewise.
             y: likewise.
             generator: likewise.
+            engine: likewise.
             sample_ids: likewise.
             eps: radius in place of the field, a number or one a sample (B,).
             target: classes (B,) to aim at, int64, none of them the label.
         """
         ball, x = self.ball(x, eps), x.detach()
         ids = ids_of(x, sample_ids)
-        with InputGradient(model) as engine, torch.no_grad():
-            passes = Passes(engine, self.eot)
+        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
+            passes = Passes(gradient, self.eot)
             goal = self._goal(passes, x, y, target, generator, ids)
             samples = Samples(x, goal, ids, ball.eps)
             climb = self._restarted if self.restarts > 1 else self._climb
             x_adv, fooled = climb(passes, samples, ball, generator)
             notes = notes_on(self.loss, passes.classes)
-            return AttackResult(x_adv, engine.cost, fooled, notes)
+            return AttackResult(x_adv, gradient.cost, fooled, notes)
 
     def _goal(  # noqa: PLR0913 - what a choice of targets depends on
         self,
@@ -183,8 +185,20 @@ class PGD(BallAttack):
     ) -> tuple[Tensor, Tensor | None]:
         """One search, and who is fooled where it looks."""
         if self.keep == "adversarial":
+            passes.engine.no_loop('keep="adversarial" looks at each iterate')
             return self._climb_until_fooled(passes, samples, ball, generator)
         x_adv = self._start(samples, ball, generator)
+        if self.restarts > 1:
+            passes.engine.no_loop("restarts go on with the images that are left")
+            return self._ascend(passes, x_adv, samples, ball), None
+
+        def steps(x_adv: Tensor, samples: Samples) -> Tensor:
+            return self._ascend(passes, x_adv, samples, ball)
+
+        return passes.loop((self, ball.norm, ball.bounds), x_adv, samples, steps), None
+
+    def _ascend(self, passes: Passes, x_adv: Tensor, samples: Samples, ball: Ball) -> Tensor:
+        """All steps from `x_adv`, which they change, without a decision on the host."""
         best = self.keeper() if self.keep == "best" else None
         velocity = None
         for _ in range(self.steps):
@@ -197,7 +211,7 @@ class PGD(BallAttack):
         if best:
             loss, _logits = passes.evaluate(x_adv, samples.goal)
             x_adv = best.update(x_adv, loss)
-        return x_adv, None
+        return x_adv
 
     def _climb_until_fooled(
         self, passes: Passes, samples: Samples, ball: Ball, generator: Generator | None

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from roli_fast.attacks.base import Attack, AttackResult, ids_of
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.targets import RULES
-from roli_fast.engine import Cost, InputGradient, SearchModel
+from roli_fast.engine import Cost, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import cross_entropy
 
@@ -30,11 +30,6 @@ class Checked:
     regained: int
 
 
-def plain(model: Model) -> SearchModel:
-    """The model in its own precision, in the batches that a search makes of its images."""
-    return replace(SearchModel.of(model), dtype=None)
-
-
 def search(
     attack: Attack,
     model: Model,
@@ -53,7 +48,7 @@ def search(
 
     Args:
         attack: any search; what counts is misclassification, also where it has targets.
-        model: a model, or a `SearchModel` whose dtype is that of the search.
+        model: a model; one that `Engine.bind` made has the dtype of the search.
         x: images (B, ...).
         y: labels (B,).
         generator: as for an attack; the second search draws from a copy.
@@ -71,7 +66,7 @@ def search(
     x_adv = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x.detach())
     lost = torch.zeros_like(fooled) if found.fooled is None else found.fooled & ~fooled
     rows = lost.nonzero()[:, 0]
-    if SearchModel.of(model).short_dtype is None or len(rows) == 0:
+    if bound(model).engine.short_dtype is None or len(rows) == 0:
         return Checked(replace(found, x_adv=x_adv, cost=cost, fooled=fooled), lost, 0)
     some = {k: v[rows] if isinstance(v, Tensor) else v for k, v in options.items()}
     second = search(attack, plain(model), x[rows], y[rows], copied, sample_ids=ids[rows], **some)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import AttackResult, Ball, BallAttack, Radius
+from roli_fast.attacks.base import AttackResult, Ball, BallAttack, Radius, ids_of
 from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
-from roli_fast.engine import InputGradient
+from roli_fast.attacks.passes import Passes, Samples
+from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
@@ -53,21 +54,28 @@ class SingleStep(BallAttack):
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
         eps: Radius | None = None,
     ) -> AttackResult:
         """As `__call__`, with the cost beside the images."""
         ball, x = self.ball(x, eps), x.detach()
-        with InputGradient(model) as gradient, torch.no_grad():
+        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
             x_adv = self.start(x, ball, generator, sample_ids)
-            grad, _loss, logits = gradient(x_adv, y, Goal(self.loss, y))
-            ball.norm.step_(
-                x_adv,
-                grad,
-                x,
-                eps=ball.eps * self.reach,
-                step_size=ball.eps * self.step_share,
-                bounds=ball.bounds,
-            )
-            notes = notes_on(self.loss, logits.shape[1])
+            samples = Samples(x, Goal(self.loss, y), ids_of(x, sample_ids), ball.eps)
+            passes = Passes(gradient)
+
+            def step(x_adv: Tensor, some: Samples) -> Tensor:
+                grad, _loss, _logits = passes.gradient(x_adv, some.goal)
+                return ball.norm.step_(
+                    x_adv,
+                    grad,
+                    some.x,
+                    eps=some.eps * self.reach,
+                    step_size=some.eps * self.step_share,
+                    bounds=ball.bounds,
+                )
+
+            x_adv = passes.loop((self, ball.norm, ball.bounds), x_adv, samples, step)
+            notes = notes_on(self.loss, passes.classes)
             return AttackResult(x_adv, gradient.cost, notes=notes)

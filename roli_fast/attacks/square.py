@@ -22,7 +22,7 @@ from roli_fast.attacks.official import OfficialDraws, Rng
 from roli_fast.attacks.passes import Passes, take
 from roli_fast.attacks.square_draws import Draws, OfficialSquareDraws, SampleDraws, one_number
 from roli_fast.attacks.square_moves import LinfMoves, MassMoves, canvas, share_of
-from roli_fast.engine import InputGradient
+from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, margin
@@ -107,6 +107,7 @@ class Square(BallAttack):
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
         eps: Radius | None = None,
     ) -> SquareResult:
@@ -118,8 +119,8 @@ class Square(BallAttack):
         ids = ids_of(x, sample_ids)
         official = OfficialDraws(self.seed, x.device) if self.rng == "official" else None
         key = one_number(generator, x.device) if official is None else 0
-        with InputGradient(model, _LOSSES[self.loss]) as engine, torch.no_grad():
-            logits = Passes(engine).clean(x, y)
+        with InputGradient(bound(model, engine), _LOSSES[self.loss]) as gradient, torch.no_grad():
+            logits = Passes(gradient).clean(x, y)
             fooled = ~is_right(logits, y)
             x_adv, highest = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
             queries = torch.ones_like(y)
@@ -133,14 +134,14 @@ class Square(BallAttack):
                     shared = self.norm == "linf"
                     draws = OfficialSquareDraws(official, len(left), shared_signs=shared)
                 radius = ball.eps[left] if isinstance(ball.eps, Tensor) else ball.eps
-                found = self._search(engine, moves, draws, _Batch(x[left], y[left], radius))
+                found = self._search(gradient, moves, draws, _Batch(x[left], y[left], radius))
                 better = found.fooled | (found.loss > highest[left]) | (restart == 0)
                 rows = left[better]
                 x_adv = x_adv.index_copy(0, rows, found.image[better])
                 highest = highest.index_copy(0, rows, found.loss[better])
                 fooled = fooled.index_copy(0, left, found.fooled)
                 queries = queries.index_add(0, left, found.queries)
-            return SquareResult(x_adv, engine.cost, fooled=fooled, queries=queries)
+            return SquareResult(x_adv, gradient.cost, fooled=fooled, queries=queries)
 
     def _moves(self, ball: Ball, x: Tensor) -> LinfMoves | MassMoves:
         channels, *image = canvas(x)

@@ -19,8 +19,7 @@ from roli_fast.attacks.ensemble import (
 )
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
-from roli_fast.attacks.recheck import plain
-from roli_fast.engine import InputGradient
+from roli_fast.engine import Engine, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.threat import Bounds, ThreatModel, check_images
@@ -128,16 +127,17 @@ class Union(Attack):
         y: Tensor,
         generator: Generator | None = None,
         *,
+        engine: Engine | None = None,
         sample_ids: Tensor | None = None,
     ) -> UnionResult:
         """As `__call__`, with cost, flags, which threat fooled what, and notes."""
         for attack in self.attacks:
             if isinstance(attack, BallAttack) and attack.bounds is not None:
                 check_images(x, attack.bounds)
-        x = x.detach()
-        with InputGradient(plain(model)) as engine, torch.no_grad():
-            right = is_right(Passes(engine).clean(x, y), y)
-            cost = engine.cost
+        model, x = bound(model, engine), x.detach()
+        with InputGradient(plain(model)) as gradient, torch.no_grad():
+            right = is_right(Passes(gradient).clean(x, y), y)
+            cost = gradient.cost
         standing = Standing.begin(x, right)
         asked = Question(model, x, y, generator, sample_ids)
         robust_under = {}

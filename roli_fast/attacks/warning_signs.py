@@ -18,9 +18,8 @@ from torch import Tensor
 from roli_fast.attacks.base import Attack, Ball
 from roli_fast.attacks.objective import Goal, is_right
 from roli_fast.attacks.passes import Passes
-from roli_fast.attacks.recheck import plain
 from roli_fast.attacks.square import Square
-from roli_fast.engine import Cost, InputGradient, KeptForward, SearchModel
+from roli_fast.engine import Cost, InputGradient, KeptForward, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import at_least_float32, margin
 
@@ -52,7 +51,7 @@ def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = 
     """What a model shows before an attack.
 
     It costs 1 forward on all images, and 3 forwards and 2 input-backwards on up to 64 of those that
-    are right. A `SearchModel` is looked at in the model's own precision.
+    are right. A bound model is looked at in its own precision.
 
     Args:
         model: images (B, ...) -> logits (B, C).
@@ -64,7 +63,7 @@ def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = 
     Raises:
         ArgumentError: labels out of range, logits that are NaN, and the like.
     """
-    module = SearchModel.of(model).module
+    module = bound(model).module
     signs = []
     if module is not None and any(part.training for part in module.modules()):
         text = "the model was in train mode; it is attacked in eval mode, and given back as it was"
@@ -129,7 +128,7 @@ def log_once(model: Model, signs: Iterable[Sign]) -> tuple[str, ...]:
     """Log each kind of sign once for this model; returns the words of all of them."""
     signs = tuple(signs)
     try:
-        known = _logged.setdefault(SearchModel.of(model).model, set())
+        known = _logged.setdefault(bound(model).model, set())
     except TypeError:  # a callable that cannot be held weakly: logged each time
         known = set()
     for sign in signs:

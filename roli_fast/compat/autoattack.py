@@ -24,7 +24,6 @@ from roli_fast.attacks.base import Ball, check_steps
 from roli_fast.attacks.ensemble import Question, Standing, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
-from roli_fast.attacks.recheck import plain
 from roli_fast.compat.autoattack_parts import (
     APGDComponent,
     FABComponent,
@@ -35,7 +34,7 @@ from roli_fast.compat.autoattack_parts import (
 )
 from roli_fast.compat.autoattack_state import EvaluationState as EvaluationState
 from roli_fast.compat.autoattack_state import Running, digest
-from roli_fast.engine import InputGradient, SearchModel
+from roli_fast.engine import Engine, InputGradient, plain
 from roli_fast.engine.input_gradient import Model, check_tensor
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
@@ -103,7 +102,7 @@ class AutoAttack:
         self.attacks_to_run = list(attacks_to_run)
         self.logger = Log(log_path)
         self.device = usable_device(device, model, self.logger.log)
-        self._searched = SearchModel(model, dtype=search_dtype)
+        self._searched = Engine(dtype=search_dtype or torch.float32).bind(model)
         self.apgd = APGDComponent(norm, eps, bounds, rng)
         self.apgd_targeted = TargetedAPGDComponent(norm, eps, bounds, rng)
         self.fab = FABComponent(norm, eps, bounds, rng)
@@ -343,7 +342,7 @@ class AutoAttack:
             "attacks": ", ".join(self.attacks_to_run),
             "settings": "; ".join(repr(self._part(name)) for name in self.attacks_to_run),
             "seed": str(self.seed),
-            "search_dtype": str(self._searched.dtype),
+            "search_dtype": str(self._searched.engine.short_dtype),
             "images": digest(x, y),
             "model": "" if module is None else digest(*module.state_dict().values()),
         }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, Attack, Square
-from roli_fast.engine import SearchModel
+from roli_fast.engine import bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
@@ -148,7 +148,7 @@ def usable_device(
     if device.type == "cuda" and not torch.cuda.is_available():
         log("no CUDA device is available: running on the CPU")
         device = torch.device("cpu")
-    module = SearchModel.of(model).module
+    module = bound(model).module
     weight = None if module is None else next(module.parameters(), None)
     if weight is None:
         return device

@@ -18,6 +18,8 @@ _EXPECTED = re.compile(
     r"tuple with (?P<count>\d+) elements)\. Got value: (?P<got>.*?)(?= - |$)"
 )
 _OR_NULL = re.compile(r"Expected an? <class '(\w+)'> - Expected a <class 'NoneType'>.*value: (.*)$")
+_ONE_OF = re.compile(r"Expected one of: ([\w, ]+)\. Got value: (.*)$")
+_WORD_OR = re.compile(r"Subtypes: \[typing\.Literal\[(.*?)\], <class '(\w+)'>\].*value: (.*)$")
 _GROUP = re.compile(r"Unable to load config '(.*?)' - ")
 _OWN = re.compile(r"(`[^`]+`: expected .*?) - Expected")
 _UNKNOWN = re.compile(r"class_path '([\w.]+)'.*Option '(\w+)' is not accepted")
@@ -45,6 +47,11 @@ def plain_message(error: Exception, field_at: FieldAt) -> str:
     path = where if not inner or where.endswith(f".{inner}") else f"{where}.{inner}"
     if found := _GROUP.search(text):
         return _group(where, found[1], _kind(where, field_at))
+    if found := _ONE_OF.search(text):
+        return describe(path, f"one of: {found[1]}", repr(found[2]))
+    if found := _WORD_OR.search(text):
+        words = found[1].replace("'", "")
+        return describe(path, f"{words}, or {_WORDS.get(found[2], found[2])}", repr(found[3]))
     if found := _EXPECTED.search(text):
         return _value(path, found, _kind(path, field_at))
     if found := _OR_NULL.search(text):

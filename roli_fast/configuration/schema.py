@@ -13,13 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
 from roli_fast.attacks import ATTACKS, PGD, Attack
 from roli_fast.configuration.files import fraction, is_fraction, load_yaml
 from roli_fast.configuration.messages import plain_message
-from roli_fast.configuration.types import class_path, element, field_types, without_none
+from roli_fast.configuration.types import (
+    class_path,
+    dtype_name,
+    element,
+    field_types,
+    without_none,
+)
 from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.peft import METHODS
 from roli_fast.registry import Registry
@@ -144,7 +151,7 @@ class Schema(Generic[Root]):
         if isinstance(value, Mapping):
             return {name: self.to_tree(item) for name, item in value.items()}
         if not is_dataclass(value):
-            return value
+            return dtype_name(value) if isinstance(value, torch.dtype) else value
         found = (r for base, r in self.components.items() if isinstance(value, base))
         registry = next(found, None)
         name = {"name": registry.name_of(type(value))} if registry else {}

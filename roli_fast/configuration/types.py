@@ -9,6 +9,26 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, Union
 
+import torch
+from jsonargparse.typing import register_type
+
+from roli_fast.engine.engine import DTYPES
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As a configuration writes it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(text: str) -> torch.dtype:
+    """The dtype of a name. Raises ValueError for another one."""
+    if text not in DTYPES:
+        raise ValueError(f"Expected one of: {', '.join(DTYPES)}. Got value: {text}")
+    return DTYPES[text]
+
+
+register_type(torch.dtype, dtype_name, dtype_of)
+
 
 def import_class(path: str) -> type:
     """The class at an import path."""

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
+import torch
+
 from roli_fast.attacks import Attack
 from roli_fast.configuration.schema import FOLLOWS_THREAT, Schema
-from roli_fast.configuration.types import descriptions, element, field_types
+from roli_fast.configuration.types import descriptions, dtype_name, element, field_types
 
 
 class Usage:
@@ -71,6 +73,8 @@ class Usage:
         for base, registry in self._components.items():
             if isinstance(value, base):
                 return registry.name_of(type(value))
+        if isinstance(value, torch.dtype):
+            return dtype_name(value)
         return f"{value:g}" if isinstance(value, float) else str(value)
 
 

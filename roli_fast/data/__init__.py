@@ -8,6 +8,8 @@ from roli_fast.data.corruptions import CORRUPTIONS as CORRUPTIONS
 from roli_fast.data.corruptions import corrupted as corrupted
 from roli_fast.data.loader import batches as batches
 from roli_fast.data.loader import num_batches as num_batches
+from roli_fast.data.loader import share as share
+from roli_fast.data.loader import shares as shares
 from roli_fast.data.source import DATASETS as DATASETS
 from roli_fast.data.source import DataSource as DataSource
 from roli_fast.data.splits import Batch as Batch

@@ -1,14 +1,15 @@
 """Batches of a split: the order and the augmentation are functions of (seed, epoch) alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from roli_fast.data.splits import Batch, ImageDataset
+from roli_fast.data.splits import Batch, ImageDataset, scaled
 from roli_fast.errors import ArgumentError, DataError, describe
 from roli_fast.seeds import derived_generator
 
@@ -24,6 +25,30 @@ def num_batches(dataset: ImageDataset, *, batch_size: int, drop_last: bool = Fal
     return full + (rest > 0 and not drop_last)
 
 
+def shares(count: int, most: int) -> list[slice]:
+    """`count` images in at most `most` runs of about the same length, in order.
+
+    None is of one image alone, which BatchNorm could not take: rather there are fewer runs.
+
+    Args:
+        count: how many images, at least one.
+        most: how many runs at most, at least one.
+    """
+    runs = max(1, min(most, count // 2))
+    edges = [count * number // runs for number in range(runs + 1)]
+    return [slice(*pair) for pair in pairwise(edges)]
+
+
+def share(count: int, rank: int, world: int) -> slice:
+    """What process `rank` of `world` takes of `count` images, by `shares`.
+
+    Where there are too few for all, those left over take what the first takes: whoever uses it
+    counts theirs as nothing, and every process has been through the same operations.
+    """
+    runs = shares(count, world)
+    return runs[rank] if rank < len(runs) else runs[0]
+
+
 def batches(  # noqa: PLR0913 - one call, and each option is independent of the others
     dataset: ImageDataset,
     *,
@@ -35,6 +60,8 @@ def batches(  # noqa: PLR0913 - one call, and each option is independent of the 
     start: int = 0,
     workers: int = 0,
     device: str | torch.device = "cpu",
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
     """One epoch of `dataset`, augmented for (seed, epoch) if it is a training split.
 
@@ -50,8 +77,10 @@ def batches(  # noqa: PLR0913 - one call, and each option is independent of the 
         drop_last: leave out a last, smaller batch.
         start: how many batches to skip, without decoding them; resumes within an epoch.
         workers: processes that decode; started anew each epoch, so 0 suits data in memory.
-        device: where `x` and `y` go, through pinned memory when it is a GPU; `ids` stay on
-            the CPU, where they are read to derive seeds.
+        device: where `x` and `y` go, through pinned memory and as uint8 when it is a GPU; `ids`
+            stay on the CPU, where augmentation draws by them.
+        rank: give only this process's `share` of each batch.
+        world: of how many processes.
 
     Returns:
         An iterator of `Batch(x, y, ids)`.
@@ -65,6 +94,7 @@ def batches(  # noqa: PLR0913 - one call, and each option is independent of the 
     total = num_batches(dataset, batch_size=batch_size, drop_last=drop_last)
     order = _order(len(dataset), seed, epoch) if shuffle else torch.arange(len(dataset))
     chunks = list(order.split(batch_size))[start:total]
+    chunks = [chunk[share(len(chunk), rank, world)] for chunk in chunks]
     view = dataset.at_epoch(epoch, seed)
     return _iterate(_ByBatch(view), chunks, workers, torch.device(device))
 
@@ -77,7 +107,7 @@ class _ByBatch(Dataset[Batch | DataError]):
 
     def __getitem__(self, index: Tensor) -> Batch | DataError:
         try:
-            return self.dataset.batch(index)
+            return self.dataset.raw(index)
         except DataError as error:
             return error
 
@@ -101,7 +131,19 @@ def _own_group(_worker: int) -> None:
 def _iterate(
     source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
 ) -> Iterator[Batch]:
-    loader = DataLoader(
+    for item in _read(source, chunks, workers, device):
+        if isinstance(item, DataError):
+            raise item
+        yield scaled(_delivered(item, device))
+
+
+def _read(
+    source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
+) -> Iterable[Batch | DataError]:
+    """uint8 batches; a worker cannot read what lies on a GPU, nor is there anything to decode."""
+    if workers == 0 or source.dataset.on_gpu:
+        return map(source.__getitem__, chunks)
+    return DataLoader(
         source,
         batch_size=None,  # each chunk is a batch already
         sampler=chunks,
@@ -110,9 +152,11 @@ def _iterate(
         generator=torch.Generator(),  # else the loader draws from the global one
         worker_init_fn=_own_group,
     )
-    for item in loader:
-        if isinstance(item, DataError):
-            raise item
-        yield Batch(
-            item.x.to(device, non_blocking=True), item.y.to(device, non_blocking=True), item.ids
-        )
+
+
+def _delivered(batch: Batch, device: torch.device) -> Batch:
+    """Images and labels on `device`, the ids pinned; a GPU is not waited for."""
+    if device.type != "cuda":
+        return batch._replace(x=batch.x.to(device), y=batch.y.to(device))
+    x, y, ids = (part if part.is_cuda else part.pin_memory() for part in batch)
+    return Batch(x.to(device, non_blocking=True), y.to(device, non_blocking=True), ids)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -55,6 +56,18 @@ class ArrayPixels:
     def read(self, row: int) -> Tensor:
         """The image at `row`, a view: uint8, (3, H, W)."""
         return self.images[row]
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """The images at `rows`, int64 (B,) on the CPU, where they lie: uint8, (B, 3, H, W)."""
+        if self.images.is_cuda:  # without waiting for it
+            rows = rows.pin_memory().to(self.images.device, non_blocking=True)
+        return self.images.index_select(0, rows)
+
+    def kept_on(self, device: torch.device) -> "ArrayPixels":
+        """The images on `device`, if it is a GPU and a quarter of its free memory holds them."""
+        if device.type != "cuda" or 4 * self.images.nbytes > torch.cuda.mem_get_info(device)[0]:
+            return self
+        return ArrayPixels(self.images.to(device))
 
     def name(self, row: int) -> str:
         """The row, as text."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from roli_fast.data.draws import Draws
 from roli_fast.data.pixels import ArrayPixels, Pixels
-from roli_fast.data.transforms import Transform
+from roli_fast.data.transforms import Compose, Transform, transformed
 from roli_fast.errors import DataError, describe
-from roli_fast.seeds import derive_seed
 
 
 class Batch(NamedTuple):
@@ -60,6 +60,11 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         """The number of samples."""
         return len(self.ids)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its images lie on a GPU, see `Splits.kept_on`."""
+        return isinstance(self.pixels, ArrayPixels) and self.pixels.images.is_cuda
+
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         """Sample `index`: (image float32 (3, H, W) in [0, 1], label, sample id)."""
         x, y, ids = self.batch(torch.tensor([index]))
@@ -71,13 +76,26 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         Raises:
             DataError: an image file cannot be read.
         """
+        return scaled(self.raw(indices))
+
+    def raw(self, indices: Tensor) -> Batch:
+        """As `batch`, with `x` still uint8. Images in memory are transformed all at once.
+
+        Raises:
+            DataError: an image file cannot be read.
+        """
         ids = self.ids[indices]
-        transform = self.augment or self.prepare
-        if transform is None and isinstance(self.pixels, ArrayPixels):
-            images = self.pixels.images[ids]
+        transform = self.augment or self.prepare or Compose(())
+        count = transform.draws if self.augment else 0
+        draws = Draws.of(self.seed, self.epoch, ids, count)
+        if isinstance(self.pixels, ArrayPixels):
+            images = self.pixels.batch(ids)
+            images = transformed(transform, images, draws.to(images.device))
         else:
-            images = torch.stack(self._transformed(ids.tolist(), transform))
-        return Batch(images.to(torch.float32).div_(255), self.labels[indices], ids)
+            read = (self.pixels.read(row)[None] for row in ids.tolist())
+            each = [transformed(transform, x, draws.row(i)) for i, x in enumerate(read)]
+            images = torch.cat(each)
+        return Batch(images, self.labels[indices], ids)
 
     def at_epoch(self, epoch: int, seed: int | None = None) -> "ImageDataset":
         """The view whose augmentation is that of `epoch` (and of `seed`, if given)."""
@@ -96,15 +114,12 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         """What a person calls sample `index`: its relative path, or its row."""
         return self.pixels.name(int(self.ids[index]))
 
-    def _transformed(self, ids: list[int], transform: Transform | None) -> list[Tensor]:
-        generator = torch.Generator()
-        images = []
-        for row in ids:
-            image = self.pixels.read(row)
-            if self.augment is not None:
-                generator.manual_seed(derive_seed("augment", self.seed, self.epoch, row))
-            images.append(image if transform is None else transform(image, generator))
-        return images
+
+def scaled(batch: Batch) -> Batch:
+    """uint8 images as fp32 ones in [0, 1], where they lie: k / 255, the nearest number to it."""
+    x = batch.x.to(torch.float32)
+    # by a tensor: a GPU multiplies by the reciprocal of a plain number, which rounds once more
+    return batch._replace(x=x.div_(x.new_full((), 255.0)))
 
 
 @dataclass(frozen=True)
@@ -139,6 +154,19 @@ class Splits:
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.classes)
+
+    def kept_on(self, device: torch.device) -> "Splits":
+        """The splits with their images on `device`, if it is a GPU with room for them.
+
+        Only images in memory that need no resizing, which a GPU rounds otherwise than a CPU.
+        """
+        parts, pixels = (self.train, self.val, self.test), self.train.pixels
+        alike = all(part.pixels is pixels and part.prepare is None for part in parts)
+        if not (alike and isinstance(pixels, ArrayPixels)):
+            return self
+        moved = pixels.kept_on(device)
+        train, val, test = (replace(part, pixels=moved) for part in parts)
+        return Splits(train, val, test, self.classes)
 
     def summary(self) -> str:
         """One line for logs and reports."""

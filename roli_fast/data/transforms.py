@@ -1,16 +1,17 @@
-"""Per-image transforms: pure functions of (uint8 image (C, H, W), generator) with a repr.
+"""Transforms of uint8 images: pure functions of images and draws, with a repr.
 
-The geometry is torchvision's; the draws come from the given generator only. A transform that
-draws nothing takes the generator too, so that all of them compose.
+Each takes a batch of images of one size as a `Frame`, and what each image draws. A batch gives bit
+for bit what its images give one by one. The resizing is torchvision's.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as geometry
 
+from roli_fast.data.draws import Draws
+from roli_fast.data.frame import Frame
 from roli_fast.errors import DataError, describe
 
 SMALL = 64  # images up to this size are padded and cropped, larger ones resized and cropped
@@ -18,11 +19,21 @@ SMALL_PADDING = 4
 
 
 class Transform(Protocol):
-    """An image in, an image out; uint8, channels first, any height and width."""
+    """Images in, images out; uint8, channels first, any height and width."""
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Transform `image` (uint8, (C, H, W)); every draw comes from `generator`."""
+    @property
+    def draws(self) -> int:
+        """How many numbers it takes for each image."""
         ...
+
+    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+        """Transform the images; every number drawn is one of `draws`."""
+        ...
+
+
+def transformed(transform: Transform, images: Tensor, draws: Draws) -> Tensor:
+    """`images`, uint8 (B, C, H, W), after `transform`: uint8 (B, C, h, w)."""
+    return transform(Frame(images), draws).pixels()
 
 
 @dataclass(frozen=True)
@@ -31,11 +42,14 @@ class Resize:
 
     size: int
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """The scaled image; the same tensor when the short side fits already."""
-        if min(image.shape[-2:]) == self.size:
-            return image
-        return geometry.resize_image(image, [self.size], antialias=True)
+    draws = 0
+
+    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+        """The scaled images; the same frame when the short side fits already."""
+        images = frame.pixels()
+        if min(images.shape[-2:]) == self.size:
+            return frame
+        return Frame(geometry.resize_image(images, [self.size], antialias=True))
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,14 @@ class CenterCrop:
 
     size: int
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    draws = 0
+
+    def __call__(self, frame: Frame, draws: Draws) -> Frame:
         """The crop, a view where possible."""
-        if image.shape[-2:] == (self.size, self.size):
-            return image
-        return geometry.center_crop_image(image, [self.size, self.size])
+        images = frame.pixels()
+        if images.shape[-2:] == (self.size, self.size):
+            return frame
+        return Frame(geometry.center_crop_image(images, [self.size, self.size]))
 
 
 @dataclass(frozen=True)
@@ -61,15 +78,18 @@ class RandomCrop:
     size: int
     padding: int = 0
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    draws = 2
+
+    def __call__(self, frame: Frame, draws: Draws) -> Frame:
         """The crop. Raises DataError when the padded image is smaller than the crop."""
-        height, width = (side + 2 * self.padding - self.size for side in image.shape[-2:])
+        images = frame.pixels()
+        height, width = (side + 2 * self.padding - self.size for side in images.shape[-2:])
         if min(height, width) < 0:
-            got = f"{image.shape[-2]}x{image.shape[-1]}"
+            got = f"{images.shape[-2]}x{images.shape[-1]}"
             fix = "Put Resize before RandomCrop."
             raise DataError(describe("image", f"at least {self.size} pixels a side", got, fix))
-        top, left = _draw(height, generator), _draw(width, generator)
-        return _window(image, self.padding, (top, left), (self.size, self.size))
+        top, left = (draws.below(room + 1) - self.padding for room in (height, width))
+        return Frame(images).window(top, left, (self.size, self.size), self.padding)
 
 
 @dataclass(frozen=True)
@@ -81,11 +101,14 @@ class RandomShift:
 
     pixels: int
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """The shifted image, of unchanged size."""
-        top, left = _draw(2 * self.pixels, generator), _draw(2 * self.pixels, generator)
-        height, width = image.shape[-2:]
-        return _window(image, self.pixels, (top, left), (height, width))
+    draws = 2
+
+    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+        """The shifted images, of unchanged size."""
+        images, furthest = frame.pixels(), self.pixels
+        top, left = (draws.below(2 * furthest + 1) - furthest for _ in range(2))
+        height, width = images.shape[-2:]
+        return Frame(images).window(top, left, (height, width), furthest)
 
 
 @dataclass(frozen=True)
@@ -94,24 +117,29 @@ class HorizontalFlip:
 
     p: float = 0.5
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """The mirrored image, or the same tensor."""
-        if torch.rand((), generator=generator).item() >= self.p:
-            return image
-        return geometry.horizontal_flip_image(image)
+    draws = 1
+
+    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+        """Some of the images mirrored."""
+        return frame.mirrored(draws.chance(self.p))
 
 
 @dataclass(frozen=True)
 class Compose:
-    """Apply `steps` from first to last, all with one generator."""
+    """Apply `steps` from first to last; each draws after those before it."""
 
     steps: tuple[Transform, ...]
 
-    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """The image after the last step."""
+    @property
+    def draws(self) -> int:
+        """As many as its steps."""
+        return sum(step.draws for step in self.steps)
+
+    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+        """The images after the last step."""
         for step in self.steps:
-            image = step(image, generator)
-        return image
+            frame = step(frame, draws)
+        return frame
 
 
 def evaluation_transform(size: int) -> Transform:
@@ -127,13 +155,3 @@ def training_transform(size: int) -> Transform:
 
 def _resize_to(size: int) -> int:
     return size if size <= SMALL else size * 256 // 224  # 224: 256, 384: 438, 448: 512
-
-
-def _draw(largest: int, generator: torch.Generator) -> int:
-    return int(torch.randint(largest + 1, (), generator=generator).item())
-
-
-def _window(image: Tensor, padding: int, corner: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    if padding:
-        image = geometry.pad_image(image, [padding] * 4)
-    return geometry.crop_image(image, *corner, *shape)

@@ -1,5 +1,10 @@
 """The gradient engine: the only place where a model is run for an attack."""
 
+from roli_fast.engine.compiled import forget_compiled as forget_compiled
+from roli_fast.engine.engine import Engine as Engine
+from roli_fast.engine.engine import bound as bound
+from roli_fast.engine.engine import plain as plain
+from roli_fast.engine.graph import forget_graphs as forget_graphs
 from roli_fast.engine.input_gradient import Cost as Cost
 from roli_fast.engine.input_gradient import InputGradient as InputGradient
 from roli_fast.engine.kept_forward import KeptForward as KeptForward

@@ -1,43 +1,23 @@
 """Gradients with respect to the input, at the lowest cost, and nothing left behind."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
+from roli_fast.engine import graph
+from roli_fast.engine.cost import Cost as Cost
+from roli_fast.engine.engine import bound
+from roli_fast.engine.engine_passes import EnginePasses
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
+from roli_fast.engine.look import look_at, settings
 from roli_fast.engine.merging import Merging
 from roli_fast.engine.search_model import Model as Model
-from roli_fast.engine.search_model import SearchModel
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, SampleLoss, cross_entropy
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Model passes: `forwards`, calls of the model, and `backwards` to the input only.
-
-    A pass that a `SearchModel` splits counts once for each of its batches. These differ in size,
-    also because samples that are done may leave, so `forward_images` and `backward_images` count
-    the images in all of them: what a search costs however it was split. They take no part in a
-    comparison of costs.
-    """
-
-    forwards: int
-    backwards: int
-    forward_images: int = field(default=0, compare=False)
-    backward_images: int = field(default=0, compare=False)
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.forwards + other.forwards,
-            self.backwards + other.backwards,
-            self.forward_images + other.forward_images,
-            self.backward_images + other.backward_images,
-        )
+from roli_fast.threat import values_are_known
 
 
 class InputGradient:
@@ -50,7 +30,7 @@ class InputGradient:
     state are never touched.
 
     Weights do not change meanwhile, so low-rank layers that offer it (`Mergeable`) are merged once,
-    on entry, into second buffers that are kept from one engine to the next.
+    on entry (`Engine.merge`), into second buffers that are kept from one engine to the next.
 
     >>> with InputGradient(model) as gradient:
     ...     grad, loss, logits = gradient(x, y)
@@ -58,18 +38,15 @@ class InputGradient:
     Args:
         model: (B, ...) images -> (B, C) logits; an `nn.Module`, or any differentiable callable.
             Only a module can be frozen and put into eval mode; a lambda around one runs it as it
-            is, so wrap it in a module instead. A `SearchModel` of either says how images pass
-            through it.
+            is, so wrap it in a module instead. `Engine.bind` says how images pass through it.
         loss: per-sample loss, (logits (B, C), y (B,)) -> (B,). One that holds tensors of the
             batch's samples has `rows`, see `SampleLoss`.
-        merge: merge low-rank layers; without it they compute weight and update one by one.
     """
 
-    def __init__(self, model: Model, loss: Loss = cross_entropy, *, merge: bool = True) -> None:
-        self._model = SearchModel.of(model)
+    def __init__(self, model: Model, loss: Loss = cross_entropy) -> None:
+        self._model = bound(model)
         self._run = self._model.model
         self._loss = loss
-        self._merge = merge
         self._merging = Merging()
         self._entered = False
         self._checked = False
@@ -77,11 +54,17 @@ class InputGradient:
         self._unfrozen: list[nn.Parameter] = []
         self._forwards = self._forward_images = 0
         self._backwards = self._backward_images = 0
+        self.classes = 0
 
     @property
     def cost(self) -> Cost:
         """Passes made so far."""
         return Cost(self._forwards, self._backwards, self._forward_images, self._backward_images)
+
+    @cost.setter
+    def cost(self, cost: Cost) -> None:
+        self._forwards, self._forward_images = cost.forwards, cost.forward_images
+        self._backwards, self._backward_images = cost.backwards, cost.backward_images
 
     def __enter__(self) -> "InputGradient":
         if self._entered:  # the second exit would restore what the first entry changed
@@ -96,8 +79,9 @@ class InputGradient:
                 module.eval()
                 for parameter in self._unfrozen:
                     parameter.requires_grad_(False)
-                if self._merge:
-                    self._merging.fill(module.modules(), self._model.short_dtype)
+                engine = self._model.engine
+                if engine.merge:
+                    self._merging.fill(module.modules(), engine.short_dtype)
             self._run = self._model.passes()
         except BaseException:
             self._restore()
@@ -119,7 +103,7 @@ class InputGradient:
         for parameter in self._unfrozen:
             parameter.requires_grad_(True)
         self._training, self._unfrozen = [], []
-        self._run = self._model.model  # converted weights are freed
+        self._run = self._model.model  # converted weights are freed, but those of recordings
         self._entered = False
 
     def __call__(
@@ -200,13 +184,41 @@ class InputGradient:
         """
         self._check_call(x, y)
         if len(self.batches(len(x))) > 1:
-            size = self._model.batch_size
+            size = self._model.engine.batch_size
             fix = "Keep one of `batches` after another."
             raise ArgumentError(describe("x", f"at most {size} images", len(x), fix))
         with _with_graph(x, y) as (leaf, labels):
             logits, _ = self._forward(leaf, labels, None)
         self._checked = True
         return KeptForward(leaf, labels, logits, self._count_backward)
+
+    def loop(
+        self, key: Hashable, inputs: Sequence[Tensor], y: Tensor, work: Callable[..., Tensor]
+    ) -> Tensor:
+        """`work(*inputs)`, replayed where `Engine.cuda_graph` has it recorded.
+
+        Args:
+            key: all that `work` depends on besides the inputs, the model and its engine.
+            inputs: tensors; `work` may change the first in place.
+            y: the labels among them, which are checked before a replay too (one host sync).
+            work: passes of this engine and other operations, without a look at the device: no
+                value that is brought to the host, no shape that depends on one.
+        """
+        asked, device = self._model, inputs[0].device
+        if graph.excluded(asked.engine.cuda_graph, asked.model, device):
+            return work(*inputs)
+        assert asked.module is not None
+        look = look_at(asked.module)
+        if isinstance(self._run, EnginePasses):
+            look.tensors.extend(self._run.weights)
+        loop = graph.Loop((key, asked.engine, settings(device)), inputs, work)
+        return graph.graphs_of(asked.module).run(
+            asked.engine.cuda_graph, loop, look, self, lambda classes: check_range(y, classes)
+        )
+
+    def no_loop(self, reason: str) -> None:
+        """Say why nothing is recorded, where cuda_graph=True asks for it."""
+        graph.excluded(self._model.engine.cuda_graph, self._model.model, None, reason)
 
     def _count_backward(self, images: int) -> None:
         self._backwards += 1
@@ -236,6 +248,7 @@ class InputGradient:
         if not self._checked:
             check_logits(logits, x)
             check_labels(y, logits)
+        self.classes = logits.shape[1]
         losses = (loss or self._loss)(logits, y)
         if not self._checked:
             check_loss(losses, y)
@@ -305,7 +318,8 @@ def check_loss(loss: object, y: Tensor) -> None:
 
 
 def check_labels(y: Tensor, logits: Tensor) -> None:
-    """Raise unless `y` is (B,) int64 on the logits' device with values in [0, C). One sync."""
+    """Raise unless `y` is (B,) int64 on the logits' device with values in [0, C). One sync, none
+    within `threat.known_values`."""
     batch, classes = logits.shape
     check_tensor("y", y)
     if y.dtype != torch.int64:
@@ -315,7 +329,12 @@ def check_labels(y: Tensor, logits: Tensor) -> None:
         raise ArgumentError(describe("y", f"shape ({batch},)", tuple(y.shape)))
     if y.device != logits.device:
         raise ArgumentError(describe("y", f"labels on {logits.device}", y.device, "Move it there."))
-    if batch == 0:
+    check_range(y, classes)
+
+
+def check_range(y: Tensor, classes: int) -> None:
+    """Raise unless all labels are in [0, classes). One sync."""
+    if len(y) == 0 or values_are_known():
         return
     low, high = (int(value) for value in torch.aminmax(y))
     if low < 0 or high >= classes:

@@ -9,9 +9,9 @@ from roli_fast.errors import InterruptedRunError, RoliFastError
 from roli_fast.evaluate.cli import Command, parse
 from roli_fast.evaluate.config import SCHEMA
 from roli_fast.evaluate.driver import run
-from roli_fast.evaluate.ranks import Ranks
 from roli_fast.evaluate.table import table
 from roli_fast.running.folder import dated
+from roli_fast.running.ranks import Ranks
 
 logger = logging.getLogger("roli_fast.evaluate")
 
@@ -45,8 +45,7 @@ def _execute(command: Command, ranks: Ranks) -> int:
     try:
         report = run(command.assessment, out, resume=command.resume, ranks=ranks)
     except InterruptedRunError as error:
-        start = "python" if ranks.world == 1 else f"torchrun --nproc-per-node={ranks.world}"
-        again = f"{start} -m roli_fast.evaluate --out {out} --resume"
+        again = f"{ranks.command} -m roli_fast.evaluate --out {out} --resume"
         text = f"{error}; finished searches are saved. Go on with: {again}"
         raise InterruptedRunError(text, *error.args[1:]) from error
     if report is not None:

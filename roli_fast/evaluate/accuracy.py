@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from roli_fast.attacks import Attack
 from roli_fast.attacks.objective import is_right
 from roli_fast.data import Batch
-from roli_fast.engine.input_gradient import check_labels, check_logits
+from roli_fast.engine import Engine, SearchModel, plain
+from roli_fast.engine.input_gradient import Model, check_labels, check_logits
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.seeds import derived_generator
 
@@ -43,6 +44,7 @@ def evaluate(
     attacks: Sequence[Attack],
     *,
     seed: int = 0,
+    engine: Engine | None = None,
     after_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Clean accuracy and robust accuracy under each attack.
@@ -56,12 +58,15 @@ def evaluate(
         attacks: each is reported under its `label`.
         seed: seeds the random starts; a sample's start depends on it, on the attack's label and on
             the sample's id alone, not on the batch it comes in.
+        engine: how the attacks' passes are made; what they find is looked at in the model's own
+            precision, in the same batches. None is `Engine()`.
         after_batch: called with the number of images done; a progress bar, or a stop.
 
     Raises:
         ArgumentError: no images, labels that the model cannot give, or two attacks of one label.
     """
     _check_labels_differ(attacks)
+    searched = (engine or Engine()).bind(model)
     training = [(module, module.training) for module in model.modules()]
     clean: list[Tensor] = []
     robust: dict[str, list[Tensor]] = {attack.label: [] for attack in attacks}
@@ -69,12 +74,12 @@ def evaluate(
         model.eval()
         for batch in batches:
             x, y = batch.x, batch.y
-            right = _right(model, x, y)
+            right = _right(plain(searched), x, y)
             clean.append(right.cpu())
             for attack in attacks:
                 generator = derived_generator("evaluate", seed, attack.label, device=x.device)
                 robust[attack.label].append(
-                    _survivors(model, batch, right, attack, generator).cpu()
+                    _survivors(searched, batch, right, attack, generator).cpu()
                 )
             if after_batch:
                 after_batch(len(y))
@@ -100,7 +105,7 @@ def _check_labels_differ(attacks: Sequence[Attack]) -> None:
         )
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _right(model: Model, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         logits = model(x)
     check_logits(logits, x)
@@ -109,13 +114,14 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _survivors(
-    model: nn.Module, batch: Batch, right: Tensor, attack: Attack, generator: torch.Generator
+    model: SearchModel, batch: Batch, right: Tensor, attack: Attack, generator: torch.Generator
 ) -> Tensor:
     survivors = right.clone()
     if bool(right.any()):
         x, y = batch.x[right], batch.y[right]
         ids = batch.ids.to(x.device)[right]
-        survivors[right] = _right(model, attack(model, x, y, generator, sample_ids=ids), y)
+        x_adv = attack(model, x, y, generator, sample_ids=ids)
+        survivors[right] = _right(plain(model), x_adv, y)
     return survivors
 
 

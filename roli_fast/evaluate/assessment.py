@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
-
 from roli_fast.attacks import Attack, AutoAttack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.data import DataSource
@@ -14,9 +12,6 @@ from roli_fast.evaluate.shifts import kinds
 from roli_fast.threat import ThreatModel
 
 Split = Literal["train", "val", "test"]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What `search_dtype` may be."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from roli_fast.attacks import FAB, PGD, Attack
 from roli_fast.attacks.base import BallAttack
-from roli_fast.attacks.ensemble import plain, total
+from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.objective import is_right
 from roli_fast.data import Batch
-from roli_fast.engine import Cost, InputGradient, SearchModel
+from roli_fast.engine import Cost, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, ConfigError, describe
 from roli_fast.evaluate.confidence import wilson_interval
@@ -110,7 +110,7 @@ def robustness_curve(
     until it is fooled. FAB looks for the closest adversarial image and answers all radii at once.
 
     Args:
-        model: images (B, ...) in the attack's bounds -> logits (B, C); a `SearchModel` says how the
+        model: images (B, ...) in the attack's bounds -> logits (B, C); `Engine.bind` says how the
             attack passes images. What it finds counts if it fools the plain model. With FAB in a
             short dtype the radii are taken one by one.
         batches: (x, y, ids) on the model's device.
@@ -160,7 +160,7 @@ class _Survey:
 
     def flags(self, batch: Batch, together: bool) -> Tensor:
         """The cheapest way: FAB's distances if the search can be taken at its word."""
-        if isinstance(self.attack, FAB) and SearchModel.of(self.model).short_dtype is None:
+        if isinstance(self.attack, FAB) and bound(self.model).engine.short_dtype is None:
             return self.by_distance(batch, self.attack)
         return self.together(batch) if together else self.one_by_one(batch)
 

@@ -1,6 +1,7 @@
 """An evaluation from beginning to end."""
 
 import contextlib
+import datetime
 import logging
 import time
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roli_fast.engine import SearchModel
+from roli_fast.engine import Engine
+from roli_fast.engine.engine import DTYPES
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import RoliFastError, RunDirectoryError, describe
-from roli_fast.evaluate.assessment import DTYPES, Assessment
+from roli_fast.evaluate.assessment import Assessment
 from roli_fast.evaluate.config import SCHEMA
 from roli_fast.evaluate.curves import FOLDER as CURVES
 from roli_fast.evaluate.curves import Curves
@@ -21,7 +23,6 @@ from roli_fast.evaluate.identity import check_same, only_begun, write_identity
 from roli_fast.evaluate.measurement import Measurement
 from roli_fast.evaluate.prepare import Prepared, prepare
 from roli_fast.evaluate.progress import Progress
-from roli_fast.evaluate.ranks import Ranks
 from roli_fast.evaluate.report import build_report, write_report
 from roli_fast.evaluate.samples import chunks
 from roli_fast.evaluate.shifts import FOLDER as SHIFTS
@@ -32,12 +33,16 @@ from roli_fast.running.environment import hash_text
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
 from roli_fast.running.progress import progress_bar
+from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
+from roli_fast.running.team import Team
 
 logger = logging.getLogger("roli_fast.evaluate")
 
 OPTION = "--out"
 _POLL_SECONDS = 0.5
+_LOADING = datetime.timedelta(hours=1)
+"""The longest wait for the others to load data and model."""
 
 
 def run(
@@ -128,7 +133,10 @@ def _agree(
 ) -> Path:
     """Go on only if all processes are ready, and for the same; returns the first one's folder."""
     key = ready.found["key"] if ready else None
-    answers = ranks.share((key, str(problem) if problem else None, str(folder)))
+    # once, at the beginning: from here on each works on chunks of its own, and files tell which are
+    # done, so that none waits inside an exchange, and a resume may have another number of processes
+    with Team(ranks).joined(torch.device("cpu"), wait=_LOADING) as team:
+        answers = team.gather((key, str(problem) if problem else None, str(folder)))
     if problem:
         raise problem
     for rank, (other, words, _) in enumerate(answers):
@@ -169,11 +177,8 @@ def _work(  # noqa: PLR0913 - what a process works with
 ) -> Worker:
     """Attack this process's share of the chunks."""
     searches = plan(assessment)
-    model = SearchModel(
-        ready.opened.model,
-        batch_size=assessment.batch_size,
-        dtype=DTYPES[assessment.search_dtype],
-    )
+    engine = Engine(dtype=DTYPES[assessment.search_dtype], batch_size=assessment.batch_size)
+    model = engine.bind(ready.opened.model)
     parts = chunks(len(ready.dataset), assessment.chunk)
     progress = Progress(parts, searches, ranks, interrupt, quiet)
     store = Store(folder, hash_text(ready.found["key"]))

@@ -11,10 +11,10 @@ from roli_fast.engine.input_gradient import Model, check_logits
 from roli_fast.errors import ArgumentError, RoliFastError, describe
 from roli_fast.evaluate.assessment import Assessment
 from roli_fast.evaluate.identity import identity
-from roli_fast.evaluate.ranks import Ranks
 from roli_fast.evaluate.samples import chosen
 from roli_fast.evaluate.subject import Opened, open_model
 from roli_fast.running.device import pick_device, pick_threads
+from roli_fast.running.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from roli_fast.evaluate.ranks import Ranks
 from roli_fast.evaluate.state import Chunk
 from roli_fast.running.progress import progress_bar
+from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
 
 

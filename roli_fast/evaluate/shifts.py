@@ -8,10 +8,9 @@ import torch
 
 from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.recheck import plain
 from roli_fast.data import ImageDataset
 from roli_fast.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted
-from roli_fast.engine import InputGradient, SearchModel
+from roli_fast.engine import InputGradient, SearchModel, plain
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate.confidence import wilson_interval
 from roli_fast.evaluate.measurement import Measurement

@@ -3,23 +3,25 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from roli_fast.attacks import Attack, AutoAttack
 from roli_fast.attacks.base import Ball
-from roli_fast.attacks.ensemble import Question, Standing, plain, search_in_turn, total
+from roli_fast.attacks.ensemble import Question, Standing, search_in_turn, total
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.warning_signs import before_attack
 from roli_fast.data import Batch, ImageDataset
-from roli_fast.engine import InputGradient, SearchModel
+from roli_fast.engine import InputGradient, SearchModel, plain
 from roli_fast.errors import ArgumentError, RunDirectoryError, describe
 from roli_fast.evaluate.assessment import Assessment
 from roli_fast.evaluate.state import Chunk, Found, Store
 from roli_fast.losses import cross_entropy
 from roli_fast.norms import NORMS
+from roli_fast.running.memory import explained, meter_of
 from roli_fast.seeds import derived_generator
 from roli_fast.threat import ThreatModel, check_images
 
@@ -74,10 +76,31 @@ class Worker:
         return self.store.load(number, self.dataset.ids[list(rows)].tolist(), labels)
 
     def run(self, number: int, rows: range) -> None:
-        """Attack a chunk, or go on with it, to its end."""
+        """Attack a chunk, or go on with it, to its end.
+
+        Raises:
+            OutOfMemoryError: a pass does not fit; what was finished is saved.
+        """
         batch = self.dataset.batch(torch.arange(rows.start, rows.stop))
         chunk, digest = self.load(number, rows), _digest(batch.x)
         batch = Batch(batch.x.to(self.device), batch.y.to(self.device), batch.ids.to(self.device))
+        with self._fitted(batch):
+            self._go_on(chunk, digest, number, rows, batch)
+
+    def _fitted(self, batch: Batch) -> AbstractContextManager[None]:
+        """Within, running out of memory says which `--batch_size` would fit."""
+
+        def gradient(count: int) -> None:
+            engine = replace(self.model.engine, batch_size=None, cuda_graph=False)
+            with InputGradient(engine.bind(self.model.model)) as one, torch.no_grad():
+                one(batch.x[:count], batch.y[:count])
+
+        size = min(self.assessment.batch_size, len(batch.x))
+        return explained("--batch_size", size, gradient, meter_of(self.device))
+
+    def _go_on(
+        self, chunk: Chunk | None, digest: str, number: int, rows: range, batch: Batch
+    ) -> None:
         if chunk is None:
             chunk = self._begin(number, rows, batch, digest)
             self.store.save(chunk)

@@ -5,8 +5,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from roli_fast.errors import InterruptedRunError, RoliFastError
+from roli_fast.errors import ConfigError, InterruptedRunError, RoliFastError, describe
 from roli_fast.running.folder import dated
+from roli_fast.running.ranks import Ranks
 from roli_fast.train.cli import Command, parse
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.pipeline import run
@@ -20,11 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 done, 2 a mistake, 128 + the signal's
     number after one)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    ranks = Ranks()
     try:
-        command = parse(sys.argv[1:] if arguments is None else arguments)
-        return _execute(command)
+        ranks = Ranks.from_environment()
+        if not ranks.first:
+            logging.disable(logging.WARNING)
+        return _execute(parse(sys.argv[1:] if arguments is None else arguments), ranks)
     except InterruptedRunError as error:
-        logger.error("%s", error)
+        logger.log(logging.ERROR if ranks.first else logging.WARNING, "%s", error)
         return 128 + error.args[1]
     except KeyboardInterrupt:
         logger.error("stopped at once; --resume continues from the last checkpoint")
@@ -34,10 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _execute(command: Command) -> int:
+def _execute(command: Command, ranks: Ranks) -> int:
     if command.print_config:
-        print(SCHEMA.to_yaml(command.experiment), end="")
+        if ranks.first:
+            print(SCHEMA.to_yaml(command.experiment), end="")
         return 0
+    if command.axes and ranks.world > 1:
+        got = f"{ranks.world} processes of torchrun"
+        fix = "Sweep with python -m roli_fast.train, or run the cells one by one."
+        raise ConfigError(describe("--sweep", "one process", got, fix))
     run_dir = command.run_dir or dated("runs", command.name)
     logger.info("run directory: %s", run_dir)
     try:
@@ -47,9 +56,11 @@ def _execute(command: Command) -> int:
         else:
             summary = run(command.experiment, run_dir, resume=command.resume)
     except InterruptedRunError as error:
-        again = f"python -m roli_fast.train --run_dir {run_dir} --resume"
+        again = f"{ranks.command} -m roli_fast.train --run_dir {run_dir} --resume"
         text = f"{error}; saved. Continue with: {again}"
         raise InterruptedRunError(text, *error.args[1:]) from error
+    if not ranks.first:
+        return 0
     print(table(summary))
     print(f"Everything is in {run_dir}.")
     return 0

@@ -34,6 +34,7 @@ class Progress:
     best_epoch: int = -1
     train_images: int = 0
     train_seconds: float = 0.0
+    data_wait_seconds: float = 0.0
     epoch_sums: dict[str, float] = field(default_factory=dict)
 
 

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,46 +12,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from roli_fast import peft
-from roli_fast.attacks import Attack
-from roli_fast.data import Batch, Splits, batches, num_batches
-from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError
+from roli_fast.data import Batch, batches, num_batches, shares
+from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
-from roli_fast.models import Classifier, save_head, save_model
+from roli_fast.models import save_head, save_model
 from roli_fast.seeds import derive_seed, derived_generator
-from roli_fast.threat import ThreatModel
+from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
-from roli_fast.train.stage import Stage, StageResult
-
-_FLUSH = 16
-"""Steps between two looks at the losses, each a host sync on a GPU."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One stage to run: what, on what, and where it is kept.
-
-    `place` says where the stage stands in the run (seed, method, stage) and names its records.
-    """
-
-    stage: Stage
-    model: Classifier
-    splits: Splits
-    threat: ThreatModel
-    validation: Attack
-    seed: int
-    folder: Path
-    place: dict[str, str | int]
-
-    @property
-    def name(self) -> str:
-        """The stage's name, "probe" say."""
-        return str(self.place["stage"])
+from roli_fast.train.fitting import fitted
+from roli_fast.train.replicas import Replicas, say_what_differs
+from roli_fast.train.stage import Job, StageResult
+from roli_fast.train.tally import Tally
+from roli_fast.train.timed import Timed
 
 
 class StageLoop:
-    """Trains one stage, validates it, and can stop and go on at any update."""
+    """Trains one stage, validates it, and can stop and go on at any update.
+
+    Several processes go through it side by side, each with its share of every batch: what one
+    decides by the clock or a signal is agreed on by all, and the first writes the files.
+    """
 
     def __init__(self, job: Job, context: Context) -> None:
         self.job, self.context = job, context
@@ -57,6 +41,8 @@ class StageLoop:
         self.names = peft.apply(job.model, job.stage.tuning, seed=job.seed)
         job.stage.begin(job.model)
         self.optimizer = job.stage.optimizer.build(job.model, self.names)
+        self.team = context.team
+        self.replicas = Replicas(job.model, self.names, context.team)
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         train, size = job.splits.train, job.stage.batch_size
         # BatchNorm cannot take a last batch of one image
@@ -66,7 +52,9 @@ class StageLoop:
         self.progress = checkpoint.Progress()
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
-        self.pending: list[Tensor] = []
+        self.tally = Tally(context.device)
+        self.checked = False
+        self.due = False
 
     @property
     def resume_path(self) -> Path:
@@ -79,14 +67,19 @@ class StageLoop:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
             InterruptedRunError: a signal came; the position is saved.
+            OutOfMemoryError: an update does not fit; the position is saved.
         """
         self._resume()
+        self.stage.tuning.train_mode(self.model)
+        say_what_differs(self.model, self.stage.accumulate, self.team.world)
         with self._bar() as bar, torch.random.fork_rng(self._rng_devices()):
             try:
                 for epoch in range(self.progress.epoch, self.stage.epochs):
                     self._train_epoch(epoch, bar)
                     self._finish_epoch(epoch)
-            except DataError:  # a damaged image must not cost the work before it
+            # a damaged image, or too large a batch, must not cost the work before it
+            except (DataError, OutOfMemoryError) as error:
+                self.team.fail(error)
                 self._flush(self.progress.epoch, bar)
                 self._save()
                 raise
@@ -98,6 +91,7 @@ class StageLoop:
             checkpoint.restore_tensors(self.model, saved.model, self.resume_path)
             checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
             self.best, self.progress = saved.best, saved.progress
+        self.replicas.begin()
         self.context.recorder.forget(self.job.place, self.progress.epoch)
 
     def _rng_devices(self) -> list[torch.device]:
@@ -116,18 +110,21 @@ class StageLoop:
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
         self.stage.tuning.train_mode(self.model)
         started = time.perf_counter()
-        for batch in self._batches(epoch):
-            self.pending.append(self._update(epoch, batch))
+        source = Timed(self._batches(epoch))
+        for batch in source:
+            count = self._images()
+            with self._looks(epoch):
+                self.tally.add(self._update(epoch, batch))
             self.progress.step += 1
             last = self.progress.step == self.steps
-            due = self._checkpoint_due() or self.context.interrupt.signal is not None
-            if len(self.pending) == _FLUSH or last or due:
-                self._flush(epoch, bar)
+            if self.tally.due or last or self.due:
+                self._flush(epoch, bar, last=last or self.due)
                 self.progress.train_seconds += time.perf_counter() - started
-                if due:
+                self.progress.data_wait_seconds += source.taken()
+                if self.due:
                     self._save_and_check()
                 started = time.perf_counter()
-            bar.update(len(batch.y))
+            bar.update(count)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         return batches(
@@ -140,39 +137,81 @@ class StageLoop:
             start=self.progress.step,
             workers=self.context.workers,
             device=self.context.device,
+            rank=self.team.rank,
+            world=self.team.world,
         )
 
+    def _images(self) -> int:
+        """Images of the next update, over all processes."""
+        size = self.stage.batch_size
+        return min(size, len(self.job.splits.train) - self.progress.step * size)
+
+    def _looks(self, epoch: int) -> AbstractContextManager[None]:
+        """Whether the attack looks at the values of images and labels: in its first update alone.
+
+        A loader's images are in [0, 1] and its labels those of the splits.
+        """
+        low, high = getattr(self.attack, "bounds", None) or (1.0, 0.0)
+        known = self.checked and low <= 0 and high >= 1
+        self.checked |= epoch >= self.stage.clean_epochs
+        return known_values() if known else nullcontext()
+
     def _update(self, epoch: int, batch: Batch) -> Tensor:
-        """One optimiser step; returns (summed loss, right, images), still on the device."""
+        """One optimiser step on this process's images; returns (summed loss, right, images) of
+        them, still on the device."""
         position = epoch * self.steps + self.progress.step
         factor = self._lr_factor(position)
         for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
-        own = (self.job.seed, self.job.name)
+        rank = self.team.rank
         # dropout and DropPath; the caller's state is forked away
-        torch.manual_seed(derive_seed(*own, "update", position))
-        # one source an epoch, in which an image draws by its id: batches play no part
-        generator = derived_generator(*own, "attack", epoch, device=batch.x.device)
-        attack = self.attack if epoch >= self.stage.clean_epochs else None
-        terms = self.stage.objective(self.model, batch, attack, generator)
+        place = (position, rank) if rank else (position,)
+        torch.manual_seed(derive_seed(self.job.seed, self.job.name, "update", *place))
+        # with fewer images than processes, some repeat what another does, and count for nothing
+        images, world = self._images(), self.team.world
+        counts = rank < len(shares(images, world))
         self.optimizer.zero_grad(set_to_none=True)
-        terms.loss.backward()
+        rows: list[Tensor] = []
+        runs = shares(len(batch.y), self.stage.accumulate)
+        parts = len(runs) * len(shares(images, world))
+        own = (self.stage, self.job.name, self.model, self.optimizer)
+        for run in runs:
+            part = Batch(batch.x[run], batch.y[run], batch.ids[run])
+            work = partial(self._backward, epoch, weight=counts * len(part.y) / images)
+            with fitted(*own, part, work, parts=parts):
+                rows.append(work(part))
+        # before anything waits for the others: here an error in another process is raised
+        self.due = self.context.wanted(save=self._checkpoint_due())
+        self.replicas.merge(counts * len(batch.y) / images)
         self.optimizer.step()
-        right = (terms.logits.argmax(1) == batch.y).sum()
-        count = len(batch.y)
+        return torch.stack(rows).sum(0) * counts
+
+    def _backward(self, epoch: int, part: Batch, *, weight: float) -> Tensor:
+        """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
+        `_update`."""
+        # one source an epoch, in which an image draws by its id: parts and batches play no part
+        own = (self.job.seed, self.job.name, "attack", epoch)
+        generator = derived_generator(*own, device=part.x.device)
+        attack = self.attack if epoch >= self.stage.clean_epochs else None
+        engine = self.stage.engine
+        with engine.training(part.x.device):
+            terms = self.stage.objective(self.model, part, attack, generator, engine)
+        (terms.loss * weight).backward()
+        right = (terms.logits.argmax(1) == part.y).sum()
+        count = len(part.y)
         loss = terms.loss.detach().double()
-        return torch.stack([loss * count, right.double(), loss.new_tensor(count)])
+        return torch.stack([loss * count, right.double(), torch.full_like(loss, count)])
 
     def _lr_factor(self, position: int) -> float:
         return self.stage.lr_factor(position, steps=self.steps)
 
-    def _flush(self, epoch: int, bar: tqdm) -> None:
-        """Bring the losses over, look for NaN, and add them to the epoch's sums."""
-        if not self.pending:
+    def _flush(self, epoch: int, bar: tqdm, *, last: bool = True) -> None:
+        """Look for NaN in the losses that have come over, with `last` in all, and add them up."""
+        rows = self.tally.take(last=last)
+        if not len(rows):
             return
-        rows = torch.stack(self.pending).cpu()
-        first = self.progress.step - len(self.pending)
-        self.pending.clear()
+        first = self.progress.step - len(self.tally) - len(rows)
+        rows = self.team.total(rows)
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
             self._refuse(epoch, first + int(bad[0]), f"the loss is {float(rows[bad[0], 0])}")
@@ -213,13 +252,14 @@ class StageLoop:
 
     def _save(self) -> None:
         self._check_weights(self.progress.epoch)
-        checkpoint.save_resume(
-            self.resume_path,
-            model=checkpoint.changing_tensors(self.model, self.names),
-            best=self.best,
-            optimizer=self.optimizer,
-            progress=self.progress,
-        )
+        if self.team.leads:
+            checkpoint.save_resume(
+                self.resume_path,
+                model=checkpoint.changing_tensors(self.model, self.names),
+                best=self.best,
+                optimizer=self.optimizer,
+                progress=self.progress,
+            )
         self.saved_at = time.monotonic()
 
     def _finish_epoch(self, epoch: int) -> None:
@@ -237,7 +277,7 @@ class StageLoop:
         self.context.recorder.add(self.job.place, epoch, values)
         self.progress.epoch, self.progress.step = epoch + 1, 0
         self.progress.epoch_sums = {}
-        if not last and self._checkpoint_due():
+        if not last and self.context.wanted(save=self._checkpoint_due()):
             self._save_and_check()
 
     def _training_values(self, epoch: int) -> dict[str, float]:
@@ -248,6 +288,7 @@ class StageLoop:
             "train_accuracy": sums["right"] / sums["images"],
             "lr": self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1),
             "train_images_per_second": progress.train_images / progress.train_seconds,
+            "data_wait_share": progress.data_wait_seconds / progress.train_seconds,
         }
 
     def _validate(self) -> dict[str, float]:
@@ -257,17 +298,20 @@ class StageLoop:
         """
 
         def check(_count: int) -> None:
-            if self.context.interrupt.signal is not None:
+            if self.context.wanted():
                 self._save_and_check()
 
         attacks = [self.job.validation.under(self.job.threat)] if self.attack else []
-        result = evaluate(
+        split, size = self.job.splits.val, self.stage.part_size(self.team.world)
+        own = evaluate(
             self.model,
-            self.context.evaluation_batches(self.job.splits.val, self.stage.batch_size),
+            self.context.evaluation_batches(split, size),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),
+            engine=self.stage.engine.plain,
             after_batch=check,
         )
+        result = self.context.whole(own, split)
         scores = {"validation_clean_accuracy": result.clean_accuracy}
         for value in result.robust_accuracy.values():
             scores["validation_robust_accuracy"] = value
@@ -275,20 +319,23 @@ class StageLoop:
 
     def _export_best(self) -> None:
         checkpoint.restore_tensors(self.model, self.best, self.resume_path)
-        save_model(
-            self.model, self.job.folder / "best.safetensors", classes=self.job.splits.classes
-        )
+        self._save_model("best.safetensors")
+
+    def _save_model(self, name: str) -> None:
+        if self.team.leads:
+            save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
 
     def _finish(self) -> StageResult:
         folder, progress = self.job.folder, self.progress
-        save_model(self.model, folder / "last.safetensors", classes=self.job.splits.classes)
-        checkpoint.save_resume(
-            folder / "last.optimizer.safetensors",
-            model={},
-            best={},
-            optimizer=self.optimizer,
-            progress=progress,
-        )
+        self._save_model("last.safetensors")
+        if self.team.leads:
+            checkpoint.save_resume(
+                folder / "last.optimizer.safetensors",
+                model={},
+                best={},
+                optimizer=self.optimizer,
+                progress=progress,
+            )
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
@@ -302,6 +349,7 @@ class StageLoop:
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             train_images_per_second=progress.train_images / progress.train_seconds,
+            data_wait_share=progress.data_wait_seconds / progress.train_seconds,
         )
 
 
@@ -313,7 +361,8 @@ def run_stage(job: Job, context: Context) -> StageResult:
     except InterruptedRunError as error:
         text = f"{error} in stage '{job.name}'"
         raise InterruptedRunError(text, *error.args[1:]) from error
-    save_head(job.model, job.folder / "head.safetensors")
-    write_json(job.folder / "result.json", asdict(result))
-    loop.resume_path.unlink(missing_ok=True)  # last: a crash before this loses nothing
-    return result
+    if context.team.leads:
+        save_head(job.model, job.folder / "head.safetensors")
+        write_json(job.folder / "result.json", asdict(result))
+        loop.resume_path.unlink(missing_ok=True)  # last: a crash before this loses nothing
+    return context.team.from_first(result)  # which the others wait for, and the files with it

@@ -12,6 +12,8 @@ from roli_fast.errors import ArgumentError, describe
 from roli_fast.peft.bias import TABLES
 from roli_fast.threat import check_positive
 
+_FUSED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -50,8 +52,27 @@ class Optimizer:
         """The torch optimiser over the named parameters of `model`."""
         groups = parameter_groups(model, names, weight_decay=self.weight_decay)
         if self.name == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused(groups))
+        return self.adamw(groups)
+
+    def adamw(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+        """torch's AdamW over these groups, with this rate, betas and eps."""
+        return torch.optim.AdamW(
+            groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused(groups)
+        )
+
+
+def fused(groups: list[dict[str, Any]]) -> bool:
+    """Whether torch can update all of these parameters by its fused kernels.
+
+    Those are one pass over a parameter, its gradient and its state. Counts of steps then lie beside
+    the parameters, so that a GPU is never asked for them.
+    """
+    return all(
+        parameter.device.type in ("cpu", "cuda") and parameter.dtype in _FUSED
+        for group in groups
+        for parameter in group["params"]
+    )
 
 
 def parameter_groups(

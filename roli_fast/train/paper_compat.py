@@ -137,7 +137,7 @@ class ReleaseOptimizer(Optimizer):
                 for bias, w in ((False, 0.01), (True, 0.0))
             ]
             groups = [group for group in groups if group["params"]]
-            return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+            return self.adamw(groups)
         return super().build(model, chosen)
 
 

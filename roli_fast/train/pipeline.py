@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,21 @@ from roli_fast.models import (
     load_head,
 )
 from roli_fast.running.device import pick_device, pick_threads
+from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
+from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
-from roli_fast.train.context import Context
+from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.loop import Job, run_stage
-from roli_fast.train.recorder import Recorder
+from roli_fast.train.loop import run_stage
+from roli_fast.train.recorder import NoRecorder, Recorder
 from roli_fast.train.run_directory import (
     identity,
     open_run_dir,
     saved_environment,
     write_environment,
 )
-from roli_fast.train.stage import Stage, StageResult
+from roli_fast.train.stage import Job, Stage, StageResult
 from roli_fast.train.summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,10 @@ def run(
     Data, model and configuration are checked before the folder is made. Finished stages and tests
     are read from it, so a resume of a finished run only writes the summary once more.
 
+    Processes that torchrun started share the run, each with its part of every batch and split: all
+    call this at once with the same arguments, see the same folder (the first one's counts) and
+    return the same. A resume may have another number of them.
+
     Args:
         experiment: what to run.
         run_dir: a new or empty folder, or with `resume` one that an earlier call left.
@@ -72,18 +79,27 @@ def run(
         RunDirectoryError: the folder is in use, or holds another experiment or other images.
         RoliFastError: anything else that a user can mend.
     """
-    device = pick_device(experiment.device)
-    splits, source, threads = check(experiment)
-    found = identity(experiment, {"data": splits, "source": source})
+    ranks = Ranks.from_environment()
+    if ranks.world > 1 and experiment.device.startswith("cuda:"):
+        fix = "Write cuda: each process takes its own."
+        raise ConfigError(describe("device", "no one GPU for all", experiment.device, fix))
+    device = pick_device(ranks.device(experiment.device))
     with contextlib.ExitStack() as undo:
-        undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
-        saved = saved_environment(run_dir, found)
-        threads = experiment.threads or saved.get("threads") or threads
-        if not saved:
-            write_environment(run_dir, device=device, threads=threads, found=found)
+        team = undo.enter_context(Team(ranks).joined(device))
+        splits, source, threads = check(experiment)
+        run_dir = Path(team.from_first(str(run_dir)))
+        found = identity(experiment, {"data": splits, "source": source})
+        _check_same_images(team.gather(found))
+        if team.leads:
+            undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
+            saved = saved_environment(run_dir, found)
+            threads = experiment.threads or saved.get("threads") or threads
+            if not saved:
+                write_environment(run_dir, device, threads, team.world, found)
+        threads = team.from_first(threads)
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
-        recorder = Recorder(run_dir)
+        recorder = Recorder(run_dir) if team.leads else NoRecorder()
         undo.callback(recorder.close)
         with Interrupt() as interrupt:
             context = Context(
@@ -93,8 +109,20 @@ def run(
                 recorder=recorder,
                 interrupt=interrupt,
                 quiet=quiet,
+                team=team,
             )
-            return Pipeline(experiment, run_dir, context, test).run(splits, source)
+            source = source.kept_on(device) if source else None
+            return Pipeline(experiment, run_dir, context, test).run(splits.kept_on(device), source)
+
+
+def _check_same_images(found: Sequence[Mapping[str, str]]) -> None:
+    """Each process read the data for itself."""
+    for rank, other in enumerate(found):
+        different = [name for name, value in found[0].items() if other.get(name) != value]
+        if different:
+            got = f"another {', another '.join(different)} in process {rank}"
+            fix = "All must read the same files."
+            raise DataError(describe("data", "the same in every process", got, fix))
 
 
 def check(experiment: Experiment) -> tuple[Splits, Splits | None, int]:
@@ -195,11 +223,15 @@ class Pipeline:
             for method in experiment.methods:
                 outcomes[method].append(self._method(method, splits, seed, weights))
         if not self.test:
-            write_json(self.run_dir / "validation.json", outcomes)
+            self._write(self.run_dir / "validation.json", outcomes)
             return outcomes
         summary = summarise(experiment, splits, outcomes, [asdict(r) for r in pretrained])
-        write_json(self.run_dir / "summary.json", summary)
+        self._write(self.run_dir / "summary.json", summary)
         return summary
+
+    def _write(self, path: Path, value: Any) -> None:
+        if self.context.team.leads:
+            write_json(path, value)
 
     def _pretrain(self, source: Splits, seed: int) -> tuple[Path, StageResult]:
         """Robust pretraining on the source images; returns the weight file and the result."""
@@ -259,9 +291,9 @@ class Pipeline:
         folder: Path,
     ) -> StageResult:
         """Run a stage, or read its result if it is finished; the model ends with its weights."""
-        self.context.interrupt.check()
+        self.context.check()
         done = folder / "result.json"
-        if done.is_file():
+        if self.context.team.from_first(done.is_file()):
             peft.apply(model, stage.tuning, seed=seed)  # what it inserted is in the file
             load_backbone(model, folder / "best.safetensors", with_head=True)
             return StageResult(**json.loads(done.read_text(encoding="utf-8")))
@@ -279,24 +311,27 @@ class Pipeline:
 
     def _test(self, model: Classifier, splits: Splits, seed: int, path: Path) -> dict[str, Any]:
         """Accuracy on the test split, with the flags of every sample for paired tests."""
-        if path.is_file():
+        if self.context.team.from_first(path.is_file()):
             return json.loads(path.read_text(encoding="utf-8"))
         experiment = self.experiment
-        with self.context.bar(
-            f"seed {seed} {path.parent.name}/test", total=len(splits.test)
-        ) as bar:
+        split, world = splits.test, self.context.team.world
+        title = f"seed {seed} {path.parent.name}/test"
+        with self.context.bar(title, total=len(split)) as bar:
+            move = counter(bar, world)
 
             def after_batch(count: int) -> None:
-                bar.update(count)
-                self.context.interrupt.check()
+                move(count)
+                self.context.check()
 
-            result = evaluate(
+            size = experiment.finetune.part_size(world)
+            own = evaluate(
                 model,
-                self.context.evaluation_batches(splits.test, experiment.finetune.batch_size),
+                self.context.evaluation_batches(split, size),
                 [experiment.evaluation("test")],
                 seed=derive_seed(seed, "test"),
                 after_batch=after_batch,
             )
+        result = self.context.whole(own, split)
         test = {
             "images": len(result.clean),
             "clean_accuracy": result.clean_accuracy,
@@ -304,7 +339,7 @@ class Pipeline:
             "clean_flags": _flags(result.clean),
             "robust_flags": {label: _flags(flags) for label, flags in result.robust.items()},
         }
-        write_json(path, test)
+        self._write(path, test)
         return test
 
 

@@ -63,3 +63,19 @@ class Recorder:
     def close(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
+
+
+class NoRecorder(Recorder):
+    """Records nothing: in all processes but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def add(self, place: Mapping[str, Any], epoch: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def forget(self, place: Mapping[str, Any], from_epoch: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

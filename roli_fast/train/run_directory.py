@@ -54,8 +54,8 @@ def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:
 
 
 def write_environment(
-    folder: Path, *, device: torch.device, threads: int, found: Mapping[str, str]
+    folder: Path, device: torch.device, threads: int, processes: int, found: Mapping[str, str]
 ) -> None:
     """Record versions, machine, kernels and what was run beside the results."""
-    facts = environment(device, threads) | {"identity": dict(found)}
+    facts = environment(device, threads) | {"processes": processes, "identity": dict(found)}
     write_json(folder / "environment.json", facts)

@@ -1,11 +1,17 @@
-"""The configuration and the result of one training stage."""
+"""One training stage: its configuration, what it is run on, and its result."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
 
 from roli_fast.attacks import PGD, Attack
+from roli_fast.data import Splits, shares
+from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Method
+from roli_fast.threat import ThreatModel
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Optimizer, lr_factor
 
@@ -26,9 +32,15 @@ class Stage:
         attack: makes the training images; null trains on clean ones (LP-FT is RoLI with null).
         clean_epochs: the first epochs train on clean images; eases training from scratch.
         optimizer: optimiser, peak learning rate and weight decay.
-        batch_size: images per update.
+        batch_size: images per update, over all processes and parts.
+        accumulate: parts in which each process takes its images of an update, one after the other,
+            so that a larger batch_size fits into memory; evaluation takes as many at once. The
+            update is that of one large batch, but for rounding; BatchNorm in training mode and
+            dropout see each part for itself. No part is of one image, so there may be fewer.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         validate_every: epochs between validations; the last epoch is always validated.
+        engine: how the attack's passes are made. dtype bfloat16 makes the training passes so too,
+            with weights, their gradients and the loss in fp32. Validation is always in fp32.
     """
 
     epochs: int = 20
@@ -38,11 +50,13 @@ class Stage:
     clean_epochs: int = 0
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch_size: int = 64
+    accumulate: int = 1
     warmup_epochs: float = 1.0
     validate_every: int = 1
+    engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every"):
+        for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             if getattr(self, name) < 1:
                 raise ArgumentError(describe(name, "an integer >= 1", getattr(self, name)))
         for name in ("clean_epochs", "warmup_epochs"):
@@ -50,6 +64,14 @@ class Stage:
                 raise ArgumentError(
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
+
+        if self.engine.dtype == torch.float16:
+            fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
+            raise ArgumentError(describe("engine.dtype", "float32 or bfloat16", "float16", fix))
+
+    def part_size(self, world: int) -> int:
+        """Images that each of `world` processes passes through the model at once."""
+        return _longest(_longest(self.batch_size, world), self.accumulate)
 
     def lr_factor(self, update: int, *, steps: int) -> float:
         """Share of the peak rate at `update`, counted from 0, with `steps` updates an epoch."""
@@ -62,8 +84,38 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Job:
+    """One stage to run: what, on what, and where it is kept.
+
+    `place` says where the stage stands in the run (seed, method, stage) and names its records.
+    """
+
+    stage: Stage
+    model: Classifier
+    splits: Splits
+    threat: ThreatModel
+    validation: Attack
+    seed: int
+    folder: Path
+    place: dict[str, str | int]
+
+    @property
+    def name(self) -> str:
+        """The stage's name, "probe" say."""
+        return str(self.place["stage"])
+
+
+def _longest(count: int, most: int) -> int:
+    return max(run.stop - run.start for run in shares(count, most))
+
+
+@dataclass(frozen=True)
 class StageResult:
-    """What a finished stage reports; accuracies are fractions on the validation split."""
+    """What a finished stage reports; accuracies are fractions on the validation split.
+
+    `data_wait_share` is the share of `train_seconds` in which the loop waited for images; None in
+    results of versions that did not measure it.
+    """
 
     name: str
     epochs: int
@@ -73,3 +125,4 @@ class StageResult:
     train_images: int
     train_seconds: float
     train_images_per_second: float
+    data_wait_share: float | None = None

@@ -74,6 +74,7 @@ def _stage(results: list[Outcome]) -> dict[str, Any]:
         "trainable_parameters": results[0]["trainable_parameters"],
         "train_images_per_second": _mean([r["train_images_per_second"] for r in results]),
         "train_seconds": _mean([r["train_seconds"] for r in results]),
+        "data_wait_share": _mean_or_none([r["data_wait_share"] for r in results]),
         "best_validation_accuracy": _mean([r["best_validation_accuracy"] for r in results]),
     }
 
@@ -96,6 +97,11 @@ def _spread(tests: list[Outcome]) -> dict[str, Any]:
 
 def _mean(values: list[float]) -> float:
     return float(np.mean(values))
+
+
+def _mean_or_none(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None
 
 
 def _compare(

@@ -14,9 +14,11 @@ USAGE = """\
 python -m roli_fast.train [--config FILE | --recipe NAME --data NAME --tuning NAME]
                           [--FIELD VALUE ...] [--sweep FIELD=VALUES ...]
                           [--run_dir DIR] [--resume] [--print_config]
+torchrun --nproc-per-node=N -m roli_fast.train ...
 
 Adversarial linear probing, then adversarial fine-tuning from that head (RoLI), beside the
 fine-tune from a fresh head (RanLI). Without --config and --data it runs the quickstart.
+With torchrun the processes share every batch: batch_size stays that of an update.
 
   --config FILE     a YAML file, or the name of a packaged one (quickstart)
   --recipe NAME     the RoLI paper's settings for --data and --tuning: roli, ranli, ranli_matched

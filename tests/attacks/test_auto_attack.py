@@ -11,7 +11,7 @@ from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import ATTACKS, Attack, AttackResult, AutoAttack
 from roli_fast.attacks.ensemble import Question, Standing, search_in_turn
-from roli_fast.engine import Cost, SearchModel
+from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.threat import ThreatModel
 
@@ -247,7 +247,7 @@ def test_images_found_in_bf16_fool_the_model_in_its_own_precision() -> None:
     attack = AutoAttack(norm="linf", eps=0.01, **QUICK)
     with untouched(model):
         found = attack.run(
-            SearchModel(model, batch_size=16, dtype=torch.bfloat16),
+            Engine(batch_size=16, dtype=torch.bfloat16).bind(model),
             x,
             y,
             torch.Generator().manual_seed(0),

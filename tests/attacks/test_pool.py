@@ -10,7 +10,7 @@ from torch import Tensor
 from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, FGSM, PGD, Attack, Square
-from roli_fast.engine import SearchModel
+from roli_fast.engine import Engine
 from roli_fast.norms import NORMS
 
 POOL, SIZE = 17, 4
@@ -51,7 +51,7 @@ def source() -> torch.Generator:
 def run(attack: Any, size: int | None) -> tuple[Any, list[int]]:
     model = OneByOne(NET)
     options = {"eps": RADII * attack.eps}
-    result = attack.run(SearchModel(model, batch_size=size), X, Y, source(), **options)
+    result = attack.run(Engine(batch_size=size).bind(model), X, Y, source(), **options)
     assert result.cost.forwards == len(model.sizes)
     assert result.cost.forward_images == sum(model.sizes)
     return result, model.sizes
@@ -117,7 +117,7 @@ def test_a_pool_of_many_radii_in_one_call() -> None:
     attack = APGD(steps=6)
     x, y, ids = (t.repeat(3, *[1] * (t.ndim - 1)) for t in (X, Y, torch.arange(POOL)))
     eps = torch.tensor(radii).repeat_interleave(POOL)
-    model = SearchModel(OneByOne(NET), batch_size=SIZE)
+    model = Engine(batch_size=SIZE).bind(OneByOne(NET))
     together = attack.run(model, x, y, source(), sample_ids=ids, eps=eps).fooled
     assert together is not None
     counts = together.view(3, POOL).sum(1).tolist()
@@ -132,7 +132,7 @@ def test_a_search_in_bf16_stays_in_the_fp32_ball(attack: Any) -> None:
     seen: list[Tensor] = []
     net = Wavy(dtype=torch.float32)
     net.register_forward_hook(lambda _m, _x, logits: seen.append(logits))
-    result = attack.run(SearchModel(net, batch_size=5, dtype=torch.bfloat16), X, Y, source())
+    result = attack.run(Engine(batch_size=5, dtype=torch.bfloat16).bind(net), X, Y, source())
     assert {logits.dtype for logits in seen} == {torch.bfloat16}
     assert result.x_adv.dtype == torch.float32
     assert (NORMS[attack.norm].distance(result.x_adv, X) <= torch.tensor(attack.eps).double()).all()

@@ -11,7 +11,7 @@ from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, FGSM, PGD, Attack, AttackResult, Square
 from roli_fast.attacks.recheck import fooled_by, plain, search
-from roli_fast.engine import Cost, SearchModel
+from roli_fast.engine import Cost, Engine, bound
 
 X = pictures(24, torch.float32)
 NET = Wavy(dtype=torch.float32)
@@ -47,7 +47,7 @@ def points(*second: float) -> Tensor:
 def test_who_is_wrong_in_bf16_alone_is_searched_by_the_plain_model() -> None:
     """Right below 1/2, radius 1/8: 0.25 is robust, 0.4375 is not; both look wrong to begin with."""
     x, y = points(0.25, 0.4375, 0.4375, 0.25), torch.zeros(4, dtype=torch.int64)
-    model = SearchModel(ShortSighted([0.125, 0.25]), dtype=torch.bfloat16)
+    model = Engine(dtype=torch.bfloat16).bind(ShortSighted([0.125, 0.25]))
     checked = search(APGD(eps=0.125, steps=5), model, x, y, source())
     assert checked.lost.tolist() == [True, True, False, False]
     assert checked.regained == 1 and checked.result.fooled is not None
@@ -62,7 +62,7 @@ def test_who_is_wrong_in_bf16_alone_is_searched_by_the_plain_model() -> None:
     "attack", [APGD(eps=0.012, steps=8), Square(eps=0.03, n_queries=30)], ids=str
 )
 def test_flags_hold_for_the_plain_model(attack: Attack) -> None:
-    checked = search(attack, SearchModel(NET, dtype=torch.bfloat16, batch_size=5), X, Y, source())
+    checked = search(attack, Engine(dtype=torch.bfloat16, batch_size=5).bind(NET), X, Y, source())
     result = checked.result
     assert result.fooled is not None and 3 < result.fooled.sum() < 24
     assert torch.equal(result.fooled, predicted(NET, result.x_adv) != Y)
@@ -79,7 +79,7 @@ class Fixed(Attack):
 
     def run(self, model: Any, x: Tensor, y: Tensor, generator: Any = None, **options: Any) -> Any:
         draw = torch.rand(1, generator=generator).item()
-        self.calls.append((SearchModel.of(model).short_dtype, draw, options))
+        self.calls.append((bound(model).engine.short_dtype, draw, options))
         rows = options["sample_ids"]
         return AttackResult(self.found[0][rows], Cost(3, 2, 30, 20), self.found[1][rows], ("a",))
 
@@ -91,7 +91,7 @@ def test_the_second_search_has_the_same_draws_and_the_lost_ones_alone() -> None:
     generator, twin = source(3), source(3)
     radii = torch.linspace(1, 2, 24)
     y = torch.where(torch.arange(24) < 4, Y, wrong)  # 4 and 5 are adversarial as they are
-    model = SearchModel(NET, dtype=torch.bfloat16)
+    model = Engine(dtype=torch.bfloat16).bind(NET)
     checked = search(Fixed((X, claimed), calls), model, X, y, generator, eps=radii, other=7)
     assert [call[0] for call in calls] == [torch.bfloat16, None]
     assert calls[0][1] == calls[1][1] == torch.rand(1, generator=twin).item()
@@ -110,7 +110,7 @@ def test_the_second_search_has_the_same_draws_and_the_lost_ones_alone() -> None:
 def test_the_global_generator_moves_as_without_a_check() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        attack, model = PGD(eps=0.01), SearchModel(NET, dtype=torch.bfloat16)
+        attack, model = PGD(eps=0.01), Engine(dtype=torch.bfloat16).bind(NET)
         attack(model, X, Y)
         after = torch.get_rng_state()
         torch.manual_seed(1)

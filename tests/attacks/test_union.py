@@ -9,7 +9,7 @@ from torch import Tensor
 from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, PGD, AutoAttack, Union
-from roli_fast.engine import SearchModel
+from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 from roli_fast.threat import ThreatModel
@@ -113,7 +113,7 @@ def test_images_outside_the_bounds_are_refused(asked: Any) -> None:
 
 def test_what_was_lost_inside_an_ensemble_is_counted() -> None:
     model, x = Wavy(dtype=torch.float32), pictures(64, torch.float32)
-    y, short = predicted(model, x), SearchModel(model, dtype=torch.bfloat16)
+    y, short = predicted(model, x), Engine(dtype=torch.bfloat16).bind(model)
     lost = 0
     for eps in (0.004, 0.006, 0.008, 0.01):
         attack = AutoAttack(norm="linf", eps=eps, steps=4, n_queries=10)

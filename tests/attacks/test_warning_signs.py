@@ -12,7 +12,7 @@ from wavy import Wavy, pictures, predicted
 from roli_fast.attacks import APGD, FAB, AutoAttack, Square
 from roli_fast.attacks.base import Ball
 from roli_fast.attacks.warning_signs import Sign, black_box, first_look, log_once
-from roli_fast.engine import Cost, SearchModel
+from roli_fast.engine import Cost, Engine
 from roli_fast.norms import NORMS
 
 BALL = Ball(NORMS["linf"], 0.02, (0.0, 1.0))
@@ -79,7 +79,7 @@ def test_a_part_of_the_model_in_train_mode_is_seen_and_the_model_given_back() ->
     model.inner.conv.train()
     with untouched(model):
         assert kinds(model) == ["train-mode"]
-    assert kinds(SearchModel(model, batch_size=8)) == ["train-mode"]  # type: ignore[arg-type]
+    assert kinds(Engine(batch_size=8).bind(model)) == ["train-mode"]  # type: ignore[arg-type]
 
 
 def test_what_a_look_costs_and_sees() -> None:
@@ -126,6 +126,6 @@ def test_each_kind_is_logged_once_for_a_model(caplog: pytest.LogCaptureFixture) 
     one, two = Changed(), Changed()
     with caplog.at_level(logging.WARNING, "roli_fast.attacks"):
         assert log_once(one, signs) == ("first", "second")
-        assert log_once(SearchModel(one), [Sign("a", "again")]) == ("again",)
+        assert log_once(Engine().bind(one), [Sign("a", "again")]) == ("again",)
         log_once(two, signs[:1])
     assert [record.message for record in caplog.records] == ["first", "second", "first"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchattacks_cases import AIMING, X, Y, build, predicted, with_generator
 
 import roli_fast.compat.torchattacks as torchattacks
-from roli_fast.engine import SearchModel
+from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
 
 pytestmark = pytest.mark.usefixtures("short_autoattack")
@@ -98,7 +98,7 @@ def torchattacks_normalize(mean: list[float], std: list[float]) -> nn.Module:
 
 
 def test_normalisation_of_other_shapes_and_of_search_models() -> None:
-    attack = torchattacks.FGSM(SearchModel(Mixed(), batch_size=2))
+    attack = torchattacks.FGSM(Engine(batch_size=2).bind(Mixed()))
     assert attack.device == torch.device("cpu")
     attack.set_normalization_used([0.0] * 3, [1.0] * 3)
     truth = torchattacks.FGSM(Mixed())(X, Y)

@@ -10,7 +10,7 @@ from tiny_attacks import EPS, generator, predicted, short
 from tiny_models import Counting, Mixed, images, untouched
 
 from roli_fast.attacks import ATTACKS, Attack, AttackResult
-from roli_fast.engine import Cost
+from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 from roli_fast.threat import ThreatModel
@@ -136,6 +136,46 @@ def test_other_shapes(attack: Attack, norm: str, shape: tuple[int, ...]) -> None
     assert x_adv.shape == x.shape
     radius = torch.tensor(EPS[norm] * attack.reach).double()
     assert (NORMS[norm].distance(x_adv, x) <= radius).all()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_an_engine_that_splits_the_batch_finds_the_same(attack: Attack, size: int) -> None:
+    model, whole = Mixed().double(), X.double()
+    truth = attack.run(model, whole, Y, generator())
+    with untouched(model):
+        found = attack.run(model, whole, Y, generator(), engine=Engine(batch_size=size))
+    assert torch.allclose(found.x_adv, truth.x_adv, rtol=0, atol=1e-9)
+    assert found.cost.forwards > truth.cost.forwards
+    images_alone = attack(model, whole, Y, generator(), engine=Engine(batch_size=size))
+    assert torch.equal(images_alone, found.x_adv)
+    bound = attack.run(Engine(batch_size=size).bind(model), whole, Y, generator())
+    assert torch.equal(bound.x_adv, found.x_adv) and bound.cost == found.cost
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16], ids=str)
+def test_an_engine_in_a_short_dtype_stays_in_ball_and_box(
+    attack: Attack, norm: str, dtype: Any
+) -> None:
+    model = Mixed()
+    with untouched(model):
+        result = attack.run(model, X, Y, generator(), engine=Engine(dtype=dtype))
+    assert result.x_adv.dtype == torch.float32
+    distance = NORMS[norm].distance(result.x_adv, X)
+    assert (distance <= torch.tensor(EPS[norm] * attack.reach).double()).all()
+    assert moved_or_failed(result, distance).all()
+    assert 0 <= result.x_adv.min() and result.x_adv.max() <= 1
+
+
+def test_the_default_engine_changes_no_bit(attack: Attack) -> None:
+    truth = attack(Mixed(), X, Y, generator())
+    assert torch.equal(attack(Mixed(), X, Y, generator(), engine=Engine()), truth)
+
+
+def test_one_engine_a_model(attack: Attack) -> None:
+    model = Engine(batch_size=2).bind(Mixed())
+    message = "`model`: expected a model without an engine, got one bound to Engine.*Give either"
+    with pytest.raises(ArgumentError, match=message):
+        attack(model, X, Y, generator(), engine=Engine())
 
 
 def test_channels_last_images(attack: Attack) -> None:

@@ -8,10 +8,11 @@ from torch import Generator, Tensor
 from roli_fast.data import batches
 from roli_fast.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupted
 from roli_fast.data.corruptions.base import GROUPS
+from roli_fast.data.draws import Draws
 from roli_fast.data.image_folder import ImageFolder
 from roli_fast.data.pixels import ArrayPixels
 from roli_fast.data.splits import ImageDataset
-from roli_fast.data.transforms import evaluation_transform
+from roli_fast.data.transforms import evaluation_transform, transformed
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
 SIZES = ((32, 32), (33, 47), (47, 33), (70, 66), (3, 5), (1, 9), (1, 1))
@@ -191,7 +192,8 @@ class TestView:
         pixels, ids, labels = ArrayPixels(large), torch.arange(3), torch.zeros(3).long()
         plain = ImageDataset(pixels, ids, labels, 32, prepare)
         view = corrupted(plain, "contrast", 3)
-        expected = CORRUPTIONS["contrast"](prepare(large[1], Generator()), 3, Generator())
+        small = transformed(prepare, large[1:2], Draws.none(1))[0]
+        expected = CORRUPTIONS["contrast"](small, 3, Generator())
         assert torch.equal(view[1][0], expected / 255)
         augmented = ImageDataset(pixels, ids, labels, 32, prepare, prepare)
         assert corrupted(augmented, "contrast", 3).augment is None

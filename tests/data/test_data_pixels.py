@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny_data import write_image
+from torch import Tensor
 
-from roli_fast.data.pixels import FilePixels
+from roli_fast.data.pixels import ArrayPixels, FilePixels
 from roli_fast.errors import DataError
 
 
@@ -106,3 +107,24 @@ def test_text_with_an_image_name_is_named(tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jpg.*class 'cat', got no such file"):
         read(tmp_path / "gone.jpg")
+
+
+def test_a_batch_of_rows_is_the_rows() -> None:
+    pixels = ArrayPixels(torch.randint(256, (5, 3, 2, 2), dtype=torch.uint8))
+    rows = torch.tensor([4, 0, 4])
+    assert torch.equal(pixels.batch(rows), torch.stack([pixels.read(int(i)) for i in rows]))
+
+
+@pytest.mark.parametrize(("free", "moves"), [(48, True), (47, False)])
+def test_images_go_to_a_gpu_whose_free_memory_holds_them_four_times(
+    monkeypatch: pytest.MonkeyPatch, free: int, moves: bool
+) -> None:
+    """12 bytes. No GPU is needed: that they are asked to move is seen."""
+    pixels = ArrayPixels(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 1000))
+    monkeypatch.setattr(Tensor, "to", lambda x, device: asked.append(device) or x)
+    gpu = torch.device("cuda")
+    assert (pixels.kept_on(gpu) is not pixels) == moves
+    assert asked == [gpu] * moves
+    assert pixels.kept_on(torch.device("cpu")) is pixels

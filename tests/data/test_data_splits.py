@@ -1,15 +1,19 @@
 """Splits refuse what would spoil a result; cuts are stratified and stable."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from roli_fast.data import ImageDataset, Splits
+from roli_fast.data import Batch, ImageDataset, Splits
 from roli_fast.data.digits import Digits
 from roli_fast.data.pixels import ArrayPixels
+from roli_fast.data.splits import scaled
 from roli_fast.data.stratify import cap, cut
+from roli_fast.data.transforms import evaluation_transform
 from roli_fast.errors import ArgumentError, DataError
 
 PIXELS = ArrayPixels(torch.arange(20 * 3 * 4, dtype=torch.uint8).view(20, 3, 2, 2))
@@ -58,6 +62,26 @@ def test_pixels_are_scaled_once_and_follow_the_id() -> None:
     x, y, ids = dataset([7, 2], [1, 0]).batch(torch.tensor([1, 0]))
     assert torch.equal(x, PIXELS.images[[2, 7]].float() / 255)
     assert (y.tolist(), ids.tolist()) == ([0, 1], [2, 7])
+
+
+def test_all_256_levels_are_the_nearest_numbers() -> None:
+    """k / 255 rounded once, from fp64."""
+    levels = torch.arange(256, dtype=torch.uint8)
+    batch = scaled(Batch(levels, torch.empty(0), torch.empty(0)))
+    assert torch.equal(batch.x, (levels.double() / 255).float())
+
+
+def test_only_whole_images_in_memory_are_kept_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read where they are, and resizing rounds otherwise on a GPU."""
+    copy = ArrayPixels(PIXELS.images)
+    monkeypatch.setattr(ArrayPixels, "kept_on", lambda _self, _device: copy)
+    device = torch.device("cuda")
+    moved = splits().kept_on(device)
+    assert all(part.pixels is copy for part in (moved.train, moved.val, moved.test))
+    assert moved.classes == splits().classes
+    resized = replace(splits().val, prepare=evaluation_transform(2))
+    kept = splits(val=resized).kept_on(device)
+    assert kept.train.pixels is PIXELS and kept.val.pixels is PIXELS
 
 
 def test_subset_names_and_views_share_storage() -> None:

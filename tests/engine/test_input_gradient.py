@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from roli_fast.engine import Cost, InputGradient
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError
 from roli_fast.losses import cross_entropy
+from roli_fast.threat import known_values
 
 X = images(4, 3, 6, 6)
 Y = torch.tensor([0, 3, 1, 2])
@@ -379,6 +380,15 @@ class TestErrors:
     def test_something_that_is_no_model(self) -> None:
         with pytest.raises(ArgumentTypeError, match="`model`: expected a callable.*got str"):
             InputGradient("resnet18")  # pyright: ignore
+
+    def test_labels_that_are_known_are_not_looked_at(self) -> None:
+        """Their type and shape are."""
+        with InputGradient(Mixed(), lambda z, y: cross_entropy(z, y.clamp(max=3))) as gradient:
+            with known_values():
+                gradient(X, Y + 1)
+        with InputGradient(Mixed()) as gradient, known_values():
+            with pytest.raises(ArgumentError, match="shape"):
+                gradient(X, Y[:3])
 
     def test_labels_are_looked_at_once(self) -> None:
         """The check waits for the device, so an attack pays it once and not at every step."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from roli_fast import ops
 from roli_fast.attacks import PGD
-from roli_fast.engine import Cost, InputGradient, Mergeable, MergeRequest, forget_merged
+from roli_fast.engine import Cost, Engine, InputGradient, Mergeable, MergeRequest, forget_merged
 
 X, Y = images(4, 12), torch.tensor([0, 3, 1, 2])
 ROWS = ((0, 3), (6, 8))
@@ -49,7 +49,7 @@ def network() -> nn.Sequential:
 
 
 def gradient_of(model: nn.Module, **options: Any) -> Tensor:
-    with InputGradient(model, **options) as gradient:
+    with InputGradient(Engine(**options).bind(model)) as gradient:
         return gradient(X, Y)[0]
 
 

@@ -8,7 +8,7 @@ import torch
 from tiny_models import Counting, FixedLogits, Mixed, images, untouched
 from torch import Tensor, nn
 
-from roli_fast.engine import Cost, InputGradient, SearchModel
+from roli_fast.engine import Cost, Engine, InputGradient, bound
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.losses import cross_entropy
 
@@ -62,7 +62,7 @@ def test_the_same_gradient_loss_and_logits(size: int, loss: Any) -> None:
     with InputGradient(net(), loss) as engine:
         truth, looked = engine(X, Y), engine.evaluate(X, Y)
     model = Noting(net())
-    with untouched(model), InputGradient(SearchModel(model, batch_size=size)) as engine:
+    with untouched(model), InputGradient(Engine(batch_size=size).bind(model)) as engine:
         found, seen = engine(X, Y, loss), engine.evaluate(X, Y, loss)
     for ours, theirs in zip((*found, *seen), (*truth, *looked), strict=True):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
@@ -79,14 +79,14 @@ def test_the_engines_own_loss_is_split_too() -> None:
     loss = Towards(torch.linspace(1, 4, 7).double())
     with InputGradient(net(), loss) as engine:
         truth = engine(X, Y)
-    with InputGradient(SearchModel(net(), batch_size=3), loss) as engine:
+    with InputGradient(Engine(batch_size=3).bind(net()), loss) as engine:
         for ours, theirs in zip(engine(X, Y), truth, strict=True):
             assert torch.allclose(ours, theirs, **EXACT)
 
 
 def test_one_batch_is_kept_and_not_more() -> None:
     model = Counting(net())
-    with InputGradient(SearchModel(model, batch_size=3)) as engine:
+    with InputGradient(Engine(batch_size=3).bind(model)) as engine:
         assert [(part.start, part.stop) for part in engine.batches(7)] == [(0, 3), (3, 6), (6, 7)]
         kept = engine.keep(X[:3], Y[:3])
         assert kept.gradient(cross_entropy)[0].shape == X[:3].shape
@@ -96,7 +96,7 @@ def test_one_batch_is_kept_and_not_more() -> None:
 
 
 def test_no_images_are_one_empty_batch() -> None:
-    with InputGradient(SearchModel(net(), batch_size=3)) as engine:
+    with InputGradient(Engine(batch_size=3).bind(net())) as engine:
         assert [(part.start, part.stop) for part in engine.batches(0)] == [(0, 0)]
         grad, loss, logits = engine(X[:0], Y[:0])
     assert grad.shape == (0, 3, 6, 6) and loss.shape == (0,) and logits.shape == (0, 4)
@@ -107,7 +107,7 @@ def test_in_any_gradient_mode(around: Any) -> None:
     with InputGradient(net()) as engine:
         truth = engine(X, Y)[0]
     model = net()
-    with around(), InputGradient(SearchModel(model, batch_size=3)) as engine:
+    with around(), InputGradient(Engine(batch_size=3).bind(model)) as engine:
         grad = engine(X.clone(), Y.clone())[0]
     assert torch.allclose(grad, truth, **EXACT)
     grad.add_(1)  # no inference tensor
@@ -115,7 +115,7 @@ def test_in_any_gradient_mode(around: Any) -> None:
 
 def test_it_is_a_model_itself() -> None:
     model = net().eval()
-    whole, split = SearchModel(model), SearchModel(model, batch_size=3)
+    whole, split = Engine().bind(model), Engine(batch_size=3).bind(model)
     leaf = X.clone().requires_grad_(True)
     (grad,) = torch.autograd.grad(split(leaf).sum(), leaf)
     (truth,) = torch.autograd.grad(model(leaf).sum(), leaf)
@@ -126,10 +126,10 @@ def test_it_is_a_model_itself() -> None:
 
 
 def test_the_module_inside() -> None:
-    model, plain = net(), SearchModel(lambda x: x.flatten(1))
-    assert SearchModel(model).module is model and plain.module is None
-    assert SearchModel.of(plain) is plain and SearchModel.of(model).model is model
-    with InputGradient(replace(plain, batch_size=2)) as engine:
+    model, plain = net(), Engine().bind(lambda x: x.flatten(1))
+    assert Engine().bind(model).module is model and plain.module is None
+    assert bound(plain) is plain and bound(model).model is model
+    with InputGradient(Engine(batch_size=2).bind(plain.model)) as engine:
         assert engine(X, Y)[0].shape == X.shape
 
 
@@ -144,10 +144,10 @@ def test_the_model_is_given_back_after_an_exception(at: int) -> None:
                 raise RuntimeError("boom")
             return super().forward(x)
 
-    for dtype in (None, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16):
         model = Failing()
         with untouched(model), pytest.raises(RuntimeError, match="boom"):
-            with InputGradient(SearchModel(model, batch_size=2, dtype=dtype)) as engine:
+            with InputGradient(Engine(batch_size=2, dtype=dtype).bind(model)) as engine:
                 engine(X.float(), Y)
 
 
@@ -162,7 +162,7 @@ def test_the_model_is_given_back_after_an_exception(at: int) -> None:
 @pytest.mark.parametrize("call", ["__call__", "evaluate"])
 def test_labels_of_all_batches_are_looked_at(y: Tensor, message: str, call: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        with InputGradient(SearchModel(net(), batch_size=2)) as engine:
+        with InputGradient(Engine(batch_size=2).bind(net())) as engine:
             getattr(engine, call)(X, y)
 
 
@@ -170,23 +170,23 @@ def test_labels_of_all_batches_are_looked_at(y: Tensor, message: str, call: str)
     ("model", "options", "message"),
     [
         ("resnet18", {}, "`model`: expected a callable.*got str"),
-        (SearchModel(net()), {}, "`model`: expected a model, got a SearchModel.*replace"),
+        (Engine().bind(net()), {}, "`model`: expected a model without an engine"),
         (net(), {"batch_size": 0}, "`batch_size`: expected an integer >= 1 or None, got 0"),
         (net(), {"batch_size": 2.0}, "`batch_size`"),
         (net(), {"batch_size": True}, "`batch_size`"),
-        (net(), {"dtype": torch.float64}, "`dtype`: expected torch.bfloat16.*got torch.float64"),
+        (net(), {"dtype": torch.float64}, "`dtype`: expected torch.float32.*got torch.float64"),
         (net(), {"dtype": "bf16"}, "`dtype`.*got 'bf16'"),
     ],
 )
 def test_what_cannot_be_one(model: Any, options: Any, message: str) -> None:
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-        SearchModel(model, **options)
+        Engine(**options).bind(model)
 
 
 def test_a_loss_that_forgets_its_rows_is_noticed() -> None:
     weight = torch.ones(7).double()
     with pytest.raises((ArgumentError, RuntimeError)):
         with InputGradient(
-            SearchModel(FixedLogits(torch.ones(4, 108).double()), batch_size=2)
+            Engine(batch_size=2).bind(FixedLogits(torch.ones(4, 108).double()))
         ) as e:
             e(X, Y, lambda logits, y: weight * cross_entropy(logits, y))

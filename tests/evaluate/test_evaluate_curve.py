@@ -17,7 +17,7 @@ from torch import Tensor
 from roli_fast.attacks import FAB, FGSM, PGD, AutoAttack, Union
 from roli_fast.attacks.base import AttackResult, BallAttack
 from roli_fast.data import Batch
-from roli_fast.engine import Cost, SearchModel
+from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError, DataError
 from roli_fast.evaluate import Curve, evaluate, plot_curves, robustness_curve
 from roli_fast.evaluate.curve_plot import draw_curves
@@ -199,7 +199,7 @@ class TestOnANetwork:
     def test_the_search_model_searches_and_the_plain_one_decides(self) -> None:
         """The attack gets the search model as it is; flags are those of the model inside."""
         attack = Falls()
-        model = SearchModel(AboveHalf(), dtype=torch.bfloat16)
+        model = Engine(dtype=torch.bfloat16).bind(AboveHalf())
         x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
         assert torch.equal(
             robustness_curve(model, batches(x, y, 4), attack, (0.05, 0.15, 0.25)).right,
@@ -221,7 +221,7 @@ class TestOnANetwork:
         monkeypatch.setattr(FAB, "run", noted)
         self.curve(attack=FAB(steps=3))
         assert runs == [RADII[0]]
-        self.curve(attack=FAB(steps=3), model=SearchModel(Mixed(), dtype=torch.bfloat16))
+        self.curve(attack=FAB(steps=3), model=Engine(dtype=torch.bfloat16).bind(Mixed()))
         assert [float(eps[0]) for eps in runs[1:]] == pytest.approx(RADII)
 
     def test_an_ensemble_is_an_attack_like_any_other(self) -> None:

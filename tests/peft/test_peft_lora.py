@@ -6,7 +6,7 @@ from tiny_models import SIZES, images, tiny
 from torch import Tensor, nn
 
 from roli_fast import ops
-from roli_fast.engine import InputGradient
+from roli_fast.engine import Engine, InputGradient
 from roli_fast.errors import ArgumentError
 from roli_fast.models import Classifier, Model, create, load, save_model
 from roli_fast.peft import Adapter, Linear, LoRA, LoraLinear, apply, merge
@@ -179,7 +179,7 @@ def test_an_attack_runs_on_merged_layers_and_leaves_none(name: str) -> None:
     with InputGradient(model) as gradient:
         assert all(layer.merged is not None for layer in layers(model).values())
         grad, _, logits = gradient(x, y)
-    with InputGradient(model, merge=False) as gradient:
+    with InputGradient(Engine(merge=False).bind(model)) as gradient:
         assert all(layer.merged is None for layer in layers(model).values())
         expected, _, exact = gradient(x, y)
     torch.testing.assert_close(logits, exact, rtol=1e-5, atol=1e-6)

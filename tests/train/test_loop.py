@@ -36,10 +36,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         rows[-1] |= {"lr": group["lr"], "momentum": group.get("momentum")}
         return result
 
-    def objective(self: Adversarial, model: Any, batch: Any, attack: Any, generator: Any) -> Any:
+    def objective(
+        self: Adversarial, model: Any, batch: Any, attack: Any, generator: Any, engine: Any
+    ) -> Any:
         rows[-1] |= {"attack": attack, "seed": generator.initial_seed(), "objective": self}
         rows[-1] |= {"training": model.training}
-        return step(self, model, batch, attack, generator)
+        return step(self, model, batch, attack, generator, engine)
 
     monkeypatch.setattr(loop.StageLoop, "_update", watched)
     monkeypatch.setattr(Adversarial, "__call__", objective)
@@ -121,7 +123,7 @@ def test_an_image_is_attacked_from_the_same_start_in_any_batch(
     starts: list[dict[int, torch.Tensor]] = []
 
     def start_only(
-        self: PGD, model: Any, x: torch.Tensor, y: Any, generator: Any = None, *, sample_ids: Any
+        self: PGD, model: Any, x: Any, y: Any, generator: Any, *, sample_ids: Any, **_options: Any
     ) -> Any:
         noise = ops.linf_random_start(
             torch.full_like(x, 0.5),

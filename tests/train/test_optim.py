@@ -1,13 +1,14 @@
 """Optimiser groups, weight decay and the learning-rate schedule."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.train.optim import Optimizer, lr_factor, parameter_groups
+from roli_fast.train.optim import Optimizer, fused, lr_factor, parameter_groups
 
 
 class Net(nn.Module):
@@ -63,6 +64,55 @@ def test_the_configured_decay_is_the_one_applied(name: str, decay: float) -> Non
         decayed = n in ("backbone.linear.weight", "backbone.conv.weight")
         expected = before[n] * (1 - 0.1 * decay) if decayed else before[n]
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=0)
+
+
+def by_hand(weight: Tensor, grads: list[Tensor], optimizer: Optimizer, *, decay: float) -> Tensor:
+    """The formulas of AdamW (Loshchilov & Hutter 2019, algorithm 2, decay first as torch has it)
+    and of SGD with momentum, in fp64."""
+    w = weight.double()
+    first, second = torch.zeros_like(w), torch.zeros_like(w)
+    for step, grad in enumerate((g.double() for g in grads), 1):
+        if optimizer.name == "sgd":
+            first = optimizer.momentum * first + grad + decay * w
+            w = w - optimizer.lr * first
+            continue
+        a, b = optimizer.betas
+        w = w * (1 - optimizer.lr * decay)
+        first, second = a * first + (1 - a) * grad, b * second + (1 - b) * grad**2
+        root = (second / (1 - b**step)).sqrt() + optimizer.eps
+        w = w - optimizer.lr * first / (1 - a**step) / root
+    return w
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_five_updates_in_fp64(name: Literal["adamw", "sgd"], kind: torch.dtype) -> None:
+    model = Outer().to(kind)
+    config = Optimizer(name, lr=0.03, weight_decay=0.2)
+    parameters = dict(model.named_parameters())
+    optimizer = config.build(model, parameters)
+    before = {n: p.detach().clone() for n, p in parameters.items()}
+    random = torch.Generator().manual_seed(0)
+    grads = {n: torch.randn(5, *p.shape, generator=random).to(kind) for n, p in parameters.items()}
+    for step in range(5):
+        for n, parameter in parameters.items():
+            parameter.grad = grads[n][step].clone()
+        optimizer.step()
+    for n, parameter in parameters.items():
+        decay = 0.2 if n in ("backbone.linear.weight", "backbone.conv.weight") else 0.0
+        expected = by_hand(before[n], list(grads[n]), config, decay=decay)
+        error = (parameter.detach().double() - expected).abs().max()
+        assert error <= (4e-7 if kind == torch.float32 else 1e-15), n
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_torchs_fused_kernels_are_taken_where_they_are(name: Literal["adamw", "sgd"]) -> None:
+    optimizer = Optimizer(name).build(Net(), ["linear.weight"])
+    assert optimizer.defaults["fused"] is True
+    groups = parameter_groups(Net().to("meta"), ["linear.weight"], weight_decay=0.0)
+    assert not fused(groups)
+    groups += parameter_groups(Net(), ["linear.weight"], weight_decay=0.0)
+    assert not fused(groups) and fused(groups[1:])
 
 
 def test_zero_decay_keeps_the_optimiser_that_was_asked_for() -> None:

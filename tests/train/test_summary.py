@@ -24,6 +24,7 @@ def outcome(seed: int, clean: str, robust: str) -> dict[str, Any]:
         "train_images": 100,
         "train_seconds": 2.0 + seed,
         "train_images_per_second": 50.0 + 10 * seed,
+        "data_wait_share": 0.01 * seed,
     }
     return {
         "seed": seed,
@@ -72,6 +73,7 @@ def test_several_seeds_use_a_paired_t_test() -> None:
     assert test["sd"]["pgd-10"] == pytest.approx(0.2)
     stage = result["methods"]["roli"]["stages"][0]
     assert stage["train_images_per_second"] == pytest.approx(60.0)
+    assert stage["data_wait_share"] == pytest.approx(0.01)
     assert len(result["methods"]["roli"]["per_seed"]) == 3
 
 

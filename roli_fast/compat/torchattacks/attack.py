@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from roli_fast.attacks import AttackResult
 from roli_fast.compat.torchattacks import files
 from roli_fast.compat.torchattacks.view import Modes, View, without_rounding
-from roli_fast.engine import SearchModel
+from roli_fast.engine import SearchModel, bound
 from roli_fast.engine.input_gradient import Model, check_tensor
 from roli_fast.errors import ArgumentError, describe
 
@@ -38,7 +38,7 @@ class Attack:
         self.attack = name
         self.model_name = ""
         self.set_model(model)
-        inner = SearchModel.of(model).module
+        inner = bound(model).module
         first = next(inner.parameters(), None) if inner is not None else None
         self.device: torch.device | None = None if first is None else first.device
         self.attack_mode = "default"

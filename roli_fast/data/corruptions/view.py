@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from torch import Generator, Tensor
 
 from roli_fast.data.corruptions.base import CORRUPTIONS, Corruption, check_severity
+from roli_fast.data.draws import Draws
 from roli_fast.data.pixels import Pixels
 from roli_fast.data.splits import ImageDataset
-from roli_fast.data.transforms import Transform
+from roli_fast.data.transforms import Transform, transformed
 from roli_fast.seeds import derive_seed
 
 
@@ -28,7 +29,7 @@ class _CorruptedPixels:
         generator = Generator()
         image = self.pixels.read(row)
         if self.prepare is not None:
-            image = self.prepare(image, generator)
+            image = transformed(self.prepare, image[None], Draws.none(1))[0]
         generator.manual_seed(
             derive_seed("corruption", self.seed, self.kind.name, self.severity, row)
         )

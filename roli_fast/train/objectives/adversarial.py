@@ -6,6 +6,7 @@ from torch import Generator, nn
 
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
+from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
 from roli_fast.train.objectives.base import OBJECTIVES, Objective, Terms, attacked
@@ -29,9 +30,14 @@ class Adversarial(Objective):
             )
 
     def __call__(
-        self, model: nn.Module, batch: Batch, attack: Attack | None, generator: Generator
+        self,
+        model: nn.Module,
+        batch: Batch,
+        attack: Attack | None,
+        generator: Generator,
+        engine: Engine,
     ) -> Terms:
         """As the base says."""
-        logits = model(attacked(model, batch, attack, generator))
+        logits = model(attacked(model, batch, attack, generator, engine))
         loss = cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing).mean()
         return Terms(loss, logits.detach())

@@ -8,10 +8,8 @@ from test_merging import Low, network
 from tiny_models import SIZES, FixedLogits, Mixed, images, tiny, untouched
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from roli_fast.engine import InputGradient, SearchModel
-from roli_fast.engine.attention import MatrixAttention
+from roli_fast.engine import Engine, InputGradient
 from roli_fast.errors import ArgumentTypeError
 
 X = images(4, 3, 6, 6)
@@ -30,7 +28,7 @@ def test_close_to_fp32_and_fp32_outside(name: str, dtype: torch.dtype) -> None:
     x, y = images(4, 3, side, side), torch.tensor([0, 3, 1, 4])
     with InputGradient(model) as engine:
         truth = engine(x, y)
-    with untouched(model), InputGradient(SearchModel(model, batch_size=3, dtype=dtype)) as engine:
+    with untouched(model), InputGradient(Engine(batch_size=3, dtype=dtype).bind(model)) as engine:
         found, seen = engine(x, y), engine.evaluate(x, y)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {tensor.dtype for tensor in (*found, *seen)} == {torch.float32}
@@ -68,7 +66,7 @@ class Looking(nn.Module):
 
 def test_what_a_forward_computes_with() -> None:
     model, short = Looking(), torch.bfloat16
-    with untouched(model), InputGradient(SearchModel(model, dtype=short)) as engine:
+    with untouched(model), InputGradient(Engine(dtype=short).bind(model)) as engine:
         engine(X, Y)
         first = dict(model.seen)
         engine.evaluate(X, Y)
@@ -87,7 +85,7 @@ def test_what_a_forward_computes_with() -> None:
 def test_a_model_that_gets_no_better_by_hand() -> None:
     """1 + 2^-9 is no bf16 number: the weight is rounded to 1, exactly once, and logits are not."""
     model = FixedLogits(torch.tensor([[1 + 2**-9], [0.0]]))
-    with InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+    with InputGradient(Engine(dtype=torch.bfloat16).bind(model)) as engine:
         grad, _loss, logits = engine(torch.ones(1, 1), torch.tensor([1]), lambda z, y: z[:, 0])
     assert logits.tolist() == [[1.0, 0.0]] and grad.tolist() == [[1.0]]
 
@@ -97,7 +95,7 @@ def test_a_small_gradient_does_not_vanish_in_fp16() -> None:
     6e-8."""
     model = FixedLogits(torch.tensor([[0.0], [-20.0]]))
     x, y = torch.ones(1, 1), torch.tensor([0])
-    with InputGradient(SearchModel(model, dtype=torch.float16)) as engine:
+    with InputGradient(Engine(dtype=torch.float16).bind(model)) as engine:
         grad = engine(x, y)[0]
         again = engine.keep(x, y).gradient(functional_loss)[0]
     assert grad.item() == again.item() == pytest.approx(-20 * 2.0612e-9, rel=0.1)
@@ -109,7 +107,7 @@ def functional_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 def test_low_rank_layers_are_merged_in_the_short_dtype() -> None:
     model, x = network(), images(4, 12)
-    with untouched(model), InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+    with untouched(model), InputGradient(Engine(dtype=torch.bfloat16).bind(model)) as engine:
         engine(x, Y)
     assert isinstance(model[0], Low) and model[0].ways == ["torch.bfloat16"]
     with InputGradient(model) as engine:
@@ -119,7 +117,7 @@ def test_low_rank_layers_are_merged_in_the_short_dtype() -> None:
 
 def test_a_callable_is_served_by_autocast() -> None:
     weight = images(4, 108)
-    model = SearchModel(lambda x: x.flatten(1) @ weight.t(), dtype=torch.bfloat16)
+    model = Engine(dtype=torch.bfloat16).bind(lambda x: x.flatten(1) @ weight.t())
     with InputGradient(model) as engine:
         grad, _loss, logits = engine(X, Y)
     truth = X.flatten(1) @ weight.t()
@@ -129,7 +127,7 @@ def test_a_callable_is_served_by_autocast() -> None:
 
 def test_as_a_model() -> None:
     model = Mixed().eval()
-    short = SearchModel(model, batch_size=3, dtype=torch.bfloat16)
+    short = Engine(batch_size=3, dtype=torch.bfloat16).bind(model)
     with untouched(model), torch.no_grad():
         logits = short(X)
         assert logits.dtype == torch.float32 and torch.allclose(logits, model(X), atol=0.05)
@@ -137,7 +135,7 @@ def test_as_a_model() -> None:
 
 def test_a_weight_that_changes_between_searches_is_read_again() -> None:
     linear = FixedLogits(torch.ones(2, 1))
-    model = SearchModel(linear, dtype=torch.bfloat16)
+    model = Engine(dtype=torch.bfloat16).bind(linear)
     for value in (1.0, 3.0):
         with torch.no_grad():
             linear.weight.fill_(value)
@@ -163,7 +161,7 @@ def test_what_a_model_keeps_of_its_parameters_stays_fp32() -> None:
     model = Caching().eval()
     truth = model(X)
     model.cache = None  # made anew by a short pass
-    with untouched(model), InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+    with untouched(model), InputGradient(Engine(dtype=torch.bfloat16).bind(model)) as engine:
         engine.evaluate(X, Y)
     assert model.cache is not None and torch.equal(model(X), truth)
 
@@ -181,7 +179,7 @@ def test_attention_that_holds_its_weights_itself() -> None:
     x = images(4, 5, 8)
     with InputGradient(model) as engine:
         truth = engine(x, Y)
-    with untouched(model), InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+    with untouched(model), InputGradient(Engine(dtype=torch.bfloat16).bind(model)) as engine:
         found = engine(x, Y)
     assert seen == [torch.float32, torch.bfloat16]
     assert (cosine(found[0], truth[0]) > 0.97).all()
@@ -204,7 +202,7 @@ def test_a_weight_computed_from_another(name: str, dtype: torch.dtype) -> None:
     model(X)  # in train mode: a step towards the largest singular value
     model.eval()
     truth = model(X).detach()
-    with InputGradient(SearchModel(model, dtype=dtype)) as engine:
+    with InputGradient(Engine(dtype=dtype).bind(model)) as engine:
         logits = engine(X, Y)[2]
     # two layers of bf16, whose last digit is worth 2^-8
     assert torch.allclose(logits, truth, rtol=0, atol=0.04 * truth.abs().max().item())
@@ -242,10 +240,10 @@ class TestViews:
         model = make()
         with InputGradient(model) as engine:
             truth = engine(X, Y)
-        with torch.inference_mode(), InputGradient(SearchModel(model, dtype=dtype)) as engine:
+        with torch.inference_mode(), InputGradient(Engine(dtype=dtype).bind(model)) as engine:
             logits = engine.evaluate(X, Y)[1]
             after = engine(X, Y)[0]
-        with InputGradient(SearchModel(model, dtype=dtype)) as engine:
+        with InputGradient(Engine(dtype=dtype).bind(model)) as engine:
             found = engine(X, Y)
         assert torch.allclose(logits, truth[2], atol=0.03)
         assert torch.allclose(found[2], truth[2], atol=0.03)
@@ -253,7 +251,7 @@ class TestViews:
 
     def test_tried_once(self) -> None:
         model = Viewing()
-        with InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+        with InputGradient(Engine(dtype=torch.bfloat16).bind(model)) as engine:
             engine(X, Y)
             engine.evaluate(X, Y)
         assert model.rows == [True, False, False]
@@ -261,7 +259,7 @@ class TestViews:
 
     def test_a_graph_from_before(self) -> None:
         model = Viewing(when=3)
-        with InputGradient(SearchModel(model, dtype=torch.bfloat16)) as engine:
+        with InputGradient(Engine(dtype=torch.bfloat16).bind(model)) as engine:
             alone = engine(X[:2], Y[:2])[0]
             kept = engine.keep(X[:2], Y[:2])
             engine(X, Y)
@@ -269,7 +267,7 @@ class TestViews:
             assert torch.equal(kept.gradient(functional_loss)[0], alone)
 
     def test_a_view_that_fp32_does_not_have_either(self) -> None:
-        model = SearchModel(lambda x: x.transpose(1, 2).view(len(x), -1), dtype=torch.bfloat16)
+        model = Engine(dtype=torch.bfloat16).bind(lambda x: x.transpose(1, 2).view(len(x), -1))
         with InputGradient(model) as engine, pytest.raises(RuntimeError, match="view size is not"):
             engine(X, Y)
 
@@ -277,60 +275,70 @@ class TestViews:
 def test_fp32_is_no_short_dtype() -> None:
     with InputGradient(Mixed()) as engine:
         truth = engine(X, Y)
-    with InputGradient(SearchModel(Mixed(), dtype=torch.float32)) as engine:
+    with InputGradient(Engine(dtype=torch.float32).bind(Mixed())) as engine:
         assert all(map(torch.equal, engine(X, Y), truth))
 
 
 def test_what_cannot_be_searched_in_it() -> None:
     with pytest.raises(ArgumentTypeError, match="`x`: expected fp32 images, got torch.float64"):
-        with InputGradient(SearchModel(Mixed(), dtype=torch.bfloat16)) as engine:
+        with InputGradient(Engine(dtype=torch.bfloat16).bind(Mixed())) as engine:
             engine(X.double(), Y)
     with pytest.deprecated_call():
         scripted = torch.jit.trace(Looking().eval(), X, check_trace=False)
     with pytest.raises(ArgumentTypeError, match="`model`: expected a plain nn.Module"):
-        SearchModel(scripted, dtype=torch.bfloat16)  # pyright: ignore
+        Engine(dtype=torch.bfloat16).bind(scripted)  # pyright: ignore
 
 
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+class Layout(nn.Module):
+    """Notes how its weights and maps lie, and asks for a view where it is told to."""
+
+    def __init__(self, view: bool = False) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8 * 16, 4)
+        self.view, self.seen = view, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        rows = torch.channels_last
+        self.seen.append(
+            tuple(t.is_contiguous(memory_format=rows) for t in (x, self.conv.weight, maps))
+        )
+        if self.view:
+            return self.head(maps.view(len(x), -1))
+        return self.head(maps.flatten(1))
 
 
-class Fused(TorchDispatchMode):
-    """Counts forwards of torch's fused attention."""
+class TestChannelsLast:
+    X, Y = images(2, 3, 6, 6), torch.tensor([0, 1])
 
-    count = 0
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("asked", ["auto", True, False])
+    def test_it_is_as_asked_and_nothing_is_left(self, dtype: torch.dtype, asked: Any) -> None:
+        model = Layout()
+        with InputGradient(model) as engine:
+            truth = engine(self.X, self.Y)[0]
+        model.seen.clear()
+        bound = Engine(dtype=dtype, channels_last=asked).bind(model)
+        with untouched(model), InputGradient(bound) as engine:
+            grad = engine(self.X, self.Y)[0]
+        expected = dtype != torch.float32 if asked == "auto" else asked
+        assert model.seen == [(expected, expected, expected)]
+        assert model.conv.weight.is_contiguous()
+        if dtype == torch.float32:
+            assert torch.allclose(grad, truth, rtol=1e-4, atol=1e-6)
+        else:
+            assert (cosine(grad, truth) > 0.99).all()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-        return func(*args, **(kwargs or {}))
+    def test_fp64_models_too(self) -> None:
+        model = Layout().double()
+        with InputGradient(model) as engine:
+            truth = engine(self.X.double(), self.Y)[0]
+        with InputGradient(Engine(channels_last=True).bind(model)) as engine:
+            assert torch.allclose(engine(self.X.double(), self.Y)[0], truth, rtol=1e-12, atol=1e-15)
+        assert model.seen[-1] == (True, True, True)
 
-
-class TestAttention:
-    QKV = drawn(3, 2, 3, 5, 8).double()
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {},
-            {"scale": 0.5},
-            {"attn_mask": drawn(5, 5).double()},
-            {"attn_mask": torch.ones(5, 5).tril().bool()},
-            {"is_causal": True},
-        ],
-        ids=lambda options: next(iter(options), "plain"),
-    )
-    def test_the_same_as_torchs(self, options: Any) -> None:
-        truth = functional.scaled_dot_product_attention(*self.QKV, **options)
-        with MatrixAttention():
-            found = functional.scaled_dot_product_attention(*self.QKV, **options)
-        assert torch.allclose(found, truth, rtol=1e-12, atol=1e-14)
-
-    def test_gradients_take_products_and_forwards_torchs_kernel(self) -> None:
-        model, x = tiny("vit_tiny_patch16_224"), images(2, 3, 8, 8)
-        for short, fused in ((True, 0), (False, 2)):  # one a layer
-            with InputGradient(SearchModel(model, dtype=torch.bfloat16 if short else None)) as e:
-                with Fused() as in_gradient:
-                    e(x, Y[:2])
-                with Fused() as in_forward:
-                    e.evaluate(x, Y[:2])
-            assert (in_gradient.count, in_forward.count) == (fused, 2)
+    def test_a_model_that_asks_for_a_view_gets_contiguous_maps(self) -> None:
+        model = Layout(view=True)
+        with InputGradient(Engine(channels_last=True).bind(model)) as engine:
+            engine(self.X, self.Y), engine(self.X, self.Y)
+        assert model.seen == [(True, True, True)] + [(False, False, False)] * 2

@@ -1,30 +1,28 @@
-"""Several processes that share one evaluation, as torchrun starts them.
+"""Several processes that share one piece of work, as torchrun starts them."""
 
-They agree once, at the beginning; from then on each works on chunks of its own, and files tell
-which are done. So no process waits inside a collective, and a resume may have another number.
-"""
-
-import datetime
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from roli_fast.errors import ConfigError, describe
-
-_WAIT = datetime.timedelta(hours=1)
-"""For the others to load data and model."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of them; `local` counts those on this machine."""
+    """This process among all of them.
+
+    Args:
+        rank: its number.
+        world: how many there are.
+        local: its number among those on this machine.
+        local_world: how many there are on this machine.
+    """
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    local_world: int = 1
 
     @staticmethod
     def from_environment() -> "Ranks":
@@ -33,11 +31,13 @@ class Ranks:
         Raises:
             ConfigError: its variables make no sense.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
             return Ranks()
+        defaults = ("0", "1", "0", os.environ["WORLD_SIZE"])
         try:
-            return Ranks(*(int(os.environ.get(name, "0")) for name in names))
+            pairs = zip(names, defaults, strict=True)
+            return Ranks(*(int(os.environ.get(name, usual)) for name, usual in pairs))
         except ValueError as error:
             raise ConfigError(
                 describe(", ".join(names), "integers, as torchrun sets them", error)
@@ -48,20 +48,17 @@ class Ranks:
         """Whether this process writes the report."""
         return self.rank == 0
 
+    @property
+    def command(self) -> str:
+        """How as many processes are started again."""
+        return "python" if self.world == 1 else f"torchrun --nproc-per-node={self.local_world}"
+
+    @property
+    def own_gpu(self) -> bool:
+        """Whether every process of this machine has a GPU to itself."""
+        return torch.cuda.is_available() and self.local_world <= torch.cuda.device_count()
+
     def device(self, name: str) -> str:
         """The name of this process's device: with several GPUs, each process has its own."""
         several = self.world > 1 and torch.cuda.is_available() and name in ("auto", "cuda")
         return f"cuda:{self.local % torch.cuda.device_count()}" if several else name
-
-    def share(self, value: Any) -> list[Any]:
-        """What every process gave, in order of rank. All must call it, once."""
-        if self.world == 1:
-            return [value]
-        dist.init_process_group("gloo", timeout=_WAIT)
-        try:
-            values: list[Any] = [None] * self.world
-            dist.all_gather_object(values, value)
-            dist.barrier()
-            return values
-        finally:
-            dist.destroy_process_group()

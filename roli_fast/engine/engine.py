@@ -1,0 +1,150 @@
+"""How model passes are made: one value, taken by attacks, stages and evaluations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from roli_fast.engine.engine_passes import NO_VIEW, surroundings
+from roli_fast.engine.search_model import Model, SearchModel
+from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe
+
+SHORT = (torch.bfloat16, torch.float16)
+"""The dtypes that passes may be made in besides the model's own."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What a configuration writes -> the dtype."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a model's passes are made. The default makes them as the model is, all images at once.
+
+    >>> attack(model, x, y, engine=Engine(dtype=torch.bfloat16, batch_size=256))
+    >>> with InputGradient(Engine(merge=False).bind(model)) as gradient: ...
+
+    Nothing here changes the model: what a pass needs in another form is a second tensor.
+
+    Args:
+        dtype: torch.bfloat16 or torch.float16, or their names: passes by autocast, with weights
+            converted once; images, logits, losses and gradients stay in fp32. float32 leaves the
+            model in its own. What a search finds in a short dtype holds for the plain model only
+            once that has looked.
+        batch_size: every pass is split into batches of this many images, and what is left: so a
+            search may be given a pool of many images, and those that are still in it fill the
+            device as long as there are so many. null makes one batch of all.
+        merge: low-rank layers compute with weight and update in one matrix, merged once an attack.
+        attention: "fused" is torch's kernel, "products" softmax(q k^T) v in three operations.
+            "auto" takes the quicker one, measured once a shape, in a short dtype on the CPU, and
+            else the fused one. Two runs may measure differently: name one to repeat last bits.
+        channels_last: images and convolutions' weights in channels_last; "auto" in a short dtype.
+            A model that asks for a view which only contiguous maps have gets these instead.
+        fold: during an attack batch normalisation is part of the convolution before it, and the
+            division by the images' standard deviation part of the first layer, where that is exact
+            but for rounding.
+        cuda_graph: on a GPU the loops of PGD, FGSM, RS-FGSM and N-FGSM are recorded once a shape
+            and replayed, with weights read anew: the same kernels, without the time to launch them
+            one by one. "auto" records what comes a second time and holds at most a quarter of
+            the device's memory, True records at once. What cannot be recorded runs as it is, and
+            the log says why. In a replay a model's Python code does not run: hooks, counters.
+        compile: passes through torch.compile, compiled once a model and shape, minutes where it
+            must; a model that cannot be compiled runs as it is, and the log says why.
+    """
+
+    dtype: torch.dtype = torch.float32
+    batch_size: int | None = None
+    merge: bool = True
+    attention: Literal["auto", "fused", "products"] = "auto"
+    channels_last: Literal["auto"] | bool = "auto"
+    fold: bool = False
+    cuda_graph: Literal["auto"] | bool = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dtype, str):  # of a caller without a type checker
+            object.__setattr__(self, "dtype", DTYPES.get(self.dtype, self.dtype))
+        if self.dtype not in (torch.float32, *SHORT):
+            expected = "torch.float32, torch.bfloat16 or torch.float16, or the name of one"
+            raise ArgumentError(describe("dtype", expected, repr(self.dtype)))
+        size = self.batch_size
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ArgumentError(describe("batch_size", "an integer >= 1 or None", repr(size)))
+        check_choice("attention", self.attention, ("auto", "fused", "products"))
+        for name in ("channels_last", "cuda_graph"):
+            check_choice(name, getattr(self, name), ("auto", True, False))
+        for name in ("merge", "fold", "compile"):
+            check_choice(name, getattr(self, name), (True, False))
+
+    @property
+    def short_dtype(self) -> torch.dtype | None:
+        """The dtype of the passes where that is not the model's own."""
+        return self.dtype if self.dtype in SHORT else None
+
+    @property
+    def rows_last(self) -> bool:
+        """Whether maps lie in channels_last."""
+        return self.short_dtype is not None if self.channels_last == "auto" else self.channels_last
+
+    @property
+    def plain(self) -> "Engine":
+        """What checks a search: the same batches, in the model's own precision and form."""
+        return Engine(batch_size=self.batch_size, merge=self.merge, cuda_graph=self.cuda_graph)
+
+    @contextmanager
+    def training(self, device: torch.device) -> Iterator[None]:
+        """What a training step's forward runs inside, on this device: autocast, which leaves
+        weights and their gradients in fp32, and the way of attention. Nothing by default."""
+        try:
+            with surroundings(device.type, self.short_dtype, self.attention, cache=True):
+                yield
+        except RuntimeError as error:
+            if not self.rows_last or NO_VIEW not in str(error):
+                raise
+            expected = "False for a model that asks for views of contiguous maps"
+            fix = "Set it, or use flatten or reshape in the model."
+            raise ArgumentError(
+                describe("channels_last", expected, repr(self.channels_last), fix)
+            ) from error
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images (B, ...) in the layout of the passes: all maps of a forward follow them."""
+        if not self.rows_last or images.ndim != 4:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def bind(self, model: Model) -> SearchModel:
+        """The model with this engine, taken wherever an attack takes a model.
+
+        Raises:
+            ArgumentError: it has an engine already.
+            ArgumentTypeError: not callable, or a ScriptModule, whose weights cannot be replaced.
+        """
+        if isinstance(model, SearchModel):
+            fix = "Give either a bound model or an engine; bind(bound.model) takes another."
+            raise ArgumentError(
+                describe("model", "a model without an engine", f"one bound to {model.engine}", fix)
+            )
+        if not callable(model):
+            got = type(model).__name__
+            raise ArgumentTypeError(describe("model", "a callable from images to logits", got))
+        changed = self.short_dtype is not None or self.rows_last
+        if changed and isinstance(model, torch.jit.ScriptModule):
+            fix = "Its weights cannot be replaced for a call: give the nn.Module it was made of."
+            raise ArgumentTypeError(describe("model", "a plain nn.Module", "a ScriptModule", fix))
+        return SearchModel(model, self)
+
+
+def bound(model: Model, engine: Engine | None = None) -> SearchModel:
+    """`model` bound to `engine`; without one to its own, if it is bound, or to the default."""
+    if isinstance(model, SearchModel) and engine is None:
+        return model
+    return (engine or Engine()).bind(model)
+
+
+def plain(model: Model) -> SearchModel:
+    """The model in its own precision, in the batches that its engine makes."""
+    own = bound(model)
+    return replace(own, engine=own.engine.plain)

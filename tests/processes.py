@@ -1,0 +1,86 @@
+"""Processes that make one run, as torchrun starts them, without its cost: they are forked from a
+server that has imported everything already."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["roli_fast.train.__main__", "torch.distributed"])
+
+PATIENCE = 120
+"""Seconds after which a process counts as hung."""
+
+
+@dataclass
+class Member:
+    """One of the processes: what it returned, or the exception, and what it printed."""
+
+    process: BaseProcess
+    answer: Connection
+    value: Any = None
+    error: str = ""
+    output: str = ""
+
+    def join(self) -> "Member":
+        """Wait for its end; one that was killed says nothing."""
+        with contextlib.suppress(EOFError):
+            assert self.answer.poll(PATIENCE), "a process hangs"
+            self.value, self.error, self.output = self.answer.recv()
+        self.process.join(PATIENCE)
+        assert self.process.exitcode is not None, "a process does not end"
+        return self
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def together(world: int, work: Callable[..., Any], *arguments: Any) -> list[Member]:
+    """`work(*arguments)` in `world` processes at once, to the end of all."""
+    port = free_port()
+    members = []
+    for rank in range(world):
+        here, there = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_member, args=(there, rank, world, port, work, arguments))
+        process.start()
+        there.close()
+        members.append(Member(process, here))
+    try:
+        return [member.join() for member in members]
+    finally:
+        for member in members:
+            member.process.kill()
+
+
+def _member(
+    answer: Connection,
+    rank: int,
+    world: int,
+    port: int,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    value, error, output = None, "", io.StringIO()
+    sys.stdout = sys.stderr = output
+    try:
+        value = work(*arguments)
+    except BaseException:
+        error = traceback.format_exc()
+    answer.send((value, error, output.getvalue()))

@@ -1,0 +1,132 @@
+"""What each of several processes does in a test: a small run, in which something may happen."""
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from small import FLAGS
+
+from roli_fast.data import Splits
+from roli_fast.data.digits import Digits
+from roli_fast.errors import DataError
+from roli_fast.train import loop, pipeline
+from roli_fast.train.__main__ import main
+
+WHOLE = (
+    "--methods=roli --source=digits --source.classes=1,2 --source.max_per_class=20 "
+    "--pretrain.epochs=1 --pretrain.optimizer.name=sgd --pretrain.attack.steps=1 "
+    "--probe.epochs=1 --probe.attack.steps=2 --probe.batch_size=35 --finetune.epochs=2 "
+    "--finetune.optimizer.name=sgd --finetune.optimizer.lr=0.05 --finetune.attack.steps=2 "
+    "--finetune.batch_size=35 --finetune.accumulate=2"
+).split()
+"""All kinds of stages. 72 images: batches of 35, 35 and 2. SGD, for the first steps of Adam are the
+gradients' signs, in which a rounding around 0 is a whole step."""
+
+FAST = (
+    "--methods=ranli --ranli.epochs=2 --ranli.attack.steps=2 --ranli.batch_size=35 "
+    "--ranli.optimizer.lr=0.01"
+).split()
+"""One stage of six updates."""
+
+
+def train(folder: Path, *more: str, double: bool = False, skip: str = "?") -> int:
+    """The command line in `folder`, or its --resume; with `double` WHOLE in fp64, else FAST, and
+    without the flags that begin with `skip`. The exit status."""
+    if double:
+        create = pipeline.create
+        pipeline.create = lambda *a, **o: create(*a, **o).double()
+    flags = [flag for flag in [*FLAGS, *(WHOLE if double else FAST)] if not flag.startswith(skip)]
+    where = ["--run_dir", str(folder)]
+    return main([*where, "--resume"] if folder.exists() else [*where, *flags, *more])
+
+
+def struck(
+    event: str, rank: int, after: int, folder: Path, *more: str, double: bool = False
+) -> int:
+    """`train`, and at the update `after` the `event` comes over process `rank` alone."""
+    original, count = loop.StageLoop._update, 0
+
+    def update(self: loop.StageLoop, epoch: int, batch: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == after and os.environ["RANK"] == str(rank):
+            EVENTS[event](self)
+        return original(self, epoch, batch)
+
+    loop.StageLoop._update = update
+    return train(folder, *more, double=double)
+
+
+def _bug(_loop: loop.StageLoop) -> None:
+    raise KeyError("no such thing")
+
+
+def _damaged(_loop: loop.StageLoop) -> None:
+    raise DataError("`images`: expected an image, got 'a.png'.")
+
+
+def _nan(stage: loop.StageLoop) -> None:
+    with torch.no_grad():
+        stage.model.head.weight.fill_(float("nan"))
+
+
+def _full_disk(stage: loop.StageLoop) -> None:
+    def save() -> None:
+        raise OSError("No space left on device")
+
+    stage._save = save
+
+
+EVENTS: dict[str, Callable[[loop.StageLoop], None]] = {
+    "SIGTERM": lambda _: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGKILL": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    "bug": _bug,
+    "damaged image": _damaged,
+    "NaN": _nan,
+    "full disk": _full_disk,
+}
+
+
+def struck_in_validation(rank: int, folder: Path) -> int:
+    """`train`, and one process is sent SIGTERM in its first validation."""
+    evaluate = loop.evaluate
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        if os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    loop.evaluate = watched
+    return train(folder)
+
+
+def other_images(folder: Path) -> int:
+    """`train`, where process 1 finds fewer images than process 0."""
+    load = Digits.load
+
+    def fewer(self: Digits) -> Splits:
+        splits = load(self)
+        if os.environ["RANK"] == "1":
+            return dataclasses.replace(splits, train=splits.train.subset(range(60)))
+        return splits
+
+    Digits.load = fewer
+    return train(folder)
+
+
+def batch_norm(folder: Path) -> int:
+    """`train` of a tiny ResNet; each process writes its last weights beside `folder`."""
+    finish, rank = loop.StageLoop._finish, os.environ["RANK"]
+
+    def watched(self: loop.StageLoop) -> Any:
+        torch.save(self.model.state_dict(), folder.parent / f"state-{rank}.pt")
+        return finish(self)
+
+    loop.StageLoop._finish = watched
+    options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
+    text = [f"--model.options.{name}={value}" for name, value in options.items()]
+    return train(folder, "--model.name=resnet18", *text, skip="--model.options")

@@ -1,0 +1,172 @@
+"""Inside an epoch the host of a GPU waits for nothing that the GPU computes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small import run_small
+from waits import Waits, waits
+
+from roli_fast.attacks import PGD
+from roli_fast.errors import NonFiniteLossError
+from roli_fast.threat import values_are_known
+from roli_fast.train import loop
+from roli_fast.train.tally import Tally
+
+ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.epochs=2"]
+KINDS = {
+    "full": [],
+    "sgd, l2": ["--ranli.optimizer.name=sgd", "--threat.norm=l2"],
+    "lora, l1": ["--ranli.tuning=lora", "--threat.norm=l1", "--threat.eps=2"],
+    "linear, best": ["--ranli.tuning=linear", "--ranli.attack.keep=best"],
+    "adapter": ["--ranli.tuning=adapter"],
+    "prompt": ["--ranli.tuning=prompt"],
+    "n-fgsm": ["--ranli.attack=n-fgsm"],
+    "rs-fgsm": ["--ranli.attack=rs-fgsm"],
+    "clean": ["--ranli.attack=null"],
+}
+
+
+def second_epoch(
+    monkeypatch: pytest.MonkeyPatch, around: Callable[[Callable[[], None]], None]
+) -> None:
+    """Let `around` run the second epoch of a stage; the first one fills caches."""
+    original = loop.StageLoop._train_epoch
+
+    def watched(self: loop.StageLoop, epoch: int, bar: Any) -> None:
+        if epoch == 1:
+            around(lambda: original(self, epoch, bar))
+        else:
+            original(self, epoch, bar)
+
+    monkeypatch.setattr(loop.StageLoop, "_train_epoch", watched)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_reads_no_number_of_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    found = Waits()
+    flush = loop.StageLoop._flush
+
+    def on_the_host(self: loop.StageLoop, *arguments: Any, **options: Any) -> None:
+        found.paused = True  # these rows have come over
+        flush(self, *arguments, **options)
+        found.paused = False
+
+    def counted(epoch: Callable[[], None]) -> None:
+        with found:
+            epoch()
+
+    monkeypatch.setattr(loop.StageLoop, "_flush", on_the_host)
+    second_epoch(monkeypatch, counted)
+    run_small(tmp_path / "run", *ONE, *KINDS[kind])
+    assert found.seen > 100 and found.places == []
+
+
+def test_the_counter_sees_what_it_is_for() -> None:
+    x = torch.rand(4)
+    reads: list[Callable[[], object]] = [
+        lambda: x[0].item(),
+        lambda: bool((x > 2).any()),
+        lambda: x[x > 0.5],
+        lambda: torch.nonzero(x),
+        lambda: x.new_tensor(3.0),
+        lambda: torch.equal(x, x),
+    ]
+    assert [len(waits(read)) for read in reads] == [1] * len(reads)
+    assert waits(lambda: torch.where(x > 0.5, x, 0).sum() + torch.full_like(x, 2.0)) == []
+
+
+MANY = ["--methods=ranli", "--ranli.batch_size=6", "--ranli.attack.steps=1"]  # 12 updates an epoch
+
+
+def late(_device: torch.device) -> Tally:
+    """As on a GPU, with blocks of 2."""
+    return Tally(torch.device("cuda"), block=2)
+
+
+def sums(folder: Path) -> list[tuple[float, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(row["train_loss"], row["train_accuracy"]) for row in map(json.loads, lines)]
+
+
+def test_losses_that_come_late_are_all_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_small(tmp_path / "at once", *MANY, "--ranli.epochs=2")
+    monkeypatch.setattr(loop, "Tally", late)
+    run_small(tmp_path / "late", *MANY, "--ranli.epochs=2")
+    assert sums(tmp_path / "at once") == sums(tmp_path / "late")
+
+
+@pytest.mark.parametrize(("bad", "noticed"), [(1, 4), (6, 10), (11, 12)])
+def test_a_loss_of_nan_is_found_one_block_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, noticed: int
+) -> None:
+    """The update is named, counted from 0, and the run stops soon after it."""
+    update, done = loop.StageLoop._update, []
+
+    def poison(self: loop.StageLoop, epoch: int, batch: Any) -> torch.Tensor:
+        done.append(self.progress.step)
+        return update(self, epoch, batch) * (torch.nan if done[-1] == bad else 1.0)
+
+    monkeypatch.setattr(loop, "Tally", late)
+    monkeypatch.setattr(loop.StageLoop, "_update", poison)
+    with pytest.raises(NonFiniteLossError, match=f"the loss is nan at epoch 0, step {bad},"):
+        run_small(tmp_path / "run", *MANY, "--ranli.epochs=1")
+    assert len(done) == noticed
+
+
+@pytest.mark.parametrize(
+    ("bounds", "known"), [((0.0, 1.0), True), ((-1.0, 2.0), True), ((0.0, 0.9), False)]
+)
+def test_the_attack_looks_once_and_always_where_images_may_leave_its_bounds(
+    bounds: tuple[float, float], known: bool
+) -> None:
+    """Epoch 0 is a clean one: the first attack is that of epoch 1."""
+    stage = SimpleNamespace(
+        attack=PGD(bounds=bounds), checked=False, stage=SimpleNamespace(clean_epochs=1)
+    )
+    found = []
+    for epoch in (0, 0, 1, 1, 2):
+        with loop.StageLoop._looks(stage, epoch):  # pyright: ignore[reportArgumentType]
+            found.append(values_are_known())
+    assert found == [False, False, False, known, known]
+
+
+def test_waiting_for_data_is_recorded(tmp_path: Path) -> None:
+    summary = run_small(tmp_path / "run", *ONE)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    shares = [json.loads(line)["data_wait_share"] for line in lines]
+    shares.append(summary["methods"]["ranli"]["stages"][0]["data_wait_share"])
+    assert len(shares) == 3 and all(0 < share < 1 for share in shares)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_on_a_gpu_never_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """All but the last look at the losses, which ends the epoch."""
+    flush = loop.StageLoop._flush
+
+    def allowed(self: loop.StageLoop, epoch: int, bar: Any, *, last: bool = True) -> None:
+        torch.cuda.set_sync_debug_mode("default" if last else "error")
+        flush(self, epoch, bar, last=last)
+
+    def strict(epoch: Callable[[], None]) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            epoch()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop.StageLoop, "_flush", allowed)
+    second_epoch(monkeypatch, strict)
+    run_small(tmp_path / "run", *ONE, *KINDS[kind], "--device=cuda")

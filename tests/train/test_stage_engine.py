@@ -1,0 +1,200 @@
+"""The engine of a stage: what trains in bf16, what stays in fp32, and who gets it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import run_small, weights
+from tiny_models import SIZES, Fused, images, tiny, untouched
+from torch import Tensor, nn
+
+from roli_fast.attacks import PGD
+from roli_fast.data import Batch
+from roli_fast.engine import Engine
+from roli_fast.errors import ArgumentError, ConfigError
+from roli_fast.evaluate import evaluate
+from roli_fast.train import pipeline
+from roli_fast.train.cli import parse
+from roli_fast.train.objectives import Adversarial
+from roli_fast.train.objectives.base import attacked
+from roli_fast.train.stage import Stage
+
+ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.epochs=1", "--ranli.attack.steps=2"]
+ATTACK = PGD(eps=0.05, step_size=None, steps=2)
+
+
+def a_batch(count: int = 4, side: int = 8) -> Batch:
+    return Batch(images(count, 3, side, side), torch.arange(count) % 5, torch.arange(count))
+
+
+def source() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def step(
+    model: nn.Module, engine: Engine, attack: PGD | None = ATTACK, batch: Batch | None = None
+) -> Tensor:
+    """One step as the loop makes it; returns its loss, with the gradients in the model."""
+    with engine.training(torch.device("cpu")):
+        terms = Adversarial()(model, batch or a_batch(), attack, source(), engine)
+    terms.loss.backward()
+    return terms.loss.detach()
+
+
+def test_the_default_is_plain_training_bit_for_bit() -> None:
+    model, plain = tiny("vit_tiny_patch16_224"), tiny("vit_tiny_patch16_224")
+    batch = a_batch()
+    x_adv = ATTACK(plain, batch.x, batch.y, source(), sample_ids=batch.ids)
+    loss = nn.functional.cross_entropy(plain(x_adv), batch.y, reduction="none").mean()
+    loss.backward()
+    assert torch.equal(step(model, Engine()), loss.detach())
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+def test_bf16_is_in_the_passes_alone(name: str) -> None:
+    model, plain = tiny(name), tiny(name)
+    seen: list[torch.dtype] = []
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    linear.register_forward_hook(lambda _m, _x, out: seen.append(out.dtype))
+    # torch 2.11's weight gradient of a convolution whose map is 1 x 1 reads memory nobody wrote
+    batch = a_batch(side=SIZES[name])
+    loss = step(model, Engine(dtype=torch.bfloat16), None, batch)
+    truth = step(plain, Engine(), None, batch)
+    assert seen == [torch.bfloat16] and loss.dtype == torch.float32
+    assert abs(loss - truth) < 0.02 * truth and loss != truth
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        assert ours.grad is not None and theirs.grad is not None
+        assert ours.grad.dtype == torch.float32
+    grads = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, plain)]  # type: ignore[union-attr]
+    assert torch.nn.functional.cosine_similarity(*grads, dim=0) > 0.97
+
+
+def test_the_attack_is_that_of_the_engine_alone() -> None:
+    """Autocast of the training step has no part in it: the images are those of a plain call."""
+    model, batch, engine = tiny("resnet18"), a_batch(), Engine(dtype=torch.bfloat16, batch_size=2)
+    truth = ATTACK(model, batch.x, batch.y, source(), engine=engine, sample_ids=batch.ids)
+    with untouched(model), engine.training(torch.device("cpu")):
+        found = attacked(model, batch, ATTACK, source(), engine)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(found, truth)
+
+
+@pytest.mark.parametrize("attack", [None, ATTACK], ids=["clean", "attacked"])
+def test_images_have_the_engines_layout(attack: PGD | None) -> None:
+    model, batch = tiny("resnet18"), a_batch()
+    for engine, last in ((Engine(), False), (Engine(dtype=torch.bfloat16), True)):
+        found = attacked(model, batch, attack, source(), engine)
+        assert found.is_contiguous(memory_format=torch.channels_last) == last
+        assert found.is_contiguous() != last
+    assert attacked(model, batch, None, source(), Engine()) is batch.x
+
+
+def test_a_model_that_views_maps_is_told_what_to_set() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).view(len(x), -1))
+
+    with pytest.raises(ArgumentError, match="`channels_last`: expected False for a model.*reshape"):
+        step(Viewing(), Engine(dtype=torch.bfloat16))
+    step(Viewing(), Engine(dtype=torch.bfloat16, channels_last=False))
+    with pytest.raises(RuntimeError, match="boom"), Engine().training(torch.device("cpu")):
+        raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("attention", "fused"), [("fused", 2), ("products", 0)])  # one a layer
+def test_training_attends_as_the_engine_says(
+    dtype: torch.dtype, attention: Any, fused: int
+) -> None:
+    with Fused() as counted:
+        step(tiny("vit_tiny_patch16_224"), Engine(dtype=dtype, attention=attention), None)
+    assert counted.count == fused
+
+
+def test_validation_is_split_and_in_the_models_own_precision() -> None:
+    model, batch = tiny("resnet18"), a_batch(5)
+    with torch.no_grad():
+        batch = batch._replace(y=model.eval()(batch.x).argmax(1))
+    truth = evaluate(model, [batch], [ATTACK], seed=3)
+    seen: list[tuple[int, torch.dtype]] = []
+    model.get_submodule("backbone.fc").register_forward_hook(
+        lambda _m, x, out: seen.append((len(x[0]), out.dtype))
+    )
+    found = evaluate(model, [batch], [ATTACK], seed=3, engine=Engine(batch_size=2).plain)
+    assert {dtype for _, dtype in seen} == {torch.float32} and max(n for n, _ in seen) == 2
+    assert torch.equal(found.clean, truth.clean)
+    assert torch.equal(found.robust[ATTACK.label], truth.robust[ATTACK.label])
+
+
+class TestRuns:
+    def dtypes(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> set[Any]:
+        """(whether it trains, whether a graph is made, dtype) of the model's passes."""
+        seen: set[Any] = set()
+        create = pipeline.create
+
+        def hooked(*arguments: Any, **options: Any) -> Any:
+            model = create(*arguments, **options)
+            linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-2]
+            linear.register_forward_hook(
+                lambda _m, _x, out: seen.add((model.training, out.requires_grad, out.dtype))
+            )
+            return model
+
+        monkeypatch.setattr(pipeline, "create", hooked)
+        run_small(folder, *ONE, *flags)
+        return seen
+
+    def test_by_default_all_is_fp32(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        seen = self.dtypes(monkeypatch, tmp_path / "run")
+        assert {dtype for *_, dtype in seen} == {torch.float32}
+
+    def test_attack_and_training_in_bf16_validation_in_fp32(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        seen = self.dtypes(monkeypatch, tmp_path / "run", "--ranli.engine.dtype=bfloat16")
+        short, full = torch.bfloat16, torch.float32
+        assert seen == {
+            (True, True, short),  # the training step
+            (False, True, short),  # its attack
+            (False, True, full),  # validation's and the test's attack
+            (False, False, full),  # and their looks
+        }
+        for tensors in weights(tmp_path / "run").values():
+            assert not any(t.dtype == short for t in tensors.values())
+
+    def test_an_fp32_engine_that_changes_no_bit_trains_the_same(self, tmp_path: Path) -> None:
+        run_small(tmp_path / "a", *ONE)
+        run_small(tmp_path / "b", *ONE, "--ranli.engine.attention=fused")
+        first, second = (
+            load_file(next((tmp_path / name).glob("**/last.safetensors"))) for name in "ab"
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_fp16_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="`engine.dtype`: expected float32 or bfloat16, got fl"):
+        Stage(engine=Engine(dtype=torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("dtype=bf16", "`finetune.engine.dtype`: expected one of: float32, bfloat16.*got 'bf16'"),
+        ("channels_last=x", "`finetune.engine.channels_last`: expected auto, or true or false, g"),
+        ("attention=x", "`finetune.engine.attention`: expected one of: auto, fused, products"),
+        ("merg=x", "unknown field `finetune.engine.merg`"),
+    ],
+)
+def test_wrong_flags_are_named(flag: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse([f"--finetune.engine.{flag}"])
