@@ -14,76 +14,104 @@ namespace {
 template <Norm kNorm>
 using NormTag = std::integral_constant<Norm, kNorm>;
 
-// Two sums by lanes, over a whole sample: their order depends on its length alone.
-struct TwoSums {
-  double first[kLanes] = {}, second[kLanes] = {};
+// Sums by lanes, over a whole sample: their order depends on its length alone.
+struct Lanes {
+  double sums[kLanes] = {};
 };
 
-// add(i, lane) for i in [0, n), lane = i % 16; a plain loop over the lanes inside.
-template <class Add>
-RF_HD void by_lanes(int64_t n, const Add& add) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
+// A block of floats, and zeros up to the next multiple of the lanes, which change no sum.
+struct Terms {
+  alignas(64) float values[kBlock];
+
+  RF_HD void end(int64_t n) {
+    for (int64_t i = n; i % kLanes; ++i) values[i] = 0.0f;
   }
-  for (int lane = 0; i + lane < n; ++lane) add(i + lane, lane);
+};
+
+// lanes = join(lanes, term(i)) for whole lanes of a block.
+template <class Join, class Term>
+RF_HD void into_lanes(int64_t n, Lanes& lanes, const Join& join, const Term& term) {
+  double sums[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = lanes.sums[lane];
+  for (int64_t i = 0; i < n; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] = join(sums[lane], term(i + lane));
+  }
+  for (int lane = 0; lane < kLanes; ++lane) lanes.sums[lane] = sums[lane];
 }
 
-RF_CLONES void add_products(const float* __restrict point, const float* __restrict grad,
-                            const float* __restrict x, int64_t n, TwoSums* __restrict lanes) {
-  TwoSums sums = *lanes;
-  by_lanes(n, [&](int64_t i, int lane) {
-    const double g = finite_or_zero(grad[i]);
-    sums.first[lane] += g * (static_cast<double>(x[i]) - static_cast<double>(point[i]));
-    sums.second[lane] += g * g;
-  });
-  *lanes = sums;
+RF_HD double product(const Terms& a, const Terms& b, int64_t i) {
+  return static_cast<double>(a.values[i]) * static_cast<double>(b.values[i]);
+}
+
+struct TwoLanes {
+  Lanes first, second;
+};
+
+RF_CLONES void products(const float* __restrict point, const float* __restrict grad,
+                        const float* __restrict x, int64_t n, TwoLanes* lanes) {
+  Terms normal, from, to;
+  for (int64_t i = 0; i < n; ++i) {
+    normal.values[i] = finite_or_zero(grad[i]);
+    from.values[i] = point[i];
+    to.values[i] = x[i];
+  }
+  for (Terms* terms : {&normal, &from, &to}) terms->end(n);
+  into_lanes(
+      n, lanes->first, [](double sum, double term) { return sum + term; },
+      [&](int64_t i) {
+        return static_cast<double>(normal.values[i]) *
+               (static_cast<double>(to.values[i]) - static_cast<double>(from.values[i]));
+      });
+  into_lanes(
+      n, lanes->second, [](double sum, double term) { return sum + term; },
+      [&](int64_t i) { return product(normal, normal, i); });
 }
 
 template <Norm kNorm>
 RF_HD void add_shares(const float* __restrict from, const float* __restrict grad, int64_t n,
-                      FabMove move, FabBox box, TwoSums* __restrict lanes) {
-  alignas(64) float reach[kBlock], gain[kBlock], size[kBlock];
+                      FabMove move, FabBox box, TwoLanes* lanes) {
+  Terms size, reach, gain;
   for (int64_t i = 0; i < n; ++i) {
     const float normal = finite_or_zero(grad[i]);
-    size[i] = magnitude(normal);
-    const FabShare share = fab_share<kNorm>(size[i], fab_room(from[i], normal, move, box), move);
-    reach[i] = share.reach;
-    gain[i] = share.gain;
+    const float room = fab_room(from[i], normal, move, box);
+    const FabShare share = fab_share<kNorm>(magnitude(normal), room, move);
+    size.values[i] = magnitude(normal);
+    reach.values[i] = share.reach;
+    gain.values[i] = share.gain;
   }
-  TwoSums sums = *lanes;
-  by_lanes(n, [&](int64_t i, int lane) {
-    const double wide = static_cast<double>(size[i]);
-    sums.first[lane] += wide * static_cast<double>(reach[i]);
-    sums.second[lane] += wide * static_cast<double>(gain[i]);
-  });
-  *lanes = sums;
+  for (Terms* terms : {&size, &reach, &gain}) terms->end(n);
+  double first[kLanes], second[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) first[lane] = lanes->first.sums[lane];
+  for (int lane = 0; lane < kLanes; ++lane) second[lane] = lanes->second.sums[lane];
+  for (int64_t i = 0; i < n; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) first[lane] += product(size, reach, i + lane);
+    for (int lane = 0; lane < kLanes; ++lane) second[lane] += product(size, gain, i + lane);
+  }
+  for (int lane = 0; lane < kLanes; ++lane) lanes->first.sums[lane] = first[lane];
+  for (int lane = 0; lane < kLanes; ++lane) lanes->second.sums[lane] = second[lane];
 }
 
 template <Norm kNorm>
 RF_HD void add_terms(const float* __restrict from, const float* __restrict grad, int64_t n,
-                     FabMove move, FabBox box, double* __restrict lanes) {
-  alignas(64) float distance[kBlock];
+                     FabMove move, FabBox box, Lanes* lanes) {
+  Terms distance;
   for (int64_t i = 0; i < n; ++i) {
     const float normal = finite_or_zero(grad[i]);
     const float room = fab_room(from[i], normal, move, box);
-    distance[i] = fab_distance<kNorm>(magnitude(normal), room, move);
+    distance.values[i] = fab_distance<kNorm>(magnitude(normal), room, move);
   }
-  double totals[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) totals[lane] = lanes[lane];
-  by_lanes(n, [&](int64_t i, int lane) {
-    totals[lane] = fab_join<kNorm>(totals[lane], fab_term<kNorm>(distance[i]));
-  });
-  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = totals[lane];
+  distance.end(n);
+  into_lanes(n, *lanes, fab_join<kNorm>,
+            [&](int64_t i) { return fab_term<kNorm>(distance.values[i]); });
 }
 
 #define RF_SUMS(norm)                                                                            \
   RF_CLONES void shares(NormTag<norm>, const float* from, const float* grad, int64_t n,          \
-                        FabMove move, FabBox box, TwoSums* lanes) {                              \
+                        FabMove move, FabBox box, TwoLanes* lanes) {                             \
     add_shares<norm>(from, grad, n, move, box, lanes);                                           \
   }                                                                                              \
   RF_CLONES void terms(NormTag<norm>, const float* from, const float* grad, int64_t n,           \
-                       FabMove move, FabBox box, double* lanes) {                                \
+                       FabMove move, FabBox box, Lanes* lanes) {                                 \
     add_terms<norm>(from, grad, n, move, box, lanes);                                            \
   }
 RF_SUMS(Norm::linf)
@@ -123,7 +151,7 @@ class Sample {
     FabCourse<kNorm, Grid> course(static_cast<double>(value), products());
     search(point_, course.point);
     search(x_, course.x);
-    const double here = total(point_, course.point.move), there = total(x_, course.x.move);
+    const double here = total(point_, course.point), there = total(x_, course.x);
     write(course.plan(here, there, alpha_max, eta));
   }
 
@@ -140,31 +168,33 @@ class Sample {
 
   FabProducts products() const {
     typename Blocks::Reader point, x;
-    TwoSums lanes;
+    TwoLanes lanes;
     each_block([&](const float* grad, int64_t i, int64_t n) {
-      add_products(point.read(point_ + i, n), grad, x.read(x_ + i, n), n, &lanes);
+      rf::products(point.read(point_ + i, n), grad, x.read(x_ + i, n), n, &lanes);
     });
-    return {add_lanes(lanes.first), add_lanes(lanes.second)};
+    return {add_lanes(lanes.first.sums), add_lanes(lanes.second.sums)};
   }
 
   void search(const Word* from, FabSearch<kNorm, Grid>& search) const {
     typename Blocks::Reader reader;
     while (!search.found) {
-      TwoSums lanes;
+      TwoLanes lanes;
       each_block([&](const float* grad, int64_t i, int64_t n) {
         shares(NormTag<kNorm>{}, reader.read(from + i, n), grad, n, search.move, box_, &lanes);
       });
-      search.update({add_lanes(lanes.first), add_lanes(lanes.second)});
+      search.update({add_lanes(lanes.first.sums), add_lanes(lanes.second.sums)});
     }
   }
 
-  double total(const Word* from, const FabMove& move) const {
+  double total(const Word* from, const FabSearch<kNorm, Grid>& search) const {
+    if (search.measured()) return static_cast<double>(search.move.level);
     typename Blocks::Reader reader;
-    double lanes[kLanes] = {}, total = 0.0;
+    Lanes lanes;
     each_block([&](const float* grad, int64_t i, int64_t n) {
-      terms(NormTag<kNorm>{}, reader.read(from + i, n), grad, n, move, box_, lanes);
+      terms(NormTag<kNorm>{}, reader.read(from + i, n), grad, n, search.move, box_, &lanes);
     });
-    for (double lane : lanes) total = fab_join<kNorm>(total, lane);
+    double total = 0.0;
+    for (double lane : lanes.sums) total = fab_join<kNorm>(total, lane);
     return total;
   }
 

@@ -58,11 +58,12 @@ struct FabSample {
     }
   }
 
-  __device__ double total(const void* from, const FabMove& move) const {
+  __device__ double total(const void* from, const FabSearch<kNorm, Grid>& search) const {
+    if (search.measured()) return static_cast<double>(search.move.level);
     double total = 0.0;
     each(from, nullptr, [&](float value, float normal, float) {
-      const float room = fab_room(value, normal, move, box);
-      const float distance = fab_distance<kNorm>(magnitude(normal), room, move);
+      const float room = fab_room(value, normal, search.move, box);
+      const float distance = fab_distance<kNorm>(magnitude(normal), room, search.move);
       total = fab_join<kNorm>(total, fab_term<kNorm>(distance));
     });
     return block_join(total, [](double a, double b) { return fab_join<kNorm>(a, b); });
@@ -94,8 +95,8 @@ __global__ void __launch_bounds__(kThreads, 2) fab_step_kernel(FabStepCall call)
                                               own.products());
     own.search(call.x_adv, course.point);
     own.search(call.x, course.x);
-    const double here = own.total(call.x_adv, course.point.move);
-    const double there = own.total(call.x, course.x.move);
+    const double here = own.total(call.x_adv, course.point);
+    const double there = own.total(call.x, course.x);
     own.write(course.plan(here, there, amount_of(call.alpha_max, sample),
                           amount_of(call.eta, sample)));
   }

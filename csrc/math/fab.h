@@ -31,10 +31,13 @@ struct FabBox {
   float high;
 };
 
+// The mask is made by arithmetic: of two conditions on one number compilers make a choice that they
+// do not vectorise.
 RF_HD float fab_room(float from, float normal, const FabMove& move, const FabBox& box) {
+  const uint32_t moves = 0u - ((0u - (bits_of(normal) & 0x7fffffffu)) >> 31);  // all ones, or 0
   const float direction = float_of(bits_of(normal) ^ move.flip);
   const float way = direction > 0.0f ? box.high - from : from - box.low;
-  return (way > 0.0f) & (normal != 0.0f) ? way : 0.0f;
+  return float_of(bits_of(way > 0.0f ? way : 0.0f) & moves);
 }
 
 // What |normal| is multiplied by in the two sums of a search: the room of an entry that goes all
@@ -90,13 +93,18 @@ struct FabSearch {
   double need;
   FabMove move;
   bool found = false;
+  double gain = 0.0;  // of the last sums
   uint32_t below = 0, above = 0x7f800000;  // bits of cuts: at `below` the gap closes beyond it
   float share = 0.0f;                      // that closes the rest at `above`
 
   RF_HD FabSearch(double gap, float power)
       : need(fabs(gap)), move{gap >= 0.0 ? 0x80000000u : 0u, 0.0f, 0.0f, power} {}
 
+  // linf: whether an entry stops at the level, which then is the length of the move.
+  RF_HD bool measured() const { return kNorm == Norm::linf && gain > 0.0; }
+
   RF_HD void update(const FabSums& sums) {
+    gain = sums.gain;
     const double left = need - sums.reach;
     const double quotient = (left > 0.0 ? left : 0.0) / sums.gain;
     const double most = static_cast<double>(FLT_MAX);
