@@ -87,7 +87,7 @@ struct FabSample {
 };
 
 template <class T, bool kVectors, Norm kNorm>
-__global__ void __launch_bounds__(kThreads, 2) fab_step_kernel(FabStepCall call) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) fab_step_kernel(FabStepCall call) {
   for (int64_t sample = blockIdx.x; sample < call.samples; sample += gridDim.x) {
     const FabSample<T, kVectors, kNorm> own = {call, sample * call.per_sample,
                                                {call.low, call.high}};

@@ -85,7 +85,7 @@ def number(name: str, value: object, x: Tensor) -> float | Tensor:
     """The same for a finite number of either sign."""
     expected = "a finite number or a tensor of shape (B,)"
     result = _scalar(name, value, x, expected)
-    if isinstance(result, float) and not math.isfinite(result):
+    if isinstance(result, float) and not -math.inf < result < math.inf:
         raise ArgumentError(describe(name, expected, result))
     return result
 

@@ -35,9 +35,15 @@ KERNELS = {
     "lora_dropout_kernel": 6,
 }
 # l1: one block of 512 threads a sample. Sums in fp64: 3 blocks of 256 threads. Else 4 of them.
-REDUCING = ("apgd_l2_length_kernel", "apgd_l2_step_kernel", "l2_step_kernel", "sum_kernel")
-MOST_REGISTERS = {"l1_kernel": 128, "fab_step_kernel": 128, "lora_inner_outer": 128} | dict.fromkeys(REDUCING, 80)
-DIVIDES = ("l1_kernel", "fab_step_kernel", "start_kernel", "start_totals", *REDUCING[:3])
+REDUCING = (
+    "apgd_l2_length_kernel",
+    "apgd_l2_step_kernel",
+    "l2_step_kernel",
+    "fab_step_kernel",
+    "sum_kernel",
+)
+MOST_REGISTERS = {"l1_kernel": 128, "lora_inner_outer": 128} | dict.fromkeys(REDUCING, 80)
+DIVIDES = ("l1_kernel", "start_kernel", "start_totals", *REDUCING[:4])
 """Exact divisions and roots are made of fused instructions themselves."""
 
 

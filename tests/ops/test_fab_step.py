@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from roli_fast import ops
+from roli_fast.errors import ArgumentError
 from roli_fast.ops import native
 
 NORMS = tuple(fab_exact.ORDERS)
@@ -48,7 +49,8 @@ def problem(samples: int = 6, length: int = 300, dtype=torch.float32, seed: int 
     return [tensor.to(dtype) for tensor in (x_adv, grad, x)], value
 
 
-FAR = [  # point, x (value + grad . (x - point) = .6), then what comes of alpha = .25 and eta 1, 1.05
+# The value is .3 at the point (.5, .5) and .6 at x = (.5, .2); results for alpha = .25, eta 1, 1.05.
+FAR = [
     ("linf", [0.375, 0.55], [0.36875, 0.55625]),  # ends (.4, .6) and (.3, .4)
     ("l2", [0.35, 0.5], [0.3425, 0.50375]),  # (.38, .56) and (.26, .32)
     ("l1", [0.3125, 0.425], [0.303125, 0.425]),  # (.35, .5) and (.2, .2)
@@ -198,6 +200,21 @@ def test_equal_normals_share_what_is_left_in_l1(backend):
     moved = step("l1", [[0.5, 0.5, 0.5, 0.1]], [[1.0, 2.0, -1.0, 1.0]], value=1.55)
     # the heaviest to its wall gives 1.0; the rooms of the others are .5, .5 and .1: half of each
     assert moved[0].tolist() == pytest.approx([0.25, 0.0, 0.75, 0.05], abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("value", INF, "`value`: expected a finite number or a tensor of shape (B,), got inf."),
+        ("value", torch.zeros(3), "`value`: expected a finite number or a tensor of shape (B,), "),
+        ("alpha_max", 1.5, "`alpha_max`: expected a number in [0, 1] or a tensor (B,), got 1.5"),
+        ("eta", -1.0, "`eta`: expected a number >= 0 or a tensor of shape (B,), got -1.0"),
+    ],
+)
+def test_a_wrong_number_is_named(norm, name, number, message):
+    with pytest.raises(ArgumentError) as caught:
+        step(norm, [[0.5, 0.5]], [[2.0, -1.0]], **{name: number})
+    assert str(caught.value).startswith(message)
 
 
 def test_empty_batches(backend, norm):
