@@ -19,8 +19,8 @@ RF_HD int64_t parts_of(int64_t per_sample) {
   return blocks < kThreads ? blocks : kThreads;
 }
 
-// join(a, b) over the values of the block's threads, by one tree, for all of them. Every thread has to
-// call it.
+// join(a, b) over the values of the block's threads, by one tree, for all of them. Every thread has
+// to call it.
 template <class Join>
 __device__ double block_join(double value, const Join& join) {
   __shared__ double warps[kWarps];

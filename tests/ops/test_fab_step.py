@@ -49,7 +49,7 @@ def problem(samples: int = 6, length: int = 300, dtype=torch.float32, seed: int 
     return [tensor.to(dtype) for tensor in (x_adv, grad, x)], value
 
 
-# The value is .3 at the point (.5, .5) and .6 at x = (.5, .2); results for alpha = .25, eta 1, 1.05.
+# The value is .3 at the point (.5, .5), .6 at x = (.5, .2); results: alpha .25, eta 1 and 1.05.
 FAR = [
     ("linf", [0.375, 0.55], [0.36875, 0.55625]),  # ends (.4, .6) and (.3, .4)
     ("l2", [0.35, 0.5], [0.3425, 0.50375]),  # (.38, .56) and (.26, .32)
