@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import fab
 import l1
 import l2
 import linf
@@ -21,9 +22,10 @@ from roli_fast import ops
 
 SHAPES = {"1x3x4x4": (1, 3, 4, 4), "64x3x32x32": (64, 3, 32, 32), "64x3x224x224": (64, 3, 224, 224)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CASES = {**linf.CASES, **l2.CASES, **l1.CASES}
-TARGETS = {**linf.TARGETS, **l2.TARGETS, **l1.TARGETS}
-ROUNDS = {name: part.ROUNDS for part in (linf, l2, l1) for name in part.CASES}
+PARTS = (linf, l2, l1, fab)
+CASES = {op: make for part in PARTS for op, make in part.CASES.items()}
+TARGETS = {row: goals for part in PARTS for row, goals in part.TARGETS.items()}
+ROUNDS = {name: part.ROUNDS for part in PARTS for name in part.CASES}
 HALF_TARGETS = {"linf_step_": {"float32": 1.7}}
 SIZES = {  # elements: a batch of images
     10**3: (4, 1, 10, 25),

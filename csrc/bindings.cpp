@@ -17,7 +17,7 @@ using rf::pointer;
 
 namespace {
 
-constexpr int kInterface = 3;  // raise together with INTERFACE in roli_fast/ops/native.py
+constexpr int kInterface = 4;  // raise together with INTERFACE in roli_fast/ops/native.py
 
 rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
                                 int64_t numel, int dtype, const Amount& eps,
@@ -64,6 +64,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of roli_fast; call them through roli_fast.ops.";
   module.def("build_info", &build_info);
   module.def("linf_step", rf::on_cpu(linf_step_call, rf::linf_step_cpu));
+  rf::bind_fab(module);
   rf::bind_l1(module);
   rf::bind_l2(module);
   rf::bind_lora(module);

@@ -65,6 +65,7 @@ auto on_cuda(const char* op, Call (*make)(Arguments...), int (*kernel)(const Cal
 #endif
 
 // Each adds its functions to the module.
+void bind_fab(pybind11::module_& module);
 void bind_l1(pybind11::module_& module);
 void bind_l2(pybind11::module_& module);
 void bind_lora(pybind11::module_& module);

@@ -101,6 +101,24 @@ struct ApgdStepCall {
 void apgd_linf_step_cpu(const ApgdStepCall& call, int threads);
 void apgd_l2_step_cpu(const ApgdStepCall& call, int threads);
 
+// FAB's step: the point is written.
+struct FabStepCall {
+  void* x_adv;       // (samples, per_sample), contiguous, written
+  const void* grad;  // normals of the planes
+  const void* x;
+  int64_t samples;
+  int64_t per_sample;
+  DType dtype;
+  Norm norm;
+  PerSample value;  // of the linear functions at x_adv
+  PerSample alpha_max;
+  PerSample eta;
+  float low;
+  float high;
+};
+
+void fab_step_cpu(const FabStepCall& call, int threads);
+
 enum class LossType : int { fp32 = 0, bf16 = 1, fp16 = 2, fp64 = 3 };
 
 // Rows of bytes, of any type, that are copied where the loss is better.
@@ -145,6 +163,9 @@ int l2_step_cuda_load(int device);
 int apgd_linf_step_cuda(const ApgdStepCall& call, int device, void* stream);
 int apgd_l2_step_cuda(const ApgdStepCall& call, int device, void* stream);
 int apgd_step_cuda_load(int device);
+
+int fab_step_cuda(const FabStepCall& call, int device, void* stream);
+int fab_step_cuda_load(int device);
 
 int select_best_cuda(const SelectBestCall& call, int device, void* stream);
 int select_best_cuda_load(int device);

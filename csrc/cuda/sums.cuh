@@ -19,23 +19,30 @@ RF_HD int64_t parts_of(int64_t per_sample) {
   return blocks < kThreads ? blocks : kThreads;
 }
 
-// The sum over the block's threads, for all of them. Every thread has to call it.
-__device__ inline double block_sum(double value) {
+// join(a, b) over the values of the block's threads, by one tree, for all of them. Every thread has
+// to call it.
+template <class Join>
+__device__ double block_join(double value, const Join& join) {
   __shared__ double warps[kWarps];
   __shared__ double total;
   for (int step = kWarp / 2; step > 0; step /= 2) {
-    value += __shfl_down_sync(0xffffffffu, value, step);
+    value = join(value, __shfl_down_sync(0xffffffffu, value, step));
   }
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (lane == 0) warps[warp] = value;
   __syncthreads();
   if (threadIdx.x == 0) {
-    double sum = warps[0];
-    for (int i = 1; i < kWarps; ++i) sum += warps[i];
-    total = sum;
+    double joined = warps[0];
+    for (int i = 1; i < kWarps; ++i) joined = join(joined, warps[i]);
+    total = joined;
   }
   __syncthreads();
   return total;
+}
+
+// The sum over the block's threads.
+__device__ inline double block_sum(double value) {
+  return block_join(value, [](double a, double b) { return a + b; });
 }
 
 // Adds up one number of every part: `first` is that of part 0, the next lies `stride` further.

@@ -6,13 +6,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from roli_fast.attacks.hyperplane import DUAL, ORDERS, step_to_plane
+from roli_fast import ops
+from roli_fast.attacks.hyperplane import DUAL
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.selection import take
 from roli_fast.engine import InputGradient, KeptForward
 from roli_fast.losses import at_least_float32, margin
 from roli_fast.norms import NORMS
-from roli_fast.ops.reference import box_limits, compute_dtype
+from roli_fast.ops.reference import box_limits
+
+STEPS = {"linf": ops.fab_linf_step_, "l2": ops.fab_l2_step_, "l1": ops.fab_l1_step_}
+"""Norm -> the fused step between the planes' ends."""
 
 
 @dataclass(frozen=True)
@@ -213,29 +217,22 @@ class Walk:
     def _moved(
         self, engine: InputGradient, samples: Samples, normal: Tensor, value: Tensor
     ) -> Tensor:
-        """The next points, batch by batch: a projection takes the memory of many images for one."""
-        parts = engine.batches(len(samples.y))
-        if len(parts) == 1:
-            return self._move(samples, normal, value)
-        point = torch.empty_like(samples.point)
-        for part in parts:
-            point[part] = self._move(take(samples, part), normal[part], value[part])
-        return point
+        """The next points (equation 8 of the paper).
 
-    def _move(self, samples: Samples, normal: Tensor, value: Tensor) -> Tensor:
-        """Equation 8 of the paper: between the projections of the point and of x, overshot."""
-        dtype, shape = compute_dtype(samples.x.dtype), samples.x.shape
-        box = box_limits(*self.bounds, samples.x.dtype)
-        pair = torch.stack([samples.point.flatten(1), samples.x.flatten(1)]).to(dtype)
-        normal = normal.flatten(1).to(dtype)
-        normal = torch.where(torch.isfinite(normal), normal, 0.0)
-        value = value.to(dtype)
-        gap = torch.stack([value, value + (normal * (pair[1] - pair[0])).sum(1)])
-        step = step_to_plane(pair, normal, gap, norm=self.norm, bounds=box)
-        length = torch.linalg.vector_norm(step, ORDERS[self.norm], dim=2).clamp(min=1e-8)
-        alpha = (length[0] / (length[0] + length[1])).clamp(max=self.alpha_max)[:, None]
-        ends = pair + self.eta * step
-        return (ends[0] * (1 - alpha) + ends[1] * alpha).to(samples.x.dtype).clamp(*box).view(shape)
+        Batch by batch: where there is no kernel, a step takes the memory of many images for one.
+        """
+        step, point = STEPS[self.norm], samples.point.clone()
+        for part in engine.batches(len(samples.y)):
+            step(
+                point[part],
+                normal[part],
+                samples.x[part],
+                value=value[part],
+                alpha_max=self.alpha_max,
+                eta=self.eta,
+                bounds=self.bounds,
+            )
+        return point
 
     def refine(self, engine: InputGradient, samples: Samples, closest: Closest) -> None:
         """The final search: a few steps of a secant method between x and the adversarial image.

@@ -5,6 +5,9 @@
 
 from roli_fast.ops.functional import apgd_l2_step_ as apgd_l2_step_
 from roli_fast.ops.functional import apgd_linf_step_ as apgd_linf_step_
+from roli_fast.ops.functional import fab_l1_step_ as fab_l1_step_
+from roli_fast.ops.functional import fab_l2_step_ as fab_l2_step_
+from roli_fast.ops.functional import fab_linf_step_ as fab_linf_step_
 from roli_fast.ops.functional import l1_project_ as l1_project_
 from roli_fast.ops.functional import l1_random_start as l1_random_start
 from roli_fast.ops.functional import l1_step_ as l1_step_

@@ -75,6 +75,23 @@ def amount(name: str, value: object, x: Tensor) -> float | Tensor:
     if type(value) is float and 0.0 <= value < math.inf:
         return value
     expected, fix = "a number >= 0 or a tensor of shape (B,)", "Write 8/255 for pixel units."
+    result = _scalar(name, value, x, expected, fix)
+    if isinstance(result, float) and not 0.0 <= result < math.inf:
+        raise ArgumentError(describe(name, expected, result, fix))
+    return result
+
+
+def number(name: str, value: object, x: Tensor) -> float | Tensor:
+    """The same for a finite number of either sign."""
+    expected = "a finite number or a tensor of shape (B,)"
+    result = _scalar(name, value, x, expected)
+    if isinstance(result, float) and not -math.inf < result < math.inf:
+        raise ArgumentError(describe(name, expected, result))
+    return result
+
+
+def _scalar(name: str, value: object, x: Tensor, expected: str, fix: str = "") -> float | Tensor:
+    """A number as float, of any size, or a float tensor (B,) where `x` is."""
     if isinstance(value, Tensor):
         if value.dtype not in DTYPES:
             raise ArgumentTypeError(describe(name, "a floating-point tensor (B,)", value.dtype))
@@ -90,10 +107,7 @@ def amount(name: str, value: object, x: Tensor) -> float | Tensor:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(describe(name, expected, type(value).__name__, fix))
-    number = as_float(value)
-    if not 0.0 <= number < math.inf:
-        raise ArgumentError(describe(name, expected, number, fix))
-    return number
+    return as_float(value)
 
 
 def as_float(value: numbers.Real) -> float:

@@ -23,7 +23,7 @@ from roli_fast.errors import ArgumentError, RoliFastError, describe
 
 logger = logging.getLogger("roli_fast")
 
-INTERFACE = 3  # raise together with kInterface in csrc/bindings.cpp
+INTERFACE = 4  # raise together with kInterface in csrc/bindings.cpp
 BACKENDS = ("native", "reference")
 _NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 OPS = {
@@ -32,6 +32,9 @@ OPS = {
     "l2_step_": _NATIVE,
     "apgd_linf_step_": _NATIVE,
     "apgd_l2_step_": _NATIVE,
+    "fab_linf_step_": _NATIVE,
+    "fab_l2_step_": _NATIVE,
+    "fab_l1_step_": _NATIVE,
     "select_best_": (*_NATIVE, torch.float64),
     "l1_step_": _NATIVE,
     "l1_project_": _NATIVE,

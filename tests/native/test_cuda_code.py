@@ -13,7 +13,8 @@ from building import missing
 
 from roli_fast import ops
 
-# Three storage types, with and without vectors; l1_kernel also with and without a step.
+# Three storage types, with and without vectors; l1_kernel also with and without a step, and
+# fab_step_kernel in three norms.
 # sum_kernel serves both files of L2 kernels. A name that holds another comes first.
 KERNELS = {
     "apgd_linf_step_kernel": 6,
@@ -21,6 +22,7 @@ KERNELS = {
     "apgd_l2_step_kernel": 6,
     "l2_step_kernel": 6,
     "sum_kernel": 12,
+    "fab_step_kernel": 18,
     "decide_kernel": 1,
     "copy_kernel": 2,
     "step_kernel": 6,
@@ -33,9 +35,15 @@ KERNELS = {
     "lora_dropout_kernel": 6,
 }
 # l1: one block of 512 threads a sample. Sums in fp64: 3 blocks of 256 threads. Else 4 of them.
-REDUCING = ("apgd_l2_length_kernel", "apgd_l2_step_kernel", "l2_step_kernel", "sum_kernel")
+REDUCING = (
+    "apgd_l2_length_kernel",
+    "apgd_l2_step_kernel",
+    "l2_step_kernel",
+    "fab_step_kernel",
+    "sum_kernel",
+)
 MOST_REGISTERS = {"l1_kernel": 128, "lora_inner_outer": 128} | dict.fromkeys(REDUCING, 80)
-DIVIDES = ("l1_kernel", "start_kernel", "start_totals", *REDUCING[:3])
+DIVIDES = ("l1_kernel", "start_kernel", "start_totals", *REDUCING[:4])
 """Exact divisions and roots are made of fused instructions themselves."""
 
 
@@ -45,6 +53,7 @@ STREAMS = {
     "apgd_l2_step_kernel": (4, 1),
     "l2_step_kernel": (3, 1),
     "sum_kernel": (3, 0),
+    "fab_step_kernel": (3, 1),
     "copy_kernel": (2, 2),
     "step_kernel": (3, 1),
     "l1_kernel": (2, 1),

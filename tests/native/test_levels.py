@@ -28,6 +28,12 @@ extern "C" void step(void* x_adv, const void* grad, const void* x, int64_t sampl
   rf::linf_step_cpu({x_adv, grad, x, samples, per_sample, static_cast<rf::DType>(dtype),
                      {eps, 0, 1}, {size, 0, 1}, -59904.0f, 59904.0f}, 2);
 }
+extern "C" void fab(void* x_adv, const void* grad, const void* x, int64_t samples,
+                    int64_t per_sample, int dtype, int norm, const float* value) {
+  rf::fab_step_cpu({x_adv, grad, x, samples, per_sample, static_cast<rf::DType>(dtype),
+                    static_cast<rf::Norm>(norm), {value, 0, 1}, {nullptr, 0.1f, 0},
+                    {nullptr, 1.05f, 0}, 0.0f, 1.0f}, 2);
+}
 """
 
 
@@ -73,3 +79,23 @@ def test_each_level_equals_the_reference(library):
         )
         assert torch.equal(x_adv.isnan(), expected.isnan())
         assert torch.equal(x_adv[~x_adv.isnan()], expected[~expected.isnan()])
+
+
+def test_fab_steps_on_each_level(library):
+    """Sums go by 16 lanes on every level: fp64 sums in torch's order give the same levels."""
+    value = torch.tensor([-90.0, -2.0, 0.0, 3.0, 1e6])
+    for code, dtype in enumerate(DTYPES):
+        generator = torch.Generator().manual_seed(code)
+        x = torch.rand(5, 1111, generator=generator).to(dtype)
+        x_adv = (x.float() + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1).to(dtype)
+        grad = torch.randn(x.shape, generator=generator).to(dtype)
+        grad[:, ::9], grad[:, 1::9] = torch.inf, 0.0
+        for norm, name in enumerate(("linf", "l2", "l1")):
+            specified, moved = getattr(reference, f"fab_{name}_step"), x_adv.clone()
+            expected = specified(x_adv, grad, x, value=value, alpha_max=0.1, eta=1.05)
+            library.fab(
+                *map(pointer, (moved, grad, x)),
+                *(ctypes.c_int64(5), ctypes.c_int64(1111), ctypes.c_int(code)),
+                *(ctypes.c_int(norm), pointer(value)),
+            )
+            assert torch.equal(moved, expected), (dtype, name)

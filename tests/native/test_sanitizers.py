@@ -43,6 +43,13 @@ PLANTED = [  # program, file, code, mistake, and what is said of it
         OVERFLOW,
     ),
     (
+        "cpu, address",
+        "cpu/fab_step.cpp",
+        "const int64_t n = std::min(kBlock, n_ - i);",
+        "const int64_t n = kBlock;",
+        OVERFLOW,
+    ),
+    (
         "cpu, threads",
         "cpu/parallel.h",
         "std::min(begin + share, n)",

@@ -209,6 +209,11 @@ AMOUNT = [
     ),
     Change("inside the batch", EITHER, inside_written),
 ]
+NUMBER = [  # of either sign
+    *(change for change in AMOUNT if change.name not in ("-0.1", "-1")),
+    *fixed(RIGHT, -0.1, -1, -5e-324, Fraction(-1, 8)),
+    *fixed(WRONG, -(10**400)),
+]
 BOUNDS = [
     *fixed(
         WRONG, None, 0.5, *NO_TENSOR, (1.0, 0.0), (0.5, 0.5), (0.0,), (0.0, 0.5, 1.0), ("0", "1")
@@ -240,6 +245,8 @@ CHANGES = {
     **dict.fromkeys(("x_adv", "x_prev", "grad", "x", "best_x", "best_grad"), BATCH),
     **dict.fromkeys(("best_loss", "loss"), [c for c in BATCH if "dimension" not in c.name]),
     **dict.fromkeys(("eps", "step_size", "momentum", "density"), AMOUNT),
+    **dict.fromkeys(("alpha_max", "eta"), AMOUNT),
+    "value": NUMBER,
     "bounds": BOUNDS,
     "generator": GENERATOR,
     "sample_ids": IDS,

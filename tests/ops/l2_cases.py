@@ -77,12 +77,17 @@ def batch(op: Op, shape, dtype: torch.dtype, seed: int = 0, spread: float = 0.05
 
 
 def amounts(op: Op, eps: float, samples: int | None = None) -> dict:
-    """Numbers or, for a number of samples, tensors: sample 0 has radius 0, others up to `eps`."""
+    """Numbers or, for a number of samples, tensors: sample 0 has radius 0, others up to `eps`.
+
+    FAB's planes have values of both signs in proportion to `eps`.
+    """
     values = {"eps": eps, "step_size": 0.7 * eps, "momentum": 0.75, "density": 0.3}
+    values |= {"value": -0.9 * eps, "alpha_max": 0.1, "eta": 1.05}
     if samples is not None:
         scale = torch.linspace(0, 1, samples)
         values = {"eps": eps * scale, "step_size": eps * (1.3 - scale), "momentum": 1 - scale / 2}
-        values["density"] = scale
+        values |= {"density": scale, "value": 2 * eps * (scale - 0.4)}
+        values |= {"alpha_max": 0.5 * scale, "eta": 1 + scale / 10}
     return {name: values[name] for name in op.amounts}
 
 

@@ -34,6 +34,7 @@ WRITTEN = {
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHAPES = ((2, 3, 4, 5), (3, 7), (1, 1), (5,), (0, 3, 2), (2, 0), (4, 1, 1, 3))
 NUMBERS = {"eps": 0.1, "step_size": 0.03, "momentum": 0.75, "density": 0.3}
+NUMBERS |= {"value": -0.2, "alpha_max": 0.1, "eta": 1.05}
 
 
 def written_by(op: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ PERIOD = 2**15  # samples, after which the numbers repeat
 NEEDED = 14e9  # bytes: three tensors and what is made for a part of one
 PARTS = (slice(0, 2), slice(2**21 - 1, 2**21 + 2))
 AMOUNTS = {"eps": 0.3, "step_size": 0.1, "momentum": 0.75, "density": 0.1}
+AMOUNTS |= {"value": -9.0, "alpha_max": 0.1, "eta": 1.05}
 
 pytestmark = pytest.mark.slow
 
@@ -70,11 +71,13 @@ def arguments(large: dict[str, Tensor], names: tuple[str, ...], written: str) ->
 
 
 STEP = ("x_adv", "grad", "x")
+PLANE = ("value", "alpha_max", "eta")
 APGD = ("x_adv", "x_prev", "grad", "x")
 CASES = [
     ("linf_step_", STEP, "x_adv", ("eps", "step_size")),
     ("l2_step_", STEP, "x_adv", ("eps", "step_size")),
     ("l1_step_", STEP, "x_adv", ("eps", "step_size", "density")),
+    *((f"fab_{norm}_step_", STEP, "x_adv", PLANE) for norm in ("linf", "l2", "l1")),
     ("l2_project_", ("x_adv", "x"), "x_adv", ("eps",)),
     ("l1_project_", ("x_adv", "x"), "x_adv", ("eps",)),
     ("apgd_linf_step_", APGD, "x_prev", ("eps", "step_size", "momentum")),

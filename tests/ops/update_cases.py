@@ -20,6 +20,10 @@ UPDATES = OPS | {
         _op("linf_step_", ("x_adv", "grad", "x"), ("eps", "step_size")),
         _op("l1_project_", ("x_adv", "x"), ("eps",)),
         _op("l1_step_", ("x_adv", "grad", "x"), ("eps", "step_size", "density")),
+        *(
+            _op(f"fab_{norm}_step_", ("x_adv", "grad", "x"), ("value", "alpha_max", "eta"))
+            for norm in ("linf", "l2", "l1")
+        ),
     )
 }
 

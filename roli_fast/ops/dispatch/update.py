@@ -62,12 +62,23 @@ def _launch_apgd_linf(
     launch(kernel, target, addresses, amounts, box, 0.0, 0)
 
 
+def _launch_fab(
+    kernel: str, target: Tensor, addresses: Sequence[int], amounts: Sequence[Amount], box: Bounds
+) -> None:
+    """One kernel for all norms; its code is that of csrc/ops.h."""
+    norm = ("fab_linf_step", "fab_l2_step", "fab_l1_step").index(kernel)
+    launch("fab_step", target, addresses, amounts, box, norm)
+
+
 LAUNCHES: dict[str, Launch] = {
     "linf_step": launch,
     "l1_project": launch,
     "l1_step": launch,
     "l2_project": _launch_l2_projection,
     "l2_step": _launch_summing,
+    "fab_linf_step": _launch_fab,
+    "fab_l2_step": _launch_fab,
+    "fab_l1_step": _launch_fab,
     "apgd_linf_step": _launch_apgd_linf,
     "apgd_l2_step": _launch_summing,
 }

@@ -2,6 +2,9 @@
 
 from roli_fast.ops.functional.apgd import apgd_l2_step_ as apgd_l2_step_
 from roli_fast.ops.functional.apgd import apgd_linf_step_ as apgd_linf_step_
+from roli_fast.ops.functional.fab import fab_l1_step_ as fab_l1_step_
+from roli_fast.ops.functional.fab import fab_l2_step_ as fab_l2_step_
+from roli_fast.ops.functional.fab import fab_linf_step_ as fab_linf_step_
 from roli_fast.ops.functional.l1 import l1_project_ as l1_project_
 from roli_fast.ops.functional.l1 import l1_step_ as l1_step_
 from roli_fast.ops.functional.l2 import l2_project_ as l2_project_

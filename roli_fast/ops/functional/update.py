@@ -11,6 +11,9 @@ CHECKS = {
     "step_size": checks.amount,
     "density": checks.fraction,
     "momentum": checks.fraction,
+    "value": checks.number,
+    "alpha_max": checks.fraction,
+    "eta": checks.amount,
 }
 
 

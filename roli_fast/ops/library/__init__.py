@@ -10,6 +10,9 @@ from roli_fast.ops.library.random import random_start_op as random_start_op
 from roli_fast.ops.library.select_best import select_best_op as select_best_op
 from roli_fast.ops.library.update import apgd_l2_step_op as apgd_l2_step_op
 from roli_fast.ops.library.update import apgd_linf_step_op as apgd_linf_step_op
+from roli_fast.ops.library.update import fab_l1_step_op as fab_l1_step_op
+from roli_fast.ops.library.update import fab_l2_step_op as fab_l2_step_op
+from roli_fast.ops.library.update import fab_linf_step_op as fab_linf_step_op
 from roli_fast.ops.library.update import l1_project_op as l1_project_op
 from roli_fast.ops.library.update import l1_step_op as l1_step_op
 from roli_fast.ops.library.update import l2_project_op as l2_project_op

@@ -42,11 +42,15 @@ def _operator(op: str, tensors: tuple[str, ...], amounts: tuple[str, ...]) -> Ca
 
 _STEP = ("x_adv", "grad", "x")
 _MOMENTUM_STEP = ("x_adv", "x_prev", "grad", "x"), ("eps", "step_size", "momentum")
+_PLANE = ("value", "alpha_max", "eta")
 
 linf_step_op = _operator("linf_step_", _STEP, ("eps", "step_size"))
 l2_project_op = _operator("l2_project_", ("x_adv", "x"), ("eps",))
 l2_step_op = _operator("l2_step_", _STEP, ("eps", "step_size"))
 l1_project_op = _operator("l1_project_", ("x_adv", "x"), ("eps",))
 l1_step_op = _operator("l1_step_", _STEP, ("eps", "step_size", "density"))
+fab_linf_step_op = _operator("fab_linf_step_", _STEP, _PLANE)
+fab_l2_step_op = _operator("fab_l2_step_", _STEP, _PLANE)
+fab_l1_step_op = _operator("fab_l1_step_", _STEP, _PLANE)
 apgd_linf_step_op = _operator("apgd_linf_step_", *_MOMENTUM_STEP)
 apgd_l2_step_op = _operator("apgd_l2_step_", *_MOMENTUM_STEP)

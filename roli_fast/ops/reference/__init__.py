@@ -10,6 +10,9 @@ rounded *inward* in the storage dtype: plain rounding of `x - eps` leaves the ba
 
 from roli_fast.ops.reference.apgd import apgd_l2_step as apgd_l2_step
 from roli_fast.ops.reference.apgd import apgd_linf_step as apgd_linf_step
+from roli_fast.ops.reference.fab import fab_l1_step as fab_l1_step
+from roli_fast.ops.reference.fab import fab_l2_step as fab_l2_step
+from roli_fast.ops.reference.fab import fab_linf_step as fab_linf_step
 from roli_fast.ops.reference.l1 import l1_project as l1_project
 from roli_fast.ops.reference.l1 import l1_step as l1_step
 from roli_fast.ops.reference.l2 import l2_project as l2_project

@@ -147,7 +147,7 @@ def _step_scale(x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, limit
     reach = reach + _element_error(x_adv.dtype) * farthest
     inside = (reach <= limits.eps) & (limits.eps >= SMALLEST)
     scale = _shrink(reach, inside, limits, x_adv.dtype)
-    power = _inverse_power(length)
+    power = inverse_power(length)
     ratio = torch.where(limits.eps < SMALLEST, 0.0, limits.eps / reach)
     beta = rate / power
     beta = torch.where(inside, beta, ratio * beta)
@@ -176,7 +176,7 @@ def _element_error(dtype: torch.dtype) -> float:
     return 4 * torch.finfo(dtype).eps
 
 
-def _inverse_power(length: Tensor) -> Tensor:
+def inverse_power(length: Tensor) -> Tensor:
     """2^-e for a length in [2^e, 2^(e + 1)), as far as fp32 goes."""
     exponent = 1 - torch.frexp(length).exponent
     return torch.ldexp(torch.ones_like(length), exponent.clamp(-126, 127))

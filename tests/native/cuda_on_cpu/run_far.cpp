@@ -2,6 +2,7 @@
 #include "far.h"
 
 #include "cuda/apgd_step.cuh"
+#include "cuda/fab_step.cuh"
 #include "cuda/l2_step.cuh"
 #include "cuda/linf_step.cuh"
 #include "cuda/select_best.cuh"
@@ -77,6 +78,25 @@ void apgd(bool is_l2, double* workspace) {
   compare("apgd_step", target.tested(), here);
 }
 
+template <bool kVectors, Norm kNorm>
+void fab() {
+  const Far target(4, 1.0f, 0.0f);
+  auto here = target.copy();
+  const PerSample eta = {nullptr, 1.05f, 0};
+  FabStepCall call = {here.data(), grad.tested(), x.tested(), kTested, kLength, DType::bf16, kNorm,
+                      l1_eps.near(), fraction.near(), eta, 0.0f, 1.0f};
+  fab_step_cpu(call, 1);
+  call = {target.all, grad.all, x.all, kSamples, kLength, DType::bf16, kNorm, l1_eps.far(),
+          fraction.far(), eta, 0.0f, 1.0f};
+  gridDim = {static_cast<unsigned>(kSamples), 1};
+  for (int64_t sample = kFirst; sample < kSamples; ++sample) {
+    blockIdx = {static_cast<unsigned>(sample), 0};
+    const auto block = [&] { fab_step_kernel<Bf16, kVectors, kNorm>(call); };
+    if (!fibers::run_block(kThreads, block)) ++differences;
+  }
+  compare("fab_step", target.tested(), here);
+}
+
 template <class Unit>
 void select() {
   const Far best(4, 1.0f, 0.0f), best_grad(5, 1.0f, 0.0f);
@@ -104,6 +124,7 @@ int main() {
   linf<true>(), linf<false>(), linf_long();
   l2<true>(workspace), l2<false>(workspace);
   for (bool is_l2 : {false, true}) apgd<true>(is_l2, workspace), apgd<false>(is_l2, workspace);
+  fab<true, Norm::linf>(), fab<false, Norm::l2>(), fab<true, Norm::l1>();
   select<uint4>(), select<uint16_t>();
   printf("large tensors, %d differences\n", differences);
   return differences != 0;

@@ -1,4 +1,4 @@
-// Runs the CUDA kernels of the L2 and APGD steps and of select_best_, block by block, and compares
+// Runs the CUDA kernels of the L2, APGD and FAB steps and of select_best_, block by block, and compares
 // them with the CPU's. A program of its own, so that it can run under AddressSanitizer: memory is
 // allocated to the byte. Prints what differs; 0 if nothing does.
 #include "block.h"
@@ -8,6 +8,7 @@
 #include <random>
 
 #include "cuda/apgd_step.cuh"
+#include "cuda/fab_step.cuh"
 #include "cuda/l2_step.cuh"
 #include "cuda/select_best.cuh"
 
@@ -85,6 +86,20 @@ bool emulate(const ApgdStepCall& call, bool l2) {
     constexpr bool kVectors = decltype(vectors)::value;
     return l2 ? run_apgd_l2<T, kVectors>(call) : run_apgd_linf<T, kVectors>(call);
   });
+}
+
+template <Norm kNorm>
+bool emulate_fab(const FabStepCall& call) {
+  return with_words(call, [&](auto type, auto vectors) {
+    return run_grid({fab_blocks(call), 1}, [&] {
+      fab_step_kernel<decltype(type), decltype(vectors)::value, kNorm>(call);
+    });
+  });
+}
+
+bool emulate(const FabStepCall& call) {
+  if (call.norm == Norm::linf) return emulate_fab<Norm::linf>(call);
+  return call.norm == Norm::l2 ? emulate_fab<Norm::l2>(call) : emulate_fab<Norm::l1>(call);
 }
 
 bool emulate(const SelectBestCall& call) {
@@ -175,6 +190,18 @@ void check(int64_t samples, int64_t length, DType dtype, int offset) {
     (is_l2 ? apgd_l2_step_cpu : apgd_linf_step_cpu)(apgd(here), 1);
     ended(emulate(apgd(there), is_l2), "apgd_step");
     there.compare(here, "apgd_step");
+  }
+  for (Norm norm : {Norm::linf, Norm::l2, Norm::l1}) {
+    std::vector<float> value(samples);
+    for (int64_t i = 0; i < samples; ++i) value[i] = 0.02f * static_cast<float>(length * (i % 3 - 1));
+    const auto fab = [&](Memory& target) {
+      return FabStepCall{target.data(), grad.data(), x.data(), samples, length, dtype, norm,
+                         {value.data(), 0, 1}, {nullptr, 0.1f, 0}, {step.data(), 0, 1}, 0.0f, 1.0f};
+    };
+    Memory here(x_adv), there(x_adv);
+    fab_step_cpu(fab(here), 1);
+    ended(emulate(fab(there)), "fab_step");
+    there.compare(here, "fab_step");
   }
   std::vector<double> best(samples), loss(samples);
   for (int64_t i = 0; i < samples; ++i) loss[i] = i % 5 ? (i % 5 == 1 ? 1.0 : -1.0) : NAN;

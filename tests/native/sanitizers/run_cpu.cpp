@@ -74,6 +74,12 @@ void steps(const Case& c, const Tensors& t) {
             step, fraction, 0.0f, 1.0f, 0.01, nullptr}, threads);
     });
   }
+  for (Norm norm : {Norm::linf, Norm::l2, Norm::l1}) {
+    compare("fab_step", c, {t.x_adv}, read, [&](auto& w, int threads) {
+      fab_step_cpu({w[0].data(), t.grad.data(), t.x.data(), samples, length, c.dtype, norm, eps,
+                    fraction, step, 0.0f, 1.0f}, threads);
+    });
+  }
   const auto project = [&](Memory& x_adv) {
     return L1ProjectCall{x_adv.data(), t.x.data(), samples, length, c.dtype, eps, 0.0f, 1.0f};
   };
