@@ -1,0 +1,77 @@
+"""What the benchmarks call of roli_fast: the one place that follows its interface.
+
+`passes` are the fields of `Engine` (dtype, merge, attention, ...). What this version does not have
+raises `Missing`, and its row says so.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from harness.peers import Missing
+from harness.plain import EPS, STEP_SIZE
+from harness.timing import Call
+from roli_fast import engine, peft
+from roli_fast.attacks import PGD
+from roli_fast.data import Batch
+from roli_fast.engine import SearchModel
+from roli_fast.train.objectives import Adversarial
+from roli_fast.train.optim import Optimizer
+
+Passes = dict[str, Any]
+
+
+def pgd(model: nn.Module, steps: int, passes: Passes) -> Callable[..., Tensor]:
+    """(x, y, generator=None, sample_ids=None) -> x_adv."""
+    attack = PGD(eps=EPS, step_size=STEP_SIZE, steps=steps)
+    kind = getattr(engine, "Engine", None)
+    if kind is not None:
+        unknown = set(passes) - {field.name for field in dataclasses.fields(kind)}
+        if unknown:
+            raise Missing(f"not in this version: Engine({', '.join(sorted(unknown))}=...)")
+        chosen = kind(**passes)
+        return lambda x, y, *args, **named: attack(model, x, y, *args, engine=chosen, **named)
+    unknown = set(passes) - {"dtype"}
+    if unknown:
+        raise Missing(f"not in this version: {', '.join(sorted(unknown))}")
+    search = SearchModel(model, dtype=passes.get("dtype"))
+    return lambda x, y, *args, **named: attack(search, x, y, *args, **named)
+
+
+def training(
+    model: Any, x: Tensor, y: Tensor, method: peft.Method, *, steps: int, passes: Passes
+) -> Call:
+    """One update of a stage: its tuning method, objective, attack and optimiser.
+
+    Attack and forward take the dtype of `passes`; weights, losses and the update are fp32.
+    """
+    names = peft.apply(model, method)
+    optimizer = Optimizer(lr=1e-5).build(model, names)
+    search: Any = pgd(model, steps, passes)  # the objective calls it as an attack
+    dtype = passes.get("dtype", torch.float32)
+    batch = Batch(x, y, torch.arange(len(x), device=x.device))
+    generator = Generator(x.device).manual_seed(0)
+    objective = Adversarial()
+
+    def attack(_model: nn.Module, *args: Any, **named: Any) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return search(*args, **named)
+
+    def run() -> None:
+        method.train_mode(model)
+        short = (
+            contextlib.nullcontext()
+            if dtype == torch.float32
+            else torch.autocast(x.device.type, dtype)
+        )
+        with short:
+            terms = objective(model, batch, attack, generator)  # type: ignore[arg-type]
+        optimizer.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        optimizer.step()
+
+    return run
