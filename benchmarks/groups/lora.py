@@ -11,13 +11,12 @@ from groups.pgd import quick
 from groups.train import LAYERS, RANK
 from torch import Tensor, nn
 
-from harness import peers
+from harness import ours, peers
 from harness.networks import images, network
 from harness.plain import EPS, STEP_SIZE
 from harness.report import Options, Report
 from harness.timing import Call, Plan, measure
 from roli_fast import ops
-from roli_fast.engine import InputGradient
 from roli_fast.peft import LoRA, apply
 
 NETWORK, BATCH, STEPS = "vit_tiny_patch16_224", 8, 7
@@ -36,12 +35,12 @@ def low_rank(options: Options, name: str, dropout: float) -> nn.Module:
     return model
 
 
-def attack(model: nn.Module, x: Tensor, y: Tensor, steps: int, **engine: Any) -> Call:
+def attack(model: nn.Module, x: Tensor, y: Tensor, steps: int, **passes: Any) -> Call:
     """PGD with our engine and step, whatever the model."""
 
     def run() -> Tensor:
         x_adv = x.clone()
-        with InputGradient(model, **engine) as gradient, torch.no_grad():
+        with ours.input_gradient(model, passes) as gradient, torch.no_grad():
             for _ in range(steps):
                 grad, _, _ = gradient(x_adv, y)
                 ops.linf_step_(x_adv, grad, x, eps=EPS, step_size=STEP_SIZE)

@@ -16,7 +16,6 @@ from harness import ours, peers, plain, work
 from harness.networks import images, network
 from harness.report import Options, Report
 from harness.timing import Call, Plan, Times, measure
-from roli_fast.engine import InputGradient
 
 Make = Callable[[nn.Module, int], peers.Attack]
 """(model, steps) -> (x, y) -> whatever."""
@@ -136,7 +135,7 @@ def activations(report: Report, case: Case, columns: dict[str, dict[str, Any]]) 
         nn.functional.cross_entropy(model(x.requires_grad_(True)), y)
         unfrozen = megabytes()
     x = x.detach()
-    with InputGradient(model) as gradient, work.kept(model, x) as megabytes:
+    with ours.input_gradient(model, {}) as gradient, work.kept(model, x) as megabytes:
         gradient(x, y)
         frozen = megabytes()
     columns["ours fp32"]["activations_mb"] = round(frozen, 3)

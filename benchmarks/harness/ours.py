@@ -18,27 +18,33 @@ from harness.timing import Call
 from roli_fast import engine, peft
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
-from roli_fast.engine import SearchModel
+from roli_fast.engine import InputGradient, SearchModel
 from roli_fast.train.objectives import Adversarial
 from roli_fast.train.optim import Optimizer
 
 Passes = dict[str, Any]
 
 
+def bound(model: nn.Module, passes: Passes) -> SearchModel:
+    """The model with its engine, taken wherever an attack takes a model."""
+    kind = getattr(engine, "Engine", None)
+    known = {field.name for field in dataclasses.fields(kind)} if kind else {"dtype"}
+    if unknown := set(passes) - known:
+        raise Missing(f"not in this version: Engine({', '.join(sorted(unknown))}=...)")
+    return kind(**passes).bind(model) if kind else SearchModel(model, **passes)
+
+
+def input_gradient(model: nn.Module, passes: Passes) -> InputGradient:
+    """The engine's context manager."""
+    if not hasattr(engine, "Engine"):
+        return InputGradient(model, **passes)
+    return InputGradient(bound(model, passes))
+
+
 def pgd(model: nn.Module, steps: int, passes: Passes) -> Callable[..., Tensor]:
     """(x, y, generator=None, sample_ids=None) -> x_adv."""
     attack = PGD(eps=EPS, step_size=STEP_SIZE, steps=steps)
-    kind = getattr(engine, "Engine", None)
-    if kind is not None:
-        unknown = set(passes) - {field.name for field in dataclasses.fields(kind)}
-        if unknown:
-            raise Missing(f"not in this version: Engine({', '.join(sorted(unknown))}=...)")
-        chosen = kind(**passes)
-        return lambda x, y, *args, **named: attack(model, x, y, *args, engine=chosen, **named)
-    unknown = set(passes) - {"dtype"}
-    if unknown:
-        raise Missing(f"not in this version: {', '.join(sorted(unknown))}")
-    search = SearchModel(model, dtype=passes.get("dtype"))
+    search = bound(model, passes)
     return lambda x, y, *args, **named: attack(search, x, y, *args, **named)
 
 

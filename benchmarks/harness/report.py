@@ -84,8 +84,9 @@ class Report:
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> None:
-        """What was aimed at; a value of None was not measured, which is neither met nor missed."""
-        self.targets.append(verdict(what, value, at_least=at_least, at_most=at_most))
+        """What was aimed at; what was not measured, or quickly, is neither met nor missed."""
+        found = verdict(what, value, at_least=at_least, at_most=at_most)
+        self.targets.append(found | ({"met": None} if self.options.quick else {}))
         self.save()
 
     def as_json(self) -> dict[str, Any]:
@@ -190,7 +191,8 @@ def line(group: str, row: dict[str, Any]) -> str:
 
 def target_line(group: str, target: dict[str, Any]) -> str:
     """A target and what came of it."""
-    said = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
+    unknown = "not measured" if target["value"] is None else "not judged"
+    said = {True: "met", False: "MISSED", None: unknown}[target["met"]]
     value = "-" if target["value"] is None else f"{target['value']:.4g}"
     text = f"{group:10} {target['what']:74} {value:>8} {target['sense']} {target['limit']:<7.4g}"
     return f"{text} {said}"
