@@ -59,11 +59,12 @@ def main() -> int:
         return 0
     out = args.out or (None if args.quick or args.only else reports.RESULTS)
     if args.table:
-        print(reports.table(stored(names, device, args.out or reports.RESULTS)))
+        paths = [path_of(name, options, args.out or reports.RESULTS) for name in names]
+        print(reports.table(stored(paths)))
         return 0
     done, failed = [], []
     for name in names:
-        report = Report(name, options, out and out / f"{name}-{device}.json")
+        report = Report(name, options, out and path_of(name, options, out))
         try:
             importlib.import_module(f"groups.{name}").run(report)
         except Exception:  # the other groups are worth their rows
@@ -79,10 +80,16 @@ def main() -> int:
     return int(bool(failed))
 
 
-def stored(names: list[str], device: str, folder: Path) -> list[dict]:
-    """The result files of these groups that are there."""
-    paths = [folder / f"{name}-{device}.json" for name in names]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+def path_of(name: str, options: Options, folder: Path) -> Path:
+    """A group's result file; AutoAttack on a network of one's own has another than on digits."""
+    digits = "-digits" if name == "autoattack" and not options.weights else ""
+    return folder / f"{name}{digits}-{options.device}.json"
+
+
+def stored(paths: list[Path]) -> list[dict]:
+    """What these files hold, where they are there; files from before the groups have no rows."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    return [report for report in found if "rows" in report]
 
 
 if __name__ == "__main__":

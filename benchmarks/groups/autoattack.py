@@ -1,37 +1,41 @@
 """Full AutoAttack on one network, beside the same attacks written the usual way.
 
-    pip install --no-deps torchattacks
-    python benchmarks/autoattack.py MODEL --data image_folder --root cifar10 --images 200
-
 Every candidate attacks its own survivors, part after part (APGD-CE, APGD-T, FAB-T, Square, each
 with the published 100 steps or 5000 queries), batch by batch with the candidates interleaved in one
 process. "usual" is torchattacks, whose code equals the authors' bit for bit, with weights frozen
 as ours are, so that the difference is the attack's own work. "full batch" is ours where fooled
 images stay in the batch; "bf16" searches in bfloat16, checks in fp32 and keeps what still fools.
+
+By itself it attacks a small network that it trains on digits first. For a real one:
+    bench.py autoattack --weights best.safetensors --root cifar10 --images 200 --threads 1
+whose file is results/autoattack-<device>.json, and that of the digits autoattack-digits-<device>.json.
 """
 
-import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import timing
 import torch
 from torch import Tensor, nn
 
+from harness import ours as passes_of
+from harness import peers
+from harness.networks import SmallCNN
+from harness.report import Options, Report
 from roli_fast import models
-from roli_fast.attacks import Attack, AutoAttack
+from roli_fast.attacks import PGD, Attack, AutoAttack
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.recheck import search
 from roli_fast.data import DATASETS
-from roli_fast.engine import SearchModel
+from roli_fast.data.digits import Digits
 
 EPS = {"linf": 8 / 255, "l2": 0.5}
+DIGITS_EPS = {"linf": 0.15}
+BATCH = {"weights": 100, "digits": 48}
 Search = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, y, ids) -> adversarial images."""
+Batches = list[tuple[Tensor, Tensor, Tensor]]
 
 
 class Counted(nn.Module):
@@ -48,49 +52,67 @@ class Counted(nn.Module):
         return self.model(x)
 
 
-def ours(model: nn.Module | SearchModel, part: Attack, **options: Any) -> Search:
+def ours(model: Any, part: Attack, **options: Any) -> Search:
     """Our attack; `options` replace its fields where it has them."""
     known = {field.name for field in dataclasses.fields(part)}  # type: ignore[arg-type]
     part = dataclasses.replace(part, **{k: v for k, v in options.items() if k in known})  # type: ignore[type-var]
 
     def run(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(x.device).manual_seed(0)
         return search(part, model, x, y, generator, sample_ids=ids).result.x_adv
 
     return run
 
 
-def usual(model: nn.Module, norm: str) -> list[Search]:
+def usual(model: nn.Module, norm: str, eps: float, quick: bool) -> list[Search]:
     """The four attacks of torchattacks, on frozen weights, with the published steps."""
-    import torchattacks as peer
-
-    common: dict[str, Any] = {"norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": EPS[norm]}
+    peer = peers.library("torchattacks", "torchattacks")
+    common: dict[str, Any] = {"norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": eps}
+    steps, queries = (2, 5) if quick else (100, 5000)
     attacks = [
-        peer.APGD(model, **common, steps=100, loss="ce"),
-        peer.APGDT(model, **common, steps=100, n_classes=10),
-        peer.FAB(model, **common, steps=100, multi_targeted=True, n_classes=10),
-        peer.Square(model, **common, n_queries=5000, resc_schedule=False),
+        peer.APGD(model, **common, steps=steps, loss="ce"),
+        peer.APGDT(model, **common, steps=steps, n_classes=10),
+        peer.FAB(model, **common, steps=steps, multi_targeted=True, n_classes=10),
+        peer.Square(model, **common, n_queries=queries, resc_schedule=False),
     ]
     return [lambda x, y, _ids, attack=attack: attack(x, y) for attack in attacks]
 
 
-def candidates(model: nn.Module, norm: str) -> dict[str, tuple[nn.Module, list[Search]]]:
+def parts_of(norm: str, eps: float, quick: bool) -> list[Attack]:
+    """The four attacks of ours."""
+    found = list(AutoAttack(norm=norm, eps=eps).parts)
+    if not quick:
+        return found
+    fewer = {"steps": 2, "queries": 5}
+    return [
+        dataclasses.replace(part, **{k: v for k, v in fewer.items() if hasattr(part, k)})  # type: ignore[type-var]
+        for part in found
+    ]
+
+
+def candidates(
+    model: nn.Module, norm: str, eps: float, report: Report
+) -> dict[str, tuple[Counted, list[Search]]]:
     """Name -> (the module whose passes are counted, its four searches)."""
-    parts = AutoAttack(norm=norm, eps=EPS[norm]).parts
-    made: dict[str, tuple[nn.Module, list[Search]]] = {}
+    quick = report.options.quick
+    parts = parts_of(norm, eps, quick)
+    made: dict[str, tuple[Counted, list[Search]]] = {}
     plain, full, low, other = (Counted(model).eval() for _ in range(4))
     made["roli_fast"] = plain, [ours(plain, part) for part in parts]
-    made["usual"] = other, usual(other, norm)
+    try:
+        made["usual"] = other, usual(other, norm, eps, quick)
+    except peers.Missing as reason:
+        report.add_row({"case": norm, "name": "usual", "note": str(reason)})
     made["full batch"] = full, [ours(full, part, compact=False) for part in parts]
-    short = SearchModel(low, dtype=torch.bfloat16)
+    short = passes_of.bound(low, {"dtype": torch.bfloat16})
     made["bf16"] = low, [ours(short, part) for part in parts]
     return made
 
 
-def attack(model: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]], norm: str) -> Any:
+def attack(model: nn.Module, batches: Batches, norm: str, eps: float, report: Report) -> Any:
     """Seconds, passes and flags of every candidate and part."""
-    made = candidates(model, norm)
-    names = [part.label for part in AutoAttack(norm=norm, eps=EPS[norm]).parts]
+    made = candidates(model, norm, eps, report)
+    names = [part.label for part in AutoAttack(norm=norm, eps=eps).parts]
     seconds = {name: [[0.0] * len(names) for _ in batches] for name in made}
     passes = {name: [0] * len(names) for name in made}
     robust: dict[str, list[list[bool]]] = {name: [] for name in made}
@@ -99,21 +121,16 @@ def attack(model: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]], norm:
         with torch.no_grad():
             right = is_right(model(x), y)
         left = {name: right.clone() for name in made}
-        for place, part in enumerate(names):
+        for place in range(len(names)):
             for name, (counted, searches) in made.items():
                 rows = left[name].nonzero()[:, 0]
-                before, started = counted.images, time.perf_counter()  # type: ignore[attr-defined]
-                x_adv = searches[place](x[rows], y[rows], ids[rows])
+                before, started = counted.images, time.perf_counter()
+                x_adv = searches[place](x[rows], y[rows], ids[rows]) if len(rows) else x[rows]
                 with torch.no_grad():  # by the full-precision model, whatever searched
                     left[name][rows] = is_right(model(x_adv), y[rows])
                 seconds[name][number][place] = time.perf_counter() - started
-                passes[name][place] += counted.images - before  # type: ignore[attr-defined]
+                passes[name][place] += counted.images - before
                 left_after[name][place] += int(left[name].sum())
-                print(
-                    f"{norm} batch {number} {part:14}{name:12}"
-                    f"{seconds[name][number][place]:8.1f} s, {int(left[name].sum())} left",
-                    flush=True,
-                )
         for name in made:
             robust[name].append(left[name].tolist())
     return {
@@ -142,38 +159,62 @@ def conclude(result: dict[str, Any], images: int) -> dict[str, Any]:
     return out
 
 
-def load(args: argparse.Namespace) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The first images of the test split, class by class mixed."""
-    source = DATASETS[args.data](root=args.root, image_size=args.size)  # type: ignore[call-arg]
-    test = source.load().test
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: args.images]
-    return [tuple(test.plain().batch(rows)) for rows in order.split(args.batch)]  # type: ignore[misc]
+def small_network(quick: bool) -> tuple[nn.Module, Any]:
+    """A network trained by PGD on digits, some seconds, and their test images."""
+    splits = Digits(image_size=16).load()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SmallCNN(size=16)
+    batch = splits.train.plain().batch(torch.arange(len(splits.train)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    search = PGD(eps=DIGITS_EPS["linf"], step_size=0.05, steps=5)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8 if quick else 40):
+        for rows in torch.randperm(len(batch.y), generator=generator).split(128):
+            x_adv = search(model, batch.x[rows], batch.y[rows], generator)
+            loss = nn.functional.cross_entropy(model(x_adv), batch.y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval().requires_grad_(False), splits.test
 
 
-def main() -> None:
-    """Run, print, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="a best.safetensors of roli_fast.train")
-    parser.add_argument("--data", default="image_folder")
-    parser.add_argument("--root", required=True)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--norms", default="linf,l2")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    model = models.load(args.model).eval().requires_grad_(False)
-    batches = load(args)
-    report: dict[str, Any] = {"machine": timing.machine("cpu", args.threads)}
-    report["case"] = {"images": args.images, "batch": args.batch, "eps": EPS}
-    for norm in args.norms.split(","):
-        result = attack(model, batches, norm)
-        report[norm] = {**conclude(result, args.images), "details": result}
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(report[norm] | {"details": ""}, indent=1))
+def subject(options: Options) -> tuple[nn.Module, Batches, dict[str, float]]:
+    """Network, images class by class mixed, and radii."""
+    if options.weights:
+        model = models.load(options.weights).eval().requires_grad_(False)
+        test = DATASETS["image_folder"](root=options.root, image_size=32).load().test  # type: ignore[call-arg]
+        eps, count, size = EPS, options.images, BATCH["weights"]
+    else:
+        model, test = small_network(options.quick)
+        eps, count, size = DIGITS_EPS, 8 if options.quick else 2 * BATCH["digits"], BATCH["digits"]
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]
+    batches = [test.plain().batch(rows) for rows in order.split(size)]
+    device = options.device
+    moved = [(b.x.to(device), b.y.to(device), b.ids.to(device)) for b in batches]
+    return model.to(device), moved, eps
 
 
-if __name__ == "__main__":
-    main()
+def run(report: Report) -> None:
+    """Every norm; a row for each candidate."""
+    model, batches, eps = subject(report.options)
+    images = sum(len(y) for _, y, _ in batches)
+    report.case |= {"images": images, "batch": len(batches[0][1]), "eps": eps}
+    report.case["data"] = report.options.root or "digits"
+    for norm, radius in eps.items():
+        result = attack(model, batches, norm, radius, report)
+        found = conclude(result, images)
+        report.extra[norm] = {**found, "details": result}
+        for name, one in found.items():
+            report.add_row(
+                {
+                    "case": f"{report.case['data']}, {norm}",
+                    "name": name,
+                    "ms": round(1e3 * one["seconds"], 1),
+                    "base": "roli_fast",
+                    "times_base": one["times_ours"],
+                    "rounds": len(batches),
+                    "note": f"robust {100 * one['robust_accuracy']:.1f} %",
+                }
+            )
+        report.save()

@@ -28,8 +28,9 @@ def makers(options: Options) -> dict[str, dict[str, Callable[[], Call]]]:
         run = pgd.CANDIDATES[name](network(NETWORK, options), STEPS)
         return lambda: run(x, y)
 
-    made = {"attack": {name: lambda name=name: attack(name) for name in ATTACKS}}
-    for method in ("lora", "full"):
+    names = ATTACKS[:2] if options.quick else ATTACKS  # a process each
+    made = {"attack": {name: lambda name=name: attack(name) for name in names}}
+    for method in () if options.quick else ("lora", "full"):
         case = train.Case(method, network=NETWORK, batch=BATCH, steps=STEPS, names=UPDATES)
         made[f"update, {method}"] = train.makers(case, options)
     return made

@@ -1,25 +1,25 @@
-"""The fused ops against what a user would otherwise write: `python benchmarks/ops.py`.
+"""The fused ops against what a user would otherwise write.
 
 Three tables, each row interleaved: every op in three shapes and two dtypes against eager torch,
 inductor and a copy of the same bytes; bf16 against fp32; and eager against native at all sizes.
-Prints medians and writes benchmarks/results/ops-<device>.json.
+The file keeps all of them by name, in us and multiples of native; the rows are those of 224 pixels.
 """
 
-import argparse
-import json
-import os
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
-import l1
-import l2
-import linf
 import torch
-from timing import machine, measure, summary
+from groups.pgd import quick
+from op_cases import l1, l2, linf
 
+from harness import timing
+from harness.report import Report, rounded
+from harness.timing import Call, Plan
 from roli_fast import ops
 
 SHAPES = {"1x3x4x4": (1, 3, 4, 4), "64x3x32x32": (64, 3, 32, 32), "64x3x224x224": (64, 3, 224, 224)}
+LARGE = "64x3x224x224"
+QUICK_SHAPES = {"1x3x4x4": (1, 3, 4, 4), LARGE: (2, 3, 16, 16)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CASES = {**linf.CASES, **l2.CASES, **l1.CASES}
 TARGETS = {**linf.TARGETS, **l2.TARGETS, **l1.TARGETS}
@@ -32,82 +32,99 @@ SIZES = {  # elements: a batch of images
     10**6: (64, 1, 125, 125),
     10**7: (64, 1, 250, 625),
 }
+BUDGET = 2.5  # seconds a row, at least 5 rounds of it
 
 
-class Report:
-    """What is measured, kept and printed row by row."""
+def run(report: Report) -> None:
+    """All ops, table by table."""
+    chosen = [op for op in CASES if report.options.only in op]
+    chosen = chosen[:2] if report.options.quick else chosen
+    for op in chosen:
+        for dtype in DTYPES.values():
+            backend = ops.backend(op, report.options.device, dtype)
+            if backend.name != "native":
+                note = f"nothing to measure: {backend.reason}"
+                report.add_row({"case": op, "name": "native", "note": note})
+                return
+    for table in (beside_others, half_beside_float, all_sizes):
+        for op in chosen:
+            table(report, op)
+    large_rows(report, chosen)
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.results: dict[str, object] = {"machine": machine(args.device, args.threads)}
 
-    def row(self, name: str, calls: dict[str, Callable], rounds: int, goals: dict) -> None:
-        """Time the candidates of one row."""
-        times = measure(calls, min(rounds, self.args.rounds), self.args.device)
-        result = self.results[name] = summary(times, goals)
-        median, ratio = result["median_us"], result["times_native"]
-        cells = "".join(f"  {n} {median[n]:.1f} us {ratio[n]:.2f}x" for n in times)  # type: ignore
-        met = "" if not goals else ("  targets met" if result["met"] else "  TARGETS MISSED")
-        print(f"{name:44}{cells}{met}", flush=True)
+def row(report: Report, name: str, calls: dict[str, Call], rounds: int, goals: dict) -> None:
+    """Time the candidates of one row and keep them under its name."""
+    options = report.options
+    if options.quick:  # the compiler alone takes seconds
+        calls = {key: call for key, call in calls.items() if not key.startswith("inductor")}
+    repeats = timing.warm(calls, options.device)
+    plan = quick(Plan(5, rounds, BUDGET), options)
+    times = timing.measure(calls, plan, options.device, repeats)
+    report.extra[name] = found = summary(times, goals)
+    report.save()
+    median, ratio = found["median_us"], found["times_native"]
+    print(name, *(f"  {n} {median[n]:.1f} us {ratio[n]:.2f}x" for n in calls), flush=True)
+    for other, least in goals.items():
+        report.target(f"{name}: times as fast as {other}", ratio.get(other), at_least=least)
+
+
+def summary(times: timing.Times, goals: dict[str, float]) -> dict[str, Any]:
+    """Medians in microseconds, and how many times slower than native each candidate is."""
+    ratios = {name: times.ratio(name, "native") or 0.0 for name in times.seconds}
+    return {
+        "median_us": {n: round(1e6 * (times.median(n) or 0.0), 2) for n in ratios},
+        "quartiles_us": {n: [round(q * 1e6, 2) for q in times.quartiles(n)] for n in ratios},
+        "times_native": {n: round(ratio, 2) for n, ratio in ratios.items()},
+        "targets": {n: round(goal, 3) for n, goal in goals.items()},
+        "met": all(ratios.get(name, goal) >= goal for name, goal in goals.items()),
+    }
 
 
 def beside_others(report: Report, op: str) -> None:
     """Against eager torch, inductor and a copy, in every shape and dtype."""
-    for shape, sizes in SHAPES.items():
+    for shape, sizes in (QUICK_SHAPES if report.options.quick else SHAPES).items():
         for dtype, torch_dtype in DTYPES.items():
             goals = TARGETS.get(f"{op} {shape}", {}) if dtype == "float32" else {}
-            calls = CASES[op](sizes, torch_dtype, report.args.device)
-            report.row(f"{op} {shape} {dtype}", calls, ROUNDS[op], goals)
+            calls = CASES[op](sizes, torch_dtype, report.options.device)
+            row(report, f"{op} {shape} {dtype}", calls, ROUNDS[op], goals)
 
 
 def half_beside_float(report: Report, op: str) -> None:
     """bf16 against fp32, both native."""
+    shape = (QUICK_SHAPES if report.options.quick else SHAPES)[LARGE]
     native = {
-        dtype: CASES[op](SHAPES["64x3x224x224"], torch_dtype, report.args.device)["native"]
+        dtype: CASES[op](shape, torch_dtype, report.options.device)["native"]
         for dtype, torch_dtype in DTYPES.items()
     }
     calls = {"native": native["bfloat16"], "float32": native["float32"]}
-    report.row(f"{op} bf16 beside fp32", calls, ROUNDS[op], HALF_TARGETS.get(op, {}))
+    row(report, f"{op} bf16 beside fp32", calls, ROUNDS[op], HALF_TARGETS.get(op, {}))
 
 
 def all_sizes(report: Report, op: str) -> None:
     """Against eager torch from 10^3 to 10^7 elements: never slower."""
     for elements, shape in SIZES.items():
+        if report.options.quick and elements > 10**3:
+            break
         for dtype, torch_dtype in DTYPES.items():
-            calls = CASES[op](shape, torch_dtype, report.args.device)
+            calls: dict[str, Callable] = CASES[op](shape, torch_dtype, report.options.device)
             calls = {name: calls[name] for name in ("native", "eager")}
-            report.row(f"{op} {elements} elements {dtype}", calls, 7, {"eager": 1.0})
+            row(report, f"{op} {elements} elements {dtype}", calls, 7, {"eager": 1.0})
 
 
-def main() -> None:
-    """Run, print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=41, help="at the most")
-    parser.add_argument("--only", default="", help="ops whose name contains this; writes no file")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    report = Report(args)
-    chosen = [op for op in CASES if args.only in op]
+def large_rows(report: Report, chosen: list[str]) -> None:
+    """The table's rows: the largest shape, in multiples of native."""
     for op in chosen:
-        for dtype in DTYPES.values():
-            backend = ops.backend(op, args.device, dtype)
-            if backend.name != "native":
-                raise SystemExit(f"nothing to measure: {backend.reason}")
-    for table in (beside_others, half_beside_float, all_sizes):
-        print(f"\n{table.__doc__}")
-        for op in chosen:
-            table(report, op)
-    report.results["machine"]["load_after"] = [round(load, 2) for load in os.getloadavg()]  # type: ignore
-    if args.only:
-        return
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"ops-{args.device}.json"
-    path.write_text(json.dumps(report.results, indent=1) + "\n")
-    print(f"medians in us, and multiples of native; written to {path}")
-
-
-if __name__ == "__main__":
-    main()
+        for dtype in DTYPES:
+            found = report.extra[f"{op} {LARGE} {dtype}"]
+            for name, median in found["median_us"].items():
+                report.add_row(
+                    {
+                        "case": f"{op} {dtype}",
+                        "name": name,
+                        "ms": rounded(median / 1e3),
+                        "quartiles_ms": [rounded(q / 1e3) for q in found["quartiles_us"][name]],
+                        "base": "native",
+                        "times_base": found["times_native"][name],
+                    }
+                )
+    report.save()

@@ -159,7 +159,7 @@ def _version(package: str) -> str | None:
 
 def line(group: str, row: dict[str, Any]) -> str:
     """A row of the table."""
-    text = f"{group:10} {row['case']:26} {row['name']:20}"
+    text = f"{group:10} {row['case']:34} {row['name']:20}"
     if "ms" not in row and "note" in row:
         return f"{text} {row['note']}"
     cells = [f"{row['ms']:>9.6g} ms" if "ms" in row else " " * 12]
