@@ -22,6 +22,8 @@ from groups import GROUPS
 from harness import report as reports
 from harness.report import Options, Report
 
+from roli_fast import files
+
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
@@ -36,6 +38,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--out", type=Path, help="folder of the JSON files")
     parser.add_argument("--table", action="store_true", help="print what --out holds, run nothing")
+    parser.add_argument("--merge", type=Path, help="with --table: write them as one file as well")
     parser.add_argument("--weights", default="", help="autoattack: a best.safetensors")
     parser.add_argument("--root", default="", help="autoattack: the image folder of the weights")
     parser.add_argument("--images", type=int, default=200, help="autoattack: how many")
@@ -49,7 +52,7 @@ def main() -> int:
     args = parser.parse_args()
     if unknown := set(args.groups) - set(GROUPS):
         parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
-    names = [name for name in GROUPS if name in args.groups or not args.groups]
+    names = args.groups or list(GROUPS)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     kept = ("threads", "quick", "scale", "only", "weights", "root", "images")
     options = Options(device=device, **{key: getattr(args, key) for key in kept})
@@ -60,7 +63,10 @@ def main() -> int:
     out = args.out or (None if args.quick or args.only else reports.RESULTS)
     if args.table:
         paths = [path_of(name, options, args.out or reports.RESULTS) for name in names]
-        print(reports.table(stored(paths)))
+        found = stored(paths)
+        if args.merge:
+            files.write_json(args.merge, {report["group"]: report for report in found})
+        print(reports.table(found))
         return 0
     done, failed = [], []
     for name in names:

@@ -150,9 +150,9 @@ def conclude(result: dict[str, Any], images: int) -> dict[str, Any]:
         flags = result["robust"][name]
         differ = sum(a != b for a, b in zip(flags, result["robust"]["roli_fast"], strict=True))
         out[name] = {
-            "seconds": round(sum(map(sum, rows)), 1),
+            "seconds": round(sum(map(sum, rows)), 3),
             "times_ours": round(sum(map(sum, rows)) / mine, 3),
-            "by_part": [round(sum(column), 1) for column in zip(*rows, strict=True)],
+            "by_part": [round(sum(column), 3) for column in zip(*rows, strict=True)],
             "robust_accuracy": sum(flags) / images,
             "flags_unlike_ours": differ,
         }
