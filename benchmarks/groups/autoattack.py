@@ -216,7 +216,7 @@ def run(report: Report) -> None:
                     "ms": round(1e3 * one["seconds"], 1),
                     "base": "roli_fast",
                     "times_base": one["times_ours"],
-                    "rounds": len(batches),
+                    "batches": len(batches),
                     "note": f"robust {100 * one['robust_accuracy']:.1f} %",
                 }
             )

@@ -55,7 +55,8 @@ def run(report: Report) -> None:
             values: dict[str, Any] = {
                 key: statistics.median(one[stage][key] for one in runs) for key in runs[0][stage]
             }
-            report.add_row({"case": f"digits, {stage}", "name": name, "rounds": len(runs), **values})
+            where = {"case": f"digits, {stage}", "name": name, "runs": len(runs)}
+            report.add_row(where | values)
     shares = [row["waiting"] for row in report.rows if "waiting" in row]
     what = "share of a step that waits for data, largest"
     report.target(what, max(shares, default=None), at_most=0.03)

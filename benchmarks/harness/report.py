@@ -66,7 +66,7 @@ class Report:
             if name in times.seconds:
                 row["ms"] = rounded(1e3 * (times.median(name) or 0.0))
                 row["quartiles_ms"] = [rounded(1e3 * q) for q in times.quartiles(name)]
-                row["rounds"] = len(times.seconds[name])
+                row["rounds_ms"] = [rounded(1e3 * t, 6) for t in times.seconds[name]]
                 row["base"], row["times_base"] = base, rounded(times.ratio(name, base))
             self.add_row(row | columns.get(name, {}))
         self.save()
@@ -155,6 +155,23 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def times_of(report: dict[str, Any], case: str) -> Times:
+    """The rounds of a case, from what its result file holds."""
+    rows = [row for row in report["rows"] if row["case"] == case and "rounds_ms" in row]
+    return Times({row["name"]: [ms / 1e3 for ms in row["rounds_ms"]] for row in rows})
+
+
+def cases_of(report: dict[str, Any]) -> list[str]:
+    """The cases of a result file that have times, in order."""
+    return list(dict.fromkeys(row["case"] for row in report["rows"] if "rounds_ms" in row))
+
+
+def read(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """A result file; None if there is none."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def line(group: str, row: dict[str, Any]) -> str:
