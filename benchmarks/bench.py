@@ -18,10 +18,10 @@ import traceback
 from pathlib import Path
 
 import torch
+
 from groups import GROUPS
 from harness import report as reports
 from harness.report import Options, Report
-
 from roli_fast import files
 
 

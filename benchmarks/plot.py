@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.report import RESULTS, cases_of, read, times_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from harness.report import RESULTS, cases_of, read, times_of
 from roli_fast import files
 
 FIGURES = Path(__file__).resolve().parent / "figures"
@@ -62,7 +62,7 @@ def where(report: dict[str, Any]) -> str:
 def bars(panel: Any, ratios: dict[str, dict[str, float]], base: str) -> None:
     """A group of horizontal bars a case, each with its number."""
     place, ticks = 0.0, []
-    for case, values in ratios.items():
+    for values in ratios.values():
         first = place
         for name, value in values.items():
             panel.barh(place, value, height=0.86, color=COLOURS[name])
@@ -74,7 +74,7 @@ def bars(panel: Any, ratios: dict[str, dict[str, float]], base: str) -> None:
     panel.tick_params(axis="y", length=0)
     panel.invert_yaxis()
     panel.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
-    panel.margins(x=0.12)
+    panel.margins(x=0.12, y=0.02)
     panel.set_xlabel(f"times as fast as {base}")
     panel.spines[["top", "right"]].set_visible(False)
 
@@ -85,17 +85,18 @@ def speed(device: str, folder: Path) -> Figure | None:
         ("pgd", "torchattacks", "PGD-10 attack"),
         ("train", "RoLI's loop", "adversarial training step (PGD-7)"),
     ]
-    reports = [(read(f"{group}-{device}", folder), base, title) for group, base, title in parts]
-    drawn = [
-        (speeds(report, base), base, title, where(report)) for report, base, title in reports if report
-    ]
-    drawn = [entry for entry in drawn if entry[0]]
+    drawn = []
+    for group, base, title in parts:
+        report = read(f"{group}-{device}", folder)
+        if report and (ratios := speeds(report, base)):
+            drawn.append((ratios, base, title, where(report)))
     if not drawn:
         return None
-    tall = max(sum(map(len, ratios.values())) + len(ratios) for ratios, *_ in drawn)
-    size = (0.4 + 5.2 * len(drawn), 1.3 + 0.17 * tall)
+    counts = [sum(map(len, ratios.values())) + len(ratios) for ratios, *_ in drawn]
+    size = (6.6, 1.3 + 0.5 * len(drawn) + 0.14 * sum(counts))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    shape: Any = {"height_ratios": counts, "squeeze": False}  # bars as thick in all panels
+    panels = figure.subplots(len(drawn), 1, **shape)[:, 0]
     shown: set[str] = set()
     for panel, (ratios, base, title, _) in zip(panels, drawn, strict=True):
         bars(panel, ratios, base)

@@ -8,7 +8,7 @@ images stay in the batch; "bf16" searches in bfloat16, checks in fp32 and keeps 
 
 By itself it attacks a small network that it trains on digits first. For a real one:
     bench.py autoattack --weights best.safetensors --root cifar10 --images 200 --threads 1
-whose file is results/autoattack-<device>.json, and that of the digits autoattack-digits-<device>.json.
+writes results/autoattack-<device>.json, the digits' run autoattack-digits-<device>.json.
 """
 
 import dataclasses

@@ -78,6 +78,7 @@ def trained(flags: list[str], options: Options) -> dict[str, dict[str, float]]:
     stages: dict[str, dict[str, float]] = {}
     for record in map(json.loads, lines):
         values = {"images_per_second": record["train_images_per_second"]}
-        values |= {"waiting": record[key] for key in WAITING if key in record}
+        shares = [record[key] for key in WAITING if key in record]
+        values |= {"waiting": shares[0]} if shares else {}
         stages[record["stage"]] = values
     return stages

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+
 from groups import pgd, train
 from groups.lora import low_rank
 from groups.pgd import BFLOAT16, quick
-from op_cases import linf
-from torch import nn
-
 from harness import ours, peers
 from harness.networks import images, network
 from harness.report import Report
 from harness.timing import Call, Plan, measure, warm
+from op_cases import linf
 
 NETWORK, BATCH, STEPS = "vit_base_patch16_224", 64, 7
 PLAN = Plan(least=5, most=15, budget=10)

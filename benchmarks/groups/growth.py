@@ -6,7 +6,6 @@ All points of an axis are measured in the same rounds; `times_base` is over the 
 from typing import Any
 
 from groups.pgd import BFLOAT16, quick
-
 from harness import ours
 from harness.networks import images, network
 from harness.report import Options, Report

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from groups.pgd import quick
-from groups.train import LAYERS, RANK
 from torch import Tensor, nn
 
+from groups.pgd import quick
+from groups.train import LAYERS, RANK
 from harness import ours, peers
 from harness.networks import images, network
 from harness.plain import EPS, STEP_SIZE

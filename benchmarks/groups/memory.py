@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from groups import pgd, train
 
+from groups import pgd, train
 from harness import peers, work
 from harness.networks import images, network
 from harness.report import Options, Report

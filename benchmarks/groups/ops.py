@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from groups.pgd import quick
-from op_cases import l1, l2, linf
 
+from groups.pgd import quick
 from harness import timing
 from harness.report import Report, rounded
 from harness.timing import Call, Plan
+from op_cases import l1, l2, linf
 from roli_fast import ops
 
 SHAPES = {"1x3x4x4": (1, 3, 4, 4), "64x3x32x32": (64, 3, 32, 32), "64x3x224x224": (64, 3, 224, 224)}

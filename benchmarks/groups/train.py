@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from groups.pgd import BFLOAT16, quick
 from torch import Tensor
 
+from groups.pgd import BFLOAT16, quick
 from harness import ours, peers, plain
 from harness.networks import images, network
 from harness.report import Options, Report
@@ -58,9 +58,7 @@ def release(case: Case, x: Tensor, y: Tensor, options: Options, steps: int) -> C
     elif case.method == "lora":
         plain.add_lora(model, LAYERS, RANK)
     model.head.requires_grad_(True)
-    return plain.training(
-        model, x, y, steps=steps, mode=lambda: model.train(case.method == "full")
-    )
+    return plain.training(model, x, y, steps=steps, mode=lambda: model.train(case.method == "full"))
 
 
 def with_peft(case: Case, x: Tensor, y: Tensor, options: Options) -> Call:

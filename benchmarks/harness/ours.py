@@ -55,6 +55,8 @@ def training(
 
     Attack and forward take the dtype of `passes`; weights, losses and the update are fp32.
     """
+    if kind := getattr(engine, "Engine", None):
+        return _stage(model, x, y, method, steps=steps, own=kind(**passes))
     names = peft.apply(model, method)
     optimizer = Optimizer(lr=1e-5).build(model, names)
     search: Any = pgd(model, steps, passes)  # the objective calls it as an attack
@@ -76,6 +78,25 @@ def training(
         )
         with short:
             terms = objective(model, batch, attack, generator)  # type: ignore[arg-type]
+        optimizer.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def _stage(model: Any, x: Tensor, y: Tensor, method: peft.Method, *, steps: int, own: Any) -> Call:
+    names = peft.apply(model, method)
+    optimizer = Optimizer(lr=1e-5).build(model, names)
+    attack = PGD(eps=EPS, step_size=STEP_SIZE, steps=steps)
+    batch = Batch(x, y, torch.arange(len(x), device=x.device))
+    generator = Generator(x.device).manual_seed(0)
+    objective: Any = Adversarial()
+
+    def run() -> None:
+        method.train_mode(model)
+        with own.training(x.device):
+            terms = objective(model, batch, attack, generator, own)
         optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
         optimizer.step()

@@ -1,6 +1,6 @@
 """PGD of the libraries that users pick today, each called the way its manual says.
 
-    pip install -e '.[bench]'; pip install --no-deps torchattacks   # it pins an old requests
+pip install -e '.[bench]'; pip install --no-deps torchattacks   # it pins an old requests
 """
 
 import importlib

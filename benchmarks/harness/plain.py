@@ -1,4 +1,4 @@
-"""Adversarial training as RoLI's release does it (spec: CVPR 2024, its `adv_generator` and trainer).
+"""Adversarial training as RoLI's release does it (its `adv_generator` and its trainer).
 
 Written from its description, not from its text: each attack step calls backward(), which fills the
 gradients of every trainable weight; the candidate of highest mean loss over the batch is kept; one

@@ -1,4 +1,4 @@
-"""What a call costs besides time: passes, FLOPs, activations kept, memory; and a GEMM to compare."""
+"""What a call costs besides time: passes, FLOPs, activations, memory; and a GEMM to compare."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
