@@ -8,7 +8,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
-LIMIT="${LIMIT:-470}"
+LIMIT="${LIMIT:-450}"
 
 device="$("$PYTHON" - <<'END'
 import torch
@@ -52,6 +52,6 @@ fi
 part benchmarks 240 "$PYTHON" benchmarks/bench.py gpu switches train pgd lora memory \
   --device cuda --scale 0.15 --out "$folder"
 [ -n "$failed" ] && echo "== failed or cut short:$failed"
-timeout -k 5 60 "$PYTHON" benchmarks/bench.py --table --device cuda --out "$folder" \
+timeout -k 5 20 "$PYTHON" benchmarks/bench.py --table --device cuda --out "$folder" \
   --merge "benchmarks/results/$name.json"
 [ -z "$failed" ]

@@ -89,10 +89,11 @@ def peak_mb(make: Callable[[], Call], device: str) -> float:
     """Most memory that two calls take, in MB: of torch's allocator, or of this process beyond what
     it had before `make`; there it must be a fresh process."""
     if device == "cuda":
+        there = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call = make()
         call(), call()
-        return torch.cuda.max_memory_allocated() / 1e6
+        return (torch.cuda.max_memory_allocated() - there) / 1e6
     before = most_resident()
     call = make()
     call(), call()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from shared_data import REPOSITORY
 
-from groups import GROUPS, gpu, memory, pgd, switches, train
+from groups import GROUPS, endtoend, gpu, memory, pgd, switches, train
 from harness import ours, peers
 from harness.report import Options, Report
 
 BENCH = REPOSITORY / "benchmarks" / "bench.py"
 QUICK = Options(quick=True)
+FROM_COMPILE = pytest.mark.filterwarnings("ignore:.*jit.* is deprecated:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,7 @@ def test_a_group_runs(name: str, tmp_path: Path) -> None:
     assert all(target["met"] is None for target in saved["targets"])
 
 
+@FROM_COMPILE
 def test_the_ops_are_timed_where_they_are_native() -> None:
     report = Report("ops", Options(quick=True, only="linf_step_"))
     importlib.import_module("groups.ops").run(report)
@@ -88,6 +90,7 @@ def test_the_gpu_targets_stand_in_the_table_of_any_machine() -> None:
     assert "CUDA device" in report.rows[0]["note"]
 
 
+@FROM_COMPILE
 def test_what_is_measured_on_a_gpu_runs_on_a_cpu_as_well() -> None:
     found = gpu.Found(Report("gpu", QUICK), {})
     gpu.measure_all(found)
@@ -99,8 +102,13 @@ def test_what_is_measured_on_a_gpu_runs_on_a_cpu_as_well() -> None:
 def test_peak_memory_comes_from_a_process_of_its_own() -> None:
     row = memory.peak(QUICK, "attack", "ours fp32")
     assert 1 < row["peak_mb"] < 2000
-    row = memory.peak(QUICK, "attack", "no such candidate")
-    assert row["note"].startswith("failed: KeyError")
+
+
+def test_a_process_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: none left\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **named: failed)
+    row = memory.peak(QUICK, "attack", "ours fp32")
+    assert row == {"note": "failed: MemoryError: none left"}
 
 
 def test_an_unknown_engine_field_is_missing() -> None:
@@ -129,9 +137,11 @@ def test_an_unknown_group_is_named() -> None:
     assert done.returncode == 2 and "no group pdg" in done.stderr
 
 
-@pytest.mark.slow
-def test_whole_training_runs_are_timed() -> None:
+def test_whole_training_runs_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endtoend, "CANDIDATES", {"fp32": [], "wrong": ["--no_such_flag", "1"]})
     report = Report("endtoend", QUICK)
-    importlib.import_module("groups.endtoend").run(report)
-    row = report.rows[0]
-    assert row["case"] == "digits, probe" and row["images_per_second"] > 0
+    endtoend.run(report)
+    probe, finetune, wrong = report.rows
+    assert (probe["case"], finetune["case"]) == ("digits, probe", "digits, finetune")
+    assert probe["images_per_second"] > 0 and finetune["images_per_second"] > 0
+    assert wrong["note"].startswith("did not run") and "no_such_flag" in wrong["note"]
