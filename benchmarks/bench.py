@@ -24,6 +24,8 @@ from harness import report as reports
 from harness.report import Options, Report
 from roli_fast import files
 
+BUSY = 0.5  # load before the run
+
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
@@ -68,6 +70,8 @@ def main() -> int:
             files.write_json(args.merge, {report["group"]: report for report in found})
         print(reports.table(found))
         return 0
+    if not args.quick and (load := os.getloadavg()[0]) > BUSY:
+        print(f"this machine is busy (load {load:.1f}): a run for results/ wants an idle one")
     done, failed = [], []
     for name in names:
         report = Report(name, options, out and path_of(name, options, out))

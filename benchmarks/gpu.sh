@@ -49,7 +49,7 @@ else
   echo "== sanitizer: compute-sanitizer is not on PATH"; failed="$failed sanitizer"
 fi
 # what has targets comes first
-part benchmarks 240 "$PYTHON" benchmarks/bench.py gpu switches train pgd lora memory \
+part benchmarks 240 "$PYTHON" benchmarks/bench.py gpu train pgd lora memory switches \
   --device cuda --scale 0.15 --out "$folder"
 [ -n "$failed" ] && echo "== failed or cut short:$failed"
 timeout -k 5 20 "$PYTHON" benchmarks/bench.py --table --device cuda --out "$folder" \
