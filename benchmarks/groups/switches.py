@@ -122,6 +122,9 @@ def one(report: Report, switch: Switch, case: str) -> None:
     if "cuda_graph" in switch.on and options.device != "cuda":
         report.add_row({"case": case, "name": "on", "note": "needs a CUDA device"})
         return
+    if "compile" in switch.on and options.quick:
+        report.add_row({"case": case, "name": "on", "note": "compiles for a minute: not quick"})
+        return
     x, y = images(switch.network, 2 if options.quick else switch.batch, options)
     calls: dict[str, Call] = {}
     try:
