@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constra
 # a waiting OpenMP thread sleeps soon instead of spinning beside a busy neighbour
 export GOMP_SPINCOUNT ?= 5000
 
-.PHONY: demo test test-slow sanitize check types bench-ops clean
+.PHONY: demo test test-slow sanitize check types bench bench-ops figures clean
 
 demo: $(VENV)/.built  ## install into .venv and run RoLI beside RanLI on small images
 	$(BIN)/python -m roli_fast.train
@@ -31,8 +31,15 @@ check: $(VENV)/.tested  ## style, the tests, the sanitizers: what CI runs
 types: $(VENV)/.tested
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench-ops: $(VENV)/.tested
-	$(BIN)/python benchmarks/ops.py
+bench: $(VENV)/.benched  ## every benchmark beside its peers, some 25 minutes; the table comes last
+	$(BIN)/python benchmarks/bench.py $(GROUPS)
+
+bench-ops: GROUPS = ops
+bench-ops: bench  ## the fused ops alone
+
+figures:  ## README's figures and tables anew, from benchmarks/results
+	$(BIN)/python benchmarks/plot.py
+	$(BIN)/python benchmarks/readme.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -49,6 +56,12 @@ $(VENV)/.tested: $(SOURCES) | $(VENV)/bin/python
 	@echo "installing into $(VENV): torch is large, and the kernels are compiled; some minutes"
 	$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/.built
+
+# torchattacks pins a requests of 2020, so it comes without what it asks for
+$(VENV)/.benched: $(VENV)/.tested
+	$(PIP) --editable '.[bench]'
+	$(PIP) --no-deps torchattacks
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info roli_fast/_C*.so roli_fast/_build.json

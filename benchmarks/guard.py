@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import runs
-
 from roli_fast import files
 
 RESULTS = Path(__file__).parent / "results" / "guard.json"

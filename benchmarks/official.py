@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import timing
 import torch
 from torch import Tensor, nn
 
+from harness import timing
 from roli_fast import models
 from roli_fast.attacks import APGD, Attack, AutoAttack
 from roli_fast.data import DATASETS

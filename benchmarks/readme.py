@@ -1,6 +1,7 @@
 """Writes the README's figures from results/*.json: `python benchmarks/readme.py [--check]`.
 
-A block stands between `<!-- NAME -->` and `<!-- end -->`; nothing inside it is typed by hand.
+A block stands between `<!-- NAME -->` and `<!-- end -->`; nothing inside it is typed by hand. The
+README must have every block whose results are there.
 """
 
 import json
@@ -9,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness.report import RESULTS, read, times_of
+from plot import FIGURES, where
+from roli_fast.train.summary import table
 from runs import percent
 
-from roli_fast.train.summary import table
-
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def quickstart() -> str:
@@ -26,7 +27,8 @@ def ops_cpu() -> str:
     """The fused ops beside what one would otherwise write."""
     results = _read("ops-cpu")
     machine = results["machine"]
-    names = list(dict.fromkeys(name.split()[0] for name in results if name != "machine"))
+    rows = [name for name, row in results.items() if "times_native" in row]
+    names = list(dict.fromkeys(name.split()[0] for name in rows))
     small, large = "64x3x32x32", "64x3x224x224"
     lines = [
         f"| op, fp32 | {small} | eager | inductor | {large} | eager | inductor | copy | bf16 |"
@@ -106,6 +108,63 @@ def autoattack() -> str:
     return "\n".join(lines)
 
 
+PEERS = ("torchattacks", "torchattacks frozen", "foolbox", "ART", "RoLI's loop")
+
+
+def throughput() -> str | None:
+    """PGD and training steps beside the libraries."""
+    attacks, updates = read("pgd-cpu"), read("train-cpu")
+    if attacks is None or updates is None:
+        return None
+    lines = [f"| PGD-10 | ours | {' | '.join(PEERS)} | ours, bf16 | of a bf16 GEMM |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for case in attacks["case"]:
+        rows = {row["name"]: row for row in attacks["rows"] if row["case"] == case}
+        cells = [_milliseconds(rows["ours fp32"])]
+        cells += [_times(times_of(attacks, case).ratio(name, "ours fp32")) for name in PEERS]
+        cells.append(_times(times_of(attacks, case).ratio("ours bf16", "ours fp32")))
+        cells.append(f"{100 * rows['ours bf16']['roofline']:.0f} %")
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    lines += ["", "| training step, PGD-7 | ours | ours, bf16 | RoLI's loop | PEFT |"]
+    lines.append("|---|---|---|---|---|")
+    for case in updates["case"]:
+        rows = {row["name"]: row for row in updates["rows"] if row["case"] == case}
+        others = ("ours bf16", "RoLI's loop", "PEFT")
+        cells = [_milliseconds(rows["ours fp32"])]
+        cells += [_times(times_of(updates, case).ratio(name, "ours fp32")) for name in others]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    figures = FIGURES.relative_to(ROOT)
+    lines += ["", f"![speed beside the libraries]({figures}/speed-cpu.png)", ""]
+    lines.append(
+        "Ours in fp32, and the others in multiples of that time; b is the batch. "
+        f"{where(attacks)}, random weights, all rows of a network interleaved, medians of the "
+        "ratios within a round "
+        "(`make bench`; benchmarks/results/pgd-cpu.json, train-cpu.json)."
+    )
+    return "\n".join(lines)
+
+
+def switches() -> str | None:
+    """Each switch of the engine, predicted and measured."""
+    results = read("switches-cpu")
+    if results is None:
+        return None
+    lines = ["| switch | expected | times as fast |", "|---|---|---|"]
+    for row in results["rows"]:
+        if row["name"] == "on" and row.get("times_as_fast") is not None:
+            lines.append(f"| {row['case']} | {row['expected']} | {row['times_as_fast']:.2f} |")
+    lines += ["", f"PGD-5; {where(results)} (benchmarks/results/switches-cpu.json)."]
+    return "\n".join(lines)
+
+
+def _milliseconds(row: dict[str, Any]) -> str:
+    return f"{row['ms']:.4g} ms"
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
 def _cells(row: dict[str, Any], *others: str) -> list[str]:
     """A row's own time, and the others' in multiples of it."""
     times = row["times_native"]
@@ -117,16 +176,26 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-BLOCKS = {"quickstart": quickstart, "ops-cpu": ops_cpu, "tuning": tuning, "autoattack": autoattack}
+BLOCKS = {
+    "quickstart": quickstart,
+    "ops-cpu": ops_cpu,
+    "tuning": tuning,
+    "autoattack": autoattack,
+    "throughput": throughput,
+    "switches": switches,
+}
 
 
 def rendered(text: str) -> str:
     """`text` with every block made anew."""
     for name, make in BLOCKS.items():
+        made = make()
+        if made is None:
+            continue
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
         if len(pattern.findall(text)) != 1:
             raise SystemExit(f"README.md: expected one block <!-- {name} --> ... <!-- end -->")
-        block = f"{make()}\n"
+        block = f"{made}\n"
         text = pattern.sub(lambda match, block=block: match[1] + block + match[2], text)
     return text
 

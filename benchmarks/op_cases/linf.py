@@ -1,4 +1,4 @@
-"""What linf_step_ is timed against, for benchmarks/ops.py."""
+"""What linf_step_ is timed against, for benchmarks/groups/ops.py."""
 
 from collections.abc import Callable
 

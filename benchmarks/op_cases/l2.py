@@ -1,4 +1,4 @@
-"""What the L2 ops, APGD's steps and select_best_ are timed against, for benchmarks/ops.py."""
+"""What L2 ops, APGD's steps and select_best_ are timed against, for benchmarks/groups/ops.py."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What the L1 ops and the random starts are timed against, for benchmarks/ops.py."""
+"""What the L1 ops and the random starts are timed against, for benchmarks/groups/ops.py."""
 
 from collections.abc import Callable
 
