@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.engine.engine import bound
+from roli_fast.engine.folding import Folding
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
 from roli_fast.engine.merging import Merging
 from roli_fast.engine.search_model import Model as Model
@@ -68,6 +69,7 @@ class InputGradient:
         self._run = self._model.model
         self._loss = loss
         self._merging = Merging()
+        self._folding = Folding()
         self._entered = False
         self._checked = False
         self._training: list[tuple[nn.Module, bool]] = []
@@ -96,6 +98,8 @@ class InputGradient:
                 engine = self._model.engine
                 if engine.merge:
                     self._merging.fill(module.modules(), engine.short_dtype)
+                if engine.fold:
+                    self._folding.fill(module, engine.short_dtype)
             self._run = self._model.passes()
         except BaseException:
             self._restore()
@@ -111,6 +115,7 @@ class InputGradient:
         self._restore()
 
     def _restore(self) -> None:
+        self._folding.clear()
         self._merging.clear()
         for module, training in self._training:
             module.training = training
