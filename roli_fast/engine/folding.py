@@ -2,8 +2,8 @@
 
 In eval mode BN is (y - mean) * s + beta with s = gamma / sqrt(var + eps), so a layer whose output
 it alone reads can do it: w' = w * s, b' = (b - mean) * s + beta. That holds whatever a convolution
-pads with, since it concerns the output. It is exact in real arithmetic; computed in fp64 and
-rounded once, it changes logits by what fp32 rounds.
+pads with, since it concerns the output. It is exact in real arithmetic, and changes logits by what
+fp32 rounds.
 
 Of a normalisation in front of the network, (x - mean) / std, the division goes into the first
 convolution, w' = w / std. The subtraction stays: a border of zeros is one only after it, images
@@ -49,10 +49,12 @@ class Folding:
         links, self.reason = plan.links, plan.reason
         if links and _is_half(model, dtype):
             links, self.reason = [], "folded weights may be too small for fp16"
+        folds = [fold for fold in (_fold(model, link) for link in links) if fold is not None]
         with torch.inference_mode(False), torch.no_grad():
-            folds = [_fold(model, link) for link in links]
-        for fold in folds:
-            for name, tensor in fold.weights.items():
+            maps = _affine_maps(folds)
+            weights = [_weights(fold, maps.get(fold.norm)) for fold in folds]
+        for fold, tensors in zip(folds, weights, strict=True):
+            for name, tensor in tensors.items():
                 self._put(fold.layer._parameters, name, tensor)
             if fold.norm is not None:
                 forward = MethodType(folded_forward(fold.norm), fold.norm)
@@ -85,15 +87,16 @@ def forget_folded(model: nn.Module) -> None:
 
 
 class _Fold(NamedTuple):
-    """A layer's second weights, and the modules that have less to do with them."""
+    """A layer, the modules that leave their work to it, and by what one of them would divide."""
 
-    layer: nn.Module
-    weights: dict[str, nn.Parameter]
-    norm: nn.Module | None
-    scaling: nn.Module | None
+    layer: Any
+    norm: Any
+    scaling: Any
+    divisor: Tensor | None
 
 
-def _fold(model: nn.Module, link: Link) -> _Fold:
+def _fold(model: nn.Module, link: Link) -> _Fold | None:
+    """What of a link can be folded now."""
     layer: Any = model.get_submodule(link.layer)
     norm: Any = model.get_submodule(link.norm) if link.norm else None
     scaling: Any = model.get_submodule(link.scaling) if link.scaling else None
@@ -104,23 +107,57 @@ def _fold(model: nn.Module, link: Link) -> _Fold:
     if divisor is None or not _reads_channels(layer, divisor.numel()):
         scaling = divisor = None
     if not _has_own_weight(layer) or (norm is None and scaling is None):
-        return _Fold(layer, {}, None, None)
-    weight, bias = layer.weight, layer.bias
-    factor, made = torch.ones((), dtype=torch.float64, device=weight.device), {}
-    if norm is not None:
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight
-        shift = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean
-        shift = shift * scale if norm.bias is None else shift * scale + norm.bias
-        made["bias"] = _second(layer, "bias", shift.to(weight.dtype))
+        return None
+    return _Fold(layer, norm, scaling, divisor)
+
+
+def _affine_maps(folds: list[_Fold]) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """Scale and shift of every BN, in fp64: all that have one eps at once, as each is small."""
+    groups: dict[Any, list[_Fold]] = {}
+    for fold in folds:
+        if fold.norm is not None:
+            groups.setdefault((fold.norm.eps, fold.norm.running_var.device), []).append(fold)
+    maps = {}
+    for (eps, _), some in groups.items():
+        norms = [fold.norm for fold in some]
+        scale = (_joined([norm.running_var for norm in norms]) + eps).rsqrt_()
+        scale *= _joined([_or(norm.weight, norm.running_var, 1.0) for norm in norms])
+        shift = -_joined([norm.running_mean for norm in norms])
+        if any(fold.layer.bias is not None for fold in some):
+            shift += _joined([_or(f.layer.bias, f.norm.running_var, 0.0) for f in some])
+        shift *= scale
+        shift += _joined([_or(norm.bias, norm.running_var, 0.0) for norm in norms])
+        sizes = [norm.running_var.numel() for norm in norms]
+        parts = zip(norms, scale.split(sizes), shift.split(sizes), strict=True)
+        maps.update({norm: (scale, shift) for norm, scale, shift in parts})
+    return maps
+
+
+def _joined(vectors: list[Tensor]) -> Tensor:
+    return torch.cat(vectors).double()
+
+
+def _or(tensor: Tensor | None, like: Tensor, value: float) -> Tensor:
+    return torch.full_like(like, value) if tensor is None else tensor
+
+
+def _weights(fold: _Fold, affine: tuple[Tensor, Tensor] | None) -> dict[str, nn.Parameter]:
+    """The layer's second tensors, filled. A weight is multiplied by a rounded fp64 factor, as in
+    fp32 BN, and not in fp64: of millions of numbers that would take a tenth of a pass."""
+    layer, weight = fold.layer, fold.layer.weight
+    made, factors = {}, []
+    if affine is not None:
+        scale, shift = affine
+        made["bias"] = _second(layer, "bias", weight.new_empty(len(shift)))
         made["bias"].copy_(shift)
-        factor = _over_outputs(layer, scale)
-    if divisor is not None:
-        factor = factor / divisor.double().view(1, -1, 1, 1)
+        factors.append(_over_outputs(layer, scale))
+    if fold.divisor is not None:
+        factors.append(1.0 / fold.divisor.double().view(1, -1, 1, 1))
+    factor = factors[0] if len(factors) == 1 else factors[0] * factors[1]
+    factor = factor.to(torch.promote_types(weight.dtype, torch.float32))
     made["weight"] = _second(layer, "weight", weight)
-    torch.mul(weight, factor, out=made["weight"])  # in fp64, rounded once
-    return _Fold(layer, made, norm, scaling)
+    torch.mul(weight, factor, out=made["weight"])
+    return made
 
 
 def _is_fixed(norm: Any, channels: int) -> bool:
