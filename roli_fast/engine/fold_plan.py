@@ -133,7 +133,7 @@ def _planned(model: nn.Module, structure: tuple[Any, ...]) -> Plan:
     if any(_kind(module).startswith(_WRAPPERS) for module in modules.values()):
         return Plan(structure, [], [], "a part of it is compiled, scripted or parallel")
     plain = {name: module for name, module in modules.items() if _is_plain(module)}
-    patches = [name for name, module in plain.items() if cuts_patches(module)]
+    patches = [name for name, module in modules.items() if cuts_patches(module)]
     norms = {name for name, module in plain.items() if _kind(module) in _NORMS}
     scalings = {name for name, module in plain.items() if hasattr(type(module), "fold_request")}
     layers = _layers(plain, norms, scalings)

@@ -4,16 +4,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_SMALLEST = 4
-"""Windows of 2 x 2, which cut feature maps, are faster as a convolution."""
+_SMALLEST, _CHANNELS = 4, 4
+"""Patches of images. Windows of 2 x 2, which cut feature maps, are faster as a convolution."""
 
 
 def cuts_patches(layer: nn.Module) -> bool:
-    """Whether this is a convolution whose windows tile its input, as a patch embedding's do."""
+    """Whether this is a convolution whose windows tile images, as a patch embedding's do."""
     return (
         type(layer) is nn.Conv2d
         and layer.kernel_size == layer.stride
         and min(layer.kernel_size) >= _SMALLEST
+        and layer.in_channels <= _CHANNELS
         and layer.padding in ((0, 0), "valid")
         and layer.dilation == (1, 1)
         and layer.groups == 1
@@ -32,9 +33,9 @@ def by_patches(layer: nn.Conv2d, input: Tensor) -> Tensor:
     weight = layer.weight
     if torch.is_autocast_enabled("cpu"):
         x = x.to(weight.dtype)  # before the copy, which is shorter then
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     rows, columns = x.shape[2] // p, x.shape[3] // q
     x = x[:, :, : rows * p, : columns * q]
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     if last:
         patches = x.permute(0, 2, 3, 1).unflatten(2, (columns, q)).unflatten(1, (rows, p))
         patches, weight = patches.transpose(2, 3), weight.permute(0, 2, 3, 1)
