@@ -1,5 +1,6 @@
 """What can be folded in a model: which layer feeds which BN, looked up once for its structure."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -10,6 +11,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from roli_fast.engine.dataflow import Dataflow
 from roli_fast.engine.patches import by_patches, cuts_patches
 from roli_fast.errors import RoliFastError
+
+logger = logging.getLogger("roli_fast.engine")
 
 
 @runtime_checkable
@@ -147,15 +150,25 @@ def _planned(model: nn.Module, structure: tuple[Any, ...]) -> Plan:
     except Exception as error:
         said = str(error).partition("\n")[0]
         reason = f"its forward cannot be followed ({type(error).__name__}: {said})"
+        logger.info(f"BN of {type(model).__name__} is not folded: {reason}")
         return Plan(structure, [], patches, reason)
+    return Plan(structure, _links(flow, plain, layers, norms, scalings), patches, None)
+
+
+def _links(
+    flow: Dataflow, plain: Mapping[str, Any], layers: set[str], norms: set[str], scalings: set[str]
+) -> list[Link]:
     behind = {flow.source(norm): norm for norm in norms}
     links = []
     for layer in sorted(layers):
         before, norm = flow.source(layer), behind.get(layer)
+        if norm is not None:
+            of_rows = _kind(plain[norm]) == _OF_ROWS
+            norm = norm if of_rows == (_kind(plain[layer]) == _LINEAR) else None
         scaling = before if before in scalings else None
         if norm or scaling:
             links.append(Link(layer, norm, scaling))
-    return Plan(structure, links, patches, None)
+    return links
 
 
 def _layers(plain: Mapping[str, Any], norms: set[str], scalings: set[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 import weakref
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from roli_fast.attacks import PGD
-from roli_fast.engine import Foldable, InputGradient, SearchModel, forget_folded
+from roli_fast.engine import Engine, Foldable, InputGradient, forget_folded
 from roli_fast.engine.folding import Folding
 from roli_fast.errors import RoliFastError
 from roli_fast.models import Normalize
@@ -50,13 +51,17 @@ def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def found_by(model: nn.Module, x: Tensor, y: Tensor = Y, **options: Any) -> tuple[Tensor, ...]:
-    with InputGradient(model, **options) as engine:
+    with InputGradient(Engine(**options).bind(model)) as engine:
         return engine(x, y)
+
+
+def folding_engine(model: nn.Module) -> InputGradient:
+    return InputGradient(Engine(fold=True).bind(model))
 
 
 def folded(model: nn.Module) -> set[str]:
     """Names of the BN layers that an engine folds."""
-    with InputGradient(model, fold=True):
+    with folding_engine(model):
         return {
             name
             for name, module in model.named_modules()
@@ -90,7 +95,7 @@ class TestNumbers:
         ):
             nn.init.constant_(tensor, value)
         model = Head(conv, norm)
-        with InputGradient(model, fold=True) as engine:
+        with folding_engine(model) as engine:
             assert (conv.weight.item(), conv.bias.item()) == (6.0, 3.0)
             grad, _, logits = engine(
                 torch.ones(1, 1, 1, 1), torch.tensor([0]), lambda z, y: z[:, 0]
@@ -104,7 +109,7 @@ class TestNumbers:
         nn.init.constant_(conv.weight, 3.0)
         scaling = Normalize([0.5], [0.25])
         model = Head(conv, nn.Identity(), scaling)
-        with InputGradient(model, fold=True) as engine:
+        with folding_engine(model) as engine:
             assert scaling.folded and conv.weight.item() == 12.0 and conv.bias is None
             logits = engine(torch.full((1, 1, 1, 1), 0.75), torch.tensor([0]))[2]
         assert logits.item() == pytest.approx(3.0 / 9)  # 9 pixels, of which the border is 0
@@ -160,6 +165,8 @@ class TestNumbers:
         model = nn.Sequential(nn.Flatten(2), nn.Linear(36, 3), nn.BatchNorm1d(3), nn.Flatten())
         with untouched(model), pytest.raises(RoliFastError, match="fold=False"):
             found_by(model, X, fold=True)
+        maps = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm2d(3), nn.BatchNorm1d(3))
+        assert not folded(maps)
 
 
 def network(name: str) -> tuple[nn.Module, int]:
@@ -180,7 +187,7 @@ class TestWhatIsFolded:
         assert len(folded(model)) == count
         left = []
         for fold in (False, True):
-            with InputGradient(model, fold=fold) as engine, Operations() as operations:
+            with InputGradient(Engine(fold=fold).bind(model)) as engine, Operations() as operations:
                 engine(images(2, 3, 32, 32), Y[:2])
             norms = [name for name in operations.names if "batch_norm" in name]
             left.append((len(norms), operations.names.count("div")))
@@ -262,7 +269,9 @@ class TestWhatIsFolded:
 
         assert not folded(Head(nn.Conv2d(3, 4, 3), Stubborn(4)))
 
-    def test_a_forward_that_branches_is_left_alone_with_a_reason(self) -> None:
+    def test_a_forward_that_branches_is_left_alone_with_a_reason(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         class Branching(Head):
             def forward(self, x: Tensor) -> Tensor:
                 maps = self.conv(x)
@@ -270,8 +279,11 @@ class TestWhatIsFolded:
 
         model = Branching(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
         folding = Folding()
-        folding.fill(model)
+        with caplog.at_level("INFO", "roli_fast.engine"):
+            for _ in range(2):
+                folding.fill(model)
         assert "cannot be followed (TraceError" in str(folding.reason)
+        assert len(caplog.messages) == 1 and str(folding.reason) in caplog.text
         assert torch.equal(found_by(model, X, fold=True)[0], found_by(model, X)[0])
 
     def test_code_that_asks_for_a_tensor_gets_one(self) -> None:
@@ -302,7 +314,11 @@ class TestTheModelComesBack:
         model = Mixed()
         before = {name: vars(module).copy() for name, module in model.named_modules()}
         tensors = [id(t) for t in (*model.parameters(), *model.buffers())]
-        with untouched(model), pytest.raises(ZeroDivisionError), InputGradient(model, fold=True):
+        with (
+            untouched(model),
+            pytest.raises(ZeroDivisionError),
+            folding_engine(model),
+        ):
             assert "forward" in vars(model.norm)
             raise ZeroDivisionError
         assert {name: vars(m).keys() for name, m in model.named_modules()} == {
@@ -313,7 +329,7 @@ class TestTheModelComesBack:
     def test_a_convolution_without_a_bias_has_none_again(self) -> None:
         model = drawn(Head(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)))
         names = list(model.state_dict())
-        with InputGradient(model, fold=True):
+        with folding_engine(model):
             assert model.conv.bias is not None and not model.conv.bias.requires_grad
         assert model.conv.bias is None and list(model.state_dict()) == names
 
@@ -321,7 +337,10 @@ class TestTheModelComesBack:
         model = tiny("resnet18")
         model.backbone.layer4[0].bn2.running_mean = torch.zeros(16, device="meta")
         keys = {name: vars(m).keys() for name, m in model.named_modules()}
-        with pytest.raises((RuntimeError, NotImplementedError)), InputGradient(model, fold=True):
+        with (
+            pytest.raises((RuntimeError, NotImplementedError)),
+            folding_engine(model),
+        ):
             raise AssertionError
         assert {name: vars(m).keys() for name, m in model.named_modules()} == keys
         assert not model.normalize.folded
@@ -331,7 +350,7 @@ class TestTheModelComesBack:
         found, addresses = [], []
         for seed in range(3):
             drawn(model, seed)
-            with InputGradient(model, fold=True) as engine:
+            with folding_engine(model) as engine:
                 addresses.append((model.conv.weight.data_ptr(), model.conv.bias.data_ptr()))
                 found.append(engine(X, Y)[0])
             assert torch.allclose(found[-1], found_by(model, X)[0], rtol=1e-4, atol=1e-7)
@@ -348,7 +367,7 @@ class TestTheModelComesBack:
         model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
         PGD(eps=0.1, step_size=0.05, steps=2)(model, X, Y)
         assert folded(model) == folded(model) == {"norm"} and calls == [1]
-        with InputGradient(model, fold=True):
+        with folding_engine(model):
             assert folded(model) == {"norm"}  # the outer engine's
         assert calls == [1] and "forward" not in vars(model.norm)
         model.norm = nn.BatchNorm2d(4, eps=0.1)
@@ -367,7 +386,7 @@ class TestTheModelComesBack:
     def test_copies_inside_and_after(self) -> None:
         model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
         expected = model(X)
-        with InputGradient(model, fold=True):
+        with folding_engine(model):
             inside = copy.deepcopy(model)
         after = copy.deepcopy(model)
         assert torch.allclose(inside(X), expected, rtol=1e-5, atol=1e-6)
@@ -387,10 +406,10 @@ class TestShortPasses:
         off, along = torch.zeros(2), torch.zeros(2)
         for seed in range(6):
             model = drawn(tiny("resnet18"), seed)
-            truth, short = found_by(model, x, y), SearchModel(model, dtype=torch.bfloat16)
+            truth = found_by(model, x, y)
             for fold in (False, True):
                 with untouched(model), Operations() as operations:
-                    found = found_by(short, x, y, fold=fold)
+                    found = found_by(model, x, y, fold=fold, dtype=torch.bfloat16)
                 assert fold != any("batch_norm" in name for name in operations.names)
                 off[int(fold)] += (found[2] - truth[2]).norm() / truth[2].norm()
                 grads = (found[0].flatten(1), truth[0].flatten(1))
@@ -412,8 +431,18 @@ class TestShortPasses:
 def test_compiled_passes() -> None:
     model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    with InputGradient(model, fold=True):
+    with folding_engine(model):
         inside = compiled(X)
     assert torch.allclose(inside, model(X), rtol=1e-5, atol=1e-6)
     assert torch.equal(compiled(X), model(X))
     assert not folded(compiled)  # a wrapper whose code is fixed
+
+
+def test_a_script_module_and_a_callable_run_as_they_are() -> None:
+    model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
+    truth = found_by(model, X)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.trace(model, X)
+    for run in (scripted, lambda x: model(x)):
+        assert torch.allclose(found_by(run, X, fold=True)[0], truth, rtol=1e-5, atol=1e-7)

@@ -7,7 +7,7 @@ import torch
 from tiny_models import images, tiny, untouched
 from torch import Tensor, nn
 
-from roli_fast.engine import InputGradient, SearchModel
+from roli_fast.engine import Engine, InputGradient
 from roli_fast.engine.patches import by_patches, cuts_patches
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -60,20 +60,19 @@ def test_what_cuts_patches() -> None:
     assert not any(map(cuts_patches, other))
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
-def test_in_an_engine(dtype: torch.dtype | None) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_in_an_engine(dtype: torch.dtype) -> None:
     model, x, y = tiny(), images(4, 3, 8, 8), torch.tensor([0, 3, 1, 4])
     layer = model.backbone.patch_embed.proj
     seen: list[str] = []
     layer.register_forward_hook(lambda *_: seen.append("called"))
-    short = SearchModel(model, dtype=dtype)
-    with InputGradient(short) as engine:
+    with InputGradient(Engine(dtype=dtype).bind(model)) as engine:
         truth = engine(x, y)
-    with untouched(model), InputGradient(short, fold=True) as engine:
+    with untouched(model), InputGradient(Engine(dtype=dtype, fold=True).bind(model)) as engine:
         assert "forward" in vars(layer)
         found = engine(x, y)
     assert "forward" not in vars(layer) and seen == ["called"] * 2
-    close = 1e-5 if dtype is None else 0.02
+    close = 1e-5 if dtype == torch.float32 else 0.02
     for ours, theirs in zip(found, truth, strict=True):
         assert (ours - theirs).norm() <= close * theirs.norm()
 
@@ -89,8 +88,8 @@ def test_a_view_of_contiguous_maps_still_works() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.proj(x).view(len(x), 5, -1).mean(2)
 
-    for dtype in (None, torch.bfloat16):
-        with InputGradient(SearchModel(Viewing(), dtype=dtype), fold=True) as engine:
+    for dtype in (torch.float32, torch.bfloat16):
+        with InputGradient(Engine(dtype=dtype, fold=True).bind(Viewing())) as engine:
             assert engine(images(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))[2].shape == (4, 5)
 
 
