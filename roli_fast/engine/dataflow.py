@@ -42,10 +42,13 @@ class Dataflow:
         for name, module in inner.items():
             if name in layers or name in closed:
                 _without_hooks(module)
-            if name in layers | closed or not (name in around or isinstance(module, nn.Identity)):
+            entered = name in around or isinstance(module, nn.Identity)
+            if name in layers | closed or not entered:
                 vars(module)["forward"] = partial(self._call, tracer, name)
-        entered = {name: inner[name] for name in (*layers, *around - layers) if name in inner}
-        weights = {name: _hide(tracer, name, module) for name, module in entered.items()}
+            if name in closed or not entered:
+                _check_registry(name, module)
+        hidden = (*layers, *around - layers)
+        weights = {name: _hide(tracer, name, inner[name]) for name in hidden if name in inner}
         with torch.no_grad(), torch.random.fork_rng(_devices(model)):
             found = twin.forward(tracer.create_proxy("placeholder", "x", (), {}))
         kept = [vars(part) for name, part in inner.items() if name not in layers]
@@ -140,6 +143,15 @@ def _copy(model: nn.Module) -> nn.Module:
     for module in model.modules():
         shared.update({id(v): v for v in vars(module).values() if isinstance(v, Tensor)})
     return copy.deepcopy(model, shared)
+
+
+def _check_registry(name: str, module: nn.Module) -> None:
+    """A module that is not entered must not reach others unseen, from a plain list, say."""
+    others = []
+    held = [value for key, value in vars(module).items() if key != "_modules"]
+    map_aggregate(held, lambda v: others.append(v) if isinstance(v, nn.Module) else None)
+    if others:
+        raise ValueError(f"{name} holds modules that are not its submodules")
 
 
 def _without_hooks(module: nn.Module) -> None:

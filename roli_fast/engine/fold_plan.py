@@ -1,6 +1,7 @@
 """What can be folded in a model: which layer feeds which BN, looked up once for its structure."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -135,7 +136,8 @@ def _planned(model: nn.Module, structure: tuple[Any, ...]) -> Plan:
     modules = dict(model.named_modules())
     if any(_kind(module).startswith(_WRAPPERS) for module in modules.values()):
         return Plan(structure, [], [], "a part of it is compiled, scripted or parallel")
-    plain = {name: module for name, module in modules.items() if _is_plain(module)}
+    closed = _closed(model)
+    plain = {name: m for name, m in modules.items() if not closed & {name, *_above(name)}}
     patches = [name for name, module in modules.items() if cuts_patches(module)]
     norms = {name for name, module in plain.items() if _kind(module) in _NORMS}
     scalings = {name for name, module in plain.items() if hasattr(type(module), "fold_request")}
@@ -144,7 +146,6 @@ def _planned(model: nn.Module, structure: tuple[Any, ...]) -> Plan:
         return Plan(structure, [], patches, None)
     if "forward" in vars(model) or _has_any_global_hook():
         return Plan(structure, [], patches, "its forward is replaced, or hooks are on all modules")
-    closed = modules.keys() - plain.keys() - {""}  # a hook on the whole sees images and logits
     try:
         flow = Dataflow(model, layers | norms | scalings, closed)
     except Exception as error:
@@ -153,6 +154,23 @@ def _planned(model: nn.Module, structure: tuple[Any, ...]) -> Plan:
         logger.info(f"BN of {type(model).__name__} is not folded: {reason}")
         return Plan(structure, [], patches, reason)
     return Plan(structure, _links(flow, plain, layers, norms, scalings), patches, None)
+
+
+def _closed(model: nn.Module) -> set[str]:
+    """Modules that do more than their type says, or have two names, by either of which someone may
+    call them. A hook on the whole model sees images and logits alone."""
+    counts: Counter[int] = Counter()
+    found = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        counts[id(module)] += 1
+        if name and not _is_plain(module):
+            found.add(name)
+    return found | {name for name, module in model.named_modules() if counts[id(module)] > 1}
+
+
+def _above(name: str) -> set[str]:
+    """Names of the modules around one, but for the model itself."""
+    return {name[:i] for i, letter in enumerate(name) if letter == "."}
 
 
 def _links(

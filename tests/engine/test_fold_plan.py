@@ -75,6 +75,43 @@ class TestWhatIsFolded:
         twice = nn.Sequential(conv, norm, nn.Conv2d(3, 3, 3), norm, *tail)
         assert not folded(twice)
 
+    def test_a_layer_that_others_may_call_unseen(self) -> None:
+        class Borrowing(nn.Module):
+            def __init__(self, conv: nn.Module) -> None:
+                super().__init__()
+                self.convs = [conv]
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.convs[0](x).mean((2, 3))
+
+        class Registered(Borrowing):
+            def __init__(self, conv: nn.Module) -> None:
+                super().__init__(conv)
+                self.conv = conv
+
+        class Both(Head):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) + self.other(x)
+
+        class Around(nn.Module):
+            """Calls the convolution of a block that has a hook, and the block."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.block, self.norm = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)
+                self.block.register_forward_hook(lambda *_: None)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return (self.norm(self.block[0](x)) + self.block(x)).mean((2, 3))
+
+        models: list[nn.Module] = [Around()]
+        for kind in (Borrowing, Registered):
+            models.append(Both(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+            models[-1].other = kind(models[-1].conv)
+        for model in map(drawn, models):
+            assert not folded(model)
+            assert torch.equal(found_by(model, X, fold=True)[0], found_by(model, X)[0])
+
     def test_hooks_and_parametrizations_are_left_alone(self) -> None:
         def hooked(part: str) -> nn.Module:
             model = Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
