@@ -44,7 +44,7 @@ class Engine:
             A model that asks for a view which only contiguous maps have gets these instead.
         fold: during an attack batch normalisation is part of the convolution before it, and the
             division by the images' standard deviation part of the first layer, where that is exact
-            but for rounding.
+            but for rounding. Patch embeddings are a matrix product on the CPU.
         cuda_graph: on a GPU, PGD's loop is recorded and replayed; "auto" where it can be, true says
             why where it cannot, false never.
         compile: passes go through torch.compile; a model that cannot be compiled runs as it is, and
