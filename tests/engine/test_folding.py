@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from test_merging import Low
 from tiny_models import SIZES, Mixed, images, tiny, untouched
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -269,6 +270,17 @@ class TestShortPasses:
         with torch.autocast("cpu", torch.float16):
             folding.fill(model)
         assert "forward" not in vars(model.norm)
+
+
+def test_beside_merged_layers() -> None:
+    low = Low(64, 4)
+    maps = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    model = drawn(nn.Sequential(*maps, low))
+    truth = found_by(model, X)
+    with untouched(model):
+        found = found_by(model, X, fold=True)
+    assert low.ways == ["torch.float32"] * 2 and low.merged is None
+    assert torch.allclose(found[0], truth[0], rtol=1e-3, atol=1e-6)
 
 
 def test_compiled_passes() -> None:
