@@ -4,6 +4,9 @@ from roli_fast.engine.compiled import forget_compiled as forget_compiled
 from roli_fast.engine.engine import Engine as Engine
 from roli_fast.engine.engine import bound as bound
 from roli_fast.engine.engine import plain as plain
+from roli_fast.engine.fold_plan import Foldable as Foldable
+from roli_fast.engine.folding import Folding as Folding
+from roli_fast.engine.folding import forget_folded as forget_folded
 from roli_fast.engine.graph import forget_graphs as forget_graphs
 from roli_fast.engine.input_gradient import Cost as Cost
 from roli_fast.engine.input_gradient import InputGradient as InputGradient

@@ -44,7 +44,8 @@ class Engine:
             A model that asks for a view which only contiguous maps have gets these instead.
         fold: during an attack batch normalisation is part of the convolution before it, and the
             division by the images' standard deviation part of the first layer, where that is exact
-            but for rounding.
+            but for rounding; on the CPU patch embeddings are a matrix product. "auto" in a short
+            dtype, where last bits are not expected anyway.
         cuda_graph: on a GPU the loops of PGD, FGSM, RS-FGSM and N-FGSM are recorded once a shape
             and replayed, with weights read anew: the same kernels, without the time to launch them
             one by one. "auto" records what comes a second time and holds at most a quarter of
@@ -59,7 +60,7 @@ class Engine:
     merge: bool = True
     attention: Literal["auto", "fused", "products"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
-    fold: bool = False
+    fold: Literal["auto"] | bool = "auto"
     cuda_graph: Literal["auto"] | bool = "auto"
     compile: bool = False
 
@@ -73,9 +74,9 @@ class Engine:
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ArgumentError(describe("batch_size", "an integer >= 1 or None", repr(size)))
         check_choice("attention", self.attention, ("auto", "fused", "products"))
-        for name in ("channels_last", "cuda_graph"):
+        for name in ("channels_last", "fold", "cuda_graph"):
             check_choice(name, getattr(self, name), ("auto", True, False))
-        for name in ("merge", "fold", "compile"):
+        for name in ("merge", "compile"):
             check_choice(name, getattr(self, name), (True, False))
 
     @property
@@ -87,6 +88,11 @@ class Engine:
     def rows_last(self) -> bool:
         """Whether maps lie in channels_last."""
         return self.short_dtype is not None if self.channels_last == "auto" else self.channels_last
+
+    @property
+    def folds(self) -> bool:
+        """Whether batch normalisation and the input's division are folded."""
+        return self.short_dtype is not None if self.fold == "auto" else self.fold
 
     @property
     def plain(self) -> "Engine":

@@ -11,6 +11,7 @@ from roli_fast.engine import graph
 from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import bound
 from roli_fast.engine.engine_passes import EnginePasses
+from roli_fast.engine.folding import Folding
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
 from roli_fast.engine.look import look_at, settings
 from roli_fast.engine.merging import Merging
@@ -48,6 +49,7 @@ class InputGradient:
         self._run = self._model.model
         self._loss = loss
         self._merging = Merging()
+        self._folding = Folding()
         self._entered = False
         self._checked = False
         self._training: list[tuple[nn.Module, bool]] = []
@@ -82,6 +84,8 @@ class InputGradient:
                 engine = self._model.engine
                 if engine.merge:
                     self._merging.fill(module.modules(), engine.short_dtype)
+                if engine.folds:
+                    self._folding.fill(module, engine.short_dtype)
             self._run = self._model.passes()
         except BaseException:
             self._restore()
@@ -97,6 +101,7 @@ class InputGradient:
         self._restore()
 
     def _restore(self) -> None:
+        self._folding.clear()
         self._merging.clear()
         for module, training in self._training:
             module.training = training
