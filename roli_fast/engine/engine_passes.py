@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.engine.attention import attention_by
+from roli_fast.engine.lanes import Lanes
 from roli_fast.engine.second_weights import SecondWeights
 from roli_fast.errors import ArgumentTypeError, describe
 
@@ -47,6 +48,7 @@ class EnginePasses:
         self._weights: SecondWeights | None = None
         if isinstance(model, nn.Module) and (dtype or rows_last):
             self._weights = SecondWeights(model, dtype, rows_last=rows_last)
+        self._lanes = self._make_lanes()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, in fp32 where the passes are in a short dtype.
@@ -81,6 +83,7 @@ class EnginePasses:
         self._rows = torch.contiguous_format
         if self._weights is not None:  # out here, where the error no longer holds the first maps
             self._weights.make_contiguous()
+            self._lanes = self._make_lanes()
         return self._once(x)
 
     def _once(self, x: Tensor) -> Tensor:
@@ -88,9 +91,14 @@ class EnginePasses:
             x = x.contiguous(memory_format=self._rows)
         with (
             surroundings(x.device.type, self._dtype, self._attention, cache=False),
+            self._lanes.inside(x),
             self._weights.in_place() if self._weights else _NOTHING,
         ):
             return self._model(x)
+
+    def _make_lanes(self) -> Lanes:
+        """Around the weights as they are now."""
+        return Lanes(self._model, self._dtype, self._weights.tensors() if self._weights else ())
 
 
 @contextlib.contextmanager

@@ -40,6 +40,10 @@ class SecondWeights:
                     made[own] = nn.Parameter(second, requires_grad=False)
                 self._weights.append(_Weight(owner, name, own, made[own]))
 
+    def tensors(self) -> list[nn.Parameter]:
+        """The second tensors."""
+        return [weight.second for weight in self._weights]
+
     def make_contiguous(self) -> None:
         """For all later calls; new tensors, as the graph of an earlier one holds the old."""
         with torch.inference_mode(False), torch.no_grad():
