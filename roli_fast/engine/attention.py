@@ -113,8 +113,8 @@ def _fused(
 def _surely(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
 ) -> bool:
-    """Whether nothing is to be measured: gradients with kernels between the products take a third
-    of the fused kernel's time or less, however busy the machine is."""
+    """Whether nothing is to be measured: gradients with kernels between the products took 0.1 to
+    0.8 of the fused kernel's time from 17 to 1024 tokens, and a busy machine measures badly."""
     graph = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
     return graph and can_multiply(query, key, value, mask)
 

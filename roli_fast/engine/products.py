@@ -59,7 +59,7 @@ class _Products(torch.autograd.Function):
         q, k, v = (t.contiguous().view(-1, *t.shape[-2:]) for t in (query, key, value))
         chance = torch.bmm(q, k.transpose(1, 2))
         if mask is not None:
-            chance.view(*heads, *chance.shape[1:]).add_(mask)
+            chance.view(*heads, *chance.shape[1:]).add_(mask.to(chance.dtype))
         rows.softmax_(chance, scale if mask is None else 1.0)
         ctx.save_for_backward(q, k, v, chance)
         ctx.heads, ctx.scale, ctx.masked = heads, scale, mask is not None
@@ -67,9 +67,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: "_Products", grad: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: "_Products", grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, chance = ctx.saved_tensors
         out = grad.contiguous().view(-1, *grad.shape[-2:])
         of_v = torch.bmm(chance.transpose(1, 2), out)
