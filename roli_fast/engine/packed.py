@@ -1,6 +1,7 @@
 """Linear layers in bf16 on the CPU, with weights laid out once as the matrix unit reads them."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,14 +66,14 @@ class _Product(torch.autograd.Function):
     """x W^T + b, with the gradient of x alone."""
 
     @staticmethod
-    def forward(ctx: "_Product", x: Tensor, packed: _Packed, bias: Tensor | None) -> Tensor:
-        ctx.packed = packed
+    def forward(context: Any, x: Tensor, packed: _Packed, bias: Tensor | None) -> Tensor:
+        context.packed = packed
         return _times(x, packed.way(False), bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: "_Product", grad: Tensor) -> tuple[Tensor, None, None]:
-        return _times(grad, ctx.packed.way(True), None), None, None
+    def backward(context: Any, grad: Tensor) -> Any:  # pyright: ignore
+        return _times(grad, context.packed.way(True), None), None, None
 
 
 def _times(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:

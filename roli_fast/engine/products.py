@@ -1,5 +1,7 @@
 """Attention by matrix products in bf16 on the CPU, with nothing between them but one step a row."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -46,7 +48,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0913 - torch's first, then attention's own
-        ctx: "_Products",
+        context: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -61,20 +63,20 @@ class _Products(torch.autograd.Function):
         if mask is not None:
             chance.view(*heads, *chance.shape[1:]).add_(mask.to(chance.dtype))
         rows.softmax_(chance, scale if mask is None else 1.0)
-        ctx.save_for_backward(q, k, v, chance)
-        ctx.heads, ctx.scale, ctx.masked = heads, scale, mask is not None
+        context.save_for_backward(q, k, v, chance)
+        context.heads, context.scale, context.masked = heads, scale, mask is not None
         return torch.bmm(chance, v).view(*heads, q.shape[1], v.shape[2])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: "_Products", grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, chance = ctx.saved_tensors
+    def backward(context: Any, grad: Tensor) -> Any:  # pyright: ignore
+        q, k, v, chance = context.saved_tensors
         out = grad.contiguous().view(-1, *grad.shape[-2:])
         of_v = torch.bmm(chance.transpose(1, 2), out)
         scores = torch.bmm(out, v.transpose(1, 2))
-        rows.softmax_backward_(scores, chance, 1.0 if ctx.masked else ctx.scale)
+        rows.softmax_backward_(scores, chance, 1.0 if context.masked else context.scale)
         of_q, of_k = torch.bmm(scores, k), torch.bmm(scores.transpose(1, 2), q)
-        if ctx.masked:
-            of_q.mul_(ctx.scale)
-        found = (t.view(*ctx.heads, *t.shape[1:]) for t in (of_q, of_k, of_v))
+        if context.masked:
+            of_q.mul_(context.scale)
+        found = (t.view(*context.heads, *t.shape[1:]) for t in (of_q, of_k, of_v))
         return (*found, None, None)

@@ -93,16 +93,16 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: "_Norm", x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        context: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Tensor:
         out, mean, factor = rows.norm(x, weight, bias, eps)
-        ctx.save_for_backward(x, mean, factor, weight)
+        context.save_for_backward(x, mean, factor, weight)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: "_Norm", grad: Tensor) -> tuple[Tensor, None, None, None]:
-        x, mean, factor, weight = ctx.saved_tensors
+    def backward(context: Any, grad: Tensor) -> Any:  # pyright: ignore
+        x, mean, factor, weight = context.saved_tensors
         return rows.norm_backward(grad.contiguous(), x, mean, factor, weight), None, None, None
 
 
@@ -110,12 +110,12 @@ class _Sum(torch.autograd.Function):
     """fp32 + bf16."""
 
     @staticmethod
-    def forward(ctx: "_Sum", x: Tensor, y: Tensor) -> Tensor:
+    def forward(context: Any, x: Tensor, y: Tensor) -> Tensor:
         return rows.widen_add(x, y)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: "_Sum", grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(context: Any, grad: Tensor) -> Any:  # pyright: ignore
         return grad, grad.to(torch.bfloat16)
 
 
@@ -123,15 +123,18 @@ class _Unbind(torch.autograd.Function):
     """Parts of a tensor; torch's would stack their gradients, and copy the stack again."""
 
     @staticmethod
-    def forward(ctx: "_Unbind", x: Tensor, dim: int) -> tuple[Tensor, ...]:
-        ctx.dim, ctx.like = dim, torch.empty_like(x, device="meta")  # strides without memory
+    def forward(context: Any, x: Tensor, dim: int) -> tuple[Tensor, ...]:
+        context.dim, context.like = (
+            dim,
+            torch.empty_like(x, device="meta"),
+        )  # strides without memory
         return x.unbind(dim)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: "_Unbind", *grads: Tensor) -> tuple[Tensor, None]:
-        like = ctx.like
+    def backward(context: Any, *grads: Tensor) -> Any:  # pyright: ignore
+        like = context.like
         found = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
-        for part, grad in zip(found.unbind(ctx.dim), grads, strict=True):
+        for part, grad in zip(found.unbind(context.dim), grads, strict=True):
             part.copy_(grad)
         return found, None
