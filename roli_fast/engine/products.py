@@ -13,6 +13,8 @@ def can_multiply(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None)
     """Whether `attention_products` takes these: bf16, or under autocast to it, without broadcasts,
     and with kernels for rows of this length."""
     given = (query, key, value)
+    if torch.compiler.is_compiling():
+        return False
     if any(type(t) is not Tensor or not t.is_cpu or t.numel() == 0 for t in given):
         return False
     if any(_dtype(t) != torch.bfloat16 for t in given):

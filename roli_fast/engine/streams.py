@@ -25,6 +25,7 @@ class Norms:
         self.learning = True
         self._read: dict[int, bool] = {}  # by the weight's id: whether linear layers alone read it
         self._results: dict[int, tuple[Tensor, int]] = {}
+        self._weights: list[Tensor] = []
 
     def watch(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
         """See one call of the first pass, and its result."""
@@ -37,6 +38,7 @@ class Norms:
         weight = kwargs.get("weight")
         if func is functional.layer_norm and weight is not None and isinstance(found, Tensor):
             self._results[id(found)] = found, id(weight)
+            self._weights.append(weight)  # so that no other tensor gets its id
 
     def finish(self) -> None:
         """After the first pass."""
