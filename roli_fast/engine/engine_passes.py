@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from roli_fast.engine.attention import attention_by
 from roli_fast.engine.compiled import CompiledPasses
+from roli_fast.engine.lanes import Lanes
 from roli_fast.engine.second_weights import SecondWeights
 from roli_fast.errors import ArgumentTypeError, describe
 
@@ -55,6 +56,8 @@ class EnginePasses:
         if isinstance(model, nn.Module) and (dtype or rows_last):
             make = SecondWeights.kept if keep else SecondWeights
             self._weights = make(model, dtype, rows_last=rows_last)
+        self._compiled = compiled
+        self._lanes = self._make_lanes()
 
     @property
     def weights(self) -> list[Tensor]:
@@ -94,6 +97,7 @@ class EnginePasses:
         self._rows = torch.contiguous_format
         if self._weights is not None:  # out here, where the error no longer holds the first maps
             self._weights.make_contiguous()
+            self._lanes = self._make_lanes()
         return self._once(x)
 
     def _once(self, x: Tensor) -> Tensor:
@@ -101,9 +105,14 @@ class EnginePasses:
             x = x.contiguous(memory_format=self._rows)
         with (
             surroundings(x.device.type, self._dtype, self._attention, cache=False),
+            self._lanes.inside(x),
             self._weights.in_place() if self._weights else _NOTHING,
         ):
             return self._model(x)
+
+    def _make_lanes(self) -> Lanes:
+        """Around the weights as they are now; a compiled model has its own ways."""
+        return Lanes(self._model, None if self._compiled else self._dtype, self.weights)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from roli_fast.errors import ArgumentError, RoliFastError, describe
 
 logger = logging.getLogger("roli_fast")
 
-INTERFACE = 4  # raise together with kInterface in csrc/bindings.cpp
+INTERFACE = 5  # raise together with kInterface in csrc/bindings.cpp
 BACKENDS = ("native", "reference")
 _NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 OPS = {
@@ -43,8 +43,12 @@ OPS = {
     "l1_random_start": _NATIVE,
     "lora_linear": (*_NATIVE, torch.float64),
     "lora_merge_": _NATIVE,
+    "rows": (torch.bfloat16,),
 }
 """Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
+
+_CPU_ONLY = ("rows",)
+"""What needs no kernel on CUDA: torch's do it at the memory's speed there."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
@@ -176,6 +180,8 @@ def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> Backend:
         return Backend("reference", f"there are no kernels for {place.type}")
     if dtype not in OPS[op]:
         return Backend("reference", f"there is no kernel for {dtype}")
+    if op in _CPU_ONLY and place.type != "cpu":
+        return Backend("reference", f"there is no kernel for {place.type}")
     missing = _missing(place)
     return Backend("reference", missing) if missing else Backend("native", "")
 
@@ -206,7 +212,7 @@ def usable(op: str, tensor: Tensor) -> bool:
         return False
     if tensor.is_cpu:
         missing = _state.obstacle
-    elif tensor.is_cuda:
+    elif tensor.is_cuda and op not in _CPU_ONLY:
         missing = _missing(tensor.device)
     else:
         return False

@@ -39,7 +39,7 @@ class Stage:
             dropout see each part for itself. No part is of one image, so there may be fewer.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         validate_every: epochs between validations; the last epoch is always validated.
-        engine: how the attack's passes are made. dtype bfloat16 makes the training passes so too,
+        engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16 makes the training passes so too,
             with weights, their gradients and the loss in fp32. Validation is always in fp32.
     """
 
@@ -53,7 +53,7 @@ class Stage:
     accumulate: int = 1
     warmup_epochs: float = 1.0
     validate_every: int = 1
-    engine: Engine = field(default_factory=Engine)
+    engine: Engine = field(default_factory=lambda: Engine(fold=True))
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):

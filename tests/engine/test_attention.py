@@ -10,6 +10,7 @@ from tiny_models import Fused, images, tiny
 from torch import Tensor
 from torch.nn import functional
 
+from roli_fast import ops
 from roli_fast.engine import Engine, InputGradient, attention
 from roli_fast.engine.attention import ChosenAttention, attention_by, products_are_quicker
 
@@ -125,7 +126,8 @@ class TestChoice:
 
     def test_auto_measures_in_a_short_dtype_once_a_case(self, measured: list[Any]) -> None:
         engine = Engine(dtype=torch.bfloat16)
-        assert [counts(engine), counts(engine)] == [(0, 2)] * 2
+        with ops.use_backend("reference"):  # with kernels there is nothing to measure for gradients
+            assert [counts(engine), counts(engine)] == [(0, 2)] * 2
         assert [(dtype, graph) for _, dtype, graph in measured] == [
             (torch.bfloat16, True),
             (torch.bfloat16, False),
