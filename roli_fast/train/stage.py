@@ -39,8 +39,9 @@ class Stage:
             dropout see each part for itself. No part is of one image, so there may be fewer.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         validate_every: epochs between validations; the last epoch is always validated.
-        engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16 makes the training passes so too,
-            with weights, their gradients and the loss in fp32. Validation is always in fp32.
+        engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16
+            makes the training passes so too, with weights, their gradients and the loss in fp32.
+            Validation is always in fp32.
     """
 
     epochs: int = 20
