@@ -1,11 +1,6 @@
 """The table of the accuracy guard, from hand-made numbers."""
 
-import sys
-
 import pytest
-from shared_data import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import guard
 

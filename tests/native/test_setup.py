@@ -8,16 +8,16 @@ import sys
 import sysconfig
 
 import pytest
-from conftest import ROOT
+from shared_data import REPOSITORY
 
 
 @pytest.fixture(scope="module")
 def setup():
     """setup.py as a module; it calls setuptools only when run as a program."""
-    if not (ROOT / "setup.py").exists():
+    if not (REPOSITORY / "setup.py").exists():
         pytest.skip("not a source tree")
     pytest.importorskip("setuptools")
-    spec = importlib.util.spec_from_file_location("roli_fast_setup", ROOT / "setup.py")
+    spec = importlib.util.spec_from_file_location("roli_fast_setup", REPOSITORY / "setup.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -45,7 +45,7 @@ def tools(setup, monkeypatch, tmp_path):
 
 def record(setup, mode: str | None = None) -> dict:
     environ = {} if mode is None else {"ROLI_FAST_BUILD": mode}
-    return setup.build_native(ROOT / "nowhere", environ)
+    return setup.build_native(REPOSITORY / "nowhere", environ)
 
 
 @pytest.mark.parametrize(
