@@ -28,9 +28,9 @@ gradients' signs, in which a rounding around 0 is a whole step."""
 
 FAST = (
     "--methods=ranli --ranli.epochs=2 --ranli.attack.steps=2 --ranli.batch_size=35 "
-    "--ranli.optimizer.lr=0.01"
+    "--ranli.optimizer.lr=0.01 --model.options.proj_drop_rate=0.1"
 ).split()
-"""One stage of six updates."""
+"""One stage of six updates, with dropout."""
 
 
 def train(folder: Path, *more: str, double: bool = False, skip: str = "?") -> int:
@@ -119,14 +119,22 @@ def other_images(folder: Path) -> int:
 
 
 def batch_norm(folder: Path) -> int:
-    """`train` of a tiny ResNet; each process writes its last weights beside `folder`."""
+    """`train` of a tiny ResNet; each process writes its last weights beside `folder`, and the seeds
+    that the updates' dropout would have."""
     finish, rank = loop.StageLoop._finish, os.environ["RANK"]
+    backward, seeds = loop.StageLoop._backward, []
+
+    def seeded(*arguments: Any, **options: Any) -> Any:
+        seeds.append(torch.initial_seed())
+        return backward(*arguments, **options)
 
     def watched(self: loop.StageLoop) -> Any:
-        torch.save(self.model.state_dict(), folder.parent / f"state-{rank}.pt")
+        state = {**self.model.state_dict(), "seeds": torch.tensor(seeds)}
+        torch.save(state, folder.parent / f"state-{rank}.pt")
         return finish(self)
 
     loop.StageLoop._finish = watched
+    loop.StageLoop._backward = seeded
     options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
     text = [f"--model.options.{name}={value}" for name, value in options.items()]
     return train(folder, "--model.name=resnet18", *text, skip="--model.options")

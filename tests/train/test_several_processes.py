@@ -162,6 +162,8 @@ def test_batch_norm_is_the_same_everywhere_and_told(tmp_path: Path) -> None:
     assert "BatchNorm is in training mode" in members[0].output
     first, second = [torch.load(tmp_path / f"state-{r}.pt", weights_only=True) for r in (0, 1)]
     assert sum("running_var" in name for name in first) > 0
+    seeds = [*first.pop("seeds").tolist(), *second.pop("seeds").tolist()]
+    assert len(set(seeds)) == 2 * 6  # of dropout: an own one for each update and process
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
 
