@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -105,7 +106,7 @@ def search_in_turn(
         rows = (~standing.fooled).nonzero()[:, 0]
         if len(rows) == 0:
             break
-        options = {} if asked.eps is None else {"eps": _of(asked.eps, rows)}
+        options: dict[str, Any] = {} if asked.eps is None else {"eps": _of(asked.eps, rows)}
         checked = recheck.search(
             part, asked.model, x[rows], y[rows], generator, sample_ids=ids[rows], **options
         )

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from roli_fast.attacks.base import Attack, AttackResult, ids_of
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.targets import RULES
-from roli_fast.engine import Cost, InputGradient, bound, plain
+from roli_fast.engine import Cost, Engine, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import cross_entropy
 
@@ -37,6 +37,7 @@ def search(
     y: Tensor,
     generator: Generator | None = None,
     *,
+    engine: Engine | None = None,
     sample_ids: Tensor | None = None,
     **options: Any,
 ) -> Checked:
@@ -48,13 +49,15 @@ def search(
 
     Args:
         attack: any search; what counts is misclassification, also where it has targets.
-        model: a model; one that `Engine.bind` made has the dtype of the search.
+        model: as for an attack.
         x: images (B, ...).
         y: labels (B,).
         generator: as for an attack; the second search draws from a copy.
+        engine: as for an attack: of the first search; checks and second search have its `plain`.
         sample_ids: as for an attack.
         **options: what the attack's `run` takes besides; tensors have the batch in front.
     """
+    model = bound(model, engine)
     ids, copied = ids_of(x, sample_ids), _copy_of(generator, x.device)
     found = attack.run(model, x, y, generator, sample_ids=ids, **options)
     by_target = getattr(attack, "targets", None) in RULES  # then fooled means: the target reached
@@ -66,9 +69,9 @@ def search(
     x_adv = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x.detach())
     lost = torch.zeros_like(fooled) if found.fooled is None else found.fooled & ~fooled
     rows = lost.nonzero()[:, 0]
-    if bound(model).engine.short_dtype is None or len(rows) == 0:
+    if model.engine.short_dtype is None or len(rows) == 0:
         return Checked(replace(found, x_adv=x_adv, cost=cost, fooled=fooled), lost, 0)
-    some = {k: v[rows] if isinstance(v, Tensor) else v for k, v in options.items()}
+    some: dict[str, Any] = {k: v[rows] if isinstance(v, Tensor) else v for k, v in options.items()}
     second = search(attack, plain(model), x[rows], y[rows], copied, sample_ids=ids[rows], **some)
     again = second.result
     assert again.fooled is not None

@@ -62,7 +62,8 @@ def test_who_is_wrong_in_bf16_alone_is_searched_by_the_plain_model() -> None:
     "attack", [APGD(eps=0.012, steps=8), Square(eps=0.03, n_queries=30)], ids=str
 )
 def test_flags_hold_for_the_plain_model(attack: Attack) -> None:
-    checked = search(attack, Engine(dtype=torch.bfloat16, batch_size=5).bind(NET), X, Y, source())
+    engine = Engine(dtype=torch.bfloat16, batch_size=5)
+    checked = search(attack, NET, X, Y, source(), engine=engine)
     result = checked.result
     assert result.fooled is not None and 3 < result.fooled.sum() < 24
     assert torch.equal(result.fooled, predicted(NET, result.x_adv) != Y)

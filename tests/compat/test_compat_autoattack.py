@@ -262,7 +262,7 @@ def test_a_model_elsewhere_is_named() -> None:
         (dict(attacks_to_run=["fab"]), "`attacks_to_run`: expected none in version standard"),
         (dict(is_tf_model=True), "`is_tf_model`: expected False"),
         (dict(model=3), "`model`: expected a callable"),
-        (dict(search_dtype=torch.int8), "`dtype`: expected torch.bfloat16"),
+        (dict(search_dtype=torch.int8), "`dtype`: expected torch.float32"),
     ],
 )
 def test_arguments_that_cannot_be_used(options: Any, message: str) -> None:

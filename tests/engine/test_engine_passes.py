@@ -342,3 +342,26 @@ class TestChannelsLast:
         with InputGradient(Engine(channels_last=True).bind(model)) as engine:
             engine(self.X, self.Y), engine(self.X, self.Y)
         assert model.seen == [(True, True, True)] + [(False, False, False)] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "engine",
+    [
+        Engine(dtype=torch.bfloat16),
+        Engine(dtype=torch.float16, attention="products"),
+        Engine(channels_last=True, attention="products"),
+    ],
+    ids=str,
+)
+def test_on_a_gpu(name: str, engine: Engine) -> None:
+    model, side = tiny(name).cuda(), SIZES[name]
+    x, y = images(4, 3, side, side).cuda(), torch.tensor([0, 3, 1, 4]).cuda()
+    with InputGradient(model) as gradient:
+        truth = gradient(x, y)
+    with untouched(model), InputGradient(engine.bind(model)) as gradient:
+        found = gradient(x, y)
+    assert (cosine(found[0], truth[0]) > 0.97).all()
+    assert {tensor.dtype for tensor in found} == {torch.float32}
