@@ -76,12 +76,15 @@ def test_replays_are_ordinary_runs(recorder: CpuRecorder, attack: Attack) -> Non
     assert recorder.log[-1] == "replay"
 
 
+@pytest.mark.parametrize("fold", [False, True], ids=["as it is", "folded"])
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_networks_in_both_precisions(recorder: CpuRecorder, name: str, dtype: torch.dtype) -> None:
-    """Converted weights are filled again in each call, where the recording reads them."""
+def test_networks_in_all_forms(
+    recorder: CpuRecorder, name: str, dtype: torch.dtype, fold: bool
+) -> None:
+    """Converted and folded weights are filled again in each call, where the recording reads."""
     model, side = tiny(name), SIZES[name]
-    on = Engine(dtype=dtype, cuda_graph=True, attention="fused")
+    on = Engine(dtype=dtype, cuda_graph=True, attention="fused", fold=fold)
     off = replace(on, cuda_graph=False)
     y = torch.tensor([0, 3, 4, 4])
     for seed in range(3):
