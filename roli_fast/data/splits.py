@@ -79,7 +79,8 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         return scaled(self.raw(indices))
 
     def raw(self, indices: Tensor) -> Batch:
-        """As `batch`, with `x` still uint8. Images in memory are transformed all at once.
+        """As `batch`, with `x` still uint8. Images in memory are transformed all at once, where
+        they lie; `y` and `ids` are on the CPU.
 
         Raises:
             DataError: an image file cannot be read.
