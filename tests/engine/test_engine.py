@@ -88,7 +88,7 @@ def test_what_a_model_is_bound_to() -> None:
         ({"merge": 1}, "`merge`: expected True or False, got 1"),
         ({"attention": "flash"}, "`attention`: expected 'auto' or 'fused' or 'products', got 'fla"),
         ({"channels_last": None}, "`channels_last`: expected 'auto' or True or False, got None"),
-        ({"fold": "yes"}, "`fold`: expected True or False, got 'yes'"),
+        ({"fold": "yes"}, "`fold`: expected 'auto' or True or False, got 'yes'"),
         ({"cuda_graph": "always"}, "`cuda_graph`: expected 'auto' or True or False, got 'always'"),
         ({"compile": None}, "`compile`: expected True or False, got None"),
     ],
