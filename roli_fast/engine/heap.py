@@ -14,7 +14,8 @@ def keep_heap() -> None:
 
     glibc raises the size from which a block is a mapping of its own to that of the largest such
     block that was freed, and the free memory that it keeps to twice that. So one block below its
-    limit, which is never touched, saves some 13,000 page faults a step on a ViT-S of 8 images,
-    6 % of its time. Another C library has nothing to gain or lose.
+    limit, which is never touched, saves some 13,000 page faults a step on a ViT-S of 8 images in
+    bf16, 6 % of its time, and 750 of a small CNN, 15 %. Another C library has nothing to gain or
+    lose.
     """
     torch.empty(_BYTES, dtype=torch.uint8)

@@ -12,6 +12,7 @@ from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import bound
 from roli_fast.engine.engine_passes import EnginePasses
 from roli_fast.engine.folding import Folding
+from roli_fast.engine.heap import keep_heap
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
 from roli_fast.engine.look import look_at, settings
 from roli_fast.engine.merging import Merging
@@ -72,6 +73,7 @@ class InputGradient:
         if self._entered:  # the second exit would restore what the first entry changed
             raise RoliFastError("This InputGradient is in use: make another one for a nested loop.")
         self._entered = True
+        keep_heap()
         module = self._model.module
         if module is not None:
             self._training = [(part, part.training) for part in module.modules()]

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from roli_fast.engine.heap import keep_heap
 from roli_fast.engine.packed import PackedWeights, can_pack
 from roli_fast.engine.streams import Norms, residual_sum, unbind
 from roli_fast.ops import rows
@@ -46,7 +45,6 @@ class Lanes:
         if not self._ways or not x.is_cpu:
             yield
             return
-        keep_heap()
         watch = self._norms.watch if self._norms.learning else None
         with Replacing(self._ways, watch):
             yield

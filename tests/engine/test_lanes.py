@@ -236,3 +236,9 @@ def test_a_model_is_as_exact_as_without(name):
         off.append([float((found[i] - truth[i]).norm() / truth[i].norm()) for i in (0, 2)])
     # of so small nets the two errors are draws of one distribution
     assert all(ours <= 1.5 * torchs + 1e-3 for torchs, ours in zip(*off, strict=True))
+
+
+def test_any_engine_keeps_the_heap():
+    keep_heap.cache_clear()
+    with InputGradient(torch.nn.Flatten()):
+        assert keep_heap.cache_info().currsize == 1
