@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import timing
+from harness.report import machine
 from roli_fast import models
 from roli_fast.attacks import APGD, Attack, AutoAttack
 from roli_fast.data import DATASETS
@@ -114,7 +114,7 @@ def main() -> None:
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: args.images]
     batch = test.plain().batch(order)
     report: dict[str, Any] = {
-        "machine": timing.machine("cpu", args.threads),
+        "machine": machine("cpu", args.threads),
         "case": {k: v for k, v in vars(args).items() if k not in ("model", "root", "out")},
     }
     for dtype in args.dtypes.split(","):
