@@ -14,6 +14,7 @@ writes results/autoattack-<device>.json, the digits' run autoattack-digits-<devi
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,7 +204,7 @@ def run(report: Report) -> None:
     model, batches, eps = subject(report.options)
     images = sum(len(y) for _, y, _ in batches)
     report.case |= {"images": images, "batch": len(batches[0][1]), "eps": eps}
-    report.case["data"] = report.options.root or "digits"
+    report.case["data"] = Path(report.options.root).name if report.options.root else "digits"
     for norm, radius in eps.items():
         result = attack(model, batches, norm, radius, report)
         found = conclude(result, images)
