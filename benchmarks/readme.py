@@ -27,7 +27,7 @@ def ops_cpu() -> str:
     """The fused ops beside what one would otherwise write."""
     results = _read("ops-cpu")
     machine = results["machine"]
-    rows = [name for name, row in results.items() if "times_native" in row]
+    rows = [k for k, row in results.items() if isinstance(row, dict) and "times_native" in row]
     names = list(dict.fromkeys(name.split()[0] for name in rows))
     small, large = "64x3x32x32", "64x3x224x224"
     lines = [

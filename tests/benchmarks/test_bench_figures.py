@@ -7,6 +7,7 @@ import pytest
 
 import plot
 import readme
+from groups import ops
 from harness.report import Options, Report
 from harness.timing import Times
 
@@ -91,3 +92,17 @@ def test_the_readme_tables_hold_the_measured_numbers(results: Path, monkeypatch)
     assert "| bf16, vit_tiny | 2.5 | 3.00 |" in readme.switches().splitlines()
     monkeypatch.setattr(readme, "read", lambda name: None)
     assert readme.throughput() is None and readme.switches() is None
+
+
+def test_the_table_of_ops_is_read_from_what_the_group_writes(tmp_path: Path, monkeypatch) -> None:
+    found = report(tmp_path, "ops")
+    times = Times({"native": [1e-3], "eager": [4e-3], "inductor": [2e-3], "copy": [1e-3]})
+    for shape in ("64x3x32x32", "64x3x224x224"):
+        found.extra[f"linf_step_ {shape} float32"] = ops.summary(times, {})
+    halves = Times({"native": [1e-3], "float32": [3e-3]})
+    found.extra["linf_step_ bf16 beside fp32"] = ops.summary(halves, {})
+    found.machine["build"] = {"cpu_level": "x86-64-v4"}
+    found.save()
+    monkeypatch.setattr(readme, "_read", lambda _name: json.loads(found.path.read_text()))
+    row = "| `linf_step_` | 1 ms | 4x | 2x | 1 ms | 4x | 2x | 1x | 3.0x |"
+    assert row in readme.ops_cpu().splitlines()
