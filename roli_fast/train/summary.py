@@ -74,7 +74,7 @@ def _stage(results: list[Outcome]) -> dict[str, Any]:
         "trainable_parameters": results[0]["trainable_parameters"],
         "train_images_per_second": _mean([r["train_images_per_second"] for r in results]),
         "train_seconds": _mean([r["train_seconds"] for r in results]),
-        "data_wait_share": _mean_or_none([r["data_wait_share"] for r in results]),
+        "data_wait_share": _mean_or_none([r.get("data_wait_share") for r in results]),
         "best_validation_accuracy": _mean([r["best_validation_accuracy"] for r in results]),
     }
 
