@@ -56,6 +56,7 @@ def explained(  # noqa: PLR0913 - what the message says
     *,
     parts: int = 1,
     where: str = "",
+    fix: str = "",
     later: int = 0,
     first: Callable[[], object] = lambda: None,
 ) -> Iterator[None]:
@@ -68,6 +69,7 @@ def explained(  # noqa: PLR0913 - what the message says
         work: does what is within with so many images, and leaves nothing behind.
         meter: of the device.
         where: stands before the message, "stage 'probe': " say.
+        fix: stands behind it: what else would help.
         later: bytes that more will be needed than `work` takes.
         first: called before anything is tried; what must not be lost is saved here.
 
@@ -85,7 +87,8 @@ def explained(  # noqa: PLR0913 - what the message says
     fits, tried = largest(-(-size // parts), work, meter, later=later)
     fits = None if fits is None else fits * parts
     expected = f"a number of images that fit into the memory of {meter.name}"
-    raise OutOfMemoryError(where + describe(name, expected, size, _advice(fits, tried)))
+    advice = f"{_advice(fits, tried)} {fix}".rstrip()
+    raise OutOfMemoryError(where + describe(name, expected, size, advice))
 
 
 def _advice(fits: int | None, tried: bool) -> str:

@@ -120,7 +120,7 @@ def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:
         raise ConfigError(
             "`--resume` continues with the saved configuration: leave out "
             f"{' '.join(overrides) or '--config'}, or start a new run_dir with it. Only "
-            f"{', '.join(PLACE_FIELDS)} may change."
+            f"{', '.join(PLACE_FIELDS)} and the stages' accumulate may change."
         )
     axes = saved_axes(options.run_dir)
     if options.sweep and tuple(map(Axis.parse, options.sweep)) != axes:

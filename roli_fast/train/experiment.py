@@ -182,8 +182,17 @@ PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes")
 
 
 def same_experiment(a: Experiment, b: Experiment) -> bool:
-    """Whether two configurations differ in nothing but `PLACE_FIELDS`."""
-    return replace(a, **{name: getattr(b, name) for name in PLACE_FIELDS}) == b
+    """Whether two configurations differ in nothing but `PLACE_FIELDS` and `in_one_part`."""
+    here = {name: getattr(b, name) for name in PLACE_FIELDS}
+    return in_one_part(replace(a, **here)) == in_one_part(b)
+
+
+def in_one_part(experiment: Experiment) -> Experiment:
+    """The same updates without `accumulate`, by which a resume may fit them into less memory, as it
+    may have another number of processes."""
+    stages = {name: getattr(experiment, name) for name in STAGES}
+    whole = {name: replace(stage, accumulate=1) for name, stage in stages.items() if stage}
+    return replace(experiment, **whole)
 
 
 ROBUST_LINEAR = "robust-linear"

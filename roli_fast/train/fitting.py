@@ -1,14 +1,18 @@
-"""An update that runs out of memory says which batch size would fit."""
+"""An update or a validation that runs out of memory says which batch size would fit."""
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from roli_fast.data import Batch
+from roli_fast.data import Batch, ImageDataset
+from roli_fast.engine import Engine, InputGradient
 from roli_fast.models import Classifier
 from roli_fast.running.memory import explained, meter_of
 from roli_fast.train.stage import Stage
+
+IN_PARTS = "Or raise accumulate, with --resume as well: the update stays the same."
 
 
 def fitted(  # noqa: PLR0913 - what an update consists of
@@ -47,9 +51,47 @@ def fitted(  # noqa: PLR0913 - what an update consists of
         meter_of(batch.x.device),
         parts=parts,
         where=f"stage '{name}': ",
+        fix=IN_PARTS,
         later=later(optimizer),
         first=lambda: optimizer.zero_grad(set_to_none=True),
     )
+
+
+def checked(
+    stage: Stage,
+    name: str,
+    model: Classifier,
+    dataset: ImageDataset,
+    device: torch.device,
+    *,
+    engine: Engine,
+    world: int,
+) -> contextlib.AbstractContextManager[None]:
+    """Within, an evaluation in parts of the stage's batches, likewise.
+
+    It is in fp32, so a stage that trains in bf16 may fit where its validation does not.
+
+    Args:
+        stage: whose `batch_size` is named.
+        name: what is evaluated, for the message.
+        model: likewise.
+        dataset: its images.
+        device: where they go.
+        engine: how attacks' passes are made.
+        world: how many processes share them.
+    """
+    own = replace(engine, cuda_graph=False)
+
+    def gradient(count: int) -> None:
+        batch = dataset.plain().batch(torch.arange(min(count, len(dataset))))
+        with InputGradient(own.bind(model)) as one, torch.no_grad():
+            one(batch.x.to(device), batch.y.to(device))
+
+    size = stage.batch_size
+    parts = -(-size // stage.part_size(world))
+    meter = meter_of(device)
+    where = f"{name}: "
+    return explained("batch_size", size, gradient, meter, parts=parts, where=where, fix=IN_PARTS)
 
 
 def later(optimizer: torch.optim.Optimizer) -> int:

@@ -21,7 +21,7 @@ from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
-from roli_fast.train.fitting import fitted
+from roli_fast.train.fitting import checked, fitted
 from roli_fast.train.replicas import Replicas, say_what_differs
 from roli_fast.train.stage import Job, StageResult
 from roli_fast.train.tally import Tally
@@ -67,7 +67,7 @@ class StageLoop:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
             InterruptedRunError: a signal came; the position is saved.
-            OutOfMemoryError: an update does not fit; the position is saved.
+            OutOfMemoryError: an update or validation does not fit; the position is saved.
         """
         self._resume()
         self.stage.tuning.train_mode(self.model)
@@ -302,15 +302,17 @@ class StageLoop:
                 self._save_and_check()
 
         attacks = [self.job.validation.under(self.job.threat)] if self.attack else []
-        split, size = self.job.splits.val, self.stage.part_size(self.team.world)
-        own = evaluate(
-            self.model,
-            self.context.evaluation_batches(split, size),
-            attacks,
-            seed=derive_seed(self.job.seed, "validation"),
-            engine=self.stage.engine.plain,
-            after_batch=check,
-        )
+        split, world, engine = self.job.splits.val, self.team.world, self.stage.engine.plain
+        name, device = f"stage '{self.job.name}', validation", self.context.device
+        with checked(self.stage, name, self.model, split, device, engine=engine, world=world):
+            own = evaluate(
+                self.model,
+                self.context.evaluation_batches(split, self.stage.part_size(world)),
+                attacks,
+                seed=derive_seed(self.job.seed, "validation"),
+                engine=engine,
+                after_batch=check,
+            )
         result = self.context.whole(own, split)
         scores = {"validation_clean_accuracy": result.clean_accuracy}
         for value in result.robust_accuracy.values():

@@ -14,6 +14,7 @@ import torch
 
 from roli_fast import peft
 from roli_fast.data import Splits
+from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ConfigError, DataError, describe
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
@@ -32,6 +33,7 @@ from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
 from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
+from roli_fast.train.fitting import checked
 from roli_fast.train.loop import run_stage
 from roli_fast.train.recorder import NoRecorder, Recorder
 from roli_fast.train.run_directory import (
@@ -313,20 +315,21 @@ class Pipeline:
         """Accuracy on the test split, with the flags of every sample for paired tests."""
         if self.context.team.from_first(path.is_file()):
             return json.loads(path.read_text(encoding="utf-8"))
-        experiment = self.experiment
+        experiment, device, stage = self.experiment, self.context.device, self.experiment.finetune
         split, world = splits.test, self.context.team.world
+        name = "test, in finetune's batches"
+        fitted = checked(stage, name, model, split, device, engine=Engine(), world=world)
         title = f"seed {seed} {path.parent.name}/test"
-        with self.context.bar(title, total=len(split)) as bar:
+        with fitted, self.context.bar(title, total=len(split)) as bar:
             move = counter(bar, world)
 
             def after_batch(count: int) -> None:
                 move(count)
                 self.context.check()
 
-            size = experiment.finetune.part_size(world)
             own = evaluate(
                 model,
-                self.context.evaluation_batches(split, size),
+                self.context.evaluation_batches(split, stage.part_size(world)),
                 [experiment.evaluation("test")],
                 seed=derive_seed(seed, "test"),
                 after_batch=after_batch,

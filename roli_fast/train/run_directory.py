@@ -14,7 +14,7 @@ from roli_fast.running.environment import environment, hash_samples, hash_text
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
 from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import PLACE_FIELDS, Experiment
+from roli_fast.train.experiment import PLACE_FIELDS, Experiment, in_one_part
 
 
 def open_run_dir(folder: Path, experiment: Experiment, *, resume: bool) -> RunLock:
@@ -24,7 +24,8 @@ def open_run_dir(folder: Path, experiment: Experiment, *, resume: bool) -> RunLo
 
 def identity(experiment: Experiment, splits: Mapping[str, Splits | None]) -> dict[str, str]:
     """Hashes of what a resumed run must find unchanged: the configuration, and every split."""
-    tree = {k: v for k, v in SCHEMA.to_tree(experiment).items() if k not in PLACE_FIELDS}
+    tree = SCHEMA.to_tree(in_one_part(experiment))
+    tree = {k: v for k, v in tree.items() if k not in PLACE_FIELDS}
     out = {"configuration": hash_text(json.dumps(tree, sort_keys=True))}
     for name, found in splits.items():
         for part in ("train", "val", "test") if found else ():

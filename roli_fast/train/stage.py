@@ -36,7 +36,8 @@ class Stage:
         accumulate: parts in which each process takes its images of an update, one after the other,
             so that a larger batch_size fits into memory; evaluation takes as many at once. The
             update is that of one large batch, but for rounding; BatchNorm in training mode and
-            dropout see each part for itself. No part is of one image, so there may be fewer.
+            dropout see each part for itself. No part is of one image, so there may be fewer. A
+            resume may change it.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         validate_every: epochs between validations; the last epoch is always validated.
         engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16
