@@ -18,8 +18,8 @@ from typing import Any
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["roli_fast.train.__main__", "torch.distributed"])
 
-PATIENCE = 120
-"""Seconds after which a process counts as hung."""
+PATIENCE = 600
+"""Seconds after which a process counts as hung: on a busy machine a run of three takes minutes."""
 
 
 @dataclass

@@ -195,7 +195,7 @@ def test_torchrun_itself(double: Path, tmp_path: Path) -> None:
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
-    output = first.communicate(timeout=60)[1]
+    output = first.communicate(timeout=300)[1]
     assert "stopped by SIGTERM" in output and first.returncode
     subprocess.run([*torchrun, *address, "--resume"], check=True, timeout=300)
     assert_same_weights(double, folder)
