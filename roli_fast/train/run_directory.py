@@ -49,7 +49,8 @@ def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:
     if changed:
         raise RunDirectoryError(
             f"'{folder}' began with another {', another '.join(changed)}: its results would be "
-            "mixed with others. Put back what changed, or start a new run."
+            "mixed with others. Put back what changed, perhaps the version of roli_fast, or start "
+            "a new run."
         )
     return saved
 
