@@ -45,7 +45,8 @@ def search(
 
     In a short dtype an image next to the boundary may look fooled, one that is right by the plain
     model may even look wrong to begin with and is then not searched at all. So what was lost is
-    searched once more by the plain model, with the same draws.
+    searched once more by the plain model, with the same draws. So it is in fp32 with an engine that
+    changes last bits, by folding, say.
 
     Args:
         attack: any search; what counts is misclassification, also where it has targets.
@@ -69,7 +70,7 @@ def search(
     x_adv = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x.detach())
     lost = torch.zeros_like(fooled) if found.fooled is None else found.fooled & ~fooled
     rows = lost.nonzero()[:, 0]
-    if model.engine.short_dtype is None or len(rows) == 0:
+    if model.engine.exact or len(rows) == 0:
         return Checked(replace(found, x_adv=x_adv, cost=cost, fooled=fooled), lost, 0)
     some: dict[str, Any] = {k: v[rows] if isinstance(v, Tensor) else v for k, v in options.items()}
     second = search(attack, plain(model), x[rows], y[rows], copied, sample_ids=ids[rows], **some)

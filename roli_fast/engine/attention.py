@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from roli_fast.engine.products import attention_products, can_multiply
+from roli_fast.engine.recomputing import is_recomputed
 
 MOST_TOKENS = 1024
 """Beyond it a matrix of all pairs of tokens takes too much memory."""
@@ -47,7 +48,8 @@ class ChosenAttention(TorchFunctionMode):
     """Inside `with`, `scaled_dot_product_attention` is softmax(q k^T) v in three operations, where
     `choose(query, key, value, mask, scale)` says so.
 
-    What they cannot do, boolean masks, dropout, causal or grouped attention, goes to torch's.
+    What they cannot do, boolean masks, dropout, causal or grouped attention, goes to torch's, and
+    so does attention in blocks that are computed again in the backward pass.
     """
 
     def __init__(self, choose: Callable[..., bool]) -> None:
@@ -59,7 +61,7 @@ class ChosenAttention(TorchFunctionMode):
     ) -> Any:
         """Every torch function inside `with`."""
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention:
+        if func is functional.scaled_dot_product_attention and not is_recomputed():
             case = _case_for_products(*args, **kwargs)
             if case is not None and self._choose(*case):
                 return _products(*case)

@@ -95,6 +95,12 @@ class Engine:
         return self.short_dtype is not None if self.fold == "auto" else self.fold
 
     @property
+    def exact(self) -> bool:
+        """Whether passes give what the model itself does, but for what merging rounds."""
+        changed = self.rows_last or self.folds or self.compile or self.attention == "products"
+        return self.short_dtype is None and not changed
+
+    @property
     def plain(self) -> "Engine":
         """What checks a search: the same batches, in the model's own precision and form."""
         return Engine(batch_size=self.batch_size, merge=self.merge, cuda_graph=self.cuda_graph)

@@ -73,7 +73,7 @@ class EnginePasses:
         if self._dtype is None:
             return self._logits(x)
         if x.dtype != torch.float32:
-            fix = "Give x in fp32, or an Engine without a dtype."
+            fix = "Give x and the model in fp32, or an Engine without a dtype."
             raise ArgumentTypeError(describe("x", "fp32 images", x.dtype, fix))
         scaled = self._dtype == torch.float16
         if scaled and torch.is_grad_enabled() and x.requires_grad:

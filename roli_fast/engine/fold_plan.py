@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -64,6 +65,7 @@ _NORMS = {
     _WITH_ACTIVATION,
 }
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch.jit", "torch._dynamo")
+_CHOICES = (bool, int, str, type(None), Enum)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _plans: "WeakKeyDictionary[nn.Module, Plan]" = WeakKeyDictionary()
@@ -72,7 +74,8 @@ _plans: "WeakKeyDictionary[nn.Module, Plan]" = WeakKeyDictionary()
 def plan_of(model: nn.Module) -> Plan:
     """The plan for a model in eval mode.
 
-    It is made anew once a module was replaced, got a hook, or has a flag set that it had not.
+    It is made anew once a module was replaced, got a hook, or has another flag, number or word by
+    which its forward may choose a way, as a model with a BN for clean and one for attacked images.
     """
     structure = _structure(model)
     known = _plans.get(model)
@@ -126,9 +129,10 @@ def _structure(model: nn.Module) -> tuple[Any, ...]:
     found: list[Any] = [bool(_has_any_global_hook())]
     for name, module in model.named_modules(remove_duplicate=False):
         held = vars(module)
-        flags = [key for key, value in held.items() if value is True] if module._modules else ()
         number = seen.setdefault(id(module), len(seen))
-        found.append((name, type(module), number, _is_plain(module), *flags))
+        found.append((name, type(module), number, _is_plain(module)))
+        if module._modules:
+            found.extend((key, value) for key, value in held.items() if isinstance(value, _CHOICES))
     return tuple(found)
 
 

@@ -18,4 +18,4 @@ def keep_heap() -> None:
     bf16, 6 % of its time, and 750 of a small CNN, 15 %. Another C library has nothing to gain or
     lose.
     """
-    torch.empty(_BYTES, dtype=torch.uint8)
+    torch.empty(_BYTES, dtype=torch.uint8, device="cpu")  # whatever the default device is

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from roli_fast.engine.packed import PackedWeights, can_pack
+from roli_fast.engine.recomputing import is_recomputed
 from roli_fast.engine.streams import Norms, residual_sum, unbind
 from roli_fast.ops import rows
 
@@ -46,8 +47,12 @@ class Lanes:
             yield
             return
         watch = self._norms.watch if self._norms.learning else None
-        with Replacing(self._ways, watch):
-            yield
+        try:
+            with Replacing(self._ways, watch):
+                yield
+        except BaseException:
+            self._norms.forget()
+            raise
         self._norms.finish()
 
 
@@ -72,7 +77,7 @@ class Replacing(TorchFunctionMode):
     ) -> Any:
         """Every torch function inside `with`."""
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():  # which has ways of its own
+        if torch.compiler.is_compiling() or is_recomputed():  # which has ways of its own
             return func(*args, **kwargs)
         other = self._others.get(func)
         found = None if other is None else other(*args, **kwargs)

@@ -44,6 +44,11 @@ class Norms:
         """After the first pass."""
         self.learning, self._results = False, {}
 
+    def forget(self) -> None:
+        """After a first pass that broke off: it may have missed who else reads a result."""
+        if self.learning:
+            self._read, self._results, self._weights = {}, {}, []
+
     def norm(  # noqa: PLR0913 - the signature of torch's
         self,
         input: Tensor,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from roli_fast.attacks import Attack
 from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.recheck import search
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, SearchModel, plain
 from roli_fast.engine.input_gradient import Model, check_labels, check_logits
@@ -58,8 +59,9 @@ def evaluate(
         attacks: each is reported under its `label`.
         seed: seeds the random starts; a sample's start depends on it, on the attack's label and on
             the sample's id alone, not on the batch it comes in.
-        engine: how the attacks' passes are made; what they find is looked at in the model's own
-            precision, in the same batches. None is `Engine()`.
+        engine: how the attacks' passes are made; what they find counts if it fools the model in its
+            own precision, which searches what was lost by that once more (`recheck.search`). None
+            is `Engine()`.
         after_batch: called with the number of images done; a progress bar, or a stop.
 
     Raises:
@@ -120,8 +122,9 @@ def _survivors(
     if bool(right.any()):
         x, y = batch.x[right], batch.y[right]
         ids = batch.ids.to(x.device)[right]
-        x_adv = attack(model, x, y, generator, sample_ids=ids)
-        survivors[right] = _right(plain(model), x_adv, y)
+        found = search(attack, model, x, y, generator, sample_ids=ids).result
+        assert found.fooled is not None
+        survivors[right] = ~found.fooled
     return survivors
 
 

@@ -14,6 +14,7 @@ from roli_fast.attacks import FAB, PGD, Attack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.recheck import search
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
@@ -111,8 +112,9 @@ def robustness_curve(
 
     Args:
         model: images (B, ...) in the attack's bounds -> logits (B, C); `Engine.bind` says how the
-            attack passes images. What it finds counts if it fools the plain model. With FAB in a
-            short dtype the radii are taken one by one.
+            attack passes images. What it finds counts if it fools the plain model, which searches
+            what was lost by that once more (`recheck.search`). With FAB and an engine that is not
+            exact the radii are taken one by one.
         batches: (x, y, ids) on the model's device.
         attack: searches in balls of one norm; its own eps does not matter. PGD's steps are a
             quarter of each radius; another fixed `step_size` is refused, as it fits one radius.
@@ -160,7 +162,7 @@ class _Survey:
 
     def flags(self, batch: Batch, together: bool) -> Tensor:
         """The cheapest way: FAB's distances if the search can be taken at its word."""
-        if isinstance(self.attack, FAB) and bound(self.model).engine.short_dtype is None:
+        if isinstance(self.attack, FAB) and bound(self.model).engine.exact:
             return self.by_distance(batch, self.attack)
         return self.together(batch) if together else self.one_by_one(batch)
 
@@ -209,9 +211,11 @@ class _Survey:
     def _withstands(self, batch: Batch, rows: Tensor, eps: Tensor) -> Tensor:
         """Whether the samples at `rows` are right after an attack at `eps`, both (K,)."""
         x, y, ids = (tensor[rows] for tensor in self._on_device(batch))
-        found = self.attack.run(self.model, x, y, self._generator(x), sample_ids=ids, eps=eps)  # pyright: ignore[reportCallIssue] - every attack in a ball takes eps
+        source = self._generator(x)
+        found = search(self.attack, self.model, x, y, source, sample_ids=ids, eps=eps).result
         self.costs.append(found.cost)
-        return self._right(found.x_adv, y)
+        assert found.fooled is not None
+        return ~found.fooled
 
     def _right(self, x: Tensor, y: Tensor) -> Tensor:
         with InputGradient(plain(self.model)) as engine, torch.no_grad():

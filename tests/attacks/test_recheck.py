@@ -108,6 +108,16 @@ def test_the_second_search_has_the_same_draws_and_the_lost_ones_alone() -> None:
     assert checked.result.cost.forward_images == 30 + 6 + 30 + 4
 
 
+@pytest.mark.parametrize("engine", [Engine(fold=True), Engine(attention="products")], ids=str)
+def test_what_changes_last_bits_in_fp32_is_searched_again_too(engine: Engine) -> None:
+    calls: list[Any] = []
+    attack = Fixed((X, torch.ones(24, dtype=torch.bool)), calls)
+    for one, searches in ((engine, 2), (Engine(batch_size=5), 1)):
+        checked = search(attack, NET, X, Y, source(), engine=one)
+        assert checked.lost.all() and len(calls) == searches
+        calls.clear()
+
+
 def test_the_global_generator_moves_as_without_a_check() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -2,6 +2,8 @@
 
 import gc
 import weakref
+from enum import Enum
+from typing import Any
 
 import pytest
 import timm
@@ -13,6 +15,11 @@ from torch import Tensor, nn
 from roli_fast.attacks import PGD
 from roli_fast.engine import Engine, InputGradient, fold_plan
 from roli_fast.engine.folding import Folding
+
+
+class Route(Enum):
+    CLEAN = 0
+    ATTACKED = 1
 
 
 class TestWhatIsFolded:
@@ -196,6 +203,29 @@ class TestPlans:
         assert folded(model) == {"norm"} and calls == [1]
         model.norm = nn.InstanceNorm2d(4)
         assert folded(model) == set()
+
+    @pytest.mark.parametrize(
+        "routes", [("clean", "attacked"), (0, 1), (Route.CLEAN, Route.ATTACKED)]
+    )
+    def test_a_model_that_is_told_which_bn_to_use(self, routes: Any) -> None:
+        """As in AdvProp: one BN for clean images, one for attacked ones."""
+
+        class Double(Head):
+            def __init__(self) -> None:
+                super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+                self.other = nn.BatchNorm2d(4)
+                self.route = routes[0]
+
+            def forward(self, x: Tensor) -> Tensor:
+                norm = self.norm if self.route == routes[0] else self.other
+                return norm(self.conv(x)).mean((2, 3))
+
+        model = drawn(Double())
+        for route, used in zip(routes, ("norm", "other"), strict=True):
+            model.route = route
+            assert folded(model) >= {used}
+            ours, truth = found_by(model, X, fold=True), found_by(model, X)
+            assert torch.allclose(ours[2], truth[2], rtol=1e-4, atol=1e-6)
 
     def test_nothing_keeps_a_model_alive(self) -> None:
         model = Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -134,6 +135,13 @@ def test_the_heap_is_not_filled():
     assert resident() - before < 2**22
 
 
+def test_the_heap_is_the_hosts_whatever_the_default_device():
+    keep_heap.cache_clear()
+    with patch("torch.empty", wraps=torch.empty) as made, torch.device("meta"):
+        keep_heap()
+    assert made.call_args.kwargs["device"] == "cpu"
+
+
 def resident() -> int:
     """Bytes of this process in memory; 0 where nobody tells."""
     told = Path("/proc/self/statm")
@@ -191,6 +199,31 @@ def test_norms_that_only_linear_layers_read():
         assert (cosine > 0.99).all()
     # rounded once either way: what fp32 sums in another order may move by a spacing, and no more
     assert torch.allclose(first[2], second[2], atol=0.02)
+
+
+class BreaksOff(Norms):
+    """The first pass ends before the sum has read the norm."""
+
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        both = self.both(x)
+        found = self.layers[1](both)
+        if self.passes == 1:
+            raise ZeroDivisionError
+        self.seen = [both.dtype]
+        return both + found
+
+
+def test_a_first_pass_that_breaks_off_teaches_nothing():
+    model, x, y = BreaksOff().eval(), drawn(4, 8), torch.tensor([0, 1, 2, 3])
+    with InputGradient(BF16.bind(model)) as engine:
+        with pytest.raises(ZeroDivisionError):
+            engine(x, y)
+        for _ in range(2):
+            engine(x, y)
+            assert model.seen == [torch.float32]
 
 
 def test_sums_of_two_dtypes():

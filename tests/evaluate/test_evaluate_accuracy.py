@@ -10,11 +10,11 @@ import torch
 from tiny_models import Counting, Mixed, images, untouched
 from torch import Tensor, nn
 
-from roli_fast.attacks import PGD, Attack, AttackResult
+from roli_fast.attacks import APGD, PGD, Attack, AttackResult
 from roli_fast.data import Batch
-from roli_fast.engine import Cost
+from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.evaluate import Evaluation, evaluate, standard_error
+from roli_fast.evaluate import Evaluation, evaluate, robustness_curve, standard_error
 
 
 class Reads(nn.Module):
@@ -99,6 +99,26 @@ def test_a_model_that_breaks_down_is_not_robust() -> None:
     assert result.clean[4] and not result.robust["flips"][4]
     broken = evaluate(Breaks(), batches(6, x=X + 0.5, y=torch.zeros_like(Y)), [])
     assert broken.clean_accuracy == 0
+
+
+class NearSighted(nn.Module):
+    """Class 0 below 1/2; under autocast it takes every image for class 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.cat([0.5 - x, x - 0.5], 1)
+        return logits + torch.tensor([-9.0, 9.0]) if torch.is_autocast_enabled("cpu") else logits
+
+
+def test_what_is_wrong_in_a_short_dtype_alone_is_attacked_all_the_same() -> None:
+    """Radius 1/8: 0.4 falls and 0.2 does not; in bf16 both look wrong, and are left as they are."""
+    attack = APGD(norm="linf", eps=0.125, bounds=(0.0, 1.0), steps=3)
+    x, y = torch.tensor([[0.4], [0.2]]), torch.tensor([0, 0])
+    for engine in (Engine(), Engine(dtype=torch.bfloat16)):
+        found = evaluate(NearSighted(), batches(2, x=x, y=y), [attack], engine=engine)
+        assert found.clean.all() and found.robust[attack.label].tolist() == [False, True]
+        model = engine.bind(NearSighted())
+        curve = robustness_curve(model, batches(2, x=x, y=y), attack, [0.125])
+        assert torch.equal(curve.right[1], found.robust[attack.label])
 
 
 def test_without_attacks() -> None:
