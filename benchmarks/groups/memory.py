@@ -69,7 +69,9 @@ def peak(options: Options, case: str, name: str) -> dict[str, Any]:
 
 def alone(options: Options, case: str, name: str) -> str:
     """What the other process prints: MB, or why there are none."""
-    for module in {"PEFT": ["peft"], "foolbox": ["foolbox"], "ART": ["art"]}.get(name, []):
+    peers = {"PEFT": ["peft"], "foolbox": ["foolbox"], "ART": ["art"]}
+    peers["torchattacks"] = ["torchattacks"]
+    for module in peers.get(name, []):
         try:
             peers.library(module, module)  # its own size is not the model's
         except peers.Missing as reason:

@@ -22,11 +22,11 @@ def test_quartiles() -> None:
     assert times.quartiles("one") == [7.0, 7.0]
 
 
-def test_every_round_calls_each_candidate_in_turn_and_as_often_as_it_is_repeated() -> None:
+def test_rounds_call_each_candidate_to_and_fro_as_often_as_it_is_repeated() -> None:
     order: list[str] = []
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     times = measure(calls, Plan(3, 3), "cpu", {"b": 2})
-    assert order == ["a", "b", "b"] * 3
+    assert order == ["a", "b", "b"] + ["b", "b", "a"] + ["a", "b", "b"]
     assert [len(values) for values in times.seconds.values()] == [3, 3]
 
 
