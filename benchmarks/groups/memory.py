@@ -69,11 +69,10 @@ def peak(options: Options, case: str, name: str) -> dict[str, Any]:
 
 def alone(options: Options, case: str, name: str) -> str:
     """What the other process prints: MB, or why there are none."""
-    peers = {"PEFT": ["peft"], "foolbox": ["foolbox"], "ART": ["art"]}
-    peers["torchattacks"] = ["torchattacks"]
-    for module in peers.get(name, []):
+    imports = {"PEFT": "peft", "foolbox": "foolbox", "ART": "art", "torchattacks": "torchattacks"}
+    if name in imports:
         try:
-            peers.library(module, module)  # its own size is not the model's
+            peers.library(imports[name], imports[name])  # its own size is not the model's
         except peers.Missing as reason:
             return str(reason)
     try:
