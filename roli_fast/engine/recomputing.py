@@ -11,5 +11,5 @@ def is_recomputed() -> bool:
     """
     if torch.compiler.is_compiling():  # which sees to this itself, and could not follow
         return False
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    top = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
     return top is not None and top(False) is not None
