@@ -57,6 +57,7 @@ def test_the_default_is_plain_training_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
 def test_bf16_is_in_the_passes_alone(name: str) -> None:
+    """And is no further from fp32 than torch's own autocast, with any number of threads."""
     model, plain = tiny(name), tiny(name)
     seen: list[torch.dtype] = []
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
@@ -71,8 +72,17 @@ def test_bf16_is_in_the_passes_alone(name: str) -> None:
         assert ours.dtype == torch.float32
         assert ours.grad is not None and theirs.grad is not None
         assert ours.grad.dtype == torch.float32
-    grads = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, plain)]  # type: ignore[union-attr]
-    assert torch.nn.functional.cosine_similarity(*grads, dim=0) > 0.97
+    by_torch = tiny(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = by_torch(batch.x.contiguous(memory_format=torch.channels_last))
+    nn.functional.cross_entropy(logits.float(), batch.y).backward()
+    assert away(model, plain) <= 1.1 * away(by_torch, plain) < 0.1
+
+
+def away(model: nn.Module, truth: nn.Module) -> float:
+    """1 - cosine of the gradients; on few small maps bf16 costs torch itself some percent."""
+    grads = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, truth)]  # type: ignore[union-attr]
+    return 1 - nn.functional.cosine_similarity(*grads, dim=0).item()
 
 
 def test_the_attack_is_that_of_the_engine_alone() -> None:
