@@ -52,9 +52,10 @@ class Experiment:
         threads: CPU threads; null chooses one for small models and all cores otherwise.
         workers: processes that decode images; 0 suits data in memory.
         checkpoint_minutes: longest work that a crash can lose.
-        paper_compat: faults of the RoLI release to reproduce, for comparing numbers: "all", or
-            any of zero_lr_epoch, fixed_decay, zero_decay_is_sgd, batch_best, wide_head, dead_lora,
-            dead_adapter, inert_dropout, bias_tables (see below).
+        paper_compat: faults of the papers' releases to reproduce, for comparing numbers: "all" of
+            RoLI's, or any of zero_lr_epoch, fixed_decay, zero_decay_is_sgd, batch_best, wide_head,
+            dead_lora, dead_adapter, inert_dropout, bias_tables and, of E-AT and RAMP,
+            unscheduled_bias (see below).
         note: a line printed under the final table.
     """
 

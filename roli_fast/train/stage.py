@@ -13,7 +13,8 @@ from roli_fast.models import Classifier
 from roli_fast.peft import Full, Method
 from roli_fast.threat import ThreatModel
 from roli_fast.train.objectives import Adversarial, Objective
-from roli_fast.train.optim import Optimizer, lr_factor
+from roli_fast.train.optim import Optimizer
+from roli_fast.train.schedules import Cosine, Schedule
 
 
 def pgd_in_run(steps: int) -> PGD:
@@ -39,6 +40,7 @@ class Stage:
             dropout see each part for itself. No part is of one image, so there may be fewer. A
             resume may change it.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
+        schedule: how the learning rate moves over the stage.
         validate_every: epochs between validations; the last epoch is always validated.
         engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16
             makes the training passes so too, with weights, their gradients and the loss in fp32.
@@ -54,6 +56,7 @@ class Stage:
     batch_size: int = 64
     accumulate: int = 1
     warmup_epochs: float = 1.0
+    schedule: Schedule = field(default_factory=Cosine)
     validate_every: int = 1
     engine: Engine = field(default_factory=lambda: Engine(fold=True))
 
@@ -66,7 +69,7 @@ class Stage:
                 raise ArgumentError(
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
-
+        self.schedule.check(self.epochs)
         if self.engine.dtype == torch.float16:
             fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
             raise ArgumentError(describe("engine.dtype", "float32 or bfloat16", "float16", fix))
@@ -77,8 +80,8 @@ class Stage:
 
     def lr_factor(self, update: int, *, steps: int) -> float:
         """Share of the peak rate at `update`, counted from 0, with `steps` updates an epoch."""
-        return lr_factor(
-            update, total=self.epochs * steps, warmup=round(self.warmup_epochs * steps)
+        return self.schedule.share(
+            update, epochs=self.epochs, steps=steps, warmup=self.warmup_epochs
         )
 
     def begin(self, model: Classifier) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from roli_fast.configuration.usage import Usage, line
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.paper_compat import FAULTS
+from roli_fast.train.paper_compat import FAULTS, RAMP_FAULTS
 from roli_fast.train.stage import Stage
 
 USAGE = """\
@@ -48,6 +48,8 @@ def help_text() -> str:
     parts += usage.lines(Stage, "  .")
     parts += ["", "Faults of the RoLI release (--paper_compat all, or some of them):"]
     parts += [line(name, "", text) for name, text in FAULTS.items()]
+    parts += ["", "Faults of the releases of E-AT and RAMP (--paper_compat NAME, not in all):"]
+    parts += [line(name, "", text) for name, text in RAMP_FAULTS.items()]
     return "\n".join([*parts, *usage.components()])
 
 
