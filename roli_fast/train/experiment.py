@@ -33,8 +33,9 @@ class Experiment:
         model: the network and its pretrained weights.
         methods: what to run and compare: "roli" (probe, then finetune from that head), "ranli"
             (the fine-tune alone, from a fresh head), "ranli_matched" (ranli with the epochs of both
-            stages of roli), "probe" (stage 1 alone), "scratch" (the pretrain stage on `data`
-            itself).
+            stages of roli), "probe" (stage 1 alone), "finetune" (stage 2 alone, of a classifier
+            with its head: `model.weights` or `source` has the classes of `data`), "scratch" (the
+            pretrain stage on `data` itself).
         threat: what the attacker may do; every attack that leaves a field null follows it.
         probe: stage 1 of RoLI, adversarial linear probing.
         finetune: stage 2 of RoLI, adversarial fine-tuning from the probed head.
@@ -210,7 +211,11 @@ PLANS: dict[str, tuple[str, ...]] = {
     "ranli": ("ranli",),
     "ranli_matched": ("ranli_matched",),
     "probe": ("probe",),
+    "finetune": ("finetune",),
     "scratch": ("pretrain",),
 }
 """Stages of each method. A later stage starts from the pretrained backbone and the head that the
 stage before it trained."""
+
+KEEPS_HEAD = "finetune"
+"""The method that begins with the head of the weights, where others begin with a fresh one."""

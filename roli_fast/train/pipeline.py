@@ -32,7 +32,7 @@ from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
 from roli_fast.train.context import Context, counter
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import KEEPS_HEAD, Experiment
 from roli_fast.train.fitting import checked
 from roli_fast.train.loop import run_stage
 from roli_fast.train.recorder import NoRecorder, Recorder
@@ -157,7 +157,15 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
             num_classes=source.num_classes,
             image_size=source.train.image_size,
         )
-    model = create(experiment.model, num_classes=splits.num_classes, image_size=size)
+    keeps_head = KEEPS_HEAD in experiment.methods
+    if keeps_head:
+        _check_head(experiment, splits, source)
+    model = create(
+        experiment.model,
+        num_classes=splits.num_classes,
+        image_size=size,
+        with_head=keeps_head and not source,
+    )
     card = model.card
     logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
     _check_tuning(experiment, model)
@@ -169,6 +177,20 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
             "backbone as model.weights, or pretrain one with --source."
         )
     return pick_threads(model, size, experiment.finetune.batch_size)
+
+
+def _check_head(experiment: Experiment, splits: Splits, source: Splits | None) -> None:
+    """The method that keeps the head has one to begin with, for these classes."""
+    config = experiment.model
+    if not (config.weights or config.pretrained or source):
+        got = "no weights"
+        fix = "Add --model.weights FILE, a robust model with its head, or take --methods scratch."
+        expected = f"a trained classifier for the method {KEEPS_HEAD}"
+        raise ConfigError(describe("model.weights", expected, got, fix))
+    if source and source.classes != splits.classes:
+        got = f"{source.num_classes} classes, others than the {splits.num_classes} of data"
+        fix = "With --methods ranli the head is a fresh one."
+        raise ConfigError(describe("source", f"data's classes for {KEEPS_HEAD}", got, fix))
 
 
 def _check_tuning(experiment: Experiment, model: Classifier) -> None:
@@ -252,7 +274,7 @@ class Pipeline:
         model: Classifier | None = None
         base = self.run_dir / f"seed-{seed}" / method
         for number, (name, stage) in enumerate(self.experiment.stages(method), 1):
-            model = self._model(splits, seed, weights=weights, scratch=method == "scratch")
+            model = self._model(splits, seed, weights=weights, method=method)
             if head:
                 load_head(model, head)
             folder = base / f"stage-{number}-{name}"
@@ -265,11 +287,12 @@ class Pipeline:
         return outcome
 
     def _model(
-        self, splits: Splits, seed: int, *, weights: Path | None, scratch: bool = False
+        self, splits: Splits, seed: int, *, weights: Path | None, method: str = ""
     ) -> Classifier:
-        """The pretrained backbone, or with `scratch` a random one, with a fresh head."""
+        """The pretrained backbone with its head or a fresh one, or from scratch both at random."""
         config: Model = self.experiment.model
-        if scratch:
+        keeps_head = method == KEEPS_HEAD
+        if method == "scratch":
             config = replace(config, weights=None, pretrained=False)
         elif weights:
             config = replace(config, weights=str(weights), pretrained=False)
@@ -278,8 +301,10 @@ class Pipeline:
             num_classes=splits.num_classes,
             seed=derive_seed(seed, "init"),
             image_size=splits.train.image_size,
+            with_head=keeps_head,
         )
-        init_head(model, self.experiment.fresh_head, seed=seed)
+        if not keeps_head:
+            init_head(model, self.experiment.fresh_head, seed=seed)
         return model.to(self.context.device)
 
     def _stage(  # noqa: PLR0913 - what one stage is made of
