@@ -1,6 +1,7 @@
 """The interface of an objective, and the table of all of them."""
 
 import contextlib
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -10,6 +11,7 @@ from torch import Generator, Tensor, nn
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
+from roli_fast.errors import ArgumentError, describe
 from roli_fast.registry import Registry
 
 
@@ -84,7 +86,8 @@ class Objective:
         generator: Generator,
         engine: Engine,
     ) -> Terms:
-        """The loss of one batch. It is called inside `engine.training`: logits may be in bf16, and
+        """The loss of one batch. Where the objective `draws`, what `chosen` gives is called in its
+        place. It is called inside `engine.training`: logits may be in bf16, and
         `losses` raise them to fp32.
 
         Args:
@@ -139,6 +142,27 @@ def attacked(
     if attack is None:
         return engine.laid_out(batch.x)
     return engine.laid_out(searched(attack, model, batch, generator, engine))
+
+
+def needs_attack(attack: Attack | None, objective: str) -> Attack:
+    """The attack. Raises `ArgumentError` where there is none."""
+    if attack is None:
+        fix = "Choose one, or train on clean images with objective adversarial."
+        raise ArgumentError(describe("attack", f"one beside objective {objective}", None, fix))
+    return attack
+
+
+def not_drawn(objective: str) -> ArgumentError:
+    """The error of an objective that `draws` and is called all the same."""
+    fix = "Call what objective.chosen(counts, generator) returns."
+    return ArgumentError(describe("objective", "one whose norm is drawn", objective, fix))
+
+
+def check_weight(name: str, value: object) -> None:
+    """Raise unless `value` is a finite number of at least 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise ArgumentError(describe(name, "a number >= 0", repr(value), "0 leaves the term out."))
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
