@@ -90,8 +90,8 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
 def trades(clean: Tensor, attacked: Tensor, y: Tensor, *, beta: float) -> Tensor:
     """Cross-entropy on the clean images plus beta times KL(clean || attacked), a scalar.
 
-    Zhang et al. 2019 (arXiv:1901.08573), equation 5 as their code has it: both are means over the
-    batch, and the gradient goes through both predictions.
+    Zhang et al. 2019 (arXiv:1901.08573) as in their code: both are means over the batch, and the
+    gradient goes through both predictions.
 
     Args:
         clean: logits (B, C) on the images themselves.

@@ -1,5 +1,5 @@
-"""AVG: the mean of the losses in all norms (Tramer & Boneh, "Adversarial Training and Robustness for
-Multiple Perturbations", NeurIPS 2019, arXiv:1904.13000, section 4, the "avg" strategy)."""
+"""AVG: the mean of the losses in all norms (Tramer & Boneh, "Adversarial Training and Robustness
+for Multiple Perturbations", NeurIPS 2019, arXiv:1904.13000, the "avg" strategy)."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """E-AT: one norm a batch, more often the one that is resisted less (Croce & Hein, "Adversarial
 Robustness against Multiple and Single lp-Threat Models via Quick Fine-Tuning of Robust
-Classifiers", ICML 2022, arXiv:2105.12508, section 4)."""
+Classifiers", ICML 2022, arXiv:2105.12508)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,8 +29,8 @@ class EAT(Objective):
     weights.
 
     Args:
-        norms: what is drawn from. With three it is neither E-AT, whose authors take the two that
-            span the others, nor SAT.
+        norms: what is drawn from. With three it is neither E-AT, whose authors take linf and l1
+            alone, nor SAT.
     """
 
     norms: tuple[str, ...] = ("linf", "l1")

@@ -33,14 +33,14 @@ class RAMP(Objective):
     L_max is the mean cross-entropy on the one of x_q and x_r with the larger attack loss, as the
     attack measured it in eval mode (on a tie x_q). L_pair pulls the predictions on x_r to those on
     x_q where these are right: `losses.logit_pairing`. Both attacks are one search, attack
-    multi_apgd; with 10 steps each a sample costs 23 forwards, 19 backwards to the input and 2
-    backwards to the weights where the network is independent of the batch (`is_independent`): L_max
+    multi_apgd; with 10 steps each a sample costs 23 forwards, 19 backwards to the input and 2 to
+    the weights where the network is independent of the batch (`is_independent`): L_max
     is gathered from the one forward of x_q and x_r. Else the point of L_max is forwarded by itself,
     as in the authors' code: 24, 19 and 3. An update in several parts, or processes, takes L_pair's
     mean over the right samples of each part by itself.
 
-    The pair: with source and target null it is the two norms of the attack in which the model's
-    measured robust accuracy is lowest before the stage's first update, the lowest the target. The
+    The pair: with source and target null it is the two of the threat's norms in which the
+    model's measured robust accuracy is lowest before the stage's first update, the lowest the target. The
     paper's rule, the two balls of largest volume, is not used: it does not give the pairs of its
     own experiments. On CIFAR-10 at the usual radii the volumes (ln V of linf 8/255 -8505, of l2 0.5
     -10109, of l1 12 -11838, d = 3072) would say linf and l2, where its experiments, rightly, take

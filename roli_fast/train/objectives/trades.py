@@ -1,5 +1,5 @@
 """TRADES (Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy",
-ICML 2019, arXiv:1901.08573, equation 5)."""
+ICML 2019, arXiv:1901.08573)."""
 
 from dataclasses import dataclass
 
