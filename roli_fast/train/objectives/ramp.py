@@ -32,26 +32,26 @@ class RAMP(Objective):
 
     L_max is the mean cross-entropy on the one of x_q and x_r with the larger attack loss, as the
     attack measured it in eval mode (on a tie x_q). L_pair pulls the predictions on x_r to those on
-    x_q where these are right: `losses.logit_pairing`. Both attacks are one search, attack
-    multi_apgd; with 10 steps each a sample costs 23 forwards, 19 backwards to the input and 2 to
-    the weights where the network is independent of the batch (`is_independent`): L_max
-    is gathered from the one forward of x_q and x_r. Else the point of L_max is forwarded by itself,
-    as in the authors' code: 24, 19 and 3. An update in several parts, or processes, takes L_pair's
-    mean over the right samples of each part by itself.
+    x_q where these are right: `losses.logit_pairing`. An update in several parts, or processes,
+    takes L_pair's mean over the right samples of each part by itself.
 
-    The pair: with source and target null it is the two of the threat's norms in which the
-    model's measured robust accuracy is lowest before the stage's first update, the lowest the target. The
+    Both attacks are one search, attack multi_apgd; with 10 steps each a sample costs 23 forwards,
+    19 backwards to the input and 2 to the weights where the network is independent of the batch
+    (`is_independent`): L_max is gathered from the one forward of x_q and x_r. Else the point of
+    L_max is forwarded by itself, as in the authors' code: 24, 19 and 3.
+
+    The pair: with source and target null it is the two of the threat's norms in which the model's
+    measured robust accuracy is lowest before the stage's first update, the lowest the target. The
     paper's rule, the two balls of largest volume, is not used: it does not give the pairs of its
-    own experiments. On CIFAR-10 at the usual radii the volumes (ln V of linf 8/255 -8505, of l2 0.5
-    -10109, of l1 12 -11838, d = 3072) would say linf and l2, where its experiments, rightly, take
-    linf and l1.
+    own experiments. On CIFAR-10 at the usual radii (ln V is -8505 for linf 8/255, -10109 for l2
+    0.5, -11838 for l1 12) it says linf and l2, where the experiments have linf and l1.
 
     Args:
         source: norm in which the model is robust and stays so; null with target null: measured.
         target: norm in which it is to become robust.
-        weight: lambda, of the pairing. 1.5 is the released script's for fine-tuning, whose text
-            says 0.5; from scratch these are 5 and 2; for ResNet-50 on ImageNet 3 and 0.5. More of
-            it lowers clean accuracy.
+        weight: lambda, of the pairing. 1.5 is that of the released scripts for fine-tuning, where
+            the paper's text says 0.5; from scratch they say 5 and 2, for a ResNet-50 on ImageNet 3
+            and 0.5. More of it lowers clean accuracy.
         kind: distance of the pairing: "kl", the paper's, or "mse" or "cosine".
         detach_source: no gradient of the pairing in the predictions on x_q; the authors' code has
             it in both.
