@@ -1,22 +1,11 @@
 """What the objectives over several norms have in common."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
 
-from roli_fast.attacks import Attack
+from roli_fast.attacks import Attack, MultiAPGD
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
 from roli_fast.train.objectives.base import needs_attack
-
-
-@runtime_checkable
-class SeveralNorms(Protocol):
-    """Stands in for MultiAPGD."""
-
-    norms: tuple[str, ...] | None
-
-    def only(self, *norms: str) -> Any: ...
-    def search(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 def check_norms(name: str, norms: Sequence[str], *, fewest: int = 1) -> None:
@@ -30,7 +19,7 @@ def check_norms(name: str, norms: Sequence[str], *, fewest: int = 1) -> None:
 
 def in_norms(
     attack: Attack | None, norms: Sequence[str] | None, objective: str, *, fewest: int = 1
-) -> Any:
+) -> MultiAPGD:
     """The attack in these norms alone; in all of its own, `fewest` or more, for None.
 
     Raises:
@@ -38,7 +27,7 @@ def in_norms(
             one of them.
     """
     attack = needs_attack(attack, objective)
-    if not isinstance(attack, SeveralNorms):
+    if not isinstance(attack, MultiAPGD):
         fix = "Write attack: multi_apgd, and name the norms under threat."
         expected = f"multi_apgd beside objective {objective}"
         raise ArgumentError(describe("attack", expected, repr(attack), fix))
