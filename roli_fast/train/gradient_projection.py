@@ -30,8 +30,8 @@ class GradientProjection:
     Args:
         beta: weight of the clean epoch's part, in [0, 1]; the stage's own has 1 - beta.
         projection: length of that part: "cosine", the clean change times the cosine between both,
-            as the release has it; or "true", the projection of the stage's own change on it, as in
-            the paper's appendix.
+            as the release has it; or "true" (in YAML in quotes), the projection of the stage's own
+            change on it, as in the paper's appendix.
         merge_statistics: whether running statistics of BatchNorm are merged like weights; false
             keeps those of the stage's own epoch. Null merges them, as the release does, where the
             model has any.

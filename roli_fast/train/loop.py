@@ -2,19 +2,21 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from roli_fast import peft
+from roli_fast.attacks import Attack
 from roli_fast.data import Batch, batches, num_batches
 from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
-from roli_fast.evaluate import evaluate
+from roli_fast.evaluate import Evaluation, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
 from roli_fast.seeds import derive_seed
@@ -113,6 +115,20 @@ class StageLoop:
         self.updates.replicas.begin()
         self.context.recorder.forget(self.job.place, self.progress.epoch)
 
+    def _settle(self) -> None:
+        """Measure what the objective wants to know of the model before the first update."""
+        objective, found = self.stage.objective, self.progress.accuracies
+        if not objective.needs_accuracies:
+            return
+        for threat in self.job.threat.each:
+            if threat.norm not in found:
+                result = self._evaluated([self.job.validation.under(threat)])
+                (found[threat.norm],) = result.robust_accuracy.values()
+        self.phases.settle(objective.settled(found))
+        shown = ", ".join(f"{norm} {100 * value:.1f} %" for norm, value in found.items())
+        own = self.phases.own.objective
+        logger.info("stage '%s' starts at robust accuracy %s: %s", self.job.name, shown, own)
+
     def _rng_devices(self) -> list[torch.device]:
         return [self.context.device] if self.context.device.type == "cuda" else []
 
@@ -206,14 +222,10 @@ class StageLoop:
         if len(bad):
             words = f"{self.phase.name} loss".strip()
             self._refuse(epoch, first + int(bad[0]), f"the {words} is {float(rows[bad[0], 0])}")
-        sums, prefix = self.progress.epoch_sums, self.phase.prefix
-        keys = [f"{prefix}{key}" for key in ("loss", "right", "images")]
-        for key, value in zip(keys, rows.sum(0).tolist(), strict=True):
-            sums[key] = sums.get(key, 0.0) + value
+        loss, right = self.phase.add(rows, self.progress.epoch_sums)
         self.progress.train_images += int(rows[:, 2].sum())
-        loss, right, seen = (sums[key] for key in keys)
         key = "robust" if self.phase.attack and epoch >= self.stage.clean_epochs else "clean"
-        shown = {"loss": f"{loss / seen:.3f}", key: f"{100 * right / seen:.1f}%"}
+        shown = {"loss": f"{loss:.3f}", key: f"{100 * right:.1f}%"}
         if self.progress.best_epoch >= 0:
             shown["best val"] = f"{100 * self.progress.best_score:.1f}%"
         bar.set_postfix(shown, refresh=False)
@@ -245,36 +257,26 @@ class StageLoop:
     def _save(self) -> None:
         self._check_weights(self.progress.epoch)
         changing = checkpoint.changing_tensors(self.model, self.names)
-        self._write(self.resume_path, changing, self.best, self.phases.kept)
+        self._write(self.resume_path, model=changing, best=self.best, kept=self.phases.kept)
         self.saved_at = time.monotonic()
 
-    def _write(
-        self,
-        path: Path,
-        model: dict[str, Tensor],
-        best: dict[str, Tensor],
-        kept: dict[str, dict[str, Tensor]],
-    ) -> None:
-        """These tensors, and all that is beside them in a resume file."""
-        if not self.team.leads:
-            return
-        self.progress.counts = self.updates.counts
-        checkpoint.save_resume(
-            path,
-            model=model,
-            best=best,
-            optimizer=self.optimizer,
-            progress=self.progress,
-            kept=kept,
-            others=self.phases.optimizers,
-        )
+    def _write(self, path: Path, **tensors: Any) -> None:
+        """These tensors, the optimisers and the position."""
+        if self.team.leads:
+            self.progress.counts = self.updates.counts
+            own, others = self.optimizer, self.phases.optimizers
+            checkpoint.save_resume(
+                path, **tensors, optimizer=own, others=others, progress=self.progress
+            )
 
     def _finish_phase(self, epoch: int) -> None:
         """On to the next phase, or with `step` at the end of the last one to the validation."""
-        self._check_weights(epoch)
+        more = self.phase is not self.phases.own
+        if more:  # its weights wait for the merge, and come before nobody's eyes again
+            self._check_weights(epoch)
         self.phases.end(self.phase)
         self.progress.phase += 1
-        if self.progress.phase < len(self.phases.all):
+        if more:
             self.progress.step = 0
 
     def _finish_epoch(self, epoch: int) -> None:
@@ -297,12 +299,10 @@ class StageLoop:
 
     def _training_values(self, epoch: int) -> dict[str, float]:
         """Means over the epoch, and the rate of its last update."""
-        sums, progress = self.progress.epoch_sums, self.progress
-        means: dict[str, float] = {}
+        progress, means = self.progress, dict[str, float]()
         for phase in reversed(self.phases.all):
-            images = sums[f"{phase.prefix}images"]
-            means[f"{phase.prefix}train_loss"] = sums[f"{phase.prefix}loss"] / images
-            means[f"{phase.prefix}train_accuracy"] = sums[f"{phase.prefix}right"] / images
+            loss, right = phase.means(progress.epoch_sums)
+            means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
         return {
             **means,
             "lr": self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1),
@@ -315,12 +315,20 @@ class StageLoop:
 
         A stop that comes meanwhile saves the position before this validation.
         """
+        attacks = [self.job.validation.under(self.job.threat)] if self.attack else []
+        result = self._evaluated(attacks)
+        scores = {"validation_clean_accuracy": result.clean_accuracy}
+        for value in result.robust_accuracy.values():
+            scores["validation_robust_accuracy"] = value
+        return scores
+
+    def _evaluated(self, attacks: Sequence[Attack]) -> Evaluation:
+        """The validation split under each of them; a stop that comes meanwhile saves first."""
 
         def check(_count: int) -> None:
             if self.context.wanted():
                 self._save_and_check()
 
-        attacks = [self.job.validation.under(self.job.threat)] if self.attack else []
         split, world, engine = self.job.splits.val, self.team.world, self.stage.engine.plain
         name, device = f"stage '{self.job.name}', validation", self.context.device
         with checked(self.stage, name, self.model, split, device, engine=engine, world=world):
@@ -332,11 +340,7 @@ class StageLoop:
                 engine=engine,
                 after_batch=check,
             )
-        result = self.context.whole(own, split)
-        scores = {"validation_clean_accuracy": result.clean_accuracy}
-        for value in result.robust_accuracy.values():
-            scores["validation_robust_accuracy"] = value
-        return scores
+        return self.context.whole(own, split)
 
     def _export_best(self) -> None:
         checkpoint.restore_tensors(self.model, self.best, self.resume_path)
@@ -349,7 +353,7 @@ class StageLoop:
     def _finish(self) -> StageResult:
         folder, progress = self.job.folder, self.progress
         self._save_model("last.safetensors")
-        self._write(folder / "last.optimizer.safetensors", {}, {}, {})
+        self._write(folder / "last.optimizer.safetensors", model={}, best={})
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)

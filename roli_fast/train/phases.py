@@ -36,6 +36,18 @@ class Phase:
         """What its sums and metrics begin with."""
         return f"{self.name}_" if self.name else ""
 
+    def add(self, rows: Tensor, sums: dict[str, float]) -> tuple[float, float]:
+        """Add rows (n, 3) of summed loss, right and images to its sums of the epoch; returns its
+        mean loss and the share that is right so far."""
+        for name, value in zip(("loss", "right", "images"), rows.sum(0).tolist(), strict=True):
+            sums[self.prefix + name] = sums.get(self.prefix + name, 0.0) + value
+        return self.means(sums)
+
+    def means(self, sums: dict[str, float]) -> tuple[float, float]:
+        """Its mean loss in an epoch and the share that is right."""
+        loss, right, images = (sums[self.prefix + name] for name in ("loss", "right", "images"))
+        return loss / images, right / images
+
 
 class Phases:
     """The phases of an epoch in their order, and the weights that wait for the merge at its end.

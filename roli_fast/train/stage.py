@@ -45,7 +45,8 @@ class Stage:
             makes the training passes so too, with weights, their gradients and the loss in fp32.
             Validation is always in fp32.
         gradient_projection: trains each epoch on clean images as well, from the same weights, and
-            merges both; null for none. `epochs` and everything else stay those of the other half.
+            merges both; null for none, {} for its defaults, and any of its fields switches it on.
+            `epochs` and all the rest are those of the other half.
     """
 
     epochs: int = 20
