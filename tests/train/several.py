@@ -45,6 +45,16 @@ def train(folder: Path, *more: str, double: bool = False, skip: str = "?") -> in
     return main([*where, "--resume"] if folder.exists() else [*where, *flags, *more])
 
 
+def train_double(folder: Path, *more: str) -> int:
+    """`train` in fp64."""
+    return train(folder, *more, double=True)
+
+
+def struck_double(event: str, rank: int, after: int, folder: Path, *more: str) -> int:
+    """`struck` in fp64."""
+    return struck(event, rank, after, folder, *more, double=True)
+
+
 def struck(
     event: str, rank: int, after: int, folder: Path, *more: str, double: bool = False
 ) -> int:
@@ -119,7 +129,7 @@ def other_images(folder: Path) -> int:
     return train(folder)
 
 
-def batch_norm(folder: Path) -> int:
+def batch_norm(folder: Path, *more: str) -> int:
     """`train` of a tiny ResNet; each process writes its last weights beside `folder`, and the seeds
     that the updates' dropout would have."""
     finish, rank = loop.StageLoop._finish, os.environ["RANK"]
@@ -138,4 +148,4 @@ def batch_norm(folder: Path) -> int:
     Updates.backward = seeded
     options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
     text = [f"--model.options.{name}={value}" for name, value in options.items()]
-    return train(folder, "--model.name=resnet18", *text, skip="--model.options")
+    return train(folder, "--model.name=resnet18", *text, *more, skip="--model.options")
