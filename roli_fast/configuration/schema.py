@@ -31,7 +31,7 @@ from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.peft import METHODS
 from roli_fast.registry import Registry
 
-FOLLOWS_THREAT = ("norm", "eps", "step_size", "bounds")
+FOLLOWS_THREAT = ("norm", "norms", "eps", "step_size", "bounds")
 """Fields of an attack that are null in a configuration unless they are given."""
 
 _NULL = ("null", "None", "none")

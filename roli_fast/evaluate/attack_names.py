@@ -29,9 +29,10 @@ def attack_tree(text: str) -> Mapping[str, Any]:
     """
     words = text.strip().lower().replace("_", "-")
     for name in sorted(ATTACKS, key=len, reverse=True):
-        if words == name or words.startswith(f"{name}-"):
+        written = name.replace("_", "-")
+        if words == written or words.startswith(f"{written}-"):
             known = field_types(ATTACKS[name])
-            rest = words[len(name) + 1 :].split("-") if words != name else []
+            rest = words[len(name) + 1 :].split("-") if words != written else []
             settings: dict[str, Any] = {}
             for word in rest:
                 setting, value = _setting(word, known, text)
