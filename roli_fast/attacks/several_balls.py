@@ -30,16 +30,21 @@ class SeveralBalls(Attack):
         for name in ("norms", "eps"):
             object.__setattr__(self, name, _tuple(name, getattr(self, name)))
         if self.norms is not None:
-            for norm in self.norms:
-                NORMS[norm]
-            if not self.norms or len(set(self.norms)) < len(self.norms):
-                raise ArgumentError(describe("norms", "one or more different norms", self.norms))
+            self._check_norms(self.norms)
         for eps in self.eps or ():
             check_positive("eps", eps)
         if self.eps is not None:
             self._check_number(self.eps)
         if self.bounds is not None:
             check_bounds(self.bounds)
+
+    def _check_norms(self, norms: tuple[str, ...]) -> None:
+        for norm in norms:
+            if norm not in NORMS:
+                expected = f"each one of: {', '.join(NORMS)}"
+                raise ArgumentError(describe("norms", expected, repr(norm)))
+        if not norms or len(set(norms)) < len(norms):
+            raise ArgumentError(describe("norms", "one or more different norms", norms))
 
     def _check_number(self, eps: tuple[float, ...]) -> None:
         if not eps or self.norms is not None and len(eps) != len(self.norms):

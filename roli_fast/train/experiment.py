@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from roli_fast.attacks import Attack
+from roli_fast.attacks.base import BallAttack
 from roli_fast.data import DataSource
 from roli_fast.errors import ArgumentError, ConfigError, describe
 from roli_fast.models import HeadInit, Model
@@ -125,12 +126,23 @@ class Experiment:
                     "For another method use finetune.tuning, or the method ranli.",
                 )
             )
-        for method in self.methods:
-            for _name, stage in self.stages(method):
-                if stage.attack is not None:
-                    stage.attack.under(self.threat)
+        stages = [stage for method in self.methods for _name, stage in self.stages(method)]
+        for stage in [*stages, self.pretrain] if self.source else stages:
+            stage.objective.check(stage.attack.under(self.threat) if stage.attack else None)
+            if stage.objective.needs_accuracies:
+                self._check_measuring()
         self.validation.under(self.threat)
         self.test.under(self.threat)
+
+    def _check_measuring(self) -> None:
+        """An objective that is settled on the accuracy under each norm needs a validation in it."""
+        for threat in self.threat.each:
+            attack = self.validation.under(threat)
+            own = (threat.norm, threat.eps)
+            if isinstance(attack, BallAttack) and (attack.norm, attack.eps) != own:
+                got, fix = (attack.norm, attack.eps), "Leave its norm and eps null."
+                what = "an attack that follows each norm of the threat"
+                raise ConfigError(describe("validation", f"{what}, here {own}", got, fix))
 
     def stages(self, method: str) -> list[tuple[str, Stage]]:
         """The named stages of a method as they run, faults of `paper_compat` included, in order."""

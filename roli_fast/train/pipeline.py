@@ -202,6 +202,8 @@ def _check_tuning(experiment: Experiment, model: Classifier) -> None:
         copied = copy.deepcopy(model)
         try:
             peft.apply(copied, stage.tuning)
+            if stage.gradient_projection:
+                stage.gradient_projection.check(copied.state_dict())
         except ArgumentError as error:
             raise ArgumentError(_in_stage(name, str(error))) from error
         if name == "pretrain" and experiment.source and "tuning" in copied.card:
@@ -221,6 +223,8 @@ def _check_tuning(experiment: Experiment, model: Classifier) -> None:
 
 def _in_stage(stage: str, text: str) -> str:
     """A method's error with the field's whole name: `rank` is `finetune.tuning.rank`."""
+    if text.startswith("`merge_statistics`"):
+        return f"`{stage}.gradient_projection.{text[1:]}"
     text = text.replace("`tuning`", f"`{stage}.tuning`", 1)
     return re.sub(r"^`(\w+)`", rf"`{stage}.tuning.\1`", text)
 
@@ -329,7 +333,7 @@ class Pipeline:
             model=model,
             splits=splits,
             threat=self.experiment.threat,
-            validation=self.experiment.evaluation("validation"),
+            validation=self.experiment.compat.attack(self.experiment.validation),
             seed=seed,
             folder=folder,
             place={"seed": seed, "method": method, "stage": name},

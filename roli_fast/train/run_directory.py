@@ -16,7 +16,7 @@ from roli_fast.running.lock import RunLock
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import PLACE_FIELDS, Experiment, in_one_part
 
-LATER: dict[str, Any] = {"other_norms": [], "other_eps": []}
+LATER: dict[str, Any] = {"other_norms": [], "other_eps": [], "gradient_projection": None}
 """Fields that runs begun before they existed lack, and the values that mean the same as lacking."""
 
 

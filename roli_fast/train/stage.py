@@ -12,6 +12,7 @@ from roli_fast.errors import ArgumentError, describe
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Method
 from roli_fast.threat import ThreatModel
+from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Optimizer
 from roli_fast.train.schedules import Cosine, Schedule
@@ -45,6 +46,9 @@ class Stage:
         engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16
             makes the training passes so too, with weights, their gradients and the loss in fp32.
             Validation is always in fp32.
+        gradient_projection: trains each epoch on clean images as well, from the same weights, and
+            merges both; null for none, {} for its defaults, and any of its fields switches it on.
+            `epochs` and all the rest are those of the other half.
     """
 
     epochs: int = 20
@@ -59,6 +63,7 @@ class Stage:
     schedule: Schedule = field(default_factory=Cosine)
     validate_every: int = 1
     engine: Engine = field(default_factory=lambda: Engine(fold=True))
+    gradient_projection: GradientProjection | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
@@ -119,7 +124,9 @@ class StageResult:
     """What a finished stage reports; accuracies are fractions on the validation split.
 
     `data_wait_share` is the share of `train_seconds` in which the loop waited for images; None in
-    results of versions that did not measure it.
+    results of versions that did not measure it. `train_images` counts the clean epochs of gradient
+    projection too. `start_accuracies` is norm -> robust accuracy before the first update, where the
+    objective was settled on it; empty elsewhere.
     """
 
     name: str
@@ -131,3 +138,4 @@ class StageResult:
     train_seconds: float
     train_images_per_second: float
     data_wait_share: float | None = None
+    start_accuracies: dict[str, float] = field(default_factory=dict)
