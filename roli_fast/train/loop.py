@@ -286,7 +286,7 @@ class StageLoop:
         if last or (epoch + 1) % self.stage.validate_every == 0:
             scores = self._validate()
             score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
-            if score > self.progress.best_score:
+            if score > self.progress.best_score or self.stage.select == "last":
                 self.progress.best_score, self.progress.best_epoch = score, epoch
                 tensors = checkpoint.changing_tensors(self.model, self.names)
                 self.best = checkpoint.copy_tensors(tensors)

@@ -16,7 +16,14 @@ from roli_fast.running.lock import RunLock
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import PLACE_FIELDS, Experiment, in_one_part
 
-LATER: dict[str, Any] = {"other_norms": [], "other_eps": [], "gradient_projection": None}
+LATER: dict[str, Any] = {
+    "other_norms": [],
+    "other_eps": [],
+    "gradient_projection": None,
+    "schedule": {"name": "cosine"},
+    "select": "best",
+    "decay": "matrices",
+}
 """Fields that runs begun before they existed lack, and the values that mean the same as lacking."""
 
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from roli_fast.attacks import PGD, Attack
 from roli_fast.data import Splits, shares
 from roli_fast.engine import Engine
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Method
 from roli_fast.threat import ThreatModel
@@ -43,6 +44,8 @@ class Stage:
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         schedule: how the learning rate moves over the stage.
         validate_every: epochs between validations; the last epoch is always validated.
+        select: "best", the weights of the epoch that validates best; or "last", those of the last
+            epoch, whatever validation says.
         engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16
             makes the training passes so too, with weights, their gradients and the loss in fp32.
             Validation is always in fp32.
@@ -62,6 +65,7 @@ class Stage:
     warmup_epochs: float = 1.0
     schedule: Schedule = field(default_factory=Cosine)
     validate_every: int = 1
+    select: Literal["best", "last"] = "best"
     engine: Engine = field(default_factory=lambda: Engine(fold=True))
     gradient_projection: GradientProjection | None = None
 
@@ -75,6 +79,7 @@ class Stage:
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
         self.schedule.check(self.epochs)
+        check_choice("select", self.select, ("best", "last"))
         if self.engine.dtype == torch.float16:
             fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
             raise ArgumentError(describe("engine.dtype", "float32 or bfloat16", "float16", fix))
