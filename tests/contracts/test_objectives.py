@@ -158,3 +158,12 @@ def test_it_settles_once(objective: Objective) -> None:
 def test_an_attack_in_all_norms_serves(objective: Objective) -> None:
     objective.check(SHORT)
     objective.check(MultiAPGD())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_named_in_place_of_another_it_has_its_own_defaults(name: str) -> None:
+    """Several have a field `norms`: what was said for one does not hold for the next."""
+    schema = Schema(Stage, COMPONENTS)
+    before = {"objective": {"name": "eat", "norms": ["l2", "l1"]}}
+    stage = schema.build(before, [f"--objective={name}"])
+    assert stage.objective == OBJECTIVES[name]()

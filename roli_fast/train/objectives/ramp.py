@@ -37,8 +37,9 @@ class RAMP(Objective):
 
     Both attacks are one search, attack multi_apgd; with 10 steps each a sample costs 23 forwards,
     19 backwards to the input and 2 to the weights where the network is independent of the batch
-    (`is_independent`): L_max is gathered from the one forward of x_q and x_r. Else the point of
-    L_max is forwarded by itself, as in the authors' code: 24, 19 and 3.
+    (`is_independent`): L_max is gathered from the one forward of x_q and x_r. Else, with BatchNorm
+    in training mode or dropout (LoRA's is 0.1 unless it is set), the point of L_max is forwarded by
+    itself, as in the authors' code: 24, 19 and 3.
 
     The pair: with source and target null it is the two of the threat's norms in which the model's
     measured robust accuracy is lowest before the stage's first update, the lowest the target. The
