@@ -7,6 +7,7 @@ from roli_fast.attacks import Attack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.data import DataSource
 from roli_fast.errors import ArgumentError, ConfigError, describe
+from roli_fast.evaluate import columns
 from roli_fast.models import HeadInit, Model
 from roli_fast.peft import Full, Linear
 from roli_fast.threat import ThreatModel
@@ -47,8 +48,9 @@ class Experiment:
         head_init: how fresh heads start: "default" (timm's values for the architecture), "small"
             (standard deviation 0.01), "zero", "kaiming" (the wide head of the RoLI release), or
             "robust-linear": ranli and ranli_matched probe first, as roli does.
-        validation: attack that selects the best epoch.
-        test: attack that the final table reports.
+        validation: attack that selects the best epoch; under a threat of several norms it is made
+            in each, and the epoch of highest union accuracy is the best (`evaluate.columns`).
+        test: attack that the final table reports, in each norm and for their union likewise.
         seeds: every method is repeated with each; more than one gives mean, sd and a paired test.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads; null chooses one for small models and all cores otherwise.
@@ -131,8 +133,8 @@ class Experiment:
             stage.objective.check(stage.attack.under(self.threat) if stage.attack else None)
             if stage.objective.needs_accuracies:
                 self._check_measuring()
-        self.validation.under(self.threat)
-        self.test.under(self.threat)
+        for name in ("validation", "test"):
+            self.evaluations(name)
 
     def _check_measuring(self) -> None:
         """An objective that is settled on the accuracy under each norm needs a validation in it."""
@@ -186,9 +188,18 @@ class Experiment:
         init = "default" if self.head_init == ROBUST_LINEAR else self.head_init
         return self.compat.head_init(init)
 
-    def evaluation(self, name: Literal["validation", "test"]) -> Attack:
-        """The attack of `validation` or `test` as it runs."""
-        return self.compat.attack(getattr(self, name)).under(self.threat)
+    def evaluations(self, name: Literal["validation", "test"]) -> dict[str, Attack]:
+        """The attacks of `validation` or `test` as they run, one for each column of results.
+
+        Raises:
+            ArgumentError: what an attack refuses under the threat.
+        """
+        try:
+            return columns(self.compat.attack(getattr(self, name)), self.threat)
+        except ArgumentError as error:
+            text = str(error)
+            where = f"`{name}.{text[1:]}" if text.startswith("`") else f"`{name}`: {text}"
+            raise ArgumentError(where) from error
 
 
 PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes")

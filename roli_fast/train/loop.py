@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from roli_fast import peft
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch, batches, num_batches
 from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
-from roli_fast.evaluate import Evaluation, evaluate
+from roli_fast.evaluate import Evaluation, accuracy, columns, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
 from roli_fast.seeds import derive_seed
@@ -311,18 +311,22 @@ class StageLoop:
         }
 
     def _validate(self) -> dict[str, float]:
-        """Clean and, where the stage is adversarial, robust accuracy on the validation split.
+        """Clean and, where the stage is adversarial, robust accuracy on the validation split: of
+        several norms that of their union, with each norm's beside it.
 
         A stop that comes meanwhile saves the position before this validation.
         """
-        attacks = [self.job.validation.under(self.job.threat)] if self.attack else []
+        attacks = columns(self.job.validation, self.job.threat) if self.attack else {}
         result = self._evaluated(attacks)
         scores = {"validation_clean_accuracy": result.clean_accuracy}
-        for value in result.robust_accuracy.values():
-            scores["validation_robust_accuracy"] = value
+        if len(attacks) > 1:
+            for norm, value in result.robust_accuracy.items():
+                scores[f"validation_{norm}_accuracy"] = value
+        if attacks:
+            scores["validation_robust_accuracy"] = accuracy(result.union)
         return scores
 
-    def _evaluated(self, attacks: Sequence[Attack]) -> Evaluation:
+    def _evaluated(self, attacks: Sequence[Attack] | Mapping[str, Attack]) -> Evaluation:
         """The validation split under each of them; a stop that comes meanwhile saves first."""
 
         def check(_count: int) -> None:

@@ -16,7 +16,7 @@ from roli_fast import peft
 from roli_fast.data import Splits
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ConfigError, DataError, describe
-from roli_fast.evaluate import evaluate
+from roli_fast.evaluate import UNION, accuracy, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import (
     Classifier,
@@ -359,17 +359,20 @@ class Pipeline:
             own = evaluate(
                 model,
                 self.context.evaluation_batches(split, stage.part_size(world)),
-                [experiment.evaluation("test")],
+                experiment.evaluations("test"),
                 seed=derive_seed(seed, "test"),
                 after_batch=after_batch,
             )
         result = self.context.whole(own, split)
+        robust = dict(result.robust)
+        if len(robust) > 1:
+            robust[UNION] = result.union
         test = {
             "images": len(result.clean),
             "clean_accuracy": result.clean_accuracy,
-            "robust_accuracy": result.robust_accuracy,
+            "robust_accuracy": {name: accuracy(flags) for name, flags in robust.items()},
             "clean_flags": _flags(result.clean),
-            "robust_flags": {label: _flags(flags) for label, flags in result.robust.items()},
+            "robust_flags": {name: _flags(flags) for name, flags in robust.items()},
         }
         self._write(path, test)
         return test
