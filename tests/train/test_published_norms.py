@@ -61,7 +61,7 @@ pretrain:
   select: last
   gradient_projection: {beta: 0.5, projection: cosine}
 validation: {name: apgd, steps: 100}
-test: {name: autoattack, version: custom, attacks: [apgd-ce, apgd-t]}
+test: {name: autoattack, version: apgd, steps: 100}
 note: "ramp, from scratch, settings of arXiv:2402.06827; lambda 5 of the script (text: 2)"
 """
 
