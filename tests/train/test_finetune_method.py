@@ -115,7 +115,10 @@ def test_a_wrong_choice_is_named() -> None:
 
 
 NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
-    "resnet18": (32, dict(layers=(1, 1), channels=(4, 8), stem_width=4)),
+    "resnet18": (
+        32,
+        dict(layers=(1, 1, 1, 1), channels=(4, 4, 8, 8), stem_width=4, zero_init_last=False),
+    ),
     "vit_tiny_patch16_224": (
         16,
         dict(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2),

@@ -285,7 +285,7 @@ def small(root: Path) -> list[str]:
     """Two classes in CIFAR's format, a narrow network, one update an epoch or so."""
     flags = [f"--data.root={root}", "--data.val_fraction=0.2", "--device=cpu", "--threads=1"]
     flags += ["--model.options.widths=4,4,8,8", "--model.options.depths=1,1,1,1"]
-    flags += ["--model.options.stem_width=4", "--validation.steps=2", "--test=pgd"]
+    flags += ["--model.options.stem_width=4", "--validation.steps=2", "--test=apgd"]
     return [*flags, "--test.steps=2"]
 
 

@@ -107,7 +107,7 @@ def test_the_published_triangle_is_highest_at_epoch_12_of_30() -> None:
     assert max(found) == found[119] == found[120] == 1.0 and found[-1] > 0
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", SCHEDULES.names())
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (3, 1), (2, 5)])
 def test_every_update_moves_and_none_is_above_the_peak(name: str, epochs: int, steps: int) -> None:
     assert all(0 < share <= 1 for share in shares(SCHEDULES[name](), epochs=epochs, steps=steps))
