@@ -5,12 +5,16 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 from small import run_small, small
 
 from roli_fast.errors import ArgumentError, ConfigError
+from roli_fast.running.environment import hash_text
 from roli_fast.train.cli import parse
 from roli_fast.train.config import SCHEMA
+from roli_fast.train.experiment import PLACE_FIELDS
 from roli_fast.train.paper_compat import PaperCompat
+from roli_fast.train.run_directory import identity
 from roli_fast.train.schedules import SCHEDULES, Cosine, Schedule, Step, Triangle, lr_factor
 from roli_fast.train.stage import Stage
 
@@ -145,17 +149,33 @@ def test_flags_and_yaml_name_a_schedule(tmp_path: Path) -> None:
     assert parse(["--config", str(file)]).experiment == experiment
     file.write_text("data: digits\nfinetune: {schedule: {name: step, milestones: [1/4]}}\n")
     assert parse(["--config", str(file)]).experiment.finetune.schedule == Step((0.25,))
-    assert small("--finetune.schedule.name=step").finetune.schedule == Step()
 
 
-def test_a_configuration_of_before_has_the_cosine(tmp_path: Path) -> None:
-    text = SCHEMA.to_yaml(small())
-    old = [line for line in text.splitlines() if "schedule: {name: cosine}" not in line]
-    old = [line.replace(", decay: matrices", "") for line in old]
-    assert len(old) < len(text.splitlines()) and "matrices" not in "\n".join(old)
-    file = tmp_path / "c.yaml"
-    file.write_text("\n".join(old))
-    assert parse(["--config", str(file)]).experiment == small()
+def test_a_configuration_of_before_has_the_cosine() -> None:
+    """And such a run can be resumed: nothing that tells two runs apart has changed."""
+    tree = yaml.safe_load(SCHEMA.to_yaml(small()))
+    for stage in ("probe", "finetune", "pretrain"):
+        assert tree[stage].pop("schedule") == {"name": "cosine"}
+        assert tree[stage].pop("select") == "best"
+        assert tree[stage]["optimizer"].pop("decay") == "matrices"
+        assert tree[stage].pop("gradient_projection") is None
+    for name in ("other_norms", "other_eps"):
+        assert tree["threat"].pop(name) == []
+    assert SCHEMA.build(tree, []) == small()
+    before = {name: value for name, value in tree.items() if name not in PLACE_FIELDS}
+    hashed = hash_text(json.dumps(before, sort_keys=True))
+    assert identity(small(), {})["configuration"] == hashed
+    for other in ("--finetune.schedule=step", "--finetune.select=last"):
+        assert identity(small(other), {})["configuration"] != hashed
+
+
+def test_a_resume_with_another_schedule_is_refused(tmp_path: Path) -> None:
+    run_small(tmp_path / "run", "--methods=ranli", "--ranli.epochs=1")
+    flags = ["--run_dir", str(tmp_path / "run"), "--resume"]
+    assert parse(flags).experiment.methods == ("ranli",)
+    for more in ("--ranli.schedule=triangle", "--ranli.optimizer.decay=all"):
+        with pytest.raises(ConfigError, match=f"saved configuration: leave out {more}"):
+            parse([*flags, more])
 
 
 @pytest.mark.parametrize(
