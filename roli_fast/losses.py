@@ -1,4 +1,4 @@
-"""Per-sample losses, pure: (logits (B, C), labels (B,)) -> (B,) float.
+"""Per-sample losses, pure: (logits (B, C), labels (B,)) -> (B,) float; and RAMP's, of a batch.
 
 Half-precision logits are raised to fp32 first, so that a loss neither overflows nor rounds.
 """
@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from roli_fast.errors import ArgumentError, check_choice, describe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -83,3 +85,88 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
     ours = at_least_float32(logits).log_softmax(1)
     theirs = at_least_float32(reference).log_softmax(1)
     return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+
+
+def trades(clean: Tensor, attacked: Tensor, y: Tensor, *, beta: float) -> Tensor:
+    """Cross-entropy on the clean images plus beta times KL(clean || attacked), a scalar.
+
+    Zhang et al. 2019 (arXiv:1901.08573) as in their code: both are means over the batch, and the
+    gradient goes through both predictions.
+
+    Args:
+        clean: logits (B, C) on the images themselves.
+        attacked: logits (B, C) on the attacked ones.
+        y: labels (B,).
+        beta: 1 / lambda in the paper.
+    """
+    return cross_entropy(clean, y).mean() + beta * kl(attacked, clean).mean()
+
+
+PairDistance = Callable[[Tensor, Tensor], Tensor]
+
+
+def _half_squared_difference(source: Tensor, target: Tensor) -> Tensor:
+    return 0.5 * (source.softmax(1) - target.softmax(1)).square().sum(1)
+
+
+def _one_minus_cosine(source: Tensor, target: Tensor) -> Tensor:
+    return 1 - functional.cosine_similarity(source.softmax(1), target.softmax(1), dim=1)
+
+
+def _kl_from_source(source: Tensor, target: Tensor) -> Tensor:
+    return kl(target, source)
+
+
+PAIR_DISTANCES: dict[str, PairDistance] = {
+    "kl": _kl_from_source,
+    "mse": _half_squared_difference,
+    "cosine": _one_minus_cosine,
+}
+"""Name -> (source logits (B, C), target logits (B, C)) -> (B,), of p = softmax of either:
+KL(p_source || p_target), |p_source - p_target|^2 / 2, 1 - cos(p_source, p_target)."""
+
+
+def logit_pairing(
+    logits_source: Tensor,
+    logits_target: Tensor,
+    y: Tensor,
+    *,
+    kind: str = "kl",
+    detach_source: bool = False,
+) -> Tensor:
+    """How far the target's predictions are from the source's, where the source is right: a scalar.
+
+    RAMP (Jiang & Singh 2024, arXiv:2402.06827), equation 1: the mean over the samples whose highest
+    source logit is the label's. It is divided by their number and not by B, so a few of them weigh
+    as much as all would; without any it is 0, with a gradient of 0. The choice itself is made on
+    the device, without a wait, and what the other samples hold, infinities too, changes nothing.
+
+    Args:
+        logits_source: (B, C), on images attacked in the norm in which the model is robust.
+        logits_target: (B, C), on those attacked in the norm in which it is to become so.
+        y: labels (B,), int64.
+        kind: a name in `PAIR_DISTANCES`: "kl", the paper's, "mse" or "cosine", its alternatives.
+        detach_source: the source is what the target is pulled to, and is not pulled itself. The
+            authors' code leaves the gradient in both.
+
+    Raises:
+        ArgumentError: another `kind`, or logits and labels whose shapes do not fit.
+    """
+    check_choice("kind", kind, tuple(PAIR_DISTANCES))
+    if logits_source.ndim != 2 or logits_target.shape != logits_source.shape:
+        shapes = tuple(logits_source.shape), tuple(logits_target.shape)
+        expected = "the shape (B, C) of logits_source"
+        raise ArgumentError(describe("logits_target", expected, f"{shapes[1]} beside {shapes[0]}"))
+    if y.shape != logits_source.shape[:1]:
+        expected = f"labels of shape ({len(logits_source)},)"
+        raise ArgumentError(describe("y", expected, f"shape {tuple(y.shape)}"))
+    right = logits_source.detach().argmax(1) == y
+    if detach_source:
+        logits_source = logits_source.detach()
+    # zeros take the others' place before the distance: 0 times the gradient of inf would be NaN
+    source, target = (
+        torch.where(right[:, None], at_least_float32(logits), 0.0)
+        for logits in (logits_source, logits_target)
+    )
+    distance = torch.where(right, PAIR_DISTANCES[kind](source, target), 0.0)
+    return distance.sum() / right.sum().clamp(min=1)

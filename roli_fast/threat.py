@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,10 +14,18 @@ from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 Bounds = tuple[float, float]
 """Lowest and highest valid pixel value."""
 
+NAMES = ("l1", "l2", "linf")
+"""The norms that a threat can have; `norms.NORMS` has one file for each."""
+
 
 @dataclass(frozen=True)
 class ThreatModel:
     """All images within `eps` of the original in `norm`, and within `bounds`.
+
+    With other norms the attacker may choose any one of them: the threat is the union of the balls.
+    An attack in one norm follows `norm` and `eps`; `each` has one threat for each norm.
+
+    >>> ThreatModel("linf", 8 / 255, other_norms=("l2", "l1"), other_eps=(0.5, 12))
 
     Args:
         norm: what limits the attacker: "linf", the largest change of one pixel channel, "l2", the
@@ -25,25 +33,79 @@ class ThreatModel:
         eps: radius in the units of the images: 8/255 in [0, 1] images for linf, 0.5 for l2, 12 for
             l1.
         bounds: lowest and highest valid pixel value.
+        other_norms: further norms that the attacker may choose, "l2,l1" say; none by default.
+        other_eps: one radius for each of them, "0.5,12" say.
     """
 
     norm: str = "linf"
     eps: float = 8 / 255
     bounds: Bounds = (0.0, 1.0)
+    other_norms: tuple[str, ...] = ()
+    other_eps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("other_norms", "other_eps"):
+            object.__setattr__(self, name, _tuple(name, getattr(self, name)))
+        if self.norm not in NAMES:
+            raise ArgumentError(describe("norm", f"one of: {', '.join(NAMES)}", repr(self.norm)))
         check_positive("eps", self.eps)
         check_bounds(self.bounds)
         if self.norm == "linf":
             check_radius(self.eps, self.bounds)
+        self._check_others()
+
+    def _check_others(self) -> None:
+        others = [name for name in NAMES if name != self.norm]
+        names = self.other_norms
+        if any(name not in others for name in names) or len(set(names)) < len(names):
+            expected = f"different norms of: {', '.join(others)}"
+            fix = f"'{self.norm}' is `norm` already." if self.norm in names else ""
+            raise ArgumentError(describe("other_norms", expected, names, fix))
+        if len(self.other_eps) != len(names):
+            got = f"{len(self.other_eps)} for {len(names)} ({', '.join(names) or 'none'})"
+            fix = "Separate them by commas: other_norms l2,l1 and other_eps 0.5,12."
+            raise ArgumentError(describe("other_eps", "one radius for each other norm", got, fix))
+        for name, eps in zip(names, self.other_eps, strict=True):
+            check_positive("other_eps", eps)
+            if name == "linf":
+                check_radius(eps, self.bounds, "other_eps")
+
+    @property
+    def each(self) -> tuple["ThreatModel", ...]:
+        """A threat of one norm for each norm, `norm` first."""
+        alone = replace(self, other_norms=(), other_eps=())
+        others = zip(self.other_norms, self.other_eps, strict=True)
+        return (alone, *(replace(alone, norm=norm, eps=eps) for norm, eps in others))
+
+    def radius(self, norm: str) -> float:
+        """The radius in `norm`.
+
+        Raises:
+            ArgumentError: the threat has no such norm.
+        """
+        radii = {threat.norm: threat.eps for threat in self.each}
+        if norm not in radii:
+            have = ", ".join(radii)
+            fix = f"Add '{norm}' to threat.other_norms and its radius to threat.other_eps."
+            got = f"{norm!r}, which has no eps"
+            raise ArgumentError(describe("norm", f"a norm of the threat ({have})", got, fix))
+        return radii[norm]
 
 
-def check_radius(eps: float, bounds: Bounds) -> None:
+def _tuple(name: str, value: object) -> tuple:
+    """A list of YAML as a tuple, which can be hashed."""
+    if isinstance(value, (str, int, float)) or value is None:
+        fix = "Write a list or a tuple, also of one."
+        raise ArgumentTypeError(describe(name, "several values", repr(value), fix))
+    return tuple(value)  # type: ignore[arg-type]
+
+
+def check_radius(eps: float, bounds: Bounds, name: str = "eps") -> None:
     """Raise where a linf radius covers the whole range of pixels: 8 for 8/255 is the usual slip."""
     if eps >= bounds[1] - bounds[0]:
         raise ArgumentError(
             describe(
-                "eps",
+                name,
                 f"a radius below the range of pixels {tuple(bounds)}",
                 eps,
                 f"Did you mean {eps:g}/255? eps is in the units of the images.",

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from roli_fast.losses import at_least_float32, cross_entropy, dlr, dlr_targeted, kl, margin
+from roli_fast.losses import (
+    at_least_float32,
+    cross_entropy,
+    dlr,
+    dlr_targeted,
+    kl,
+    margin,
+    trades,
+)
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -105,3 +113,22 @@ def test_equal_logits_give_a_finite_dlr() -> None:
     y = torch.tensor([2, 0])
     assert dlr(torch.zeros(2, 5), y).tolist() == [0.0, 0.0]
     assert dlr_targeted(torch.zeros(2, 5), y, y + 1).tolist() == [0.0, 0.0]
+
+
+def test_trades_by_hand() -> None:
+    """CE ln 2 and 0 on the clean ones; the KL of the test above and 0, each a mean over two."""
+    clean = torch.tensor([[0.0, 0.0], [200.0, 0.0]])
+    moved = torch.tensor([[0.0, math.log(3.0)], [200.0, 0.0]])
+    value = trades(clean, moved, torch.tensor([1, 0]), beta=6.0)
+    assert value.item() == pytest.approx(0.5 * math.log(2) + 1.5 * math.log(4 / 3))
+
+
+def test_the_gradient_of_trades_goes_through_both_predictions() -> None:
+    draws = torch.Generator().manual_seed(3)
+    pair = [torch.randn(4, 3, dtype=torch.float64, generator=draws) for _ in range(2)]
+    y = torch.tensor([0, 1, 2, 0])
+
+    def value(clean: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        return trades(clean, moved, y, beta=2.0)
+
+    assert torch.autograd.gradcheck(value, [z.requires_grad_(True) for z in pair])

@@ -10,7 +10,9 @@ import torch
 from waits import waits
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.norms import NORMS
 from roli_fast.threat import (
+    NAMES,
     ThreatModel,
     check_bounds,
     check_images,
@@ -110,3 +112,62 @@ def test_known_values_are_those_of_one_thread() -> None:
         other.join()
         found.append(values_are_known())
     assert found == [False, True] and not values_are_known()
+
+
+THREE = ThreatModel("linf", 8 / 255, other_norms=("l2", "l1"), other_eps=(0.5, 12.0))
+
+
+def test_a_threat_of_several_norms_is_one_threat_for_each() -> None:
+    assert THREE.each == (ThreatModel(), ThreatModel("l2", 0.5), ThreatModel("l1", 12.0))
+    assert [THREE.radius(norm) for norm in ("linf", "l2", "l1")] == [8 / 255, 0.5, 12.0]
+    assert ThreatModel("l1", 12.0).each == (ThreatModel("l1", 12.0),)
+
+
+def test_lists_become_tuples_so_that_it_can_be_hashed() -> None:
+    lists: Any = {"other_norms": ["l2", "l1"], "other_eps": [0.5, 12.0]}
+    assert hash(ThreatModel(**lists)) == hash(THREE) and ThreatModel(**lists) == THREE
+
+
+def test_the_names_are_those_of_the_norms() -> None:
+    assert NORMS.names() == NAMES
+
+
+@pytest.mark.parametrize(
+    "norms, eps, words",
+    [
+        (("l2",), (), r"`other_eps`: expected one radius for each other norm, got 0 for 1 \(l2\)"),
+        ((), (0.5,), r"`other_eps`: .* got 1 for 0 \(none\)"),
+        (
+            ("linf",),
+            (0.1,),
+            r"`other_norms`: expected different norms of: l1, l2, .*is `norm` alre",
+        ),
+        (("l2", "l2"), (1, 2), r"`other_norms`: expected different norms"),
+        (("l3",), (1,), r"`other_norms`: .*got \('l3',\)"),
+        (("l2",), (-0.5,), r"`other_eps`: expected a number > 0, got -0.5"),
+    ],
+)
+def test_other_norms_that_fit_not(norms: Any, eps: Any, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        ThreatModel(other_norms=norms, other_eps=eps)
+
+
+def test_the_slip_of_a_linf_radius_is_seen_in_the_others_too() -> None:
+    with pytest.raises(ArgumentError, match=r"`other_eps`.*Did you mean 8/255"):
+        ThreatModel("l2", 0.5, other_norms=("linf",), other_eps=(8,))
+
+
+def test_a_name_alone_is_no_list_of_norms() -> None:
+    wrong: Any = "l2"
+    with pytest.raises(ArgumentTypeError, match="`other_norms`: expected several values"):
+        ThreatModel(other_norms=wrong, other_eps=(0.5,))
+
+
+def test_a_norm_without_eps_is_named() -> None:
+    with pytest.raises(ArgumentError, match=r"`norm`.*\(linf\), got 'l1', which has no eps"):
+        ThreatModel().radius("l1")
+
+
+def test_an_unknown_norm_is_told_at_once() -> None:
+    with pytest.raises(ArgumentError, match="`norm`: expected one of: l1, l2, linf, got 'l3'"):
+        ThreatModel("l3", 1.0)

@@ -11,6 +11,7 @@ from roli_fast import ops
 from roli_fast.attacks.apgd_schedule import large_radius_stages
 from roli_fast.attacks.apgd_search import Found, Plan, climb
 from roli_fast.attacks.apgd_start import OfficialStarts, OwnStarts, Starts
+from roli_fast.attacks.apgd_stepping import OneNorm
 from roli_fast.attacks.base import (
     ATTACKS,
     AttackResult,
@@ -233,11 +234,9 @@ class APGD(BallAttack):
             if found is not None:
                 start = ops.l1_project_(found.x_adv, part.x, eps=part.eps, bounds=ball.bounds)
             plan = Plan(
-                norm=norm,
+                stepping=OneNorm(norm, self.rho, None if large else self.density),
                 bounds=ball.bounds,
                 steps=steps,
-                rho=self.rho,
-                density=None if large else self.density,
                 collect=factor == 1 and self.keep == "adversarial",
                 compact=self.compact,
             )

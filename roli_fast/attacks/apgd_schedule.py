@@ -5,7 +5,7 @@ Linf and L2: Croce & Hein 2020 (arXiv:2003.01690), section 3.2 and Algorithm 1. 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,8 +68,12 @@ class Control(Protocol):
         """Take note of the loss (B,) of the new iterate."""
         ...
 
-    def look_back(self, period: int, best_x: Tensor, best_loss: Tensor, x: Tensor) -> Tensor:
-        """Adapt the steps; returns which samples (B,) go on from their best iterate."""
+    def look_back(self, step: int, best_x: Tensor, best_loss: Tensor, x: Tensor) -> Tensor | None:
+        """After this step: adapt the steps where it is time to.
+
+        Returns:
+            Which samples (B,) go on from their best iterate; None where it is not time.
+        """
         ...
 
 
@@ -79,6 +83,7 @@ class Halving:
 
     Args:
         step: `ops.apgd_linf_step_` or `ops.apgd_l2_step_`.
+        looks: see `checkpoints`.
         rho: a step is halved unless more than this part of the last steps raised the loss.
         step_size: (B,).
         increases: how many of the steps since the last look raised the loss, (B,).
@@ -89,6 +94,7 @@ class Halving:
     """
 
     step: Callable[..., Tensor]
+    looks: Mapping[int, int]
     rho: float
     step_size: Tensor
     increases: Tensor
@@ -97,10 +103,13 @@ class Halving:
     halved: Tensor
 
     @staticmethod
-    def begin(norm: str, rho: float, samples: Samples, loss: Tensor) -> "Halving":
+    def begin(
+        norm: str, looks: Mapping[int, int], rho: float, samples: Samples, loss: Tensor
+    ) -> "Halving":
         """The state before the first step from a start of this loss (B,)."""
         return Halving(
             step=ops.apgd_linf_step_ if norm == "linf" else ops.apgd_l2_step_,
+            looks=looks,
             rho=rho,
             step_size=2 * per_sample(samples),
             increases=torch.zeros_like(loss),
@@ -136,9 +145,11 @@ class Halving:
         self.increases = self.increases + (loss > self.loss)
         self.loss = loss
 
-    def look_back(self, period: int, best_x: Tensor, best_loss: Tensor, x: Tensor) -> Tensor:
+    def look_back(self, step: int, best_x: Tensor, best_loss: Tensor, x: Tensor) -> Tensor | None:
         """Halve where too few steps helped, or where the best has not moved since a step kept."""
-        few = self.increases <= period * self.rho
+        if step not in self.looks:
+            return None
+        few = self.increases <= self.looks[step] * self.rho
         stuck = ~self.halved & (self.best_before >= best_loss)
         self.halved = few | stuck
         self.best_before = best_loss.clone()
@@ -152,22 +163,25 @@ class Sparsity:
     """L1: sparse steps of eps at first; step size and density follow the best point's sparsity.
 
     Args:
+        looks: see `sparse_checkpoints`.
         largest: eps of each sample, (B,): the longest step. The shortest is a tenth of it.
         step_size: (B,).
         density: which part of the entries a step moves, (B,).
         changed: how many entries the best point had changed at the last look, (B,).
     """
 
+    looks: Mapping[int, int]
     largest: Tensor
     step_size: Tensor
     density: Tensor
     changed: Tensor
 
     @staticmethod
-    def begin(samples: Samples, density: float) -> "Sparsity":
+    def begin(looks: Mapping[int, int], samples: Samples, density: float) -> "Sparsity":
         """The state before the first step, with the same density for all samples."""
         largest = per_sample(samples)
         return Sparsity(
+            looks=looks,
             largest=largest,
             step_size=largest.clone(),
             density=torch.full_like(largest, density),
@@ -175,9 +189,9 @@ class Sparsity:
         )
 
     @staticmethod
-    def from_start(samples: Samples, start: Tensor) -> "Sparsity":
+    def from_start(looks: Mapping[int, int], samples: Samples, start: Tensor) -> "Sparsity":
         """The same, with the density that a start already has."""
-        control = Sparsity.begin(samples, 0.0)
+        control = Sparsity.begin(looks, samples, 0.0)
         control.changed = entries_changed(start, samples.x, control.largest.dtype)
         control.density = control.changed / samples.x.shape[1:].numel() / SHRINK
         return control
@@ -206,8 +220,10 @@ class Sparsity:
     def observe(self, loss: Tensor) -> None:
         """The loss decides nothing here."""
 
-    def look_back(self, period: int, best_x: Tensor, best_loss: Tensor, x: Tensor) -> Tensor:
+    def look_back(self, step: int, best_x: Tensor, best_loss: Tensor, x: Tensor) -> Tensor | None:
         """Where the best point got sparser by 5 %, long steps from it again; else shorter ones."""
+        if step not in self.looks:
+            return None
         now = entries_changed(best_x, x, self.largest.dtype)
         sparser = now / self.changed < 0.95
         self.density = now / x.shape[1:].numel() / SHRINK

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.attacks.apgd_schedule import (
-    Control,
-    Halving,
-    Sparsity,
-    checkpoints,
-    sparse_checkpoints,
-)
+from roli_fast.attacks.apgd_schedule import Control
+from roli_fast.attacks.apgd_stepping import Stepping
 from roli_fast.attacks.passes import Passes, Samples, take
 from roli_fast.threat import Bounds
+
+Pass = tuple[Tensor, Tensor, Tensor]
+"""Gradient (B, ...), loss (B,) and logits (B, C)."""
 
 
 @dataclass(frozen=True)
@@ -22,30 +20,20 @@ class Plan:
     """What one loop does.
 
     Args:
-        norm: "linf", "l2" or "l1".
+        stepping: in which norm or norms, and by which rule.
         bounds: lowest and highest valid pixel.
         steps: number of steps, at least 1.
-        rho: see `Halving`.
-        density: L1: that of the first steps; None takes the start's own.
         collect: keep each sample's first iterate that reaches the goal.
-        compact: samples leave the batch with it.
+        compact: samples leave the batch with it; not with several norms.
+        watch: without `collect`: note who reached the goal at any iterate.
     """
 
-    norm: str
+    stepping: Stepping
     bounds: Bounds
     steps: int
-    rho: float
-    density: float | None
     collect: bool
     compact: bool
-
-    def control(self, samples: Samples, start: Tensor, loss: Tensor) -> Control:
-        """The step control before the first step from `start`, whose loss (B,) is known."""
-        if self.norm != "l1":
-            return Halving.begin(self.norm, self.rho, samples, loss)
-        if self.density is None:
-            return Sparsity.from_start(samples, start)
-        return Sparsity.begin(samples, self.density)
+    watch: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,7 @@ class Found:
     Args:
         x_adv: the first iterate that reached the goal where `collect` and `fooled`, else the
             iterate of highest loss.
-        fooled: bool (B,).
+        fooled: bool (B,), who reached the goal at any iterate, where `collect` or `watch`.
         loss: highest loss of any iterate, (B,), fp64; -inf where a sample left.
     """
 
@@ -80,8 +68,10 @@ class Search:
     control: Control
 
 
-def climb(passes: Passes, samples: Samples, start: Tensor, plan: Plan) -> Found:
-    """n steps from `start`: n + 1 forwards and n input-backwards.
+def climb(
+    passes: Passes, samples: Samples, start: Tensor, plan: Plan, first: Pass | None = None
+) -> Found:
+    """n steps from `start`: n + 1 forwards and n input-backwards, one each less with `first`.
 
     With `compact` a step waits once for the device to learn who is left, without it never.
 
@@ -90,11 +80,11 @@ def climb(passes: Passes, samples: Samples, start: Tensor, plan: Plan) -> Found:
         samples: what is searched.
         start: first iterates, in ball and box; this memory is used up.
         plan: how.
+        first: the pass on `start`, where it was made already; its memory is used up.
     """
     found = _empty(start)
-    search, logits = _begin(passes, samples, start, plan)
+    search, logits = _begin(samples, start, plan, first or passes.gradient(start, samples.goal))
     search = _collect(search, logits, found, plan)
-    looks = (sparse_checkpoints if plan.norm == "l1" else checkpoints)(plan.steps)
     for step in range(1, plan.steps + 1):
         if len(search.samples) == 0:
             return found
@@ -108,8 +98,8 @@ def climb(passes: Passes, samples: Samples, start: Tensor, plan: Plan) -> Found:
             search.loss, logits = passes.evaluate(search.x_adv, goal)
         search = _collect(search, logits, found, plan)
         if len(search.samples):
-            _improve(search, looks.get(step, 0))
-    _finish(search, found)
+            _improve(search, step)
+    _finish(search, found, plan)
     return found
 
 
@@ -122,8 +112,8 @@ def _empty(start: Tensor) -> Found:
     )
 
 
-def _begin(passes: Passes, samples: Samples, start: Tensor, plan: Plan) -> tuple[Search, Tensor]:
-    grad, loss, logits = passes.gradient(start, samples.goal)
+def _begin(samples: Samples, start: Tensor, plan: Plan, first: Pass) -> tuple[Search, Tensor]:
+    grad, loss, logits = first
     search = Search(
         samples=samples,
         place=torch.arange(len(start), device=start.device),
@@ -134,16 +124,19 @@ def _begin(passes: Passes, samples: Samples, start: Tensor, plan: Plan) -> tuple
         best_x=start.clone(),
         best_grad=grad.clone(),
         best_loss=loss.clone(),
-        control=plan.control(samples, start, loss),
+        control=plan.stepping.control(samples, start, loss, plan.steps),
     )
     return search, logits
 
 
 def _collect(search: Search, logits: Tensor, found: Found, plan: Plan) -> Search:
     """Write down who reached the goal just now; with `compact` they leave."""
-    if not plan.collect:
+    if not (plan.collect or plan.watch):
         return search
     reached = search.samples.goal.reached(logits)
+    if not plan.collect:
+        found.fooled.logical_or_(reached)
+        return search
     if not plan.compact:
         new = reached & ~found.fooled
         _copy_rows(found.x_adv, search.x_adv, new)
@@ -158,13 +151,13 @@ def _collect(search: Search, logits: Tensor, found: Found, plan: Plan) -> Search
     return take(search, (~reached).nonzero()[:, 0])
 
 
-def _improve(search: Search, period: int) -> None:
+def _improve(search: Search, step: int) -> None:
     """Keep the best iterate; where it is time to look back, adapt and go on from the best."""
     best = search.best_x, search.best_grad, search.best_loss
     ops.select_best_(*best, search.x_adv, search.grad, search.loss)
     search.control.observe(search.loss)
-    if period:
-        back = search.control.look_back(period, search.best_x, search.best_loss, search.samples.x)
+    back = search.control.look_back(step, search.best_x, search.best_loss, search.samples.x)
+    if back is not None:
         number = back.to(search.loss.dtype)  # 1 beats 1/2: a copy of these rows in one pass
         half = torch.full_like(number, 0.5)
         ops.select_best_(search.x_adv, search.grad, half, search.best_x, search.best_grad, number)
@@ -175,9 +168,11 @@ def _copy_rows(into: Tensor, source: Tensor, rows: Tensor) -> None:
     into.copy_(torch.where(mask, source, into))
 
 
-def _finish(search: Search, found: Found) -> None:
+def _finish(search: Search, found: Found, plan: Plan) -> None:
     """The others' result is their best iterate."""
-    left = search.place
-    mask = found.fooled[left].view(-1, *[1] * (search.x_adv.ndim - 1))
-    found.x_adv[left] = torch.where(mask, found.x_adv[left], search.best_x)
+    left, best = search.place, search.best_x
+    if plan.collect:
+        mask = found.fooled[left].view(-1, *[1] * (best.ndim - 1))
+        best = torch.where(mask, found.x_adv[left], best)
+    found.x_adv[left] = best
     found.loss[left] = search.best_loss.double()

@@ -44,6 +44,9 @@ VERSIONS: dict[str, tuple[str, ...]] = {
 }
 """Version -> its components, in the order of the authors' code."""
 
+PRESETS: dict[str, tuple[str, ...]] = VERSIONS | {"apgd": ("apgd-ce", "apgd-t")}
+"""Also what papers on several norms report as AutoAttack (RAMP, E-AT): "apgd"."""
+
 COMPONENTS: dict[str, tuple[Callable[..., Attack], dict[str, Any]]] = {
     "apgd-ce": (APGD, dict(loss="ce")),
     "apgd-dlr": (APGD, dict(loss="dlr")),
@@ -90,7 +93,9 @@ class AutoAttack(BallAttack):
         bounds: lowest and highest valid pixel; null takes the run's threat model.
         version: "standard", APGD-CE, APGD-T, FAB-T and Square (in l1 with five restarts of APGD-CE,
             5 targets of APGD-T and large radii); "plus", with APGD-DLR and FAB and five restarts;
-            "rand", APGD-CE and APGD-DLR over 20 draws of a model that draws; or "custom".
+            "rand", APGD-CE and APGD-DLR over 20 draws of a model that draws; "apgd", APGD-CE and
+            APGD-T of standard alone, 10 runs in each norm: the published protocol of RAMP and E-AT;
+            or "custom".
         attacks: components of version custom: some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t and
             square, in their order, with the settings of version standard (the authors' custom has
             five restarts of APGD and FAB and no large radii; `compat.autoattack` keeps that).
@@ -104,7 +109,7 @@ class AutoAttack(BallAttack):
     norm: str | None = "linf"
     eps: float | None = 8 / 255
     bounds: Bounds | None = (0.0, 1.0)
-    version: Literal["standard", "plus", "rand", "custom"] = "standard"
+    version: Literal["standard", "plus", "rand", "apgd", "custom"] = "standard"
     attacks: tuple[str, ...] = ()
     steps: int = STEPS
     n_queries: int = QUERIES
@@ -113,7 +118,7 @@ class AutoAttack(BallAttack):
 
     def __post_init__(self) -> None:
         self.check_ball()
-        check_choice("version", self.version, (*VERSIONS, "custom"))
+        check_choice("version", self.version, (*PRESETS, "custom"))
         for name in ("steps", "n_queries"):
             check_steps(name, getattr(self, name))
         check_choice("rng", self.rng, ("native", "official"))
@@ -137,7 +142,7 @@ class AutoAttack(BallAttack):
     @property
     def names(self) -> tuple[str, ...]:
         """The components' names, in their order."""
-        return VERSIONS.get(self.version, self.attacks)
+        return PRESETS.get(self.version, self.attacks)
 
     @property
     def label(self) -> str:

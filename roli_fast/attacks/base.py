@@ -138,11 +138,20 @@ class BallAttack(Attack):
             check_bounds(self.bounds)
 
     def under(self: BallAttackT, threat: ThreatModel) -> BallAttackT:
-        """The same attack with every field that is None taken from `threat`."""
+        """The same attack with every field that is None taken from `threat`.
+
+        Of a threat of several norms an attack with a norm takes that norm's radius.
+
+        Raises:
+            ArgumentError: the threat has several norms, and not this one.
+        """
+        norm, eps = self.norm or threat.norm, self.eps
+        if eps is None:
+            eps = threat.radius(norm) if threat.other_norms else threat.eps
         return replace(
             self,  # pyright: ignore[reportArgumentType] - a dataclass in every subclass
-            norm=self.norm or threat.norm,
-            eps=self.eps if self.eps is not None else threat.eps,
+            norm=norm,
+            eps=eps,
             bounds=self.bounds or threat.bounds,
         )
 

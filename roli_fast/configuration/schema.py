@@ -17,7 +17,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from roli_fast.attacks import ATTACKS, PGD, Attack
+from roli_fast.attacks import ATTACKS, PGD
 from roli_fast.configuration.files import fraction, is_fraction, load_yaml
 from roli_fast.configuration.messages import plain_message
 from roli_fast.configuration.types import (
@@ -28,10 +28,9 @@ from roli_fast.configuration.types import (
     without_none,
 )
 from roli_fast.errors import ConfigError, RoliFastError, describe
-from roli_fast.peft import METHODS
 from roli_fast.registry import Registry
 
-FOLLOWS_THREAT = ("norm", "eps", "step_size", "bounds")
+FOLLOWS_THREAT = ("norm", "norms", "eps", "step_size", "bounds")
 """Fields of an attack that are null in a configuration unless they are given."""
 
 _NULL = ("null", "None", "none")
@@ -133,8 +132,7 @@ class Schema(Generic[Root]):
         if registry is ATTACKS:  # what is left out follows the threat model
             left_out = set(FOLLOWS_THREAT) & set(field_types(chosen)) - set(arguments)
             arguments |= dict.fromkeys(left_out)
-        if whole or registry is METHODS or registry is ATTACKS and chosen is not PGD:
-            # else the parser keeps what the component before has under the same name
+        if whole or _starts_anew(registry, chosen):
             arguments = self._defaults(chosen) | arguments
         init = self.to_class_paths(arguments, chosen, where)
         return {"class_path": class_path(chosen), "init_args": init}
@@ -193,9 +191,9 @@ class Schema(Generic[Root]):
         except ZeroDivisionError:
             raise ConfigError(describe(flag, "a number", text)) from None
         if kind in self.components:
-            component = self._component(self._written[kind](text), self.components[kind], flag)
-            is_pgd = component["class_path"] == class_path(PGD)
-            own = self.components[kind] is METHODS or kind is Attack and not is_pgd
+            registry, written = self.components[kind], self._written[kind](text)
+            component = self._component(written, registry, flag)
+            own = _starts_anew(registry, registry[written["name"]])
             return json.dumps(component) if own else component["class_path"]
         if _NUMBERS.match(text):
             return json.dumps([load_yaml(part) for part in text.split(",")])
@@ -229,6 +227,14 @@ class Schema(Generic[Root]):
                 )
             kind, walked = known[part], _join(walked, part)
         return kind
+
+
+def _starts_anew(registry: Registry[Any], chosen: type) -> bool:
+    """Whether a component that is named takes its own defaults: else the parser keeps what the
+    component before has under the same name."""
+    if registry is ATTACKS:
+        return chosen is not PGD
+    return registry.kind in ("tuning", "objective")
 
 
 def _join(where: str, name: str) -> str:

@@ -41,6 +41,8 @@ class Usage:
                 continue
             inner: Any = types[field.name]
             if is_dataclass(inner) and inner not in inside:
+                if field.default is None:  # off unless one of its fields is given
+                    yield line(f"{prefix}{field.name}", "null", texts.get(field.name, ""))
                 yield from self.lines(inner, f"{prefix}{field.name}.")  # type: ignore[arg-type]
             else:
                 follows = issubclass(kind, Attack) and field.name in FOLLOWS_THREAT

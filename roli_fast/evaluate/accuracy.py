@@ -1,7 +1,7 @@
 """Accuracy on clean and on attacked images, sample by sample."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,11 +38,16 @@ class Evaluation:
         """Share of samples that stay right under each attack, in [0, 1]."""
         return {label: accuracy(flags) for label, flags in self.robust.items()}
 
+    @property
+    def union(self) -> Tensor:
+        """Flags of the samples that are right when clean and under every attack."""
+        return torch.stack([self.clean, *self.robust.values()]).all(0)
+
 
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
-    attacks: Sequence[Attack],
+    attacks: Sequence[Attack] | Mapping[str, Attack],
     *,
     seed: int = 0,
     engine: Engine | None = None,
@@ -56,7 +61,8 @@ def evaluate(
     Args:
         model: images (B, ...) in the attacks' bounds -> logits (B, C).
         batches: (x, y, ids) on the model's device.
-        attacks: each is reported under its `label`.
+        attacks: each is reported under its `label`; as a mapping, under the name given: one attack
+            in several norms has one label.
         seed: seeds the random starts; a sample's start depends on it, on the attack's label and on
             the sample's id alone, not on the batch it comes in.
         engine: how the attacks' passes are made; what they find counts if it fools the model in its
@@ -67,22 +73,22 @@ def evaluate(
     Raises:
         ArgumentError: no images, labels that the model cannot give, or two attacks of one label.
     """
-    _check_labels_differ(attacks)
+    if not isinstance(attacks, Mapping):
+        _check_labels_differ(attacks)
+        attacks = {attack.label: attack for attack in attacks}
     searched = (engine or Engine()).bind(model)
     training = [(module, module.training) for module in model.modules()]
     clean: list[Tensor] = []
-    robust: dict[str, list[Tensor]] = {attack.label: [] for attack in attacks}
+    robust: dict[str, list[Tensor]] = {name: [] for name in attacks}
     try:
         model.eval()
         for batch in batches:
             x, y = batch.x, batch.y
             right = _right(plain(searched), x, y)
             clean.append(right.cpu())
-            for attack in attacks:
+            for name, attack in attacks.items():
                 generator = derived_generator("evaluate", seed, attack.label, device=x.device)
-                robust[attack.label].append(
-                    _survivors(searched, batch, right, attack, generator).cpu()
-                )
+                robust[name].append(_survivors(searched, batch, right, attack, generator).cpu())
             if after_batch:
                 after_batch(len(y))
     finally:
@@ -102,7 +108,7 @@ def _check_labels_differ(attacks: Sequence[Attack]) -> None:
                 "attacks",
                 "attacks that differ in their label, the name of a column of results",
                 f"{', '.join(twice)} more than once",
-                "Evaluate them in separate calls.",
+                "Evaluate them in separate calls, or give names: {'linf': ..., 'l2': ...}.",
             )
         )
 

@@ -9,6 +9,7 @@ from roli_fast.data import DataSource
 from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.evaluate.curve import curve_attacks
 from roli_fast.evaluate.shifts import kinds
+from roli_fast.evaluate.unseen import Unseen, each_unseen
 from roli_fast.threat import ThreatModel
 
 Split = Literal["train", "val", "test"]
@@ -57,12 +58,18 @@ class Assessment:
         data: the images; for a training run null takes that run's.
         split: which part of them: "train", "val" or "test".
         attacks: short names, separated by commas (autoattack, autoattack-rand, pgd-50, apgd-ce,
-            apgd-t, fab-t, square-1000), or in YAML {name: pgd, steps: 50, restarts: 5}.
-        norm: one or several of linf, l2 and l1; for a training run that run's, if `eps` is not
-            given either.
+            apgd-t, fab-t, square-1000), or in YAML {name: pgd, steps: 50, restarts: 5};
+            autoattack-apgd is what papers on several norms report.
+        norm: one or several of linf, l2 and l1; for a training run those of its threat, if `eps` is
+            not given either.
         eps: one radius for each norm; null is 8/255 for linf alone.
         union_only: attack under each norm only what survived the norms before: cheaper, and the
             report has no accuracy of a norm by itself, but that of the union.
+        unseen: attacks that the model was not trained against, each by itself on all images that
+            are right: "square-1000,fab-t" under every norm, "autoattack-apgd@l2=1" in a ball of its
+            own. Their accuracies, mean and union stand beside the norms; with `corruptions` that is
+            universal robustness as in the RAMP paper, but with these attacks and the fifteen common
+            corruptions: its l0, fog, snow, gabor, elastic and jpeg attacks are not there.
         seed: of every draw, and of the choice of images.
         images: how many images; null takes the whole split. The choice is random, in the
             proportions of the classes; fewer images are the first of more.
@@ -91,6 +98,7 @@ class Assessment:
     norm: tuple[str, ...] = ("linf",)
     eps: tuple[float, ...] | None = None
     union_only: bool = False
+    unseen: tuple[Attack, ...] = ()
     seed: int = 0
     images: int | None = None
     batch_size: int = 64
@@ -131,13 +139,13 @@ class Assessment:
         if not self.attacks:
             raise ConfigError(describe("attacks", "one or more attacks", "none"))
         for attack in self.attacks:
-            for name in ("norm", "eps", "bounds"):
-                given = getattr(attack, name, None)
-                if given is not None:
-                    fix = f"Leave it out: --{name} holds for all attacks."
-                    if name == "bounds":
-                        fix = "Leave it out: images are in [0, 1]."
-                    raise ConfigError(describe(f"attacks.{name}", "null", given, fix))
+            for name, flag in {"norm": "norm", "norms": "norm", "eps": "eps"}.items():
+                fix = f"Leave it out: --{flag} holds for all attacks."
+                _check_null(f"attacks.{name}", getattr(attack, name, None), fix)
+        for field_name in ("attacks", "unseen"):
+            for attack in getattr(self, field_name):
+                fix = "Leave it out: images are in [0, 1]."
+                _check_null(f"{field_name}.bounds", getattr(attack, "bounds", None), fix)
         for threat in self.threats:
             for attack in self.attacks:
                 try:
@@ -145,6 +153,17 @@ class Assessment:
                 except RoliFastError as error:
                     raise ConfigError(f"`attacks`: {attack.label}: {error}") from error
         _ = self.curve_attacks
+        if self.unseen and self.union_only:
+            fix = "Each of them needs all images: leave one out."
+            raise ConfigError(describe("unseen", "none with union_only", "both", fix))
+        _ = self.unseen_attacks
+
+    @property
+    def unseen_attacks(self) -> list[Unseen]:
+        """The unseen attacks in their balls."""
+        first, *others = self.threats
+        norms, radii = tuple(t.norm for t in others), tuple(t.eps for t in others)
+        return each_unseen(self.unseen, replace(first, other_norms=norms, other_eps=radii))
 
     @property
     def curve_attacks(self) -> list[BallAttack]:
@@ -155,6 +174,11 @@ class Assessment:
     def threats(self) -> tuple[ThreatModel, ...]:
         """One for each norm."""
         return tuple(map(ThreatModel, self.norm, self.eps or ()))
+
+
+def _check_null(name: str, given: object, fix: str) -> None:
+    if given is not None:
+        raise ConfigError(describe(name, "null", given, fix))
 
 
 PLACE_FIELDS = ("device", "threads")

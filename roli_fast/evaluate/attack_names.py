@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from roli_fast.attacks import ATTACKS
-from roli_fast.attacks.auto_attack import VERSIONS
+from roli_fast.attacks.auto_attack import PRESETS
 from roli_fast.attacks.objective import LOSSES
+from roli_fast.configuration.files import load_yaml
 from roli_fast.configuration.schema import FOLLOWS_THREAT
 from roli_fast.configuration.types import field_types
 from roli_fast.errors import ConfigError, RoliFastError, describe
+from roli_fast.norms import NORMS
 
-EXAMPLES = "autoattack, autoattack-rand, pgd-50, apgd-ce, apgd-t, fab-t, square-1000"
+EXAMPLES = "autoattack, autoattack-apgd, pgd-50, apgd-ce, apgd-t, fab-t, square-1000"
 
 _COUNTED = re.compile(r"(r|eot)(\d+)")
 _COUNTS = {"r": "restarts", "eot": "eot"}
@@ -20,19 +22,22 @@ _COUNTS = {"r": "restarts", "eot": "eot"}
 def attack_tree(text: str) -> Mapping[str, Any]:
     """What a short name stands for: a registered name, then words in any order.
 
-    A number is the steps (Square's queries), ce, dlr, margin or kl the loss, standard, plus or rand
-    AutoAttack's version, r5 five restarts, eot20 twenty passes, large the large radii of l1.
+    A number is the steps (Square's queries), ce, dlr, margin or kl the loss, standard, plus, rand
+    or apgd AutoAttack's version, r5 five restarts, eot20 twenty passes, large the large radii of
+    l1. @l2=1 behind them is a norm and its radius, for an attack in a ball of its own.
 
     Raises:
         ConfigError: no attack has this name, the attack has nothing that a word could set, or two
             words set the same.
     """
-    words = text.strip().lower().replace("_", "-")
+    named, at, ball = text.partition("@")
+    words = named.strip().lower().replace("_", "-")
     for name in sorted(ATTACKS, key=len, reverse=True):
-        if words == name or words.startswith(f"{name}-"):
+        written = name.replace("_", "-")
+        if words == written or words.startswith(f"{written}-"):
             known = field_types(ATTACKS[name])
-            rest = words[len(name) + 1 :].split("-") if words != name else []
-            settings: dict[str, Any] = {}
+            rest = words[len(name) + 1 :].split("-") if words != written else []
+            settings: dict[str, Any] = _ball(ball, known, text) if at else {}
             for word in rest:
                 setting, value = _setting(word, known, text)
                 if setting in settings:
@@ -40,11 +45,24 @@ def attack_tree(text: str) -> Mapping[str, Any]:
                     raise ConfigError(describe("attacks", "each setting once", repr(text), fix))
                 settings[setting] = value
             try:  # the attack itself would not say which of several it is
-                ATTACKS[name](**dict.fromkeys(set(FOLLOWS_THREAT) & set(known)), **settings)
+                ATTACKS[name](**dict.fromkeys(set(FOLLOWS_THREAT) & set(known)) | settings)
             except RoliFastError as error:
                 raise ConfigError(f"`attacks`: {text!r}: {error}") from error
             return {"name": name, **settings}
     raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), _known()))
+
+
+def _ball(ball: str, known: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Norm and radius of "l2=1"."""
+    norm, equals, radius = (part.strip() for part in ball.partition("="))
+    try:
+        eps = float(load_yaml(radius))
+        if not equals or norm not in NORMS or "norm" not in known:
+            raise ValueError
+    except (ValueError, TypeError, ZeroDivisionError):
+        expected = f"NAME@NORM=RADIUS with a norm of: {', '.join(NORMS)}"
+        raise ConfigError(describe("attacks", expected, repr(text), "square@l2=1, say.")) from None
+    return {"norm": norm, "eps": eps}
 
 
 def _setting(word: str, known: Mapping[str, Any], text: str) -> tuple[str, Any]:
@@ -56,7 +74,7 @@ def _setting(word: str, known: Mapping[str, Any], text: str) -> tuple[str, Any]:
             candidates = []  # AutoAttack's numbers are part of its definition
     elif word in LOSSES:
         candidates = [("loss", word)]
-    elif word in VERSIONS:
+    elif word in PRESETS:
         candidates = [("version", word)]
     elif word == "large":
         candidates = [("large_radius", True)]

@@ -28,6 +28,7 @@ from roli_fast.evaluate.samples import chunks
 from roli_fast.evaluate.shifts import FOLDER as SHIFTS
 from roli_fast.evaluate.shifts import Shifts, views
 from roli_fast.evaluate.state import Chunk, Store
+from roli_fast.evaluate.unseen import with_corruptions
 from roli_fast.evaluate.worker import Worker, plan
 from roli_fast.running.environment import hash_text
 from roli_fast.running.folder import open_folder
@@ -107,6 +108,8 @@ def run(
             _wait_for(extra, interrupt)
             report[name] = extra.report()
             extra.plot(folder)
+        if report["unseen"]:
+            report["unseen"] = with_corruptions(report["unseen"], report["shifts"])
         report["seconds_here"] = time.perf_counter() - began
         write_report(folder, report, worker, done)
         return report

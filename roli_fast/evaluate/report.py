@@ -13,10 +13,10 @@ from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.warning_signs import black_box
 from roli_fast.errors import RunDirectoryError, describe
 from roli_fast.evaluate.assessment import Assessment
-from roli_fast.evaluate.confidence import wilson_interval
 from roli_fast.evaluate.config import SCHEMA
 from roli_fast.evaluate.prepare import Prepared
-from roli_fast.evaluate.state import Chunk, Found, to_flags, to_text
+from roli_fast.evaluate.state import Chunk, Found, accuracy_of, to_flags, to_text
+from roli_fast.evaluate.unseen import together
 from roli_fast.evaluate.worker import Search, Worker
 from roli_fast.files import write_json, write_tensors
 from roli_fast.running.environment import environment
@@ -24,16 +24,6 @@ from roli_fast.running.environment import environment
 REPORT = "evaluation.json"
 IMAGES = "adversarial.safetensors"
 FORMAT = 1
-
-
-def accuracy_of(flags: Tensor) -> dict[str, Any]:
-    """A share of true flags with its 95 % interval, and the flags."""
-    right = int(flags.sum())
-    return {
-        "accuracy": right / len(flags),
-        "interval_95": list(wilson_interval(right, len(flags))),
-        "flags": to_text(flags),
-    }
 
 
 def build_report(
@@ -55,10 +45,16 @@ def build_report(
     costs = [chunk.cost for chunk in done] + [f.cost for chunk in done for f in chunk.found]
     warnings = [text for chunk in done for text in chunk.signs.values()]
     for threat in assessment.threats:
-        own = [number for number, s in enumerate(searches) if s.threat == threat]
+        own = [number for number, s in enumerate(searches) if s.group == threat.norm]
         attacks = [searches[number].attack for number in own]
         counts = [tables[number]["fooled"] for number in own]
         warnings += [f"{threat.norm}: {sign.text}" for sign in black_box(attacks, counts)]
+    union = torch.cat([chunk.alive(None) for chunk in done])[order]
+    unseen = [
+        {"attack": one.attack.label, "norm": one.threat.norm}
+        | _norm(one.group, one.threat.eps, done, order, tables, False)
+        for one in assessment.unseen_attacks
+    ]
     whole: int = len(getattr(ready.splits, assessment.split))
     return {
         "format": FORMAT,
@@ -77,7 +73,8 @@ def build_report(
         "chunk": assessment.chunk,
         "clean": accuracy_of(clean),
         "norms": norms,
-        "union": accuracy_of(torch.cat([chunk.alive(None) for chunk in done])[order]),
+        "union": accuracy_of(union),
+        "unseen": together(unseen, union),
         "lost": sum(table["lost"] for table in tables),
         "cost": asdict(total(costs)),
         "seconds": sum(found.seconds for chunk in done for found in chunk.found),
@@ -95,7 +92,7 @@ def _search(number: int, search: Search, found: Sequence[Found], order: Tensor) 
     """One search over all chunks; `flags` are the images that it fooled."""
     flags = torch.cat([part.fooled for part in found])[order]
     return {
-        "norm": search.threat.norm,
+        "norm": search.group,
         "part": search.label,
         "attack": SCHEMA.to_tree(search.attack),
         "attacked": sum(part.attacked for part in found),

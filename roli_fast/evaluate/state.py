@@ -14,10 +14,13 @@ from torch import Tensor
 
 from roli_fast.engine import Cost
 from roli_fast.errors import RunDirectoryError, describe
+from roli_fast.evaluate.confidence import wilson_interval
 from roli_fast.files import write_json, write_tensors
 
 FORMAT = 1
 FOLDER = "chunks"
+UNSEEN = "unseen"
+"""Begins the name of every group of searches that takes no part in a norm or the union."""
 
 
 def to_text(flags: Tensor) -> str:
@@ -32,6 +35,16 @@ def to_flags(text: str) -> Tensor:
     return torch.tensor([letter == "1" for letter in text], dtype=torch.bool)
 
 
+def accuracy_of(flags: Tensor) -> dict[str, Any]:
+    """A share of true flags with its 95 % interval, and the flags."""
+    right = int(flags.sum())
+    return {
+        "accuracy": right / len(flags),
+        "interval_95": list(wilson_interval(right, len(flags))),
+        "flags": to_text(flags),
+    }
+
+
 def cost_of(tree: dict[str, int]) -> Cost:
     """A cost from its plain values."""
     return Cost(**tree)
@@ -42,7 +55,7 @@ class Found:
     """What one search did to a chunk.
 
     Args:
-        norm: of the threat.
+        norm: of the threat; of an unseen attack its group (`unseen.Unseen`).
         part: the search's label.
         attacked: how many images it got.
         fooled: flags of the whole chunk, true where it fooled the model.
@@ -85,10 +98,11 @@ class Chunk:
     found: list[Found] = field(default_factory=list)
 
     def alive(self, norm: str | None) -> Tensor:
-        """Flags: right as they are and fooled by no search under `norm`; None for any norm."""
+        """Flags: right as they are and fooled by no search under `norm`; None for any norm, unseen
+        attacks left out."""
         flags = self.clean.clone()
         for found in self.found:
-            if norm in (None, found.norm):
+            if found.norm == norm or norm is None and not found.norm.startswith(UNSEEN):
                 flags &= ~found.fooled
         return flags
 

@@ -20,6 +20,7 @@ def table(report: dict[str, Any]) -> str:
             rows.append([f"{norm} robust", _eps(entry["eps"]), "", "", *_accuracy(entry["robust"])])
     if len(report["norms"]) > 1:
         rows.append(["union", "", "", "", *_accuracy(report["union"])])
+    rows += _unseen(report["unseen"])
     shifts = report["shifts"] or {"corruptions": {}, "ood": None}
     for kind, levels in shifts["corruptions"].items():
         share = sum(entry["accuracy"] for entry in levels.values()) / len(levels)
@@ -33,6 +34,25 @@ def table(report: dict[str, Any]) -> str:
             entry = point | {"interval_95": [point["low"], point["high"]]}
             rows.append([f"curve {curve['attack']}", _eps(point["eps"]), "", "", *_accuracy(entry)])
     return "\n".join([*align(rows), "", *_remarks(report)])
+
+
+def _unseen(unseen: dict[str, Any] | None) -> list[list[str]]:
+    """Each attack by itself, their mean, and what stays right under all of them."""
+    if not unseen:
+        return []
+    rows = []
+    for entry in unseen["attacks"]:
+        attacked = entry["searches"][0]["attacked"]
+        counts = [str(attacked), str(sum(search["fooled"] for search in entry["searches"]))]
+        name = f"unseen {entry['norm']} {entry['attack']}"
+        rows.append([name, _eps(entry["eps"]), *counts, *_accuracy(entry["robust"])])
+    rows.append(["unseen, mean", "", "", "", _percent(unseen["mean_accuracy"]), ""])
+    unions = {"union": "unseen, union", "union_with_norms": "norms and unseen, union"}
+    unions["union_with_corruptions"] = "norms, unseen, corruptions, union"
+    for key, name in unions.items():
+        if unseen[key]:
+            rows.append([name, "", "", "", *_accuracy(unseen[key])])
+    return rows
 
 
 def _remarks(report: dict[str, Any]) -> list[str]:

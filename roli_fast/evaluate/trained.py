@@ -58,11 +58,12 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 
 def as_assessment(tree: dict[str, Any]) -> dict[str, Any]:
-    """What an evaluation takes from a run's configuration: data, and threat as norm and eps."""
+    """What an evaluation takes from a run's configuration: data, and norms and radii."""
     out: dict[str, Any] = {}
     if "data" in tree:
         out["data"] = tree["data"]
     threat = tree.get("threat") or {}
     if {"norm", "eps"} <= set(threat):
-        out |= {"norm": [threat["norm"]], "eps": [threat["eps"]]}
+        out["norm"] = [threat["norm"], *(threat.get("other_norms") or ())]
+        out["eps"] = [threat["eps"], *(threat.get("other_eps") or ())]
     return out

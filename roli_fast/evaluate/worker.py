@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -28,24 +28,35 @@ from roli_fast.threat import ThreatModel, check_images
 
 @dataclass(frozen=True)
 class Search:
-    """One search of an evaluation; `label` differs from that of all others under its norm."""
+    """One search of an evaluation; `label` differs from that of all others in its group.
+
+    A group's searches follow one another, each on what those before left right: those of a norm,
+    which its name is, or the parts of an unseen attack.
+    """
 
     threat: ThreatModel
     attack: Attack
     label: str
+    group: str
 
 
 def plan(assessment: Assessment) -> list[Search]:
     """Every search, in the order in which a chunk meets them."""
     searches: list[Search] = []
     for threat in assessment.threats:
-        seen: dict[str, int] = {}
-        for attack in assessment.attacks:
-            for part in attack.under(threat).parts:
-                count = seen[part.label] = seen.get(part.label, 0) + 1
-                label = part.label if count == 1 else f"{part.label}#{count}"
-                searches.append(Search(threat, part, label))
+        attacks = [attack.under(threat) for attack in assessment.attacks]
+        searches += _group(threat.norm, threat, attacks)
+    for one in assessment.unseen_attacks:
+        searches += _group(one.group, one.threat, [one.attack])
     return searches
+
+
+def _group(name: str, threat: ThreatModel, attacks: Sequence[Attack]) -> Iterator[Search]:
+    seen: dict[str, int] = {}
+    for part in (part for attack in attacks for part in attack.parts):
+        count = seen[part.label] = seen.get(part.label, 0) + 1
+        label = part.label if count == 1 else f"{part.label}#{count}"
+        yield Search(threat, part, label, name)
 
 
 @dataclass
@@ -72,7 +83,7 @@ class Worker:
 
     def load(self, number: int, rows: range) -> Chunk | None:
         """What is saved of a chunk."""
-        labels = [(search.threat.norm, search.label) for search in self.searches]
+        labels = [(search.group, search.label) for search in self.searches]
         return self.store.load(number, self.dataset.ids[list(rows)].tolist(), labels)
 
     def run(self, number: int, rows: range) -> None:
@@ -152,7 +163,7 @@ class Worker:
         batch: Batch,
         images: dict[str, Tensor] | None,
     ) -> None:
-        norm = search.threat.norm
+        norm = search.group
         alive = chunk.alive(None if self.assessment.union_only else norm)
         began = time.perf_counter()
         seed = (self.assessment.seed, norm, search.label)
@@ -161,7 +172,7 @@ class Worker:
         asked = Question(self.model, batch.x, batch.y, generator, batch.ids)
         search_in_turn((search.attack,), asked, standing, (search.label,))
         fooled = standing.fooled_by >= 0
-        if images is not None:
+        if images is not None and norm in images:
             images[norm][fooled] = standing.x_adv[fooled]
         notes = (note.removeprefix(f"{search.label}: ") for note in standing.notes)
         chunk.found.append(

@@ -11,6 +11,7 @@ from roli_fast.models.head import init_head as init_head
 from roli_fast.models.head import load_head as load_head
 from roli_fast.models.head import save_head as save_head
 from roli_fast.models.layers import Normalize as Normalize
+from roli_fast.models.preact import PreActResNet as PreActResNet
 from roli_fast.models.weights import load_backbone as load_backbone
 from roli_fast.models.weights import read_state_dict as read_state_dict
 from roli_fast.models.weights import save_model as save_model

@@ -29,7 +29,9 @@ class Model:
     """Which network, and where its weights come from.
 
     Args:
-        name: timm architecture, "vit_base_patch16_224" say.
+        name: timm architecture, "vit_base_patch16_224" say, or one of the CIFAR networks that are
+            registered there: preact_resnet18, wide_resnet28_10_cifar, wide_resnet34_20_cifar,
+            wide_resnet70_16_cifar.
         weights: local .safetensors or .pth file of the backbone, or zoo:NAME for one that
             `python -m roli_fast.zoo get NAME` fetched; loaded strictly, its head is left aside.
             Null starts from random weights.
@@ -108,7 +110,12 @@ class Classifier(nn.Module):
 
 
 def create(
-    config: Model, *, num_classes: int, seed: int = 0, image_size: int | None = None
+    config: Model,
+    *,
+    num_classes: int,
+    seed: int = 0,
+    image_size: int | None = None,
+    with_head: bool = False,
 ) -> Classifier:
     """Build the classifier, with a fresh head for `num_classes`.
 
@@ -120,6 +127,7 @@ def create(
         seed: seeds the initial values.
         image_size: height and width of the images it will get; checked against the architecture
             where given.
+        with_head: take the head of the weight file too; it has to have as many outputs.
 
     Raises:
         ArgumentError: unknown architecture, wrong options, fewer than one class, an image size that
@@ -141,7 +149,7 @@ def create(
     if image_size is not None:
         _check_image_size(model, config.resize or image_size)
     if file:
-        load_backbone(model, file)
+        load_backbone(model, file, with_head=with_head)
     return model
 
 

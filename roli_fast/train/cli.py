@@ -10,7 +10,8 @@ from roli_fast.configuration import find_config, pairs, read_yaml
 from roli_fast.errors import ConfigError, describe
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import PLACE_FIELDS, STAGES, Experiment, same_experiment
-from roli_fast.train.published import recipe
+from roli_fast.train.published import NAMES, recipe
+from roli_fast.train.published_norms import NORM_RECIPES, norm_recipe
 from roli_fast.train.sweep import Axis
 from roli_fast.train.sweep_files import saved_axes
 from roli_fast.train.usage import help_text
@@ -39,6 +40,8 @@ def parse(arguments: Sequence[str]) -> Command:
     own.add_argument("--config")
     own.add_argument("--recipe")
     own.add_argument("--tuning")
+    own.add_argument("--start")
+    own.add_argument("--published")
     own.add_argument("--sweep", action="append", default=[])
     own.add_argument("--run_dir", type=Path)
     own.add_argument("--resume", action="store_true")
@@ -73,14 +76,36 @@ def _starting_tree(
         if options.config:
             fix = "Write the recipe to a file with --print_config and change that."
             raise ConfigError(describe("--config", "nothing beside --recipe", options.config, fix))
-        tuning = options.tuning or ""
-        tree = recipe(options.recipe, data=data or "", tuning=tuning)
-        return f"{options.recipe}-{data}-{tuning}", tree
+        return _recipe(options, data or "", _given(overrides, "model.name"))
     if options.tuning:
         fix = "Elsewhere set --finetune.tuning."
         raise ConfigError(describe("--tuning", "a --recipe beside it", options.tuning, fix))
+    _refuse_norm_options(options)
     name = options.config or ("" if data else "quickstart")
     return Path(name).stem, read_yaml(find_config(name)) if name else {}
+
+
+def _recipe(
+    options: argparse.Namespace, data: str, model: str | None
+) -> tuple[str, dict[str, Any]]:
+    """A recipe's name for the run, and its configuration."""
+    name, tuning = options.recipe, options.tuning or ""
+    if name in NORM_RECIPES:
+        start, where = options.start or "finetune", options.published or "script"
+        tree = norm_recipe(name, data=data, start=start, model=model, tuning=tuning, where=where)
+        return "-".join(filter(None, (name, data, start, tuning))), tree
+    if name not in NAMES:
+        known = f"one of: {', '.join((*NAMES, *NORM_RECIPES))}"
+        raise ConfigError(describe("--recipe", known, repr(name)))
+    _refuse_norm_options(options)
+    return f"{name}-{data}-{tuning}", recipe(name, data=data, tuning=tuning)
+
+
+def _refuse_norm_options(options: argparse.Namespace) -> None:
+    for flag in ("start", "published"):
+        if given := getattr(options, flag):
+            expected = f"--recipe {', '.join(NORM_RECIPES)} beside it"
+            raise ConfigError(describe(f"--{flag}", expected, given))
 
 
 def _given(overrides: Sequence[str], field: str) -> str | None:

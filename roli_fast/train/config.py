@@ -9,12 +9,14 @@ from roli_fast.peft import METHODS, Method
 from roli_fast.registry import Registry
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.objectives import OBJECTIVES, Objective
+from roli_fast.train.schedules import SCHEDULES, Schedule
 
 COMPONENTS: dict[type, Registry[Any]] = {
     Attack: ATTACKS,
     DataSource: DATASETS,
     Method: METHODS,
     Objective: OBJECTIVES,
+    Schedule: SCHEDULES,
 }
 """Where a field of each base type finds its classes by name."""
 

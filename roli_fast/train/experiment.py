@@ -4,8 +4,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from roli_fast.attacks import Attack
+from roli_fast.attacks.base import BallAttack
 from roli_fast.data import DataSource
 from roli_fast.errors import ArgumentError, ConfigError, describe
+from roli_fast.evaluate import columns
 from roli_fast.models import HeadInit, Model
 from roli_fast.peft import Full, Linear
 from roli_fast.threat import ThreatModel
@@ -33,8 +35,9 @@ class Experiment:
         model: the network and its pretrained weights.
         methods: what to run and compare: "roli" (probe, then finetune from that head), "ranli"
             (the fine-tune alone, from a fresh head), "ranli_matched" (ranli with the epochs of both
-            stages of roli), "probe" (stage 1 alone), "scratch" (the pretrain stage on `data`
-            itself).
+            stages of roli), "probe" (stage 1 alone), "finetune" (stage 2 alone, of a classifier
+            with its head: `model.weights` or `source` has the classes of `data`), "scratch" (the
+            pretrain stage on `data` itself).
         threat: what the attacker may do; every attack that leaves a field null follows it.
         probe: stage 1 of RoLI, adversarial linear probing.
         finetune: stage 2 of RoLI, adversarial fine-tuning from the probed head.
@@ -45,16 +48,18 @@ class Experiment:
         head_init: how fresh heads start: "default" (timm's values for the architecture), "small"
             (standard deviation 0.01), "zero", "kaiming" (the wide head of the RoLI release), or
             "robust-linear": ranli and ranli_matched probe first, as roli does.
-        validation: attack that selects the best epoch.
-        test: attack that the final table reports.
+        validation: attack that selects the best epoch; under a threat of several norms it is made
+            in each, and the epoch of highest union accuracy is the best (`evaluate.columns`).
+        test: attack that the final table reports, in each norm and for their union likewise.
         seeds: every method is repeated with each; more than one gives mean, sd and a paired test.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads; null chooses one for small models and all cores otherwise.
         workers: processes that decode images; 0 suits data in memory.
         checkpoint_minutes: longest work that a crash can lose.
-        paper_compat: faults of the RoLI release to reproduce, for comparing numbers: "all", or
-            any of zero_lr_epoch, fixed_decay, zero_decay_is_sgd, batch_best, wide_head, dead_lora,
-            dead_adapter, inert_dropout, bias_tables (see below).
+        paper_compat: faults of the papers' releases to reproduce, for comparing numbers: "all" of
+            RoLI's, or any of zero_lr_epoch, fixed_decay, zero_decay_is_sgd, batch_best, wide_head,
+            dead_lora, dead_adapter, inert_dropout, bias_tables and, of E-AT and RAMP,
+            unscheduled_bias (see below).
         note: a line printed under the final table.
     """
 
@@ -123,12 +128,23 @@ class Experiment:
                     "For another method use finetune.tuning, or the method ranli.",
                 )
             )
-        for method in self.methods:
-            for _name, stage in self.stages(method):
-                if stage.attack is not None:
-                    stage.attack.under(self.threat)
-        self.validation.under(self.threat)
-        self.test.under(self.threat)
+        stages = [stage for method in self.methods for _name, stage in self.stages(method)]
+        for stage in [*stages, self.pretrain] if self.source else stages:
+            stage.objective.check(stage.attack.under(self.threat) if stage.attack else None)
+            if stage.objective.needs_accuracies:
+                self._check_measuring()
+        for name in ("validation", "test"):
+            self.evaluations(name)
+
+    def _check_measuring(self) -> None:
+        """An objective that is settled on the accuracy under each norm needs a validation in it."""
+        for threat in self.threat.each:
+            attack = self.validation.under(threat)
+            own = (threat.norm, threat.eps)
+            if isinstance(attack, BallAttack) and (attack.norm, attack.eps) != own:
+                got, fix = (attack.norm, attack.eps), "Leave its norm and eps null."
+                what = "an attack that follows each norm of the threat"
+                raise ConfigError(describe("validation", f"{what}, here {own}", got, fix))
 
     def stages(self, method: str) -> list[tuple[str, Stage]]:
         """The named stages of a method as they run, faults of `paper_compat` included, in order."""
@@ -172,9 +188,18 @@ class Experiment:
         init = "default" if self.head_init == ROBUST_LINEAR else self.head_init
         return self.compat.head_init(init)
 
-    def evaluation(self, name: Literal["validation", "test"]) -> Attack:
-        """The attack of `validation` or `test` as it runs."""
-        return self.compat.attack(getattr(self, name)).under(self.threat)
+    def evaluations(self, name: Literal["validation", "test"]) -> dict[str, Attack]:
+        """The attacks of `validation` or `test` as they run, one for each column of results.
+
+        Raises:
+            ArgumentError: what an attack refuses under the threat.
+        """
+        try:
+            return columns(self.compat.attack(getattr(self, name)), self.threat)
+        except ArgumentError as error:
+            text = str(error)
+            where = f"`{name}.{text[1:]}" if text.startswith("`") else f"`{name}`: {text}"
+            raise ArgumentError(where) from error
 
 
 PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes")
@@ -209,7 +234,11 @@ PLANS: dict[str, tuple[str, ...]] = {
     "ranli": ("ranli",),
     "ranli_matched": ("ranli_matched",),
     "probe": ("probe",),
+    "finetune": ("finetune",),
     "scratch": ("pretrain",),
 }
 """Stages of each method. A later stage starts from the pretrained backbone and the head that the
 stage before it trained."""
+
+KEEPS_HEAD = "finetune"
+"""The method that begins with the head of the weights, where others begin with a fresh one."""

@@ -1,31 +1,37 @@
 """The one training loop: every stage of every method runs through it."""
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from roli_fast import peft
-from roli_fast.data import Batch, batches, num_batches, shares
+from roli_fast.attacks import Attack
+from roli_fast.data import Batch, batches, num_batches
 from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
-from roli_fast.evaluate import evaluate
+from roli_fast.evaluate import Evaluation, accuracy, columns, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
-from roli_fast.seeds import derive_seed, derived_generator
+from roli_fast.seeds import derive_seed
 from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
-from roli_fast.train.fitting import checked, fitted
-from roli_fast.train.replicas import Replicas, say_what_differs
+from roli_fast.train.fitting import checked
+from roli_fast.train.phases import Phase, Phases
+from roli_fast.train.replicas import say_what_differs
 from roli_fast.train.stage import Job, StageResult
 from roli_fast.train.tally import Tally
 from roli_fast.train.timed import Timed
+from roli_fast.train.update import Place, Updates
+
+logger = logging.getLogger(__name__)
 
 
 class StageLoop:
@@ -40,15 +46,17 @@ class StageLoop:
         self.model, self.stage = job.model, job.stage
         self.names = peft.apply(job.model, job.stage.tuning, seed=job.seed)
         job.stage.begin(job.model)
-        self.optimizer = job.stage.optimizer.build(job.model, self.names)
+        self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
+        job.stage.objective.check(self.attack)
+        self.phases = Phases(job, self.names, self.attack)
+        self.optimizer = self.phases.own.optimizer
         self.team = context.team
-        self.replicas = Replicas(job.model, self.names, context.team)
+        self.updates = Updates(job, self.names, context.team, context.device)
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         train, size = job.splits.train, job.stage.batch_size
         # BatchNorm cannot take a last batch of one image
         self.drop_last = len(train) > 1 and len(train) % size == 1
         self.steps = num_batches(train, batch_size=size, drop_last=self.drop_last)
-        self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
         self.progress = checkpoint.Progress()
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
@@ -60,6 +68,11 @@ class StageLoop:
     def resume_path(self) -> Path:
         """The file from which an interrupted stage goes on."""
         return self.job.folder / "resume.safetensors"
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the next update, or of the last one."""
+        return self.phases.all[min(self.progress.phase, len(self.phases.all) - 1)]
 
     def run(self) -> StageResult:
         """Train to the end and leave the best weights in the model.
@@ -74,8 +87,12 @@ class StageLoop:
         say_what_differs(self.model, self.stage.accumulate, self.team.world)
         with self._bar() as bar, torch.random.fork_rng(self._rng_devices()):
             try:
+                self._settle()
                 for epoch in range(self.progress.epoch, self.stage.epochs):
-                    self._train_epoch(epoch, bar)
+                    while self.progress.phase < len(self.phases.all):
+                        self.phases.begin()
+                        self._train_epoch(epoch, bar)
+                        self._finish_phase(epoch)
                     self._finish_epoch(epoch)
             # a damaged image, or too large a batch, must not cost the work before it
             except (DataError, OutOfMemoryError) as error:
@@ -90,30 +107,51 @@ class StageLoop:
             saved = checkpoint.load_resume(self.resume_path)
             checkpoint.restore_tensors(self.model, saved.model, self.resume_path)
             checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
+            for name, state in saved.others.items():
+                checkpoint.restore_optimizer(self.phases.optimizers[name], state)
+            self.phases.resume(saved.kept)
             self.best, self.progress = saved.best, saved.progress
-        self.replicas.begin()
+            self.updates.counts = saved.progress.counts
+        self.updates.replicas.begin()
         self.context.recorder.forget(self.job.place, self.progress.epoch)
+
+    def _settle(self) -> None:
+        """Measure what the objective wants to know of the model before the first update."""
+        objective, found = self.stage.objective, self.progress.accuracies
+        if not objective.needs_accuracies:
+            return
+        for threat in self.job.threat.each:
+            if threat.norm not in found:
+                result = self._evaluated([self.job.validation.under(threat)])
+                (found[threat.norm],) = result.robust_accuracy.values()
+        self.phases.settle(objective.settled(found))
+        shown = ", ".join(f"{norm} {100 * value:.1f} %" for norm, value in found.items())
+        own = self.phases.own.objective
+        logger.info("stage '%s' starts at robust accuracy %s: %s", self.job.name, shown, own)
 
     def _rng_devices(self) -> list[torch.device]:
         return [self.context.device] if self.context.device.type == "cuda" else []
 
     def _bar(self) -> tqdm:
         size = len(self.job.splits.train) - (1 if self.drop_last else 0)
-        done = self.progress.epoch * size
-        done += min(self.progress.step * self.stage.batch_size, size)
+        passes = len(self.phases.all)
+        here = self.progress.phase * size
+        here += min(self.progress.step * self.stage.batch_size, size)
+        done = self.progress.epoch * passes * size + min(here, passes * size)
         return self.context.bar(
             "seed {seed} {method}/{stage}".format(**self.job.place),
-            total=self.stage.epochs * size,
+            total=self.stage.epochs * passes * size,
             initial=done,
         )
 
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
+        """One phase of an epoch, or what is left of it."""
         self.stage.tuning.train_mode(self.model)
         started = time.perf_counter()
         source = Timed(self._batches(epoch))
         for batch in source:
             count = self._images()
-            with self._looks(epoch):
+            with self._looks(epoch) if self.phase.attack else nullcontext():
                 self.tally.add(self._update(epoch, batch))
             self.progress.step += 1
             last = self.progress.step == self.steps
@@ -130,7 +168,7 @@ class StageLoop:
         return batches(
             self.job.splits.train,
             batch_size=self.stage.batch_size,
-            seed=derive_seed(self.job.seed, self.job.name, "data"),
+            seed=derive_seed(*self.phase.source, "data"),
             epoch=epoch,
             shuffle=True,
             drop_last=self.drop_last,
@@ -161,46 +199,14 @@ class StageLoop:
         them, still on the device."""
         position = epoch * self.steps + self.progress.step
         factor = self._lr_factor(position)
-        for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
+        for group, peak in zip(self.phase.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
-        rank = self.team.rank
-        # dropout and DropPath; the caller's state is forked away
-        place = (position, rank) if rank else (position,)
-        torch.manual_seed(derive_seed(self.job.seed, self.job.name, "update", *place))
-        # with fewer images than processes, some repeat what another does, and count for nothing
-        images, world = self._images(), self.team.world
-        counts = rank < len(shares(images, world))
-        self.optimizer.zero_grad(set_to_none=True)
-        rows: list[Tensor] = []
-        runs = shares(len(batch.y), self.stage.accumulate)
-        parts = len(runs) * len(shares(images, world))
-        own = (self.stage, self.job.name, self.model, self.optimizer)
-        for run in runs:
-            part = Batch(batch.x[run], batch.y[run], batch.ids[run])
-            work = partial(self._backward, epoch, weight=counts * len(part.y) / images)
-            with fitted(*own, part, work, parts=parts):
-                rows.append(work(part))
-        # before anything waits for the others: here an error in another process is raised
-        self.due = self.context.wanted(save=self._checkpoint_due())
-        self.replicas.merge(counts * len(batch.y) / images)
-        self.optimizer.step()
-        return torch.stack(rows).sum(0) * counts
+        place = Place(self.phase, epoch, position, self._images())
+        return self.updates.step(place, batch, self._meet)
 
-    def _backward(self, epoch: int, part: Batch, *, weight: float) -> Tensor:
-        """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
-        `_update`."""
-        # one source an epoch, in which an image draws by its id: parts and batches play no part
-        own = (self.job.seed, self.job.name, "attack", epoch)
-        generator = derived_generator(*own, device=part.x.device)
-        attack = self.attack if epoch >= self.stage.clean_epochs else None
-        engine = self.stage.engine
-        with engine.training(part.x.device):
-            terms = self.stage.objective(self.model, part, attack, generator, engine)
-        (terms.loss * weight).backward()
-        right = (terms.logits.argmax(1) == part.y).sum()
-        count = len(part.y)
-        loss = terms.loss.detach().double()
-        return torch.stack([loss * count, right.double(), torch.full_like(loss, count)])
+    def _meet(self) -> None:
+        """Before anything waits for the others: here an error in another process is raised."""
+        self.due = self.context.wanted(save=self._checkpoint_due())
 
     def _lr_factor(self, position: int) -> float:
         return self.stage.lr_factor(position, steps=self.steps)
@@ -214,14 +220,12 @@ class StageLoop:
         rows = self.team.total(rows)
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
-            self._refuse(epoch, first + int(bad[0]), f"the loss is {float(rows[bad[0], 0])}")
-        sums = self.progress.epoch_sums
-        for key, value in zip(("loss", "right", "images"), rows.sum(0).tolist(), strict=True):
-            sums[key] = sums.get(key, 0.0) + value
+            words = f"{self.phase.name} loss".strip()
+            self._refuse(epoch, first + int(bad[0]), f"the {words} is {float(rows[bad[0], 0])}")
+        loss, right = self.phase.add(rows, self.progress.epoch_sums)
         self.progress.train_images += int(rows[:, 2].sum())
-        seen = sums["images"]
-        key = "robust" if self.attack and epoch >= self.stage.clean_epochs else "clean"
-        shown = {"loss": f"{sums['loss'] / seen:.3f}", key: f"{100 * sums['right'] / seen:.1f}%"}
+        key = "robust" if self.phase.attack and epoch >= self.stage.clean_epochs else "clean"
+        shown = {"loss": f"{loss:.3f}", key: f"{100 * right:.1f}%"}
         if self.progress.best_epoch >= 0:
             shown["best val"] = f"{100 * self.progress.best_score:.1f}%"
         bar.set_postfix(shown, refresh=False)
@@ -252,15 +256,28 @@ class StageLoop:
 
     def _save(self) -> None:
         self._check_weights(self.progress.epoch)
-        if self.team.leads:
-            checkpoint.save_resume(
-                self.resume_path,
-                model=checkpoint.changing_tensors(self.model, self.names),
-                best=self.best,
-                optimizer=self.optimizer,
-                progress=self.progress,
-            )
+        changing = checkpoint.changing_tensors(self.model, self.names)
+        self._write(self.resume_path, model=changing, best=self.best, kept=self.phases.kept)
         self.saved_at = time.monotonic()
+
+    def _write(self, path: Path, **tensors: Any) -> None:
+        """These tensors, the optimisers and the position."""
+        if self.team.leads:
+            self.progress.counts = self.updates.counts
+            own, others = self.optimizer, self.phases.optimizers
+            checkpoint.save_resume(
+                path, **tensors, optimizer=own, others=others, progress=self.progress
+            )
+
+    def _finish_phase(self, epoch: int) -> None:
+        """On to the next phase, or with `step` at the end of the last one to the validation."""
+        more = self.phase is not self.phases.own
+        if more:  # its weights wait for the merge, and come before nobody's eyes again
+            self._check_weights(epoch)
+        self.phases.end(self.phase)
+        self.progress.phase += 1
+        if more:
+            self.progress.step = 0
 
     def _finish_epoch(self, epoch: int) -> None:
         self._check_weights(epoch)
@@ -269,39 +286,53 @@ class StageLoop:
         if last or (epoch + 1) % self.stage.validate_every == 0:
             scores = self._validate()
             score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
-            if score > self.progress.best_score:
+            if score > self.progress.best_score or self.stage.select == "last":
                 self.progress.best_score, self.progress.best_epoch = score, epoch
                 tensors = checkpoint.changing_tensors(self.model, self.names)
                 self.best = checkpoint.copy_tensors(tensors)
             values |= scores
         self.context.recorder.add(self.job.place, epoch, values)
-        self.progress.epoch, self.progress.step = epoch + 1, 0
+        self.progress.epoch, self.progress.phase, self.progress.step = epoch + 1, 0, 0
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
             self._save_and_check()
 
     def _training_values(self, epoch: int) -> dict[str, float]:
         """Means over the epoch, and the rate of its last update."""
-        sums, progress = self.progress.epoch_sums, self.progress
+        progress, means = self.progress, dict[str, float]()
+        for phase in reversed(self.phases.all):
+            loss, right = phase.means(progress.epoch_sums)
+            means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
         return {
-            "train_loss": sums["loss"] / sums["images"],
-            "train_accuracy": sums["right"] / sums["images"],
+            **means,
             "lr": self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1),
             "train_images_per_second": progress.train_images / progress.train_seconds,
             "data_wait_share": progress.data_wait_seconds / progress.train_seconds,
         }
 
     def _validate(self) -> dict[str, float]:
-        """Clean and, where the stage is adversarial, robust accuracy on the validation split.
+        """Clean and, where the stage is adversarial, robust accuracy on the validation split: of
+        several norms that of their union, with each norm's beside it.
 
         A stop that comes meanwhile saves the position before this validation.
         """
+        attacks = columns(self.job.validation, self.job.threat) if self.attack else {}
+        result = self._evaluated(attacks)
+        scores = {"validation_clean_accuracy": result.clean_accuracy}
+        if len(attacks) > 1:
+            for norm, value in result.robust_accuracy.items():
+                scores[f"validation_{norm}_accuracy"] = value
+        if attacks:
+            scores["validation_robust_accuracy"] = accuracy(result.union)
+        return scores
+
+    def _evaluated(self, attacks: Sequence[Attack] | Mapping[str, Attack]) -> Evaluation:
+        """The validation split under each of them; a stop that comes meanwhile saves first."""
 
         def check(_count: int) -> None:
             if self.context.wanted():
                 self._save_and_check()
 
-        attacks = [self.job.validation.under(self.job.threat)] if self.attack else []
         split, world, engine = self.job.splits.val, self.team.world, self.stage.engine.plain
         name, device = f"stage '{self.job.name}', validation", self.context.device
         with checked(self.stage, name, self.model, split, device, engine=engine, world=world):
@@ -313,11 +344,7 @@ class StageLoop:
                 engine=engine,
                 after_batch=check,
             )
-        result = self.context.whole(own, split)
-        scores = {"validation_clean_accuracy": result.clean_accuracy}
-        for value in result.robust_accuracy.values():
-            scores["validation_robust_accuracy"] = value
-        return scores
+        return self.context.whole(own, split)
 
     def _export_best(self) -> None:
         checkpoint.restore_tensors(self.model, self.best, self.resume_path)
@@ -330,14 +357,7 @@ class StageLoop:
     def _finish(self) -> StageResult:
         folder, progress = self.job.folder, self.progress
         self._save_model("last.safetensors")
-        if self.team.leads:
-            checkpoint.save_resume(
-                folder / "last.optimizer.safetensors",
-                model={},
-                best={},
-                optimizer=self.optimizer,
-                progress=progress,
-            )
+        self._write(folder / "last.optimizer.safetensors", model={}, best={})
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
@@ -352,6 +372,7 @@ class StageLoop:
             train_seconds=progress.train_seconds,
             train_images_per_second=progress.train_images / progress.train_seconds,
             data_wait_share=progress.data_wait_seconds / progress.train_seconds,
+            start_accuracies=progress.accuracies,
         )
 
 

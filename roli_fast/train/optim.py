@@ -1,16 +1,18 @@
-"""Optimisers, which tensors decay, and the learning-rate schedule."""
+"""Optimisers, and which tensors decay."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
 
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.peft.bias import TABLES
 from roli_fast.threat import check_positive
+
+Decay = Literal["matrices", "all"]
+"""Which trainable tensors decay."""
 
 _FUSED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -22,11 +24,13 @@ class Optimizer:
     Args:
         name: "adamw" or "sgd".
         lr: peak learning rate; it is used as given, never scaled by the batch size.
-        weight_decay: decay of matrices and kernels, used as given; 1-D parameters (biases, norms),
-            class tokens, prompts and position tables never decay.
+        weight_decay: decay of the tensors that `decay` names, used as given.
         momentum: of SGD.
         betas: of AdamW.
         eps: of AdamW, added to the root of the second moment.
+        decay: "matrices", and kernels: 1-D parameters (biases, norms), class tokens, prompts and
+            position tables never decay; or "all", every tensor that trains, as in E-AT's and RAMP's
+            fine-tuning.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -35,6 +39,7 @@ class Optimizer:
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    decay: Decay = "matrices"
 
     def __post_init__(self) -> None:
         check_positive("lr", self.lr)
@@ -47,10 +52,11 @@ class Optimizer:
             raise ArgumentError(describe("optimizer.momentum", "a number in [0, 1)", self.momentum))
         if not self.weight_decay >= 0:
             raise ArgumentError(describe("weight_decay", "a number >= 0", self.weight_decay))
+        check_choice("optimizer.decay", self.decay, get_args(Decay))
 
     def build(self, model: nn.Module, names: Iterable[str]) -> torch.optim.Optimizer:
         """The torch optimiser over the named parameters of `model`."""
-        groups = parameter_groups(model, names, weight_decay=self.weight_decay)
+        groups = parameter_groups(model, names, weight_decay=self.weight_decay, decay=self.decay)
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused(groups))
         return self.adamw(groups)
@@ -76,22 +82,24 @@ def fused(groups: list[dict[str, Any]]) -> bool:
 
 
 def parameter_groups(
-    model: nn.Module, names: Iterable[str], *, weight_decay: float
+    model: nn.Module, names: Iterable[str], *, weight_decay: float, decay: Decay = "matrices"
 ) -> list[dict[str, Any]]:
     """Two groups, with and without decay; which parameter is where follows from shape and role.
 
-    Without decay: tensors with fewer than two dimensions, relative position tables, and what a
-    module itself lists in `no_weight_decay` (class tokens, position tables, prompts).
+    Without decay, unless all have it: tensors with fewer than two dimensions, relative position
+    tables, and what a module itself lists in `no_weight_decay` (class tokens, position tables,
+    prompts).
     """
     parameters = dict(model.named_parameters())
-    exempt = _exempt(model)
-    chosen = list(names)
-    decayed = [n for n in chosen if parameters[n].ndim >= 2 and n not in exempt]
+    chosen, decayed = list(names), list(names)
+    if decay == "matrices":
+        exempt = _exempt(model)
+        decayed = [n for n in chosen if parameters[n].ndim >= 2 and n not in exempt]
     rest = [n for n in chosen if n not in set(decayed)]
     groups = [(decayed, weight_decay), (rest, 0.0)]
     return [
-        {"params": [parameters[n] for n in part], "weight_decay": decay}
-        for part, decay in groups
+        {"params": [parameters[n] for n in part], "weight_decay": own}
+        for part, own in groups
         if part
     ]
 
@@ -104,13 +112,3 @@ def _exempt(model: nn.Module) -> set[str]:
             found = cast(Iterable[str], listed())
             names |= {f"{prefix}.{name}" if prefix else name for name in found}
     return names
-
-
-def lr_factor(step: int, *, total: int, warmup: int) -> float:
-    """Share of the peak rate at `step` of `total`: linear warm-up, then half a cosine to zero.
-
-    The first step is at 1 / warmup, never at zero.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

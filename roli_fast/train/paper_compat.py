@@ -1,7 +1,9 @@
-"""The faults of the RoLI release, one by one, for comparing numbers with it. None is on by default.
+"""The faults of the papers' releases, one by one, for comparing numbers with them. None is on by
+default.
 
 Each fault is a variant of the component that it concerns (stage, optimiser, attack); the training
-loop knows none of them. Source: the official code at 5f34b8f, read and executed.
+loop knows none of them. Sources, read and executed: RoLI's official code at 5f34b8f; E-AT's at
+0201a49 and RAMP's at be4971f, which share one.
 """
 
 import math
@@ -18,6 +20,7 @@ from roli_fast.errors import ConfigError, describe
 from roli_fast.models import Classifier, HeadInit
 from roli_fast.peft import Adapter, Bias, LoRA, Method
 from roli_fast.train.optim import Optimizer
+from roli_fast.train.schedules import Cosine
 from roli_fast.train.stage import Stage
 
 FAULTS: dict[str, str] = {
@@ -32,14 +35,22 @@ FAULTS: dict[str, str] = {
     "inert_dropout": "LoRA's dropout is never active",
     "bias_tables": "bias tuning trains Swin's relative position tables too",
 }
-"""Name -> what the release does."""
+"""Name -> what RoLI's release does."""
+
+RAMP_FAULTS: dict[str, str] = {
+    "unscheduled_bias": "what does not decay (BN, biases) trains at rate 1 from the first update "
+    "to the last: only the first group of parameters follows the schedule",
+}
+"""Name -> what the releases of E-AT and RAMP do from scratch. In their fine-tuning all tensors
+decay, so they are one group, and the fault does nothing there."""
 
 AFTER_PROBE = "finetune"
 """The stage that starts from a probed head: the release zeroes LoRA's A in its RoLI runs alone."""
 
 
 def known_faults(names: Iterable[str]) -> tuple[str, ...]:
-    """The faults asked for in the order of `FAULTS`; "all" stands for every one.
+    """The faults asked for, in the order of the tables. "all" stands for every one of RoLI's: those
+    of another paper are asked for by their names, since no release has both.
 
     Raises:
         ConfigError: a name that is not known, or one given twice.
@@ -47,11 +58,12 @@ def known_faults(names: Iterable[str]) -> tuple[str, ...]:
     given = tuple(names)
     if given == ("all",):
         return tuple(FAULTS)
-    wrong = [name for name in given if name not in FAULTS]
+    names_known = (*FAULTS, *RAMP_FAULTS)
+    wrong = [name for name in given if name not in names_known]
     if wrong or len(set(given)) < len(given):
-        known = f"'all', or different ones of: {', '.join(FAULTS)}"
+        known = f"'all', or different ones of: {', '.join(names_known)}"
         raise ConfigError(describe("paper_compat", known, ", ".join(wrong or given)))
-    return tuple(name for name in FAULTS if name in given)
+    return tuple(name for name in names_known if name in given)
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,9 @@ class ReleaseStage(Stage):
     after_probe: bool = False
 
     def lr_factor(self, update: int, *, steps: int) -> float:
-        """As the base says, with `zero_lr_epoch` constant within an epoch and 0 in the first."""
-        if "zero_lr_epoch" not in self.faults:
+        """As the base says; a cosine with `zero_lr_epoch` is constant within an epoch and 0 in the
+        first. RoLI's release has no other schedule."""
+        if "zero_lr_epoch" not in self.faults or not isinstance(self.schedule, Cosine):
             return super().lr_factor(update, steps=steps)
         epoch, warmup = update // steps, self.warmup_epochs
         if epoch < warmup:
@@ -118,15 +131,21 @@ class ReleaseStage(Stage):
 
 @dataclass(frozen=True)
 class ReleaseOptimizer(Optimizer):
-    """An optimiser with the faults that concern the decay."""
+    """An optimiser with the faults that concern the decay, and which rates are scheduled."""
 
     faults: tuple[str, ...] = ()
 
     def build(self, model: nn.Module, names: Iterable[str]) -> torch.optim.Optimizer:
-        """As the base says, with the faults where the optimiser is AdamW."""
+        """As the base says, with the faults of the decay where the optimiser is AdamW."""
+        built = self._decaying(model, names)
+        if "unscheduled_bias" in self.faults:
+            built.register_step_pre_hook(_first_group_alone)
+        return built
+
+    def _decaying(self, model: nn.Module, names: Iterable[str]) -> torch.optim.Optimizer:
         chosen = list(names)
         if self.name == "adamw" and not self.weight_decay and "zero_decay_is_sgd" in self.faults:
-            return replace(self, name="sgd", momentum=0.9).build(model, chosen)
+            return replace(self, name="sgd", momentum=0.9)._decaying(model, chosen)
         if self.name == "adamw" and self.weight_decay and "fixed_decay" in self.faults:
             parameters = dict(model.named_parameters())
             groups = [
@@ -139,6 +158,12 @@ class ReleaseOptimizer(Optimizer):
             groups = [group for group in groups if group["params"]]
             return self.adamw(groups)
         return super().build(model, chosen)
+
+
+def _first_group_alone(optimizer: torch.optim.Optimizer, _args: Any, _options: Any) -> None:
+    """The original's optimiser begins at rate 1, and its loop writes to the first group alone."""
+    for group in optimizer.param_groups[1:]:
+        group["lr"] = 1.0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from roli_fast import peft
 from roli_fast.data import Splits
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ConfigError, DataError, describe
-from roli_fast.evaluate import evaluate
+from roli_fast.evaluate import UNION, accuracy, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import (
     Classifier,
@@ -32,7 +32,7 @@ from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
 from roli_fast.train.context import Context, counter
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import KEEPS_HEAD, Experiment
 from roli_fast.train.fitting import checked
 from roli_fast.train.loop import run_stage
 from roli_fast.train.recorder import NoRecorder, Recorder
@@ -157,7 +157,15 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
             num_classes=source.num_classes,
             image_size=source.train.image_size,
         )
-    model = create(experiment.model, num_classes=splits.num_classes, image_size=size)
+    keeps_head = KEEPS_HEAD in experiment.methods
+    if keeps_head:
+        _check_head(experiment, splits, source)
+    model = create(
+        experiment.model,
+        num_classes=splits.num_classes,
+        image_size=size,
+        with_head=keeps_head and not source,
+    )
     card = model.card
     logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
     _check_tuning(experiment, model)
@@ -171,6 +179,20 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
     return pick_threads(model, size, experiment.finetune.batch_size)
 
 
+def _check_head(experiment: Experiment, splits: Splits, source: Splits | None) -> None:
+    """The method that keeps the head has one to begin with, for these classes."""
+    config = experiment.model
+    if not (config.weights or config.pretrained or source):
+        got = "no weights"
+        fix = "Add --model.weights FILE, a robust model with its head, or take --methods scratch."
+        expected = f"a trained classifier for the method {KEEPS_HEAD}"
+        raise ConfigError(describe("model.weights", expected, got, fix))
+    if source and source.classes != splits.classes:
+        got = f"{source.num_classes} classes, others than the {splits.num_classes} of data"
+        fix = "With --methods ranli the head is a fresh one."
+        raise ConfigError(describe("source", f"data's classes for {KEEPS_HEAD}", got, fix))
+
+
 def _check_tuning(experiment: Experiment, model: Classifier) -> None:
     """Try every stage's method on a copy of the model."""
     used = {name: stage for m in experiment.methods for name, stage in experiment.stages(m)}
@@ -180,6 +202,8 @@ def _check_tuning(experiment: Experiment, model: Classifier) -> None:
         copied = copy.deepcopy(model)
         try:
             peft.apply(copied, stage.tuning)
+            if stage.gradient_projection:
+                stage.gradient_projection.check(copied.state_dict())
         except ArgumentError as error:
             raise ArgumentError(_in_stage(name, str(error))) from error
         if name == "pretrain" and experiment.source and "tuning" in copied.card:
@@ -199,6 +223,8 @@ def _check_tuning(experiment: Experiment, model: Classifier) -> None:
 
 def _in_stage(stage: str, text: str) -> str:
     """A method's error with the field's whole name: `rank` is `finetune.tuning.rank`."""
+    if text.startswith("`merge_statistics`"):
+        return f"`{stage}.gradient_projection.{text[1:]}"
     text = text.replace("`tuning`", f"`{stage}.tuning`", 1)
     return re.sub(r"^`(\w+)`", rf"`{stage}.tuning.\1`", text)
 
@@ -252,7 +278,7 @@ class Pipeline:
         model: Classifier | None = None
         base = self.run_dir / f"seed-{seed}" / method
         for number, (name, stage) in enumerate(self.experiment.stages(method), 1):
-            model = self._model(splits, seed, weights=weights, scratch=method == "scratch")
+            model = self._model(splits, seed, weights=weights, method=method)
             if head:
                 load_head(model, head)
             folder = base / f"stage-{number}-{name}"
@@ -265,11 +291,12 @@ class Pipeline:
         return outcome
 
     def _model(
-        self, splits: Splits, seed: int, *, weights: Path | None, scratch: bool = False
+        self, splits: Splits, seed: int, *, weights: Path | None, method: str = ""
     ) -> Classifier:
-        """The pretrained backbone, or with `scratch` a random one, with a fresh head."""
+        """The pretrained backbone with its head or a fresh one, or from scratch both at random."""
         config: Model = self.experiment.model
-        if scratch:
+        keeps_head = method == KEEPS_HEAD
+        if method == "scratch":
             config = replace(config, weights=None, pretrained=False)
         elif weights:
             config = replace(config, weights=str(weights), pretrained=False)
@@ -278,8 +305,10 @@ class Pipeline:
             num_classes=splits.num_classes,
             seed=derive_seed(seed, "init"),
             image_size=splits.train.image_size,
+            with_head=keeps_head,
         )
-        init_head(model, self.experiment.fresh_head, seed=seed)
+        if not keeps_head:
+            init_head(model, self.experiment.fresh_head, seed=seed)
         return model.to(self.context.device)
 
     def _stage(  # noqa: PLR0913 - what one stage is made of
@@ -304,7 +333,7 @@ class Pipeline:
             model=model,
             splits=splits,
             threat=self.experiment.threat,
-            validation=self.experiment.evaluation("validation"),
+            validation=self.experiment.compat.attack(self.experiment.validation),
             seed=seed,
             folder=folder,
             place={"seed": seed, "method": method, "stage": name},
@@ -330,17 +359,20 @@ class Pipeline:
             own = evaluate(
                 model,
                 self.context.evaluation_batches(split, stage.part_size(world)),
-                [experiment.evaluation("test")],
+                experiment.evaluations("test"),
                 seed=derive_seed(seed, "test"),
                 after_batch=after_batch,
             )
         result = self.context.whole(own, split)
+        robust = dict(result.robust)
+        if len(robust) > 1:
+            robust[UNION] = result.union
         test = {
             "images": len(result.clean),
             "clean_accuracy": result.clean_accuracy,
-            "robust_accuracy": result.robust_accuracy,
+            "robust_accuracy": {name: accuracy(flags) for name, flags in robust.items()},
             "clean_flags": _flags(result.clean),
-            "robust_flags": {label: _flags(flags) for label, flags in result.robust.items()},
+            "robust_flags": {name: _flags(flags) for name, flags in robust.items()},
         }
         self._write(path, test)
         return test

@@ -72,8 +72,9 @@ def setting(data: str, tuning: str, init: str) -> Setting:
     Raises:
         ConfigError: there is none; with the known names.
     """
-    _check("--data", data, DATA, "For other images write a configuration, or set every field.")
-    _check("--tuning", tuning, TUNINGS)
+    fix = "For other images write a configuration, or set every field."
+    check_known("--data", data, DATA, fix)
+    check_known("--tuning", tuning, TUNINGS)
     common, table = _table("common"), _table(data)
     found = table["settings"][tuning]
     if init not in found:
@@ -94,7 +95,8 @@ def setting(data: str, tuning: str, init: str) -> Setting:
     )
 
 
-def _check(flag: str, value: str, known: tuple[str, ...], fix: str = "") -> None:
+def check_known(flag: str, value: str, known: tuple[str, ...], fix: str = "") -> None:
+    """Raise `ConfigError` unless the flag of a recipe has one of the known values."""
     if value not in known:
         got = repr(value) if value else "nothing"
         raise ConfigError(describe(flag, f"one of: {', '.join(known)} with --recipe", got, fix))
@@ -118,10 +120,8 @@ def recipe(name: str, *, data: str, tuning: str) -> dict[str, Any]:
         tuning: one of `TUNINGS`.
 
     Raises:
-        ConfigError: an unknown name, or a setting that the paper does not have.
+        ConfigError: a setting that the paper does not have.
     """
-    if name not in NAMES:
-        raise ConfigError(describe("--recipe", f"one of: {', '.join(NAMES)}", repr(name)))
     ranli = setting(data, tuning, "ranli")
     common, table = _table("common"), _table(data)
     needed = "roli" in NAMES[name] or "roli" in table["settings"][tuning]

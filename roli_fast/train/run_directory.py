@@ -16,6 +16,16 @@ from roli_fast.running.lock import RunLock
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import PLACE_FIELDS, Experiment, in_one_part
 
+LATER: dict[str, Any] = {
+    "other_norms": [],
+    "other_eps": [],
+    "gradient_projection": None,
+    "schedule": {"name": "cosine"},
+    "select": "best",
+    "decay": "matrices",
+}
+"""Fields that runs begun before they existed lack, and the values that mean the same as lacking."""
+
 
 def open_run_dir(folder: Path, experiment: Experiment, *, resume: bool) -> RunLock:
     """`open_folder` with the configuration of an experiment."""
@@ -25,7 +35,7 @@ def open_run_dir(folder: Path, experiment: Experiment, *, resume: bool) -> RunLo
 def identity(experiment: Experiment, splits: Mapping[str, Splits | None]) -> dict[str, str]:
     """Hashes of what a resumed run must find unchanged: the configuration, and every split."""
     tree = SCHEMA.to_tree(in_one_part(experiment))
-    tree = {k: v for k, v in tree.items() if k not in PLACE_FIELDS}
+    tree = _as_before({k: v for k, v in tree.items() if k not in PLACE_FIELDS})
     out = {"configuration": hash_text(json.dumps(tree, sort_keys=True))}
     for name, found in splits.items():
         for part in ("train", "val", "test") if found else ():
@@ -33,6 +43,14 @@ def identity(experiment: Experiment, splits: Mapping[str, Splits | None]) -> dic
             rows = ((dataset.name(i), y) for i, y in enumerate(dataset.labels.tolist()))
             out[f"{name} {part} images"] = hash_samples(rows)
     return out
+
+
+def _as_before(tree: Any) -> Any:
+    """A configuration without the `LATER` fields that change nothing: its hash is what it was."""
+    if not isinstance(tree, dict):
+        return tree
+    kept = {k: v for k, v in tree.items() if k not in LATER or v != LATER[k]}
+    return {name: _as_before(value) for name, value in kept.items()}
 
 
 def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:

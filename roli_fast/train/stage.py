@@ -2,18 +2,21 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from roli_fast.attacks import PGD, Attack
 from roli_fast.data import Splits, shares
 from roli_fast.engine import Engine
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Method
 from roli_fast.threat import ThreatModel
+from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
-from roli_fast.train.optim import Optimizer, lr_factor
+from roli_fast.train.optim import Optimizer
+from roli_fast.train.schedules import Cosine, Schedule
 
 
 def pgd_in_run(steps: int) -> PGD:
@@ -39,10 +42,16 @@ class Stage:
             dropout see each part for itself. No part is of one image, so there may be fewer. A
             resume may change it.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
+        schedule: how the learning rate moves over the stage.
         validate_every: epochs between validations; the last epoch is always validated.
+        select: "best", the weights of the epoch that validates best; or "last", those of the last
+            epoch, whatever validation says.
         engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16
             makes the training passes so too, with weights, their gradients and the loss in fp32.
             Validation is always in fp32.
+        gradient_projection: trains each epoch on clean images as well, from the same weights, and
+            merges both; null for none, {} for its defaults, and any of its fields switches it on.
+            `epochs` and all the rest are those of the other half.
     """
 
     epochs: int = 20
@@ -54,8 +63,11 @@ class Stage:
     batch_size: int = 64
     accumulate: int = 1
     warmup_epochs: float = 1.0
+    schedule: Schedule = field(default_factory=Cosine)
     validate_every: int = 1
+    select: Literal["best", "last"] = "best"
     engine: Engine = field(default_factory=lambda: Engine(fold=True))
+    gradient_projection: GradientProjection | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
@@ -66,7 +78,8 @@ class Stage:
                 raise ArgumentError(
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
-
+        self.schedule.check(self.epochs)
+        check_choice("select", self.select, ("best", "last"))
         if self.engine.dtype == torch.float16:
             fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
             raise ArgumentError(describe("engine.dtype", "float32 or bfloat16", "float16", fix))
@@ -77,8 +90,8 @@ class Stage:
 
     def lr_factor(self, update: int, *, steps: int) -> float:
         """Share of the peak rate at `update`, counted from 0, with `steps` updates an epoch."""
-        return lr_factor(
-            update, total=self.epochs * steps, warmup=round(self.warmup_epochs * steps)
+        return self.schedule.share(
+            update, epochs=self.epochs, steps=steps, warmup=self.warmup_epochs
         )
 
     def begin(self, model: Classifier) -> None:
@@ -116,7 +129,9 @@ class StageResult:
     """What a finished stage reports; accuracies are fractions on the validation split.
 
     `data_wait_share` is the share of `train_seconds` in which the loop waited for images; None in
-    results of versions that did not measure it.
+    results of versions that did not measure it. `train_images` counts the clean epochs of gradient
+    projection too. `start_accuracies` is norm -> robust accuracy before the first update, where the
+    objective was settled on it; empty elsewhere.
     """
 
     name: str
@@ -128,3 +143,4 @@ class StageResult:
     train_seconds: float
     train_images_per_second: float
     data_wait_share: float | None = None
+    start_accuracies: dict[str, float] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from roli_fast.data import Splits
-from roli_fast.evaluate import standard_error
+from roli_fast.evaluate import UNION, columns, standard_error
 from roli_fast.running.text import align
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
@@ -27,19 +27,26 @@ def summarise(
     averaged over seeds), the test (mean over seeds), and every seed. Accuracies are fractions.
     `standard_error` is binomial, for one seed's test images; `sd` is the sample standard deviation
     over seeds, present with two or more.
+
+    Under a threat of several norms `robust_accuracy` has one entry for each and their union, by
+    which methods are compared; `attack` leaves norm and radius to `threat`, which is there then.
     """
-    test = experiment.test.under(experiment.threat)
+    tested = columns(experiment.test, experiment.threat)
+    first = next(iter(tested.values()))
+    label, several = first.label, len(tested) > 1
+    measure = UNION if several else label
     return {
         "classes": list(splits.classes),
         "test_images": len(splits.test),
         "seeds": list(experiment.seeds),
-        "attack": SCHEMA.to_tree(test),
+        "attack": SCHEMA.to_tree(experiment.test if several else first),
+        **({"attack_label": label, "threat": SCHEMA.to_tree(experiment.threat)} if several else {}),
         "note": experiment.note,
         "paper_compat": list(experiment.paper_compat),
         "pretrain": _stage(pretrained) if pretrained else None,
         "methods": {method: _method(runs) for method, runs in outcomes.items()},
         "comparisons": [
-            _compare(first, outcomes[first], second, outcomes[second], test.label)
+            _compare(first, outcomes[first], second, outcomes[second], measure)
             for first, second in combinations(outcomes, 2)
         ],
     }
@@ -107,7 +114,7 @@ def _mean_or_none(values: list[float | None]) -> float | None:
 def _compare(
     first: str, a: list[Outcome], second: str, b: list[Outcome], label: str
 ) -> dict[str, Any]:
-    """A paired test of the robust accuracies of two methods.
+    """A paired test of two methods' robust accuracies in the column `label`.
 
     Over two or more seeds: Student's paired t-test on the seeds' accuracies. With one seed:
     McNemar's exact test on the test images, which speaks of these two models only.
@@ -160,13 +167,13 @@ def percent(value: float, spread: float) -> str:
 
 
 def _remarks(summary: dict[str, Any]) -> list[str]:
-    attack = summary["attack"]
     seeds = len(summary["seeds"])
     spread = f"sd over {seeds} seeds" if seeds > 1 else "standard error, one seed"
     lines = [
-        f"{summary['test_images']} test images, {attack['norm']} eps {attack['eps']:.4g}; "
-        f"+- is the {spread}."
+        f"{summary['test_images']} test images, {_radii(summary)}; +- is the {spread}.",
     ]
+    if "threat" in summary:
+        lines.append(f"Attacked by {summary['attack_label']} in each norm; union: right in all.")
     if summary["pretrain"]:
         score = 100 * summary["pretrain"]["best_validation_accuracy"]
         speed = summary["pretrain"]["train_images_per_second"]
@@ -183,3 +190,20 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     if summary["note"]:
         lines.append(f"Note: {summary['note']}.")
     return lines
+
+
+def _radii(summary: dict[str, Any]) -> str:
+    """ "linf eps 0.03137", or every norm of a threat of several."""
+    attack, threat = summary["attack"], summary.get("threat")
+    if threat:
+        norms, radii = (
+            [threat["norm"], *threat["other_norms"]],
+            [threat["eps"], *threat["other_eps"]],
+        )
+    elif "norms" in attack:
+        norms, radii = attack["norms"], attack["eps"]
+    elif "norm" in attack:
+        norms, radii = [attack["norm"]], [attack["eps"]]
+    else:
+        return attack["name"]
+    return ", ".join(f"{n} eps {eps:.4g}" for n, eps in zip(norms, radii, strict=True))

@@ -7,11 +7,11 @@ from typing import Any
 from roli_fast.configuration.usage import Usage, line
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.paper_compat import FAULTS
+from roli_fast.train.paper_compat import FAULTS, RAMP_FAULTS
 from roli_fast.train.stage import Stage
 
 USAGE = """\
-python -m roli_fast.train [--config FILE | --recipe NAME --data NAME --tuning NAME]
+python -m roli_fast.train [--config FILE | --recipe NAME --data NAME [--tuning NAME]]
                           [--FIELD VALUE ...] [--sweep FIELD=VALUES ...]
                           [--run_dir DIR] [--resume] [--print_config]
 torchrun --nproc-per-node=N -m roli_fast.train ...
@@ -23,7 +23,13 @@ With torchrun the processes share every batch: batch_size stays that of an updat
   --config FILE     a YAML file, or the name of a packaged one (quickstart)
   --recipe NAME     the RoLI paper's settings for --data and --tuning: roli, ranli, ranli_matched
                     (RanLI with the epochs of both stages of RoLI), compare (all three)
-  --tuning NAME     with --recipe: linear, full, bias, lora, adapter or prompt
+                    Or the RAMP paper's for --data cifar10, cifar100 or image_folder: ramp, eat,
+                    max, msd, sat, avg, training against linf, l2 and l1; --model.name chooses
+                    the row (preact_resnet18), and any timm model takes that of a like one
+  --start NAME      with those: finetune, of the classifier in --model.weights, or scratch
+  --published NAME  with those: script or text, where the paper's scripts and text differ
+  --tuning NAME     with --recipe: linear, full, bias, lora, adapter or prompt; RAMP's and its
+                    baselines' are published with full, which is left out
   --sweep F=VALUES  try every value of field F: --sweep finetune.optimizer.lr=1e-3,1e-4; repeated,
                     every combination. Each method is tested with what validates best
   --run_dir DIR     where everything is written (default: runs/<name>-<time>)
@@ -48,6 +54,8 @@ def help_text() -> str:
     parts += usage.lines(Stage, "  .")
     parts += ["", "Faults of the RoLI release (--paper_compat all, or some of them):"]
     parts += [line(name, "", text) for name, text in FAULTS.items()]
+    parts += ["", "Faults of the releases of E-AT and RAMP (--paper_compat NAME, not in all):"]
+    parts += [line(name, "", text) for name, text in RAMP_FAULTS.items()]
     return "\n".join([*parts, *usage.components()])
 
 

@@ -106,8 +106,8 @@ def safe_loading(_path: str, tree: ast.Module) -> Found:
 
 def gradients_in_two_places(path: str, tree: ast.Module) -> Found:
     for call, name in calls(tree):
-        if name.endswith(".backward") and path != "train/loop.py":
-            yield call.lineno, f"{name}: only train/loop.py updates weights"
+        if name.endswith(".backward") and path != "train/update.py":
+            yield call.lineno, f"{name}: only train/update.py updates weights"
         if name.endswith("autograd.grad") and part_of(path) != "engine":
             yield call.lineno, f"{name}: only the engine runs a model for an attack"
 
@@ -192,7 +192,7 @@ def test_a_rule_sees_what_it_forbids(rule: Rule, path: str, source: str) -> None
         (one_way_imports, "train/x.py", "from roli_fast import evaluate\nimport torch"),
         (one_way_imports, "doctor.py", "from roli_fast import train"),
         (safe_loading, "models/x.py", "torch.load(path, weights_only=True)"),
-        (gradients_in_two_places, "train/loop.py", "loss.backward()"),
+        (gradients_in_two_places, "train/update.py", "loss.backward()"),
         (short_files_and_functions, "x.py", "def f():\n" + "    x = 1\n" * 69),
     ],
 )

@@ -17,6 +17,7 @@ NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
     "swinv2_tiny_window8_256": (16, SMALL["swin_tiny_patch4_window7_224"]),
     "test_efficientnet": (32, {}),  # timm's own, of 0.4M parameters
     "mixer_s16_224": (32, {"img_size": 32, "mlp_ratio": (0.1, 0.1)}),
+    "preact_resnet18": (32, {"widths": (8, 8), "depths": (1, 1), "stem_width": 8}),
 }
 """timm architecture -> image size and options that make it tiny."""
 TOKENS = (
@@ -34,14 +35,17 @@ NO_QKV = (
 REFUSED = {
     ("prompt", "convnext_atto"): TOKENS,
     ("prompt", "mixer_s16_224"): TOKENS,
+    ("prompt", "preact_resnet18"): TOKENS,
     ("prompt", "resnet18"): TOKENS,
     ("prompt", "swinv2_tiny_window8_256"): TOKENS,
     ("prompt", "test_efficientnet"): TOKENS,
     ("adapter", "mixer_s16_224"): NO_MLP,
+    ("adapter", "preact_resnet18"): NO_MLP,
     ("adapter", "resnet18"): NO_MLP,
     ("adapter", "test_efficientnet"): NO_MLP,
     ("lora", "convnext_atto"): NO_QKV,
     ("lora", "mixer_s16_224"): NO_QKV,
+    ("lora", "preact_resnet18"): NO_LINEAR,
     ("lora", "resnet18"): NO_LINEAR,
     ("lora", "test_efficientnet"): NO_LINEAR,
 }

@@ -15,6 +15,7 @@ from roli_fast.data.digits import Digits
 from roli_fast.errors import DataError
 from roli_fast.train import loop, pipeline
 from roli_fast.train.__main__ import main
+from roli_fast.train.update import Updates
 
 WHOLE = (
     "--methods=roli --source=digits --source.classes=1,2 --source.max_per_class=20 "
@@ -42,6 +43,16 @@ def train(folder: Path, *more: str, double: bool = False, skip: str = "?") -> in
     flags = [flag for flag in [*FLAGS, *(WHOLE if double else FAST)] if not flag.startswith(skip)]
     where = ["--run_dir", str(folder)]
     return main([*where, "--resume"] if folder.exists() else [*where, *flags, *more])
+
+
+def train_double(folder: Path, *more: str) -> int:
+    """`train` in fp64."""
+    return train(folder, *more, double=True)
+
+
+def struck_double(event: str, rank: int, after: int, folder: Path, *more: str) -> int:
+    """`struck` in fp64."""
+    return struck(event, rank, after, folder, *more, double=True)
 
 
 def struck(
@@ -118,11 +129,11 @@ def other_images(folder: Path) -> int:
     return train(folder)
 
 
-def batch_norm(folder: Path) -> int:
+def batch_norm(folder: Path, *more: str) -> int:
     """`train` of a tiny ResNet; each process writes its last weights beside `folder`, and the seeds
     that the updates' dropout would have."""
     finish, rank = loop.StageLoop._finish, os.environ["RANK"]
-    backward, seeds = loop.StageLoop._backward, []
+    backward, seeds = Updates.backward, []
 
     def seeded(*arguments: Any, **options: Any) -> Any:
         seeds.append(torch.initial_seed())
@@ -134,7 +145,7 @@ def batch_norm(folder: Path) -> int:
         return finish(self)
 
     loop.StageLoop._finish = watched
-    loop.StageLoop._backward = seeded
+    Updates.backward = seeded
     options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
     text = [f"--model.options.{name}={value}" for name, value in options.items()]
-    return train(folder, "--model.name=resnet18", *text, skip="--model.options")
+    return train(folder, "--model.name=resnet18", *text, *more, skip="--model.options")

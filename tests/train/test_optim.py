@@ -1,4 +1,4 @@
-"""Optimiser groups, weight decay and the learning-rate schedule."""
+"""Optimiser groups and weight decay."""
 
 import math
 from typing import Literal
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.train.optim import Optimizer, fused, lr_factor, parameter_groups
+from roli_fast.train.optim import Optimizer, fused, parameter_groups
 
 
 class Net(nn.Module):
@@ -39,6 +39,19 @@ def test_decay_reaches_matrices_and_kernels_only() -> None:
     backbone = model.backbone
     assert {id(p) for p in by_decay[0.3]} == {id(backbone.linear.weight), id(backbone.conv.weight)}
     assert len(by_decay[0.0]) == len(names) - 2
+
+
+def test_all_decay_where_it_is_asked_for() -> None:
+    """E-AT's and RAMP's fine-tuning: one group, norms, biases and tables in it."""
+    model = Outer()
+    built = Optimizer("sgd", weight_decay=0.3, decay="all").build(
+        model, [name for name, _ in model.named_parameters()]
+    )
+    (group,) = built.param_groups
+    assert group["weight_decay"] == 0.3
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+    few = parameter_groups(model, ["backbone.norm.bias"], weight_decay=0.3, decay="all")
+    assert [len(g["params"]) for g in few] == [1], "of those that train"
 
 
 def test_only_named_parameters_are_updated() -> None:
@@ -122,19 +135,6 @@ def test_zero_decay_keeps_the_optimiser_that_was_asked_for() -> None:
     )
 
 
-def test_schedule_by_hand() -> None:
-    factors = [lr_factor(step, total=8, warmup=4) for step in range(8)]
-    half = math.sqrt(0.5)
-    expected = [0.25, 0.5, 0.75, 1.0, 1.0, (1 + half) / 2, 0.5, (1 - half) / 2]
-    assert factors == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 1), (7, 0), (100, 10)])
-def test_every_step_of_a_schedule_moves(total: int, warmup: int) -> None:
-    factors = [lr_factor(step, total=total, warmup=warmup) for step in range(total)]
-    assert all(0 < factor <= 1 for factor in factors)
-
-
 @pytest.mark.parametrize("lr", [0, -1.0, math.nan, math.inf])
 def test_bad_rates_are_named(lr: float) -> None:
     with pytest.raises(ArgumentError, match="`lr`"):
@@ -146,5 +146,7 @@ def test_other_bad_fields_are_named() -> None:
         Optimizer(name="lion")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="`weight_decay`"):
         Optimizer(weight_decay=-0.1)
+    with pytest.raises(ArgumentError, match=r"`optimizer.decay`.*'matrices' or 'all'.*'none'"):
+        Optimizer(decay="none")  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="`lr`"):
         Optimizer(lr="fast")  # type: ignore[arg-type]

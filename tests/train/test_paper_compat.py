@@ -22,7 +22,7 @@ from roli_fast.train import loop
 from roli_fast.train.cli import parse
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.optim import Optimizer
-from roli_fast.train.paper_compat import FAULTS, PaperCompat
+from roli_fast.train.paper_compat import FAULTS, RAMP_FAULTS, PaperCompat
 from roli_fast.train.run_directory import identity
 from roli_fast.train.stage import Stage
 from roli_fast.train.usage import help_text
@@ -99,6 +99,57 @@ def test_zero_decay_is_sgd() -> None:
         assert isinstance(optimizer, torch.optim.AdamW) and set(decay.values()) == {0.0}
     some = Optimizer(weight_decay=0.1)
     assert isinstance(built(some, ["zero_decay_is_sgd"])[0], torch.optim.AdamW)
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The rate of every group in an update whose schedule asks for a hundredth."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.05 / 100
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_unscheduled_bias(name: Any) -> None:
+    """Only the matrices follow the schedule; a gradient of 1 moves a bias by 1 in SGD."""
+    wanted = Optimizer(name, lr=0.05, weight_decay=5e-4)
+    optimizer, decay = built(wanted, ["unscheduled_bias"])
+    bias = optimizer.param_groups[1]["params"][0]
+    before = bias.detach().clone()
+    assert rates(optimizer) == [0.0005, 1.0] == rates(optimizer)
+    if name == "sgd":  # 1, then 1 + 0.9 of momentum
+        torch.testing.assert_close(before - bias, torch.full_like(bias, 2.9))
+    assert decay["linear.weight"] == 5e-4 and decay["linear.bias"] == 0
+    for faults in ((), tuple(FAULTS)):
+        assert rates(built(wanted, faults)[0]) == [0.0005, 0.0005]
+
+
+def test_unscheduled_bias_does_nothing_where_all_decay() -> None:
+    """E-AT's and RAMP's fine-tuning: one group, which follows the schedule."""
+    wanted = Optimizer("sgd", lr=0.05, weight_decay=5e-4, decay="all")
+    assert rates(built(wanted, ["unscheduled_bias"])[0]) == [0.0005]
+
+
+def test_all_is_of_one_paper_and_another_s_are_named() -> None:
+    assert small("--paper_compat=unscheduled_bias").paper_compat == ("unscheduled_bias",)
+    assert not set(RAMP_FAULTS) & set(FAULTS)
+    assert not set(RAMP_FAULTS) & set(small("--paper_compat=all").paper_compat)
+    words = " ".join(help_text().split())
+    assert all(f"{name} {text}" in words for name, text in RAMP_FAULTS.items())
+
+
+def test_a_run_with_unscheduled_biases(tmp_path: Path) -> None:
+    """At rate 1 a bias moves far, at the schedule's 1e-6 nothing else does."""
+    flags = ["--paper_compat=unscheduled_bias", "--methods=ranli", "--ranli.epochs=1"]
+    flags += ["--ranli.optimizer.name=sgd", "--ranli.optimizer.lr=1e-6", "--ranli.attack=null"]
+    run_small(tmp_path / "faulty", *flags)
+    run_small(tmp_path / "fixed", *flags[1:])
+    name = "seed-0/ranli/stage-1-ranli/last.safetensors"
+    faulty, fixed = (load_file(tmp_path / run / name) for run in ("faulty", "fixed"))
+    far = {n for n, t in fixed.items() if (faulty[n] - t).abs().max() > 1e-2}
+    assert "head.bias" in far and not any(t.ndim == 2 for n, t in fixed.items() if n in far)
 
 
 class Trap(nn.Module):

@@ -181,8 +181,8 @@ def test_the_data_sets_come_as_in_the_paper() -> None:
     birds = from_recipe("ranli", "cub", "full")
     assert (birds.data.image_size, birds.data.augment, birds.model.resize) == (224, True, None)
     for experiment in (cifar, birds):
-        assert experiment.evaluation("test").label == "pgd-10"
-        assert experiment.evaluation("validation").label == "pgd-10"
+        assert list(experiment.evaluations("test")) == ["pgd-10"]
+        assert list(experiment.evaluations("validation")) == ["pgd-10"]
 
 
 def test_the_weights_are_known_by_name() -> None:

@@ -1,7 +1,9 @@
 """The interface of an objective, and the table of all of them."""
 
 import contextlib
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -9,18 +11,72 @@ from torch import Generator, Tensor, nn
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
+from roli_fast.errors import ArgumentError, describe
 from roli_fast.registry import Registry
 
 
 class Terms(NamedTuple):
-    """`loss`: scalar with a graph. `logits`: (B, C) on the images trained on, detached."""
+    """What a training step needs of one batch, or of one part of it.
+
+    Args:
+        loss: scalar with a graph.
+        logits: (B, C) on the images trained on, detached; where several images were made of a
+            sample, on the one with the largest loss.
+        counts: (k,) float64 on the batch's device, k being the objective's `counters`; None where
+            that is 0.
+    """
 
     loss: Tensor
     logits: Tensor
+    counts: Tensor | None = None
 
 
 class Objective:
-    """Base of all objectives. A subclass is a frozen dataclass: its fields configure it."""
+    """Base of all objectives. A subclass is a frozen dataclass: its fields configure it.
+
+    It keeps nothing between the calls. What it has to remember it counts (`Terms.counts`): the loop
+    adds the counts up over the parts of an update, the processes and the whole run, keeps them in
+    the resume file, and shows them to `chosen` before the next update.
+    """
+
+    draws: ClassVar[bool] = False
+    """Whether `chosen` is to be asked. Only then does the loop wait for the counts to come over
+    from a GPU."""
+
+    @property
+    def counters(self) -> int:
+        """How many numbers `Terms.counts` holds."""
+        return 0
+
+    @property
+    def needs_accuracies(self) -> bool:
+        """Whether `settled` has to be called before the first update."""
+        return False
+
+    def check(self, attack: Attack | None) -> None:
+        """Called before anything runs, with the stage's attack under the run's threat.
+
+        Raises:
+            ArgumentError: this objective cannot use `attack`.
+        """
+
+    def settled(self, accuracies: Mapping[str, float]) -> "Objective":
+        """The objective of the stage, given what the model is like before its first update.
+
+        Args:
+            accuracies: robust accuracy on the validation split, a fraction, under each of the
+                threat's norms by itself.
+        """
+        return self
+
+    def chosen(self, counts: Tensor, generator: Generator) -> "Objective":
+        """The objective of one update: the same in all processes and for all parts of a batch.
+
+        Args:
+            counts: (k,) float64 on the CPU, all that was counted in this run's stage so far.
+            generator: a CPU generator of this update's own, seeded alike in all processes.
+        """
+        return self
 
     def __call__(
         self,
@@ -30,7 +86,8 @@ class Objective:
         generator: Generator,
         engine: Engine,
     ) -> Terms:
-        """The loss of one batch. It is called inside `engine.training`: logits may be in bf16, and
+        """The loss of one batch. Where the objective `draws`, what `chosen` gives is called in its
+        place. It is called inside `engine.training`: logits may be in bf16, and
         `losses` raise them to fp32.
 
         Args:
@@ -43,22 +100,69 @@ class Objective:
         raise NotImplementedError
 
 
-def attacked(
-    model: nn.Module, batch: Batch, attack: Attack | None, generator: Generator, engine: Engine
-) -> Tensor:
-    """The images to train on, (B, ...), in the engine's layout. What is drawn for a sample depends
-    on the generator and its id alone, neither on its place in the batch nor on how large that is.
+FoundT = TypeVar("FoundT", covariant=True)
+
+
+class Search(Protocol[FoundT]):
+    """An attack, or one of its methods, called as attacks are."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator | None = None,
+        *,
+        engine: Engine | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> FoundT:
+        """What it finds for a batch."""
+        ...
+
+
+def searched(
+    search: Search[FoundT], model: nn.Module, batch: Batch, generator: Generator, engine: Engine
+) -> FoundT:
+    """What `search` finds for a batch. What is drawn for a sample depends on the generator and its
+    id alone, neither on its place in the batch nor on how large that is.
     """
-    if attack is None:
-        return engine.laid_out(batch.x)
     ids = batch.ids.to(batch.x.device, non_blocking=True)  # pinned where that is a GPU
     # the attack's passes see to their own precision: those around it are the training forward's
-    apart = contextlib.nullcontext()
+    apart: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if engine.short_dtype is not None:
         apart = torch.autocast(batch.x.device.type, enabled=False)
     with apart:
-        found = attack(model, batch.x, batch.y, generator, engine=engine, sample_ids=ids)
-    return engine.laid_out(found)
+        return search(model, batch.x, batch.y, generator, engine=engine, sample_ids=ids)
+
+
+def attacked(
+    model: nn.Module, batch: Batch, attack: Attack | None, generator: Generator, engine: Engine
+) -> Tensor:
+    """The images to train on, (B, ...), in the engine's layout; clean ones without an attack."""
+    if attack is None:
+        return engine.laid_out(batch.x)
+    return engine.laid_out(searched(attack, model, batch, generator, engine))
+
+
+def needs_attack(attack: Attack | None, objective: str) -> Attack:
+    """The attack. Raises `ArgumentError` where there is none."""
+    if attack is None:
+        fix = "Choose one, or train on clean images with objective adversarial."
+        raise ArgumentError(describe("attack", f"one beside objective {objective}", None, fix))
+    return attack
+
+
+def not_drawn(objective: str) -> ArgumentError:
+    """The error of an objective that `draws` and is called all the same."""
+    fix = "Call what objective.chosen(counts, generator) returns."
+    return ArgumentError(describe("objective", "one whose norm is drawn", objective, fix))
+
+
+def check_weight(name: str, value: object) -> None:
+    """Raise unless `value` is a finite number of at least 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise ArgumentError(describe(name, "a number >= 0", repr(value), "0 leaves the term out."))
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")

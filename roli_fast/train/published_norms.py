@@ -1,0 +1,184 @@
+"""The published settings of training in several norms, and the experiments that they make.
+
+The table is roli_fast/recipes/published/several_norms.yaml. Its numbers are RAMP's, from the text
+and from the scripts; E-AT, MAX, MSD, SAT and AVG are run there at the same settings.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from roli_fast.configuration import RECIPES, read_yaml
+from roli_fast.errors import ConfigError, describe
+from roli_fast.peft import METHODS
+from roli_fast.train.published import check_known
+
+NORM_RECIPES: dict[str, tuple[dict[str, Any], str]] = {
+    "ramp": ({"name": "ramp", "source": "linf", "target": "l1"}, "multi_apgd"),
+    "eat": ({"name": "eat"}, "multi_apgd"),
+    "max": ({"name": "adversarial"}, "multi_apgd"),
+    "msd": ({"name": "adversarial"}, "msd"),
+    "sat": ({"name": "sat"}, "multi_apgd"),
+    "avg": ({"name": "avg"}, "multi_apgd"),
+}
+"""Recipe -> its objective, and the name of its attack."""
+
+STARTS = {"scratch": ("scratch", "pretrain"), "finetune": ("finetune", "finetune")}
+"""Start -> the method that runs, and its stage."""
+
+WHERE = ("script", "text")
+"""Where a number is taken from that the paper's text and its scripts tell differently."""
+
+
+@dataclass(frozen=True)
+class NormSetting:
+    """A row of the table: one model on one kind of images, trained from one start.
+
+    `pairing` is RAMP's lambda. `row` names the model whose row it is: another one than `model`
+    where the paper has none for that.
+    """
+
+    data: str
+    start: str
+    model: str
+    row: str
+    epochs: int
+    lr: float
+    schedule: dict[str, Any]
+    batch_size: int
+    weight_decay: float
+    decay: str
+    attack: dict[str, Any]
+    threat: dict[str, Any]
+    pairing: float
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return read_yaml(RECIPES / "published" / "several_norms.yaml")
+
+
+def norm_data() -> tuple[str, ...]:
+    """Data sets with settings."""
+    return tuple(name for images in _table()["images"].values() for name in images["data"])
+
+
+def norm_setting(
+    data: str, start: str, model: str | None = None, *, where: str = "script"
+) -> NormSetting:
+    """A row of the table.
+
+    Args:
+        data: one of `norm_data()`.
+        start: "scratch" or "finetune".
+        model: its name; None takes the one that the paper's tables begin with. One that the paper
+            does not have gets the row of a like one.
+        where: "script" or "text", for numbers that they tell differently.
+
+    Raises:
+        ConfigError: an unknown name, or no training from scratch on these images.
+    """
+    check_known("--data", data, norm_data(), "For other images write a configuration.")
+    check_known("--start", start, tuple(STARTS))
+    check_known("--published", where, WHERE)
+    images = _images(data)
+    if start not in images["settings"]:
+        fix = "Fine-tune a robust model: --start finetune --model.weights FILE."
+        raise ConfigError(describe("--start", f"finetune for {data}", start, fix))
+    rows, model = images["settings"][start], model or images["model"]
+    row = model if model in rows else images["others"][start]
+    cell = {
+        name: value[where] if isinstance(value, dict) and where in value else value
+        for name, value in rows[row].items()
+    }
+    return NormSetting(
+        data=data,
+        start=start,
+        model=model,
+        row=row,
+        decay=_table()["starts"][start]["decay"],
+        attack=images["attack"],
+        threat=images["threat"],
+        pairing=cell.pop("lambda"),
+        **cell,
+    )
+
+
+def _images(data: str) -> dict[str, Any]:
+    return next(images for images in _table()["images"].values() if data in images["data"])
+
+
+def norm_recipe(  # noqa: PLR0913 - what a command line may choose
+    name: str,
+    *,
+    data: str,
+    start: str = "finetune",
+    model: str | None = None,
+    tuning: str = "",
+    where: str = "script",
+) -> dict[str, Any]:
+    """The configuration tree of a recipe, as a file would hold it; `note` says what is published.
+
+    Args:
+        name: one of `NORM_RECIPES`.
+        data: as for `norm_setting`, like `start`, `model` and `where`.
+        start: "finetune" needs `model.weights`, a classifier that is robust in one norm.
+        model: name of the network.
+        tuning: which parameters train; "" is all of them, as published.
+        where: "script" or "text".
+
+    Raises:
+        ConfigError: an unknown name, or a combination that makes no sense.
+    """
+    chosen = norm_setting(data, start, model, where=where)
+    if tuning:
+        check_known("--tuning", tuning, METHODS.names())
+    if start == "scratch" and tuning not in ("", "full"):
+        fix = "Everything has to be learnt: leave it out, or take --start finetune."
+        raise ConfigError(describe("--tuning", "full with --start scratch", repr(tuning), fix))
+    method, stage = STARTS[start]
+    images, table = _images(data), _table()
+    objective, attack = NORM_RECIPES[name]
+    is_ramp = name == "ramp"
+    training = table["stage"] | {
+        "epochs": chosen.epochs,
+        "batch_size": chosen.batch_size,
+        "tuning": {"name": tuning or "full"},
+        "objective": objective | ({"weight": chosen.pairing} if is_ramp else {}),
+        "attack": {"name": attack} | _steps(chosen.attack, attack),
+        "schedule": chosen.schedule,
+        "optimizer": table["optimizer"]
+        | {"lr": chosen.lr, "weight_decay": chosen.weight_decay, "decay": chosen.decay},
+    }
+    projection = table["starts"][start].get("gradient_projection")
+    if projection and is_ramp:
+        training["gradient_projection"] = projection
+    return {
+        "data": images["data"][data],
+        "model": {"name": chosen.model},
+        "methods": [method],
+        "threat": chosen.threat,
+        stage: training,
+        "validation": table["validation"],
+        "test": table["test"],
+        "note": _note(name, chosen, tuning, where),
+    }
+
+
+def _steps(steps: dict[str, Any], attack: str) -> dict[str, Any]:
+    """MSD has one iterate for all norms, hence one number of steps: the largest."""
+    return {"steps": max(steps.values())} if attack == "msd" else steps
+
+
+def _note(name: str, chosen: NormSetting, tuning: str, where: str) -> str:
+    """What the run repeats, where the number comes from, and what nobody has published."""
+    how = "from scratch" if chosen.start == "scratch" else "fine-tuning"
+    text = f"{name}, {how}, settings of arXiv:2402.06827"
+    if name == "ramp":
+        other = WHERE[1 - WHERE.index(where)]
+        told = norm_setting(chosen.data, chosen.start, chosen.model, where=other).pairing
+        text += f"; lambda {chosen.pairing:g} of the {where} ({other}: {told:g})"
+    new = [chosen.data] if chosen.data in _images(chosen.data)["unpublished"] else []
+    new += [f"{chosen.model}, settings of {chosen.row}"] if chosen.model != chosen.row else []
+    new += [f"tuning {tuning}"] if tuning not in ("", "full") else []
+    return f"{text}; not published: {'; '.join(new)}" if new else text

@@ -1,0 +1,102 @@
+"""Attacks in several norms: one whose results are given, and the passes that a real one makes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roli_fast.attacks import MultiAPGD
+from roli_fast.attacks.multi_apgd import MultiFound, NormFound
+from roli_fast.data import Batch
+from roli_fast.engine import Cost, Engine
+from roli_fast.train.objectives import Objective, Terms
+
+REAL = MultiAPGD(norms=("linf", "l2", "l1"), eps=(8 / 255, 0.5, 4.0), steps=10)
+"""On tiny images."""
+
+
+@dataclass(frozen=True)
+class Given(MultiAPGD):
+    """A search in several norms that was made before.
+
+    Args:
+        results: norm -> what it finds, whatever the images.
+    """
+
+    results: dict[str, NormFound] = field(default_factory=dict)
+
+    def search(self, *_args: Any, **_options: Any) -> MultiFound:
+        """The results of the norms that are left."""
+        return MultiFound({norm: self.results[norm] for norm in self.norms or ()}, Cost(0, 0))
+
+
+def given(**results: NormFound) -> Given:
+    """A search with these results."""
+    norms = tuple(results)
+    return Given(norms=norms, eps=(0.1,) * len(norms), results=results)
+
+
+def result(x_adv: Tensor, loss: list[float], robust: list[bool] | None = None) -> NormFound:
+    """One norm's result."""
+    flags = [False] * len(loss) if robust is None else robust
+    return NormFound(x_adv, torch.tensor(loss, dtype=torch.float64), torch.tensor(flags))
+
+
+def trained_on(
+    objective: Objective,
+    model: nn.Module,
+    batch: Batch,
+    attack: Any,
+    engine: Engine | None = None,
+) -> Terms:
+    """The loss of one batch as the loop has it computed; what is drawn is drawn with seed 0."""
+    engine = engine or Engine()
+    if objective.needs_accuracies:
+        objective = objective.settled({"linf": 0.5, "l2": 0.6, "l1": 0.1})
+    if objective.draws:
+        counts = torch.zeros(objective.counters, dtype=torch.float64)
+        objective = objective.chosen(counts, torch.Generator().manual_seed(0))
+    source = torch.Generator().manual_seed(0)
+    with engine.training(batch.x.device):
+        return objective(model, batch, attack, source, engine)
+
+
+class Passes(nn.Module):
+    """Counts the images in a model's forwards, in the backwards to its input, and in the forwards
+    that a backward to the weights will follow."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.forwards = self.to_input = self.to_weights = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        if x.requires_grad:
+            x = x.clone()
+            x.register_hook(self._count)
+        elif torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            self.to_weights += len(x)
+        return self.inner(x)
+
+    def _count(self, grad: Tensor) -> None:
+        self.to_input += len(grad)
+
+    def each(self, count: int) -> tuple[float, float, float]:
+        """(forwards, backwards to the input, backwards to the weights), each of `count` images."""
+        return self.forwards / count, self.to_input / count, self.to_weights / count
+
+
+class WithBN(nn.Sequential):
+    """(B, 3, 8, 8) -> (B, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 4),
+        )

@@ -1,0 +1,235 @@
+"""PreAct ResNets for 32x32: their size, their numbers by hand, and timm's interface."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from tiny_models import images
+from torch import Tensor, nn
+from torch.nn import functional
+
+from roli_fast.engine import Engine, InputGradient
+from roli_fast.errors import ArgumentError
+from roli_fast.models import Classifier, Model, PreActResNet, create, load, restore, save_model
+
+NAME = "preact_resnet18"
+TINY: dict[str, Any] = dict(widths=(4, 4, 8, 8), depths=(2, 1, 1, 1), stem_width=4)
+
+
+def tiny(**options: Any) -> Classifier:
+    config = Model(NAME, options={**TINY, **options})
+    return create(config, num_classes=5, image_size=32)
+
+
+def drawn(model: Classifier) -> Classifier:
+    """With BN whose numbers are not those of the start."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.ndim == 1 and "linear" not in name:
+                low = 0.5 if name.endswith(("running_var", "weight")) else -0.5
+                tensor.uniform_(low, low + 1, generator=generator)
+    return model
+
+
+def count(name: str) -> int:
+    """Parameters, without memory for them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters())
+
+
+def test_the_size_of_preact_resnet18() -> None:
+    """Counted by hand: stem, per stage the 3x3 convolutions, 1x1 shortcuts, BN, head."""
+    stem, head = 3 * 64 * 9, 512 * 10 + 10
+    convolutions = 4 * 64 * 64 * 9
+    norms = 2 * 4 * 64
+    for before, width in ((64, 128), (128, 256), (256, 512)):
+        convolutions += before * width * 9 + 3 * width * width * 9 + before * width
+        norms += 2 * (before + 3 * width)
+    norms += 2 * 512  # behind the last stage
+    assert stem + convolutions + norms + head == count(NAME) == 11_172_170
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("wide_resnet28_10_cifar", 36.479194),
+        ("wide_resnet34_20_cifar", 184.53),
+        ("wide_resnet70_16_cifar", 266.80),
+    ],
+)
+def test_the_sizes_of_the_wide_ones(name: str, millions: float) -> None:
+    """36,479,194 and the others as published, in millions."""
+    assert count(name) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+def test_one_channel_by_hand() -> None:
+    """Softplus of ln(n) is ln(n + 1). One pixel, so a 3x3 convolution is its centre: x = ln 3 / 2
+    and a stem of 2 make h = ln 3; the block adds softplus(softplus(h)) = ln 5 to it, 1 x ln 15 in
+    all; softplus once more gives ln 16, which the head's 1 and -2 turn into logits."""
+    model = PreActResNet(2, in_chans=1, widths=(1,), depths=(1,), stem_width=1).double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-30
+    block = model.get_submodule("layer1.0")
+    with torch.no_grad():
+        for conv, value in ((model.conv1, 2.0), (block.conv1, 1.0), (block.conv2, 1.0)):
+            conv.weight.zero_()  # type: ignore[union-attr]
+            conv.weight[0, 0, 1, 1] = value  # type: ignore[index]
+        assert isinstance(model.linear, nn.Linear)
+        model.linear.weight.copy_(torch.tensor([[1.0], [-2.0]]))
+        model.linear.bias.copy_(torch.tensor([0.0, 1.0]))
+    x = torch.tensor([[[[math.log(3) / 2]]], [[[0.0]]]], dtype=torch.float64)
+    # h = 0: softplus(softplus(0)) = softplus(ln 2) = ln 3, and softplus(ln 3) = ln 4
+    expected = [[math.log(n), 1 - 2 * math.log(n)] for n in (16, 4)]
+    assert model(x).tolist() == [pytest.approx(row) for row in expected]
+
+
+def plain(state: dict[str, Tensor], x: Tensor, stages: list[list[int]], act: Any) -> Tensor:
+    """The network written out from a state dict: (block, stride) by (block, stride)."""
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        scale = state[f"{name}.weight"] / (var + 1e-5).sqrt()
+        shift = state[f"{name}.bias"] - mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+    def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
+        weight = state[f"{name}.weight"]
+        return functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+    x = conv("conv1", x)
+    for number, strides in enumerate(stages, 1):
+        for index, stride in enumerate(strides):
+            block = f"layer{number}.{index}"
+            ready = act(norm(f"{block}.bn1", x))
+            inner = act(norm(f"{block}.bn2", conv(f"{block}.conv1", ready, stride)))
+            if f"{block}.shortcut.0.weight" in state:
+                x = conv(f"{block}.shortcut.0", ready, stride)
+            x = x + conv(f"{block}.conv2", inner)
+    pooled = act(norm("bn", x)).flatten(2).mean(2)
+    return pooled @ state["linear.weight"].T + state["linear.bias"]
+
+
+@pytest.mark.parametrize("activation", ["softplus", "relu", "silu"])
+def test_against_the_network_written_out(activation: str) -> None:
+    model = drawn(tiny(activation=activation)).double().eval()
+    x = images(3, 3, 32, 32).double()
+    mean, std = (torch.tensor(model.card[k]).double()[:, None, None] for k in ("mean", "std"))
+    act = {
+        "softplus": lambda t: torch.log(1 + torch.exp(t)),
+        "relu": lambda t: t.clamp(min=0),
+        "silu": lambda t: t * torch.sigmoid(t),
+    }[activation]
+    stages = [[1, 1], [2], [2], [2]]
+    expected = plain(dict(model.backbone.state_dict()), (x - mean) / std, stages, act)
+    # Normalize keeps its numbers in fp32 and widens them
+    torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-6)
+    assert model.backbone.state_dict().keys() >= {"layer1.1.conv2.weight", "bn.running_var"}
+
+
+def test_the_strides_halve_three_times() -> None:
+    model = tiny().eval()
+    assert isinstance(model.backbone, PreActResNet)
+    assert model.backbone.forward_features(images(1, 3, 32, 32)).shape == (1, 8, 4, 4)
+    assert model.features(images(2, 3, 16, 16)).shape == (2, 8)
+
+
+def test_cifar_s_normalisation_is_inside() -> None:
+    model = tiny()
+    assert model.card["mean"] == [0.4914, 0.4822, 0.4465]
+    assert model.card["std"] == [0.2471, 0.2435, 0.2616]
+    own = create(Model(NAME, options=TINY, mean=(0.0, 0.0, 0.0), std=(1, 1, 1)), num_classes=5)
+    assert own.card["mean"] == [0.0, 0.0, 0.0]
+
+
+def test_the_head_is_found_and_replaced() -> None:
+    model = tiny()
+    assert model.head_name == "backbone.linear" and model.head.out_features == 5
+    backbone = model.backbone
+    assert isinstance(backbone, PreActResNet)
+    backbone.reset_classifier(7)
+    assert model.head.out_features == backbone.num_classes == 7
+    assert model(images(2, 3, 32, 32)).shape == (2, 7)
+    backbone.reset_classifier(0)
+    x = images(2, 3, 32, 32)
+    assert torch.equal(model.eval()(x), model.features(x))
+
+
+def test_gradients_reach_every_parameter_and_every_pixel() -> None:
+    model, x = tiny(), images(4, 3, 32, 32).requires_grad_(True)
+    functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 3])).backward()
+    assert x.grad is not None and bool((x.grad != 0).all()), "softplus is nowhere flat"
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_a_folding_engine_changes_nothing_but_rounding() -> None:
+    """In fp64, so that a wrong fold shows; BN behind a convolution is folded, none other is."""
+    model, x = drawn(tiny()).double().eval(), images(4, 3, 32, 32).double()
+    y = torch.tensor([0, 4, 2, 1])
+    with InputGradient(model) as engine:
+        expected = engine(x, y)
+    with InputGradient(Engine(fold=True).bind(model)) as engine:
+        found = engine(x, y)
+        folded = {n for n, m in model.named_modules() if "forward" in vars(m)}
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    inside = {f"backbone.layer{n}.0.bn2" for n in (1, 2, 3, 4)} | {"backbone.layer1.1.bn2"}
+    # the first block's BN reads the stem alone, but so does the sum behind that block
+    assert {name for name in folded if "bn" in name} == inside
+
+
+def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
+    model, x = drawn(tiny()).eval(), images(2, 3, 32, 32)
+    assert isinstance(model, Classifier)
+    save_model(model, tmp_path / "m.safetensors", classes=("a", "b", "c", "d", "e"))
+    again = load(tmp_path / "m.safetensors")
+    assert torch.equal(again(x), model(x)) and again.card["classes"] == list("abcde")
+    torch.save(model.backbone.state_dict(), tmp_path / "m.pth")
+    others = restore(Model(NAME, weights=str(tmp_path / "m.pth"), options=TINY), image_size=32)
+    assert torch.equal(others(x), model(x))
+
+
+def test_its_head_comes_along_where_it_is_wanted(tmp_path: Path) -> None:
+    model = tiny()
+    save_model(model, tmp_path / "m.safetensors")
+    config = Model(NAME, weights=str(tmp_path / "m.safetensors"), options=TINY)
+    kept = create(config, num_classes=5, seed=1, with_head=True)
+    fresh = create(config, num_classes=5, seed=1)
+    assert torch.equal(kept.head.weight, model.head.weight)
+    assert not torch.equal(fresh.head.weight, model.head.weight)
+    assert torch.equal(fresh.backbone.conv1.weight, model.backbone.conv1.weight)  # type: ignore
+    with pytest.raises(ValueError, match=r"linear\.weight has shape \(5, 8\), .*\(3, 8\)"):
+        create(config, num_classes=3, with_head=True)
+
+
+def test_timm_knows_them() -> None:
+    assert timm.is_model(NAME) and "preact_resnet18" in timm.list_models("preact*")
+    model = timm.create_model(NAME, num_classes=3, **TINY)
+    assert model.num_features == 8 and model.pretrained_cfg["input_size"] == (3, 32, 32)
+    with pytest.raises(ArgumentError, match="Similar: preact_resnet18"):
+        create(Model("preact_resnet81"), num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"activation": "gelu"}, r"`model.options`.*`activation`: expected 'relu' or .*'gelu'"),
+        ({"widths": (4, 4)}, r"`model.options`.*`widths`: expected 4 numbers >= 1"),
+        ({"depths": (1, 1, 0, 1)}, r"`widths`: expected 4 numbers"),
+        ({"img_size": 32}, r"`model.options.img_size`.*leave it out"),
+        ({"width": 8}, r"`model.options.width`.*Similar: .*widths.*It takes: in_chans, widths"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        create(Model(NAME, options=options), num_classes=3)
+
+
+def test_there_are_no_weights_to_download() -> None:
+    with pytest.raises(ArgumentError, match=r"`model.pretrained`.*no published weights of preact"):
+        create(Model(NAME, pretrained=True), num_classes=10)

@@ -1,0 +1,153 @@
+"""The method finetune: a classifier is tuned further, from its own head."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import run_small, small
+
+from roli_fast import peft
+from roli_fast.attacks import MultiAPGD
+from roli_fast.data import Batch
+from roli_fast.engine import Engine
+from roli_fast.errors import CheckpointError, ConfigError
+from roli_fast.models import Model, create
+from roli_fast.threat import ThreatModel
+from roli_fast.train import loop
+from roli_fast.train.objectives import Adversarial
+
+STILL = ["--methods=finetune", "--finetune.epochs=1", "--finetune.optimizer.lr=1e-12"]
+"""One epoch that moves nothing that shows."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run_small(folder, "--methods=ranli", "--ranli.epochs=1")
+    return folder / "seed-0/ranli/stage-1-ranli/best.safetensors"
+
+
+def test_it_begins_with_the_head_of_the_file(trained: Path, tmp_path: Path) -> None:
+    summary = run_small(tmp_path / "run", *STILL, f"--model.weights={trained}")
+    (stage,) = summary["methods"]["finetune"]["stages"]
+    assert stage["name"] == "finetune"
+    before = load_file(trained)
+    after = load_file(tmp_path / "run/seed-0/finetune/stage-1-finetune/last.safetensors")
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-9)
+
+
+def test_it_begins_with_the_head_of_the_pretraining(tmp_path: Path) -> None:
+    flags = [*STILL, "--source=digits", "--source.classes=5,6,7", "--source.max_per_class=24"]
+    flags += ["--pretrain.epochs=1", "--pretrain.attack.steps=1"]
+    run_small(tmp_path / "run", *flags)
+    before = load_file(tmp_path / "run/seed-0/pretrain/best.safetensors")
+    after = load_file(tmp_path / "run/seed-0/finetune/stage-1-finetune/last.safetensors")
+    torch.testing.assert_close(after["head.weight"], before["head.weight"], rtol=0, atol=1e-9)
+
+
+def test_other_methods_beside_it_have_their_fresh_head(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: dict[str, torch.Tensor] = {}
+    original = loop.StageLoop.run
+
+    def spy(self: loop.StageLoop) -> Any:
+        heads[str(self.job.place["method"])] = self.model.head.weight.detach().clone()
+        return original(self)
+
+    monkeypatch.setattr(loop.StageLoop, "run", spy)
+    flags = ["--methods=finetune,ranli", "--ranli.epochs=1", "--head_init=zero"]
+    run_small(tmp_path / "run", *STILL[1:], *flags, f"--model.weights={trained}")
+    assert torch.equal(heads["finetune"], load_file(trained)["head.weight"])
+    assert not heads["ranli"].any()
+
+
+@pytest.mark.parametrize("tuning", ["lora", "bias", "linear"])
+def test_any_tuning_goes_on_from_there(tuning: str, trained: Path, tmp_path: Path) -> None:
+    more = ["--finetune.tuning.rank=2"] if tuning == "lora" else []
+    run_small(
+        tmp_path / "run", *STILL, f"--finetune.tuning={tuning}", *more, f"--model.weights={trained}"
+    )
+    after = load_file(tmp_path / "run/seed-0/finetune/stage-1-finetune/last.safetensors")
+    torch.testing.assert_close(
+        after["head.weight"], load_file(trained)["head.weight"], rtol=0, atol=1e-9
+    )
+
+
+def test_without_a_head_it_says_what_is_missing(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`model.weights`.*finetune, got no weights.*FILE"):
+        run_small(tmp_path / "a", *STILL)
+    source = ["--source=digits", "--source.classes=1,2", "--pretrain.epochs=1"]
+    with pytest.raises(ConfigError, match=r"`source`.*2 classes, others than the 3.*ranli"):
+        run_small(tmp_path / "b", *STILL, *source)
+    with pytest.raises(CheckpointError, match=r"head\.weight has shape \(3, 16\)"):
+        run_small(tmp_path / "c", *STILL, "--data.classes=1,2,3,4", f"--model.weights={trained}")
+    assert not any((tmp_path / name).exists() for name in "abc")
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_which_epoch_s_weights_stay(
+    select: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation falls from epoch to epoch, so the first is the best."""
+    scores = iter([0.9, 0.5, 0.1])
+
+    def falling(_self: loop.StageLoop) -> dict[str, float]:
+        return {"validation_clean_accuracy": next(scores)}
+
+    monkeypatch.setattr(loop.StageLoop, "_validate", falling)
+    flags = ["--methods=ranli", "--ranli.epochs=3", f"--ranli.select={select}"]
+    summary = run_small(tmp_path / "run", *flags)
+    (stage,) = summary["methods"]["ranli"]["per_seed"][0]["stages"]
+    expected = {"best": (0, 0.9), "last": (2, 0.1)}[select]
+    assert (stage["best_epoch"], stage["best_validation_accuracy"]) == expected
+    folder = tmp_path / "run/seed-0/ranli/stage-1-ranli"
+    best, last = (load_file(folder / f"{name}.safetensors") for name in ("best", "last"))
+    assert all(torch.equal(best[n], last[n]) for n in last) == (select == "last")
+
+
+def test_a_wrong_choice_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"`ranli.select`.*best, last.*'first'"):
+        small("--ranli.select=first")
+
+
+NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
+    "resnet18": (
+        32,
+        dict(layers=(1, 1, 1, 1), channels=(4, 4, 8, 8), stem_width=4, zero_init_last=False),
+    ),
+    "vit_tiny_patch16_224": (
+        16,
+        dict(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2),
+    ),
+    "swin_tiny_patch4_window7_224": (
+        16,
+        dict(
+            img_size=16, patch_size=2, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2)
+        ),
+    ),
+    "preact_resnet18": (16, dict(widths=(4, 8), depths=(1, 1), stem_width=4)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_timm_model_learns_under_the_attack_in_several_norms(name: str) -> None:
+    """An update each; every parameter moves, and no attack leaves a trace in the model."""
+    size, options = NETWORKS[name]
+    model = create(Model(name, options=options), num_classes=3, image_size=size)
+    names = peft.apply(model, peft.Full())
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch(
+        torch.rand(6, 3, size, size, generator=generator),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+        torch.arange(6),
+    )
+    threat = ThreatModel("linf", 0.03, other_norms=("l2", "l1"), other_eps=(0.5, 5.0))
+    attack = MultiAPGD(norms=None, eps=None, steps=2, bounds=None).under(threat)
+    terms = Adversarial()(model, batch, attack, generator, Engine(fold=True))
+    terms.loss.backward()
+    parameters = dict(model.named_parameters())
+    assert all(parameters[n].grad is not None for n in names) and len(names) == len(parameters)

@@ -1,0 +1,95 @@
+"""Which networks are forwarded once for several images a sample."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from given_norms import WithBN
+from timm.layers import DropPath, EvoNorm2dB0
+from tiny_models import images, tiny
+from torch import nn
+
+from roli_fast.engine import Engine
+from roli_fast.peft import METHODS
+from roli_fast.peft import apply as tuned
+from roli_fast.train.objectives.passes import is_independent, logits_of
+
+NOT_SO: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: nn.BatchNorm2d(3),
+    "batch norm without statistics": lambda: nn.BatchNorm2d(3, track_running_stats=False),
+    "the same in eval mode": lambda: nn.BatchNorm2d(3, track_running_stats=False).eval(),
+    "sync": lambda: nn.SyncBatchNorm(3),
+    "instance norm that keeps statistics": lambda: nn.InstanceNorm2d(3, track_running_stats=True),
+    "evo norm": lambda: EvoNorm2dB0(3),
+    "dropout": lambda: nn.Dropout(0.1),
+    "drop path": lambda: DropPath(0.1),
+    "lstm": lambda: nn.LSTM(3, 3, 2, dropout=0.1),
+    "attention": lambda: nn.MultiheadAttention(4, 2, dropout=0.1),
+    "rrelu": nn.RReLU,
+    "timm's own call of dropout": lambda: tiny("resnet18", config={}).backbone.eval(),
+}
+SO: dict[str, Callable[[], nn.Module]] = {
+    "batch norm in eval mode": lambda: nn.BatchNorm2d(3).eval(),
+    "dropout of nothing": lambda: nn.Dropout(0.0),
+    "dropout in eval mode": lambda: nn.Dropout(0.5).eval(),
+    "drop path of nothing": lambda: DropPath(0.0),
+    "layer norm": lambda: nn.LayerNorm(3),
+    "group norm": lambda: nn.GroupNorm(1, 3),
+    "instance norm": lambda: nn.InstanceNorm2d(3),
+    "attention": lambda: nn.MultiheadAttention(4, 2),
+    "vit": lambda: tiny("vit_tiny_patch16_224").train(),
+    "convnext": lambda: tiny("convnext_atto").train(),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SO)
+def test_what_looks_at_the_batch_or_draws_is_seen(name: str) -> None:
+    module = NOT_SO[name]()
+    if name.startswith("timm"):
+        module.train()
+        for part in module.modules():
+            part.training = False
+        module.drop_rate, module.training = 0.1, True  # pyright: ignore
+    assert not is_independent(nn.Sequential(nn.Linear(3, 3), nn.Sequential(module)))
+
+
+@pytest.mark.parametrize("name", SO)
+def test_what_does_neither_is_not(name: str) -> None:
+    assert is_independent(nn.Sequential(nn.Linear(3, 3), nn.Sequential(SO[name]())))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "truth"),
+    [
+        ("full", {}, True),
+        ("linear", {}, True),
+        ("lora", {"rank": 2}, False),  # its dropout is 0.1
+        ("lora", {"rank": 2, "dropout": 0.0}, True),
+    ],
+)
+def test_tuning_methods(method: str, options: dict[str, object], truth: bool) -> None:
+    model = tiny("vit_tiny_patch16_224")
+    tuning = METHODS[method](**options)
+    tuned(model, tuning, seed=0)
+    tuning.train_mode(model)
+    assert is_independent(model) is truth
+
+
+def test_a_frozen_backbone_with_batch_norm_is_independent() -> None:
+    model = tiny("resnet18")
+    tuning = METHODS["linear"]()
+    tuned(model, tuning, seed=0)
+    tuning.train_mode(model)
+    assert is_independent(model) and not is_independent(model.train())
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_logits_are_those_of_each_batch_alone(batch_norm: bool) -> None:
+    torch.manual_seed(0)
+    model = WithBN() if batch_norm else tiny("vit_tiny_patch16_224")
+    model = model.double().train()
+    batches = [images(3, 3, 8, 8, seed=seed).double() for seed in range(3)]
+    found = logits_of(model, batches, Engine())
+    assert len(found) == 3
+    for logits, batch in zip(found, batches, strict=True):
+        assert torch.allclose(logits, model(batch), rtol=1e-10, atol=1e-12)

@@ -1,0 +1,218 @@
+"""What the loop gives an objective: its draws, its counts, and what it is settled on."""
+
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import counted
+import pytest
+import torch
+from counted import KINDS, SETTLED, TOLD
+from epochs_by_hand import start
+from processes import together
+from small import assert_same_weights, run_small, small
+from waits import Waits
+
+from roli_fast.attacks import PGD
+from roli_fast.data import batches
+from roli_fast.errors import ArgumentError, ConfigError, InterruptedRunError
+from roli_fast.evaluate import evaluate
+from roli_fast.seeds import derive_seed, derived_generator
+from roli_fast.train import loop
+from roli_fast.train.checkpoint import load_resume
+from roli_fast.train.objectives import OBJECTIVES
+
+ONE = ["--methods=ranli", "--ranli.batch_size=30", "--ranli.epochs=2", "--ranli.attack.steps=1"]
+"""72 images: updates of 30, 30 and 12."""
+
+DRAWN = [
+    float(
+        torch.rand((), generator=derived_generator(0, "ranli", "objective", i), dtype=torch.float64)
+    )
+    for i in range(6)
+]
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    TOLD.clear()
+    SETTLED.clear()
+    for name, kind in KINDS.items():
+        monkeypatch.setitem(OBJECTIVES._items, name, kind)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """SIGTERM in that update of a run."""
+    original, count = loop.StageLoop._update, 0
+
+    def stop(self: loop.StageLoop, epoch: int, batch: Any) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if count == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, epoch, batch)
+
+    monkeypatch.setattr(loop.StageLoop, "_update", stop)
+
+
+def resume(folder: Path) -> Any:
+    return load_resume(folder / "seed-0/ranli/stage-1-ranli/resume.safetensors")
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_an_objective_draws_once_an_update_and_sees_all_counts(tmp_path: Path, parts: int) -> None:
+    run_small(tmp_path / "run", *ONE, "--ranli.objective=counting", f"--ranli.accumulate={parts}")
+    counts = [row[0] for row, _drawn in TOLD]
+    assert counts == [0, 30, 60, 72, 102, 132]
+    labels = small(*ONE).data.load().train.labels
+    assert TOLD[3][0][1] == labels.sum()
+    assert [drawn for _row, drawn in TOLD] == DRAWN
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 6])
+def test_counts_go_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    flags = [*ONE, "--ranli.objective=counting"]
+    run_small(tmp_path / "straight", *flags)
+    straight = list(TOLD)
+    TOLD.clear()
+    stop_at(monkeypatch, after)
+    with pytest.raises(InterruptedRunError):
+        run_small(tmp_path / "run", *flags)
+    monkeypatch.undo()
+    monkeypatch.setitem(OBJECTIVES._items, "counting", KINDS["counting"])
+    assert resume(tmp_path / "run").progress.counts[0] == [30, 60, 72, 102, 132, 144][after - 1]
+    run_small(tmp_path / "run", *flags)
+    assert straight == TOLD
+    assert_same_weights(tmp_path / "straight", tmp_path / "run")
+
+
+def test_the_clean_half_of_gradient_projection_counts_nothing(tmp_path: Path) -> None:
+    flags = ["--ranli.objective=counting", "--ranli.gradient_projection={}"]
+    run_small(tmp_path / "run", *ONE, *flags)
+    assert [row[0] for row, _drawn in TOLD] == [0, 30, 60, 72, 102, 132]
+    assert [drawn for _row, drawn in TOLD] == DRAWN
+
+
+def test_counting_alone_makes_nobody_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts stay on the device unless the objective draws by them."""
+    found: list[list[str]] = []
+    update = loop.StageLoop._update
+
+    def watched(self: loop.StageLoop, epoch: int, batch: Any) -> torch.Tensor:
+        if epoch == 0:
+            return update(self, epoch, batch)
+        with Waits() as waits:
+            row = update(self, epoch, batch)
+        found.append(waits.places)
+        return row
+
+    monkeypatch.setattr(loop.StageLoop, "_update", watched)
+    run_small(tmp_path / "run", *ONE, "--ranli.objective=quiet", "--ranli.gradient_projection={}")
+    assert found == [[]] * 6 and TOLD == []
+
+
+def test_two_processes_count_and_draw_as_one(tmp_path: Path) -> None:
+    """Updates of 35, 35 and 2 images; stopped after the fourth, and gone on with."""
+    flags = ["--ranli.objective=counting", "--ranli.accumulate=2"]
+    one, two = tmp_path / "one/run", tmp_path / "two/run"
+    for folder in (one, two):
+        folder.parent.mkdir()
+    together(1, counted.counted, one, *flags)
+    members = together(2, counted.counted_and_struck, 1, 4, two, *flags)
+    assert [m.process.exitcode or m.value for m in members] == [143, 143], members
+    members = together(2, counted.counted, two)
+    assert [m.process.exitcode or m.value for m in members] == [0, 0], members
+    expected = json.loads((one.parent / "told-0.json").read_text())
+    assert [row[0] for row, _drawn in expected] == [0, 35, 70, 72, 107, 142]
+    for rank in (0, 1):
+        assert json.loads((two.parent / f"told-{rank}.json").read_text()) == expected
+
+
+NORMS = ["--threat.other_norms=l1,l2", "--threat.other_eps=4,0.01"]
+SETTLE = [*ONE, *NORMS, "--ranli.objective=settling"]
+
+
+def by_hand() -> dict[str, float]:
+    """Robust accuracy of the first model on the validation split, under each norm alone."""
+    experiment = small(*SETTLE)
+    model, split = start(experiment), experiment.data.load().val
+    accuracies: dict[str, float] = {}
+    for norm, eps in (("linf", 0.04), ("l1", 4.0), ("l2", 0.01)):
+        order = batches(split.plain(), batch_size=30, seed=0, epoch=0, shuffle=False)
+        attack = PGD(norm=norm, eps=eps, step_size=None, steps=2)
+        found = evaluate(model, order, [attack], seed=derive_seed(0, "validation"))
+        (accuracies[norm],) = found.robust_accuracy.values()
+    return accuracies
+
+
+def test_accuracies_are_measured_before_the_first_update(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="roli_fast"):
+        run_small(tmp_path / "run", *SETTLE)
+    expected = by_hand()
+    assert SETTLED == [expected] and list(SETTLED[0]) == ["linf", "l1", "l2"]
+    result = json.loads((tmp_path / "run/seed-0/ranli/stage-1-ranli/result.json").read_text())
+    assert result["start_accuracies"] == expected
+    (line,) = [m for m in caplog.messages if "starts at robust accuracy" in m]
+    assert f"linf {100 * expected['linf']:.1f} %" in line and "worst=" in line
+
+
+def test_a_resume_is_settled_on_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_small(tmp_path / "straight", *SETTLE)
+    stop_at(monkeypatch, 4)
+    with pytest.raises(InterruptedRunError):
+        run_small(tmp_path / "run", *SETTLE)
+    monkeypatch.undo()
+    monkeypatch.setitem(OBJECTIVES._items, "settling", KINDS["settling"])
+    measured: list[Any] = []
+    original = loop.StageLoop._evaluated
+
+    def watched(self: loop.StageLoop, attacks: Any) -> Any:
+        measured.append(attacks)
+        return original(self, attacks)
+
+    monkeypatch.setattr(loop.StageLoop, "_evaluated", watched)
+    run_small(tmp_path / "run", *SETTLE)
+    assert len(SETTLED) == 3 and SETTLED[0] == SETTLED[1] == SETTLED[2]
+    assert len(measured) == 1  # the validation of the second epoch
+    assert_same_weights(tmp_path / "straight", tmp_path / "run")
+
+
+def test_a_stop_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_small(tmp_path / "straight", *SETTLE)
+    original, count = loop.evaluate, 0
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate", stopped)
+    with pytest.raises(InterruptedRunError):
+        run_small(tmp_path / "run", *SETTLE)
+    assert list(resume(tmp_path / "run").progress.accuracies) == ["linf"]
+    run_small(tmp_path / "run", *SETTLE)
+    assert SETTLED[0] == SETTLED[1]
+    assert_same_weights(tmp_path / "straight", tmp_path / "run")
+
+
+def test_an_objective_refuses_its_attack_at_once() -> None:
+    with pytest.raises((ArgumentError, ConfigError), match="`attack`: expected no attack, got PGD"):
+        small(*ONE, "--ranli.objective=refusing")
+    small(*ONE, "--methods=probe", "--ranli.objective=refusing")  # which does not run it
+    with pytest.raises((ArgumentError, ConfigError), match="`attack`: expected no attack, got PGD"):
+        small(*ONE, "--source=digits", "--pretrain.objective=refusing")
+
+
+def test_a_validation_that_cannot_measure_each_norm_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`validation`: expected an attack that follows each"):
+        small(*SETTLE, "--validation.norm=linf")
+    small(*ONE, *NORMS, "--validation.norm=linf")

@@ -1,0 +1,205 @@
+"""Learning-rate schedules, worked out by hand, and how a configuration names them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from small import run_small, small
+
+from roli_fast.errors import ArgumentError, ConfigError
+from roli_fast.running.environment import hash_text
+from roli_fast.train.cli import parse
+from roli_fast.train.config import SCHEMA
+from roli_fast.train.experiment import PLACE_FIELDS
+from roli_fast.train.paper_compat import PaperCompat
+from roli_fast.train.run_directory import identity
+from roli_fast.train.schedules import SCHEDULES, Cosine, Schedule, Step, Triangle, lr_factor
+from roli_fast.train.stage import Stage
+
+
+def shares(schedule: Schedule, *, epochs: int, steps: int, warmup: float = 0) -> list[float]:
+    stage = Stage(epochs=epochs, warmup_epochs=warmup, schedule=schedule)
+    return [stage.lr_factor(update, steps=steps) for update in range(epochs * steps)]
+
+
+def test_the_cosine_by_hand() -> None:
+    half = math.sqrt(0.5)
+    expected = [0.25, 0.5, 0.75, 1.0, 1.0, (1 + half) / 2, 0.5, (1 - half) / 2]
+    assert [lr_factor(step, total=8, warmup=4) for step in range(8)] == pytest.approx(expected)
+    assert shares(Cosine(), epochs=4, steps=2, warmup=2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("epochs", "steps", "warmup"), [(20, 7, 1.0), (6, 5, 1.5), (3, 1, 0)])
+def test_the_default_is_the_cosine_of_before_bit_for_bit(
+    epochs: int, steps: int, warmup: float
+) -> None:
+    """The formula as stages had it before schedules could be chosen."""
+    total, rise = epochs * steps, round(warmup * steps)
+    stage = Stage(epochs=epochs, warmup_epochs=warmup)
+    for update in range(total):
+        before = 0.5 * (1 + math.cos(math.pi * (update - rise) / max(1, total - rise)))
+        before = (update + 1) / rise if update < rise else before
+        assert stage.lr_factor(update, steps=steps) == before
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 1), (7, 0), (100, 10)])
+def test_every_update_of_a_cosine_moves(total: int, warmup: int) -> None:
+    factors = [lr_factor(step, total=total, warmup=warmup) for step in range(total)]
+    assert all(0 < factor <= 1 for factor in factors)
+
+
+def test_a_tenth_each_third() -> None:
+    """RAMP's fine-tuning: 3 epochs, so a tenth each epoch."""
+    expected = [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert shares(Step(), epochs=3, steps=2) == pytest.approx(expected)
+    assert shares(Step(each="epoch"), epochs=3, steps=2) == pytest.approx(expected)
+
+
+def test_thirds_of_one_epoch() -> None:
+    """RAMP's ImageNet fine-tuning: 1 epoch, a tenth after a third of its updates."""
+    assert shares(Step(), epochs=1, steps=6) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    # 7 updates: a third is 2.33, so the fourth (number 3) is the first behind it; 4.67 likewise
+    by_update = shares(Step(), epochs=1, steps=7)
+    assert by_update == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert shares(Step(each="epoch"), epochs=1, steps=7) == [1] * 7
+
+
+def test_by_epochs_where_thirds_fall_inside_them() -> None:
+    """4 epochs of 3 updates: thirds are at updates 4 and 8, the next epochs begin at 6 and 9."""
+    by_update = [1] * 4 + [0.1] * 4 + [0.01] * 4
+    assert shares(Step(), epochs=4, steps=3) == pytest.approx(by_update)
+    by_epoch = [1] * 6 + [0.1] * 3 + [0.01] * 3
+    assert shares(Step(each="epoch"), epochs=4, steps=3) == pytest.approx(by_epoch)
+
+
+@pytest.mark.parametrize("milestone", [70.0, 7 / 8])
+def test_from_scratch_the_rate_falls_after_epoch_70(milestone: float) -> None:
+    found = shares(Step((milestone,)), epochs=80, steps=391)
+    assert found == pytest.approx([1.0] * (70 * 391) + [0.1] * (10 * 391))
+
+
+@pytest.mark.parametrize("steps", [1, 7, 391, 1173, 10009])
+def test_a_third_is_met_whatever_it_rounds_to(steps: int) -> None:
+    found = shares(Step(), epochs=3, steps=steps)
+    assert [found.index(value) for value in (1.0, 0.1, 0.1**2)] == [0, steps, 2 * steps]
+
+
+def test_another_factor_and_a_warm_up() -> None:
+    """Two updates of warm-up, halved at epoch 2 and at 3."""
+    found = shares(Step((2.0, 3.0), factor=0.5), epochs=4, steps=2, warmup=1)
+    assert found == pytest.approx([0.5, 1, 1, 1, 0.5, 0.5, 0.25, 0.25])
+
+
+def test_the_triangle_by_hand() -> None:
+    """10 updates: up over four of them, then down over six."""
+    down = [6 / 6, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    expected = [0.25, 0.5, 0.75, 1, *down]
+    assert shares(Triangle(), epochs=5, steps=2) == pytest.approx(expected)
+    assert shares(Triangle(), epochs=5, steps=2, warmup=3) == pytest.approx(expected)
+    assert shares(Triangle(0.5), epochs=1, steps=4) == pytest.approx([0.5, 1, 1, 0.5])
+
+
+def test_the_published_triangle_is_highest_at_epoch_12_of_30() -> None:
+    """Beside the piecewise linear interpolation of the release, whose last update is at zero."""
+    found = shares(Triangle(), epochs=30, steps=10)
+    for update, share in enumerate(found):
+        t = (update + 1) / 10
+        published = t / 12 if t <= 12 else (30 - t) / 18
+        assert abs(share - published) <= 1 / 180 + 1e-12
+    assert max(found) == found[119] == found[120] == 1.0 and found[-1] > 0
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (3, 1), (2, 5)])
+def test_every_update_moves_and_none_is_above_the_peak(name: str, epochs: int, steps: int) -> None:
+    assert all(0 < share <= 1 for share in shares(SCHEDULES[name](), epochs=epochs, steps=steps))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"milestones": ()}, "`schedule.milestones`: expected one or more numbers > 0"),
+        ({"milestones": (0.0,)}, r"`schedule.milestones`.*\(0.0,\).*shares of the stage"),
+        ({"milestones": (0.5, 0.5)}, "`schedule.milestones`: expected ascending"),
+        ({"factor": 10.0}, r"`schedule.factor`: expected a number in \(0, 1\), got 10"),
+        ({"each": "step"}, "`schedule.each`: expected 'update' or 'epoch', got 'step'"),
+    ],
+)
+def test_wrong_steps_are_named(arguments: dict, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        Step(**arguments)
+
+
+def test_a_milestone_that_is_never_reached_is_named() -> None:
+    with pytest.raises(ArgumentError, match=r"`schedule.milestones`.*stage \(3\), got 70.*0.5"):
+        Stage(epochs=3, schedule=Step((70.0,)))
+    with pytest.raises(ArgumentError, match=r"`schedule.peak`: .*\(0, 1\), got 1"):
+        Triangle(1.0)
+
+
+def test_flags_and_yaml_name_a_schedule(tmp_path: Path) -> None:
+    flags = ["--finetune.schedule", "step", "--finetune.schedule.milestones", "1/2,2.5"]
+    experiment = small(*flags, "--probe.schedule=triangle", "--probe.schedule.peak=0.3")
+    assert experiment.finetune.schedule == Step((0.5, 2.5))
+    assert experiment.probe.schedule == Triangle(0.3)
+    file = tmp_path / "c.yaml"
+    file.write_text(SCHEMA.to_yaml(experiment))
+    assert parse(["--config", str(file)]).experiment == experiment
+    file.write_text("data: digits\nfinetune: {schedule: {name: step, milestones: [1/4]}}\n")
+    assert parse(["--config", str(file)]).experiment.finetune.schedule == Step((0.25,))
+
+
+def test_a_configuration_of_before_has_the_cosine() -> None:
+    """And such a run can be resumed: nothing that tells two runs apart has changed."""
+    tree = yaml.safe_load(SCHEMA.to_yaml(small()))
+    for stage in ("probe", "finetune", "pretrain"):
+        assert tree[stage].pop("schedule") == {"name": "cosine"}
+        assert tree[stage].pop("select") == "best"
+        assert tree[stage]["optimizer"].pop("decay") == "matrices"
+        assert tree[stage].pop("gradient_projection") is None
+    for name in ("other_norms", "other_eps"):
+        assert tree["threat"].pop(name) == []
+    assert SCHEMA.build(tree, []) == small()
+    before = {name: value for name, value in tree.items() if name not in PLACE_FIELDS}
+    hashed = hash_text(json.dumps(before, sort_keys=True))
+    assert identity(small(), {})["configuration"] == hashed
+    for other in ("--finetune.schedule=step", "--finetune.select=last"):
+        assert identity(small(other), {})["configuration"] != hashed
+
+
+def test_a_resume_with_another_schedule_is_refused(tmp_path: Path) -> None:
+    run_small(tmp_path / "run", "--methods=ranli", "--ranli.epochs=1")
+    flags = ["--run_dir", str(tmp_path / "run"), "--resume"]
+    assert parse(flags).experiment.methods == ("ranli",)
+    for more in ("--ranli.schedule=triangle", "--ranli.optimizer.decay=all"):
+        with pytest.raises(ConfigError, match=f"saved configuration: leave out {more}"):
+            parse([*flags, more])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--finetune.schedule=stairs"], r"`finetune.schedule.name`.*cosine, step, tri.*'stairs'"),
+        (["--finetune.schedule=step", "--finetune.schedule.peak=1"], r"`finetune.*peak`.*Known"),
+        (["--finetune.schedule=step", "--finetune.schedule.milestones=x"], "milestones.*numbers"),
+    ],
+)
+def test_wrong_flags_are_named(flags: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        small(*flags)
+
+
+def test_the_release_s_schedule_is_a_cosine_only() -> None:
+    stage = Stage(epochs=6, warmup_epochs=2, schedule=Step())
+    faulty = PaperCompat(("zero_lr_epoch",)).stage("ranli", stage)
+    pairs = [(faulty.lr_factor(u, steps=2), stage.lr_factor(u, steps=2)) for u in range(12)]
+    assert all(a == b for a, b in pairs)
+
+
+def test_a_run_follows_its_schedule(tmp_path: Path) -> None:
+    flags = ["--methods=ranli", "--ranli.epochs=3", "--ranli.schedule=step"]
+    run_small(tmp_path / "run", *flags, "--ranli.optimizer.lr=1e-3", "--ranli.warmup_epochs=0")
+    rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["lr"] for row in rows] == pytest.approx([1e-3, 1e-4, 1e-5])
