@@ -33,8 +33,9 @@ from roli_fast.train.cli import parse
 
 PATH = RESULTS / "several-norms.json"
 NETWORK = (
-    "--model.name resnet18 --model.options.layers [1,1,1,1] --model.options.channels [16,32,64,128] "
-    "--model.mean 0.4914,0.4822,0.4465 --model.std 0.247,0.2435,0.2616"
+    "--model.name resnet18 --model.options.layers [1,1,1,1] "
+    "--model.options.channels [16,32,64,128] --model.mean 0.4914,0.4822,0.4465 "
+    "--model.std 0.247,0.2435,0.2616"
 ).split()
 THREAT = "--threat.eps 8/255 --threat.other_norms l2,l1 --threat.other_eps 0.5,12".split()
 TEST = "--test apgd --test.steps 20 --validation.norm linf --validation.steps 5".split()
