@@ -155,6 +155,7 @@ def main() -> None:
         first = parse(flags(args, start, "E-AT")).experiment
         found = {
             "threat": {threat.norm: threat.eps for threat in first.threat.each},
+            "train_images": len(first.data.load().train),
             "start": start_row(first, start),
             "rows": {n: {k: v for k, v in r.items() if k != "flags"} for n, r in rows.items()},
             "union_differences": {
