@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.attacks import Attack
+from roli_fast.norms import NORMS
 from roli_fast.threat import ThreatModel
 
 EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 4.0}
@@ -19,10 +20,40 @@ FEW: dict[str, Any] = {"steps": 3, "n_queries": 25, "step_size": None}
 
 def short(kind: type[Attack], norm: str, eps: float | None = None, **options: Any) -> Attack:
     """The attack with few steps, where it has steps, under a threat in this norm."""
+    return short_under(kind, ThreatModel(norm, EPS[norm] if eps is None else eps), **options)
+
+
+def short_under(kind: type[Attack], threat: ThreatModel, **options: Any) -> Attack:
+    """The attack with few steps under this threat."""
     known = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore
-    fields = {"norm": None, "eps": None} | FEW | options
-    attack = kind(**{name: value for name, value in fields.items() if name in known})
-    return attack.under(ThreatModel(norm, EPS[norm] if eps is None else eps, (0.0, 1.0)))
+    fields = {"norm": None, "norms": None, "eps": None} | FEW | options
+    return kind(**{name: value for name, value in fields.items() if name in known}).under(threat)
+
+
+def in_norm(kind: type[Attack], **fields: Any) -> dict[str, Any]:
+    """Fields with norm and eps as this attack has them: tuples of one where it takes several."""
+    if not has(kind, "norms"):
+        return fields
+    several = {
+        name: (value,) if name in ("norm", "eps") and value is not None else value
+        for name, value in fields.items()
+    }
+    return {"norms" if name == "norm" else name: value for name, value in several.items()}
+
+
+def balls(attack: Attack) -> list[tuple[str, float]]:
+    """(norm, eps) of every ball in which a result may lie."""
+    own: Any = attack
+    if has(type(attack), "norms"):
+        return list(zip(own.norms, own.eps, strict=True))
+    return [(own.norm, own.eps)]
+
+
+def inside_one(x_adv: Tensor, x: Tensor, attack: Attack) -> Tensor:
+    """Whether each sample (B,) lies in one of the attack's balls, in exact arithmetic."""
+    radii = [(norm, torch.tensor(eps * attack.reach).double()) for norm, eps in balls(attack)]
+    near = [NORMS[norm].distance(x_adv, x) <= radius for norm, radius in radii]
+    return torch.stack(near).any(0)
 
 
 def has(kind: type[Attack], field: str) -> bool:

@@ -7,12 +7,13 @@ from typing import TypeVar
 from torch import Tensor
 
 from roli_fast.attacks.base import Attack, Ball
+from roli_fast.attacks.union import USUAL
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds, ThreatModel, check_bounds, check_images, check_positive
 
-CIFAR_NORMS = ("linf", "l2", "l1")
-CIFAR_EPS = (8 / 255, 0.5, 12.0)
+USUAL_NORMS = tuple(norm for norm, _ in USUAL)
+USUAL_EPS = tuple(eps for _, eps in USUAL)
 """The balls that multi-norm papers attack on CIFAR-10."""
 
 SeveralBallsT = TypeVar("SeveralBallsT", bound="SeveralBalls")
@@ -30,16 +31,21 @@ class SeveralBalls(Attack):
         for name in ("norms", "eps"):
             object.__setattr__(self, name, _tuple(name, getattr(self, name)))
         if self.norms is not None:
-            for norm in self.norms:
-                NORMS[norm]
-            if not self.norms or len(set(self.norms)) < len(self.norms):
-                raise ArgumentError(describe("norms", "one or more different norms", self.norms))
+            self._check_norms(self.norms)
         for eps in self.eps or ():
             check_positive("eps", eps)
         if self.eps is not None:
             self._check_number(self.eps)
         if self.bounds is not None:
             check_bounds(self.bounds)
+
+    def _check_norms(self, norms: tuple[str, ...]) -> None:
+        for norm in norms:
+            if norm not in NORMS:
+                expected = f"each one of: {', '.join(NORMS)}"
+                raise ArgumentError(describe("norms", expected, repr(norm)))
+        if not norms or len(set(norms)) < len(norms):
+            raise ArgumentError(describe("norms", "one or more different norms", norms))
 
     def _check_number(self, eps: tuple[float, ...]) -> None:
         if not eps or self.norms is not None and len(eps) != len(self.norms):

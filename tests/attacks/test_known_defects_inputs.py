@@ -4,11 +4,12 @@ The rows of `test_known_defects.TABLE` that speak of dtypes, shapes, classes, ra
 test begins with its row.
 """
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from tiny_attacks import EPS, generator, has, predicted, short
+from tiny_attacks import EPS, generator, has, inside_one, predicted, short
 from tiny_models import Mixed, images
 from torch import Tensor, nn
 
@@ -31,9 +32,8 @@ def kind(request: pytest.FixtureRequest) -> type[Attack]:
 
 
 def inside(x_adv: Tensor, x: Tensor, attack: Any) -> bool:
-    """Whether all samples lie in the ball, in exact arithmetic, and in the box."""
-    radius = torch.tensor(attack.eps * attack.reach).double()
-    close = bool((NORMS[attack.norm].distance(x_adv, x) <= radius).all())
+    """Whether all samples lie in one of the balls, in exact arithmetic, and in the box."""
+    close = bool(inside_one(x_adv, x, attack).all())
     return close and 0 <= x_adv.min().item() and x_adv.max().item() <= 1
 
 
@@ -105,6 +105,8 @@ def test_images_that_are_not_square(kind: type[Attack], norm: str, size: tuple[i
 
 def test_a_radius_a_sample_equals_calls_with_one_radius(kind: type[Attack], norm: str) -> None:
     """per-sample eps: torchattacks PGD raises with random_start; foolbox runs K attacks."""
+    if "eps" not in inspect.signature(kind.run).parameters:
+        pytest.skip("takes no radius in a call")
     x, model = X.double(), Mixed().double()
     y, attack, ids = predicted(model, x), short(kind, norm), torch.arange(6)
     radii = EPS[norm] * torch.tensor([0.0, 0.25, 0.5, 1.0, 2.0, 4.0]).double()

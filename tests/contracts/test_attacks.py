@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_attacks import EPS, generator, predicted, short
+from tiny_attacks import (
+    EPS,
+    balls,
+    generator,
+    in_norm,
+    inside_one,
+    predicted,
+    short,
+    short_under,
+)
 from tiny_models import Counting, Mixed, images, untouched
 
 from roli_fast.attacks import ATTACKS, Attack, AttackResult
@@ -76,6 +85,25 @@ def test_result_is_a_new_tensor_in_ball_and_box(
     assert 0 <= x_adv.min() and x_adv.max() <= 1
     assert not x_adv.requires_grad and x_adv.grad_fn is None
     assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("share", [1 / 8, 1])
+def test_where_the_attacker_may_choose_a_norm_a_result_is_in_one_of_the_balls(
+    kind: type[Attack], dtype: torch.dtype, share: float
+) -> None:
+    """An attack in one norm follows the threat's first, so it is in that."""
+    names = ("l2", "l1", "linf")
+    radii = [EPS[name] * share for name in names]
+    threat = ThreatModel("l2", radii[0], other_norms=names[1:], other_eps=tuple(radii[1:]))
+    attack = short_under(kind, threat)
+    expected = list(zip(names, radii, strict=True))
+    assert balls(attack) == (expected if hasattr(attack, "norms") else expected[:1])
+    model, x = Mixed().to(dtype), X.to(dtype)
+    result = attack.run(model, x, predicted(model, x), generator())
+    assert inside_one(result.x_adv, x, attack).all()
+    assert moved_or_failed(result, (result.x_adv != x).flatten(1).sum(1)).all()
+    assert 0 <= result.x_adv.min() and result.x_adv.max() <= 1
 
 
 def test_it_raises_the_loss(attack: Attack) -> None:
@@ -217,17 +245,19 @@ def test_labels_that_cannot_be_used(attack: Attack, y: Any) -> None:
 def test_under_fills_only_what_is_none(kind: type[Attack]) -> None:
     threat = ThreatModel("linf", 0.25, (0.0, 2.0))
     assert kind().under(threat) == kind()
-    names = ("norm", "eps", "bounds")
-    empty: Any = kind(**dict.fromkeys(names)).under(threat)
-    assert tuple(getattr(empty, name) for name in names) == ("linf", 0.25, (0.0, 2.0))
-    partly: Any = kind(norm=None, eps=0.5).under(threat)  # pyright: ignore
-    assert (partly.norm, partly.eps) == ("linf", 0.5)
+    empty: Any = kind(**in_norm(kind, norm=None, eps=None, bounds=None)).under(threat)
+    assert balls(empty) == [("linf", 0.25)] and empty.bounds == (0.0, 2.0)
+    partly = kind(**in_norm(kind, norm=None, eps=0.5)).under(threat)
+    assert balls(partly) == [("linf", 0.5)]
+    partly = kind(**in_norm(kind, norm="l2", eps=None)).under(ThreatModel("l2", 0.75))
+    assert balls(partly) == [("l2", 0.75)]
 
 
 @pytest.mark.parametrize("name", ["norm", "eps", "bounds"])
 def test_a_field_that_is_still_none_is_named(kind: type[Attack], name: str) -> None:
-    with pytest.raises(ArgumentError, match=rf"`{name}`: expected a value.*\.under"):
-        kind(**{name: None})(Mixed(), X, Y)
+    (field,) = missing = in_norm(kind, **{name: None})
+    with pytest.raises(ArgumentError, match=rf"`{field}`: expected a value.*\.under"):
+        kind(**missing)(Mixed(), X, Y)
 
 
 @pytest.mark.parametrize(
@@ -236,11 +266,11 @@ def test_a_field_that_is_still_none_is_named(kind: type[Attack], name: str) -> N
     ids=str,
 )
 def test_wrong_fields_are_named_at_construction(kind: type[Attack], options: Any) -> None:
-    (name,) = options
+    (name,) = fields = in_norm(kind, **options)
     with pytest.raises((ArgumentError, ArgumentTypeError), match=f"`{name}`"):
-        kind(**options)
+        kind(**fields)
 
 
 def test_an_unknown_norm_lists_the_known_ones(kind: type[Attack]) -> None:
     with pytest.raises(ArgumentError, match="one of: .*linf.*got 'l7'"):
-        kind(norm="l7")  # pyright: ignore
+        kind(**in_norm(kind, norm="l7"))

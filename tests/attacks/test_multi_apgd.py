@@ -1,0 +1,324 @@
+"""APGD in several norms at once: each norm as alone, the cost, and who was right throughout."""
+
+from typing import Any
+
+import pytest
+import torch
+from one_by_one import OneByOne
+from textbook_apgd import apgd, of_model
+from tiny_models import Counting, FixedLogits, Mixed, untouched
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from waits import waits
+from wavy import Wavy, pictures, predicted
+
+from roli_fast.attacks import APGD, MultiAPGD
+from roli_fast.attacks.multi_apgd import MultiFound
+from roli_fast.engine import Engine
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.norms import NORMS
+from roli_fast.threat import ThreatModel, known_values
+
+EPS: dict[str, float] = {"linf": 0.012, "l2": 0.1, "l1": 0.48}
+COUNT = 24
+X = pictures(COUNT, torch.float32)
+NET = Wavy(dtype=torch.float32)
+Y = predicted(NET, X)
+Y[::6] = (Y[::6] + 1) % 6  # wrong to begin with
+
+
+def multi(*norms: str, **options: Any) -> MultiAPGD:
+    names = norms or tuple(EPS)
+    return MultiAPGD(norms=names, eps=tuple(EPS[name] for name in names), **options)
+
+
+def alone(norm: str, steps: int) -> APGD:
+    return APGD(
+        norm=norm, eps=EPS[norm], steps=steps, keep="best", random_start=False, density=0.05
+    )
+
+
+class TestEachNormIsAsAlone:
+    @pytest.mark.parametrize(("steps", "l1_steps"), [(10, None), (5, 15), (7, 3), (1, None)])
+    @pytest.mark.parametrize("size", [None, 7, COUNT])
+    def test_to_the_last_bit(self, steps: int, l1_steps: int | None, size: int | None) -> None:
+        """The logits of OneByOne do not depend on the batch, as a plain model's may."""
+        model, engine = OneByOne(NET), Engine(batch_size=size)
+        found = multi(steps=steps, l1_steps=l1_steps).search(model, X, Y, engine=engine).found
+        assert list(found) == ["linf", "l2", "l1"]
+        for norm, result in found.items():
+            own = (l1_steps or steps) if norm == "l1" else steps
+            truth = alone(norm, own).run(model, X, Y, engine=engine).x_adv
+            assert torch.equal(result.x_adv, truth) and not torch.equal(truth, X)
+            with torch.no_grad():
+                loss = cross_entropy(model(truth), Y, reduction="none")
+            assert torch.allclose(result.loss, loss.double(), rtol=1e-6)
+
+    def test_in_any_order_and_number(self) -> None:
+        model = OneByOne(NET)
+        truth = multi().search(model, X, Y).found
+        for norms in (("l1", "l2", "linf"), ("l1", "linf"), ("l2",), ("l1",)):
+            found = multi(*norms).search(model, X, Y).found
+            assert tuple(found) == norms
+            for norm, result in found.items():
+                assert torch.equal(result.x_adv, truth[norm].x_adv)
+                assert torch.equal(result.loss, truth[norm].loss)
+                assert torch.equal(result.robust, truth[norm].robust)
+
+    def test_channels_last_images(self) -> None:
+        rows = X.contiguous(memory_format=torch.channels_last)
+        found, truth = (multi().search(OneByOne(NET), x, Y).found for x in (rows, X))
+        for norm in EPS:
+            assert torch.allclose(found[norm].x_adv, truth[norm].x_adv, atol=1e-6)
+
+    @pytest.mark.parametrize(("rho", "density"), [(0.5, 0.05), (0.75, 0.3)])
+    def test_rho_and_density_are_passed_on(self, rho: float, density: float) -> None:
+        more: dict[str, Any] = dict(rho=rho, density=density, steps=12)
+        found = multi(**more).search(OneByOne(NET), X, Y).found
+        for norm in EPS:
+            own = APGD(norm=norm, eps=EPS[norm], keep="best", random_start=False, **more)
+            assert torch.equal(found[norm].x_adv, own(OneByOne(NET), X, Y))
+
+
+class TestTextbook:
+    @pytest.mark.parametrize("steps", [1, 10])
+    def test_loss_and_who_is_right_at_every_iterate(self, steps: int) -> None:
+        """The plain loop of one image in fp64, whose density in l1 is 20 %."""
+        model, x = Wavy(), X.double()[:8]
+        right = predicted(model, x)
+        labels = torch.where(torch.arange(8) % 6 == 0, (right + 1) % 6, right)
+        attack = multi(steps=steps, density=0.2)
+        found = attack.search(model, x, labels).found
+        flags = []
+        for norm, result in found.items():
+            for i in range(8):
+                y = labels[i]
+                iterates, best = apgd(of_model(model, y), x[i], x[i], EPS[norm], norm, steps)
+                seen = torch.stack(iterates)
+                with torch.no_grad():
+                    highest = cross_entropy(model(best[None]), y[None]).item()
+                assert torch.allclose(result.x_adv[i], best, rtol=0, atol=1e-9)
+                assert result.loss[i].item() == pytest.approx(highest, abs=1e-9)
+                assert result.robust[i].item() == bool((predicted(model, seen) == y).all())
+            flags += result.robust.tolist()
+        assert not found["linf"].robust[0] and not found["linf"].robust[6]  # wrong on the original
+        assert 0 < sum(flags) < len(flags)
+
+    def test_robust_means_right_on_the_way_too(self) -> None:
+        """One pixel at 1/2, label 0. Below 0.7 three rivals are 0.1 behind: right, loss 1.31. Above
+        only one is left, ahead by 0.1: wrong, loss 0.74. The first step ends at 0.75, so the best
+        iterate is right and the image is not robust."""
+
+        class Cliff(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                near = -0.1 + 0.01 * (x - 0.5)
+                rival = torch.where(x > 0.7, 0.1 + 0 * x, near)
+                others = torch.where(x > 0.7, -10.0 + 0 * x, near)
+                return torch.cat([0 * x, rival, others, others], dim=1)
+
+        x, y = torch.full((1, 1), 0.5), torch.tensor([0])
+        for eps, robust in ((0.25, False), (0.15, True)):
+            found = MultiAPGD(norms=("linf",), eps=(eps,)).search(Cliff(), x, y).found["linf"]
+            assert predicted(Cliff(), found.x_adv).item() == 0
+            assert found.loss.item() == pytest.approx(1.31, abs=0.01)
+            assert found.robust.item() is robust
+
+
+class Rows(nn.Module):
+    """Counts the images of every forward and of every backward to the input."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.forward_images = self.backward_images = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forward_images += len(x)
+        if x.requires_grad:
+            x = x.clone()
+            x.register_hook(self._count)
+        return self.inner(x)
+
+    def _count(self, grad: Tensor) -> None:
+        self.backward_images += len(grad)
+
+
+class TestCost:
+    @pytest.mark.parametrize(
+        ("norms", "forwards", "backwards"),
+        [
+            (("linf",), 11, 10),
+            (("linf", "l1"), 21, 19),
+            (("linf", "l2", "l1"), 31, 28),
+        ],
+    )
+    @pytest.mark.parametrize("size", [None, 10])
+    def test_ten_steps_an_image(
+        self, norms: tuple[str, ...], forwards: int, backwards: int, size: int | None
+    ) -> None:
+        """RAMP and E-AT, MAX: the published numbers of spec section 9, the clean pass shared."""
+        model = Rows(NET)
+        cost = multi(*norms).search(model, X, Y, engine=Engine(batch_size=size)).cost
+        assert (cost.forward_images, cost.backward_images) == (COUNT * forwards, COUNT * backwards)
+        assert (model.forward_images, model.backward_images) == (
+            cost.forward_images,
+            cost.backward_images,
+        )
+        if size is None:  # all norms in one call of the model
+            assert (cost.forwards, cost.backwards) == (11, 10)
+
+    @pytest.mark.parametrize("attack", [multi(steps=5, l1_steps=15), multi(steps=5, l1_steps=1)])
+    def test_other_steps_in_l1(self, attack: MultiAPGD) -> None:
+        """1 + 2 * 5 + n forwards and 1 + 2 * 4 + (n - 1) input-backwards an image, in two loops."""
+        model, steps = Counting(NET), attack.l1_steps or 0
+        cost = attack.search(model, X, Y).cost
+        assert cost.forward_images == COUNT * (11 + steps)
+        assert cost.backward_images == COUNT * (9 + steps - 1)
+        assert (model.forwards, model.backwards) == (cost.forwards, cost.backwards)
+        assert (cost.forwards, cost.backwards) == (6 + steps, 5 + steps - 1)
+
+    @pytest.mark.parametrize("l1_steps", [None, 4])
+    def test_nothing_waits_for_the_device(self, l1_steps: int | None) -> None:
+        attack = multi(steps=3, l1_steps=l1_steps)
+        with known_values():
+            assert waits(lambda: attack(NET, X, Y)) == []
+
+
+class TestWorst:
+    def test_each_image_gets_the_norm_of_highest_loss(self) -> None:
+        result = multi().search(NET, X, Y)
+        losses = torch.stack([each.loss for each in result.found.values()])
+        images = torch.stack([each.x_adv for each in result.found.values()])
+        chosen = losses.argmax(0)
+        assert len(chosen.unique()) > 1
+        truth = images[chosen, torch.arange(COUNT)]
+        assert torch.equal(multi()(NET, X, Y), truth)
+        run = multi().run(NET, X, Y)
+        assert torch.equal(run.x_adv, truth) and run.cost == result.cost and run.fooled is None
+
+    def test_worked_by_hand(self) -> None:
+        """Two pixels, logits (a . x, 0), label 1: what counts is by how much a . x rises. Sample 1,
+        a = (1, 1): linf 0.1 gains 0.2, l2 0.2 gains 0.283, l1 0.25 gains 0.25; with a = (1, 0)
+        they gain 0.1, 0.2 and 0.25."""
+        x, y = torch.full((1, 2), 0.5), torch.tensor([1])
+        norms, eps = ("linf", "l2", "l1"), (0.1, 0.2, 0.25)
+        for weight, gains, winner in (
+            ([1.0, 1.0], (0.2, 0.2 * 2**0.5, 0.25), "l2"),
+            ([1.0, 0.0], (0.1, 0.2, 0.25), "l1"),
+        ):
+            model = FixedLogits(torch.tensor([weight, [0.0, 0.0]]))
+            result = MultiAPGD(norms=norms, eps=eps, steps=5).search(model, x, y)
+            for norm, gain in zip(norms, gains, strict=True):
+                moved = (result.found[norm].x_adv - x)[0] @ torch.tensor(weight)
+                assert moved.item() == pytest.approx(gain, abs=1e-6)
+            assert torch.equal(result.worst, result.found[winner].x_adv)
+
+    def test_at_equal_losses_the_first_norm_counts(self) -> None:
+        model = FixedLogits(torch.zeros(2, 2))
+        x, y = torch.full((1, 2), 0.5), torch.tensor([1])
+        assert torch.equal(MultiAPGD()(model, x, y), x)
+
+
+class TestBallAndBox:
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("factor", [1, 40])
+    def test_no_image_leaves_them(self, dtype: Any, factor: int) -> None:
+        eps = tuple(value * factor for value in EPS.values())
+        attack = MultiAPGD(norms=tuple(EPS), eps=eps)
+        found = attack.search(NET, X, Y, engine=Engine(dtype=dtype)).found
+        clean = cross_entropy(NET(X), Y, reduction="none").detach()
+        for norm, radius in zip(EPS, eps, strict=True):
+            x_adv = found[norm].x_adv
+            assert x_adv.dtype == torch.float32 and 0 <= x_adv.min() and x_adv.max() <= 1
+            assert (NORMS[norm].distance(x_adv, X) <= torch.tensor(radius).double()).all()
+            loss = cross_entropy(NET(x_adv), Y, reduction="none").detach()
+            assert loss.mean() > clean.mean() + 0.05
+            assert (found[norm].loss - loss).abs().max() < (0.1 if dtype == "bfloat16" else 1e-5)
+            assert not found[norm].robust[::6].any()
+
+    def test_images_of_sixteen_bits(self) -> None:
+        model, x = Wavy(dtype=torch.bfloat16), X.bfloat16()
+        found = multi().search(model, x, Y).found
+        for norm, radius in EPS.items():
+            assert found[norm].x_adv.dtype == torch.bfloat16
+            distance = NORMS[norm].distance(found[norm].x_adv, x)
+            assert (distance <= torch.tensor(radius).double()).all()
+
+
+class TestModel:
+    def test_it_is_given_back(self) -> None:
+        model, x = Mixed(), pictures(6, torch.float32)[:, :, :6, :6]
+        y = torch.zeros(6, dtype=torch.int64)
+        with untouched(model):
+            found = multi().search(model, x, y).found
+        for each in found.values():
+            assert not (each.x_adv.requires_grad or each.loss.requires_grad)
+        truth = multi().search(Mixed().eval(), x, y).found
+        assert all(torch.equal(found[norm].x_adv, truth[norm].x_adv) for norm in EPS)
+
+    def test_no_images(self) -> None:
+        result: MultiFound = multi(l1_steps=2).search(NET, X[:0], Y[:0])
+        assert result.worst.shape == (0, 3, 8, 8)
+        assert result.found["l1"].robust.shape == (0,)
+
+
+class TestNorms:
+    def test_only(self) -> None:
+        attack = multi(steps=4)
+        assert attack.only("l1", "linf") == multi("l1", "linf", steps=4)
+        assert attack.only("l2") == multi("l2", steps=4)
+
+    def test_only_names_a_norm_that_has_no_eps(self) -> None:
+        message = r"`norms`: expected norms that the attack has \(linf, l1\), got 'l2', which has"
+        with pytest.raises(ArgumentError, match=message):
+            multi("linf", "l1").only("linf", "l2")
+        with pytest.raises(ArgumentError, match="`norms`: expected one or more different norms"):
+            multi().only("l1", "l1")
+        with pytest.raises(ArgumentError, match=r"`norms, eps`: expected a value.*\.under"):
+            MultiAPGD(norms=None, eps=None).only("l1")
+
+    def test_under_a_threat_of_several_norms(self) -> None:
+        threat = ThreatModel("linf", 0.1, (0.0, 2.0), ("l1", "l2"), (3.0, 0.7))
+        nothing = MultiAPGD(norms=None, eps=None, bounds=None)
+        full = MultiAPGD(norms=("linf", "l1", "l2"), eps=(0.1, 3.0, 0.7), bounds=(0.0, 2.0))
+        assert nothing.under(threat) == full
+        some = MultiAPGD(norms=("l2", "linf"), eps=None).under(threat)
+        assert some == MultiAPGD(norms=("l2", "linf"), eps=(0.7, 0.1))
+
+    def test_a_norm_that_the_threat_lacks(self) -> None:
+        with pytest.raises(ArgumentError, match="'l2', which has no eps"):
+            MultiAPGD(norms=("l2",), eps=None).under(ThreatModel())
+        with pytest.raises(ArgumentError, match="`eps`: expected one radius.*got 3 for 1"):
+            MultiAPGD(norms=None).under(ThreatModel())
+
+    def test_lists_as_in_yaml(self) -> None:
+        lists: Any = dict(norms=["linf"], eps=[0.1])
+        assert MultiAPGD(**lists) == MultiAPGD(norms=("linf",), eps=(0.1,))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norms": ()}, "`norms`: expected one or more different norms"),
+        ({"norms": ("l1", "l1"), "eps": (1, 2)}, "`norms`: expected one or more different"),
+        ({"norms": ("l1", "l9"), "eps": (1, 2)}, "`norms`: expected each one of: .*got 'l9'"),
+        ({"norms": "l1"}, "`norms`: expected one value for each norm"),
+        ({"norms": ("l1",)}, "`eps`: expected one radius for each norm, got 3 for 1"),
+        ({"eps": 0.1}, "`eps`: expected one value for each norm"),
+        ({"eps": ()}, "`eps`: expected one radius for each norm, got 0 for 3"),
+        ({"eps": (0.1, 0, 1)}, "`eps`: expected a number > 0"),
+        ({"steps": 0}, "`steps`: expected an integer >= 1"),
+        ({"l1_steps": 0}, "`l1_steps`: expected an integer >= 1"),
+        ({"rho": 0.0}, "`rho`: expected a number > 0"),
+        ({"density": 1.5}, r"`density`: expected a number in \[0, 1\]"),
+        ({"bounds": (1, 0)}, "`bounds`"),
+    ],
+)
+def test_wrong_fields(options: Any, message: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        MultiAPGD(**options)
+
+
+def test_labels() -> None:
+    assert MultiAPGD().label == multi(l1_steps=10).label == "multi-apgd-10"
+    assert multi(steps=5, l1_steps=15).label == "multi-apgd-5-l1-15"
