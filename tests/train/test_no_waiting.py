@@ -31,6 +31,7 @@ KINDS = {
     "multi_apgd": ["--ranli.attack=multi_apgd", *SEVERAL, "--ranli.attack.l1_steps=3"],
     "msd": ["--ranli.attack=msd", *SEVERAL],
     "clean": ["--ranli.attack=null"],
+    "gradient projection": ["--ranli.gradient_projection={}"],
 }
 
 
