@@ -1,6 +1,6 @@
 """Which columns one attack makes under a threat of several norms, and who is right in them all."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from roli_fast.evaluate import UNION, columns, evaluate
 from roli_fast.threat import ThreatModel
 
 THREE = ThreatModel("linf", 0.1, other_norms=("l2", "l1"), other_eps=(0.5, 12.0))
-OPEN: Any = dict(norm=None, eps=None, bounds=None)
+OPEN: Any = dict(norm=None, eps=None, step_size=None, bounds=None)
 
 
 def test_with_one_norm_it_is_the_attack_under_its_label() -> None:
@@ -23,7 +23,7 @@ def test_with_one_norm_it_is_the_attack_under_its_label() -> None:
 
 
 def test_with_several_it_is_the_attack_in_each() -> None:
-    attack = replace(PGD(steps=3), norm=None, eps=None, step_size=None)
+    attack = PGD(**OPEN, steps=3)
     found: dict[str, Any] = columns(attack, THREE)
     assert [(name, one.norm, one.eps) for name, one in found.items()] == [
         ("linf", "linf", 0.1),
@@ -49,7 +49,7 @@ def test_norms_of_its_own_make_one_column() -> None:
     assert list(own) == ["autoattack-apgd"] and own["autoattack-apgd"].eps == 12.0
     two: Any = next(iter(columns(MultiAPGD(norms=("linf", "l1"), eps=None), THREE).values()))
     assert (two.norms, two.eps) == (("linf", "l1"), (0.1, 12.0))
-    union = Union.over([("linf", 0.1), ("l2", 0.5)], attack=replace(PGD(**OPEN), step_size=None))
+    union = Union.over([("linf", 0.1), ("l2", 0.5)], attack=PGD(**OPEN))
     assert columns(union, THREE) == {union.label: union}
 
 

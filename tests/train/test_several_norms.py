@@ -25,9 +25,11 @@ from roli_fast.train.cli import parse
 from roli_fast.train.summary import table
 
 NORMS = ("linf", "l2", "l1")
-THREE = ["--threat.other_norms=l2,l1", "--threat.other_eps=0.4,4"]
-SHORT = [*THREE, "--finetune.epochs=2", "--probe.epochs=1", "--finetune.attack=multi_apgd"]
-SHORT += ["--finetune.attack.steps=1", "--seeds=0,1"]
+THREE = ["--threat.other_norms=l2,l1", "--threat.other_eps=0.7,8"]
+SHORT = [*THREE, "--seeds=0,1", "--probe.epochs=1", "--probe.attack.eps=0.004"]
+SHORT += ["--finetune.attack.eps=0.004", "--finetune.epochs=4", "--finetune.batch_size=16"]
+SHORT += ["--finetune.optimizer.lr=5e-3", "--finetune.warmup_epochs=0"]
+"""Little robustness and few images: the norms disagree, epochs and seeds too."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tests_of(folder: Path) -> list[dict[str, Any]]:
+def outcomes_of(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/*/test.json"))]
     assert len(found) == 4  # two seeds, two methods
     return found
@@ -49,7 +51,7 @@ def flags(text: str) -> torch.Tensor:
 
 def test_the_union_holds_image_by_image(finished: Path) -> None:
     told_apart = False
-    for test in tests_of(finished):
+    for test in outcomes_of(finished):
         assert list(test["robust_flags"]) == [*NORMS, "union"] == list(test["robust_accuracy"])
         each = [flags(test["robust_flags"][norm]) for norm in NORMS]
         union = each[0] & each[1] & each[2] & flags(test["clean_flags"])
@@ -84,12 +86,12 @@ def test_the_summary_and_its_table(finished: Path) -> None:
         assert list(method["test"]["robust_accuracy"]) == columns
         assert list(method["test"]["sd"]) == ["clean", *columns]
     assert summary["comparisons"][0]["attack"] == "union"
-    assert summary["attack_label"] == "pgd-3" and summary["threat"]["other_eps"] == [0.4, 4.0]
+    assert summary["attack_label"] == "pgd-3" and summary["threat"]["other_eps"] == [0.7, 8.0]
     text = table(summary)
     header = text.splitlines()[0]
     assert re.search(r"clean +linf +l2 +l1 +union +train images/s", header)
-    assert text.splitlines()[1].count(" +- ") == 5
-    assert "linf eps 0.04, l2 eps 0.4, l1 eps 4; +- is the sd over 2 seeds." in text
+    assert text.splitlines()[2].count(" +- ") == 5
+    assert "linf eps 0.04, l2 eps 0.7, l1 eps 8; +- is the sd over 2 seeds." in text
     assert "Attacked by pgd-3 in each norm; union: right in all." in text
     assert "roli - ranli, union: " in text
 
@@ -110,8 +112,11 @@ def test_a_norms_column_is_what_a_run_in_this_norm_alone_tests(finished: Path) -
 
 
 def test_a_run_with_several_threats_goes_on_where_it_stopped(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    more = [*THREE, "--methods=probe", "--probe.attack.eps=0.004"]
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    run_small(straight, *more)
     original, count = loop.StageLoop._validate, 0
 
     def stop(self: loop.StageLoop) -> dict[str, float]:
@@ -123,17 +128,19 @@ def test_a_run_with_several_threats_goes_on_where_it_stopped(
 
     monkeypatch.setattr(loop.StageLoop, "_validate", stop)
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
-        run_small(tmp_path / "run", *SHORT)
-    run_small(tmp_path / "run", *SHORT)
-    assert_same_weights(finished, tmp_path / "run")
-    assert records(finished) == records(tmp_path / "run")
-    assert tests_of(finished) == tests_of(tmp_path / "run")
+        run_small(folder, *more)
+    assert len(records(folder)) == 1
+    run_small(folder, *more)
+    assert_same_weights(straight, folder)
+    assert records(straight) == records(folder)
+    test = "seed-0/probe/test.json"
+    assert (straight / test).read_text() == (folder / test).read_text()
 
 
 def test_an_evaluation_takes_the_runs_norms_and_radii(finished: Path, tmp_path: Path) -> None:
     part = str(finished / "seed-0/roli")
     assessment = parse_evaluation(["--model", part, "--attacks=pgd-2"]).assessment
-    assert (assessment.norm, assessment.eps) == (NORMS, (0.04, 0.4, 4.0))
+    assert (assessment.norm, assessment.eps) == (NORMS, (0.04, 0.7, 8.0))
     run_evaluation(assessment, tmp_path / "out", quiet=True)
     report = read_report(tmp_path / "out")
     assert tuple(report.robust) == NORMS
@@ -144,7 +151,7 @@ def test_an_evaluation_takes_the_runs_norms_and_radii(finished: Path, tmp_path: 
 def test_a_validation_in_one_norm_is_one_column(tmp_path: Path) -> None:
     """A cheap validation; the test is in all norms still."""
     more = ["--methods=probe", "--validation.norm=l1", "--probe.epochs=1", *THREE]
-    assert small(*more).evaluations("validation")["pgd-2"].eps == 4.0  # type: ignore[attr-defined]
+    assert small(*more).evaluations("validation")["pgd-2"].eps == 8.0  # type: ignore[attr-defined]
     run_small(tmp_path / "run", *more)
     (row,) = records(tmp_path / "run")
     assert "validation_robust_accuracy" in row and "validation_l1_accuracy" not in row
