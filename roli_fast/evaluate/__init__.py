@@ -1,11 +1,10 @@
 """Clean and robust accuracy; `python -m roli_fast.evaluate` is the program."""
 
 from roli_fast.evaluate.accuracy import Evaluation as Evaluation
-from roli_fast.evaluate.accuracy import accuracy as accuracy
 from roli_fast.evaluate.accuracy import evaluate as evaluate
 from roli_fast.evaluate.accuracy import standard_error as standard_error
-from roli_fast.evaluate.columns import UNION as UNION
-from roli_fast.evaluate.columns import columns as columns
+from roli_fast.evaluate.by_norm import UNION as UNION
+from roli_fast.evaluate.by_norm import columns as columns
 from roli_fast.evaluate.confidence import wilson_interval as wilson_interval
 from roli_fast.evaluate.curve import Curve as Curve
 from roli_fast.evaluate.curve import robustness_curve as robustness_curve

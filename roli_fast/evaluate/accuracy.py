@@ -43,6 +43,11 @@ class Evaluation:
         """Flags of the samples that are right when clean and under every attack."""
         return torch.stack([self.clean, *self.robust.values()]).all(0)
 
+    @property
+    def union_accuracy(self) -> float:
+        """Share of such samples, in [0, 1]."""
+        return accuracy(self.union)
+
 
 def evaluate(
     model: nn.Module,

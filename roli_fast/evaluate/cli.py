@@ -32,6 +32,7 @@ images and find the same flags.
   --model runs/quickstart-20260101-120000/seed-0/roli
   --model weights.safetensors --model.name vit_small_patch16_224 --data image_folder --data.root D
   --attacks pgd-50,apgd-t --norm linf,l2,l1 --eps 8/255,0.5,12 --images 500
+  --attacks autoattack-apgd --unseen square-1000,autoattack-apgd@l2=1 --corruptions all
 """
 
 

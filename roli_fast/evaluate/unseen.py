@@ -10,7 +10,7 @@ from torch import Tensor
 from roli_fast.attacks import Attack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.errors import ConfigError, RoliFastError, describe
-from roli_fast.evaluate.columns import columns
+from roli_fast.evaluate.by_norm import columns
 from roli_fast.evaluate.state import UNSEEN, accuracy_of, to_flags
 from roli_fast.threat import ThreatModel
 

@@ -16,7 +16,7 @@ from roli_fast import peft
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch, batches, num_batches
 from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
-from roli_fast.evaluate import Evaluation, accuracy, columns, evaluate
+from roli_fast.evaluate import Evaluation, columns, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
 from roli_fast.seeds import derive_seed
@@ -323,7 +323,7 @@ class StageLoop:
             for norm, value in result.robust_accuracy.items():
                 scores[f"validation_{norm}_accuracy"] = value
         if attacks:
-            scores["validation_robust_accuracy"] = accuracy(result.union)
+            scores["validation_robust_accuracy"] = result.union_accuracy
         return scores
 
     def _evaluated(self, attacks: Sequence[Attack] | Mapping[str, Attack]) -> Evaluation:

@@ -16,7 +16,7 @@ from roli_fast import peft
 from roli_fast.data import Splits
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ConfigError, DataError, describe
-from roli_fast.evaluate import UNION, accuracy, evaluate
+from roli_fast.evaluate import UNION, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import (
     Classifier,
@@ -364,13 +364,13 @@ class Pipeline:
                 after_batch=after_batch,
             )
         result = self.context.whole(own, split)
-        robust = dict(result.robust)
+        robust, shares = dict(result.robust), result.robust_accuracy
         if len(robust) > 1:
-            robust[UNION] = result.union
+            robust[UNION], shares[UNION] = result.union, result.union_accuracy
         test = {
             "images": len(result.clean),
             "clean_accuracy": result.clean_accuracy,
-            "robust_accuracy": {name: accuracy(flags) for name, flags in robust.items()},
+            "robust_accuracy": shares,
             "clean_flags": _flags(result.clean),
             "robust_flags": {name: _flags(flags) for name, flags in robust.items()},
         }

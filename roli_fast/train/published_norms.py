@@ -85,9 +85,10 @@ def norm_setting(
     if start not in images["settings"]:
         fix = "Fine-tune a robust model: --start finetune --model.weights FILE."
         raise ConfigError(describe("--start", f"finetune for {data}", start, fix))
-    rows, model = images["settings"][start], model or images["model"]
-    row = model if model in rows else images["others"][start]
-    cell = {
+    rows: dict[str, Any] = images["settings"][start]
+    model = str(model or images["model"])
+    row = model if model in rows else str(images["others"][start])
+    cell: dict[str, Any] = {
         name: value[where] if isinstance(value, dict) and where in value else value
         for name, value in rows[row].items()
     }

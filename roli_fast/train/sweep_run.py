@@ -41,8 +41,8 @@ def run_sweep(
     """Run a sweep in `folder`, or go on with it there.
 
     Every cell is a run directory below it. A cell is chosen for each method by its validation
-    accuracy (robust where its last stage attacks), the mean over seeds; the test split is looked
-    at for the chosen cells alone.
+    accuracy (robust where its last stage attacks, of several norms that of their union), the mean
+    over seeds; the test split is looked at for the chosen cells alone.
 
     Args:
         base: the experiment whose fields the cells change.

@@ -9,7 +9,7 @@ from tiny_models import untouched
 from torch import Tensor, nn
 from wavy import Wavy, pictures, predicted
 
-from roli_fast.attacks import ATTACKS, Attack, AttackResult, AutoAttack
+from roli_fast.attacks import APGD, APGDT, ATTACKS, Attack, AttackResult, AutoAttack
 from roli_fast.attacks.ensemble import Question, Standing, search_in_turn
 from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
@@ -58,6 +58,18 @@ def test_a_version_has_the_components_of_the_authors_code(
         } | {"fab-t-100": 9}
         (square,) = [part for part in parts if part.label.startswith("square")]
         assert not square.rescale_schedule and square.p_init == 0.8
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_protocol_of_multi_norm_papers_is_ten_runs_of_apgd(norm: str) -> None:
+    """One of CE and nine targets; in l1 five and five, with large radii; nothing else."""
+    ce, targeted = parts = AutoAttack(norm=norm, eps=0.5, version="apgd").parts
+    assert parts == AutoAttack(norm=norm, eps=0.5).parts[:2]
+    assert isinstance(ce, APGD) and isinstance(targeted, APGDT)
+    assert (ce.restarts, targeted.targets) == ((5, 5) if norm == "l1" else (1, 9))
+    assert ce.steps == targeted.steps == 100 and targeted.restarts == 1
+    assert ce.large_radius == targeted.large_radius == (norm == "l1")
+    assert AutoAttack(version="apgd").label == "autoattack-apgd"
 
 
 def test_the_official_draws_are_every_components() -> None:
@@ -161,7 +173,7 @@ def test_each_part_gets_what_is_left_and_what_it_says_is_checked(asked: Question
 
 
 @pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
+@pytest.mark.parametrize("version", ["standard", "plus", "rand", "apgd"])
 def test_it_fools_at_least_whom_its_components_fool(norm: str, version: Any) -> None:
     model, x = Wavy(), pictures(12)
     y = predicted(model, x)

@@ -321,3 +321,8 @@ def test_robustbench_runs_on_it_also_with_a_state_file(tmp_path: Path) -> None:
         same_clean, saved = benchmark(MODEL, tmp_path / "aa.json")
     assert clean == same_clean == pytest.approx(12 / 13) and 0 < robust < clean
     assert 0 < saved < clean
+
+
+def test_a_version_of_our_own_is_none_of_theirs() -> None:
+    with pytest.raises(ArgumentError, match="`version`: expected one of: standard, plus, rand"):
+        adversary(version="apgd")

@@ -7,7 +7,17 @@ import torch
 from evaluated_models import SIZE
 from tiny_models import SMALL, tiny
 
-from roli_fast.attacks import APGDT, ATTACKS, FAB, PGD, Attack, AutoAttack, Square
+from roli_fast.attacks import (
+    APGDT,
+    ATTACKS,
+    FAB,
+    MSD,
+    PGD,
+    Attack,
+    AutoAttack,
+    MultiAPGD,
+    Square,
+)
 from roli_fast.configuration.types import descriptions, field_types
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
@@ -31,11 +41,17 @@ BASE = ["--model=evaluated_models:nearest", "--data=digits", f"--data.image_size
         ("pgd-7", PGD(steps=7)),
         ("autoattack", AutoAttack()),
         ("autoattack-rand", AutoAttack(version="rand")),
+        ("autoattack-apgd", AutoAttack(version="apgd")),
+        ("square-11@l2=1", Square(norm="l2", eps=1.0, n_queries=11)),
+        ("pgd-7@linf=16/255", PGD(norm="linf", eps=16 / 255, steps=7)),
         ("apgd-t", APGDT()),
         ("apgd_t", APGDT()),
         ("APGD-T-ce-5-r2", APGDT(loss="ce", steps=5, restarts=2)),
         ("fab-9", FAB(steps=9)),
         ("square-11", Square(n_queries=11)),
+        ("multi-apgd-5", MultiAPGD(steps=5)),
+        ("multi_apgd", MultiAPGD()),
+        ("msd-50", MSD(steps=50)),
         ("pgd-kl-4-eot3", PGD(loss="kl", steps=4, eot=3)),
     ],
 )
@@ -107,6 +123,14 @@ def test_yaml_takes_short_names_and_whole_components(tmp_path: Path) -> None:
         (["--attacks=fgsm-7"], ["`attacks`", "`7` sets nothing"]),
         (["--attacks=autoattack-7"], ["`attacks`", "`7` sets nothing"]),
         (["--attacks="], ["`attacks`"]),
+        (["--attacks=pgd-2@l2=1"], ["`attacks.norm`", "--norm holds"]),
+        (["--unseen=square@l2"], ["NAME@NORM=RADIUS", "'square@l2'", "square@l2=1"]),
+        (["--unseen=square@l3=1"], ["l1, l2, linf", "'square@l3=1'"]),
+        (["--unseen=square@l2=-1"], ["`eps`", "-1"]),
+        (["--unseen=square@linf=8"], ["`eps`", "Did you mean 8/255"]),
+        (["--unseen=pgd-2,pgd-2"], ["`unseen`", "different", "pgd-2 linf"]),
+        (["--unseen=multi_apgd"], ["`unseen`", "one ball", "multi-apgd-10"]),
+        (["--unseen=pgd-2", "--union_only=true"], ["`unseen`", "union_only"]),
         (["--attacks=fgsm,pgd-0"], ["`attacks`: 'pgd-0': ", "`steps`"]),
         (["--attacks=pgd-1,apgd-large"], ["`attacks`: apgd", "large_radius"]),
         (["--data=image_folder", "--data.root=nowhere"], ["data: ", "nowhere"]),

@@ -26,7 +26,7 @@ L3 = math.log(3.0)
 
 
 def pixels(*rows: tuple[float, float]) -> Tensor:
-    return torch.tensor(rows).view(-1, 1, 1, 2)
+    return torch.tensor(rows, dtype=torch.float32).view(-1, 1, 1, 2)
 
 
 FOUND = given(

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_data import write_cifar
 from torchvision import datasets
 
@@ -312,3 +314,23 @@ def test_every_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     second = from_recipe(name, "cifar10", *small(root), *more)
     (tuned,) = run(second, tmp_path / "b", quiet=True)["methods"].values()
     assert tuned["stages"][0]["name"] == "finetune" and 0 <= tuned["test"]["clean_accuracy"] <= 1
+
+
+def test_ramp_with_lora_on_a_vit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not published: of a ViT's weights the factors and the head alone move."""
+    root = write_cifar(tmp_path / "cifar", monkeypatch, datasets.CIFAR10)
+    vit = [flag for flag in small(root) if "model.options" not in flag]
+    vit += ["--model.name=vit_tiny_patch16_224", "--model.options.img_size=32"]
+    sizes = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    vit += [f"--model.options.{name}={value}" for name, value in sizes.items()]
+    more = ["--start=scratch", "--pretrain.epochs=1", "--pretrain.attack.steps=1"]
+    run(from_recipe("max", "cifar10", *vit, *more), tmp_path / "a", quiet=True)
+    found = tmp_path / "a/seed-0/scratch/stage-1-pretrain/best.safetensors"
+    more = ["--tuning=lora", "--finetune.tuning.rank=2", "--finetune.attack.steps=1"]
+    experiment = from_recipe("ramp", "cifar10", *vit, *more, f"--model.weights={found}")
+    run(experiment, tmp_path / "b", quiet=True)
+    before = load_file(found)
+    after = load_file(tmp_path / "b/seed-0/finetune/stage-1-finetune/last.safetensors")
+    moved = {n for n, t in after.items() if n not in before or not torch.equal(t, before[n])}
+    assert moved and all("lora" in n or n.startswith("head.") for n in moved)
+    assert {"head.weight", "blocks.0.attn.qkv.lora_b"} <= moved

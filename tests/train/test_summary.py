@@ -107,3 +107,44 @@ def test_the_table_shows_size_spread_and_note() -> None:
     assert "standard error" in text
     assert "demo, not evidence" in text
     assert "finetune 2" in text
+
+
+def several(seed: int, clean: str, **robust: str) -> dict[str, Any]:
+    """The outcome of a test in several norms; the union is worked out by hand by the caller."""
+    one = outcome(seed, clean, clean)
+    one["test"]["robust_flags"] = robust
+    one["test"]["robust_accuracy"] = {k: v.count("1") / len(v) for k, v in robust.items()}
+    return one
+
+
+def test_several_norms_are_compared_by_their_union() -> None:
+    """In linf both are alike; in the union roli alone has 5 images, ranli alone 1."""
+    roli = several(0, "1" * 8, linf="11110000", l2="11111110", union="11111000")
+    ranli = several(0, "1" * 8, linf="11110000", l2="00000001", union="00000001")
+    flags = ["--threat.other_norms=l2", "--threat.other_eps=0.5"]
+    experiment = parse(["--seeds", "0", *flags]).experiment
+    splits = experiment.data.load()
+    result = summarise(experiment, splits, {"roli": [roli], "ranli": [ranli]}, [])
+    (entry,) = result["comparisons"]
+    assert entry["attack"] == "union" and entry["difference"] == pytest.approx(4 / 8)
+    assert entry["p_value"] == pytest.approx(2 * (1 + 6) / 2**6)
+    assert result["attack"]["eps"] is None and result["threat"]["eps"] == 0.08
+    text = table(result)
+    first, _, second = text.splitlines()[:3]
+    assert first.split()[2:6] == ["clean", "linf", "l2", "union"]
+    assert "62.5 +- 17.1 %" in second and "50.0 +- 17.7 %" in second
+    assert "linf eps 0.08, l2 eps 0.5" in text
+
+
+def test_one_norm_keeps_its_keys() -> None:
+    result = summary({"roli": [outcome(0, "11", "10")]}, "0")
+    assert not {"threat", "attack_label"} & set(result)
+    assert result["attack"]["norm"] == "linf"
+
+
+def test_the_table_names_the_norms_of_an_attack_of_several() -> None:
+    experiment = parse(["--test=multi_apgd", "--test.norms=linf,l1", "--test.eps=0.1,3"]).experiment
+    text = table(
+        summarise(experiment, experiment.data.load(), {"roli": [outcome(0, "1", "1")]}, [])
+    )
+    assert "linf eps 0.1, l1 eps 3; +- is" in text

@@ -158,7 +158,7 @@ def not_drawn(objective: str) -> ArgumentError:
     return ArgumentError(describe("objective", "one whose norm is drawn", objective, fix))
 
 
-def check_weight(name: str, value: object) -> None:
+def check_weight(name: str, value: float) -> None:
     """Raise unless `value` is a finite number of at least 0."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0:

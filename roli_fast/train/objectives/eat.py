@@ -98,5 +98,5 @@ class _Drawn(EAT):
         found = searched(search, model, batch, generator, engine).found[norm]
         logits = model(engine.laid_out(found.x_adv))
         counts[self.place] = found.robust.sum()
-        counts[self.place + len(self.norms)] = len(batch.y)
+        counts[self.place + len(self.norms)].fill_(len(batch.y))
         return Terms(cross_entropy(logits, batch.y).mean(), logits.detach(), counts)

@@ -69,6 +69,6 @@ class _Drawn(SAT):
     ) -> Terms:
         """As the base says."""
         if attack is not None:
-            norms = in_norms(attack, self.norms, "sat").norms
+            norms = in_norms(attack, self.norms, "sat").norms or ()
             attack = in_norms(attack, [norms[int(self.point * len(norms))]], "sat")
         return Adversarial()(model, batch, attack, generator, engine)
