@@ -51,7 +51,7 @@ FINETUNE = (
     "--finetune.validate_every 3 --finetune.attack multi_apgd"
 ).split()
 OBJECTIVES: dict[str, list[str]] = {
-    "AT-linf": ["--finetune.attack.norms", "linf", "--finetune.attack.eps", "8/255"],
+    "AT-linf": ["--finetune.attack.norms", "linf"],
     "E-AT": ["--finetune.objective", "eat"],
     "MAX": [],
     "RAMP": "--finetune.objective ramp --finetune.objective.source linf "

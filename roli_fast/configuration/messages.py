@@ -22,6 +22,7 @@ _ONE_OF = re.compile(r"Expected one of: ([\w, ]+)\. Got value: (.*)$")
 _WORD_OR = re.compile(r"Subtypes: \[typing\.Literal\[(.*?)\], <class '(\w+)'>\].*value: (.*)$")
 _GROUP = re.compile(r"Unable to load config '(.*?)' - ")
 _OWN = re.compile(r"(`[^`]+`: expected .*?) - Expected")
+_ONE_FOR_SEVERAL = re.compile(r"NestedArg\(key='\w+', val='?(.*?)'?\)")
 _UNKNOWN = re.compile(r"class_path '([\w.]+)'.*Option '(\w+)' is not accepted")
 _REQUIRED = re.compile(r"class_path '([\w.]+)'.*following arguments are required: ([\w, ]+)")
 _WORDS = {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false"}
@@ -55,6 +56,8 @@ def plain_message(error: Exception, field_at: FieldAt) -> str:
     if found := _EXPECTED.search(text):
         return _value(path, found, _kind(path, field_at))
     if found := _OR_NULL.search(text):
+        if one := _ONE_FOR_SEVERAL.search(found[2]):
+            return describe(path, "several values or null", one[1], f"Of one, write [{one[1]}].")
         return describe(path, f"{_WORDS.get(found[1], found[1])} or null", repr(found[2]))
     return text
 

@@ -188,6 +188,8 @@ class Schema(Generic[Root]):
                 return json.dumps([load_yaml(part) for part in text.split(",")])
             if is_fraction(text):
                 return repr(fraction(text))
+            if text.startswith("[") and kind is None:  # a field of some components: [8/255]
+                return json.dumps(load_yaml(text))
         except ZeroDivisionError:
             raise ConfigError(describe(flag, "a number", text)) from None
         if kind in self.components:

@@ -279,3 +279,12 @@ def test_another_attack_in_yaml_brings_its_own_defaults(tmp_path: Path) -> None:
     file.write_text("data: digits\ntest: {name: apgd-t, targets: 3}\n")
     chosen = parse(["--config", str(file)]).experiment.test
     assert chosen == APGDT(norm=None, eps=None, targets=3, bounds=None)
+
+
+def test_one_radius_of_an_attack_in_several_norms_is_a_list() -> None:
+    """eps is a number in other attacks, so that one number alone cannot be told from several."""
+    flags = ["--data=digits", "--finetune.attack=multi_apgd", "--finetune.attack.norms=linf"]
+    attack = parse([*flags, "--finetune.attack.eps=[8/255]"]).experiment.finetune.attack
+    assert attack == MultiAPGD(norms=("linf",), eps=(8 / 255,), bounds=None)
+    with pytest.raises(ConfigError, match=r"`finetune.attack.eps`: .* Of one, write \[0.031"):
+        parse([*flags, "--finetune.attack.eps=8/255"])
