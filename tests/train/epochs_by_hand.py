@@ -26,18 +26,25 @@ def start(experiment: Experiment) -> models.Classifier:
     return model
 
 
-def train(experiment: Experiment, model: nn.Module, **how: Any) -> dict[str, Tensor]:
-    """The weights after two epochs of method ranli: SGD, full tuning, no warm-up."""
+def train(
+    experiment: Experiment, model: models.Classifier, *, halves: int = 2, **how: Any
+) -> dict[str, Tensor]:
+    """The backbone after two epochs of method ranli: SGD, full tuning, no warm-up; with one half
+    the clean one's place is empty."""
     ((_name, stage),) = experiment.stages("ranli")
     data = experiment.data.load().train
     size = stage.batch_size
     updates = -(-len(data) // size)
     attack = stage.attack.under(experiment.threat) if stage.attack else None
+
+    def decays(parameter: Tensor) -> bool:
+        return parameter.ndim in (2, 4)  # the class token and the positions have three
+
     optimizers = [
         torch.optim.SGD(
             [
-                {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.01},
-                {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+                {"params": [p for p in model.parameters() if decays(p)], "weight_decay": 0.01},
+                {"params": [p for p in model.parameters() if not decays(p)], "weight_decay": 0.0},
             ],
             lr=stage.optimizer.lr,
             momentum=0.9,
@@ -66,7 +73,7 @@ def train(experiment: Experiment, model: nn.Module, **how: Any) -> dict[str, Ten
     for number in range(2):
         theta = copy.deepcopy(model.state_dict())
         natural = theta
-        if how["natural"]:
+        if halves == 2:
             epoch(number, optimizers[0], "natural", attacked=False)
             natural = copy.deepcopy(model.state_dict())
             model.load_state_dict(theta)
@@ -75,7 +82,7 @@ def train(experiment: Experiment, model: nn.Module, **how: Any) -> dict[str, Ten
         model.load_state_dict(
             {name: merged(name, theta[name], natural[name], own[name], **how) for name in own}
         )
-    return copy.deepcopy(model.state_dict())
+    return copy.deepcopy(model.backbone.state_dict())
 
 
 def merged(  # noqa: PLR0913 - a formula
@@ -87,7 +94,6 @@ def merged(  # noqa: PLR0913 - a formula
     beta: float,
     projection: str = "cosine",
     statistics: bool = True,
-    **_how: Any,
 ) -> Tensor:
     """The weights of one tensor."""
     if theta.ndim == 0 or ("running" in name and not statistics):

@@ -1,9 +1,12 @@
 """The resume file: whole, safe, and bit for bit."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from roli_fast.errors import CheckpointError
@@ -90,6 +93,55 @@ def test_fused_kernels_take_over_and_hand_over(tmp_path: Path, kind: str, was_fu
     train(second, after, range(3, 6))
     for name, tensor in straight.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_further_tensors_and_optimisers_come_back(tmp_path: Path, kind: str) -> None:
+    """Each under its name, with dots in the names of tensors and none mixed up."""
+    model = smooth_net()
+    own, other = optimiser(kind, model), optimiser(kind, model)
+    train(model, own, range(2))
+    train(model, other, range(3))
+    kept = {"start": {"1.weight": torch.ones(5, 9)}, "natural": {"1.weight": torch.zeros(5, 9)}}
+    path = tmp_path / "resume.safetensors"
+    save_resume(
+        path,
+        model={},
+        best={},
+        optimizer=own,
+        progress=Progress(phase=1, counts=[1.0, 2.0**53], accuracies={"l2": 0.1 + 0.2}),
+        kept=kept,
+        others={"natural": other},
+    )
+    saved = load_resume(path)
+    assert saved.progress == Progress(phase=1, counts=[1.0, 2.0**53], accuracies={"l2": 0.1 + 0.2})
+    assert saved.model == saved.best == {} and saved.kept.keys() == kept.keys()
+    for name, tensors in kept.items():
+        assert torch.equal(saved.kept[name]["1.weight"], tensors["1.weight"])
+    assert list(saved.others) == ["natural"]
+    for optimizer, state in ((own, saved.optimizer), (other, saved.others["natural"])):
+        slots = optimizer.state_dict()["state"]
+        assert slots.keys() == state.keys() and len(slots) == 4
+        for index, values in slots.items():
+            for slot, value in values.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[index][slot]))
+
+
+def test_a_file_from_before_there_were_phases_is_read(tmp_path: Path) -> None:
+    model = net()
+    path = tmp_path / "resume.safetensors"
+    tensors = changing_tensors(model, ["3.bias"])
+    sgd = optimiser("sgd", model)
+    save_resume(path, model=tensors, best={}, optimizer=sgd, progress=Progress(epoch=3, step=2))
+    with safe_open(path, "pt") as file:
+        meta = json.loads(file.metadata()["roli_fast_resume"])
+    for name in ("phase", "counts", "accuracies"):
+        del meta["progress"][name]
+    found = load_file(path)
+    save_file(found, path, {"roli_fast_resume": json.dumps(meta)})
+    saved = load_resume(path)
+    assert saved.progress == Progress(epoch=3, step=2) and saved.model.keys() == tensors.keys()
+    assert saved.kept == saved.others == {}
 
 
 def test_a_frozen_backbone_is_not_stored() -> None:

@@ -28,6 +28,7 @@ KINDS = {
     "n-fgsm": ["--ranli.attack=n-fgsm"],
     "rs-fgsm": ["--ranli.attack=rs-fgsm"],
     "clean": ["--ranli.attack=null"],
+    "gradient projection": ["--ranli.gradient_projection={}"],
 }
 
 

@@ -55,7 +55,7 @@ def in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([f"{GP}.beta=0.3"], dict(beta=0.3)),
         ([f"{GP}.projection=true"], dict(beta=0.5, projection="true")),
-        ([f"{GP}.natural=false"], dict(beta=0.5, natural=False)),
+        ([f"{GP}.natural=false"], dict(beta=0.5, halves=1)),
         ([f"{GP}.beta=0.3", *RESNET], dict(beta=0.3)),
         ([f"{GP}.merge_statistics=false", *RESNET], dict(beta=0.5, statistics=False)),
     ],
@@ -69,11 +69,11 @@ def test_epochs_are_those_written_by_hand(
     run_small(tmp_path / "run", *flags)
     experiment = small(*flags)
     model = epochs_by_hand.start(experiment).double()
-    expected = epochs_by_hand.train(experiment, model, **{"natural": True, **how})
+    expected = epochs_by_hand.train(experiment, model, **how)
     found, moved = last(tmp_path / "run"), 0
     plain = {name: tensor for name, tensor in expected.items() if name in found}
     assert len(plain) > 10
-    fresh = epochs_by_hand.start(experiment).double().state_dict()
+    fresh = epochs_by_hand.start(experiment).double().backbone.state_dict()
     for name, tensor in plain.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-12)
         moved += not torch.equal(fresh[name], tensor)
@@ -85,7 +85,7 @@ def test_the_control_is_half_of_each_epochs_way(tmp_path: Path) -> None:
     flags = [*ONE, *SGD, "--ranli.epochs=1"]
     run_small(tmp_path / "plain", *flags)
     run_small(tmp_path / "slow", *flags, f"{GP}.natural=false", f"{GP}.beta=0.25")
-    start = epochs_by_hand.start(small(*flags)).state_dict()
+    start = epochs_by_hand.start(small(*flags)).backbone.state_dict()
     plain, slow = last(tmp_path / "plain"), last(tmp_path / "slow")
     for name, tensor in plain.items():
         expected = start[name].double() + 0.75 * (tensor.double() - start[name])
@@ -143,17 +143,19 @@ def test_the_clean_half_costs_one_pass_a_sample(
 
 def test_counts_records_and_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Any] = []
+    moves: list[int] = []
     original = loop.StageLoop._bar
 
     def kept(self: loop.StageLoop) -> Any:
         bars.append(original(self))
+        bars[-1].update = moves.append
         return bars[-1]
 
     monkeypatch.setattr(loop.StageLoop, "_bar", kept)
     run_small(tmp_path / "run", *ONE, f"{GP}.beta=0.3")
     result = json.loads((tmp_path / "run/seed-0/ranli/stage-1-ranli/result.json").read_text())
     assert result["train_images"] == 2 * 2 * 72
-    assert [(bar.n, bar.total) for bar in bars] == [(288, 288)]
+    assert [bar.total for bar in bars] == [288] and moves == [24] * 12
     rows = records(tmp_path / "run")
     assert [row["epoch"] for row in rows] == [0, 1]
     for row in rows:
@@ -177,13 +179,13 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-CASES = [("vit", n) for n in (1, 3, 4, 6, 8, 9, 11)]
-CASES += [("resnet, sgd", n) for n in (2, 5, 9)]
-CASES += [("control", n) for n in (2, 3, 5)] + [("bf16, parts", n) for n in (2, 11)]
+CASES = [("vit", n, "signal") for n in (1, 3, 4, 6, 8, 11)]
+CASES += [("vit", n, "crash") for n in (3, 4, 6, 9)]
+CASES += [("resnet, sgd", 2, "signal"), ("resnet, sgd", 9, "signal"), ("resnet, sgd", 5, "crash")]
+CASES += [("control", 2, "signal"), ("control", 3, "crash"), ("bf16, parts", 5, "signal")]
 
 
-@pytest.mark.parametrize("how", ["signal", "crash"])
-@pytest.mark.parametrize(("kind", "after"), CASES)
+@pytest.mark.parametrize(("kind", "after", "how"), CASES)
 def test_a_stop_at_any_update_of_either_half(
     straight: dict[str, Path],
     tmp_path: Path,
@@ -283,7 +285,7 @@ def test_every_tuning_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ke
     run_small(tmp_path / "run", *flags)
     ((kept, trained),) = sizes
     assert trained <= kept <= trained + 2  # beside them the normalisation's mean and deviation
-    fresh = epochs_by_hand.start(small(*flags)).state_dict()
+    fresh = epochs_by_hand.start(small(*flags)).backbone.state_dict()
     found = last(tmp_path / "run")
     changed = [n for n, t in fresh.items() if n in found and not torch.equal(found[n], t)]
     assert changed or key not in ("full", "linear", "bias")
@@ -331,7 +333,7 @@ DOUBLE = ["--finetune.gradient_projection.beta=0.4"]
 
 
 def codes(members: list[Any]) -> list[Any]:
-    return [member.process.exitcode or member.value or member.error for member in members]
+    return [member.process.exitcode or member.value for member in members]
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
