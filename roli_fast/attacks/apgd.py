@@ -19,6 +19,7 @@ from roli_fast.attacks.base import (
     BallAttack,
     Radius,
     check_choice,
+    check_density,
     check_steps,
     ids_of,
 )
@@ -92,8 +93,7 @@ class APGD(BallAttack):
         check_choice("keep", self.keep, ("adversarial", "best"))
         check_choice("rng", self.rng, ("native", "official"))
         check_positive("rho", self.rho)
-        if not 0 <= self.density <= 1:
-            raise ArgumentError(describe("density", "a number in [0, 1]", self.density))
+        check_density(self.density)
         if not self.random_start:
             self._check_no_random_start()
         if self.large_radius:

@@ -186,6 +186,12 @@ def check_radii(eps: Tensor, x: Tensor) -> None:
         raise ArgumentError(describe("eps", "finite radii >= 0", eps.tolist()))
 
 
+def check_density(value: float) -> None:
+    """Raise unless `value` is a part of an image's entries."""
+    if not 0 <= value <= 1:
+        raise ArgumentError(describe("density", "a number in [0, 1]", value))
+
+
 def check_steps(name: str, value: object) -> None:
     """Raise unless `value` is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

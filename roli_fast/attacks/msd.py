@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import ATTACKS, AttackResult, Ball, check_steps, ids_of
+from roli_fast.attacks.base import ATTACKS, AttackResult, Ball, check_density, check_steps, ids_of
 from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Passes, Samples
 from roli_fast.attacks.pgd import Best
-from roli_fast.attacks.several_balls import CIFAR_EPS, CIFAR_NORMS, SeveralBalls
+from roli_fast.attacks.several_balls import USUAL_EPS, USUAL_NORMS, SeveralBalls
 from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
-from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import Norm
 from roli_fast.norms.l1 import L1
 from roli_fast.threat import Bounds, check_positive
@@ -49,8 +48,8 @@ class MSD(SeveralBalls):
         bounds: lowest and highest valid pixel; null takes the run's threat model.
     """
 
-    norms: tuple[str, ...] | None = CIFAR_NORMS
-    eps: tuple[float, ...] | None = CIFAR_EPS
+    norms: tuple[str, ...] | None = USUAL_NORMS
+    eps: tuple[float, ...] | None = USUAL_EPS
     steps: int = 10
     step_size_linf: float | None = None
     step_size_l2: float | None = None
@@ -65,8 +64,7 @@ class MSD(SeveralBalls):
             size = getattr(self, f"step_size_{norm}")
             if size is not None:
                 check_positive(f"step_size_{norm}", size)
-        if not 0 <= self.density <= 1:
-            raise ArgumentError(describe("density", "a number in [0, 1]", self.density))
+        check_density(self.density)
 
     @property
     def label(self) -> str:

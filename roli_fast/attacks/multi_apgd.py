@@ -8,14 +8,13 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks.apgd_search import Pass, Plan, climb
 from roli_fast.attacks.apgd_stepping import OneNorm, SeveralNorms
-from roli_fast.attacks.base import ATTACKS, AttackResult, Ball, check_steps, ids_of
+from roli_fast.attacks.base import ATTACKS, AttackResult, Ball, check_density, check_steps, ids_of
 from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Passes, Samples
 from roli_fast.attacks.pgd import Best
-from roli_fast.attacks.several_balls import CIFAR_EPS, CIFAR_NORMS, SeveralBalls
+from roli_fast.attacks.several_balls import USUAL_EPS, USUAL_NORMS, SeveralBalls
 from roli_fast.engine import Cost, Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
-from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds, check_positive
 
 
@@ -81,8 +80,8 @@ class MultiAPGD(SeveralBalls):
         bounds: lowest and highest valid pixel; null takes the run's threat model.
     """
 
-    norms: tuple[str, ...] | None = CIFAR_NORMS
-    eps: tuple[float, ...] | None = CIFAR_EPS
+    norms: tuple[str, ...] | None = USUAL_NORMS
+    eps: tuple[float, ...] | None = USUAL_EPS
     steps: int = 10
     l1_steps: int | None = None
     rho: float = 0.75
@@ -95,8 +94,7 @@ class MultiAPGD(SeveralBalls):
         if self.l1_steps is not None:
             check_steps("l1_steps", self.l1_steps)
         check_positive("rho", self.rho)
-        if not 0 <= self.density <= 1:
-            raise ArgumentError(describe("density", "a number in [0, 1]", self.density))
+        check_density(self.density)
 
     @property
     def label(self) -> str:

@@ -7,12 +7,13 @@ from typing import TypeVar
 from torch import Tensor
 
 from roli_fast.attacks.base import Attack, Ball
+from roli_fast.attacks.union import USUAL
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds, ThreatModel, check_bounds, check_images, check_positive
 
-CIFAR_NORMS = ("linf", "l2", "l1")
-CIFAR_EPS = (8 / 255, 0.5, 12.0)
+USUAL_NORMS = tuple(norm for norm, _ in USUAL)
+USUAL_EPS = tuple(eps for _, eps in USUAL)
 """The balls that multi-norm papers attack on CIFAR-10."""
 
 SeveralBallsT = TypeVar("SeveralBallsT", bound="SeveralBalls")

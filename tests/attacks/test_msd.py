@@ -15,12 +15,12 @@ from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError
 from roli_fast.threat import known_values
 
-EPS: dict[str, float] = {"linf": 0.03, "l2": 0.25, "l1": 2.0}
+EPS: dict[str, float] = {"linf": 0.09, "l2": 0.88, "l1": 5.7}
 NORMS = tuple(EPS)
 
 
 def attack(**options: Any) -> MSD:
-    return MSD(**dict(norms=NORMS, eps=tuple(EPS.values())) | options)
+    return MSD(norms=NORMS, eps=tuple(EPS.values()), **options)
 
 
 def plain(
@@ -56,7 +56,7 @@ def test_it_equals_a_plain_version(steps: int, given: bool) -> None:
     sizes = {"linf": min(1, 5 / steps), "l2": min(1, 5 / steps), "l1": min(1, 50 / 12 / steps)}
     options: dict[str, Any] = {}
     if given:
-        sizes = {"linf": 0.7, "l2": 0.2, "l1": 0.5}
+        sizes = {"linf": 0.4, "l2": 0.38, "l1": 0.4}
         options = {f"step_size_{norm}": size for norm, size in sizes.items()}
     found = attack(steps=steps, **options)(model, x, y)
     taken = set()
@@ -90,12 +90,12 @@ def test_the_choice_worked_by_hand() -> None:
 
 
 def test_images_of_one_batch_choose_for_themselves() -> None:
-    """The pictures of a batch end in different balls."""
+    """In one step: linf and l2 move all entries, l1 5 % of them."""
     model, x = Wavy(dtype=torch.float32), pictures(24, torch.float32)
     y = predicted(model, x)
     delta = (attack(steps=1)(model, x, y) - x).flatten(1)
-    sparse_ones = (delta != 0).sum(1) < 30
-    assert sparse_ones.any() or (delta.abs().amax(1) > EPS["linf"]).any()
+    by_l1 = (delta != 0).sum(1) < 30
+    assert 0 < by_l1.sum() < 24
     alone = torch.cat([attack(steps=1)(model, x[i : i + 1], y[i : i + 1]) for i in range(24)])
     assert torch.allclose(x + delta.view_as(x), alone, atol=1e-6)
 

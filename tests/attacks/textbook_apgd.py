@@ -40,7 +40,8 @@ def project(point: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
             low, high = (middle, high) if shrunk(middle).sum() > eps else (low, middle)
     else:
         high = 0.0
-    return x + delta.sign() * shrunk(high)
+    left = shrunk(high)
+    return x + delta.sign() * torch.where(left < 1e-12, 0.0, left)  # what bisection leaves of 0
 
 
 def sparse(grad: Tensor, density: float) -> Tensor:

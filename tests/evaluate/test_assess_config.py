@@ -7,7 +7,17 @@ import torch
 from evaluated_models import SIZE
 from tiny_models import SMALL, tiny
 
-from roli_fast.attacks import APGDT, ATTACKS, FAB, PGD, Attack, AutoAttack, Square
+from roli_fast.attacks import (
+    APGDT,
+    ATTACKS,
+    FAB,
+    MSD,
+    PGD,
+    Attack,
+    AutoAttack,
+    MultiAPGD,
+    Square,
+)
 from roli_fast.configuration.types import descriptions, field_types
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
@@ -39,6 +49,9 @@ BASE = ["--model=evaluated_models:nearest", "--data=digits", f"--data.image_size
         ("APGD-T-ce-5-r2", APGDT(loss="ce", steps=5, restarts=2)),
         ("fab-9", FAB(steps=9)),
         ("square-11", Square(n_queries=11)),
+        ("multi-apgd-5", MultiAPGD(steps=5)),
+        ("multi_apgd", MultiAPGD()),
+        ("msd-50", MSD(steps=50)),
         ("pgd-kl-4-eot3", PGD(loss="kl", steps=4, eot=3)),
     ],
 )

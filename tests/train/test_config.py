@@ -1,11 +1,12 @@
 """YAML files and flags become an Experiment, and wrong ones are named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from roli_fast.attacks import APGDT, PGD
+from roli_fast.attacks import APGDT, MSD, PGD, MultiAPGD
 from roli_fast.configuration import RECIPES, read_yaml
 from roli_fast.configuration.types import descriptions, field_types
 from roli_fast.data import DATASETS
@@ -225,6 +226,45 @@ def test_an_attack_in_yaml_follows_the_threat_model(tmp_path: Path) -> None:
     attack = experiment.test.under(experiment.threat)
     assert (attack.eps, attack.norm, attack.bounds) == (0.1, "linf", (0.0, 1.0))  # type: ignore[attr-defined]
     assert attack.step_size is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("multi_apgd", MultiAPGD), ("msd", MSD)])
+def test_an_attack_in_several_norms_follows_those_of_the_threat(name: str, kind: Any) -> None:
+    threat = ["--threat.norm=l2", "--threat.eps=0.5", "--threat.other_norms=l1,linf"]
+    flags = [*threat, "--threat.other_eps=12,8/255", "--finetune.attack", name]
+    experiment = parse([*flags, "--finetune.attack.steps=3"]).experiment
+    attack = experiment.finetune.attack
+    assert attack == kind(norms=None, eps=None, bounds=None, steps=3)
+    assert attack is not None and attack.under(experiment.threat) == kind(
+        norms=("l2", "l1", "linf"), eps=(0.5, 12, 8 / 255), steps=3
+    )
+    some = parse([*flags, "--finetune.attack.norms=linf,l1"]).experiment.finetune.attack
+    assert some is not None and some.under(experiment.threat) == kind(
+        norms=("linf", "l1"), eps=(8 / 255, 12)
+    )
+    own = [*flags, "--finetune.attack.norms=linf,l1", "--finetune.attack.eps=4/255,9"]
+    given = parse(own).experiment.finetune.attack
+    assert given == kind(norms=("linf", "l1"), eps=(4 / 255, 9), bounds=None)
+
+
+def test_an_attack_in_several_norms_in_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "data: digits\n"
+        "threat: {norm: linf, eps: 8/255, other_norms: [l1], other_eps: [12]}\n"
+        "finetune: {attack: {name: multi_apgd, l1_steps: 15, norms: [l1]}}\n"
+    )
+    command = parse(["--config", str(file)])
+    attack = command.experiment.finetune.attack
+    assert attack == MultiAPGD(norms=("l1",), eps=None, l1_steps=15, bounds=None)
+    again = tmp_path / "again.yaml"
+    again.write_text(SCHEMA.to_yaml(command.experiment))
+    assert parse(["--config", str(again)]).experiment == command.experiment
+
+
+def test_a_norm_that_the_threat_lacks_is_named() -> None:
+    with pytest.raises(RoliFastError, match="'l1', which has no eps"):
+        parse(["--finetune.attack=multi_apgd", "--finetune.attack.norms=linf,l1"])
 
 
 @pytest.mark.parametrize(("steps", "flags"), [(100, []), (20, ["--test.steps", "20"])])

@@ -18,6 +18,7 @@ from roli_fast.train import loop
 from roli_fast.train.tally import Tally
 
 ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.epochs=2"]
+SEVERAL = ["--threat.other_norms=l2,l1", "--threat.other_eps=0.2,2", "--ranli.attack.steps=2"]
 KINDS = {
     "full": [],
     "sgd, l2": ["--ranli.optimizer.name=sgd", "--threat.norm=l2"],
@@ -27,6 +28,8 @@ KINDS = {
     "prompt": ["--ranli.tuning=prompt"],
     "n-fgsm": ["--ranli.attack=n-fgsm"],
     "rs-fgsm": ["--ranli.attack=rs-fgsm"],
+    "multi_apgd": ["--ranli.attack=multi_apgd", *SEVERAL, "--ranli.attack.l1_steps=3"],
+    "msd": ["--ranli.attack=msd", *SEVERAL],
     "clean": ["--ranli.attack=null"],
     "gradient projection": ["--ranli.gradient_projection={}"],
 }
