@@ -172,6 +172,51 @@ def switches() -> str | None:
     return "\n".join(lines)
 
 
+def growth() -> str | None:
+    """The figure of how time grows, and what it shows."""
+    results = read("growth-cpu")
+    if results is None:
+        return None
+    figure = FIGURES.relative_to(ROOT) / "growth-cpu.png"
+    start = ", ".join(f"{axis} {value}" for axis, value in results["case"]["start"].items())
+    return (
+        f"![time of an attack against batch, resolution, steps and depth]({figure})\n\n"
+        f"PGD on a small ViT ({start} where not varied): bf16 pays once a pass has enough to "
+        "multiply. All points of an axis in the same rounds (benchmarks/results/growth-cpu.json)."
+    )
+
+
+def memory() -> str | None:
+    """Peak memory beside the libraries."""
+    results = read("memory-cpu")
+    if results is None:
+        return None
+    cases: dict[str, dict[str, float]] = {}
+    for row in results["rows"]:
+        if row.get("peak_mb"):
+            cases.setdefault(row["case"], {})[row["name"]] = row["peak_mb"]
+    names = list(dict.fromkeys(name for rows in cases.values() for name in rows))
+    lines = [f"| peak memory, MB | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
+    for case, rows in cases.items():
+        cells = [f"{rows[name]:.0f}" if name in rows else "-" for name in names]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    lines += ["", "ViT-S at batch 8, each in a process of its own, what it imports included."]
+    return "\n".join(lines)
+
+
+def endtoend() -> str | None:
+    """Images a second of whole runs."""
+    results = read("endtoend-cpu")
+    if results is None:
+        return None
+    lines = ["| `python -m roli_fast.train` | images/s | waiting for images |", "|---|---|---|"]
+    for row in results["rows"]:
+        cells = [f"{row['images_per_second']:.0f}", f"{100 * row['waiting']:.1f} % of the time"]
+        lines.append(f"| {row['case']}, {row['name']} | {' | '.join(cells)} |")
+    lines += ["", f"PGD-7, a small ViT at 32x32; {where(results)}."]
+    return "\n".join(lines)
+
+
 def _milliseconds(row: dict[str, Any]) -> str:
     return f"{row['ms']:.4g} ms"
 
@@ -198,6 +243,9 @@ BLOCKS = {
     "autoattack": autoattack,
     "throughput": throughput,
     "switches": switches,
+    "growth": growth,
+    "memory": memory,
+    "endtoend": endtoend,
 }
 
 
