@@ -13,6 +13,7 @@ from roli_fast.attacks.apgd_schedule import (
     checkpoints,
     sparse_checkpoints,
 )
+from roli_fast.attacks.base import Radius
 from roli_fast.attacks.passes import Samples, take
 from roli_fast.threat import Bounds
 
@@ -54,10 +55,11 @@ class SeveralNorms:
     """A batch of m parts of equal size, one after another, each in its own norm and radius.
 
     Args:
-        parts: m pairs of how a part steps and of its eps, which goes before that of the samples.
+        parts: m pairs of how a part steps and of its eps, a number or one a sample of the part,
+            which goes before that of the samples.
     """
 
-    parts: tuple[tuple[OneNorm, float], ...]
+    parts: tuple[tuple[OneNorm, Radius], ...]
 
     def control(self, samples: Samples, start: Tensor, loss: Tensor, steps: int) -> Control:
         """See `Stepping`."""

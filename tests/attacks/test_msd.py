@@ -20,7 +20,7 @@ NORMS = tuple(EPS)
 
 
 def attack(**options: Any) -> MSD:
-    return MSD(**dict(norms=NORMS, eps=tuple(EPS.values())) | options)
+    return MSD(norms=NORMS, eps=tuple(EPS.values()), **options)
 
 
 def plain(
