@@ -272,7 +272,7 @@ class StageLoop:
     def _finish_phase(self, epoch: int) -> None:
         """On to the next phase, or with `step` at the end of the last one to the validation."""
         more = self.phase is not self.phases.own
-        if more:  # its weights wait for the merge, and come before nobody's eyes again
+        if more:  # nobody looks at these weights again before they are merged
             self._check_weights(epoch)
         self.phases.end(self.phase)
         self.progress.phase += 1
