@@ -267,7 +267,7 @@ def curve_attacks(
         return []
     if len(threats) > 1:
         got = ", ".join(threat.norm for threat in threats)
-        fix = "Radii of different norms cannot be compared: evaluate the others by themselves."
+        fix = "Radii of different norms cannot be compared: choose one by --norm and --eps."
         raise ConfigError(describe("curve", "one norm", got, fix))
     found = []
     for attack in attacks:

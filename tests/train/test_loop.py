@@ -167,7 +167,7 @@ def test_the_most_robust_epoch_is_kept_and_tested(
     states: list[dict[str, torch.Tensor]] = []
 
     def validate(model: Any, _batches: Any, used: Any, **_options: Any) -> Evaluation:
-        attacks.extend(used)
+        attacks.extend(used.values())
         states.append({n: t.clone() for n, t in model.backbone.state_dict().items()})
         return next(script)
 

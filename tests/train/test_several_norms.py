@@ -16,7 +16,7 @@ from roli_fast import models
 from roli_fast.configuration import read_yaml
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError, InterruptedRunError
-from roli_fast.evaluate import evaluate, read_report
+from roli_fast.evaluate import Evaluation, evaluate, read_report
 from roli_fast.evaluate.cli import parse as parse_evaluation
 from roli_fast.evaluate.driver import run as run_evaluation
 from roli_fast.seeds import derive_seed
@@ -77,6 +77,25 @@ def test_the_best_epoch_is_that_of_the_union(finished: Path) -> None:
     result = json.loads((finished / "seed-0/ranli/stage-1-ranli/result.json").read_text())
     assert result["best_validation_accuracy"] == max(scores)
     assert result["best_epoch"] == scores.index(max(scores))
+
+
+def test_an_epoch_that_is_best_in_every_norm_can_be_worse_in_the_union(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half and half of the images right in two norms, none in both; then a quarter, the same."""
+    script = iter([("1100", "0011", "1111"), ("1000", "1000", "1001")])
+
+    def validate(_model: Any, _batches: Any, used: Any, **_options: Any) -> Evaluation:
+        assert list(used) == list(NORMS)
+        return Evaluation(flags("1111"), dict(zip(used, map(flags, next(script)), strict=True)))
+
+    monkeypatch.setattr(loop, "evaluate", validate)
+    run_small(tmp_path / "run", *THREE, "--methods=probe", "--probe.epochs=2")
+    first, second = records(tmp_path / "run")
+    assert [first[f"validation_{norm}_accuracy"] for norm in NORMS] == [0.5, 0.5, 1.0]
+    assert [row["validation_robust_accuracy"] for row in (first, second)] == [0.0, 0.25]
+    path = tmp_path / "run/seed-0/probe/stage-1-probe/result.json"
+    assert json.loads(path.read_text())["best_epoch"] == 1
 
 
 def test_the_summary_and_its_table(finished: Path) -> None:
