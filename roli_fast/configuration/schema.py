@@ -70,7 +70,7 @@ class Schema(Generic[Root]):
         parser = self.parser()
         try:
             plain = json.dumps(self.to_class_paths(tree))
-            config = parser.parse_args(["--config", plain, *self.translate(overrides)])
+            config = parser.parse_args(["--config", plain, *self.translate(overrides, tree)])
             values = parser.instantiate(config)
             known: Any = self.root
             return known(**{f.name: values[f.name] for f in fields(known)})
@@ -159,8 +159,8 @@ class Schema(Generic[Root]):
         """The whole configuration as it is saved."""
         return yaml.safe_dump(self.to_tree(value), sort_keys=False, default_flow_style=None)
 
-    def translate(self, arguments: Sequence[str]) -> list[str]:
-        """Command-line overrides as jsonargparse wants them.
+    def translate(self, arguments: Sequence[str], tree: Mapping[str, Any]) -> list[str]:
+        """Command-line overrides of `tree` as jsonargparse wants them.
 
         `--data digits` becomes a class path and goes first, `8/255` a number, `0,1,2` a list.
         """
@@ -175,10 +175,11 @@ class Schema(Generic[Root]):
                 rest += [f"{flag}.{name}={value}" for name, value in short.items()]
             else:
                 first = kind in self.components and text not in _NULL
-                (chosen if first else rest).append(f"{flag}={self._value(flag[2:], text, kind)}")
+                value = self._value(flag[2:], text, kind, tree)
+                (chosen if first else rest).append(f"{flag}={value}")
         return chosen + rest
 
-    def _value(self, flag: str, text: str, kind: Any) -> str:
+    def _value(self, flag: str, text: str, kind: Any, tree: Mapping[str, Any]) -> str:
         if text in _NULL:
             return "null"
         if element(kind) in self._written and not text.startswith("["):
@@ -196,6 +197,9 @@ class Schema(Generic[Root]):
             registry, written = self.components[kind], self._written[kind](text)
             component = self._component(written, registry, flag)
             own = _starts_anew(registry, registry[written["name"]])
+            if registry is ATTACKS and _name_at(tree, flag) not in (None, written["name"]):
+                component = self._item(written, kind, flag)  # PGD in the place of another
+                own = True
             return json.dumps(component) if own else component["class_path"]
         if _NUMBERS.match(text):
             return json.dumps([load_yaml(part) for part in text.split(",")])
@@ -236,7 +240,14 @@ def _starts_anew(registry: Registry[Any], chosen: type) -> bool:
     component before has under the same name."""
     if registry is ATTACKS:
         return chosen is not PGD
-    return registry.kind in ("tuning", "objective")
+    return registry.kind in ("tuning", "objective", "schedule")
+
+
+def _name_at(tree: Any, path: str) -> str | None:
+    """The name of the component that a tree has at a dotted path, if it has one there."""
+    for part in path.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree.get("name") if isinstance(tree, Mapping) else tree
 
 
 def _join(where: str, name: str) -> str:

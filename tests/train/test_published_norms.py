@@ -26,7 +26,7 @@ from roli_fast.train.objectives.ramp import RAMP
 from roli_fast.train.objectives.sat import SAT
 from roli_fast.train.published_norms import NORM_RECIPES
 from roli_fast.train.schedules import Schedule, Step, Triangle
-from roli_fast.train.stage import Stage
+from roli_fast.train.stage import Stage, pgd_in_run
 
 PREACT, RN50, XCIT = "preact_resnet18", "resnet50", "xcit_small_12_p16_224"
 WRN28, WRN34, WRN70 = (f"wide_resnet{size}_cifar" for size in ("28_10", "34_20", "70_16"))
@@ -231,6 +231,15 @@ def test_any_field_can_be_overridden() -> None:
     assert experiment.threat == ThreatModel(
         "linf", 2 / 255, other_norms=("l2", "l1"), other_eps=(0.5, 12)
     )
+
+
+def test_pgd_takes_the_place_of_a_recipe_s_attack() -> None:
+    """With its own 10 steps, and with the threat's norms and radii."""
+    experiment = from_recipe("eat", "cifar10", "--test=pgd", "--validation=pgd")
+    assert experiment.test == experiment.validation == pgd_in_run(10)
+    more = from_recipe("eat", "cifar10", "--test=pgd", "--test.steps=3")
+    assert more.test == pgd_in_run(3)
+    assert from_recipe("max", "cifar10", "--finetune.schedule=step").finetune.schedule == Step()
 
 
 @pytest.mark.parametrize(
