@@ -38,8 +38,8 @@ class Stage:
         batch_size: images per update, over all processes and parts.
         accumulate: parts in which each process takes its images of an update, one after the other,
             so that a larger batch_size fits into memory; evaluation takes as many at once. The
-            update is that of one large batch, but for rounding; BatchNorm in training mode and
-            dropout see each part for itself. No part is of one image, so there may be fewer. A
+            update is that of one large batch, but for rounding; BatchNorm in training mode, dropout
+            and RAMP's mean over right samples see each part for itself. No part is of one image, so there may be fewer. A
             resume may change it.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         schedule: how the learning rate moves over the stage.
