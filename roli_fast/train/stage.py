@@ -39,8 +39,8 @@ class Stage:
         accumulate: parts in which each process takes its images of an update, one after the other,
             so that a larger batch_size fits into memory; evaluation takes as many at once. The
             update is that of one large batch, but for rounding; BatchNorm in training mode, dropout
-            and RAMP's mean over right samples see each part for itself. No part is of one image, so there may be fewer. A
-            resume may change it.
+            and RAMP's mean over right samples see each part for itself. No part is of one image,
+            so there may be fewer. A resume may change it.
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         schedule: how the learning rate moves over the stage.
         validate_every: epochs between validations; the last epoch is always validated.
