@@ -56,9 +56,7 @@ def plain_message(error: Exception, field_at: FieldAt) -> str:
     if found := _EXPECTED.search(text):
         return _value(path, found, _kind(path, field_at))
     if found := _OR_NULL.search(text):
-        if one := _ONE_FOR_SEVERAL.search(found[2]):
-            return describe(path, "several values or null", one[1], f"Of one, write [{one[1]}].")
-        return describe(path, f"{_WORDS.get(found[1], found[1])} or null", repr(found[2]))
+        return _or_null(path, found[1], found[2])
     return text
 
 
@@ -84,6 +82,12 @@ def _value(path: str, found: re.Match[str], kind: object) -> str:
         fix = f"Separate them by commas, without spaces: --{path} {_example(found['plain'])}"
         return describe(path, many, got, fix)
     return describe(path, _WORDS.get(found["plain"], found["plain"]), got)
+
+
+def _or_null(path: str, kind: str, got: str) -> str:
+    if one := _ONE_FOR_SEVERAL.search(got):
+        return describe(path, "several values or null", one[1], f"Of one, write [{one[1]}].")
+    return describe(path, f"{_WORDS.get(kind, kind)} or null", repr(got))
 
 
 def _example(kind: str) -> str:
