@@ -9,7 +9,7 @@ from torch import Tensor
 
 from roli_fast.attacks import Attack
 from roli_fast.attacks.base import BallAttack
-from roli_fast.errors import ConfigError, RoliFastError, describe
+from roli_fast.errors import ArgumentError, ConfigError, RoliFastError, describe
 from roli_fast.evaluate.by_norm import columns
 from roli_fast.evaluate.state import UNSEEN, accuracy_of, to_flags
 from roli_fast.threat import ThreatModel
@@ -41,6 +41,7 @@ def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
     found: list[Unseen] = []
     for attack in attacks:
         try:
+            _check_radius(attack, threat)
             under = [*columns(attack, threat).values()]
         except RoliFastError as error:
             fix = "An attack of its own ball needs both: square@l2=1, or norm and eps in YAML."
@@ -55,6 +56,17 @@ def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
     if twice:
         raise ConfigError(describe("unseen", "different attacks", f"{', '.join(twice)} twice"))
     return found
+
+
+def _check_radius(attack: Attack, threat: ThreatModel) -> None:
+    """A ball of its own is a norm and a radius, beside a threat of one norm too: whose radius says
+    nothing in another norm."""
+    if not isinstance(attack, BallAttack):
+        return
+    if attack.norm is None and attack.eps is not None:
+        raise ArgumentError(describe("norm", "one beside an eps", None))
+    if attack.norm is not None and attack.eps is None:
+        threat.radius(attack.norm)
 
 
 def together(entries: Sequence[dict[str, Any]], union: Tensor) -> dict[str, Any] | None:

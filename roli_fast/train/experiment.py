@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from roli_fast.attacks import Attack
-from roli_fast.attacks.base import BallAttack
 from roli_fast.data import DataSource
 from roli_fast.errors import ArgumentError, ConfigError, describe
 from roli_fast.evaluate import columns
@@ -138,13 +137,12 @@ class Experiment:
 
     def _check_measuring(self) -> None:
         """An objective that is settled on the accuracy under each norm needs a validation in it."""
-        for threat in self.threat.each:
-            attack = self.validation.under(threat)
-            own = (threat.norm, threat.eps)
-            if isinstance(attack, BallAttack) and (attack.norm, attack.eps) != own:
-                got, fix = (attack.norm, attack.eps), "Leave its norm and eps null."
-                what = "an attack that follows each norm of the threat"
-                raise ConfigError(describe("validation", f"{what}, here {own}", got, fix))
+        for name in ("norm", "norms", "eps"):
+            given = getattr(self.validation, name, None)
+            if given is not None:
+                what = "null for an objective that is settled on the accuracy in each norm"
+                fix = "Leave it out, or name the objective's norms."
+                raise ConfigError(describe(f"validation.{name}", what, given, fix))
 
     def stages(self, method: str) -> list[tuple[str, Stage]]:
         """The named stages of a method as they run, faults of `paper_compat` included, in order."""

@@ -188,6 +188,33 @@ def test_an_attack_with_a_norm_of_its_own_is_refused(tmp_path: Path) -> None:
         parse(["--config", str(file)])
 
 
+@pytest.mark.parametrize("norms", [["linf"], ["linf", "l1"]])
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ("norm: l2", r"got 'l2', which has no eps.*square@l2=1"),
+        ("eps: 0.5", r"`(norm|eps)`: .*YAML"),
+    ],
+)
+def test_an_unseen_attack_with_half_a_ball_is_refused(
+    tmp_path: Path, norms: list[str], own: str, words: str
+) -> None:
+    """In l2 the 8/255 of linf would be no attack at all."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"model: resnet18\ndata: digits\nunseen: [{{name: square, {own}}}]\n")
+    eps = ["8/255", "12"][: len(norms)]
+    flags = ["--config", str(file), f"--norm={','.join(norms)}", f"--eps={','.join(eps)}"]
+    with pytest.raises(ConfigError, match=rf"`unseen`: square-5000: .*{words}"):
+        parse(flags)
+
+
+def test_an_unseen_attack_takes_the_radius_of_a_norm_that_is_evaluated(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model: resnet18\ndata: digits\nunseen: [{name: square, norm: l1}]\n")
+    found = parse(["--config", str(file), "--norm=linf,l1", "--eps=8/255,12"]).assessment
+    assert [(one.threat.norm, one.threat.eps) for one in found.unseen_attacks] == [("l1", 12.0)]
+
+
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])

@@ -212,7 +212,21 @@ def test_an_objective_refuses_its_attack_at_once() -> None:
         small(*ONE, "--source=digits", "--pretrain.objective=refusing")
 
 
-def test_a_validation_that_cannot_measure_each_norm_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"`validation`: expected an attack that follows each"):
-        small(*SETTLE, "--validation.norm=linf")
-    small(*ONE, *NORMS, "--validation.norm=linf")
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        (["--validation.norm=linf"], "norm"),
+        (["--validation=multi_apgd", "--validation.norms=linf,l2"], "norms"),
+        (
+            ["--validation=msd", "--validation.norms=linf,l2", "--validation.eps=0.04,0.7"],
+            "norms",
+        ),
+    ],
+)
+def test_a_validation_that_cannot_measure_each_norm_is_refused(
+    flags: list[str], field: str
+) -> None:
+    """With balls of its own the accuracy is the same in every norm, and the pair by order."""
+    with pytest.raises(ConfigError, match=rf"`validation.{field}`: expected null for an objective"):
+        small(*SETTLE, *flags)
+    small(*ONE, *NORMS, *flags)
