@@ -1,5 +1,7 @@
 """Everything that defines a run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -128,9 +130,10 @@ class Experiment:
                     "For another method use finetune.tuning, or the method ranli.",
                 )
             )
-        stages = [stage for method in self.methods for _name, stage in self.stages(method)]
-        for stage in [*stages, self.pretrain] if self.source else stages:
-            stage.objective.check(stage.attack.under(self.threat) if stage.attack else None)
+        stages = [stage for method in self.methods for stage in self.stages(method)]
+        for name, stage in [*stages, ("pretrain", self.pretrain)] if self.source else stages:
+            with _in(name):
+                stage.objective.check(stage.attack.under(self.threat) if stage.attack else None)
             if stage.objective.needs_accuracies:
                 self._check_measuring()
         for name in ("validation", "test"):
@@ -194,12 +197,19 @@ class Experiment:
         Raises:
             ArgumentError: what an attack refuses under the threat.
         """
-        try:
+        with _in(name):
             return columns(self.compat.attack(getattr(self, name)), self.threat)
-        except ArgumentError as error:
-            text = str(error)
-            where = f"`{name}.{text[1:]}" if text.startswith("`") else f"`{name}`: {text}"
-            raise ArgumentError(where) from error
+
+
+@contextmanager
+def _in(field: str) -> Iterator[None]:
+    """Errors name the whole field: `eps` is `test.eps`."""
+    try:
+        yield
+    except ArgumentError as error:
+        text = str(error)
+        where = f"`{field}.{text[1:]}" if text.startswith("`") else f"`{field}`: {text}"
+        raise ArgumentError(where) from error
 
 
 PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes")

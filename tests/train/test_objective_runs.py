@@ -205,10 +205,10 @@ def test_a_stop_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_objective_refuses_its_attack_at_once() -> None:
-    with pytest.raises((ArgumentError, ConfigError), match="`attack`: expected no attack, got PGD"):
+    with pytest.raises((ArgumentError, ConfigError), match="`ranli.attack`: expected no attack, got PGD"):
         small(*ONE, "--ranli.objective=refusing")
     small(*ONE, "--methods=probe", "--ranli.objective=refusing")  # which does not run it
-    with pytest.raises((ArgumentError, ConfigError), match="`attack`: expected no attack, got PGD"):
+    with pytest.raises((ArgumentError, ConfigError), match="`ranli.attack`: expected no attack, got PGD"):
         small(*ONE, "--source=digits", "--pretrain.objective=refusing")
 
 
