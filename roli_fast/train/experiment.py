@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from roli_fast.attacks import Attack
-from roli_fast.attacks.base import BallAttack
 from roli_fast.data import DataSource
 from roli_fast.errors import ArgumentError, ConfigError, describe
 from roli_fast.evaluate import columns
@@ -15,7 +14,7 @@ from roli_fast.peft import Full, Linear
 from roli_fast.threat import ThreatModel
 from roli_fast.train.optim import Optimizer
 from roli_fast.train.paper_compat import PaperCompat, known_faults
-from roli_fast.train.stage import Stage, pgd_in_run
+from roli_fast.train.stage import Stage, measured, pgd_in_run
 
 
 def default_probe() -> Stage:
@@ -132,22 +131,29 @@ class Experiment:
             )
         stages = [stage for method in self.methods for stage in self.stages(method)]
         for name, stage in [*stages, ("pretrain", self.pretrain)] if self.source else stages:
+            attack = stage.attack.under(self.threat) if stage.attack else None
             with _in(name):
-                stage.objective.check(stage.attack.under(self.threat) if stage.attack else None)
+                stage.objective.check(attack)
             if stage.objective.needs_accuracies:
-                self._check_measuring()
+                self._check_measuring(measured(attack, self.threat))
         for name in ("validation", "test"):
             self.evaluations(name)
 
-    def _check_measuring(self) -> None:
+    def _check_measuring(self, threats: tuple[ThreatModel, ...]) -> None:
         """An objective that is settled on the accuracy under each norm needs a validation in it."""
-        for threat in self.threat.each:
-            attack = self.validation.under(threat)
-            own = (threat.norm, threat.eps)
-            if isinstance(attack, BallAttack) and (attack.norm, attack.eps) != own:
-                got, fix = (attack.norm, attack.eps), "Leave its norm and eps null."
-                what = "an attack that follows each norm of the threat"
-                raise ConfigError(describe("validation", f"{what}, here {own}", got, fix))
+        if len(threats) < 2:
+            got = ", ".join(threat.norm for threat in threats) or "none"
+            fix = "Leave the attack's norms null, or name the objective's own norms."
+            what = "two or more norms that the attack searches too, to measure them"
+            raise ConfigError(describe("threat.other_norms", what, got, fix))
+        fields = vars(self.validation)
+        given = (fields.get("norm") or fields.get("norms"), fields.get("eps"))
+        first, second, *_ = (self.validation.under(threat) for threat in threats)
+        if any(given) or first == second:
+            what = f"an attack that follows each norm of the threat, {threats[0].norm} first"
+            fix = "Leave its norm and eps null."
+            got = given if any(given) else self.validation.label
+            raise ConfigError(describe("validation", what, got, fix))
 
     def stages(self, method: str) -> list[tuple[str, Stage]]:
         """The named stages of a method as they run, faults of `paper_compat` included, in order."""
