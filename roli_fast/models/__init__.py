@@ -5,6 +5,7 @@ from roli_fast.models.factory import Model as Model
 from roli_fast.models.factory import create as create
 from roli_fast.models.factory import load as load
 from roli_fast.models.factory import restore as restore
+from roli_fast.models.factory import trained_classes as trained_classes
 from roli_fast.models.head import HeadInit as HeadInit
 from roli_fast.models.head import backbone_fingerprint as backbone_fingerprint
 from roli_fast.models.head import init_head as init_head

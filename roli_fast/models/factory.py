@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from roli_fast.models.normalization import choose_normalization
 from roli_fast.models.options import check_options, first_line, refusal
 from roli_fast.models.weights import load_backbone, read_card, read_state_dict, read_weights
 from roli_fast.seeds import derive_seed
+
+logger = logging.getLogger("roli_fast.models")
 
 EXTENSIONS = {"tuning": ("roli_fast.peft", "rebuild")}
 """Key of a card -> module and function that rebuild it on a plain classifier, before the weights
@@ -127,11 +130,13 @@ def create(
         seed: seeds the initial values.
         image_size: height and width of the images it will get; checked against the architecture
             where given.
-        with_head: take the head of the weight file too; it has to have as many outputs.
+        with_head: take the head of the weight file, or timm's own, too; it has to have as many
+            outputs.
 
     Raises:
         ArgumentError: unknown architecture, wrong options, fewer than one class, an image size that
-            does not fit, published weights of another architecture, or a download that failed.
+            does not fit, published weights of another architecture or timm's with another head, or
+            a download that failed.
         CheckpointError: a weight file that is missing, damaged or does not fit.
     """
     if num_classes < 1:
@@ -140,6 +145,8 @@ def create(
     card = read_card(path) if path else {}
     if extended := [key for key in EXTENSIONS if key in card]:
         raise CheckpointError(_not_plain(config, {key: card[key] for key in extended}))
+    if with_head:
+        _check_head(config, card, num_classes)
     backbone = _timm_model(config, num_classes, seed)
     file = read_weights(path) if path else None
     mean, std = choose_normalization(
@@ -151,6 +158,29 @@ def create(
     if file:
         load_backbone(model, file, with_head=with_head)
     return model
+
+
+def trained_classes(config: Model) -> tuple[str, ...]:
+    """What the outputs of the weight file's head are called; empty where it does not say."""
+    path = _local_weights(config)
+    return tuple(read_card(path).get("classes", ())) if path else ()
+
+
+def _check_head(config: Model, card: dict[str, Any], num_classes: int) -> None:
+    """timm puts a random head on weights of another number of classes, and tells nobody; a file of
+    ours fits a model of other options (another activation, say) without a word."""
+    published = timm.models.get_pretrained_cfg(config.name) if config.pretrained else None
+    if published and published.num_classes != num_classes:
+        got = f"a head of {published.num_classes} for {num_classes} classes"
+        fix = "Take a method with a fresh head (ranli), or name a classifier as model.weights."
+        raise ArgumentError(
+            describe("model.pretrained", "weights with a head for these classes", got, fix)
+        )
+    own = {"options": dict(config.options), "resize": config.resize}
+    for name, value in own.items():
+        if card and card.get(name) != value:
+            text = "%s was trained with model.%s %s, and is used with %s"
+            logger.warning(text, config.weights, name, card.get(name), value)
 
 
 def _local_weights(config: Model) -> Path | None:

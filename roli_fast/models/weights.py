@@ -175,10 +175,16 @@ def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], file: 
             "weights",
             "a file whose tensors match the model",
             f"'{file.path}' with {total} differences: {shown}",
-            f"It was read as {read_as}. Check model.name and model.options (img_size, patch_size, "
-            "embed_dim, depth ...).",
+            f"It was read as {read_as}. {_what_it_is(file.card)}",
         )
     )
+
+
+def _what_it_is(card: Mapping[str, Any]) -> str:
+    """Which fields to set; a file of ours knows their values."""
+    if not card:
+        return "Check model.name and model.options (img_size, patch_size, embed_dim, depth ...)."
+    return f"It was saved with model.name {card['name']} and model.options {card['options']}."
 
 
 def save_model(model: nn.Module, path: str | Path, *, classes: tuple[str, ...] = ()) -> None:

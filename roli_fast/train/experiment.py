@@ -1,5 +1,7 @@
 """Everything that defines a run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -12,7 +14,7 @@ from roli_fast.peft import Full, Linear
 from roli_fast.threat import ThreatModel
 from roli_fast.train.optim import Optimizer
 from roli_fast.train.paper_compat import PaperCompat, known_faults
-from roli_fast.train.stage import Stage, pgd_in_run
+from roli_fast.train.stage import Stage, measured, pgd_in_run
 
 
 def default_probe() -> Stage:
@@ -127,22 +129,33 @@ class Experiment:
                     "For another method use finetune.tuning, or the method ranli.",
                 )
             )
-        stages = [stage for method in self.methods for _name, stage in self.stages(method)]
-        for stage in [*stages, self.pretrain] if self.source else stages:
-            stage.objective.check(stage.attack.under(self.threat) if stage.attack else None)
+        stages = [stage for method in self.methods for stage in self.stages(method)]
+        for name, stage in [*stages, ("pretrain", self.pretrain)] if self.source else stages:
+            attack = stage.attack.under(self.threat) if stage.attack else None
+            with _in(name):
+                stage.objective.check(attack)
             if stage.objective.needs_accuracies:
-                self._check_measuring()
+                self._check_measuring(measured(attack, self.threat))
         for name in ("validation", "test"):
             self.evaluations(name)
 
-    def _check_measuring(self) -> None:
+    def _check_measuring(self, threats: tuple[ThreatModel, ...]) -> None:
         """An objective that is settled on the accuracy under each norm needs a validation in it."""
+        if len(threats) < 2:
+            got = ", ".join(threat.norm for threat in threats) or "none"
+            fix = "Leave the attack's norms null, or name the objective's own norms."
+            what = "two or more norms that the attack searches too, to measure them"
+            raise ConfigError(describe("threat.other_norms", what, got, fix))
+        fix = "Leave it out, or name the objective's norms."
         for name in ("norm", "norms", "eps"):
             given = getattr(self.validation, name, None)
             if given is not None:
                 what = "null for an objective that is settled on the accuracy in each norm"
-                fix = "Leave it out, or name the objective's norms."
                 raise ConfigError(describe(f"validation.{name}", what, given, fix))
+        first, second, *_ = (self.validation.under(threat) for threat in threats)
+        if first == second:
+            what = "an attack that follows each norm of the threat"
+            raise ConfigError(describe("validation", what, first.label, fix))
 
     def stages(self, method: str) -> list[tuple[str, Stage]]:
         """The named stages of a method as they run, faults of `paper_compat` included, in order."""
@@ -192,12 +205,19 @@ class Experiment:
         Raises:
             ArgumentError: what an attack refuses under the threat.
         """
-        try:
+        with _in(name):
             return columns(self.compat.attack(getattr(self, name)), self.threat)
-        except ArgumentError as error:
-            text = str(error)
-            where = f"`{name}.{text[1:]}" if text.startswith("`") else f"`{name}`: {text}"
-            raise ArgumentError(where) from error
+
+
+@contextmanager
+def _in(field: str) -> Iterator[None]:
+    """Errors name the whole field: `eps` is `test.eps`."""
+    try:
+        yield
+    except ArgumentError as error:
+        text = str(error)
+        where = f"`{field}.{text[1:]}" if text.startswith("`") else f"`{field}`: {text}"
+        raise ArgumentError(where) from error
 
 
 PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes")

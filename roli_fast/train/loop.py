@@ -26,7 +26,7 @@ from roli_fast.train.context import Context
 from roli_fast.train.fitting import checked
 from roli_fast.train.phases import Phase, Phases
 from roli_fast.train.replicas import say_what_differs
-from roli_fast.train.stage import Job, StageResult
+from roli_fast.train.stage import Job, StageResult, measured
 from roli_fast.train.tally import Tally
 from roli_fast.train.timed import Timed
 from roli_fast.train.update import Place, Updates
@@ -120,7 +120,7 @@ class StageLoop:
         objective, found = self.stage.objective, self.progress.accuracies
         if not objective.needs_accuracies:
             return
-        for threat in self.job.threat.each:
+        for threat in measured(self.attack, self.job.threat):
             if threat.norm not in found:
                 result = self._evaluated([self.job.validation.under(threat)])
                 (found[threat.norm],) = result.robust_accuracy.values()

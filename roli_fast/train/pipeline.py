@@ -25,6 +25,7 @@ from roli_fast.models import (
     init_head,
     load_backbone,
     load_head,
+    trained_classes,
 )
 from roli_fast.running.device import pick_device, pick_threads
 from roli_fast.running.ranks import Ranks
@@ -187,10 +188,20 @@ def _check_head(experiment: Experiment, splits: Splits, source: Splits | None) -
         fix = "Add --model.weights FILE, a robust model with its head, or take --methods scratch."
         expected = f"a trained classifier for the method {KEEPS_HEAD}"
         raise ConfigError(describe("model.weights", expected, got, fix))
-    if source and source.classes != splits.classes:
-        got = f"{source.num_classes} classes, others than the {splits.num_classes} of data"
+    field, own = ("source", source.classes) if source else ("model.weights", None)
+    own = own or trained_classes(config) or splits.classes  # files of others do not tell
+    if own != splits.classes:
+        # as many, or the same in another order, would train without a word from a wrong head
+        got = f"{_few(own)}, where data has {_few(splits.classes)}"
         fix = "With --methods ranli the head is a fresh one."
-        raise ConfigError(describe("source", f"data's classes for {KEEPS_HEAD}", got, fix))
+        expected = f"data's classes in their order for the method {KEEPS_HEAD}"
+        raise ConfigError(describe(field, expected, got, fix))
+
+
+def _few(classes: tuple[str, ...]) -> str:
+    """Names in their order, of many the first ones."""
+    more = ", ..." if len(classes) > 5 else ""
+    return f"{len(classes)} classes ({', '.join(classes[:5])}{more})"
 
 
 def _check_tuning(experiment: Experiment, model: Classifier) -> None:

@@ -24,6 +24,13 @@ def pgd_in_run(steps: int) -> PGD:
     return PGD(norm=None, eps=None, step_size=None, steps=steps, bounds=None)
 
 
+def measured(attack: Attack | None, threat: ThreatModel) -> tuple[ThreatModel, ...]:
+    """The threats of one norm for which an objective's accuracies are measured: those of the norms
+    that the stage's `attack` searches, for in others it cannot be trained."""
+    norms = getattr(attack, "norms", None)
+    return tuple(alone for alone in threat.each if norms is None or alone.norm in norms)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One round of training: what trains, on which images, for how long.

@@ -172,6 +172,7 @@ class TestMismatch:
         assert "missing cls_token; missing pos_embed" in str(caught.value)
         assert "; unknown bn1.bias; unknown bn1" in str(caught.value)
         assert "It was read as timm's names (it has none of: torchvision's" in str(caught.value)
+        assert "It was saved with model.name resnet18 and model.options {" in str(caught.value)
 
 
 class Dangerous:

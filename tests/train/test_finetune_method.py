@@ -1,19 +1,20 @@
 """The method finetune: a classifier is tuned further, from its own head."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small import run_small, small
 
 from roli_fast import peft
 from roli_fast.attacks import MultiAPGD
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
-from roli_fast.errors import CheckpointError, ConfigError
-from roli_fast.models import Model, create
+from roli_fast.errors import ArgumentError, CheckpointError, ConfigError
+from roli_fast.models import Model, create, save_model
 from roli_fast.threat import ThreatModel
 from roli_fast.train import loop
 from roli_fast.train.objectives import Adversarial
@@ -81,11 +82,48 @@ def test_without_a_head_it_says_what_is_missing(trained: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"`model.weights`.*finetune, got no weights.*FILE"):
         run_small(tmp_path / "a", *STILL)
     source = ["--source=digits", "--source.classes=1,2", "--pretrain.epochs=1"]
-    with pytest.raises(ConfigError, match=r"`source`.*2 classes, others than the 3.*ranli"):
+    with pytest.raises(ConfigError, match=r"`source`.*2 classes \(1, 2\), where data has 3.*ranli"):
         run_small(tmp_path / "b", *STILL, *source)
+    plain = tmp_path / "plain.safetensors"
+    save_file(load_file(trained), plain)  # without a card
     with pytest.raises(CheckpointError, match=r"head\.weight has shape \(3, 16\)"):
-        run_small(tmp_path / "c", *STILL, "--data.classes=1,2,3,4", f"--model.weights={trained}")
+        run_small(tmp_path / "c", *STILL, "--data.classes=1,2,3,4", f"--model.weights={plain}")
     assert not any((tmp_path / name).exists() for name in "abc")
+
+
+@pytest.mark.parametrize("classes", ["7,6,5", "0,1,2", "1,2,3,4"])
+def test_a_head_of_other_classes_is_refused(classes: str, trained: Path, tmp_path: Path) -> None:
+    """Three others, and the same three in another order, would fit without a word."""
+    flags = [*STILL, f"--data.classes={classes}", f"--model.weights={trained}"]
+    with pytest.raises(ConfigError, match=r"`model.weights`.*classes \(5, 6, 7\), where.*ranli"):
+        run_small(tmp_path / "run", *flags)
+    assert not (tmp_path / "run").exists()
+    again = [*flags[1:], "--methods=ranli", "--ranli.epochs=1"]  # a fresh head takes any
+    run_small(tmp_path / "fresh", *again)
+
+
+def test_timm_s_own_weights_need_a_head_of_as_many_classes() -> None:
+    """timm would leave a random one; told before anything is downloaded."""
+    config = Model("vit_tiny_patch16_224", pretrained=True)
+    with pytest.raises(ArgumentError, match=r"model.pretrained.*1000 for 3 classes.*ranli"):
+        create(config, num_classes=3, with_head=True)
+
+
+def test_weights_of_other_options_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An activation is no tensor: the file fits, and computes something else."""
+    options: dict[str, Any] = {"widths": [4], "depths": [1], "stem_width": 4}
+    path = tmp_path / "relu.safetensors"
+    made = create(Model("preact_resnet18", options=options | {"activation": "relu"}), num_classes=3)
+    save_model(made, path)
+    config = Model("preact_resnet18", weights=str(path), options=options)
+    create(config, num_classes=3, with_head=True)
+    assert "relu" in caplog.text
+    caplog.clear()
+    same = replace(config, options=options | {"activation": "relu"})
+    create(same, num_classes=3, with_head=True)
+    assert "trained with" not in caplog.text
 
 
 @pytest.mark.parametrize("select", ["best", "last"])

@@ -205,10 +205,10 @@ def test_a_stop_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_objective_refuses_its_attack_at_once() -> None:
-    with pytest.raises((ArgumentError, ConfigError), match="`attack`: expected no attack, got PGD"):
+    with pytest.raises(ArgumentError, match="`ranli.attack`: expected no attack, got PGD"):
         small(*ONE, "--ranli.objective=refusing")
     small(*ONE, "--methods=probe", "--ranli.objective=refusing")  # which does not run it
-    with pytest.raises((ArgumentError, ConfigError), match="`attack`: expected no attack, got PGD"):
+    with pytest.raises(ArgumentError, match="`pretrain.attack`: expected no attack, got PGD"):
         small(*ONE, "--source=digits", "--pretrain.objective=refusing")
 
 
@@ -230,3 +230,18 @@ def test_a_validation_that_cannot_measure_each_norm_is_refused(
     with pytest.raises(ConfigError, match=rf"`validation.{field}`: expected null for an objective"):
         small(*SETTLE, *flags)
     small(*ONE, *NORMS, *flags)
+
+
+def test_only_norms_that_the_attack_searches_are_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else one that it lacks could be chosen, which fails after the measuring, or a pretraining."""
+    attack = ["--ranli.attack=multi_apgd", "--ranli.attack.steps=1"]
+    flags = [*ONE, *NORMS, *attack, "--ranli.objective=ramp"]
+    with caplog.at_level(logging.INFO, logger="roli_fast"):
+        run_small(tmp_path / "run", *flags, "--ranli.attack.norms=linf,l1", "--ranli.epochs=1")
+    (line,) = [m for m in caplog.messages if "starts at robust accuracy" in m]
+    assert "linf" in line and "l1" in line and "l2" not in line
+    alone = [*ONE, *attack, "--ranli.attack.norms=linf,l1", "--ranli.attack.eps=0.1,2"]
+    with pytest.raises(ConfigError, match=r"`threat.other_norms`.*two or more.*got linf\. Leave"):
+        small(*alone, "--ranli.objective=ramp")
