@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ FINETUNE = (
     "5e-4 --finetune.optimizer.decay all --finetune.schedule step --finetune.select last "
     "--finetune.validate_every 3 --finetune.attack multi_apgd"
 ).split()
-OBJECTIVES: dict[str, list[str]] = {
+OBJECTIVES: dict[str, Sequence[str]] = {
     "AT-linf": ["--finetune.attack.norms", "linf"],
     "E-AT": ["--finetune.objective", "eat"],
     "MAX": [],
