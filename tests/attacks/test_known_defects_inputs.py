@@ -105,9 +105,11 @@ def test_images_that_are_not_square(kind: type[Attack], norm: str, size: tuple[i
 
 def test_a_radius_a_sample_equals_calls_with_one_radius(kind: type[Attack], norm: str) -> None:
     """per-sample eps: torchattacks PGD raises with random_start; foolbox runs K attacks."""
-    if "eps" not in inspect.signature(kind.run).parameters:
-        pytest.skip("takes no radius in a call")
     x, model = X.double(), Mixed().double()
+    if "eps" not in inspect.signature(kind.run).parameters:
+        with pytest.raises(TypeError, match="'eps'"):  # refused, never another radius in silence
+            short(kind, norm)(model, x, predicted(model, x), generator(), eps=0.1)
+        return
     y, attack, ids = predicted(model, x), short(kind, norm), torch.arange(6)
     radii = EPS[norm] * torch.tensor([0.0, 0.25, 0.5, 1.0, 2.0, 4.0]).double()
     together = attack(model, x, y, generator(), sample_ids=ids, eps=radii)
