@@ -108,10 +108,12 @@ def test_the_attack_is_that_of_an_evaluation() -> None:
 
 def test_engines_attack_and_the_plain_model_looks() -> None:
     model, batches = tiny(), batches_of(4, 8, 4)
+    whole = gather(model, batches, PGD_L2, keep_images=True)
     split = gather(model, batches, PGD_L2, engine=Engine(batch_size=1))
-    assert torch.allclose(split.features, gather(model, batches, PGD_L2).features, atol=1e-4)
+    assert torch.allclose(split.features, whole.features, atol=1e-4)
     short = gather(model, batches, PGD_L2, engine=Engine(dtype=torch.bfloat16), keep_images=True)
     assert short.x is not None and short.x.dtype == torch.float32
+    assert whole.x is not None and not torch.equal(short.x, whole.x)
     assert torch.equal(short.features, model.eval().features(short.x))
 
 
