@@ -11,7 +11,7 @@ from text_encoder import TextEncoder, token_batches
 from tiny_models import SIZES, SMALL, Mixed, images, tiny, untouched
 
 from roli_fast import PGD
-from roli_fast.analysis import LinearHead, gather, gather_cost, robust_drift
+from roli_fast.analysis import LinearHead, gather, gather_cost, margin_sensitivity, robust_drift
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, InputGradient
 from roli_fast.errors import ArgumentError, ArgumentTypeError
@@ -196,3 +196,16 @@ def test_wrong_calls() -> None:
         gather(model, [batch._replace(y=batch.y.int())])
     with pytest.raises(ArgumentError, match="eps"):
         gather(model, batches, PGD(eps=None))
+
+
+def test_the_callers_grad_mode_changes_nothing() -> None:
+    model, batches = tiny(), batches_of(3, 8, 3)
+    plain = [
+        gather(model, batches, PGD_L2).features,
+        margin_sensitivity(model, batches, "l2").samples,
+    ]
+    for around in (torch.no_grad, torch.inference_mode):
+        with around(), untouched(model):
+            found = gather(model, batches, PGD_L2).features
+            steepness = margin_sensitivity(model, batches, "l2").samples
+        assert torch.equal(found, plain) and torch.equal(steepness, slopes)
