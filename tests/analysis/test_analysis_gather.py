@@ -200,10 +200,8 @@ def test_wrong_calls() -> None:
 
 def test_the_callers_grad_mode_changes_nothing() -> None:
     model, batches = tiny(), batches_of(3, 8, 3)
-    plain = [
-        gather(model, batches, PGD_L2).features,
-        margin_sensitivity(model, batches, "l2").samples,
-    ]
+    plain = gather(model, batches, PGD_L2).features
+    slopes = margin_sensitivity(model, batches, "l2").samples
     for around in (torch.no_grad, torch.inference_mode):
         with around(), untouched(model):
             found = gather(model, batches, PGD_L2).features
