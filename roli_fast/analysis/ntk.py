@@ -119,7 +119,7 @@ class Kernel:
 
 
 def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent of the others
-    model: nn.Module,
+    model: nn.Module | LinearHead,
     x: Tensor,
     y: Tensor | None = None,
     *,
@@ -172,7 +172,7 @@ def empirical_ntk_cost(
     Raises:
         ArgumentError: N x C is above what fits into `memory`.
     """
-    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    view = LinearHead.of(model)
     item = (dtype or view.layer.weight.dtype).itemsize
     rows = images * view.classes
     check_memory(images, view.classes, item, memory)
