@@ -77,7 +77,7 @@ def kernel_regression(  # noqa: PLR0913 - one call, and each option is independe
     train, test = _coordinates(kernel_train, kernel_test, classes)
     labels, test_labels = y.cpu().numpy(), y_test.cpu().numpy()
     fold = _folds(labels, folds, seed)
-    scores: list[tuple[float, float, float]] = []
+    tried: list[tuple[float, float, float]] = []
     for strength in strengths:
         right = likelihood = 0.0
         for number in range(folds):
@@ -86,8 +86,8 @@ def kernel_regression(  # noqa: PLR0913 - one call, and each option is independe
             logits = train[out] @ weights
             right += float((logits.argmax(1) == labels[out]).sum())
             likelihood -= _loss(logits, labels[out])[0]
-        scores.append((right / len(labels), likelihood, strength))
-    validation, _, strength = max(scores)
+        tried.append((right / len(labels), likelihood, strength))
+    validation, _, strength = max(tried)
     weights = _fit(train, labels, strength)
     scores = test @ weights
     return Regression(
