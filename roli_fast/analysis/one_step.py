@@ -1,0 +1,301 @@
+"""What one update will do to features and logits, by one gradient and one Jacobian product.
+
+With f(x) = V phi(x) + b and delta_i = e_y - softmax(f(x_i)) at the start, one SGD step of rate eta
+on the SUM of the cross-entropies moves, to first order (Tomihari & Sato, "Understanding Linear
+Probing then Fine-tuning Language Models from NTK Perspective", NeurIPS 2024, arXiv:2405.16747):
+
+    d phi(x) = eta sum_i Theta(x, x_i) V^T delta_i,    d f(x) = eta sum_i (P + F)(x, x_i) delta_i,
+
+F(x, x') = V J(x) J(x')^T V^T by the backbone, P(x, x') = (<phi(x), phi(x')> + 1) I by the head. No
+kernel is built: g = sum_i J(x_i)^T V^T delta_i is minus a gradient, d phi = eta J(x) g one product
+along it, and the F part of d f is V d phi. Memory is a few copies of what trains.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from roli_fast.analysis.costs import Cost, attack_cost, count_of, say_for
+from roli_fast.analysis.derivatives import Network, Tangent, moving_names, network
+from roli_fast.analysis.descent import Descent, attacked, descend, in_dtype
+from roli_fast.analysis.residual import residual
+from roli_fast.analysis.view import LinearHead
+from roli_fast.attacks import Attack
+from roli_fast.data import Batch
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.threat import check_positive
+
+Optimize = Callable[[nn.Module, list[str]], torch.optim.Optimizer]
+"""(model, names) -> an optimiser over these parameters; `train`'s `Optimizer.build` is one."""
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """A predicted update; rows in the order of the batches, on the CPU.
+
+    Args:
+        features: d phi, (N, D).
+        logits: d f = backbone_part + head_part, (N, C).
+        backbone_part: sum_i F delta_i times the rate, V d phi, (N, C).
+        head_part: sum_i P delta_i times the rate, (N, C).
+        ft_ratio: mean over the images of |backbone_part| / |logits|; it may exceed 1 where the
+            parts cancel, and is 0 for a zero head.
+        lr: the rate; None with a tangent of the caller's.
+        tangent: the update itself, parameter name -> change, the head's among them.
+        residual: mean |delta_i| over the training images; NaN where they were not needed.
+        train_images: how many images the gradient was summed over.
+        notes: what the user should know.
+    """
+
+    features: Tensor
+    logits: Tensor
+    backbone_part: Tensor
+    head_part: Tensor
+    ft_ratio: float
+    lr: float | None
+    tangent: dict[str, Tensor] = field(repr=False)
+    residual: float
+    train_images: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> float:
+        """Mean |d phi| over the images."""
+        return float(self.features.norm(dim=1).mean())
+
+    @property
+    def backbone_size(self) -> float:
+        """Mean |V d phi| over the images."""
+        return float(self.backbone_part.norm(dim=1).mean())
+
+
+@dataclass(frozen=True)
+class Change:
+    """How features (N, D) and logits (N, C) really change under an update, on the CPU."""
+
+    features: Tensor
+    logits: Tensor
+
+    @property
+    def size(self) -> float:
+        """Mean |change of phi| over the images."""
+        return float(self.features.norm(dim=1).mean())
+
+
+def one_step(  # noqa: PLR0913 - one call, and each option is independent of the others
+    model: nn.Module | LinearHead,
+    train: Iterable[Batch],
+    batches: Iterable[Batch],
+    *,
+    names: Sequence[str] | None = None,
+    lr: float = 1.0,
+    attack: Attack | None = None,
+    tangent: Tangent | None = None,
+    head: str | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> OneStep:
+    """The change of features and logits that one update is predicted to make, to first order.
+
+    Under attack the update sees x'_i = attack(x_i) at the present weights, held fixed (envelope
+    theorem): valid while these stay the worst ones. `batches` are taken as they are: give clean
+    images, or attacked ones.
+
+    Costs one forward and one backward for each image of `train` (and the attack), and one product,
+    of about two forwards, for each of `batches`.
+
+    Args:
+        model: inputs (B, ...) -> logits (B, C), with a linear head.
+        train: the images that the update sees, fixed views, all of them in one sum.
+        batches: where the change is wanted.
+        names: the tensors that train (`peft.apply` gives them); None is what requires grad, or all
+            where nothing does, or what `tangent` names. The head always trains.
+        lr: the rate on the SUM of the losses. A mean over N images is lr / N here.
+        attack: a complete one (`.under(threat)`), for `train`; None is clean training.
+        tangent: an update to take in place of lr times the gradient, of `first_update` say; the
+            head stays where it is not named. `train` is then not looked at.
+        head: name of the head where it cannot be found.
+        dtype: compute in this dtype, in a copy of the model; None is the model's own. The attack
+            always sees the model as it is.
+        seed: of the attack's random start, by sample id.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        ArgumentError: a model without a linear head, no images, names it does not have.
+    """
+    check_positive("lr", lr)
+    view = LinearHead.of(model, head)
+    counts = count_of(train) if tangent is None else 0, count_of(batches)
+    known = None if None in counts else counts[0]
+    say_for(known, one_step_cost(view, counts[0] or 1, counts[1] or 1, attack))
+    moving = list(tangent) if tangent is not None and names is None else names
+    with network(in_dtype(view, dtype), moving) as net:
+        if tangent is None:
+            seen = attacked(view.model, train, attack, seed=seed)
+            found = descend(net, seen, lambda batch, logits: residual(logits, batch.y))
+            update = {name: lr * value for name, value in found.tangent.items()}
+            return predict(net, update, batches, lr=lr, descent=found)
+        net.check(tangent)
+        return predict(net, tangent, batches)
+
+
+def predict(
+    net: Network,
+    update: Tangent,
+    batches: Iterable[Batch],
+    *,
+    lr: float | None = None,
+    descent: Descent | None = None,
+) -> OneStep:
+    """The change that a given update makes, to first order; arguments as `OneStep`'s fields."""
+    rows: list[list[Tensor]] = []
+    for batch in batches:
+        phi, moved = net.push(batch.x, update)
+        backbone_part = moved @ net.head.layer.weight.detach().t()
+        head_part = net.head_part(phi, update)
+        rows.append([part.detach().cpu() for part in (moved, backbone_part, head_part)])
+    if not sum(len(row[0]) for row in rows):
+        raise ArgumentError(describe("batches", "at least one image", "none"))
+    features, backbone_part, head_part = (torch.cat(column) for column in zip(*rows, strict=True))
+    logits = backbone_part + head_part
+    return OneStep(
+        features,
+        logits,
+        backbone_part,
+        head_part,
+        ft_ratio=ft_ratio(backbone_part, logits),
+        lr=lr,
+        tangent=dict(update),
+        residual=descent.residual if descent else float("nan"),
+        train_images=descent.images if descent else 0,
+        notes=tuple(net.notes),
+    )
+
+
+def ft_ratio(backbone_part: Tensor, logits: Tensor) -> float:
+    """Mean over images of |F part| / |F part + P part|; 0 of an image whose F part is 0."""
+    above, below = backbone_part.double().norm(dim=1), logits.double().norm(dim=1)
+    return float(torch.where(above > 0, above / below, 0.0).mean())
+
+
+def actual_change(
+    model: nn.Module | LinearHead,
+    tangent: Tangent,
+    batches: Iterable[Batch],
+    *,
+    head: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Change:
+    """What an update really does: phi(theta + tangent) - phi(theta), and the same of the logits.
+
+    Two forwards for each image; the model's weights are left alone.
+
+    Args:
+        model: inputs (B, ...) -> logits (B, C), with a linear head.
+        tangent: parameter name -> change, `OneStep.tangent` say; the head's too.
+        batches: where the change is wanted.
+        head: name of the head where it cannot be found.
+        dtype: compute in this dtype, in a copy of the model; None is the model's own.
+    """
+    view, rows = LinearHead.of(model, head), []
+    count = count_of(batches)
+    say_for(count, actual_change_cost(count or 1))
+    with network(in_dtype(view, dtype), []) as net:
+        net.check(tangent)
+        for batch in batches:
+            after, before = net.moved(batch.x, tangent), net.moved(batch.x, {})
+            rows.append([(new - old).cpu() for new, old in zip(after, before, strict=True)])
+    if not rows:
+        raise ArgumentError(describe("batches", "at least one image", "none"))
+    return Change(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+
+def first_update(  # noqa: PLR0913 - one call, and each option is independent of the others
+    model: nn.Module | LinearHead,
+    train: Iterable[Batch],
+    optimizer: Optimize,
+    *,
+    names: Sequence[str] | None = None,
+    attack: Attack | None = None,
+    head: str | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """What an optimiser's first step really does to the weights: a tangent for `one_step`.
+
+    AdamW's first step is about lr * sign(gradient), plus decay: nothing like lr * gradient. The
+    step is made in a copy of the model on the mean of the losses over `train`.
+
+    Args:
+        model: inputs (B, ...) -> logits (B, C), with a linear head.
+        train: the images of the step, its first batch say.
+        optimizer: (model, names) -> the optimiser, at the rate of its first step; the `build` of
+            `train`'s `Optimizer` is one.
+        names: the tensors that train; the head's are added.
+        attack: as for `one_step`.
+        head: name of the head where it cannot be found.
+        dtype: the copy's; None is the model's own.
+        seed: of the attack's random start.
+
+    Returns:
+        Parameter name -> change, of the backbone's tensors and of the head's.
+    """
+    view = LinearHead.of(model, head)
+    count = count_of(train)
+    say_for(count, first_update_cost(view, count or 1, attack))
+    stepped = LinearHead.of(
+        copy.deepcopy(view.model).to(dtype or view.layer.weight.dtype), view.name
+    )
+    with network(stepped, moving_names(view, names)) as net:
+        seen = attacked(view.model, train, attack, seed=seed)
+        found = descend(net, seen, lambda batch, logits: residual(logits, batch.y))
+    own = dict(stepped.model.named_parameters())
+    before = {name: own[name].detach().clone() for name in found.tangent}
+    for name, value in found.tangent.items():
+        own[name].requires_grad_(True).grad = -value / found.images
+    optimizer(stepped.model, list(found.tangent)).step()
+    return {name: own[name].detach() - old for name, old in before.items()}
+
+
+def one_step_cost(
+    model: nn.Module | LinearHead, train_images: int, images: int, attack: Attack | None = None
+) -> Cost:
+    """A gradient for each training image, after its attack, and a JVP for each image."""
+    view = LinearHead.of(model)
+    held = _bytes_of(view) * 2 + images * 4 * (view.dimensions + 3 * view.classes)
+    cost = Cost(
+        "one step",
+        forwards=train_images + images,
+        weight_backwards=train_images,
+        jvps=images,
+        bytes=held,
+    )
+    return cost + attack_cost(attack, train_images, classes=view.classes) if attack else cost
+
+
+def actual_change_cost(images: int) -> Cost:
+    """Two forwards for each image."""
+    return Cost("actual change", forwards=2 * images)
+
+
+def first_update_cost(
+    model: nn.Module | LinearHead, train_images: int, attack: Attack | None = None
+) -> Cost:
+    """A gradient for each training image, after its attack; five copies of the model."""
+    view = LinearHead.of(model)
+    cost = Cost(
+        "first update",
+        forwards=train_images,
+        weight_backwards=train_images,
+        bytes=5 * _bytes_of(view),
+    )
+    return cost + attack_cost(attack, train_images, classes=view.classes) if attack else cost
+
+
+def _bytes_of(view: LinearHead) -> int:
+    return sum(p.numel() * p.element_size() for p in view.model.parameters())
