@@ -22,7 +22,7 @@ from roli_fast.analysis.view import LinearHead
 from roli_fast.train.starting import trained_model
 
 from harness.report import rounded
-from harness.timing import Plan, measure, warm
+from harness.timing import SHORTEST, Plan, measure, seconds
 from roli_fast import analysis
 from roli_fast.analysis import calibration
 from roli_fast.data import Batch, batches
@@ -56,22 +56,22 @@ def measured(experiment: Experiment, folder: Path, *, quick: bool = False) -> li
     left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     calls = {name: case.call for name, case in cases.items()}
     calls |= {"": lambda: _forward(model, images), "product": lambda: left @ right}
-    repeats = warm(calls, "cpu")
+    taken = {name: (call(), seconds(call, 1, "cpu"))[1] for name, call in calls.items()}
+    repeats = {name: max(1, round(SHORTEST / own)) for name, own in taken.items()}
     plan = Plan(least=1 if quick else 3, most=1 if quick else 7, budget=60)
     times = measure(calls, plan, "cpu", repeats)
     forward = (times.median("") or 0.0) / sum(len(batch.y) for batch in images)
     rate = 2 * SIDE**3 / (times.median("product") or 1.0)
     rows = [{"analysis": "a forward", "on": "an image", "seconds": rounded(forward)}]
     for name, case in cases.items():
-        seconds, predicted = times.median(name) or 0.0, case.cost.seconds(forward, rate)
         rows.append(
             {
                 "analysis": name,
                 "on": case.what,
                 "cost": str(case.cost),
                 "forward_units": case.cost.forward_units,
-                "predicted_seconds": rounded(predicted),
-                "seconds": rounded(seconds),
+                "predicted_seconds": rounded(case.cost.seconds(forward, rate)),
+                "seconds": rounded(times.median(name)),
             }
         )
     return rows
