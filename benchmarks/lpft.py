@@ -40,8 +40,10 @@ PATH = RESULTS / "lpft.json"
 METHODS = tuple(NAMES)
 SHARED = (
     f"--methods {','.join(METHODS)} --threads 1 --finetune.select last --test.steps 10 "
-    "--validation.steps 5 --analysis_images 400"
+    "--validation.steps 5 --analysis_images 0"
 ).split()
+IMAGES = 400
+"""Of each split, that every method is analysed on."""
 DIGITS = "--config quickstart --note=".split()
 CALTECH = (
     "--data json_splits --data.image_size 32 --data.max_per_class 6 --threat.eps 4/255 "
@@ -93,8 +95,10 @@ def experiment(args: argparse.Namespace) -> Experiment:
 
 
 def analyse(folder: Path) -> None:
-    """The predicted step of every stage, into each method's analysis.json."""
-    command = [sys.executable, "-m", "roli_fast.analyze", str(folder), "--ft_ratio"]
+    """Each method's analysis.json with the predicted step of every stage, on as many images of one
+    method as of another (a run's own light analysis looks at fewer where little was trained)."""
+    flags = ["--ft_ratio", "--images", str(IMAGES)]
+    command = [sys.executable, "-m", "roli_fast.analyze", str(folder), *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
 
 
@@ -112,6 +116,8 @@ def numbers(folder: Path) -> dict[str, float | None]:
         "norm_start": last["start"]["head"]["norm"],
         "norm_end": last["end"]["head"]["norm"],
     }
+    probed = folder / "stage-1-lp/result.json"
+    own["strength"] = json.loads(probed.read_text())["strength"] if probed.exists() else None
     for kind in ("clean", "adversarial"):
         own[f"residual_{kind}"] = last["start"]["residual"][kind]
         own[f"separation_{kind}"] = last["end"]["separation"][kind]
@@ -120,6 +126,9 @@ def numbers(folder: Path) -> dict[str, float | None]:
             own[f"{name}_{kind}"] = change[key]
         for name in ("ft_ratio", "predicted", "actual"):
             own[f"{name}_{kind}"] = step.get(name)
+        update = step.get("first_update") or {}
+        for name in ("predicted", "actual"):
+            own[f"update_{name}_{kind}"] = update.get(name)
         moved, logits = step.get("predicted"), step.get("predicted_logits")
         own[f"per_logit_{kind}"] = moved / logits if moved is not None and logits else None
         own |= calibrated(kind, found["calibration"][kind])
@@ -191,6 +200,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 ROWS = {
     "clean accuracy, %": ("clean", 100, 1),
     "robust accuracy, %": ("robust", 100, 1),
+    "L2 strength of LP": ("strength", 1, 6),
     "head norm, fresh": ("norm_fresh", 1, 2),
     "head norm, fine-tune starts": ("norm_start", 1, 2),
     "head norm, at the end": ("norm_end", 1, 2),
@@ -204,8 +214,10 @@ ROWS = {
             ("cka", "linear CKA to before", 1, 3),
             ("separation", "class separation", 1, 2),
             ("ft_ratio", "FT ratio", 1, 3),
-            ("predicted", "first step predicted", 1, 3),
-            ("actual", "first step made", 1, 3),
+            ("predicted", "SGD's first step, predicted", 1, 3),
+            ("actual", "SGD's first step, made", 1, 3),
+            ("update_predicted", "AdamW's first step, predicted", 1, 3),
+            ("update_actual", "AdamW's first step, made", 1, 3),
         )
         for kind in ("clean", "adversarial")
     },
