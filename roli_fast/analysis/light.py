@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.analysis import calibration
-from roli_fast.analysis.costs import Cost
+from roli_fast.analysis.costs import Cost, attack_cost
 from roli_fast.analysis.features import (
     Gathered,
     class_separation,
@@ -152,19 +152,10 @@ def calibrate(validation: Look, test: Look) -> dict[str, Any]:
     return calibration.report(*parts)
 
 
-def survey_cost(points: int, images: int, attack: Cost) -> Cost:
-    """What looking at `points` models costs, with as many training as validation images.
-
-    Args:
-        points: models, two for a stage.
-        images: of each of the two splits.
-        attack: of one image.
-    """
-    each = Cost("", forwards=2) + attack
-    total = Cost("light analysis")
-    for _ in range(2 * points):
-        total += replace(each, what="")
-    return replace(total, forwards=total.forwards * images)
+def look_cost(attack: Attack, images: int, classes: int) -> Cost:
+    """What one split of so many images costs, as one model sees it, clean and attacked."""
+    twice = Cost("light analysis", forwards=2 * images)
+    return (twice + attack_cost(attack, images, classes=classes)).named("light analysis")
 
 
 def head_tree(head: HeadNorms) -> dict[str, Any]:
@@ -183,7 +174,8 @@ def joined(a: Gathered, b: Gathered) -> Gathered:
     def both(name: str) -> Tensor:
         return torch.cat([getattr(a, name), getattr(b, name)])
 
-    return Gathered(both("features"), both("logits"), both("y"), both("ids"))
+    cost = a.cost + b.cost
+    return Gathered(both("features"), both("logits"), both("y"), both("ids"), cost)
 
 
 def number(value: float) -> float | None:

@@ -6,11 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from roli_fast.analysis import attack_cost
+from roli_fast.analysis.light import look_cost
 from roli_fast.attacks import Attack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.data import ImageDataset, Splits
 from roli_fast.evaluate.samples import mixed_order
 from roli_fast.train.experiment import Experiment
+from roli_fast.train.stage import Stage
 
 SHARE = 0.05
 """Of the passes that the run's training makes: what the analysis may take."""
@@ -64,7 +67,7 @@ def plan(experiment: Experiment, splits: Splits) -> Plan:
     Raises:
         ArgumentError: what the test's attack refuses under the threat.
     """
-    attack, notes = _attack(experiment)
+    attack, notes = _attack(experiment, splits.num_classes)
     most = experiment.analysis_images
     image = splits.train.image_size**2 * 3 * 4
     points = min(most, max(LEAST, _affordable(experiment, splits, attack)), MOST_BYTES // image)
@@ -82,11 +85,11 @@ def _order(labels: Tensor) -> Tensor:
     return mixed_order(labels, seed=0)
 
 
-def _attack(experiment: Experiment) -> tuple[Attack, tuple[str, ...]]:
+def _attack(experiment: Experiment, classes: int) -> tuple[Attack, tuple[str, ...]]:
     """The test's attack in the threat's first norm; the validation's where that one is too dear, or
-    is a series of attacks."""
+    is no search in one ball."""
     tested = next(iter(experiment.evaluations("test").values()))
-    if isinstance(tested, BallAttack) and passes(tested) <= MOST_PASSES:
+    if isinstance(tested, BallAttack) and _passes(tested, classes) <= MOST_PASSES:
         return tested, ()
     cheap = next(iter(experiment.evaluations("validation").values()))
     return cheap, (f"attacked by validation's {cheap.label}: {tested.label} would take too long",)
@@ -94,26 +97,24 @@ def _attack(experiment: Experiment) -> tuple[Attack, tuple[str, ...]]:
 
 def _affordable(experiment: Experiment, splits: Splits, attack: Attack) -> int:
     """Images for which the analysis of all methods keeps within its share."""
-    training, each = 0.0, 0.0
+    classes, training, each = splits.num_classes, 0.0, 0.0
     if experiment.source:
-        stage = experiment.pretrain
-        training += stage.epochs * len(splits.train) * (UPDATE + passes(stage.attack))
-    look = 2 + passes(attack)  # a clean pass, the attack, and a pass over what it found
+        training += _training(experiment, experiment.pretrain, splits)
     for method in experiment.methods:
-        stages = experiment.stages(method)
-        for _, stage in stages:
-            training += stage.epochs * len(splits.train) * (UPDATE + passes(stage.attack))
-        each += (2 * (len(stages) + 1) + 1) * look + len(stages) + len(RADII) * passes(attack)
+        stages = [stage for _, stage in experiment.stages(method)]
+        training += sum(_training(experiment, stage, splits) for stage in stages)
+        looks = 2 * (len(stages) + 1) + 1  # two splits of every model, the test of the last one
+        each += looks * look_cost(attack, 1, classes).forward_units + len(stages)
+        each += len(RADII) * _passes(attack, classes)
     return int(SHARE * training / each)
 
 
-def passes(attack: Attack | None) -> float:
-    """About how many passes a search makes for an image, forward and backward; 0 for none."""
-    if attack is None:
-        return 0
-    total = 0.0
-    for part in attack.parts:
-        steps = 2 * getattr(part, "steps", 1) if hasattr(part, "steps") else 2
-        steps = getattr(part, "n_queries", steps)
-        total += steps * getattr(part, "restarts", 1) * getattr(part, "targets", 1)
-    return total
+def _training(experiment: Experiment, stage: Stage, splits: Splits) -> float:
+    """Passes of a stage's training, in forwards of one image."""
+    attack = stage.attack.under(experiment.threat) if stage.attack else None
+    each = UPDATE + (_passes(attack, splits.num_classes) if attack else 0)
+    return stage.epochs * len(splits.train) * each
+
+
+def _passes(attack: Attack, classes: int) -> float:
+    return attack_cost(attack, 1, classes=classes).forward_units
