@@ -2,26 +2,18 @@
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from roli_fast import peft
 from roli_fast.data import Splits
 from roli_fast.engine import Engine
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate import UNION, evaluate
 from roli_fast.files import write_json
-from roli_fast.models import (
-    Classifier,
-    Model,
-    create,
-    init_head,
-    load_backbone,
-    load_head,
-)
+from roli_fast.models import Classifier
 from roli_fast.running.device import pick_device
 from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
@@ -30,7 +22,7 @@ from roli_fast.seeds import derive_seed
 from roli_fast.train.aftermath import analyse, write_report
 from roli_fast.train.checks import check, check_same_images
 from roli_fast.train.context import Context, counter
-from roli_fast.train.experiment import KEEPS_HEAD, Experiment
+from roli_fast.train.experiment import Experiment
 from roli_fast.train.fitting import checked
 from roli_fast.train.loop import run_stage
 from roli_fast.train.method_analysis import MethodAnalysis
@@ -42,6 +34,13 @@ from roli_fast.train.run_directory import (
     write_environment,
 )
 from roli_fast.train.stage import Job, Stage, StageResult
+from roli_fast.train.starting import (
+    finish,
+    fresh_model,
+    pretrain_folder,
+    stage_folder,
+    untuned_model,
+)
 from roli_fast.train.summary import summarise
 
 
@@ -129,12 +128,10 @@ class Pipeline:
         outcomes: dict[str, list[dict[str, Any]]] = {m: [] for m in experiment.methods}
         pretrained: list[StageResult] = []
         for seed in experiment.seeds:
-            weights = None
             if source:
-                weights, result = self._pretrain(source, seed)
-                pretrained.append(result)
+                pretrained.append(self._pretrain(source, seed))
             for method in experiment.methods:
-                outcomes[method].append(self._method(method, splits, seed, weights))
+                outcomes[method].append(self._method(method, splits, seed))
         if not self.test:
             self._write(self.run_dir / "validation.json", outcomes)
             return outcomes
@@ -147,57 +144,29 @@ class Pipeline:
         if self.context.team.leads:
             write_json(path, value)
 
-    def _pretrain(self, source: Splits, seed: int) -> tuple[Path, StageResult]:
-        """Robust pretraining on the source images; returns the weight file and the result."""
-        model = self._model(source, seed, weights=None)
-        folder = self.run_dir / f"seed-{seed}" / "pretrain"
+    def _pretrain(self, source: Splits, seed: int) -> StageResult:
+        """Robust pretraining on the source images."""
+        model = fresh_model(self.experiment, source, seed)
+        folder = pretrain_folder(self.run_dir, seed)
         stage = self.experiment.pretrain
-        result = self._stage("pretrain", "source", stage, model, source, seed, folder)
-        return folder / "best.safetensors", result
+        return self._stage("pretrain", "source", stage, model, source, seed, folder)
 
-    def _method(
-        self, method: str, splits: Splits, seed: int, weights: Path | None
-    ) -> dict[str, Any]:
+    def _method(self, method: str, splits: Splits, seed: int) -> dict[str, Any]:
         """The stages of one method and its test."""
-        head: Path | None = None
         results: list[StageResult] = []
         model: Classifier | None = None
-        base = self.run_dir / f"seed-{seed}" / method
         for number, (name, stage) in enumerate(self.experiment.stages(method), 1):
-            model = self._model(splits, seed, weights=weights, method=method)
-            if head:
-                load_head(model, head)
-            folder = base / f"stage-{number}-{name}"
+            model = untuned_model(self.experiment, splits, seed, method, number, self.run_dir)
+            folder = stage_folder(self.run_dir, seed, method, number, name)
             results.append(self._stage(name, method, stage, model, splits, seed, folder))
-            head = folder / "head.safetensors"
         assert model is not None, "every method has a stage"
         outcome = {"seed": seed, "stages": [asdict(result) for result in results]}
         if self.test:
-            outcome["test"] = self._test(model, splits, seed, base / "test.json")
+            path = self.run_dir / f"seed-{seed}" / method / "test.json"
+            outcome["test"] = self._test(model, splits, seed, path)
         place = (self.experiment, splits, self.run_dir, seed, method, self.context)
         analyse(MethodAnalysis(*place, test=self.test))
         return outcome
-
-    def _model(
-        self, splits: Splits, seed: int, *, weights: Path | None, method: str = ""
-    ) -> Classifier:
-        """The pretrained backbone with its head or a fresh one, or from scratch both at random."""
-        config: Model = self.experiment.model
-        keeps_head = method == KEEPS_HEAD
-        if method == "scratch":
-            config = replace(config, weights=None, pretrained=False)
-        elif weights:
-            config = replace(config, weights=str(weights), pretrained=False)
-        model = create(
-            config,
-            num_classes=splits.num_classes,
-            seed=derive_seed(seed, "init"),
-            image_size=splits.train.image_size,
-            with_head=keeps_head,
-        )
-        if not keeps_head:
-            init_head(model, self.experiment.fresh_head, seed=seed)
-        return model.to(self.context.device)
 
     def _stage(  # noqa: PLR0913 - what one stage is made of
         self,
@@ -211,10 +180,10 @@ class Pipeline:
     ) -> StageResult:
         """Run a stage, or read its result if it is finished; the model ends with its weights."""
         self.context.check()
+        model.to(self.context.device)
         done = folder / "result.json"
         if self.context.team.from_first(done.is_file()):
-            peft.apply(model, stage.tuning, seed=seed)  # what it inserted is in the file
-            load_backbone(model, folder / "best.safetensors", with_head=True)
+            finish(model, stage, folder, seed=seed)
             return StageResult(**json.loads(done.read_text(encoding="utf-8")))
         job = Job(
             stage=stage,
