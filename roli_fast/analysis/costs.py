@@ -1,6 +1,7 @@
 """What an analysis costs, said before it runs."""
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -83,28 +84,33 @@ class Cost:
     def __str__(self) -> str:
         """One line for a user."""
         passes = {
-            "forwards": self.forwards,
-            "input gradients": self.input_backwards,
-            "weight gradients": self.weight_backwards,
-            "JVPs": self.jvps,
+            "forward": self.forwards,
+            "input gradient": self.input_backwards,
+            "weight gradient": self.weight_backwards,
+            "JVP": self.jvps,
         }
-        parts = [f"{count:,} {name}" for name, count in passes.items() if count]
+        parts = [f"{n:,} {name}{'s' if n > 1 else ''}" for name, n in passes.items() if n]
         parts += [f"{_short(self.flops)}FLOP"] if self.flops else []
         parts += [f"{_short(self.bytes)}B"] if self.bytes else []
         return f"{self.what}: {', '.join(parts) or 'nothing'}"
 
 
 def _short(amount: float) -> str:
-    """ "3 M" for 3.1e6: two digits are what an estimate has."""
-    for power, letter in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if amount >= 10**power:
-            return f"{amount / 10**power:.2g} {letter}" if amount < 1e17 else f"{amount:.1e} "
-    return f"{amount:.0f} "
+    """ "3.1 M" for 3.08e6: two digits are what an estimate has."""
+    if not 1e3 <= amount < 1e18:
+        return f"{amount:.0f} " if amount < 1e3 else f"{amount:.1e} "
+    place = int(math.log10(float(f"{amount:.1e}"))) // 3
+    return f"{amount / 1000**place:.{0 if amount >= 10 * 1000**place else 1}f} {' kMGTP'[place]}"
 
 
 def say(cost: Cost) -> None:
     """Tell the log what is about to be spent."""
     logger.info("%s", cost)
+
+
+def say_for(count: int | None, cost: Cost) -> None:
+    """`say`; where nobody knows how many samples will come, `cost` is that of one."""
+    say(cost if count is not None else cost.named(f"{cost.what}, a sample"))
 
 
 def count_of(batches: Iterable[Batch]) -> int | None:

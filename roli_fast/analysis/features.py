@@ -75,22 +75,41 @@ def robust_drift(clean: Tensor, adversarial: Tensor) -> RobustDrift:
     return _moved(clean, adversarial)
 
 
-def linear_cka_cost(images: int, dimensions: int) -> Cost:
-    """No pass: three products of the smaller Gram."""
-    small = min(images, dimensions)
+def linear_cka_cost(images: int, dimensions: int, *, debiased: bool = False) -> Cost:
+    """No pass: products of the smaller Gram matrix; of the samples' where it is debiased."""
+    small = images if debiased else min(images, dimensions)
     held = 8 * (2 * images * dimensions + 2 * small**2)
     return Cost("linear CKA", flops=6.0 * images * dimensions * small, bytes=held)
 
 
-def linear_cka(first: Tensor, second: Tensor) -> float:
-    """Linear centred kernel alignment of (N, D) with (N, D'), in [0, 1].
+def linear_cka(first: Tensor, second: Tensor, *, debiased: bool = False) -> float:
+    """Linear centred kernel alignment of features (N, D) with (N, D') of the same samples.
 
-    ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) of centred features (Kornblith et al. 2019,
-    arXiv:1905.00414, section 3).
+    ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) of centred features, in [0, 1] (Kornblith et al. 2019,
+    arXiv:1905.00414, section 3): 1 for features that differ by a rotation, a scale and a shift.
+
+    Args:
+        first: features X.
+        second: features Y.
+        debiased: with few samples for the dimensions even unrelated features look alike: near 1
+            where N is far below D. This takes the unbiased products of U-centred Gram matrices
+            instead (Szekely & Rizzo 2014, arXiv:1310.2926, section 3; Song et al. 2012, JMLR 13,
+            equation 5): 0 on average where nothing is shared, so it may be below 0; N at least 4.
+
+    Raises:
+        ArgumentError: different numbers of samples, too few of them, or values that are not finite.
     """
     first, second = _matrix("first", first), _matrix("second", second)
-    say(linear_cka_cost(len(first), max(first.shape[1], second.shape[1])))
-    return _cka(first, second)
+    if len(first) != len(second):
+        raise ArgumentError(describe("second", f"{len(first)} samples, as first", len(second)))
+    widest = max(first.shape[1], second.shape[1])
+    say(linear_cka_cost(len(first), widest, debiased=debiased))
+    if not debiased:
+        return _cka(first, second)
+    if len(first) < 4:
+        raise ArgumentError(describe("first", "at least 4 samples to debias", len(first)))
+    own, other = _u_centred(first), _u_centred(second)
+    return _ratio((own * other).sum().item(), (own.norm() * other.norm()).item())
 
 
 def class_separation_cost(images: int, dimensions: int) -> Cost:
@@ -101,17 +120,24 @@ def class_separation_cost(images: int, dimensions: int) -> Cost:
 def class_separation(phi: Tensor, y: Tensor) -> float:
     """tr(S_B) / tr(S_W) of features (N, D) with labels (N,): scatter between classes over within.
 
-    S_B = sum_c n_c (m_c - m)(m_c - m)^T and S_W = sum_i (phi_i - m_y)(phi_i - m_y)^T.
+    S_B = sum_c n_c (m_c - m)(m_c - m)^T and S_W = sum_i (phi_i - m_{y_i})(phi_i - m_{y_i})^T: what
+    the classes explain of the features' variance over what they leave, also where there are fewer
+    samples than dimensions and tr(S_W^-1 S_B), the paper's FDR, is ill-conditioned. It grows with
+    the number of classes over that of samples: compare it on the same samples. inf for classes that
+    are points, 0 for one class alone.
     """
     phi = _matrix("phi", phi)
+    if y.shape != phi.shape[:1] or y.is_floating_point():
+        got = f"{y.dtype} of shape {tuple(y.shape)}"
+        raise ArgumentError(describe("y", f"integer labels of shape ({len(phi)},)", got))
     say(class_separation_cost(*phi.shape))
     _, place = y.cpu().unique(return_inverse=True)
     counts = place.bincount().double()
     means = torch.zeros(len(counts), phi.shape[1], dtype=torch.float64)
     means = means.index_add_(0, place, phi) / counts[:, None]
-    between = ((means - phi.mean(0)).square().sum(1) * counts).sum().item()
+    spread = (means - phi.mean(0)).square().sum(1)
     within = (phi - means[place]).square().sum().item()
-    return _ratio(between, within)
+    return _ratio((spread * counts).sum().item(), within)
 
 
 def pairwise_cosine_cost(images: int, dimensions: int) -> Cost:
@@ -126,8 +152,13 @@ def pairwise_cosine(phi: Tensor, *, centred: bool = False) -> float:
 
     Args:
         phi: features.
-        centred: subtract the mean first. With features of one length the result is then
-            -1 / (N - 1) whatever they are, as centred features add up to zero.
+        centred: subtract the mean first. Of centred features of one length the result is
+            -1 / (N - 1) whatever they are, as they add up to zero: it tells lengths from one
+            another, not features that are alike.
+
+    Returns:
+        In [-1, 1]. Features of zeros have no cosine and are left out; NaN where fewer than two are
+        left.
     """
     phi = _matrix("phi", phi)
     say(pairwise_cosine_cost(*phi.shape))
@@ -155,6 +186,16 @@ def _cka(first: Tensor, second: Tensor) -> float:
         own, other = first.T @ first, second.T @ second
         shared = (second.T @ first).square().sum().item()
     return _ratio(shared, (own.norm() * other.norm()).item())
+
+
+def _u_centred(features: Tensor) -> Tensor:
+    """The Gram matrix (N, N) with rows, columns and all of it centred as if there were no diagonal,
+    which is 0."""
+    features, count = features - features.mean(0), len(features)
+    gram = (features @ features.T).fill_diagonal_(0)
+    rows = gram.sum(1) / (count - 2)
+    gram = gram - rows[:, None] - rows[None] + rows.sum() / (count - 1)
+    return gram.fill_diagonal_(0)
 
 
 def _ratio(above: float, below: float) -> float:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from roli_fast.analysis.costs import Cost, attack_cost, count_of, say
+from roli_fast.analysis.costs import Cost, attack_cost, count_of, say_for
 from roli_fast.analysis.view import LinearHead, eval_mode
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
-from roli_fast.engine.input_gradient import check_labels, check_logits
+from roli_fast.engine.input_gradient import check_device, check_labels, check_logits
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import at_least_float32
 from roli_fast.seeds import derived_generator
@@ -56,7 +56,7 @@ def gather_cost(
         attack: under its threat; the most that it costs is counted.
         kept_bytes: of one input, where inputs are kept.
     """
-    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    view = LinearHead.of(model)
     held = images * (4 * (view.dimensions + view.classes) + 16 + kept_bytes)
     cost = Cost("features", forwards=images, bytes=held)
     if attack is None:
@@ -96,14 +96,15 @@ def gather(  # noqa: PLR0913 - one call, and each option is independent of the o
     Raises:
         ArgumentError: no samples, no linear head, labels that the model cannot give.
     """
-    view = model if isinstance(model, LinearHead) else LinearHead.of(model, head)
+    view = LinearHead.of(model, head)
     count = count_of(batches)
     cost = gather_cost(view, count or 1, attack)
-    say(cost if count is not None else cost.named(f"{cost.what}, a sample"))
+    say_for(count, cost)
     rows: list[list[Tensor]] = []
     forwards = backwards = 0
     with eval_mode(view.model), torch.no_grad():
         for x, y, ids in batches:
+            check_device(x, view.model)
             if attack is not None:
                 generator = derived_generator("evaluate", seed, attack.label, device=x.device)
                 own = ids.to(x.device)

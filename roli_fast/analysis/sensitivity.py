@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from roli_fast.analysis.costs import Cost, count_of, say
+from roli_fast.analysis.costs import Cost, count_of, say_for
+from roli_fast.analysis.view import LinearHead
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.errors import ArgumentError, check_choice, describe
-from roli_fast.losses import margin
+from roli_fast.losses import at_least_float32, margin
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 """Norm of the perturbation -> q of the norm that its gradient is measured in, 1/p + 1/q = 1."""
@@ -36,6 +37,12 @@ class Sensitivity:
         """Mean over the samples."""
         return self.samples.double().mean().item()
 
+    @property
+    def radii(self) -> Tensor:
+        """margin / sensitivity, (N,): how far the boundary is to first order, below 0 where a
+        sample is wrong; 0 / 0 is NaN."""
+        return self.margins / self.samples
+
     def __float__(self) -> float:
         return self.mean
 
@@ -46,14 +53,18 @@ def margin_sensitivity_cost(images: int) -> Cost:
 
 
 def margin_sensitivity(
-    model: nn.Module, batches: Iterable[Batch], norm: str, *, engine: Engine | None = None
+    model: nn.Module | LinearHead,
+    batches: Iterable[Batch],
+    norm: str,
+    *,
+    engine: Engine | None = None,
 ) -> Sensitivity:
     """||(v_y - v_k) d phi / d x||_q of each sample, k the runner-up: the likeliest wrong class.
 
     To first order a perturbation of size r moves the margin by at most r times this.
 
     Args:
-        model: images (B, ...) -> logits (B, C).
+        model: images (B, ...) -> logits (B, C), or the view of it; the head need not be linear.
         batches: (x, y, ids) on the model's device.
         norm: "linf", "l2" or "l1", of the perturbations; q is its dual.
         engine: how the passes are made.
@@ -63,14 +74,15 @@ def margin_sensitivity(
     """
     check_choice("norm", norm, tuple(DUAL))
     count = count_of(batches)
-    cost = margin_sensitivity_cost(count or 1)
-    say(cost if count is not None else cost.named(f"{cost.what}, a sample"))
+    say_for(count, margin_sensitivity_cost(count or 1))
     slopes: list[Tensor] = []
     margins: list[Tensor] = []
-    with InputGradient(bound(model, engine), margin) as gradient:
+    network = model.model if isinstance(model, LinearHead) else model
+    with InputGradient(bound(network, engine), margin) as gradient:
         for x, y, _ids in batches:
             grad, loss, _logits = gradient(x, y)
-            slopes.append(torch.linalg.vector_norm(grad.flatten(1).float(), DUAL[norm], 1).cpu())
+            rows = at_least_float32(grad.flatten(1))
+            slopes.append(torch.linalg.vector_norm(rows, DUAL[norm], dim=1).cpu())
             margins.append(-loss.cpu())
     if not sum(map(len, slopes)):
         raise ArgumentError(describe("batches", "at least one image", "none"))

@@ -1,14 +1,14 @@
 """How an analysis sees a model: features, and one linear head from them to the logits."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from roli_fast.engine import Mergeable
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 
 
@@ -41,18 +41,21 @@ class LinearHead:
     layer: nn.Linear
 
     @classmethod
-    def of(cls, model: nn.Module, head: str | None = None) -> "LinearHead":
+    def of(cls, model: "nn.Module | LinearHead", head: str | None = None) -> "LinearHead":
         """The view of a model.
 
         Args:
-            model: any network; its modes and weights are left alone.
-            head: module path of the head; None asks the model: a `Classifier`'s `head_name`, a timm
-                network's `get_classifier()`.
+            model: any network; its modes and weights are left alone. A view is taken as it is.
+            head: module path of the head, "classifier.2" say; None asks the model: a `Classifier`'s
+                `head_name`, a timm network's `get_classifier()`, also where it is wrapped in
+                modules that say nothing.
 
         Raises:
             ArgumentError: no linear head, or nothing that says which layer it is.
             ArgumentTypeError: the model is no module.
         """
+        if isinstance(model, LinearHead):
+            return model if head is None else cls.of(model.model, head)
         if not isinstance(model, nn.Module):
             got = type(model).__name__
             fix = "Give the module itself, not a function or a bound SearchModel around it."
@@ -62,7 +65,7 @@ class LinearHead:
             layer = model.get_submodule(name)
         except AttributeError:
             raise ArgumentError(_no_head(model, f"no module '{name}'")) from None
-        if not isinstance(layer, nn.Linear):
+        if not isinstance(layer, nn.Linear) or isinstance(layer, Mergeable):
             raise ArgumentError(_no_head(model, f"'{name}', a {type(layer).__name__}"))
         return cls(model, name, layer)
 
@@ -115,17 +118,28 @@ class LinearHead:
         """Parameters by name, in the model's order: all but the head's, or those of `names`.
 
         Raises:
-            ArgumentError: an unknown name, or one of the head's.
+            ArgumentError: an unknown name, one of the head's, or a head that shares its weight with
+                another layer, as an embedding does in language models.
         """
-        own = {id(parameter) for parameter in self.layer.parameters()}
-        found = {n: p for n, p in self.model.named_parameters() if id(p) not in own}
+        self._check_own()
+        head = set(self.layer.parameters())
+        found = {name: p for name, p in self.model.named_parameters() if p not in head}
         if names is None:
             return found
         if wrong := [name for name in names if name not in found]:
             expected = "names of the backbone's parameters"
             fix = "model.named_parameters() lists them; the head's are not among the backbone's."
             raise ArgumentError(describe("names", expected, ", ".join(wrong[:3]), fix))
-        return {name: parameter for name, parameter in found.items() if name in set(names)}
+        chosen = set(names)
+        return {name: parameter for name, parameter in found.items() if name in chosen}
+
+    def _check_own(self) -> None:
+        """A step of the head is no step of the features: neither may use the other's weights."""
+        head, inside = set(self.layer.parameters()), set(self.layer.modules())
+        for name, module in self.model.named_modules():
+            if module not in inside and head & set(module.parameters(recurse=False)):
+                got = f"'{self.name}', which shares a weight with '{name}'"
+                raise ArgumentError(describe("head", "a head with weights of its own", got))
 
     def _check(self, x: Tensor, seen: list[tuple[Tensor, Tensor]], logits: object) -> None:
         if len(seen) != 1:
@@ -143,19 +157,21 @@ class LinearHead:
 
 
 def _name_of_head(model: nn.Module) -> str:
+    """Asks the outermost module that knows; the model's own output is checked when it runs."""
     if isinstance(model, nn.Linear):
         return ""
-    name = getattr(model, "head_name", None)
-    if isinstance(name, str):
-        return name
-    ask: Callable[[], object] | None = getattr(model, "get_classifier", None)
-    if not callable(ask):
-        raise ArgumentError(_no_head(model, type(model).__name__))
-    head = ask()
-    for name, module in model.named_modules():
-        if module is head:
-            return name
-    raise ArgumentError(_no_head(model, f"{type(model).__name__} with {type(head).__name__}"))
+    for path, module in model.named_modules():
+        own = getattr(module, "head_name", None)
+        if isinstance(own, str):
+            return f"{path}.{own}" if path else own
+        if callable(ask := getattr(module, "get_classifier", None)):
+            head = ask()
+            for name, part in model.named_modules():
+                if part is head:
+                    return name
+            got = f"{type(module).__name__} with {type(head).__name__}"
+            raise ArgumentError(_no_head(model, got))
+    raise ArgumentError(_no_head(model, type(model).__name__))
 
 
 def _no_head(model: nn.Module, got: str) -> str:
