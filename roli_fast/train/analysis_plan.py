@@ -58,16 +58,19 @@ class Plan:
         return {"label": self.attack.label, "norm": norm, "eps": eps}
 
 
-def plan(experiment: Experiment, splits: Splits) -> Plan:
+def plan(experiment: Experiment, splits: Splits, images: int | None = None) -> Plan:
     """What the analysis of each method and seed looks at.
 
     At most `analysis_images` of a split, and fewer where all passes would be more than a twentieth
     of those that training makes; 64 (for calibration 256) in any case where the split has them.
+    `images` takes the place of all that: so many of each split.
 
     Raises:
         ArgumentError: what the test's attack refuses under the threat.
     """
     attack, notes = _attack(experiment, splits.num_classes)
+    if images:
+        return Plan(attack, images, images, notes)
     most = experiment.analysis_images
     image = splits.train.image_size**2 * 3 * 4
     points = min(most, max(LEAST, _affordable(experiment, splits, attack)), MOST_BYTES // image)

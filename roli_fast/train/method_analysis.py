@@ -18,6 +18,7 @@ from roli_fast.data import Batch, ImageDataset, Splits, batches
 from roli_fast.evaluate import robustness_curve
 from roli_fast.files import write_bytes, write_json
 from roli_fast.models import Classifier
+from roli_fast.seeds import derive_seed
 from roli_fast.train.analysis_plan import RADII, Plan, first_images, plan
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
@@ -28,6 +29,9 @@ FILE, EXAMPLES = "analysis.json", "examples.npz"
 
 AFTER_STAGES = ("calibration", "curve", "examples")
 """What the final model's test images tell."""
+
+LIGHT = ("name", "lr", "epochs", "start", "end", "change")
+"""What the light analysis says of a stage."""
 
 SHOWN = 8
 """Test images in examples.npz."""
@@ -46,6 +50,7 @@ class MethodAnalysis:
         seed: one of its seeds.
         method: one of its methods.
         context: where to compute, progress bars and signals.
+        images: of each split, whatever they cost; None is what the plan allows.
         test: whether test images may be looked at; else calibration, curve and examples wait.
     """
 
@@ -56,6 +61,7 @@ class MethodAnalysis:
     method: str
     context: Context
     test: bool = True
+    images: int | None = None
     _end: tuple[Classifier, Point] | None = field(default=None, init=False)
 
     @property
@@ -66,7 +72,7 @@ class MethodAnalysis:
     @cached_property
     def plan(self) -> Plan:
         """How much is looked at."""
-        return plan(self.experiment, self.splits)
+        return plan(self.experiment, self.splits, self.images)
 
     @property
     def finished(self) -> bool:
@@ -89,12 +95,14 @@ class MethodAnalysis:
             InterruptedRunError: a signal came; the parts before are saved.
             RoliFastError: a file that the run should have is missing, a model has no linear head.
         """
-        tree = {} if again else self._saved()
+        before = self._saved()
+        tree = {} if again else before
         left = self.missing(tree)
         if not left:
             return
         if not tree:
             tree = self._empty()
+        kept = [_deep_parts(stage) for stage in before.get("stages", [])]
         with self.context.bar(self._title, total=self._looks(left)) as bar:
             self._moved = bar.update
             for name in left:
@@ -102,7 +110,9 @@ class MethodAnalysis:
                 if name in AFTER_STAGES:
                     tree[name] = getattr(self, f"_{name}")(tree)
                 else:
-                    tree["stages"].append(self._stage(len(tree["stages"]) + 1))
+                    number = len(tree["stages"])
+                    deep = kept[number] if number < len(kept) else {}
+                    tree["stages"].append(self._stage(number + 1) | deep)
                 tree["seconds"] += time.perf_counter() - started
                 write_json(self.folder / FILE, tree)
                 yield name
@@ -120,9 +130,7 @@ class MethodAnalysis:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if tree["images"]["test"] == 0:
             tree = {name: part for name, part in tree.items() if name not in AFTER_STAGES}
-        same = {name: tree[name] for name in ("schema", "attack", "images")} == {
-            name: self._empty()[name] for name in ("schema", "attack", "images")
-        }
+        same = _looked_at(tree) == _looked_at(self._empty())
         return tree if same or not self.missing(tree) else {}
 
     def _empty(self) -> dict[str, Any]:
@@ -148,7 +156,8 @@ class MethodAnalysis:
         looks = (4 * both + min(self.plan.points, len(self.splits.val))) * stages
         return looks + 4 * self.plan.calibration * ("calibration" in left)
 
-    def _images(self, dataset: ImageDataset, count: int, start: int = 0) -> Iterator[Batch]:
+    def images_of(self, dataset: ImageDataset, count: int, start: int = 0) -> Iterator[Batch]:
+        """`first_images` of a split in batches that fit, on the device."""
         return batches(
             first_images(dataset, count, start),
             batch_size=self.experiment.finetune.part_size(1),
@@ -159,13 +168,26 @@ class MethodAnalysis:
             device=self.context.device,
         )
 
+    @property
+    def draws(self) -> int:
+        """The seed of the attack's draws: that of the run's own test."""
+        return derive_seed(self.seed, "test")
+
+    def first_model(self, number: int) -> Classifier:
+        """As stage `number`, counted from 1, began; on the device, in eval mode."""
+        return self._model(starting_model, number)
+
+    def last_model(self, number: int) -> Classifier:
+        """As stage `number` ended."""
+        return self._model(trained_model, number)
+
     @cached_property
     def _survey(self) -> Survey:
         return Survey(
             self.plan.attack,
-            partial(self._images, self.splits.train, self.plan.points),
-            partial(self._images, self.splits.val, self.plan.points),
-            seed=self.seed,
+            partial(self.images_of, self.splits.train, self.plan.points),
+            partial(self.images_of, self.splits.val, self.plan.points),
+            seed=self.draws,
             after_batch=self._after_batch,
         )
 
@@ -181,8 +203,8 @@ class MethodAnalysis:
         """The model as the stage began and as it ended, and what changed between."""
         name, stage = self.experiment.stages(self.method)[number - 1]
         survey, before = self._survey, self._end[1] if self._end else None
-        start = survey.point(self._model(starting_model, number), before)
-        model = self._model(trained_model, number)
+        start = survey.point(self.first_model(number), before)
+        model = self.last_model(number)
         end = survey.point(model, start)
         self._end = (model, end)
         return {
@@ -199,7 +221,7 @@ class MethodAnalysis:
         """The method's model."""
         if self._end:
             return self._end[0]
-        return self._model(trained_model, len(self.experiment.stages(self.method)))
+        return self.last_model(len(self.experiment.stages(self.method)))
 
     def _calibration(self, tree: dict[str, Any]) -> dict[str, Any]:
         model, count, survey = self._final, self.plan.calibration, self._survey
@@ -208,7 +230,7 @@ class MethodAnalysis:
         for name, dataset, begin in (("val", self.splits.val, known), ("test", self.splits.test, 0)):
             look = None
             if begin < min(count, len(dataset)):
-                look = survey.look(model, partial(self._images, dataset, count, begin))
+                look = survey.look(model, partial(self.images_of, dataset, count, begin))
             if begin and self._end:
                 look = _joined(self._end[1].validation, look)
             parts[name] = look
@@ -227,13 +249,13 @@ class MethodAnalysis:
         whole = attack.bounds[1] - attack.bounds[0]
         radii = [attack.eps * share for share in RADII]
         radii = [r for r in radii if attack.norm != "linf" or r < whole]
-        images = self._images(self.splits.test, self.plan.points)
+        images = self.images_of(self.splits.test, self.plan.points)
         curve = robustness_curve(
             self._final,
             images,
             attack,
             radii,
-            seed=self.seed,
+            seed=self.draws,
             name=self.method,
             after_batch=lambda _count: self.context.interrupt.check(),
         )
@@ -243,7 +265,7 @@ class MethodAnalysis:
         """A few test images beside their attacked versions, of the run's first seed."""
         if self.seed != self.experiment.seeds[0]:
             return None
-        images = partial(self._images, self.splits.test, SHOWN)
+        images = partial(self.images_of, self.splits.test, SHOWN)
         survey = replace(self._survey, after_batch=None)
         clean = survey.clean(self._final, images)
         found = survey.attacked(self._final, images, keep=True)
@@ -258,6 +280,17 @@ class MethodAnalysis:
             arrays[f"{name}_confidence"] = confidence.numpy().astype(np.float32)
         _save(self.folder / EXAMPLES, arrays)
         return EXAMPLES
+
+
+def _looked_at(tree: dict[str, Any]) -> list[Any]:
+    """By what parts of one analysis must agree."""
+    images = {name: count for name, count in tree["images"].items() if name != "test"}
+    return [tree["schema"], tree["attack"], images]
+
+
+def _deep_parts(stage: dict[str, Any]) -> dict[str, Any]:
+    """What `python -m roli_fast.analyze` added to a stage."""
+    return {name: part for name, part in stage.items() if name not in LIGHT}
 
 
 def _joined(first: Look, rest: Look | None) -> Look:
