@@ -61,6 +61,9 @@ class Experiment:
             RoLI's, or any of zero_lr_epoch, fixed_decay, zero_decay_is_sgd, batch_best, wide_head,
             dead_lora, dead_adapter, inert_dropout, bias_tables and, of E-AT and RAMP,
             unscheduled_bias (see below).
+        analysis_images: images of each split that the light analysis after each method looks at;
+            0 for no analysis.
+        report: whether the run ends by writing report.html.
         note: a line printed under the final table.
     """
 
@@ -82,6 +85,8 @@ class Experiment:
     workers: int = 0
     checkpoint_minutes: float = 5.0
     paper_compat: tuple[str, ...] = ()
+    analysis_images: int = 1000
+    report: bool = True
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -110,7 +115,7 @@ class Experiment:
             )
 
     def _check_numbers(self) -> None:
-        least = {"checkpoint_minutes": 0, "workers": 0, "threads": 1}
+        least = {"checkpoint_minutes": 0, "workers": 0, "threads": 1, "analysis_images": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -220,8 +225,8 @@ def _in(field: str) -> Iterator[None]:
         raise ArgumentError(where) from error
 
 
-PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes")
-"""Fields that say where and how a run is carried out; a resume may change them."""
+PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes", "analysis_images", "report")
+"""Fields that say where and how a run is carried out and looked at; a resume may change them."""
 
 
 def same_experiment(a: Experiment, b: Experiment) -> bool:

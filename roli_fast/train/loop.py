@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from roli_fast import peft
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch, batches, num_batches
 from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
@@ -44,8 +43,7 @@ class StageLoop:
     def __init__(self, job: Job, context: Context) -> None:
         self.job, self.context = job, context
         self.model, self.stage = job.model, job.stage
-        self.names = peft.apply(job.model, job.stage.tuning, seed=job.seed)
-        job.stage.begin(job.model)
+        self.names = job.stage.prepare(job.model, seed=job.seed)
         self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
         job.stage.objective.check(self.attack)
         self.phases = Phases(job, self.names, self.attack)

@@ -1,41 +1,31 @@
 """A run from beginning to end: pretraining, the stages of each method, the test, the summary."""
 
 import contextlib
-import copy
 import json
-import logging
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from roli_fast import peft
 from roli_fast.data import Splits
 from roli_fast.engine import Engine
-from roli_fast.errors import ArgumentError, ConfigError, DataError, describe
+from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate import UNION, evaluate
 from roli_fast.files import write_json
-from roli_fast.models import (
-    Classifier,
-    Model,
-    create,
-    init_head,
-    load_backbone,
-    load_head,
-    trained_classes,
-)
-from roli_fast.running.device import pick_device, pick_threads
+from roli_fast.models import Classifier
+from roli_fast.running.device import pick_device
 from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
+from roli_fast.train.aftermath import analyse, write_report
+from roli_fast.train.checks import check, check_same_images
 from roli_fast.train.context import Context, counter
-from roli_fast.train.experiment import KEEPS_HEAD, Experiment
+from roli_fast.train.experiment import Experiment
 from roli_fast.train.fitting import checked
 from roli_fast.train.loop import run_stage
+from roli_fast.train.method_analysis import MethodAnalysis
 from roli_fast.train.recorder import NoRecorder, Recorder
 from roli_fast.train.run_directory import (
     identity,
@@ -44,9 +34,14 @@ from roli_fast.train.run_directory import (
     write_environment,
 )
 from roli_fast.train.stage import Job, Stage, StageResult
+from roli_fast.train.starting import (
+    finish,
+    fresh_model,
+    pretrain_folder,
+    stage_folder,
+    untuned_model,
+)
 from roli_fast.train.summary import summarise
-
-logger = logging.getLogger(__name__)
 
 
 def run(
@@ -92,7 +87,7 @@ def run(
         splits, source, threads = check(experiment)
         run_dir = Path(team.from_first(str(run_dir)))
         found = identity(experiment, {"data": splits, "source": source})
-        _check_same_images(team.gather(found))
+        check_same_images(team.gather(found))
         if team.leads:
             undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
             saved = saved_environment(run_dir, found)
@@ -118,128 +113,6 @@ def run(
             return Pipeline(experiment, run_dir, context, test).run(splits.kept_on(device), source)
 
 
-def _check_same_images(found: Sequence[Mapping[str, str]]) -> None:
-    """Each process read the data for itself."""
-    for rank, other in enumerate(found):
-        different = [name for name, value in found[0].items() if other.get(name) != value]
-        if different:
-            got = f"another {', another '.join(different)} in process {rank}"
-            fix = "All must read the same files."
-            raise DataError(describe("data", "the same in every process", got, fix))
-
-
-def check(experiment: Experiment) -> tuple[Splits, Splits | None, int]:
-    """Read the data and build the model, as far as that finds mistakes; trains and writes nothing.
-
-    Returns:
-        The splits of the data and of the source, and the CPU threads that suit the model.
-
-    Raises:
-        RoliFastError: what a user can mend.
-    """
-    splits = experiment.data.load()
-    source = experiment.source.load() if experiment.source else None
-    logger.info("data: %s", splits.summary())
-    if source:
-        logger.info("source: %s", source.summary())
-    return splits, source, _check_model(experiment, splits, source)
-
-
-def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) -> int:
-    """Build the model once for every image size, say what it is, and choose the threads."""
-    for found in filter(None, (splits, source)):
-        if found.num_classes < 2:
-            fix = "The folder may be one level too high, or too low."
-            raise DataError(describe("classes", "two or more classes", list(found.classes), fix))
-    size = splits.train.image_size
-    if source:
-        create(
-            experiment.model,
-            num_classes=source.num_classes,
-            image_size=source.train.image_size,
-        )
-    keeps_head = KEEPS_HEAD in experiment.methods
-    if keeps_head:
-        _check_head(experiment, splits, source)
-    model = create(
-        experiment.model,
-        num_classes=splits.num_classes,
-        image_size=size,
-        with_head=keeps_head and not source,
-    )
-    card = model.card
-    logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
-    _check_tuning(experiment, model)
-    config = experiment.model
-    robust_needed = {"roli", "probe"} & set(experiment.methods)
-    if robust_needed and not (config.weights or config.pretrained or source):
-        logger.warning(
-            "the backbone has random weights: a linear probe of it learns little. Name a robust "
-            "backbone as model.weights, or pretrain one with --source."
-        )
-    return pick_threads(model, size, experiment.finetune.batch_size)
-
-
-def _check_head(experiment: Experiment, splits: Splits, source: Splits | None) -> None:
-    """The method that keeps the head has one to begin with, for these classes."""
-    config = experiment.model
-    if not (config.weights or config.pretrained or source):
-        got = "no weights"
-        fix = "Add --model.weights FILE, a robust model with its head, or take --methods scratch."
-        expected = f"a trained classifier for the method {KEEPS_HEAD}"
-        raise ConfigError(describe("model.weights", expected, got, fix))
-    field, own = ("source", source.classes) if source else ("model.weights", None)
-    own = own or trained_classes(config) or splits.classes  # files of others do not tell
-    if own != splits.classes:
-        # as many, or the same in another order, would train without a word from a wrong head
-        got = f"{_few(own)}, where data has {_few(splits.classes)}"
-        fix = "With --methods ranli the head is a fresh one."
-        expected = f"data's classes in their order for the method {KEEPS_HEAD}"
-        raise ConfigError(describe(field, expected, got, fix))
-
-
-def _few(classes: tuple[str, ...]) -> str:
-    """Names in their order, of many the first ones."""
-    more = ", ..." if len(classes) > 5 else ""
-    return f"{len(classes)} classes ({', '.join(classes[:5])}{more})"
-
-
-def _check_tuning(experiment: Experiment, model: Classifier) -> None:
-    """Try every stage's method on a copy of the model."""
-    used = {name: stage for m in experiment.methods for name, stage in experiment.stages(m)}
-    if experiment.source:
-        used["pretrain"] = experiment.pretrain
-    for name, stage in used.items():
-        copied = copy.deepcopy(model)
-        try:
-            peft.apply(copied, stage.tuning)
-            if stage.gradient_projection:
-                stage.gradient_projection.check(copied.state_dict())
-        except ArgumentError as error:
-            raise ArgumentError(_in_stage(name, str(error))) from error
-        if name == "pretrain" and experiment.source and "tuning" in copied.card:
-            raise ConfigError(
-                describe(
-                    "pretrain.tuning",
-                    "a method that adds no modules, full say: later stages start from the backbone",
-                    stage.tuning,
-                )
-            )
-        if name == "finetune" and not stage.tuning.keeps_function:
-            logger.warning(
-                "finetune.tuning changes the function at once, so the probed head does not fit it; "
-                "compare with --methods ranli."
-            )
-
-
-def _in_stage(stage: str, text: str) -> str:
-    """A method's error with the field's whole name: `rank` is `finetune.tuning.rank`."""
-    if text.startswith("`merge_statistics`"):
-        return f"`{stage}.gradient_projection.{text[1:]}"
-    text = text.replace("`tuning`", f"`{stage}.tuning`", 1)
-    return re.sub(r"^`(\w+)`", rf"`{stage}.tuning.\1`", text)
-
-
 @dataclass
 class Pipeline:
     """Holds what the steps of one run share."""
@@ -255,72 +128,45 @@ class Pipeline:
         outcomes: dict[str, list[dict[str, Any]]] = {m: [] for m in experiment.methods}
         pretrained: list[StageResult] = []
         for seed in experiment.seeds:
-            weights = None
             if source:
-                weights, result = self._pretrain(source, seed)
-                pretrained.append(result)
+                pretrained.append(self._pretrain(source, seed))
             for method in experiment.methods:
-                outcomes[method].append(self._method(method, splits, seed, weights))
+                outcomes[method].append(self._method(method, splits, seed))
         if not self.test:
             self._write(self.run_dir / "validation.json", outcomes)
             return outcomes
         summary = summarise(experiment, splits, outcomes, [asdict(r) for r in pretrained])
         self._write(self.run_dir / "summary.json", summary)
+        write_report(experiment, self.run_dir, self.context)
         return summary
 
     def _write(self, path: Path, value: Any) -> None:
         if self.context.team.leads:
             write_json(path, value)
 
-    def _pretrain(self, source: Splits, seed: int) -> tuple[Path, StageResult]:
-        """Robust pretraining on the source images; returns the weight file and the result."""
-        model = self._model(source, seed, weights=None)
-        folder = self.run_dir / f"seed-{seed}" / "pretrain"
+    def _pretrain(self, source: Splits, seed: int) -> StageResult:
+        """Robust pretraining on the source images."""
+        model = fresh_model(self.experiment, source, seed)
+        folder = pretrain_folder(self.run_dir, seed)
         stage = self.experiment.pretrain
-        result = self._stage("pretrain", "source", stage, model, source, seed, folder)
-        return folder / "best.safetensors", result
+        return self._stage("pretrain", "source", stage, model, source, seed, folder)
 
-    def _method(
-        self, method: str, splits: Splits, seed: int, weights: Path | None
-    ) -> dict[str, Any]:
+    def _method(self, method: str, splits: Splits, seed: int) -> dict[str, Any]:
         """The stages of one method and its test."""
-        head: Path | None = None
         results: list[StageResult] = []
         model: Classifier | None = None
-        base = self.run_dir / f"seed-{seed}" / method
         for number, (name, stage) in enumerate(self.experiment.stages(method), 1):
-            model = self._model(splits, seed, weights=weights, method=method)
-            if head:
-                load_head(model, head)
-            folder = base / f"stage-{number}-{name}"
+            model = untuned_model(self.experiment, splits, seed, method, number, self.run_dir)
+            folder = stage_folder(self.run_dir, seed, method, number, name)
             results.append(self._stage(name, method, stage, model, splits, seed, folder))
-            head = folder / "head.safetensors"
         assert model is not None, "every method has a stage"
         outcome = {"seed": seed, "stages": [asdict(result) for result in results]}
         if self.test:
-            outcome["test"] = self._test(model, splits, seed, base / "test.json")
+            path = self.run_dir / f"seed-{seed}" / method / "test.json"
+            outcome["test"] = self._test(model, splits, seed, path)
+        place = (self.experiment, splits, self.run_dir, seed, method, self.context)
+        analyse(MethodAnalysis(*place, test=self.test))
         return outcome
-
-    def _model(
-        self, splits: Splits, seed: int, *, weights: Path | None, method: str = ""
-    ) -> Classifier:
-        """The pretrained backbone with its head or a fresh one, or from scratch both at random."""
-        config: Model = self.experiment.model
-        keeps_head = method == KEEPS_HEAD
-        if method == "scratch":
-            config = replace(config, weights=None, pretrained=False)
-        elif weights:
-            config = replace(config, weights=str(weights), pretrained=False)
-        model = create(
-            config,
-            num_classes=splits.num_classes,
-            seed=derive_seed(seed, "init"),
-            image_size=splits.train.image_size,
-            with_head=keeps_head,
-        )
-        if not keeps_head:
-            init_head(model, self.experiment.fresh_head, seed=seed)
-        return model.to(self.context.device)
 
     def _stage(  # noqa: PLR0913 - what one stage is made of
         self,
@@ -334,10 +180,10 @@ class Pipeline:
     ) -> StageResult:
         """Run a stage, or read its result if it is finished; the model ends with its weights."""
         self.context.check()
+        model.to(self.context.device)
         done = folder / "result.json"
         if self.context.team.from_first(done.is_file()):
-            peft.apply(model, stage.tuning, seed=seed)  # what it inserted is in the file
-            load_backbone(model, folder / "best.safetensors", with_head=True)
+            finish(model, stage, folder, seed=seed)
             return StageResult(**json.loads(done.read_text(encoding="utf-8")))
         job = Job(
             stage=stage,

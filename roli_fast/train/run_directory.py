@@ -23,6 +23,9 @@ LATER: dict[str, Any] = {
     "schedule": {"name": "cosine"},
     "select": "best",
     "decay": "matrices",
+    "head_scale": 1.0,
+    "lp": None,
+    "ft": None,
 }
 """Fields that runs begun before they existed lack, and the values that mean the same as lacking."""
 

@@ -11,8 +11,8 @@ from roli_fast.data import Splits, shares
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.models import Classifier
-from roli_fast.peft import Full, Method
-from roli_fast.threat import ThreatModel
+from roli_fast.peft import Full, Method, apply
+from roli_fast.threat import ThreatModel, check_positive
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Optimizer
@@ -59,6 +59,9 @@ class Stage:
         gradient_projection: trains each epoch on clean images as well, from the same weights, and
             merges both; null for none, {} for its defaults, and any of its fields switches it on.
             `epochs` and all the rest are those of the other half.
+        head_scale: factor by which the head's weight and bias are multiplied once, before the first
+            update: how far features move depends on the scale of the head (LP-FT). A gradient of
+            cross-entropy vanishes behind a very large head, for training and attacks alike.
     """
 
     epochs: int = 20
@@ -75,6 +78,7 @@ class Stage:
     select: Literal["best", "last"] = "best"
     engine: Engine = field(default_factory=lambda: Engine(fold=True))
     gradient_projection: GradientProjection | None = None
+    head_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
@@ -86,6 +90,7 @@ class Stage:
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
         self.schedule.check(self.epochs)
+        check_positive("head_scale", self.head_scale)
         check_choice("select", self.select, ("best", "last"))
         if self.engine.dtype == torch.float16:
             fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
@@ -100,6 +105,21 @@ class Stage:
         return self.schedule.share(
             update, epochs=self.epochs, steps=steps, warmup=self.warmup_epochs
         )
+
+    def prepare(self, model: Classifier, *, seed: int) -> list[str]:
+        """Apply `tuning` and `head_scale` to `model` as the stage gets it, in place; returns the
+        names of what trains.
+
+        Raises:
+            ArgumentError: the tuning cannot be applied to this model.
+        """
+        names = apply(model, self.tuning, seed=seed)
+        if self.head_scale != 1:
+            with torch.no_grad():
+                for parameter in model.head.parameters():
+                    parameter.mul_(self.head_scale)
+        self.begin(model)
+        return names
 
     def begin(self, model: Classifier) -> None:
         """Called once `tuning` is applied to `model`, before anything trains or is resumed."""

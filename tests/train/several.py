@@ -13,7 +13,7 @@ from small import FLAGS
 from roli_fast.data import Splits
 from roli_fast.data.digits import Digits
 from roli_fast.errors import DataError
-from roli_fast.train import loop, pipeline
+from roli_fast.train import loop, starting
 from roli_fast.train.__main__ import main
 from roli_fast.train.update import Updates
 
@@ -38,8 +38,8 @@ def train(folder: Path, *more: str, double: bool = False, skip: str = "?") -> in
     """The command line in `folder`, or its --resume; with `double` WHOLE in fp64, else FAST, and
     without the flags that begin with `skip`. The exit status."""
     if double:
-        create = pipeline.create
-        pipeline.create = lambda *a, **o: create(*a, **o).double()
+        create = starting.create
+        starting.create = lambda *a, **o: create(*a, **o).double()
     flags = [flag for flag in [*FLAGS, *(WHOLE if double else FAST)] if not flag.startswith(skip)]
     where = ["--run_dir", str(folder)]
     return main([*where, "--resume"] if folder.exists() else [*where, *flags, *more])

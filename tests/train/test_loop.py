@@ -17,7 +17,7 @@ from roli_fast.engine import Cost
 from roli_fast.errors import NonFiniteLossError
 from roli_fast.evaluate import Evaluation
 from roli_fast.seeds import derive_seed
-from roli_fast.train import loop, pipeline
+from roli_fast.train import loop, pipeline, starting
 from roli_fast.train.objectives import Adversarial
 
 ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.optimizer.lr=0.01"]
@@ -84,7 +84,7 @@ def test_the_model_trains_on_attacked_images(
         if model.training:
             forwarded.append(arguments[0])
 
-    create = pipeline.create
+    create = starting.create
     monkeypatch.setattr(PGD, "run", watched)
 
     def hooked(*arguments: Any, **options: Any) -> Any:
@@ -92,7 +92,7 @@ def test_the_model_trains_on_attacked_images(
         model.register_forward_pre_hook(forward)
         return model
 
-    monkeypatch.setattr(pipeline, "create", hooked)
+    monkeypatch.setattr(starting, "create", hooked)
     run_small(tmp_path / "run", *ONE, "--ranli.epochs=1")
     assert len(inputs) == len(forwarded) == 3
     for (x, x_adv), used in zip(inputs, forwarded, strict=True):

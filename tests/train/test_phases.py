@@ -18,7 +18,7 @@ from tiny_models import METHOD_OPTIONS
 from roli_fast.data import Batch
 from roli_fast.errors import InterruptedRunError, NonFiniteLossError
 from roli_fast.peft import METHODS
-from roli_fast.train import loop, pipeline
+from roli_fast.train import loop, starting
 from roli_fast.train.checkpoint import load_resume
 from roli_fast.train.objectives import Adversarial
 
@@ -45,8 +45,8 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
-    create = pipeline.create
-    monkeypatch.setattr(pipeline, "create", lambda *a, **o: create(*a, **o).double())
+    create = starting.create
+    monkeypatch.setattr(starting, "create", lambda *a, **o: create(*a, **o).double())
 
 
 @pytest.mark.usefixtures("in_fp64")
@@ -119,7 +119,7 @@ def test_the_clean_half_costs_one_pass_a_sample(
     passes = Passes(monkeypatch)
     forwards: list[int] = []
     backwards: list[int] = []
-    create = pipeline.create
+    create = starting.create
 
     def hooked(*arguments: Any, **options: Any) -> Any:
         model = create(*arguments, **options)
@@ -132,7 +132,7 @@ def test_the_clean_half_costs_one_pass_a_sample(
         model.register_forward_hook(count)
         return model
 
-    monkeypatch.setattr(pipeline, "create", hooked)
+    monkeypatch.setattr(starting, "create", hooked)
     flags = [*ONE, "--ranli.batch_size=30", "--ranli.accumulate=2"]
     run_small(tmp_path / "run", *flags, f"{GP}={{}}", "--ranli.objective.label_smoothing=0.2")
     half = [15, 15, 15, 15, 6, 6]

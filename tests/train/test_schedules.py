@@ -159,6 +159,7 @@ def test_a_configuration_of_before_has_the_cosine() -> None:
         assert tree[stage].pop("select") == "best"
         assert tree[stage]["optimizer"].pop("decay") == "matrices"
         assert tree[stage].pop("gradient_projection") is None
+        assert tree[stage].pop("head_scale") == 1
     for name in ("other_norms", "other_eps"):
         assert tree["threat"].pop(name) == []
     assert SCHEMA.build(tree, []) == small()

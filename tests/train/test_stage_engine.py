@@ -15,7 +15,7 @@ from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ConfigError
 from roli_fast.evaluate import evaluate
-from roli_fast.train import pipeline
+from roli_fast.train import starting
 from roli_fast.train.cli import parse
 from roli_fast.train.objectives import Adversarial
 from roli_fast.train.objectives.base import attacked
@@ -150,7 +150,7 @@ class TestRuns:
     def dtypes(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> set[Any]:
         """(whether it trains, whether a graph is made, dtype) of the model's passes."""
         seen: set[Any] = set()
-        create = pipeline.create
+        create = starting.create
 
         def hooked(*arguments: Any, **options: Any) -> Any:
             model = create(*arguments, **options)
@@ -160,7 +160,7 @@ class TestRuns:
             )
             return model
 
-        monkeypatch.setattr(pipeline, "create", hooked)
+        monkeypatch.setattr(starting, "create", hooked)
         run_small(folder, *ONE, *flags)
         return seen
 

@@ -1,0 +1,24 @@
+"""Why a fine-tuning works: pure functions of (model, data, attack or none).
+
+Each states its cost before it runs (logger "roli_fast.analysis", level INFO), and its sibling
+`..._cost` gives it beforehand.
+"""
+
+from roli_fast.analysis.costs import Cost as Cost
+from roli_fast.analysis.costs import attack_cost as attack_cost
+from roli_fast.analysis.features import Drift as Drift
+from roli_fast.analysis.features import RobustDrift as RobustDrift
+from roli_fast.analysis.features import class_separation as class_separation
+from roli_fast.analysis.features import feature_drift as feature_drift
+from roli_fast.analysis.features import linear_cka as linear_cka
+from roli_fast.analysis.features import pairwise_cosine as pairwise_cosine
+from roli_fast.analysis.features import robust_drift as robust_drift
+from roli_fast.analysis.gathering import Gathered as Gathered
+from roli_fast.analysis.gathering import gather as gather
+from roli_fast.analysis.gathering import gather_cost as gather_cost
+from roli_fast.analysis.head import HeadNorms as HeadNorms
+from roli_fast.analysis.head import head_norms as head_norms
+from roli_fast.analysis.residual import residual_size as residual_size
+from roli_fast.analysis.sensitivity import Sensitivity as Sensitivity
+from roli_fast.analysis.sensitivity import margin_sensitivity as margin_sensitivity
+from roli_fast.analysis.view import LinearHead as LinearHead

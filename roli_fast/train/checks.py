@@ -1,0 +1,137 @@
+"""What is looked at before anything is written: data, model, heads, tunings."""
+
+import copy
+import logging
+import re
+from collections.abc import Mapping, Sequence
+
+from roli_fast import peft
+from roli_fast.data import Splits
+from roli_fast.errors import ArgumentError, ConfigError, DataError, describe
+from roli_fast.models import Classifier, create, trained_classes
+from roli_fast.running.device import pick_threads
+from roli_fast.train.experiment import KEEPS_HEAD, Experiment
+
+logger = logging.getLogger(__name__)
+
+
+def check_same_images(found: Sequence[Mapping[str, str]]) -> None:
+    """Each process read the data for itself."""
+    for rank, other in enumerate(found):
+        different = [name for name, value in found[0].items() if other.get(name) != value]
+        if different:
+            got = f"another {', another '.join(different)} in process {rank}"
+            fix = "All must read the same files."
+            raise DataError(describe("data", "the same in every process", got, fix))
+
+
+def check(experiment: Experiment) -> tuple[Splits, Splits | None, int]:
+    """Read the data and build the model, as far as that finds mistakes; trains and writes nothing.
+
+    Returns:
+        The splits of the data and of the source, and the CPU threads that suit the model.
+
+    Raises:
+        RoliFastError: what a user can mend.
+    """
+    splits = experiment.data.load()
+    source = experiment.source.load() if experiment.source else None
+    logger.info("data: %s", splits.summary())
+    if source:
+        logger.info("source: %s", source.summary())
+    return splits, source, _check_model(experiment, splits, source)
+
+
+def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) -> int:
+    """Build the model once for every image size, say what it is, and choose the threads."""
+    for found in filter(None, (splits, source)):
+        if found.num_classes < 2:
+            fix = "The folder may be one level too high, or too low."
+            raise DataError(describe("classes", "two or more classes", list(found.classes), fix))
+    size = splits.train.image_size
+    if source:
+        create(
+            experiment.model,
+            num_classes=source.num_classes,
+            image_size=source.train.image_size,
+        )
+    keeps_head = KEEPS_HEAD in experiment.methods
+    if keeps_head:
+        _check_head(experiment, splits, source)
+    model = create(
+        experiment.model,
+        num_classes=splits.num_classes,
+        image_size=size,
+        with_head=keeps_head and not source,
+    )
+    card = model.card
+    logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
+    _check_tuning(experiment, model)
+    config = experiment.model
+    robust_needed = {"roli", "probe"} & set(experiment.methods)
+    if robust_needed and not (config.weights or config.pretrained or source):
+        logger.warning(
+            "the backbone has random weights: a linear probe of it learns little. Name a robust "
+            "backbone as model.weights, or pretrain one with --source."
+        )
+    return pick_threads(model, size, experiment.finetune.batch_size)
+
+
+def _check_head(experiment: Experiment, splits: Splits, source: Splits | None) -> None:
+    """The method that keeps the head has one to begin with, for these classes."""
+    config = experiment.model
+    if not (config.weights or config.pretrained or source):
+        got = "no weights"
+        fix = "Add --model.weights FILE, a robust model with its head, or take --methods scratch."
+        expected = f"a trained classifier for the method {KEEPS_HEAD}"
+        raise ConfigError(describe("model.weights", expected, got, fix))
+    field, own = ("source", source.classes) if source else ("model.weights", None)
+    own = own or trained_classes(config) or splits.classes  # files of others do not tell
+    if own != splits.classes:
+        # as many, or the same in another order, would train without a word from a wrong head
+        got = f"{_few(own)}, where data has {_few(splits.classes)}"
+        fix = "With --methods ranli the head is a fresh one."
+        expected = f"data's classes in their order for the method {KEEPS_HEAD}"
+        raise ConfigError(describe(field, expected, got, fix))
+
+
+def _few(classes: tuple[str, ...]) -> str:
+    """Names in their order, of many the first ones."""
+    more = ", ..." if len(classes) > 5 else ""
+    return f"{len(classes)} classes ({', '.join(classes[:5])}{more})"
+
+
+def _check_tuning(experiment: Experiment, model: Classifier) -> None:
+    """Try every stage's method on a copy of the model."""
+    used = {name: stage for m in experiment.methods for name, stage in experiment.stages(m)}
+    if experiment.source:
+        used["pretrain"] = experiment.pretrain
+    for name, stage in used.items():
+        copied = copy.deepcopy(model)
+        try:
+            peft.apply(copied, stage.tuning)
+            if stage.gradient_projection:
+                stage.gradient_projection.check(copied.state_dict())
+        except ArgumentError as error:
+            raise ArgumentError(_in_stage(name, str(error))) from error
+        if name == "pretrain" and experiment.source and "tuning" in copied.card:
+            raise ConfigError(
+                describe(
+                    "pretrain.tuning",
+                    "a method that adds no modules, full say: later stages start from the backbone",
+                    stage.tuning,
+                )
+            )
+        if name == "finetune" and not stage.tuning.keeps_function:
+            logger.warning(
+                "finetune.tuning changes the function at once, so the probed head does not fit it; "
+                "compare with --methods ranli."
+            )
+
+
+def _in_stage(stage: str, text: str) -> str:
+    """A method's error with the field's whole name: `rank` is `finetune.tuning.rank`."""
+    if text.startswith("`merge_statistics`"):
+        return f"`{stage}.gradient_projection.{text[1:]}"
+    text = text.replace("`tuning`", f"`{stage}.tuning`", 1)
+    return re.sub(r"^`(\w+)`", rf"`{stage}.tuning.\1`", text)

@@ -1,0 +1,312 @@
+"""The light analysis of one method and seed of a run, part by part: analysis.json, examples.npz."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from roli_fast.analysis.light import Look, Point, Survey, calibrate, joined
+from roli_fast.attacks import PGD
+from roli_fast.attacks.base import BallAttack
+from roli_fast.data import Batch, ImageDataset, Splits, batches
+from roli_fast.evaluate import robustness_curve
+from roli_fast.files import write_bytes, write_json
+from roli_fast.models import Classifier
+from roli_fast.seeds import derive_seed
+from roli_fast.train.analysis_plan import RADII, Plan, first_images, plan
+from roli_fast.train.context import Context
+from roli_fast.train.experiment import Experiment
+from roli_fast.train.starting import starting_model, trained_model
+
+FILE, EXAMPLES = "analysis.json", "examples.npz"
+"""In the folder of a method of a seed."""
+
+AFTER_STAGES = ("calibration", "curve", "examples")
+"""What the final model's test images tell."""
+
+LIGHT = ("name", "lr", "epochs", "start", "end", "change")
+"""What the light analysis says of a stage."""
+
+SHOWN = 8
+"""Test images in examples.npz."""
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class MethodAnalysis:
+    """What is looked at, and where it is written.
+
+    Args:
+        experiment: the run's.
+        splits: of its data.
+        run_dir: its folder, in which the method's stages are finished.
+        seed: one of its seeds.
+        method: one of its methods.
+        context: where to compute, progress bars and signals.
+        images: of each split, whatever they cost; None is what the plan allows.
+        test: whether test images may be looked at; else calibration, curve and examples wait.
+    """
+
+    experiment: Experiment
+    splits: Splits
+    run_dir: Path
+    seed: int
+    method: str
+    context: Context
+    test: bool = True
+    images: int | None = None
+    _end: tuple[Classifier, Point] | None = field(default=None, init=False)
+
+    @property
+    def folder(self) -> Path:
+        """The method's, of this seed."""
+        return self.run_dir / f"seed-{self.seed}" / self.method
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How much is looked at."""
+        return plan(self.experiment, self.splits, self.images)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.missing(self._saved())
+
+    def missing(self, tree: dict[str, Any]) -> list[str]:
+        """Names of the parts that are not there yet, in the order in which they are made."""
+        stages = [name for name, _ in self.experiment.stages(self.method)]
+        left = stages[len(tree.get("stages", [])) :]
+        return left + [name for name in AFTER_STAGES if self.test and name not in tree]
+
+    def steps(self, *, again: bool = False) -> Iterator[str]:
+        """Make what is missing; yields the name of each part once it is saved.
+
+        Args:
+            again: make all of it anew.
+
+        Raises:
+            InterruptedRunError: a signal came; the parts before are saved.
+            RoliFastError: a file that the run should have is missing, a model has no linear head.
+        """
+        before = self._saved()
+        tree = {} if again else before
+        left = self.missing(tree)
+        if not left:
+            return
+        if not tree:
+            tree = self._empty()
+        kept = [_deep_parts(stage) for stage in before.get("stages", [])]
+        with self.context.bar(self._title, total=self._looks(left)) as bar:
+            self._moved = bar.update
+            for name in left:
+                started = time.perf_counter()
+                if name in AFTER_STAGES:
+                    tree[name] = getattr(self, f"_{name}")(tree)
+                else:
+                    number = len(tree["stages"])
+                    deep = kept[number] if number < len(kept) else {}
+                    tree["stages"].append(self._stage(number + 1) | deep)
+                tree["seconds"] += time.perf_counter() - started
+                write_json(self.folder / FILE, tree)
+                yield name
+        self._end = None
+
+    @property
+    def _title(self) -> str:
+        return f"seed {self.seed} {self.method}/analysis"
+
+    def _saved(self) -> dict[str, Any]:
+        """The parts that an earlier start made of the same images; empty where there are none."""
+        path = self.folder / FILE
+        if not path.is_file():
+            return {}
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if tree["images"]["test"] == 0:
+            tree = {name: part for name, part in tree.items() if name not in AFTER_STAGES}
+        same = _looked_at(tree) == _looked_at(self._empty())
+        return tree if same or not self.missing(tree) else {}
+
+    def _empty(self) -> dict[str, Any]:
+        count = self.plan.points
+        return {
+            "schema": SCHEMA_VERSION,
+            "seconds": 0.0,
+            "attack": self.plan.described,
+            "images": {
+                "train": min(count, len(self.splits.train)),
+                "validation": min(count, len(self.splits.val)),
+                "test": 0,
+            },
+            "notes": list(self.plan.notes),
+            "stages": [],
+        }
+
+    def _looks(self, left: list[str]) -> int:
+        """About how many images go by, each attack counted as one more."""
+        both = min(self.plan.points, len(self.splits.train))
+        both += min(self.plan.points, len(self.splits.val))
+        stages = len(left) - sum(name in AFTER_STAGES for name in left)
+        looks = (4 * both + min(self.plan.points, len(self.splits.val))) * stages
+        return looks + 4 * self.plan.calibration * ("calibration" in left)
+
+    def images_of(self, dataset: ImageDataset, count: int, start: int = 0) -> Iterator[Batch]:
+        """`first_images` of a split in batches that fit, on the device."""
+        return batches(
+            first_images(dataset, count, start),
+            batch_size=self.experiment.finetune.part_size(1),
+            seed=0,
+            epoch=0,
+            shuffle=False,
+            workers=self.context.workers,
+            device=self.context.device,
+        )
+
+    @property
+    def draws(self) -> int:
+        """The seed of the attack's draws: that of the run's own test."""
+        return derive_seed(self.seed, "test")
+
+    def first_model(self, number: int) -> Classifier:
+        """As stage `number`, counted from 1, began; on the device, in eval mode."""
+        return self._model(starting_model, number)
+
+    def last_model(self, number: int) -> Classifier:
+        """As stage `number` ended."""
+        return self._model(trained_model, number)
+
+    @cached_property
+    def _survey(self) -> Survey:
+        return Survey(
+            self.plan.attack,
+            partial(self.images_of, self.splits.train, self.plan.points),
+            partial(self.images_of, self.splits.val, self.plan.points),
+            seed=self.draws,
+            after_batch=self._after_batch,
+        )
+
+    def _after_batch(self, count: int) -> None:
+        self._moved(count)
+        self.context.interrupt.check()
+
+    def _model(self, build: Callable[..., Classifier], number: int) -> Classifier:
+        run = (self.experiment, self.splits, self.seed, self.method, number, self.run_dir)
+        return build(*run).to(self.context.device).eval()
+
+    def _stage(self, number: int) -> dict[str, Any]:
+        """The model as the stage began and as it ended, and what changed between."""
+        name, stage = self.experiment.stages(self.method)[number - 1]
+        survey, before = self._survey, self._end[1] if self._end else None
+        start = survey.point(self.first_model(number), before)
+        model = self.last_model(number)
+        end = survey.point(model, start)
+        self._end = (model, end)
+        return {
+            "name": name,
+            "lr": stage.optimizer.lr,
+            "epochs": stage.epochs,
+            "start": start.as_json(),
+            "end": end.as_json(),
+            "change": survey.change(start, model, end),
+        }
+
+    @property
+    def _final(self) -> Classifier:
+        """The method's model."""
+        if self._end:
+            return self._end[0]
+        return self.last_model(len(self.experiment.stages(self.method)))
+
+    def _calibration(self, tree: dict[str, Any]) -> dict[str, Any]:
+        model, count, survey = self._final, self.plan.calibration, self._survey
+        known = self.plan.points if self._end else 0
+        parts = {}
+        for name, dataset, begin in (("val", self.splits.val, known), ("test", self.splits.test, 0)):
+            look = None
+            if begin < min(count, len(dataset)):
+                look = survey.look(model, partial(self.images_of, dataset, count, begin))
+            if begin and self._end:
+                look = _joined(self._end[1].validation, look)
+            parts[name] = look
+        tree["images"]["test"] = len(parts["test"].clean.y)
+        return calibrate(parts["val"], parts["test"])
+
+    def _curve(self, tree: dict[str, Any]) -> dict[str, Any] | None:
+        """Accuracy against the radius; None for an attack without one."""
+        attack = self.plan.attack
+        if not isinstance(attack, BallAttack) or not attack.eps:
+            tree["notes"].append(f"no curve: {attack.label} has no one radius")
+            return None
+        if isinstance(attack, PGD):
+            attack = replace(attack, step_size=None)  # a quarter of each radius
+        assert attack.bounds is not None
+        whole = attack.bounds[1] - attack.bounds[0]
+        radii = [attack.eps * share for share in RADII]
+        radii = [r for r in radii if attack.norm != "linf" or r < whole]
+        images = self.images_of(self.splits.test, self.plan.points)
+        curve = robustness_curve(
+            self._final,
+            images,
+            attack,
+            radii,
+            seed=self.draws,
+            name=self.method,
+            after_batch=lambda _count: self.context.interrupt.check(),
+        )
+        return curve.as_json(population=len(self.splits.test))
+
+    def _examples(self, tree: dict[str, Any]) -> str | None:
+        """A few test images beside their attacked versions, of the run's first seed."""
+        if self.seed != self.experiment.seeds[0]:
+            return None
+        images = partial(self.images_of, self.splits.test, SHOWN)
+        survey = replace(self._survey, after_batch=None)
+        clean = survey.clean(self._final, images)
+        found = survey.attacked(self._final, images, keep=True)
+        assert found.x is not None
+        x = torch.cat([batch.x for batch in images()]).cpu()
+        arrays = {"clean": _pixels(x), "adversarial": _pixels(found.x.cpu())}
+        delta = (found.x.cpu() - x).permute(0, 2, 3, 1)
+        arrays |= {"delta": delta.numpy().astype(np.float16), "label": clean.y.numpy()}
+        for name, part in (("clean", clean), ("adversarial", found)):
+            confidence, prediction = part.logits.softmax(1).max(1)
+            arrays[f"{name}_prediction"] = prediction.numpy()
+            arrays[f"{name}_confidence"] = confidence.numpy().astype(np.float32)
+        _save(self.folder / EXAMPLES, arrays)
+        return EXAMPLES
+
+
+def _looked_at(tree: dict[str, Any]) -> list[Any]:
+    """By what parts of one analysis must agree."""
+    images = {name: count for name, count in tree["images"].items() if name != "test"}
+    return [tree["schema"], tree["attack"], images]
+
+
+def _deep_parts(stage: dict[str, Any]) -> dict[str, Any]:
+    """What `python -m roli_fast.analyze` added to a stage."""
+    return {name: part for name, part in stage.items() if name not in LIGHT}
+
+
+def _joined(first: Look, rest: Look | None) -> Look:
+    if rest is None:
+        return first
+    return Look(joined(first.clean, rest.clean), joined(first.adversarial, rest.adversarial))
+
+
+def _pixels(x: torch.Tensor) -> np.ndarray:
+    """(n, 3, H, W) in [0, 1] as uint8 (n, H, W, 3)."""
+    return (x * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
