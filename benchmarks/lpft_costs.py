@@ -121,7 +121,9 @@ def listed(model: Classifier, images: list[Batch], experiment: Experiment) -> di
             lambda: analysis.feature_drift(seen.features, seen.features),
         ),
         "calibration, two temperatures": Case(
-            cached, Cost("calibration"), lambda: calibration.report(test, test, test, test)
+            cached,
+            calibration.report_cost(count, count, head.classes),
+            lambda: calibration.report(test, test, test, test),
         ),
         "margin sensitivity": Case(
             some,
