@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,12 @@ from harness.report import RESULTS, machine
 from lpft_claims import NAMES, Values, judge
 from lpft_tables import table
 from roli_fast import files
+from roli_fast.attacks import PGD
+from roli_fast.data import batches
+from roli_fast.evaluate import evaluate
 from roli_fast.train import Experiment, run
 from roli_fast.train.cli import parse
+from roli_fast.train.starting import trained_model
 
 PATH = RESULTS / "lpft.json"
 METHODS = tuple(NAMES)
@@ -102,16 +107,36 @@ def analyse(folder: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
 
 
+def scale_free(experiment: Experiment, folder: Path) -> None:
+    """Each final model's accuracy under an attack on the margin, into scale_free.json.
+
+    A large head saturates the softmax and takes the gradient from an attack on the cross-entropy;
+    the sign of the margin's gradient knows no scale.
+    """
+    splits = experiment.data.load()
+    attack = PGD(norm=None, eps=None, step_size=None, bounds=None, steps=20, loss="margin")
+    for seed, method in product(experiment.seeds, METHODS):
+        path = folder / f"seed-{seed}" / method / "scale_free.json"
+        if path.exists():
+            continue
+        number = len(experiment.stages(method))
+        model = trained_model(experiment, splits, seed, method, number, folder)
+        loaded = batches(splits.test, batch_size=100, seed=0, epoch=0, shuffle=False)
+        found = evaluate(model, loaded, [attack.under(experiment.threat)], seed=seed)
+        files.write_json(path, found.robust_accuracy)
+
+
 def numbers(folder: Path) -> dict[str, float | None]:
     """What one seed of one method came to: quantity -> number; None where it is not defined."""
-    test, found = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("test.json", "analysis.json")
+    test, found, margin = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("test", "analysis", "scale_free")
     )
     first, last = found["stages"][0], found["stages"][-1]
     own: dict[str, float | None] = {
         "clean": test["clean_accuracy"],
         "robust": next(iter(test["robust_accuracy"].values())),
+        "robust_margin": next(iter(margin.values())),
         "norm_fresh": first["start"]["head"]["norm"],
         "norm_start": last["start"]["head"]["norm"],
         "norm_end": last["end"]["head"]["norm"],
@@ -184,6 +209,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     where = machine("cpu", 1)
     began = time.perf_counter()
     run(own, folder, resume=folder.exists(), quiet=not sys.stderr.isatty())
+    scale_free(own, folder)
     analyse(folder)
     found = values(folder, own.seeds)
     return {

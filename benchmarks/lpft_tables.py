@@ -10,6 +10,7 @@ from lpft_claims import NAMES
 ROWS = {
     "clean accuracy, %": ("clean", 100, 1),
     "robust accuracy, %": ("robust", 100, 1),
+    "robust accuracy, scale-free attack, %": ("robust_margin", 100, 1),
     "L2 strength of LP": ("strength", 1, 6),
     "head norm, fresh": ("norm_fresh", 1, 2),
     "head norm, fine-tune starts": ("norm_start", 1, 2),
@@ -45,6 +46,7 @@ ROWS = {
 MAIN = {
     "clean accuracy, %": ("clean",),
     "robust accuracy, %": ("robust",),
+    "under a scale-free attack, %": ("robust_margin",),
     "head norm when the fine-tune starts": ("norm_start",),
     "residual then, clean / attacked": ("residual_clean", "residual_adversarial"),
     "FT ratio then": ("ft_ratio_clean", "ft_ratio_adversarial"),

@@ -73,6 +73,7 @@ def write(folder: Path, probed: bool, seed: int) -> None:
     test = {"clean_accuracy": 0.8 if probed else 0.7, "robust_accuracy": {"pgd-10": 0.5}}
     folder.mkdir(parents=True)
     (folder / "analysis.json").write_text(json.dumps(found))
+    (folder / "scale_free.json").write_text(json.dumps({"pgd-20": 0.45 if probed else 0.4}))
     (folder / "test.json").write_text(json.dumps(test))
 
 
