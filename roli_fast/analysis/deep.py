@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from roli_fast.analysis.descent import attacked
 from roli_fast.analysis.light import Images, number
 from roli_fast.analysis.one_step import (
-    Optimize,
     OneStep,
+    Optimize,
     actual_change,
     first_update,
     one_step,
