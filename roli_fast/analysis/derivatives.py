@@ -4,6 +4,7 @@ The only place beside the engine and the trainer's update where derivatives are 
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from roli_fast.analysis.view import LinearHead
+from roli_fast.analysis.view import LinearHead, eval_mode
 from roli_fast.engine import Mergeable, MergeRequest
 from roli_fast.errors import ArgumentError, describe
 
@@ -73,10 +74,39 @@ class Network:
             return functional_call(self._captured, named, (self.cast(x),))
 
     def moved(self, x: Tensor, tangent: Tangent, step: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(phi, logits) at the weights theta + step * tangent; of the head too, where it names it."""
+        """(phi, logits) at theta + step * tangent, the head's weights too where it names them."""
         own = dict(self.head.model.named_parameters())
         with torch.no_grad():
             return self(x, {name: own[name] + step * t for name, t in tangent.items()})
+
+    def head_names(self) -> list[str]:
+        """Names of V and, where there is one, of b."""
+        prefix = f"{self.head.name}." if self.head.name else ""
+        return [prefix + name for name, _ in self.head.layer.named_parameters()]
+
+    def of_head(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        """How the head moves, by name; a head without bias takes the first alone."""
+        names = self.head_names()
+        return dict(zip(names, (weight, bias)[: len(names)], strict=True))
+
+    def head_part(self, features: Tensor, tangent: Tangent) -> Tensor:
+        """dV phi + db, (B, C)."""
+        part = features.new_zeros(len(features), self.head.classes)
+        for name, value in tangent.items():
+            if name in self.head_names():
+                value = value.to(features)
+                part = part + (value if value.ndim == 1 else features @ value.t())
+        return part
+
+    def check(self, tangent: Tangent) -> None:
+        """Raise unless `tangent` is one of the model's own tensors, in their shapes."""
+        own = dict(self.head.model.named_parameters())
+        for name, value in tangent.items():
+            if name not in own or own[name].shape != value.shape:
+                expected = f"shape {tuple(own[name].shape)}" if name in own else "a parameter name"
+                got = f"'{name}' of shape {tuple(value.shape)}"
+                fix = "A tangent has a parameter's name and shape: `first_update` makes one."
+                raise ArgumentError(describe("tangent", expected, got, fix))
 
     def pull(self, x: Tensor, weigh: Callable[[Tensor], Tensor]) -> Pulled:
         """One forward and one backward: sum over the batch of J(x)^T V^T weights.
@@ -122,7 +152,9 @@ class Network:
 
     def _forward_mode(self, x: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
         with forward_ad.dual_level():
-            duals = {n: forward_ad.make_dual(self.parameters[n], t) for n, t in tangent.items()}
+            with warnings.catch_warnings():  # torch's own, of the scripts it loads the first time
+                warnings.simplefilter("ignore", DeprecationWarning)
+                duals = {n: forward_ad.make_dual(self.parameters[n], t) for n, t in tangent.items()}
             features, moved = forward_ad.unpack_dual(self(x, duals)[0])
         return features, torch.zeros_like(features) if moved is None else moved
 
@@ -163,18 +195,15 @@ def network(head: LinearHead, names: Sequence[str] | None = None) -> Iterator[Ne
     """
     model = head.model
     chosen = moving_names(head, names)
-    training = [(module, module.training) for module in model.modules()]
-    grads = [p for p in model.parameters() if p.requires_grad]
-    try:
-        model.eval()
-        for parameter in grads:
-            parameter.requires_grad_(False)
-        yield Network(head, chosen)
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter in grads:
-            parameter.requires_grad_(True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with eval_mode(model):
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            yield Network(head, chosen)
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager

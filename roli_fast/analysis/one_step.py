@@ -12,19 +12,20 @@ along it, and the F part of d f is V d phi. Memory is a few copies of what train
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from roli_fast.analysis.costs import Cost
-from roli_fast.analysis.derivatives import Network, Tangent, network
+from roli_fast.analysis.costs import Cost, attack_cost, count_of, say
+from roli_fast.analysis.derivatives import Network, Tangent, moving_names, network
+from roli_fast.analysis.descent import Descent, attacked, descend, in_dtype
+from roli_fast.analysis.residual import residual
 from roli_fast.analysis.view import LinearHead
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.seeds import derived_generator
 from roli_fast.threat import check_positive
 
 Optimize = Callable[[nn.Module, list[str]], torch.optim.Optimizer]
@@ -64,6 +65,11 @@ class OneStep:
     def size(self) -> float:
         """Mean |d phi| over the images."""
         return float(self.features.norm(dim=1).mean())
+
+    @property
+    def backbone_size(self) -> float:
+        """Mean |V d phi| over the images."""
+        return float(self.backbone_part.norm(dim=1).mean())
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,8 @@ def one_step(  # noqa: PLR0913 - one call, and each option is independent of the
         model: inputs (B, ...) -> logits (B, C), with a linear head.
         train: the images that the update sees, fixed views, all of them in one sum.
         batches: where the change is wanted.
-        names: the tensors that train; see `derivatives.moving_names`. The head always does.
+        names: the tensors that train (`peft.apply` gives them); None is what requires grad, or all
+            where nothing does, or what `tangent` names. The head always trains.
         lr: the rate on the SUM of the losses. A mean over N images is lr / N here.
         attack: a complete one (`.under(threat)`), for `train`; None is clean training.
         tangent: an update to take in place of lr times the gradient, of `first_update` say; the
@@ -122,76 +129,169 @@ def one_step(  # noqa: PLR0913 - one call, and each option is independent of the
         ArgumentError: a model without a linear head, no images, names it does not have.
     """
     check_positive("lr", lr)
-    view, source = _views(model, head, dtype)
-    with network(view, names) as net:
+    view = LinearHead.of(model, head)
+    counts = count_of(train) if tangent is None else 0, count_of(batches)
+    _say(one_step_cost(view, counts[0] or 1, counts[1] or 1, attack), known=None not in counts)
+    moving = list(tangent) if tangent is not None and names is None else names
+    with network(in_dtype(view, dtype), moving) as net:
         if tangent is None:
-            seen = attacked(source, train, attack, seed=seed)
-            pulled = descend(net, seen, residuals)
-            update = {name: lr * value for name, value in pulled.tangent.items()}
-            residual, count = pulled.residual, pulled.images
-        else:
-            update, residual, count = dict(tangent), float("nan"), 0
-            net.check(update)
-        return _predicted(net, update, batches)(None if tangent else lr, residual, count)
+            seen = attacked(model, train, attack, seed=seed)
+            found = descend(net, seen, lambda batch, logits: residual(logits, batch.y))
+            update = {name: lr * value for name, value in found.tangent.items()}
+            return predict(net, update, batches, lr=lr, descent=found)
+        net.check(tangent)
+        return predict(net, tangent, batches)
 
 
-@dataclass
-class Descent:
-    """Minus the gradient of the summed loss, and what was seen on the way."""
+def predict(
+    net: Network,
+    update: Tangent,
+    batches: Iterable[Batch],
+    *,
+    lr: float | None = None,
+    descent: Descent | None = None,
+) -> OneStep:
+    """The change that a given update makes, to first order; arguments as `OneStep`'s fields."""
+    rows: list[list[Tensor]] = []
+    for batch in batches:
+        phi, moved = net.push(batch.x, update)
+        backbone_part = moved @ net.head.layer.weight.detach().t()
+        head_part = net.head_part(phi, update)
+        rows.append([part.detach().cpu() for part in (moved, backbone_part, head_part)])
+    if not sum(len(row[0]) for row in rows):
+        raise ArgumentError(describe("batches", "at least one image", "none"))
+    features, backbone_part, head_part = (torch.cat(column) for column in zip(*rows, strict=True))
+    logits = backbone_part + head_part
+    return OneStep(
+        features,
+        logits,
+        backbone_part,
+        head_part,
+        ft_ratio=ft_ratio(backbone_part, logits),
+        lr=lr,
+        tangent=dict(update),
+        residual=descent.residual if descent else float("nan"),
+        train_images=descent.images if descent else 0,
+        notes=tuple(net.notes),
+    )
 
-    tangent: dict[str, Tensor]
-    residual: float
-    images: int
+
+def ft_ratio(backbone_part: Tensor, logits: Tensor) -> float:
+    """Mean over images of |F part| / |F part + P part|; 0 of an image whose F part is 0."""
+    above, below = backbone_part.double().norm(dim=1), logits.double().norm(dim=1)
+    return float(torch.where(above > 0, above / below, 0.0).mean())
 
 
-def residuals(logits: Tensor, y: Tensor, _ids: Tensor) -> Tensor:
-    """delta = e_y - softmax, (B, C)."""
-    return torch.zeros_like(logits).scatter_(1, y[:, None], 1.0) - logits.softmax(1)
+def actual_change(
+    model: nn.Module,
+    tangent: Tangent,
+    batches: Iterable[Batch],
+    *,
+    head: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Change:
+    """What an update really does: phi(theta + tangent) - phi(theta), and the same of the logits.
 
-
-def descend(
-    net: Network, batches: Iterable[Batch], weigh: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Descent:
-    """sum_i J(x_i)^T V^T delta_i over the batches, and the head's sum_i delta_i (phi_i, 1)^T.
+    Two forwards for each image; the model's weights are left alone.
 
     Args:
-        net: the network.
-        batches: the images.
-        weigh: (logits, y, ids) -> delta (B, C).
+        model: inputs (B, ...) -> logits (B, C), with a linear head.
+        tangent: parameter name -> change, `OneStep.tangent` say; the head's too.
+        batches: where the change is wanted.
+        head: name of the head where it cannot be found.
+        dtype: compute in this dtype, in a copy of the model; None is the model's own.
     """
-    layer, name = net.head.layer, net.head.name
-    total = {key: torch.zeros_like(value) for key, value in net.parameters.items()}
-    weight, bias = torch.zeros_like(layer.weight), layer.weight.new_zeros(layer.out_features)
-    size, images = 0.0, 0
-    for batch in batches:
-        y = batch.y.to(layer.weight.device)
-        pulled = net.pull(batch.x, lambda logits: weigh(logits, y, batch.ids))  # noqa: B023
-        for key, value in pulled.gradient.items():
-            total[key] += value
-        weight = weight + pulled.weights.t() @ pulled.features
-        bias = bias + pulled.weights.sum(0)
-        size += float(pulled.weights.norm(dim=1).sum())
-        images += len(y)
-    if not images:
-        raise ArgumentError(describe("train", "at least one image", "none"))
-    total[f"{name}.weight" if name else "weight"] = weight.detach()
-    if layer.bias is not None:
-        total[f"{name}.bias" if name else "bias"] = bias.detach()
-    return Descent(total, size / images, images)
+    view, rows = LinearHead.of(model, head), []
+    count = count_of(batches)
+    _say(Cost("actual change", forwards=2 * (count or 1)), known=count is not None)
+    with network(in_dtype(view, dtype), []) as net:
+        net.check(tangent)
+        for batch in batches:
+            after, before = net.moved(batch.x, tangent), net.moved(batch.x, {})
+            rows.append([(new - old).cpu() for new, old in zip(after, before, strict=True)])
+    if not rows:
+        raise ArgumentError(describe("batches", "at least one image", "none"))
+    return Change(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def attacked(
+def first_update(  # noqa: PLR0913 - one call, and each option is independent of the others
     model: nn.Module,
-    batches: Iterable[Batch],
-    attack: Attack | None,
+    train: Iterable[Batch],
+    optimizer: Optimize,
     *,
+    names: Sequence[str] | None = None,
+    attack: Attack | None = None,
+    head: str | None = None,
+    dtype: torch.dtype | None = None,
     seed: int = 0,
-) -> Iterator[Batch]:
-    """The batches with x'_i in place of x_i; a start depends on seed, label and sample id alone."""
-    for batch in batches:
-        if attack is None:
-            yield batch
-            continue
-        generator = derived_generator("evaluate", seed, attack.label, device=batch.x.device)
-        x = attack(model, batch.x, batch.y, generator, sample_ids=batch.ids)
-        yield batch._replace(x=x)
+) -> dict[str, Tensor]:
+    """What an optimiser's first step really does to the weights: a tangent for `one_step`.
+
+    AdamW's first step is about lr * sign(gradient), plus decay: nothing like lr * gradient. The
+    step is made in a copy of the model on the mean of the losses over `train`.
+
+    Args:
+        model: inputs (B, ...) -> logits (B, C), with a linear head.
+        train: the images of the step, its first batch say.
+        optimizer: (model, names) -> the optimiser, at the rate of its first step; the `build` of
+            `train`'s `Optimizer` is one.
+        names: the tensors that train; the head's are added.
+        attack: as for `one_step`.
+        head: name of the head where it cannot be found.
+        dtype: the copy's; None is the model's own.
+        seed: of the attack's random start.
+
+    Returns:
+        Parameter name -> change, of the backbone's tensors and of the head's.
+    """
+    view = LinearHead.of(model, head)
+    count = count_of(train)
+    _say(first_update_cost(view, count or 1, attack), known=count is not None)
+    stepped = LinearHead.of(copy.deepcopy(model).to(dtype or view.layer.weight.dtype), view.name)
+    with network(stepped, moving_names(view, names)) as net:
+        seen = attacked(model, train, attack, seed=seed)
+        found = descend(net, seen, lambda batch, logits: residual(logits, batch.y))
+    own = dict(stepped.model.named_parameters())
+    before = {name: own[name].detach().clone() for name in found.tangent}
+    for name, value in found.tangent.items():
+        own[name].requires_grad_(True).grad = -value / found.images
+    optimizer(stepped.model, list(found.tangent)).step()
+    return {name: own[name].detach() - old for name, old in before.items()}
+
+
+def one_step_cost(
+    model: nn.Module | LinearHead, train_images: int, images: int, attack: Attack | None = None
+) -> Cost:
+    """A gradient for each training image, after its attack, and a JVP for each image."""
+    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    held = _bytes_of(view) * 2 + images * 4 * (view.dimensions + 3 * view.classes)
+    cost = Cost(
+        "one step",
+        forwards=train_images + images,
+        weight_backwards=train_images,
+        jvps=images,
+        bytes=held,
+    )
+    return cost + attack_cost(attack, train_images, classes=view.classes) if attack else cost
+
+
+def first_update_cost(
+    model: nn.Module | LinearHead, train_images: int, attack: Attack | None = None
+) -> Cost:
+    """A gradient for each training image, after its attack; five copies of the model."""
+    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    cost = Cost(
+        "first update",
+        forwards=train_images,
+        weight_backwards=train_images,
+        bytes=5 * _bytes_of(view),
+    )
+    return cost + attack_cost(attack, train_images, classes=view.classes) if attack else cost
+
+
+def _bytes_of(view: LinearHead) -> int:
+    return sum(p.numel() * p.element_size() for p in view.model.parameters())
+
+
+def _say(cost: Cost, *, known: bool) -> None:
+    say(cost if known else cost.named(f"{cost.what}, an image"))

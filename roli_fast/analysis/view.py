@@ -115,23 +115,25 @@ class LinearHead:
         return self.features_and_logits(x, weights)[0]
 
     def backbone(self, names: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
-        """Parameters by name, in the model's order: all but the head's, or those of `names`.
+        """The parameters that the features depend on, by name, in the model's order.
+
+        Args:
+            names: those of them to take, a tuning method's list say; the head's own, which such a
+                list has too, are left out. None takes all.
 
         Raises:
-            ArgumentError: an unknown name, one of the head's, or a head that shares its weight with
-                another layer, as an embedding does in language models.
+            ArgumentError: an unknown name, or a head that shares its weight with another layer, as
+                an embedding does in language models.
         """
         self._check_own()
+        every = dict(self.model.named_parameters())
+        if unknown := [name for name in names or () if name not in every]:
+            expected = "names of the model's parameters"
+            fix = "model.named_parameters() lists them."
+            raise ArgumentError(describe("names", expected, ", ".join(unknown[:3]), fix))
         head = set(self.layer.parameters())
-        found = {name: p for name, p in self.model.named_parameters() if p not in head}
-        if names is None:
-            return found
-        if wrong := [name for name in names if name not in found]:
-            expected = "names of the backbone's parameters"
-            fix = "model.named_parameters() lists them; the head's are not among the backbone's."
-            raise ArgumentError(describe("names", expected, ", ".join(wrong[:3]), fix))
-        chosen = set(names)
-        return {name: parameter for name, parameter in found.items() if name in chosen}
+        chosen = every if names is None else set(names)
+        return {name: p for name, p in every.items() if p not in head and name in chosen}
 
     def _check_own(self) -> None:
         """A step of the head is no step of the features: neither may use the other's weights."""

@@ -1,0 +1,101 @@
+"""Inner products of gradients of many logits, block by block of parameters: no Jacobian is kept."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from roli_fast.analysis.derivatives import Network
+
+
+class Piece(NamedTuple):
+    """Entries [start, stop) of a flattened parameter."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def width(self) -> int:
+        """How many entries."""
+        return self.stop - self.start
+
+
+Block = list[Piece]
+
+
+def whole(net: Network) -> list[Piece]:
+    """All entries of all tensors that move."""
+    return [Piece(name, 0, value.numel()) for name, value in net.parameters.items()]
+
+
+def blocks(pieces: Sequence[Piece], width: int) -> Iterator[Block]:
+    """The pieces in order, in blocks of at most `width` entries; a long piece is cut."""
+    block: Block = []
+    room = width
+    for name, start, stop in pieces:
+        while start < stop:
+            taken = min(room, stop - start)
+            block.append(Piece(name, start, start + taken))
+            start, room = start + taken, room - taken
+            if not room:
+                yield block
+                block, room = [], width
+    if block:
+        yield block
+
+
+def block_width(rows: int, itemsize: int, memory: int) -> int:
+    """Parameters in a block whose gradients, of so many rows, take `memory` bytes; at least one."""
+    return max(1, memory // (rows * itemsize))
+
+
+def gram(
+    net: Network, x: Tensor, weights: Tensor, *, memory: int, pieces: Sequence[Piece] | None = None
+) -> Tensor:
+    """<J_a, J_b> of all rows a, b: the gradients of weights[k] . logits(x[n]), row n * K + k.
+
+    Each block costs one forward of every input and K backwards, batched, whatever it holds.
+
+    Args:
+        net: the network.
+        x: inputs (N, ...).
+        weights: combinations of logits, (K, C); the identity for every logit.
+        memory: bytes for the gradients of a block; half of it for those of one input.
+        pieces: which parameters; None is all that move.
+
+    Returns:
+        (N K, N K), symmetric, in the model's dtype and on its device.
+    """
+    count = len(x) * len(weights)
+    total = weights.new_zeros(count, count)
+    parts = whole(net) if pieces is None else pieces
+    width = block_width(count, total.element_size(), memory // 2)
+    for block in blocks(parts, width):
+        rows = torch.empty(count, sum(piece.width for piece in block)).to(total)
+        for place, run in _rows(net, x, weights, block, memory // 2):
+            rows[place : place + len(run)] = run
+        total.addmm_(rows, rows.t())
+    return total
+
+
+def _rows(
+    net: Network, x: Tensor, weights: Tensor, block: Block, memory: int
+) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows (k, width)) one input, and so many combinations, at a time."""
+    names = list(dict.fromkeys(piece.name for piece in block))
+    each = sum(net.parameters[name].numel() for name in names) * weights.element_size()
+    runs = weights.split(max(1, memory // each))
+    for number in range(len(x)):
+        place = number * len(weights)
+        for run in runs:
+            found = net.rows(x[number : number + 1], run, names)
+            yield place, torch.cat([found[n].flatten(1)[:, i:j] for n, i, j in block], dim=1)
+            place += len(run)
+
+
+def passes(rows: int, itemsize: int, parameters: int, memory: int) -> int:
+    """How many blocks there are, when no pieces are named."""
+    return math.ceil(parameters / block_width(rows, itemsize, memory // 2))
