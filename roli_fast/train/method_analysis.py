@@ -1,6 +1,5 @@
 """The light analysis of one method and seed of a run, part by part: analysis.json, examples.npz."""
 
-import io
 import json
 import logging
 import time
@@ -10,20 +9,18 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from roli_fast.analysis import Cost, attack_cost
 from roli_fast.analysis.light import Look, Point, Survey, calibrate, joined, look_cost
 from roli_fast.attacks import PGD
 from roli_fast.attacks.base import BallAttack
 from roli_fast.data import Batch, ImageDataset, Splits, batches
 from roli_fast.evaluate import robustness_curve
-from roli_fast.files import write_bytes, write_json
+from roli_fast.files import write_json
 from roli_fast.models import Classifier
 from roli_fast.seeds import derive_seed
 from roli_fast.train.analysis_plan import RADII, Plan, first_images, plan
 from roli_fast.train.context import Context
+from roli_fast.train.examples import write_examples
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.starting import starting_model, trained_model
 
@@ -270,14 +267,14 @@ class MethodAnalysis:
     def _curve(self, tree: dict[str, Any]) -> dict[str, Any] | None:
         """Accuracy against the radius; None for an attack without one."""
         attack = self.plan.attack
-        if not isinstance(attack, BallAttack) or not attack.eps:
+        eps, bounds = getattr(attack, "eps", None), getattr(attack, "bounds", None)
+        if not isinstance(attack, BallAttack) or not eps or not bounds:
             tree["notes"].append(f"no curve: {attack.label} has no one radius")
             return None
         if isinstance(attack, PGD):
             attack = replace(attack, step_size=None)  # a quarter of each radius
-        assert attack.bounds is not None
-        whole = attack.bounds[1] - attack.bounds[0]
-        radii = [attack.eps * share for share in RADII]
+        whole = bounds[1] - bounds[0]
+        radii = [eps * share for share in RADII]
         radii = [r for r in radii if attack.norm != "linf" or r < whole]
         images = self.images_of(self.splits.test, self.plan.points)
         curve = robustness_curve(
@@ -296,19 +293,9 @@ class MethodAnalysis:
         if self.seed != self.experiment.seeds[0]:
             return None
         images = partial(self.images_of, self.splits.test, SHOWN)
-        survey = replace(self._survey, after_batch=None)
-        clean = survey.clean(self._final, images)
-        found = survey.attacked(self._final, images, keep=True)
-        assert found.x is not None
-        x = torch.cat([batch.x for batch in images()]).cpu()
-        arrays = {"clean": _pixels(x), "adversarial": _pixels(found.x.cpu())}
-        delta = (found.x.cpu() - x).permute(0, 2, 3, 1)
-        arrays |= {"delta": delta.numpy().astype(np.float16), "label": clean.y.numpy()}
-        for name, part in (("clean", clean), ("adversarial", found)):
-            confidence, prediction = part.logits.softmax(1).max(1)
-            arrays[f"{name}_prediction"] = prediction.numpy()
-            arrays[f"{name}_confidence"] = confidence.numpy().astype(np.float32)
-        _save(self.folder / EXAMPLES, arrays)
+        clean = self._survey.clean(self._final, images, keep=True)
+        attacked = self._survey.attacked(self._final, images, keep=True)
+        write_examples(self.folder / EXAMPLES, clean, attacked)
         return EXAMPLES
 
 
@@ -325,14 +312,3 @@ def _deep_parts(stage: dict[str, Any]) -> dict[str, Any]:
 
 def _joined(first: Look, rest: Look) -> Look:
     return Look(joined(first.clean, rest.clean), joined(first.adversarial, rest.adversarial))
-
-
-def _pixels(x: torch.Tensor) -> np.ndarray:
-    """(n, 3, H, W) in [0, 1] as uint8 (n, H, W, 3)."""
-    return (x * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
