@@ -89,9 +89,9 @@ class Survey:
         """A split as the model sees it; `keep` keeps the attacked images as well."""
         return Look(self.clean(model, images), self.attacked(model, images, keep=keep))
 
-    def clean(self, model: nn.Module, images: Images) -> Gathered:
-        """Features and logits of clean images."""
-        return gather(model, images(), after_batch=self.after_batch)
+    def clean(self, model: nn.Module, images: Images, *, keep: bool = False) -> Gathered:
+        """Features and logits of clean images; `keep` keeps the images as well."""
+        return gather(model, images(), keep_images=keep, after_batch=self.after_batch)
 
     def attacked(self, model: nn.Module, images: Images, *, keep: bool = False) -> Gathered:
         """Features and logits of images attacked at this model."""

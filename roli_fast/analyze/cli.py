@@ -18,7 +18,7 @@ python -m roli_fast.analyze RUN [RUN ...] [--ft_ratio] [--head_scale] [--kernel]
 
 Why a training run came out as it did: what each stage did to head and features, and how far the
 confidence of the final model can be trusted. Reads a run's folder, makes what is missing of
-seed-S/METHOD/analysis.json, and writes report.html anew. Stopped anywhere, the same command goes on.
+seed-S/METHOD/analysis.json, and writes report.html anew. Stopped, the same command goes on.
 
   RUN               a folder that python -m roli_fast.train wrote, a sweep's too, or one method in
                     it: runs/quickstart-20260101-120000/seed-0/roli

@@ -7,7 +7,11 @@ from roli_fast.analysis.view import LinearHead
 from roli_fast.train.method_analysis import MethodAnalysis
 
 
-def start_of(analysis: MethodAnalysis, number: int, images: int | None = None) -> Start | None:
+def start_of(
+    analysis: MethodAnalysis,
+    number: int,
+    images: int | None = None,
+) -> Start | None:
     """A stage at its start, or None where it trains the head alone: then no feature moves.
 
     Args:
@@ -30,5 +34,7 @@ def start_of(analysis: MethodAnalysis, number: int, images: int | None = None) -
         lr=stage.optimizer.lr,
         optimizer=stage.optimizer.name,
         optimize=stage.optimizer.build,
+        counts=(min(count, len(splits.train)), min(count, len(splits.val))),
+        attacks=stage.attack is not None,
         seed=analysis.draws,
     )

@@ -1,4 +1,4 @@
-"""The analysis of runs that are there: light parts that are missing, deep ones that are asked for."""
+"""The analysis of runs that are there: what is missing, and what is asked for."""
 
 import contextlib
 import logging
@@ -80,7 +80,9 @@ def _open(target: Target) -> tuple[Splits, int]:
     try:
         splits = experiment.data.load()
     except RoliFastError as error:
-        text = f"the data of '{target.run_dir}': {error} Paths count from where the run was started."
+        text = (
+            f"the data of '{target.run_dir}': {error} Paths count from where the run was started."
+        )
         raise type(error)(text) from error
     logger.info("%s: %s", target.run_dir, splits.summary())
     found = identity(experiment, {"data": splits})

@@ -1,28 +1,30 @@
 """The light analysis of one method and seed of a run, part by part: analysis.json, examples.npz."""
 
 import json
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from roli_fast.analysis.light import Look, Point, Survey, calibrate, joined
+from roli_fast.analysis import Cost, attack_cost
+from roli_fast.analysis.light import Look, Point, Survey, calibrate, joined, look_cost
 from roli_fast.attacks import PGD
 from roli_fast.attacks.base import BallAttack
 from roli_fast.data import Batch, ImageDataset, Splits, batches
 from roli_fast.evaluate import robustness_curve
-from roli_fast.files import write_bytes, write_json
+from roli_fast.files import write_json
 from roli_fast.models import Classifier
 from roli_fast.seeds import derive_seed
 from roli_fast.train.analysis_plan import RADII, Plan, first_images, plan
 from roli_fast.train.context import Context
+from roli_fast.train.examples import write_examples
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.starting import starting_model, trained_model
+
+logger = logging.getLogger("roli_fast.train")
 
 FILE, EXAMPLES = "analysis.json", "examples.npz"
 """In the folder of a method of a seed."""
@@ -103,9 +105,11 @@ class MethodAnalysis:
         if not tree:
             tree = self._empty()
         kept = [_deep_parts(stage) for stage in before.get("stages", [])]
-        with self.context.bar(self._title, total=self._looks(left)) as bar:
-            self._moved = bar.update
-            for name in left:
+        logger.info("%s", self.cost(left).named(f"{self._title} of {', '.join(left)}"))
+        planned = [self._images_seen(name) for name in left]
+        with self.context.bar(self._title, total=sum(planned)) as bar:
+            self._moved = lambda count: bar.update(min(count, max(0, bar.total - bar.n)))
+            for place, name in enumerate(left, 1):
                 started = time.perf_counter()
                 if name in AFTER_STAGES:
                     tree[name] = getattr(self, f"_{name}")(tree)
@@ -115,8 +119,35 @@ class MethodAnalysis:
                     tree["stages"].append(self._stage(number + 1) | deep)
                 tree["seconds"] += time.perf_counter() - started
                 write_json(self.folder / FILE, tree)
+                bar.update(sum(planned[:place]) - bar.n)
                 yield name
         self._end = None
+
+    def cost(self, parts: Sequence[str]) -> Cost:
+        """The most that these parts cost."""
+        attack, classes = self.plan.attack, self.splits.num_classes
+        total = Cost("")
+        for name in parts:
+            if name == "curve":
+                searches = len(RADII) * self._count("curve")
+                total += attack_cost(attack, searches, classes=classes).named("")
+            else:  # half of the images seen are attacked
+                total += look_cost(attack, self._images_seen(name) // 2, classes).named("")
+        return total
+
+    def _images_seen(self, part: str) -> int:
+        """At most how many images a part passes through a model, once for each way it sees them."""
+        train, val = (min(self.plan.points, len(s)) for s in (self.splits.train, self.splits.val))
+        if part == "calibration":
+            return 2 * (self._count(part) + min(self.plan.calibration, len(self.splits.val)))
+        if part in AFTER_STAGES:
+            return self._count(part) * (2 if part == "examples" else 1)
+        return 4 * (train + val) + val
+
+    def _count(self, part: str) -> int:
+        """Test images of a part."""
+        most = {"calibration": self.plan.calibration, "curve": self.plan.points, "examples": SHOWN}
+        return min(most[part], len(self.splits.test))
 
     @property
     def _title(self) -> str:
@@ -127,10 +158,13 @@ class MethodAnalysis:
         path = self.folder / FILE
         if not path.is_file():
             return {}
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree["images"]["test"] == 0:
-            tree = {name: part for name, part in tree.items() if name not in AFTER_STAGES}
-        same = _looked_at(tree) == _looked_at(self._empty())
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            if tree["images"]["test"] == 0:
+                tree = {name: part for name, part in tree.items() if name not in AFTER_STAGES}
+            same = _looked_at(tree) == _looked_at(self._empty())
+        except (ValueError, KeyError, TypeError):  # of another version, or none of ours
+            return {}
         return tree if same or not self.missing(tree) else {}
 
     def _empty(self) -> dict[str, Any]:
@@ -147,14 +181,6 @@ class MethodAnalysis:
             "notes": list(self.plan.notes),
             "stages": [],
         }
-
-    def _looks(self, left: list[str]) -> int:
-        """About how many images go by, each attack counted as one more."""
-        both = min(self.plan.points, len(self.splits.train))
-        both += min(self.plan.points, len(self.splits.val))
-        stages = len(left) - sum(name in AFTER_STAGES for name in left)
-        looks = (4 * both + min(self.plan.points, len(self.splits.val))) * stages
-        return looks + 4 * self.plan.calibration * ("calibration" in left)
 
     def images_of(self, dataset: ImageDataset, count: int, start: int = 0) -> Iterator[Batch]:
         """`first_images` of a split in batches that fit, on the device."""
@@ -225,29 +251,30 @@ class MethodAnalysis:
 
     def _calibration(self, tree: dict[str, Any]) -> dict[str, Any]:
         model, count, survey = self._final, self.plan.calibration, self._survey
-        known = self.plan.points if self._end else 0
-        parts = {}
-        for name, dataset, begin in (("val", self.splits.val, known), ("test", self.splits.test, 0)):
-            look = None
+        seen = self._end[1].validation if self._end else None
+        parts: dict[str, Look] = {}
+        for name, known in (("val", seen), ("test", None)):
+            dataset: ImageDataset = getattr(self.splits, name)
+            begin = len(known.clean) if known else 0
             if begin < min(count, len(dataset)):
-                look = survey.look(model, partial(self.images_of, dataset, count, begin))
-            if begin and self._end:
-                look = _joined(self._end[1].validation, look)
-            parts[name] = look
-        tree["images"]["test"] = len(parts["test"].clean.y)
+                more = survey.look(model, partial(self.images_of, dataset, count, begin))
+                known = _joined(known, more) if known else more
+            assert known is not None, "no split is empty"
+            parts[name] = known
+        tree["images"]["test"] = len(parts["test"].clean)
         return calibrate(parts["val"], parts["test"])
 
     def _curve(self, tree: dict[str, Any]) -> dict[str, Any] | None:
         """Accuracy against the radius; None for an attack without one."""
         attack = self.plan.attack
-        if not isinstance(attack, BallAttack) or not attack.eps:
+        eps, bounds = getattr(attack, "eps", None), getattr(attack, "bounds", None)
+        if not isinstance(attack, BallAttack) or not eps or not bounds:
             tree["notes"].append(f"no curve: {attack.label} has no one radius")
             return None
         if isinstance(attack, PGD):
             attack = replace(attack, step_size=None)  # a quarter of each radius
-        assert attack.bounds is not None
-        whole = attack.bounds[1] - attack.bounds[0]
-        radii = [attack.eps * share for share in RADII]
+        whole = bounds[1] - bounds[0]
+        radii = [eps * share for share in RADII]
         radii = [r for r in radii if attack.norm != "linf" or r < whole]
         images = self.images_of(self.splits.test, self.plan.points)
         curve = robustness_curve(
@@ -257,7 +284,7 @@ class MethodAnalysis:
             radii,
             seed=self.draws,
             name=self.method,
-            after_batch=lambda _count: self.context.interrupt.check(),
+            after_batch=self._after_batch,
         )
         return curve.as_json(population=len(self.splits.test))
 
@@ -266,19 +293,9 @@ class MethodAnalysis:
         if self.seed != self.experiment.seeds[0]:
             return None
         images = partial(self.images_of, self.splits.test, SHOWN)
-        survey = replace(self._survey, after_batch=None)
-        clean = survey.clean(self._final, images)
-        found = survey.attacked(self._final, images, keep=True)
-        assert found.x is not None
-        x = torch.cat([batch.x for batch in images()]).cpu()
-        arrays = {"clean": _pixels(x), "adversarial": _pixels(found.x.cpu())}
-        delta = (found.x.cpu() - x).permute(0, 2, 3, 1)
-        arrays |= {"delta": delta.numpy().astype(np.float16), "label": clean.y.numpy()}
-        for name, part in (("clean", clean), ("adversarial", found)):
-            confidence, prediction = part.logits.softmax(1).max(1)
-            arrays[f"{name}_prediction"] = prediction.numpy()
-            arrays[f"{name}_confidence"] = confidence.numpy().astype(np.float32)
-        _save(self.folder / EXAMPLES, arrays)
+        clean = self._survey.clean(self._final, images, keep=True)
+        attacked = self._survey.attacked(self._final, images, keep=True)
+        write_examples(self.folder / EXAMPLES, clean, attacked)
         return EXAMPLES
 
 
@@ -293,20 +310,5 @@ def _deep_parts(stage: dict[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in stage.items() if name not in LIGHT}
 
 
-def _joined(first: Look, rest: Look | None) -> Look:
-    if rest is None:
-        return first
+def _joined(first: Look, rest: Look) -> Look:
     return Look(joined(first.clean, rest.clean), joined(first.adversarial, rest.adversarial))
-
-
-def _pixels(x: torch.Tensor) -> np.ndarray:
-    """(n, 3, H, W) in [0, 1] as uint8 (n, H, W, 3)."""
-    return (x * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
