@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from roli_fast.errors import ConfigError, InterruptedRunError, RoliFastError, describe
 from roli_fast.running.folder import dated
 from roli_fast.running.ranks import Ranks
+from roli_fast.train.aftermath import analysis_table
 from roli_fast.train.cli import Command, parse
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.pipeline import run
@@ -62,6 +63,8 @@ def _execute(command: Command, ranks: Ranks) -> int:
     if not ranks.first:
         return 0
     print(table(summary))
+    if more := analysis_table(run_dir, list(summary["methods"])):
+        print(f"\n{more}")
     print(f"Everything is in {run_dir}.")
     return 0
 

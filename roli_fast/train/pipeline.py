@@ -19,12 +19,14 @@ from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
+from roli_fast.train.aftermath import analyse, write_report
 from roli_fast.train.checks import check, check_same_images
 from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.fitting import checked
 from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
+from roli_fast.train.method_analysis import MethodAnalysis
 from roli_fast.train.recorder import NoRecorder, Recorder
 from roli_fast.train.run_directory import (
     identity,
@@ -136,6 +138,7 @@ class Pipeline:
             return outcomes
         summary = summarise(experiment, splits, outcomes, [asdict(r) for r in pretrained])
         self._write(self.run_dir / "summary.json", summary)
+        write_report(experiment, self.run_dir, self.context)
         return summary
 
     def _write(self, path: Path, value: Any) -> None:
@@ -162,6 +165,8 @@ class Pipeline:
         if self.test:
             path = self.run_dir / f"seed-{seed}" / method / "test.json"
             outcome["test"] = self._test(model, splits, seed, path)
+        place = (self.experiment, splits, self.run_dir, seed, method, self.context)
+        analyse(MethodAnalysis(*place, test=self.test))
         return outcome
 
     def _stage(  # noqa: PLR0913 - what one stage is made of

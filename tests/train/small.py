@@ -14,7 +14,8 @@ FLAGS = (
     "--model.options.img_size=16 --model.options.patch_size=8 --model.options.embed_dim=16 "
     "--model.options.depth=2 --model.options.num_heads=2 --probe.attack.steps=2 "
     "--probe.epochs=2 --probe.optimizer.lr=0.1 --finetune.epochs=3 --finetune.attack.steps=2 "
-    "--finetune.batch_size=32 --finetune.optimizer.lr=2e-3 --validation.steps=2 --test.steps=3"
+    "--finetune.batch_size=32 --finetune.optimizer.lr=2e-3 --validation.steps=2 --test.steps=3 "
+    "--analysis_images=0 --report=false"
 ).split()
 
 

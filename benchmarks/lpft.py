@@ -1,0 +1,241 @@
+"""FT, LP-FT, RanLI and RoLI beside each other: accuracy, and why.
+
+    python benchmarks/lpft.py --runs DIR --data digits
+    python benchmarks/lpft.py --runs DIR --data caltech101 --root FOLDER --weights FILE
+
+Four methods from one robust backbone, over several seeds: a fine-tune on clean images from a fresh
+head (FT) and from a linearly probed one (LP-FT), and the same on attacked images (RanLI, RoLI). All
+four fine-tunes have the same optimiser, rate, epochs and batches and keep their last weights, and
+the fresh heads of a seed are the same, so that features move by what differs: the head, or the
+attack. LP is L-BFGS on cached features, RoLI's probe a few epochs under attack.
+
+`digits` is the quickstart: each seed pretrains its own backbone on other digits. `caltech101` takes
+five images a class at 32x32 and a weight file (`Two real examples` in README has its network).
+
+It can be stopped and called again. results/lpft.json has, for each data set, every seed's numbers,
+what is claimed of them (lpft_claims.py), and what each analysis costs (lpft_costs.py).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lpft_costs
+from harness.report import RESULTS, machine
+from lpft_claims import NAMES, Values, judge
+from lpft_tables import table
+from roli_fast import files
+from roli_fast.attacks import PGD
+from roli_fast.data import batches
+from roli_fast.evaluate import evaluate
+from roli_fast.train import Experiment, run
+from roli_fast.train.cli import parse
+from roli_fast.train.starting import trained_model
+
+PATH = RESULTS / "lpft.json"
+METHODS = tuple(NAMES)
+SHARED = (
+    f"--methods {','.join(METHODS)} --threads 1 --analysis_images 0 --validation.steps 5 "
+    "--finetune.select last --finetune.validate_every 4"
+).split()
+IMAGES = {"digits": 400, "caltech101": 128}
+"""Of each split, that every method is analysed on."""
+DIGITS = "--config quickstart --note=".split()
+CALTECH = (
+    "--data json_splits --data.image_size 32 --data.max_per_class 5 --threat.eps 4/255 "
+    "--test.steps 5 "
+    "--model.mean 0.485,0.456,0.406 --model.std 0.229,0.224,0.225 --model.options.img_size 32 "
+    "--model.options.patch_size 4 --model.options.embed_dim 128 --model.options.depth 6 "
+    "--model.options.num_heads 4 --model.options.class_token false --model.options.global_pool avg "
+    "--probe.epochs 2 --probe.attack.steps 3 --probe.optimizer.name adamw "
+    "--probe.optimizer.lr 1e-2 --probe.optimizer.weight_decay 0 --probe.warmup_epochs 0.5 "
+    "--finetune.epochs 4 --finetune.attack.steps 3 --finetune.optimizer.lr 5e-4 "
+    "--finetune.warmup_epochs 0.5"
+).split()
+QUICK = {
+    "digits": "--data.max_per_class 30 --source.max_per_class 20 --pretrain.epochs 2 "
+    "--pretrain.clean_epochs 0 --pretrain.warmup_epochs 0 --probe.epochs 1 --finetune.epochs 2",
+    "caltech101": "--data.max_per_class 2 --probe.epochs 1 --finetune.epochs 1",
+}
+"""To see that all runs; its numbers mean nothing."""
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=Path, help="folder of the run directories")
+    parser.add_argument("--data", choices=tuple(QUICK))
+    parser.add_argument("--root", help="Caltech-101 with its train.json, val.json and test.json")
+    parser.add_argument("--weights", help="the robust backbone for Caltech-101")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that all runs")
+    parser.add_argument("--out", type=Path, default=PATH, help="the JSON file")
+    parser.add_argument("--table", action="store_true", help="print what was found, run nothing")
+    args = parser.parse_args(given)
+    if not args.table and not (args.runs and args.data):
+        parser.error("--runs DIR and --data NAME are needed, or --table")
+    if not args.table and args.data == "caltech101" and not (args.root and args.weights):
+        parser.error("--data caltech101 needs --root FOLDER and --weights FILE")
+    return args
+
+
+def experiment(args: argparse.Namespace) -> Experiment:
+    """The run: RanLI's stage is RoLI's second, so that all fine-tunes have the same updates."""
+    own = DIGITS if args.data == "digits" else CALTECH
+    flags = [*own, *SHARED, "--seeds", args.seeds]
+    if args.data == "caltech101":
+        flags += ["--data.root", args.root, "--model.weights", args.weights]
+    if args.quick:
+        flags += QUICK[args.data].split()
+    found = parse(flags).experiment
+    return replace(found, ranli=found.finetune)
+
+
+def analyse(folder: Path, images: int) -> None:
+    """Each method's analysis.json with the predicted step of every stage, on as many images of one
+    method as of another (a run's own light analysis looks at fewer where little was trained)."""
+    flags = ["--ft_ratio", "--images", str(images)]
+    command = [sys.executable, "-m", "roli_fast.analyze", str(folder), *flags]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
+
+
+def scale_free(experiment: Experiment, folder: Path) -> None:
+    """Each final model's accuracy under an attack on the margin, into scale_free.json.
+
+    A large head saturates the softmax and takes the gradient from an attack on the cross-entropy;
+    the sign of the margin's gradient knows no scale.
+    """
+    splits = experiment.data.load()
+    attack = PGD(norm=None, eps=None, step_size=None, bounds=None, steps=10, loss="margin")
+    for seed, method in product(experiment.seeds, METHODS):
+        path = folder / f"seed-{seed}" / method / "scale_free.json"
+        if path.exists():
+            continue
+        number = len(experiment.stages(method))
+        model = trained_model(experiment, splits, seed, method, number, folder)
+        loaded = batches(splits.test, batch_size=100, seed=0, epoch=0, shuffle=False)
+        found = evaluate(model, loaded, [attack.under(experiment.threat)], seed=seed)
+        files.write_json(path, found.robust_accuracy)
+
+
+def numbers(folder: Path) -> dict[str, float | None]:
+    """What one seed of one method came to: quantity -> number; None where it is not defined."""
+    test, found, margin = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("test", "analysis", "scale_free")
+    )
+    first, last = found["stages"][0], found["stages"][-1]
+    own: dict[str, float | None] = {
+        "clean": test["clean_accuracy"],
+        "robust": next(iter(test["robust_accuracy"].values())),
+        "robust_margin": next(iter(margin.values())),
+        "norm_fresh": first["start"]["head"]["norm"],
+        "norm_start": last["start"]["head"]["norm"],
+        "norm_end": last["end"]["head"]["norm"],
+    }
+    probed = folder / "stage-1-lp/result.json"
+    own["strength"] = json.loads(probed.read_text())["strength"] if probed.exists() else None
+    for kind in ("clean", "adversarial"):
+        own[f"residual_{kind}"] = last["start"]["residual"][kind]
+        own[f"separation_{kind}"] = last["end"]["separation"][kind]
+        change, step = last["change"][kind], (last.get("one_step") or {}).get(kind) or {}
+        for name, key in DRIFTS.items():
+            own[f"{name}_{kind}"] = change[key]
+        for name in ("ft_ratio", "predicted", "actual"):
+            own[f"{name}_{kind}"] = step.get(name)
+        update = step.get("first_update") or {}
+        for name in ("predicted", "actual"):
+            own[f"update_{name}_{kind}"] = update.get(name)
+        moved, logits = step.get("predicted"), step.get("predicted_logits")
+        own[f"per_logit_{kind}"] = moved / logits if moved is not None and logits else None
+        own |= calibrated(kind, found["calibration"][kind])
+    return own
+
+
+DRIFTS = {"drift": "absolute", "relative": "relative", "cosine": "cosine", "cka": "cka"}
+
+
+def calibrated(kind: str, found: dict[str, Any]) -> dict[str, float | None]:
+    """Calibration errors of one kind of test images."""
+    own = {
+        f"ece_{kind}": found["before"]["ece"],
+        f"ece_{kind}_after": found["after"]["ece"],
+        f"temperature_{kind}": found["temperature"] if found["fitted"] else None,
+    }
+    borrowed = found["with_clean_temperature"]
+    return own | ({f"ece_{kind}_borrowed": borrowed["ece"]} if borrowed else {})
+
+
+def values(folder: Path, seeds: Sequence[int]) -> Values:
+    """method -> quantity -> one number for each seed."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for method in METHODS:
+        rows = [numbers(folder / f"seed-{seed}" / method) for seed in seeds]
+        found[method] = {name: [row[name] for row in rows] for name in rows[0]}
+    return found
+
+
+def settings(experiment: Experiment) -> dict[str, Any]:
+    """What a reader has to know of the runs."""
+    splits, stage = experiment.data.load(), experiment.finetune
+    return {
+        "images": {n: len(getattr(splits, n)) for n in ("train", "val", "test")},
+        "classes": splits.num_classes,
+        "threat": {threat.norm: threat.eps for threat in experiment.threat.each},
+        "test": experiment.test.under(experiment.threat).label,
+        "head_init": experiment.fresh_head,
+        "finetune": {
+            "optimizer": stage.optimizer.name,
+            "lr": stage.optimizer.lr,
+            "epochs": stage.epochs,
+            "batch_size": stage.batch_size,
+        },
+        "epochs": {m: [s.epochs for _, s in experiment.stages(m)] for m in METHODS},
+        "seeds": list(experiment.seeds),
+    }
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run, analyse, judge and time one data set."""
+    own, folder = experiment(args), args.runs / args.data
+    where = machine("cpu", 1)
+    began = time.perf_counter()
+    run(own, folder, resume=folder.exists(), quiet=not sys.stderr.isatty())
+    scale_free(own, folder)
+    analyse(folder, 110 if args.quick else IMAGES[args.data])
+    found = values(folder, own.seeds)
+    return {
+        "quick": args.quick,
+        "machine": where,
+        "settings": settings(own) | {"analysed": IMAGES[args.data]},
+        "seconds": time.perf_counter() - began,
+        "values": found,
+        "claims": judge(found),
+        "costs": lpft_costs.measured(own, folder, quick=args.quick),
+    }
+
+
+def main() -> None:
+    """Run, save, print."""
+    args = arguments()
+    results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    if not args.table:
+        torch.set_num_threads(1)
+        results[args.data] = measure(args)
+        files.write_json(args.out, results)
+    for name, found in results.items():
+        print(f"\n## {name}{', QUICK: numbers mean nothing' if found['quick'] else ''}\n")
+        print(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The light analysis: what a stage of training did to head and features, and how far the final
+model's confidence can be trusted. Model, images and attack in, trees for a JSON file out.
+
+Two passes over images for each model and split, one of them under attack; everything else is
+arithmetic on the features and logits (N, D) and (N, C) that these give.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roli_fast.analysis import calibration
+from roli_fast.analysis.costs import Cost, attack_cost
+from roli_fast.analysis.features import (
+    Gathered,
+    class_separation,
+    feature_drift,
+    gather,
+    pairwise_cosine,
+    robust_drift,
+)
+from roli_fast.analysis.head import HeadNorms, head_norms
+from roli_fast.analysis.residual import residual_size
+from roli_fast.analysis.view import LinearHead
+from roli_fast.attacks import Attack
+from roli_fast.data import Batch
+
+Images = Callable[[], Iterable[Batch]]
+"""Gives the images of a split anew at each call: fixed views, in one order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One split as one model sees it: its clean images, and those attacked at that model."""
+
+    clean: Gathered
+    adversarial: Gathered
+
+    def both(self, measure: Callable[[Gathered], float]) -> dict[str, float | None]:
+        """A number of the clean images and one of the attacked ones."""
+        parts = {"clean": self.clean, "adversarial": self.adversarial}
+        return {name: number(measure(part)) for name, part in parts.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One model: its head, and training and validation images as it sees them."""
+
+    head: HeadNorms
+    train: Look
+    validation: Look
+
+    def as_json(self) -> dict[str, Any]:
+        """Head norms, residuals on training images, and the features of validation images."""
+        validation = self.validation
+        moved = robust_drift(validation.clean.features, validation.adversarial.features)
+        return {
+            "head": head_tree(self.head),
+            "residual": self.train.both(lambda g: residual_size(g.logits, g.y).mean().item()),
+            "separation": validation.both(lambda g: class_separation(g.features, g.y)),
+            "pairwise_cosine": validation.both(lambda g: pairwise_cosine(g.features)),
+            "robust_drift": numbers(asdict(moved)),
+        }
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The same images and the same attack for every model that is looked at.
+
+    Args:
+        attack: under the threat already; its draws depend on `seed` and the sample's id.
+        train: training images, for residuals.
+        validation: held-out images, for features.
+        seed: of the attack's draws.
+        after_batch: called with the number of images done; a progress bar, or a stop.
+    """
+
+    attack: Attack
+    train: Images
+    validation: Images
+    seed: int = 0
+    after_batch: Callable[[int], None] | None = None
+
+    def look(self, model: nn.Module, images: Images, *, keep: bool = False) -> Look:
+        """A split as the model sees it; `keep` keeps the attacked images as well."""
+        return Look(self.clean(model, images), self.attacked(model, images, keep=keep))
+
+    def clean(self, model: nn.Module, images: Images, *, keep: bool = False) -> Gathered:
+        """Features and logits of clean images; `keep` keeps the images as well."""
+        return gather(model, images(), keep_images=keep, after_batch=self.after_batch)
+
+    def attacked(self, model: nn.Module, images: Images, *, keep: bool = False) -> Gathered:
+        """Features and logits of images attacked at this model."""
+        return gather(
+            model,
+            images(),
+            self.attack,
+            seed=self.seed,
+            keep_images=keep,
+            after_batch=self.after_batch,
+        )
+
+    def point(self, model: nn.Module, like: Point | None = None) -> Point:
+        """Look at a model.
+
+        Args:
+            model: with a linear head, in any mode; given back as found.
+            like: a point that may be the same function, the end of the stage before say: where all
+                clean features and logits agree bit for bit, its attacked images are taken.
+        """
+        head = head_norms(LinearHead.of(model).layer)
+        train = self.clean(model, self.train)
+        validation = self.clean(model, self.validation)
+        if like and same(like.train.clean, train) and same(like.validation.clean, validation):
+            return replace(like, head=head)
+        return Point(
+            head,
+            Look(train, self.attacked(model, self.train)),
+            Look(validation, self.attacked(model, self.validation, keep=True)),
+        )
+
+    def change(self, start: Point, model: nn.Module, end: Point) -> dict[str, Any]:
+        """How far the features of validation images went from `start` to `end`, which is `model`:
+        of clean images, and of those attacked at the start, held fixed."""
+        held = gather(model, self._held(start), after_batch=self.after_batch)
+        before, after = start.validation, {"clean": end.validation.clean, "adversarial": held}
+        return {
+            name: numbers(asdict(feature_drift(getattr(before, name).features, found.features)))
+            for name, found in after.items()
+        }
+
+    def _held(self, start: Point) -> Iterator[Batch]:
+        """The images attacked at the start, in batches as they were attacked."""
+        found, place = start.validation.adversarial, 0
+        assert found.x is not None, "a point keeps the attacked validation images"
+        for batch in self.validation():
+            rows = slice(place, place := place + len(batch.y))
+            yield Batch(found.x[rows].to(batch.x.device), batch.y, batch.ids)
+
+
+def calibrate(validation: Look, test: Look) -> dict[str, Any]:
+    """`calibration.report` of one model's validation and test images."""
+    parts = [
+        (found.logits, found.y)
+        for look in (validation, test)
+        for found in (look.clean, look.adversarial)
+    ]
+    return calibration.report(*parts)
+
+
+def look_cost(attack: Attack, images: int, classes: int) -> Cost:
+    """What one split of so many images costs, as one model sees it, clean and attacked."""
+    twice = Cost("light analysis", forwards=2 * images)
+    return (twice + attack_cost(attack, images, classes=classes)).named("light analysis")
+
+
+def head_tree(head: HeadNorms) -> dict[str, Any]:
+    """Norms of the head: of all of it, of each class's row, and of the bias."""
+    return {"norm": head.norm, "rows": head.rows.tolist(), "bias": head.bias}
+
+
+def same(a: Gathered, b: Gathered) -> bool:
+    """Whether features and logits agree in every bit."""
+    return torch.equal(a.features, b.features) and torch.equal(a.logits, b.logits)
+
+
+def joined(a: Gathered, b: Gathered) -> Gathered:
+    """Further images behind `a`; attacked images themselves are dropped."""
+
+    def both(name: str) -> Tensor:
+        return torch.cat([getattr(a, name), getattr(b, name)])
+
+    cost = a.cost + b.cost
+    return Gathered(both("features"), both("logits"), both("y"), both("ids"), cost)
+
+
+def number(value: float) -> float | None:
+    """JSON has no NaN and no infinity: null."""
+    return value if math.isfinite(value) else None
+
+
+def numbers(tree: dict[str, float]) -> dict[str, float | None]:
+    """`number` of each."""
+    return {name: number(value) for name, value in tree.items()}

@@ -1,0 +1,129 @@
+"""The parts of an analysis that are made when asked for, stage by stage, into analysis.json."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from roli_fast.analysis.costs import Cost
+from roli_fast.analysis.deep import (
+    Start,
+    head_scale_tree,
+    head_scale_tree_cost,
+    kernel_images,
+    kernel_tree,
+    kernel_tree_cost,
+    one_step_looks,
+    one_step_tree,
+    one_step_tree_cost,
+)
+from roli_fast.analyze.cli import Command
+from roli_fast.analyze.stage_view import start_of
+from roli_fast.files import write_json
+from roli_fast.train.aftermath import quiet_costs
+from roli_fast.train.context import Context
+from roli_fast.train.method_analysis import FILE, MethodAnalysis
+
+logger = logging.getLogger("roli_fast.analyze")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A deep part: its field in a stage of analysis.json, what makes it, what it costs, and
+    how many images its progress bar counts, where it has one."""
+
+    field: str
+    make: Callable[[Start, Command], Any]
+    cost: Callable[[Start, Command], Cost]
+    looks: Callable[[Start], int] | None = None
+
+
+PARTS = {
+    "ft_ratio": Part(
+        "one_step",
+        lambda s, _command: one_step_tree(s),
+        lambda s, _command: one_step_tree_cost(s),
+        one_step_looks,
+    ),
+    "head_scale": Part(
+        "head_scale",
+        lambda s, _command: head_scale_tree(s),
+        lambda s, _command: head_scale_tree_cost(s),
+    ),
+    "kernel": Part(
+        "kernel",
+        lambda s, command: kernel_tree(s, command.memory),
+        lambda s, command: kernel_tree_cost(s, command.memory),
+    ),
+}
+"""By the flags that ask for them."""
+
+
+def make_deep(analysis: MethodAnalysis, command: Command) -> Iterator[str]:
+    """Make the parts that `command` asks for and are not there; yields each once it is saved.
+
+    Raises:
+        ArgumentError: N x C of a kernel is above `command.memory`.
+    """
+    path = analysis.folder / FILE
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    for flag in command.deep:
+        part = PARTS[flag]
+        for number, stage in enumerate(tree["stages"], 1):
+            if part.field in stage and not command.again:
+                continue
+            start = start_of(analysis, number, _images(flag, analysis, command))
+            if start is None:
+                continue
+            name = f"seed {analysis.seed} {analysis.method}/{stage['name']}"
+            stage[part.field], seconds = _made(part, start, command, name, analysis.context)
+            stage.setdefault("deep_seconds", {})[part.field] = seconds
+            write_json(path, tree)
+            yield f"{part.field} of {stage['name']}"
+
+
+def _images(flag: str, analysis: MethodAnalysis, command: Command) -> int | None:
+    if flag == "kernel" and command.images is None:
+        return kernel_images(analysis.splits.num_classes, command.memory)
+    return command.images
+
+
+def _made(
+    part: Part, start: Start, command: Command, name: str, context: Context
+) -> tuple[Any, float]:
+    """A part, and the seconds that it took; its cost is told before."""
+    cost = part.cost(start, command)
+    expected = cost.seconds(_forward_seconds(start))
+    logger.info("%s: %s; about %s for the passes", name, cost, _duration(expected))
+    started = time.perf_counter()
+    bar = context.bar(f"{name}/{part.field}", total=part.looks(start)) if part.looks else None
+    with quiet_costs(), bar or contextlib.nullcontext():
+
+        def after_batch(count: int) -> None:
+            if bar is not None:
+                bar.update(count)
+            context.interrupt.check()
+
+        made = part.make(replace(start, after_batch=after_batch), command)
+    return made, time.perf_counter() - started
+
+
+def _forward_seconds(start: Start) -> float:
+    """Of one image, measured in a batch of the usual size; the first pass warms up."""
+    batch = next(iter(start.train()))
+    seconds = 0.0
+    with torch.no_grad():
+        for _ in range(2):
+            began = time.perf_counter()
+            start.model(batch.x).sum().item()
+            seconds = time.perf_counter() - began
+    return seconds / len(batch.y)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,6 @@
+"""report.html of a run, and a page that compares runs; `python -m roli_fast.report` is the program.
+
+Everything on a page is read from the run directory's files, and every table and figure names them.
+"""
+
+from roli_fast.report.writing import write as write

@@ -1,0 +1,35 @@
+"""From a run directory to one self-contained HTML file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from roli_fast.files import write_bytes
+from roli_fast.report.read import read
+from roli_fast.report.template import render
+
+REPORT = "report.html"
+COMPARISON = "comparison.html"
+
+
+def write(run_dir: Path, others: Sequence[Path] = (), *, out: Path | None = None) -> Path:
+    """Write the page of a run, or with `others` one that compares runs.
+
+    The page is one file: styles, charts and images are inside, there is no script, and it opens
+    from disk without a network. A file of a run that is missing leaves its part out, with the
+    command that makes it.
+
+    Args:
+        run_dir: what `python -m roli_fast.train` wrote, finished or not.
+        others: further run directories to compare it with.
+        out: the file; None is `run_dir`/report.html, or comparison.html with `others`.
+
+    Returns:
+        The file written; one of that name is replaced in one step.
+
+    Raises:
+        RunDirectoryError: a folder is no run directory, or its summary cannot be read.
+    """
+    runs = [read(Path(folder)) for folder in (run_dir, *others)]
+    path = out or Path(run_dir) / (COMPARISON if others else REPORT)
+    write_bytes(path, render(runs, path.parent).encode())
+    return path

@@ -1,0 +1,193 @@
+"""Calibration errors: by hand, and beside torchmetrics and scikit-learn."""
+
+import json
+import math
+
+import pytest
+import torch
+from sklearn.metrics import log_loss
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from roli_fast.analysis import calibration
+from roli_fast.analysis.calibration import brier, ece, mce, measure, nll, reliability
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+
+
+def logits_of(*rows: tuple[float, ...]) -> torch.Tensor:
+    """Logits whose softmax has these rows."""
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+HAND = logits_of((0.9, 0.1), (0.8, 0.2), (0.3, 0.7), (0.6, 0.4)), torch.tensor([0, 1, 1, 1])
+"""Two bins above one half with bins=4, (0.5, 0.75] and (0.75, 1]: .7 right and .6 wrong, .9 right
+and .8 wrong."""
+
+
+def drawn(n: int = 3000, classes: int = 7, scale: float = 2.0, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(n, classes, generator=generator)
+    return logits, torch.multinomial((logits / 2).softmax(1), 1, generator=generator).squeeze(1)
+
+
+def test_the_bins_of_four_samples() -> None:
+    found = reliability(*HAND, bins=4)
+    assert [(own.low, own.high, own.count) for own in found] == [
+        (0.0, 0.25, 0),
+        (0.25, 0.5, 0),
+        (0.5, 0.75, 2),
+        (0.75, 1.0, 2),
+    ]
+    assert [own.confidence for own in found] == pytest.approx([0, 0, 0.65, 0.85])
+    assert [own.accuracy for own in found] == [0, 0, 0.5, 0.5]
+
+
+def test_errors_of_four_samples() -> None:
+    assert ece(*HAND, bins=4) == pytest.approx((2 * 0.15 + 2 * 0.35) / 4)
+    assert mce(*HAND, bins=4, least=2) == pytest.approx(0.35)
+    assert mce(*HAND, bins=4, least=3) is None
+    assert nll(*HAND) == pytest.approx(-math.log(0.9 * 0.2 * 0.7 * 0.4) / 4)
+    assert brier(*HAND) == pytest.approx((0.1**2 + 0.8**2 + 0.3**2 + 0.6**2) / 4)
+
+
+def test_a_bin_is_open_below_and_closed_above() -> None:
+    halves = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0])  # confidence exactly 1/2
+    assert [own.count for own in reliability(*halves, bins=2)] == [1, 0]
+    certain = torch.tensor([[1000.0, 0.0]]), torch.tensor([0])  # exactly 1, in the last bin
+    assert [own.count for own in reliability(*certain, bins=3)] == [0, 0, 1]
+
+
+def test_few_samples_do_not_decide_the_maximum() -> None:
+    sure = logits_of((0.99, 0.01)).repeat(10, 1)
+    guess = logits_of((0.55, 0.45))
+    logits, y = torch.cat([sure, guess]), torch.cat([torch.zeros(10).long(), torch.tensor([1])])
+    assert mce(logits, y, least=1) == pytest.approx(0.55)
+    assert mce(logits, y) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_as_torchmetrics(bins: int) -> None:
+    """Which rounds to fp32."""
+    logits, y = drawn()
+    for norm, value in (("l1", ece(logits, y, bins)), ("max", mce(logits, y, bins, least=1))):
+        p = logits.double().softmax(1)
+        other = multiclass_calibration_error(p, y, num_classes=7, n_bins=bins, norm=norm)
+        assert value == pytest.approx(float(other), abs=1e-6)
+
+
+def test_certainty_is_no_bin_of_its_own() -> None:
+    """Where torchmetrics differs: 0.95 right and 1.0 wrong share a bin, |0.5 - 0.975|."""
+    p = torch.tensor([[0.95, 0.05], [1.0, 0.0]], dtype=torch.float64)
+    logits, y = p.clamp(min=1e-300).log(), torch.tensor([0, 1])
+    assert ece(logits, y, bins=10) == pytest.approx(0.475)
+    other = multiclass_calibration_error(p, y, num_classes=2, n_bins=10, norm="l1")
+    assert float(other) == pytest.approx((0.05 + 1) / 2), "torchmetrics agrees by now: use it"
+
+
+def test_as_scikit_learn() -> None:
+    logits, y = drawn()
+    p = logits.double().softmax(1)
+    assert nll(logits, y) == pytest.approx(log_loss(y.numpy(), p.numpy()), rel=1e-12)
+    summed = (p - torch.eye(7)[y]).square().sum(1).mean()
+    assert brier(logits, y) == pytest.approx(float(summed) / 7, rel=1e-12)
+
+
+def test_labels_drawn_from_the_probabilities_are_calibrated() -> None:
+    logits, y = drawn(200_000)
+    assert ece(logits / 2, y) < 0.004 < 0.1 < ece(logits, y)
+
+
+def test_no_order_shift_or_dtype_matters() -> None:
+    logits, y = drawn(500)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(1))
+    moved = logits.double()[order] + torch.randn(500, 1).double()
+    for metric in (ece, nll, brier):
+        assert metric(moved, y[order]) == pytest.approx(metric(logits, y), rel=1e-9)
+    assert ece(logits.bfloat16(), y) == ece(logits.bfloat16().float(), y)
+
+
+def test_measure_is_a_tree_for_json() -> None:
+    found = measure(*HAND, bins=4, least=3)
+    assert json.loads(json.dumps(found)) == found
+    assert found["accuracy"] == 0.5 and found["mce"] is None
+    assert found["bins"][3] == {
+        "low": 0.75,
+        "high": 1.0,
+        "count": 2,
+        "confidence": pytest.approx(0.85),
+        "accuracy": 0.5,
+    }
+
+
+def test_the_report_gives_each_kind_of_image_its_own_temperature() -> None:
+    val, test = drawn(3000, seed=1), drawn(3000, seed=2)  # logits twice too large
+    hot_val, hot_test = drawn(3000, seed=3), drawn(3000, seed=4)
+    attacked_val, attacked_test = (2 * hot_val[0], hot_val[1]), (2 * hot_test[0], hot_test[1])
+    found = calibration.report(val, attacked_val, test, attacked_test)
+    clean, adversarial = found["clean"], found["adversarial"]
+    assert clean["temperature"] == pytest.approx(2, rel=0.1)
+    assert adversarial["temperature"] == pytest.approx(4, rel=0.1)
+    assert clean["fitted"] and adversarial["fitted"] and clean["with_clean_temperature"] is None
+    assert clean["after"] == measure(test[0].double() / clean["temperature"], test[1])
+    errors = [adversarial[n]["ece"] for n in ("after", "with_clean_temperature", "before")]
+    assert errors == sorted(errors) and errors[0] < 0.03 < errors[1]
+    assert {d["accuracy"] for d in (adversarial["before"], adversarial["after"])} == {
+        adversarial["with_clean_temperature"]["accuracy"]
+    }
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_report_on_few_images_says_so_and_changes_nothing() -> None:
+    few = drawn(25)
+    found = calibration.report(few, few, drawn(50), drawn(50))
+    for own in found.values():
+        assert (own["temperature"], own["fitted"], own["validation_images"]) == (1.0, False, 25)
+        assert own["reason"].startswith("25 validation images, fewer than 100")
+        assert own["before"] == own["after"] and own["test_images"] == 50
+
+
+def test_costs_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    logits, y = drawn(200)
+    with caplog.at_level("INFO", "roli_fast.analysis"):
+        calibration.report(*4 * [(logits, y)])
+        measure(logits, y)
+        calibration.fit_temperature(logits, y)
+    said = [
+        str(cost)
+        for cost in (
+            calibration.report_cost(200, 200, 7),
+            calibration.measure_cost(200, 7),
+            calibration.fit_temperature_cost(200, 7),
+        )
+    ]
+    assert caplog.messages == said and not any("forward" in line for line in said)
+    assert calibration.report_cost(200, 200, 7).forward_units == 0
+
+
+@pytest.mark.parametrize(
+    ("logits", "y", "message"),
+    [
+        (torch.zeros(0, 3), torch.zeros(0).long(), "`logits`: expected shape"),
+        (torch.zeros(2, 1), torch.zeros(2).long(), "`logits`: expected shape"),
+        (torch.zeros(2, 3, 1), torch.zeros(2).long(), "`logits`: expected shape"),
+        (torch.zeros(2, 3), torch.zeros(3).long(), "`y`: expected shape"),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), "`y`: expected labels in"),
+        (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "1 of 1 samples"),
+        (torch.tensor([[0.0, math.inf]]), torch.tensor([0]), "1 of 1 samples"),
+    ],
+)
+def test_what_cannot_be_measured(logits: torch.Tensor, y: torch.Tensor, message: str) -> None:
+    for metric in (ece, mce, nll, brier, measure, reliability, calibration.fit_temperature):
+        with pytest.raises(ArgumentError, match=message):
+            metric(logits, y)
+
+
+def test_types_and_numbers_that_are_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match="`logits`: expected a floating-point"):
+        ece(torch.zeros(2, 3).long(), torch.zeros(2).long())
+    with pytest.raises(ArgumentTypeError, match="`y`"):
+        ece(torch.zeros(2, 3), torch.zeros(2))
+    for bins in (0, 1.5, True):
+        with pytest.raises(ArgumentError, match="`bins`"):
+            ece(*HAND, bins=bins)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="`least`"):
+        mce(*HAND, least=0)

@@ -1,0 +1,168 @@
+"""The study of FT, LP-FT, RanLI and RoLI: verdicts by hand, and what is read from a run's files."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lpft
+import lpft_costs
+import lpft_tables
+from lpft_claims import ADVERSARIAL, CLEAN, HYPOTHESES, judge, removed, verdict
+
+
+@pytest.mark.parametrize(
+    ("differences", "mean", "half", "said"),
+    [
+        ([1.0, 2.0, 3.0], 2.0, 4.3026527 / math.sqrt(3), "undecided"),
+        ([1.9, 2.0, 2.1], 2.0, 0.43026527 / math.sqrt(3), "holds"),
+        ([-1.9, -2.0, -2.1], -2.0, 0.43026527 / math.sqrt(3), "fails"),
+        ([1.0, 1.0], 1.0, 0.0, "holds"),
+        ([0.0, 0.0], 0.0, 0.0, "undecided"),
+        ([5.0], 5.0, None, "undecided"),
+        ([1.0, None, 1.0], None, None, "undecided"),
+        ([], None, None, "undecided"),
+    ],
+)
+def test_a_verdict_by_hand(
+    differences: list[float | None], mean: float | None, half: float | None, said: str
+) -> None:
+    """Student's quantile for two degrees of freedom is 4.303."""
+    found = verdict(differences)
+    assert found["verdict"] == said
+    assert found["mean"] == (None if mean is None else pytest.approx(mean))
+    assert found["half"] == (None if half is None else pytest.approx(half))
+
+
+def point(norm: float, residual: float) -> dict[str, Any]:
+    both = {"clean": residual, "adversarial": residual + 0.1}
+    return {
+        "head": {"norm": norm},
+        "residual": both,
+        "separation": {"clean": 1.0, "adversarial": None},
+    }
+
+
+def stage(start: dict[str, Any], end: dict[str, Any], drift: float) -> dict[str, Any]:
+    change = {"absolute": drift, "relative": drift / 10, "cosine": 0.9, "cka": 0.8}
+    step = {"ft_ratio": 0.2 * start["head"]["norm"], "predicted": 3.0, "actual": 2.0}
+    step["predicted_logits"] = 3 * start["head"]["norm"]
+    return {
+        "start": start,
+        "end": end,
+        "change": {"clean": change, "adversarial": change},
+        "one_step": {"clean": step, "adversarial": step},
+    }
+
+
+def calibration(ece: float) -> dict[str, Any]:
+    own = {"fitted": ece > 0.1, "temperature": 2.0, "before": {"ece": ece}}
+    return own | {"after": {"ece": ece / 2}, "with_clean_temperature": {"ece": 0.75 * ece}}
+
+
+def write(folder: Path, probed: bool, seed: int) -> None:
+    """A method whose numbers are those that the paper says, or would."""
+    fresh, shift = point(1.0, 0.9), seed / 100
+    own = [stage(fresh, point(4.0 + shift, 0.5), 0.0)] if probed else []
+    start = point(4.0 + shift, 0.5) if probed else fresh
+    own.append(stage(start, point(start["head"]["norm"] * 1.05, 0.1), 2.0 if probed else 5.0))
+    found = {"stages": own, "calibration": {"clean": calibration(0.2 + shift)}}
+    found["calibration"]["adversarial"] = calibration(0.3)
+    test = {"clean_accuracy": 0.8 if probed else 0.7, "robust_accuracy": {"pgd-10": 0.5}}
+    folder.mkdir(parents=True)
+    (folder / "analysis.json").write_text(json.dumps(found))
+    (folder / "scale_free.json").write_text(json.dumps({"pgd-20": 0.45 if probed else 0.4}))
+    (folder / "test.json").write_text(json.dumps(test))
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> Any:
+    for seed in (0, 1, 2):
+        for method in lpft.METHODS:
+            write(tmp_path / f"seed-{seed}" / method, method in ("lp_ft", "roli"), seed)
+    return lpft.values(tmp_path, (0, 1, 2))
+
+
+def test_numbers_are_those_of_the_fine_tune(values: Any) -> None:
+    own = values["roli"]
+    assert own["norm_fresh"] == [1, 1, 1] and own["norm_start"] == [4, 4.01, 4.02]
+    assert own["norm_end"] == pytest.approx([4.2, 4.2105, 4.221])
+    assert own["residual_adversarial"] == [0.6] * 3 and own["drift_clean"] == [2.0] * 3
+    assert own["per_logit_clean"] == pytest.approx([1 / 4, 1 / 4.01, 1 / 4.02])
+    assert own["ece_adversarial_borrowed"] == pytest.approx([0.225] * 3)
+    assert own["separation_adversarial"] == [None] * 3
+    assert values["ft"]["norm_fresh"] == values["ft"]["norm_start"] == [1, 1, 1]
+
+
+def test_claims_by_hand(values: Any) -> None:
+    found = {(row["setting"], row["claim"]): row for row in judge(values)}
+    clean = {claim: row for (where, claim), row in found.items() if where.startswith("clean")}
+    assert clean["features change less"]["mean"] == pytest.approx(3.0)
+    steady = clean["fine-tuning changes its norm by less than 20%"]
+    assert steady["seeds"] == pytest.approx([0.15] * 3)
+    assert clean["a higher accuracy"]["verdict"] == "holds"
+    assert clean["less well calibrated as it is"]["verdict"] == "undecided"
+    assert all(
+        clean[claim]["verdict"] == "holds"
+        for claim in clean
+        if claim != "less well calibrated as it is"
+    )
+    assert removed(CLEAN)(values) == pytest.approx([1 - 0.5 / 0.9] * 3)
+    assert removed(ADVERSARIAL)(values) == pytest.approx([0.4] * 3)
+    assert len(found) == len(CLEAN.claims()) + len(ADVERSARIAL.claims()) + len(HYPOTHESES)
+
+
+def test_what_was_not_measured_is_undecided(values: Any) -> None:
+    for method in lpft.METHODS:
+        values[method]["per_logit_clean"] = [None] * 3
+    (row,) = [
+        row
+        for row in judge(values)
+        if row["setting"].startswith("clean") and "per logit" in row["claim"]
+    ]
+    assert (row["mean"], row["verdict"]) == (None, "undecided")
+
+
+def test_the_table_shows_every_row(values: Any) -> None:
+    costs = [{"analysis": "a forward", "on": "an image", "seconds": 0.001}]
+    text = lpft_tables.table({"values": values, "claims": judge(values), "costs": costs})
+    for name in lpft_tables.ROWS:
+        assert f"| {name} |" in text
+    assert "| head norm, fine-tune starts | 1.00 ± 0.00 | 4.01 ± 0.01 |" in text
+    assert "| class separation, adversarial | - | - | - | - |" in text
+    assert lpft_costs.table(costs) in text
+
+
+def test_the_short_table_has_both_data_sets_side_by_side(values: Any) -> None:
+    found = {"values": values, "claims": judge(values)}
+    lines = lpft_tables.brief({"digits": found, "other": found}).splitlines()
+    assert lines[0].count("digits, ") == lines[0].count("other, ") == 4
+    (drift,) = [line for line in lines if line.startswith("| feature drift |")]
+    assert drift.count("5.00 ± 0.00 / 5.00 ± 0.00") == 4
+    (less,) = [line for line in lines if "clean: LP-FT against FT: features change less" in line]
+    assert less.count("| holds, +3 ± 0 ") == 2
+    assert all(line.count("|") == lines[0].count("|") for line in lines[: len(lpft_tables.MAIN)])
+
+
+def test_a_number_that_some_seeds_lack() -> None:
+    assert lpft_tables.cell([0.5, None, 0.7], 100, 1) == "60.0 ± 14.1 (2 of 3)"
+    assert lpft_tables.cell([0.5], 1, 2) == "0.50" and lpft_tables.cell([], 1, 2) == "-"
+
+
+def test_every_fine_tune_has_the_same_updates() -> None:
+    args = lpft.arguments(["--runs", "x", "--data", "digits"])
+    found = lpft.experiment(args)
+    stages = {method: found.stages(method)[-1][1] for method in lpft.METHODS}
+    assert stages["ranli"] == stages["roli"] and stages["ft"] == stages["lp_ft"]
+    for name in ("epochs", "optimizer", "batch_size", "warmup_epochs", "schedule", "select"):
+        assert len({repr(getattr(stage, name)) for stage in stages.values()}) == 1
+    assert stages["ft"].attack is None and stages["roli"].attack is not None
+
+
+def test_flags_that_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    for own in (["--data", "digits"], ["--runs", "x"], ["--runs", "x", "--data", "caltech101"]):
+        with pytest.raises(SystemExit):
+            lpft.arguments(own)
+    assert "--root FOLDER and --weights FILE" in capsys.readouterr().err
