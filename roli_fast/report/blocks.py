@@ -1,7 +1,7 @@
 """What a page is made of; page/blocks.html draws each kind."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -25,7 +25,6 @@ class Table:
         sources: where the numbers come from.
         terms: (term, meaning) of columns that not everybody knows.
         words: columns of words; the others are of numbers and stand to the right.
-        id: where another part of the page leads to, or empty.
     """
 
     caption: str
@@ -58,23 +57,25 @@ class Key:
 
 @dataclass(frozen=True)
 class Charts:
-    """Drawings side by side that share a legend and a caption."""
+    """Drawings side by side that share a legend and a caption; `pairs` stand two in a row."""
 
     charts: Sequence[Chart]
     caption: str
     keys: Sequence[Key] = ()
     sources: Sequence[Source] = ()
+    pairs: bool = False
 
     kind = "charts"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a gallery, as a data URI."""
+    """One image of a gallery, as a data URI: what it is, and what is said of it."""
 
     uri: str
     alt: str
-    caption: str
+    what: str
+    said: str
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,9 @@ Block = Table | Charts | Gallery | Facts | Text | Missing | Fold
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with a heading; one without blocks is left out."""
+    """A part of the page with a heading, `short` among the links; one without blocks is left out."""
 
     id: str
     title: str
-    blocks: Sequence[Block] = field(default_factory=tuple)
+    blocks: Sequence[Block] = ()
+    short: str = ""

@@ -52,7 +52,7 @@ def calibrated(page: Page) -> Section:
         )
         caption += " The images of all seeds are pooled." if several else ""
         keys = [Key("as trained", 0, hollow=True), Key("after temperature", 1)]
-        drawn: Block = Charts(charts, caption, keys, sources)
+        drawn: Block = Charts(charts, caption, keys, sources, pairs=True)
         blocks.append(drawn if len(charts) <= SHOWN else Fold("Reliability diagrams", [drawn]))
         blocks += _tables(page, subjects)
         blocks += [Text(text) for text in _reasons(subjects)]
@@ -60,7 +60,9 @@ def calibrated(page: Page) -> Section:
         folder = shlex.quote(str(page.runs[0].folder))
         what = "No calibration: no analysis.json of this run has it."
         blocks.append(Missing(what, f"python -m roli_fast.analyze {folder}"))
-    return Section("calibration", "Calibration: can its confidence be believed?", blocks)
+    return Section(
+        "calibration", "Calibration: can its confidence be believed?", blocks, "Calibration"
+    )
 
 
 def _found(subject: Subject, condition: str, when: str) -> list[Tree]:

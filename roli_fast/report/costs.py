@@ -8,9 +8,9 @@ from roli_fast.report.subjects import Page
 from roli_fast.report.text import (
     NONE,
     duration,
-    number,
     over_seeds,
     percent_over_seeds,
+    whole,
 )
 
 TERMS = (
@@ -36,8 +36,8 @@ def costs(page: Page) -> Section:
                 [
                     subject.label,
                     name,
-                    number(own[0].get("epochs"), 6),
-                    number(own[0].get("trainable_parameters"), 12),
+                    whole(own[0].get("epochs")),
+                    whole(own[0].get("trainable_parameters")),
                     percent_over_seeds(values(own, "best_validation_accuracy")),
                     over_seeds(values(own, "train_images_per_second")),
                     duration(mean(seconds)) if seconds else NONE,
@@ -53,8 +53,8 @@ def costs(page: Page) -> Section:
                 [
                     label,
                     found["name"],
-                    number(found["epochs"], 6),
-                    number(found["trainable_parameters"], 12),
+                    whole(found["epochs"]),
+                    whole(found["trainable_parameters"]),
                     percent_over_seeds(values([found], "best_validation_accuracy")),
                     over_seeds(values([found], "train_images_per_second")),
                     duration(found["train_seconds"]),

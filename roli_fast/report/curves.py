@@ -160,7 +160,7 @@ def against_eps(page: Page) -> Section:
         folder = shlex.quote(str(page.runs[0].folder))
         what = "No curve of accuracy against the radius: analysis.json has none."
         blocks.append(Missing(what, f"python -m roli_fast.analyze {folder}"))
-    return Section("radius", "Accuracy against the radius", blocks)
+    return Section("radius", "Accuracy against the radius", blocks, "Radius")
 
 
 def _with_curve(subject: Subject) -> list[Tree]:

@@ -9,7 +9,7 @@ from roli_fast.report.heads import CONDITIONS, steps
 from roli_fast.report.read import Tree, values
 from roli_fast.report.subjects import Page, Subject
 from roli_fast.report.svg import Axis, Line, lines
-from roli_fast.report.text import number, over_seeds, percent_over_seeds
+from roli_fast.report.text import given, number, over_seeds, percent_over_seeds
 
 TERMS_STEP = (
     (
@@ -38,12 +38,12 @@ def demanded(page: Page) -> Section:
     blocks: list[Block] = []
     subjects = [s for s in page.subjects if s.analyses]
     if not subjects:
-        return Section("ntk", "", ())
+        return Section("ntk", "")
     sources = page.of_seeds(subjects, "analysis.json")
     parts = {
-        "--ft_ratio": ("FT ratio and predicted change of the features", _step_table),
-        "--head_scale": ("What a larger head would do", _scale_table),
-        "--kernel": ("The tangent kernel and its two parts", _kernel_blocks),
+        "--ft_ratio": ("the FT ratio and the predicted change of the features", _step_table),
+        "--head_scale": ("what a larger head would do", _scale_table),
+        "--kernel": ("the tangent kernel and its two parts (slow)", _kernel_blocks),
     }
     lacking = []
     for flag, (what, make) in parts.items():
@@ -51,12 +51,12 @@ def demanded(page: Page) -> Section:
         blocks += made
         if not made:
             lacking.append((what, flag))
-    for what, flag in lacking:
+    if lacking:
         folder = shlex.quote(str(page.runs[0].folder))
-        blocks.append(
-            Missing(f"{what}: not computed.", f"python -m roli_fast.analyze {folder} {flag}")
-        )
-    return Section("ntk", "One step of training, linearised", blocks)
+        what = f"Not computed: {'; '.join(what for what, _ in lacking)}."
+        flags = " ".join(flag for _, flag in lacking)
+        blocks.append(Missing(what, f"python -m roli_fast.analyze {folder} {flags}"))
+    return Section("ntk", "One step of training, linearised", blocks, "One step")
 
 
 def _own(subjects: Sequence[Subject], key: str) -> Iterator[tuple[Subject, str, list[Tree]]]:
@@ -77,7 +77,7 @@ def _step_table(subjects: Sequence[Subject], sources: Sequence[Source]) -> list[
                         stage_label(subject, name),
                         word,
                         over_seeds(values(found, "ft_ratio")),
-                        number(found[0].get("lr")),
+                        given(found[0].get("lr")),
                         over_seeds(values(found, "predicted")),
                         over_seeds(values(found, "actual")),
                         percent_over_seeds(values(found, "relative_error")),

@@ -44,7 +44,7 @@ def examples(page: Page) -> Section:
         folder = shlex.quote(str(page.runs[0].folder))
         what = "No example images: there is no examples.npz."
         blocks.append(Missing(what, f"python -m roli_fast.analyze {folder}"))
-    return Section("examples", "Images before and after the attack", blocks)
+    return Section("examples", "Images before and after the attack", blocks, "Images")
 
 
 def _galleries(page: Page, subject: Subject) -> Iterator[Gallery | Missing]:
@@ -122,17 +122,20 @@ def _example(
         Picture(
             png(arrays["clean"][i]),
             f"Test image of {true}; the model says {before}, {sure['clean']}",
-            f"clean: {before} {sure['clean']}",
+            "clean",
+            f"{before}, {sure['clean']}",
         ),
         Picture(
             png(arrays["adversarial"][i]),
             f"The same image attacked; the model says {after}, {sure['adversarial']}",
-            f"attacked: {after} {sure['adversarial']}",
+            "attacked",
+            f"{after}, {sure['adversarial']}",
         ),
         Picture(
             png(np.rint(255 * seen).astype(np.uint8)),
             f"What the attack changed, magnified {times} times; grey is no change",
-            f"difference × {times}",
+            "difference",
+            f"× {times}",
         ),
     )
     return Example(pictures, text, fooled)

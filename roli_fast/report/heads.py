@@ -6,10 +6,19 @@ from statistics import mean, stdev
 
 from roli_fast.report.blocks import Block, Chart, Charts, Fold, Missing, Section, Table, Text
 from roli_fast.report.curves import stage_label
-from roli_fast.report.read import Tree, at, values
+from roli_fast.report.read import Run, Tree, at, values
 from roli_fast.report.subjects import Page, Subject
 from roli_fast.report.svg import Axis, Line, Row, dots, lines
-from roli_fast.report.text import NONE, change, listed, number, over_seeds
+from roli_fast.report.text import (
+    NONE,
+    change,
+    given,
+    listed,
+    method_name,
+    number,
+    over_seeds,
+    whole,
+)
 
 CONDITIONS = {"clean": "clean", "adversarial": "attacked"}
 
@@ -28,7 +37,7 @@ TERMS_HEAD = (
 )
 
 TERMS_FEATURES = (
-    ("drift", "mean ‖φ after − φ before‖₂, relative: over the mean ‖φ before‖₂"),
+    ("absolute", "mean ‖φ after − φ before‖₂; relative: that over the mean ‖φ before‖₂"),
     ("cosine", "of each image's features before and after, the mean; 1 is the same direction"),
     ("CKA", "linear, centred: 1 is the same geometry up to rotation and scale"),
     ("attacked", "images attacked when the stage began, held fixed, before and after"),
@@ -81,13 +90,23 @@ def heads(page: Page) -> Section:
         ]
         notes = dict.fromkeys(n for s in subjects for a in s.analyses for n in a.get("notes") or ())
         blocks += [Text(f"Note of the analysis: {note}") for note in notes]
-    for subject in page.subjects:
-        lacking = [s.number for s in subject.method.seeds if not s.analysis]
-        if lacking:
-            folder = shlex.quote(str(subject.run.folder))
-            what = f"{subject.label}: no analysis.json of {'seed' if len(lacking) == 1 else 'seeds'} {listed([str(n) for n in lacking])}."
-            blocks.append(Missing(what, f"python -m roli_fast.analyze {folder}"))
-    return Section("head", "Head and features: why it works", blocks)
+    blocks += [missing for run in page.runs if (missing := lacking(run))]
+    return Section("head", "Head and features: why it works", blocks, "Head and features")
+
+
+def lacking(run: Run) -> Missing | None:
+    """The seeds without an analysis that can be read, and the command that makes them."""
+    without = [
+        f"{method_name(method.name)} seed {seed.number}"
+        for method in run.methods
+        for seed in method.seeds
+        if not seed.analysis
+    ]
+    if not without:
+        return None
+    folder = shlex.quote(str(run.folder))
+    what = f"{run.name}: no analysis.json of {listed(without)}."
+    return Missing(what, f"python -m roli_fast.analyze {folder}")
 
 
 def steps(subjects: Sequence[Subject]) -> Iterator[tuple[Subject, str, list[Tree]]]:
@@ -119,8 +138,8 @@ def _head_rows(subjects: Sequence[Subject]) -> Iterator[list[str]]:
         between = f"{number(mean(lows))} to {number(mean(highs))}" if lows else NONE
         yield [
             stage_label(subject, name),
-            number(own[0].get("epochs"), 6),
-            number(own[0].get("lr")),
+            whole(own[0].get("epochs")),
+            given(own[0].get("lr")),
             change(
                 values(own, "start", "head", "norm"), values(own, "end", "head", "norm"), over_seeds
             ),
@@ -138,7 +157,7 @@ def _head_rows(subjects: Sequence[Subject]) -> Iterator[list[str]]:
 
 _FEATURES = (
     "stage",
-    "drift, clean",
+    "absolute, clean",
     "relative, clean",
     "relative, attacked",
     "cosine, clean",
@@ -186,7 +205,11 @@ def _within(subjects: Sequence[Subject]) -> str:
 def _caption(subjects: Sequence[Subject]) -> str:
     images = [a["images"] for s in subjects for a in s.analyses if a.get("images")]
     seen = {k: sorted({i[k] for i in images if i.get(k)}) for k in ("train", "validation")}
-    told = [f"{' or '.join(map(str, n))} {k} images" for k, n in seen.items() if n]
+    told = [
+        f"{' or '.join(map(str, n))} {'training' if k == 'train' else k} images"
+        for k, n in seen.items()
+        if n
+    ]
     attacks = sorted({str(at(a, "attack", "label")) for s in subjects for a in s.analyses})
     caption = f"Measured on {listed(told)}" if told else "Measured"
     caption += f", attacked by {listed(attacks)}; bars are ± (as in the tables)."

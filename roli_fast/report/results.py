@@ -21,6 +21,9 @@ from roli_fast.report.text import (
     radius,
 )
 
+LEVEL = 0.05
+"""Of p, from which on a difference is not called one."""
+
 
 def results(page: Page) -> Section:
     """The table, the same as a drawing, the paired tests, and every seed."""
@@ -46,7 +49,8 @@ def headline(run: Run) -> str:
 def findings(run: Run) -> list[str]:
     """What the paired tests of summary.json say, in words that claim no more."""
     found = []
-    for entry in (run.summary or {}).get("comparisons") or ():
+    summary = run.summary or {}
+    for entry in summary.get("comparisons") or ():
         first, second = entry["methods"]
         tests = {m.name: m.test for m in run.methods if m.test}
         shares = [at(tests, name, "robust_accuracy", entry["attack"]) for name in (first, second)]
@@ -56,17 +60,18 @@ def findings(run: Run) -> list[str]:
             f"{percent(shares[1])}, a difference of {points(entry['difference'])} "
             f"({p_value(entry['p_value'])}, {entry['test']})"
         )
-        found.append(f"{text}. {_verdict(entry)}")
+        found.append(f"{text}. {_verdict(entry, len(summary['seeds']))}")
     return found
 
 
-def _verdict(entry: Tree) -> str:
-    p, one_seed = entry["p_value"], "McNemar" in entry["test"]
-    shown = p is not None and p < 0.05
-    if one_seed:
+def _verdict(entry: Tree, seeds: int) -> str:
+    p = entry["p_value"]
+    shown = p is not None and p < LEVEL
+    if seeds == 1:
         told = "these two trained models differ" if shown else "no difference is shown"
-        return f"One seed: {told}, and nothing is said of other seeds."
-    return "" if shown else "That is no evidence of a difference."
+        return f"One seed: {told}; other seeds may come out otherwise."
+    told = "" if shown else " That is no evidence of a difference."
+    return f"{seeds} seeds.{told}"
 
 
 def _seeds(run: Run) -> str:
@@ -123,7 +128,7 @@ def _table(page: Page, tested: Sequence[Subject]) -> Table:
         shares = [percent_within(at(test, "robust_accuracy", c), spread.get(c)) for c in columns]
         clean = percent_within(test.get("clean_accuracy"), spread.get("clean"))
         seeds = str(len(subject.method.seeds))
-        rows.append([subject.label, stages, seeds, clean, *shares, duration(seconds)])
+        rows.append([subject.label, clean, *shares, seeds, stages, duration(seconds)])
     first = page.runs[0]
     what = f"Accuracy on {count(tested[0].method.test['images'], 'test images')}"  # type: ignore[index]
     if not page.several:
@@ -132,11 +137,12 @@ def _table(page: Page, tested: Sequence[Subject]) -> Table:
     else:
         what = "Accuracy on the test images of each run, attacked by its own test attack"
     caption = f"{what}. {_spread_text(tested)}."
-    head = ("method", "stages and epochs", "seeds", "clean", *(f"robust, {c}" for c in columns))
+    robust = [f"robust, {c}" for c in columns]
+    head = ("method", "clean", *robust, "seeds", "stages and epochs", "training time")
     terms = [("training time", "of all stages of one seed, the mean over seeds, validation aside")]
     if "union" in columns:
         terms.append(("robust, union", "right as it is and under every norm"))
-    return Table(caption, (*head, "training time"), rows, page.summaries(), terms=terms, words=(1,))
+    return Table(caption, head, rows, page.summaries(), terms=terms, words=(len(head) - 2,))
 
 
 def _chart(page: Page, tested: Sequence[Subject]) -> Charts:

@@ -12,8 +12,8 @@ from roli_fast.report.text import (
     count,
     listed,
     method_name,
-    number,
     radius,
+    whole,
 )
 
 FOLLOWS = {"ranli": "finetune", "ranli_matched": "ranli", "ft": "finetune"}
@@ -42,7 +42,7 @@ def setting(page: Page) -> Section:
         )
     text = (run.folder / "config.yaml").read_text(encoding="utf-8")
     blocks.append(Fold("The whole configuration (config.yaml)", code=text))
-    return Section("setting", "What was run, and on what", blocks)
+    return Section("setting", "What was run, and on what", blocks, "Setting")
 
 
 def threats(run: Run) -> list[tuple[str, float]]:
@@ -130,7 +130,7 @@ def _data(run: Run) -> str:
     if stages and not projected and stages[-1].get("train_images"):
         images = stages[-1]["train_images"] / max(1, stages[-1].get("epochs") or 1)
         if images == int(images):
-            parts.append(f"{number(images, 12)} training images")
+            parts.append(f"{whole(images)} training images")
     if run.summary:
         parts.append(count(run.summary["test_images"], "test images"))
     if data.get("max_per_class"):
@@ -153,7 +153,7 @@ def _model(run: Run) -> str:
     if options:
         text += "; " + ", ".join(f"{name} {value}" for name, value in options.items())
     if sizes:
-        text += f"; up to {number(max(sizes), 12)} parameters train"
+        text += f"; up to {whole(max(sizes))} parameters train"
     return text
 
 

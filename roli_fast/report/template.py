@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from roli_fast.report.assessed import assessed
-from roli_fast.report.blocks import Block, Section
+from roli_fast.report.blocks import Block
 from roli_fast.report.calibrated import calibrated
 from roli_fast.report.compare import compare
 from roli_fast.report.costs import costs
@@ -82,7 +82,7 @@ def render(runs: Sequence[Run], folder: Path) -> str:
         title=title,
         lead=lead,
         notes=notes,
-        sections=[_numbered(section) for section in sections if section.blocks],
+        sections=[section for section in sections if section.blocks],
         style=Markup(style),  # noqa: S704 - the package's own file
     )
 
@@ -90,7 +90,3 @@ def render(runs: Sequence[Run], folder: Path) -> str:
 def _few(found: list[str]) -> list[str]:
     """Of many paired tests the table says more than sentences."""
     return found if len(found) < 3 else []
-
-
-def _numbered(section: Section) -> Section:
-    return section

@@ -8,6 +8,9 @@ from typing import Any
 NONE = "–"
 """In a table where there is no number."""
 
+THIN = "\u00a0"
+"""A space at which no line breaks."""
+
 NAMES = {
     "roli": "RoLI",
     "ranli": "RanLI",
@@ -54,11 +57,23 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{max(0, places)}f}".replace("-", "−")
 
 
+def whole(value: Any) -> str:
+    """12345 -> "12,345"; of counts."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return NONE
+    return f"{round(value):,}".replace("-", "−")
+
+
+def given(value: Any) -> str:
+    """A number of the configuration as it was given: "2.5e-05", "0.1"."""
+    return f"{value:g}" if isinstance(value, (int, float)) else NONE
+
+
 def percent(value: Any, places: int = 1) -> str:
     """0.6602 -> "66.0 %"."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return NONE
-    return f"{100 * value:.{places}f} %".replace("-", "−")
+    return f"{100 * value:.{places}f}{THIN}%".replace("-", "−")
 
 
 def percent_within(value: Any, spread: Any) -> str:
@@ -66,7 +81,7 @@ def percent_within(value: Any, spread: Any) -> str:
     text = percent(value)
     if text == NONE or not isinstance(spread, (int, float)) or not math.isfinite(spread):
         return text
-    return f"{text[:-2]} ± {100 * spread:.1f} %"
+    return f"{text[:-2]}{THIN}±{THIN}{100 * spread:.1f}{THIN}%"
 
 
 def points(value: float) -> str:
@@ -78,14 +93,20 @@ def over_seeds(found: Sequence[float], digits: int = 3) -> str:
     """ "24.8 ± 0.3": mean and sample standard deviation; one number stands alone."""
     if not found:
         return NONE
+    middle = mean(found)
     if len(found) == 1:
-        return number(found[0], digits)
-    middle, spread = mean(found), stdev(found)
+        return number(middle, digits)
+    spread, pm = stdev(found), f"{THIN}±{THIN}"
     size = max(abs(middle), spread)
-    if size >= 1e4 or 0 < size < 1e-3:
-        return f"{number(middle, digits)} ± {number(spread, 2)}"
-    places = max(0, digits - 1 - (math.floor(math.log10(size)) if size else 0))
-    return f"{middle:,.{places}f} ± {spread:,.{places}f}".replace("-", "−")
+    if spread <= 1e-12 * size:
+        return f"{number(middle, digits)}{pm}0"
+    if size >= 1e4 or size < 1e-3:
+        return f"{number(middle, digits)}{pm}{number(spread, 2)}"
+    places = max(0, digits - 1 - math.floor(math.log10(size)))
+    around = f"{spread:,.{places}f}"
+    if not float(around.replace(",", "")):
+        around = number(spread, 1)
+    return f"{middle:,.{places}f}{pm}{around}".replace("-", "−")
 
 
 def percent_over_seeds(found: Sequence[float]) -> str:
@@ -99,7 +120,7 @@ def change(before: Sequence[float], after: Sequence[float], one: Callable[..., s
     """ "0.95 → 24.8"; a dash where neither is known."""
     if not before and not after:
         return NONE
-    return f"{one(before)} → {one(after)}"
+    return f"{one(before)} →{THIN}{one(after)}"
 
 
 def p_value(value: float | None) -> str:
@@ -141,7 +162,7 @@ def count(value: Any, noun: str) -> str:
     """ "1 seed", "359 test images"; the noun in the plural."""
     if value == 1:
         return f"1 {noun[:-3] + 's' if noun.endswith('sses') else noun.removesuffix('s')}"
-    return f"{number(value, 12)} {noun}"
+    return f"{whole(value)} {noun}"
 
 
 def listed(words: Sequence[str]) -> str:
