@@ -23,7 +23,10 @@ def assessed(page: Page) -> Section:
             blocks.append(Table(caption, head, rows, sources, words=(1, 2, 3)))
     if not blocks:
         run = page.runs[0]
-        what = "Tested by its own attack only, which is weaker than AutoAttack: no evaluation lies in the run directory."
+        what = (
+            "No evaluation lies in the run directory: accuracies above are those under the test "
+            "attack, and stronger attacks find lower ones. AutoAttack:"
+        )
         blocks.append(Missing(what, _command(run)))
     return Section("evaluation", "Stronger attacks", blocks)
 
@@ -34,7 +37,8 @@ def _command(run: Run) -> str:
     if method:
         place = method.folder / f"seed-{method.seeds[0].number}" / method.name
     out = run.folder / "evaluation" / (method.name if method else "model")
-    return f"python -m roli_fast.evaluate --model {shlex.quote(str(place))} --out {shlex.quote(str(out))}"
+    model, where = shlex.quote(str(place)), shlex.quote(str(out))
+    return f"python -m roli_fast.evaluate --model {model} --out {where}"
 
 
 def _rows(name: str, tree: Tree) -> list[list[str]]:

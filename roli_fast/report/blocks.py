@@ -145,7 +145,7 @@ Block = Table | Charts | Gallery | Facts | Text | Missing | Fold
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with a heading, `short` among the links; one without blocks is left out."""
+    """A part of the page; `short` is its name among the links. One without blocks is left out."""
 
     id: str
     title: str

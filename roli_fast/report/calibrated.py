@@ -1,6 +1,5 @@
 """Whether confidences can be believed, before and after a temperature."""
 
-import shlex
 from collections.abc import Sequence
 from math import sqrt
 
@@ -48,7 +47,8 @@ def calibrated(page: Page) -> Section:
         several = any(len(_found(s, "clean", "before")) > 1 for s in subjects)
         caption = (
             "Points on the dashed line keep what they promise; below it the model is too sure. "
-            f"Area of a point: its share of the images; bins of fewer than {FEW} images are not drawn."
+            "Larger points hold more of the images; bins of fewer than "
+            f"{FEW} are not drawn."
         )
         caption += " The images of all seeds are pooled." if several else ""
         keys = [Key("as trained", 0, hollow=True), Key("after temperature", 1)]
@@ -57,9 +57,8 @@ def calibrated(page: Page) -> Section:
         blocks += _tables(page, subjects)
         blocks += [Text(text) for text in _reasons(subjects)]
     else:
-        folder = shlex.quote(str(page.runs[0].folder))
         what = "No calibration: no analysis.json of this run has it."
-        blocks.append(Missing(what, f"python -m roli_fast.analyze {folder}"))
+        blocks.append(Missing(what, f"python -m roli_fast.analyze {page.folders}"))
     return Section(
         "calibration", "Calibration: can its confidence be believed?", blocks, "Calibration"
     )

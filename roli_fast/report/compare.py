@@ -1,9 +1,9 @@
-"""The first part of a page on several runs: what differs between them, and what cannot be compared."""
+"""The first part of a page on several runs: what differs, and what cannot be compared."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from roli_fast.report.blocks import Block, Section, Table, Text
+from roli_fast.report.blocks import Block, Fold, Section, Table, Text
 from roli_fast.report.read import at
 from roli_fast.report.results import headline
 from roli_fast.report.subjects import Page
@@ -11,6 +11,10 @@ from roli_fast.report.text import NONE, listed
 
 ASIDE = {"device", "threads", "workers", "checkpoint_minutes", "report", "analysis_images"}
 """Fields of the configuration that say where and how a run was carried out."""
+
+
+FEW = 12
+"""Differing fields that stand open; more are folded."""
 
 
 def compare(page: Page) -> Section:
@@ -29,7 +33,9 @@ def compare(page: Page) -> Section:
     if rows:
         words = tuple(range(1, len(page.runs) + 1))
         caption = "Fields of the configuration that differ; – where a run does not have it."
-        blocks.append(Table(caption, ("field", *page.names), rows, sources, words=words))
+        table = Table(caption, ("field", *page.names), rows, sources, words=words)
+        few = len(rows) <= FEW
+        blocks.append(table if few else Fold(f"{len(rows)} fields that differ", [table]))
     else:
         blocks.append(Text("The configurations are the same."))
     return Section("runs", "What differs", blocks)

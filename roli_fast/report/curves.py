@@ -157,9 +157,8 @@ def against_eps(page: Page) -> Section:
         blocks.append(Charts(charts, _caption(subjects), [s.key for s in subjects], sources))
     blocks += [chart for run in page.runs for chart in _evaluated(page, run)]
     if not blocks:
-        folder = shlex.quote(str(page.runs[0].folder))
         what = "No curve of accuracy against the radius: analysis.json has none."
-        blocks.append(Missing(what, f"python -m roli_fast.analyze {folder}"))
+        blocks.append(Missing(what, f"python -m roli_fast.analyze {page.folders}"))
     return Section("radius", "Accuracy against the radius", blocks, "Radius")
 
 
@@ -175,9 +174,9 @@ def _caption(subjects: Sequence[Subject]) -> str:
     several = any(len(_with_curve(s)) > 1 for s in subjects)
     band = "± the sample standard deviation over seeds" if several else "the 95 % Wilson interval"
     return (
-        f"{counted} test images attacked by {attacks} at each radius, so these points lie off the "
-        f"table above where that saw more images. Band: {band}. A point counts images that are right "
-        "at its radius and at all smaller ones."
+        f"{counted} test images attacked by {attacks} at each radius, so points may lie off the "
+        f"table above, which counts all test images. Band: {band}. A point counts images that are "
+        "right at its radius and at all smaller ones."
     )
 
 
@@ -189,11 +188,15 @@ def _curve_chart(subjects: Sequence[Subject], norm: str) -> Chart:
     svg = lines(
         f"Accuracy against the {label}: {told}",
         drawn,
-        Axis(label, low=0),
+        Axis(label, low=0, high=_last(drawn)),
         Axis("accuracy in %", low=0, high=100),
         show=lambda x, y: f"radius {x:.4g}{'/255' if norm == 'linf' else ''}, {y:.1f} %",
     )
     return Chart(f"Accuracy under attack, {norm}", svg)
+
+
+def _last(drawn: Sequence[Line]) -> float:
+    return max((x for line in drawn for x, _ in line.points), default=1.0)
 
 
 def _curve_line(subject: Subject, norm: str, unit: float) -> Line | None:

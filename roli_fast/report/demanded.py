@@ -1,6 +1,5 @@
 """What `python -m roli_fast.analyze` adds on demand: one-step prediction, head scale, kernel."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 
 from roli_fast.report.blocks import Block, Chart, Charts, Missing, Section, Source, Table
@@ -52,10 +51,9 @@ def demanded(page: Page) -> Section:
         if not made:
             lacking.append((what, flag))
     if lacking:
-        folder = shlex.quote(str(page.runs[0].folder))
         what = f"Not computed: {'; '.join(what for what, _ in lacking)}."
         flags = " ".join(flag for _, flag in lacking)
-        blocks.append(Missing(what, f"python -m roli_fast.analyze {folder} {flags}"))
+        blocks.append(Missing(what, f"python -m roli_fast.analyze {page.folders} {flags}"))
     return Section("ntk", "One step of training, linearised", blocks, "One step")
 
 
@@ -88,7 +86,7 @@ def _step_table(subjects: Sequence[Subject], sources: Sequence[Source]) -> list[
         return []
     head = ("stage", "images", "FT ratio", "rate", "predicted", "actual", "relative error", "seeds")
     caption = (
-        "One plain gradient step from where each stage began. It is a statement of that step alone: "
+        "One plain gradient step from where each stage began. It speaks of that step alone: "
         "attacks and features move on."
     )
     return [Table(caption, head, rows, sources, TERMS_STEP, words=(1,))]

@@ -41,9 +41,8 @@ def examples(page: Page) -> Section:
         title = f"{subject.label}: {fooled} of {len(gallery.examples)} fooled"
         blocks.append(Fold(title, [gallery]))
     if not found:
-        folder = shlex.quote(str(page.runs[0].folder))
         what = "No example images: there is no examples.npz."
-        blocks.append(Missing(what, f"python -m roli_fast.analyze {folder}"))
+        blocks.append(Missing(what, f"python -m roli_fast.analyze {page.folders}"))
     return Section("examples", "Images before and after the attack", blocks, "Images")
 
 
@@ -93,8 +92,8 @@ def _caption(attack: Tree) -> str:
     label = f"{attack.get('label')}, {radius(attack.get('norm'), attack.get('eps'))}"
     return (
         f"Test images, attacked by {label}. The difference is magnified as its caption says: "
-        f"{scale}. Percentages are the model's confidence, before any temperature. A few images are "
-        "no sample to judge a model by."
+        f"{scale}. Percentages are the model's confidence, before any temperature. So few images "
+        "are no sample to judge a model by."
     )
 
 

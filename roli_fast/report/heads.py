@@ -23,10 +23,10 @@ from roli_fast.report.text import (
 CONDITIONS = {"clean": "clean", "adversarial": "attacked"}
 
 READING = (
-    "A stage moves the features by rate × residual × head: at the same rate and residual a larger "
-    "head moves them more, and moves the logits by more still. Smaller drift after a probe needs "
-    "smaller residuals, fewer updates or a lower rate, so norm, rate, residual and drift are read "
-    "together."
+    "To first order an update moves the features by rate × residual × head: at the same rate and "
+    "residual a larger head moves them more, and the logits by more still. Smaller drift after a "
+    "probe needs smaller residuals, fewer updates or a lower rate, so norm, rate, residual and "
+    "drift are read together."
 )
 
 TERMS_HEAD = (
@@ -213,7 +213,7 @@ def _caption(subjects: Sequence[Subject]) -> str:
     attacks = sorted({str(at(a, "attack", "label")) for s in subjects for a in s.analyses})
     caption = f"Measured on {listed(told)}" if told else "Measured"
     caption += f", attacked by {listed(attacks)}; bars are ± (as in the tables)."
-    return f"{caption} Stages that train the head alone leave the features where they are, and are not drawn."
+    return f"{caption} Stages that train the head alone move no features and are not drawn."
 
 
 def _charts(subjects: Sequence[Subject]) -> list[Chart]:

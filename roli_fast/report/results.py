@@ -50,6 +50,7 @@ def findings(run: Run) -> list[str]:
     """What the paired tests of summary.json say, in words that claim no more."""
     found = []
     summary = run.summary or {}
+    seeds = len(summary.get("seeds") or ())
     for entry in summary.get("comparisons") or ():
         first, second = entry["methods"]
         tests = {m.name: m.test for m in run.methods if m.test}
@@ -58,9 +59,10 @@ def findings(run: Run) -> list[str]:
         text = (
             f"Robust accuracy under {entry['attack']}: {one} {percent(shares[0])}, {other} "
             f"{percent(shares[1])}, a difference of {points(entry['difference'])} "
-            f"({p_value(entry['p_value'])}, {entry['test']})"
+            f"({entry['test'].replace('over seeds', f'over {seeds} seeds')}: "
+            f"{p_value(entry['p_value'])})"
         )
-        found.append(f"{text}. {_verdict(entry, len(summary['seeds']))}")
+        found.append(f"{text}. {_verdict(entry, seeds)}")
     return found
 
 
@@ -70,8 +72,7 @@ def _verdict(entry: Tree, seeds: int) -> str:
     if seeds == 1:
         told = "these two trained models differ" if shown else "no difference is shown"
         return f"One seed: {told}; other seeds may come out otherwise."
-    told = "" if shown else " That is no evidence of a difference."
-    return f"{seeds} seeds.{told}"
+    return "" if shown else "That is no evidence of a difference."
 
 
 def _seeds(run: Run) -> str:
@@ -165,7 +166,7 @@ def _chart(page: Page, tested: Sequence[Subject]) -> Charts:
         drawn = dots(f"{title}: {told}", rows, Axis("accuracy in %"), lambda v: f"{v:.1f} %")
         charts.append(Chart(title, drawn))
     small = " Small dots are the seeds." if any(len(s.method.seeds) > 1 for s in tested) else ""
-    caption = f"The table as a drawing: bars are ±.{small} The axes do not begin at 0."
+    caption = f"The table as a drawing: bars are ±.{small} The axes need not begin at 0."
     return Charts(charts, caption, sources=page.summaries())
 
 
@@ -175,29 +176,30 @@ def _share(test: Tree | None, column: str) -> float | None:
 
 
 def _comparisons(page: Page) -> list[Block]:
-    """Two methods are told in the page's first lines; more of them get a table."""
-    blocks: list[Block] = []
-    for run in page.runs:
-        entries = (run.summary or {}).get("comparisons") or ()
-        if len(entries) < 2 and not (page.several and entries):
-            continue
-        rows = [
-            [
-                f"{method_name(e['methods'][0])} − {method_name(e['methods'][1])}",
-                e["attack"],
-                points(e["difference"]),
-                p_value(e["p_value"]),
-                e["test"],
-            ]
-            for e in entries
+    """Few pairs of one run are told in the page's first lines; others get a table."""
+    entries = [
+        (f"{name}: " if page.several else "", entry)
+        for name, run in zip(page.names, page.runs, strict=True)
+        for entry in (run.summary or {}).get("comparisons") or ()
+    ]
+    if len(entries) <= (0 if page.several else FEW):
+        return []
+    rows = [
+        [
+            f"{name}{method_name(e['methods'][0])} − {method_name(e['methods'][1])}",
+            e["attack"],
+            points(e["difference"]),
+            p_value(e["p_value"]),
+            e["test"],
         ]
-        name = f" of {run.name}" if page.several else ""
-        caption = (
-            f"Paired differences of robust accuracy{name}. p is not corrected for their number."
-        )
-        head = ("methods", "attack", "difference", "p", "test")
-        blocks.append(Table(caption, head, rows, [page.source(run, "summary.json")], words=(1, 4)))
-    return blocks
+        for name, e in entries
+    ]
+    caption = (
+        "Paired differences of robust accuracy between the methods of a run. p is not corrected for "
+        "the number of pairs."
+    )
+    head = ("methods", "attack", "difference", "p", "test")
+    return [Table(caption, head, rows, page.summaries(), words=(1, 4))]
 
 
 def _per_seed(page: Page, tested: Sequence[Subject]) -> Fold:

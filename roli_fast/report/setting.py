@@ -53,14 +53,14 @@ def threats(run: Run) -> list[tuple[str, float]]:
     return [(n, e) for n, e in zip(norms, radii, strict=False) if n is not None]
 
 
-def data_text(run: Run) -> str:
-    """ "digits, 5 classes"; the folder's name for images of one's own."""
+def data_text(run: Run, *, classes: bool = True) -> str:
+    """ "digits, 5 classes"; the folder's name and the kind of folder for images of one's own."""
     data = run.config.get("data") or {}
     name = str(data.get("name", "data"))
     if data.get("root"):
-        name += f" {str(data['root']).rstrip('/').rsplit('/', 1)[-1]}"
-    classes = (run.summary or {}).get("classes")
-    return f"{name}, {count(len(classes), 'classes')}" if classes else name
+        name = f"{str(data['root']).rstrip('/').rsplit('/', 1)[-1]} ({name})"
+    known = (run.summary or {}).get("classes")
+    return f"{name}, {count(len(known), 'classes')}" if classes and known else name
 
 
 def model_text(run: Run) -> str:
@@ -120,7 +120,7 @@ def _method(name: str) -> str:
 
 
 def _data(run: Run) -> str:
-    data, parts = run.config.get("data") or {}, [data_text(run).split(",")[0]]
+    data, parts = run.config.get("data") or {}, [data_text(run, classes=False)]
     if data.get("image_size"):
         parts.append(f"images of {data['image_size']} × {data['image_size']}")
     stages = [stage for method in run.methods for seed in method.seeds for stage in seed.stages]

@@ -1,6 +1,7 @@
 """What a page is about: the methods of one run, or of several."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,11 @@ class Page:
         if not file.is_file():
             return Source(text)
         return Source(text, quote(Path(os.path.relpath(file, self.folder)).as_posix()))
+
+    @property
+    def folders(self) -> str:
+        """The run directories as words of a command."""
+        return " ".join(shlex.quote(str(run.folder)) for run in self.runs)
 
     def summaries(self) -> list[Source]:
         """summary.json of the runs that have one."""

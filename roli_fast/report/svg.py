@@ -24,7 +24,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: what it shows, its range (None: that of the data), and its marks if they are given."""
+    """An axis: what it shows, its range (None: that of the data), its marks if they are given."""
 
     label: str
     low: float | None = None

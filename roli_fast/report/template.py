@@ -17,7 +17,7 @@ from roli_fast.report.examples import examples
 from roli_fast.report.files_read import files_read
 from roli_fast.report.heads import heads
 from roli_fast.report.read import Run
-from roli_fast.report.results import findings, headline, results
+from roli_fast.report.results import FEW, findings, headline, results
 from roli_fast.report.setting import note, setting
 from roli_fast.report.subjects import Page
 from roli_fast.report.text import count, listed
@@ -89,4 +89,4 @@ def render(runs: Sequence[Run], folder: Path) -> str:
 
 def _few(found: list[str]) -> list[str]:
     """Of many paired tests the table says more than sentences."""
-    return found if len(found) < 3 else []
+    return found if len(found) <= FEW else []
