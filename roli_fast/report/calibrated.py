@@ -156,13 +156,13 @@ def _diagram(subject: Subject, condition: str) -> Chart | None:
     if not total:
         return None
     drawn = []
-    for number_, (label, bins) in enumerate((("as trained", before), ("after temperature", after))):
+    for look, (label, bins) in enumerate((("as trained", before), ("after temperature", after))):
         kept = [b for b in bins if b["count"] >= FEW]
         points = [(b["confidence"], b["accuracy"]) for b in kept]
         sizes = [2 + 9 * sqrt(b["count"] / total) for b in kept]
-        drawn.append(Line(label, points, number_, sizes=sizes, hollow=number_ == 0))
-    errors = [values(_found(subject, condition, w), "ece") for w in ("before", "after")]
-    told = change(*errors, percent_over_seeds)
+        drawn.append(Line(label, points, look, sizes=sizes, hollow=look == 0))
+    first, last = (values(_found(subject, condition, w), "ece") for w in ("before", "after"))
+    told = change(first, last, percent_over_seeds)
     title = f"{subject.label}, {CONDITIONS[condition]}: ECE {told}"
     svg = lines(
         f"Reliability of {title}",

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from roli_fast.report.blocks import Block, Chart, Charts, Missing, Section, Source, Table
-from roli_fast.report.curves import stage_label
 from roli_fast.report.heads import CONDITIONS, steps
 from roli_fast.report.read import Tree, values
-from roli_fast.report.subjects import Page, Subject
+from roli_fast.report.subjects import Page, Subject, stage_label
 from roli_fast.report.svg import Axis, Line, lines
 from roli_fast.report.text import given, number, over_seeds, percent_over_seeds
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from statistics import mean, stdev
 
 from roli_fast.report.blocks import Block, Chart, Charts, Fold, Missing, Section, Table, Text
-from roli_fast.report.curves import stage_label
 from roli_fast.report.read import Run, Tree, at, values
-from roli_fast.report.subjects import Page, Subject
+from roli_fast.report.subjects import Page, Subject, stage_label
 from roli_fast.report.svg import Axis, Line, Row, dots, lines
 from roli_fast.report.text import (
     NONE,

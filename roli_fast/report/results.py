@@ -24,6 +24,9 @@ from roli_fast.report.text import (
 LEVEL = 0.05
 """Of p, from which on a difference is not called one."""
 
+FEW = 2
+"""Pairs of methods that are told in sentences; of more there is a table."""
+
 
 def results(page: Page) -> Section:
     """The table, the same as a drawing, the paired tests, and every seed."""
@@ -195,8 +198,8 @@ def _comparisons(page: Page) -> list[Block]:
         for name, e in entries
     ]
     caption = (
-        "Paired differences of robust accuracy between the methods of a run. p is not corrected for "
-        "the number of pairs."
+        "Paired differences of robust accuracy between the methods of a run. p is not corrected "
+        "for the number of pairs."
     )
     head = ("methods", "attack", "difference", "p", "test")
     return [Table(caption, head, rows, page.summaries(), words=(1, 4))]

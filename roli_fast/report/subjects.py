@@ -104,3 +104,10 @@ class Page:
                     one = self.source(subject.run, path)
                     found[one.text, one.link] = one
         return list(found.values())
+
+
+def stage_label(subject: Subject, stage: str) -> str:
+    """ "RoLI, probe"; a method of one stage that is called as itself says it once."""
+    alone = len(subject.method.stage_names) == 1
+    same = method_name(stage) == method_name(subject.method.name)
+    return subject.label if alone and same else f"{subject.label}, {stage}"

@@ -6,12 +6,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from roli_fast.report.against import against_eps
 from roli_fast.report.assessed import assessed
 from roli_fast.report.blocks import Block
 from roli_fast.report.calibrated import calibrated
 from roli_fast.report.compare import compare
 from roli_fast.report.costs import costs
-from roli_fast.report.curves import against_eps, training
+from roli_fast.report.curves import training
 from roli_fast.report.demanded import demanded
 from roli_fast.report.examples import examples
 from roli_fast.report.files_read import files_read
