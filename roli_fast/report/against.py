@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from roli_fast.report.blocks import Block, Chart, Charts, Key, Missing, Section
 from roli_fast.report.read import Run, Tree, at
 from roli_fast.report.subjects import Page, Subject
-from roli_fast.report.svg import LOOKS, Axis, Line, lines
+from roli_fast.report.svg import Axis, Line, lines
 from roli_fast.report.text import listed
 
 GREY = 255.0
@@ -101,7 +101,7 @@ def _evaluated(page: Page, run: Run) -> Iterator[Charts]:
                 curve["attack"],
                 [(unit * p["eps"], 100 * p["accuracy"]) for p in curve["points"]],
                 number,
-                number // LOOKS,
+                number,
                 [(unit * p["eps"], 100 * p["low"], 100 * p["high"]) for p in curve["points"]],
                 marks=True,
             )
@@ -112,7 +112,7 @@ def _evaluated(page: Page, run: Run) -> Iterator[Charts]:
         y = Axis("accuracy in %", low=0, high=100)
         x = Axis(label, low=0, high=_last(drawn))
         svg = lines(f"Accuracy against the {label}, evaluation {where}", drawn, x, y)
-        chart = Chart(f"Evaluation {where}", svg)
+        chart = Chart(f"{where}/evaluation.json, {norm}", svg)
         caption = (
             f"{tree['images']} {at(tree, 'data', 'split') or 'test'} images, model "
             f"{at(tree, 'model', 'source')}; band: the 95 % Wilson interval."

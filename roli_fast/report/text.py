@@ -81,7 +81,8 @@ def percent_within(value: Any, spread: Any) -> str:
     text = percent(value)
     if text == NONE or not isinstance(spread, (int, float)) or not math.isfinite(spread):
         return text
-    return f"{text[:-2]}{THIN}±{THIN}{100 * spread:.1f}{THIN}%"
+    places = 2 if 0 < spread < 5e-4 else 1
+    return f"{percent(value, places)[:-2]}{THIN}±{THIN}{100 * spread:.{places}f}{THIN}%"
 
 
 def points(value: float) -> str:
