@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from statistics import mean, stdev
 
 from roli_fast.report.blocks import Block, Chart, Charts, Key, Missing, Section
-from roli_fast.report.read import Run, Tree, at
+from roli_fast.report.read import Run, Tree, at, values
 from roli_fast.report.subjects import Page, Subject
 from roli_fast.report.svg import Axis, Line, lines
 from roli_fast.report.text import listed
@@ -74,6 +74,8 @@ def _curve_line(subject: Subject, norm: str, unit: float) -> Line | None:
     at_radius: dict[float, list[Tree]] = defaultdict(list)
     for curve in curves:
         for point in curve["points"]:
+            if not all(values([point], key) for key in ("eps", "accuracy", "low", "high")):
+                continue
             at_radius[unit * point["eps"]].append(point)
     points, band = [], []
     for x, found in sorted(at_radius.items()):
@@ -85,6 +87,8 @@ def _curve_line(subject: Subject, norm: str, unit: float) -> Line | None:
         if len(shares) > 1:
             low, high = mean(shares) - stdev(shares), mean(shares) + stdev(shares)
         band.append((x, max(0.0, low), min(100.0, high)))
+    if not points:
+        return None
     return Line(subject.label, points, subject.look, subject.dash, band, marks=True)
 
 

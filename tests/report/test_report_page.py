@@ -35,23 +35,15 @@ def test_the_table_has_the_summary_s_means_and_deviations(run: Path) -> None:
     rows = read(run).table("Accuracy on 400 test images, attacked by pgd, 10 steps in linf 8/255.")
     # of 80 and 84 and of 66 and 70, the sample standard deviation is sqrt(8)
     assert rows[0][:4] == ["method", "clean", "robust, pgd-10", "seeds"]
-    assert rows[1] == [
-        "RoLI",
-        "82.0 ± 2.8 %",
-        "68.0 ± 2.8 %",
-        "2",
-        "probe 1 + finetune 3",
-        "2 min 40 s",
-    ]
+    stages = "probe 1 + finetune 3"
+    assert rows[1] == ["RoLI", "82.0 ± 2.8 %", "68.0 ± 2.8 %", "2", stages, "2 min 40 s"]
     assert rows[2][:3] == ["RanLI", "77.0 ± 2.8 %", "61.0 ± 1.4 %"]
 
 
 def test_the_first_lines_claim_what_the_paired_test_allows(run: Path) -> None:
     text = read(run).text
-    said = (
-        "RoLI 68.0 %, RanLI 61.0 %, a difference of +7.0 points (paired t, over 2 seeds: p = 0.09)"
-    )
-    assert f"{said}. That is no evidence of a difference." in text
+    said = "RoLI 68.0 %, RanLI 61.0 %, a difference of +7.0 points (paired t, over 2 seeds: p = "
+    assert f"{said}0.09). That is no evidence of a difference." in text
     tree = summary()
     tree["comparisons"][0]["p_value"] = 0.01
     write_json(run / "summary.json", tree)
@@ -67,10 +59,8 @@ def test_one_seed_says_so(run: Path) -> None:
         del method["per_seed"][1], method["test"]["sd"]
     write_json(run / "summary.json", tree)
     page = read(run)
-    assert (
-        "One seed: these two trained models differ; other seeds may come out otherwise."
-        in page.text
-    )
+    told = "One seed: these two trained models differ; other seeds may come out otherwise."
+    assert told in page.text
     rows = page.table("Accuracy on 400 test images")
     assert rows[1][1:3] == ["82.0 ± 2.0 %", "68.0 ± 2.5 %"]
     assert "± is the binomial standard error of the test images" in page.text
@@ -82,7 +72,7 @@ def test_stages_as_analysed(run: Path) -> None:
     # ends of 2 + place + seed: 2 and 3, 3 and 4
     assert head["RoLI, probe"][3] == "1.00 ± 0 → 2.50 ± 0.71"
     assert head["RoLI, finetune"][3] == "2.00 ± 0 → 3.50 ± 0.71"
-    assert head["RanLI, ranli" if "RanLI, ranli" in head else "RanLI"][2] == "2.5e-05"
+    assert head["RanLI"][2] == "2.5e-05"
     moved = {row[0]: row for row in page.table("How far each stage moved")}
     # relative 0.5 and 0.6; the cosine on attacked images is null
     assert moved["RoLI, finetune"][2:6] == ["0.550 ± 0.071", "0.550 ± 0.071", "0.900 ± 0", "–"]
@@ -90,16 +80,8 @@ def test_stages_as_analysed(run: Path) -> None:
 
 def test_calibration_as_analysed(run: Path) -> None:
     rows = read(run).table("Calibration on test images")
-    assert rows[1] == [
-        "RoLI",
-        "clean",
-        "1.60 ± 0",
-        "12.0 ± 0.0 %",
-        "4.0 ± 0.0 %",
-        "–",
-        "120 / 200",
-        "2",
-    ]
+    found = ["1.60 ± 0", "12.0 ± 0.0 %", "4.0 ± 0.0 %", "–", "120 / 200", "2"]
+    assert rows[1] == ["RoLI", "clean", *found]
     assert rows[2][5] == "30.0 ± 0.0 %"
 
 
@@ -130,7 +112,7 @@ def test_the_difference_of_an_example_is_magnified_to_the_radius(run: Path) -> N
 def test_what_users_wrote_stays_text(run: Path) -> None:
     html = write(run).read_text(encoding="utf-8")
     page = Read(html)
-    assert f"Classes {', '.join(CLASSES)}" in page.text
+    assert ", ".join(CLASSES) in page.text
     assert "made up <i>for</i> a test" in page.text
     assert not {"b", "i", "script"} & {name for name, _ in page.tags}
 
@@ -156,35 +138,20 @@ def test_links_lead_to_the_files(run: Path, where: str) -> None:
     assert all(link[1:] in ids for link in links if link[0] == "#")
     assert all(map(os.path.isfile, files))
     named = {Path(file).name for file in files}
-    assert named >= {
-        "summary.json",
-        "config.yaml",
-        "analysis.json",
-        "examples.npz",
-        "metrics.jsonl",
-    }
+    assert named >= {"summary.json", "config.yaml", "analysis.json", "examples.npz"}
+    assert named >= {"metrics.jsonl", "environment.json", "test.json"}
 
 
 def test_without_an_analysis_its_command_stands_there(tmp_path: Path) -> None:
     text = read(write_run(tmp_path / "a run", analysis=False)).text
     command = f"python -m roli_fast.analyze '{tmp_path / 'a run'}'"
-    for what in (
-        "No curve of accuracy",
-        "No example images",
-        "no analysis.json of",
-        "No calibration",
-    ):
+    for what in ("No curve of", "No example images", "no analysis.json of", "No calibration"):
         assert what in text
     assert text.count(command) == 4
 
 
 def test_what_is_not_computed_has_its_flags(run: Path) -> None:
     assert f"python -m roli_fast.analyze '{run}' --ft_ratio --head_scale --kernel" in read(run).text
-
-
-def damaged(run: Path, name: str, data: bytes) -> str:
-    (run / "seed-0" / "roli" / name).write_bytes(data)
-    return read(run).text
 
 
 @pytest.mark.parametrize(
@@ -197,10 +164,9 @@ def damaged(run: Path, name: str, data: bytes) -> str:
         ("evaluation.json", b"{}", "evaluation.json: not an evaluation of this version"),
     ],
 )
-def test_a_damaged_file_is_left_out_with_a_line(
-    run: Path, name: str, data: bytes, told: str
-) -> None:
-    text = damaged(run, name, data)
+def test_a_damaged_file_is_left_out(run: Path, name: str, data: bytes, told: str) -> None:
+    (run / "seed-0" / "roli" / name).write_bytes(data)
+    text = read(run).text
     assert told in text
     assert "68.0 ± 2.8 %" in text
 
@@ -213,7 +179,7 @@ def test_numbers_that_are_none_are_a_dash(run: Path) -> None:
     page = read(run)
     assert "nan" not in page.text.lower().replace("nano", "")
     rows = {row[0]: row for row in page.table("Head and residual of each stage")}
-    assert rows["RanLI, ranli" if "RanLI, ranli" in rows else "RanLI"][3] == "–"
+    assert rows["RanLI"][3] == "–"
 
 
 def test_an_unfinished_run(run: Path) -> None:
