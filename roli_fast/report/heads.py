@@ -6,6 +6,7 @@ from statistics import mean, stdev
 
 from roli_fast.report.blocks import Block, Chart, Charts, Fold, Missing, Section, Table, Text
 from roli_fast.report.read import Run, Tree, at, values
+from roli_fast.report.strengths import strengths
 from roli_fast.report.subjects import Page, Subject, stage_label
 from roli_fast.report.svg import Axis, Line, Row, dots, lines
 from roli_fast.report.text import (
@@ -89,6 +90,7 @@ def heads(page: Page) -> Section:
         ]
         notes = dict.fromkeys(n for s in subjects for a in s.analyses for n in a.get("notes") or ())
         blocks += [Text(f"Note of the analysis: {note}") for note in notes]
+    blocks += strengths(page, page.subjects)
     blocks += [missing for run in page.runs if (missing := lacking(run))]
     return Section("head", "Head and features: why it works", blocks, "Head and features")
 

@@ -135,6 +135,11 @@ def dots(title: str, rows: Sequence[Row], x: Axis, show: Callable[[float], str])
     return frame.markup()
 
 
+def furthest(drawn: Sequence[Line]) -> float:
+    """The largest x of all points."""
+    return max((x for line in drawn for x, _ in line.points), default=1.0)
+
+
 class _Frame:
     """The drawing under way: pixels from values, and the elements."""
 
