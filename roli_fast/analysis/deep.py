@@ -44,7 +44,7 @@ class Start:
         names: the tensors that the stage trains.
         train: training images.
         validation: held-out images, on which changes are measured.
-        attack: under the threat.
+        attack: under the threat; None for clean training alone.
         lr: the stage's rate.
         optimizer: its name, "adamw" say.
         optimize: (model, names) -> the stage's optimiser.
@@ -59,7 +59,7 @@ class Start:
     names: Sequence[str]
     train: Images
     validation: Images
-    attack: Attack
+    attack: Attack | None
     lr: float
     optimizer: str
     optimize: Optimize
@@ -70,12 +70,17 @@ class Start:
 
     def kinds(self) -> dict[str, Attack | None]:
         """Clean training looked at on clean images, adversarial training on attacked ones."""
-        return {"clean": None, "adversarial": self.attack}
+        return {"clean": None} | ({"adversarial": self.attack} if self.attack else {})
 
     def seen(self, attack: Attack | None) -> list[Batch]:
         """The validation images, attacked at this model where there is an attack."""
         images = self.counted(self.validation())
         return list(attacked(self.model, images, attack, seed=self.seed))
+
+    def seen_cost(self, attack: Attack | None) -> Cost:
+        """Of `seen`."""
+        classes = LinearHead.of(self.model).classes
+        return attack_cost(attack, self.counts[1], classes=classes) if attack else Cost("")
 
     def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; `after_batch` is called after each is used."""
@@ -114,9 +119,7 @@ def one_step_tree_cost(start: Start) -> Cost:
             one_step_cost(start.model, 0, images),
             Cost("", forwards=4 * images),
         ]
-        if attack:
-            parts.append(attack_cost(attack, images, classes=LinearHead.of(start.model).classes))
-        for part in parts:
+        for part in (*parts, start.seen_cost(attack)):
             total += part.named("")
     return total.named("first update, predicted and actual")
 
@@ -155,9 +158,10 @@ def head_scale_tree(start: Start) -> list[dict[str, Any]]:
 
 
 def head_scale_tree_cost(start: Start) -> Cost:
-    """See `head_scale_cost`."""
+    """See `head_scale_cost`; and the attack on the images that are looked at."""
     attack = start.attack if start.attacks else None
-    return head_scale_cost(start.model, *start.counts, len(SCALES), attack)
+    cost = head_scale_cost(start.model, *start.counts, len(SCALES), attack)
+    return (cost + start.seen_cost(attack)).named("head scale")
 
 
 def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
