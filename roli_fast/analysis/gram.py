@@ -74,7 +74,7 @@ def gram(
     parts = whole(net) if pieces is None else pieces
     width = block_width(count, total.element_size(), memory // 2)
     for block in blocks(parts, width):
-        rows = torch.empty(count, sum(piece.width for piece in block)).to(total)
+        rows = total.new_empty(count, sum(piece.width for piece in block))
         for place, run in _rows(net, x, weights, block, memory // 2):
             rows[place : place + len(run)] = run
         total.addmm_(rows, rows.t())

@@ -1,6 +1,6 @@
 """What the size of the head does to an update: V -> s V, b -> s b before it.
 
-At fixed residuals and rate, d phi grows as s and the backbone's part of d f as s^2, so features move
+At fixed residuals and rate, d phi grows as s and the backbone's part of d f as s^2: features move
 less for each unit that logits move (Tomihari & Sato 2024, arXiv:2405.16747, section 4). At the same
 rate they move more: what reverses it in practice are smaller residuals and smaller rates.
 """
@@ -55,7 +55,7 @@ class ScaleRow:
 
 
 def head_scale(  # noqa: PLR0913 - one call, and each option is independent of the others
-    model: nn.Module,
+    model: nn.Module | LinearHead,
     train: Iterable[Batch],
     batches: Iterable[Batch],
     scales: Sequence[float] = SCALES,
@@ -89,7 +89,7 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
     counts = count_of(train) or 0, count_of(batches) or 0
     say(head_scale_cost(view, *counts, len(scales), attack))
     moving = moving_names(view, names)
-    own = LinearHead.of(copy.deepcopy(model), view.name)
+    own = LinearHead.of(copy.deepcopy(view.model), view.name)
     study = _Study(own, moving, batches, lr)
     first = list(attacked(own.model, train, attack, seed=seed))
     deltas = study.residuals(first)
@@ -119,7 +119,7 @@ def head_scale_cost(
     attack: Attack | None = None,
 ) -> Cost:
     """Of each scale two gradients a training image and two JVPs an image; and the attacks."""
-    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    view = LinearHead.of(model)
     size = sum(p.numel() * p.element_size() for p in view.model.parameters())
     cost = Cost(
         "head scale",

@@ -119,7 +119,7 @@ class Kernel:
 
 
 def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent of the others
-    model: nn.Module,
+    model: nn.Module | LinearHead,
     x: Tensor,
     y: Tensor | None = None,
     *,
@@ -154,9 +154,8 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
     with network(in_dtype(view, dtype), names) as net:
         weights = torch.eye(view.classes).to(net.head.layer.weight.detach())
         found = gram(net, x, weights, memory=memory // 2)
-        features = _features(net, x)
-    bias = view.layer.bias is not None
-    return Kernel((features @ features.t() + bias).cpu(), found.cpu(), view.classes, y)
+        own = head_gram(net, x)
+    return Kernel(own.cpu(), found.cpu(), view.classes, None if y is None else y.cpu())
 
 
 def empirical_ntk_cost(
@@ -172,15 +171,27 @@ def empirical_ntk_cost(
     Raises:
         ArgumentError: N x C is above what fits into `memory`.
     """
-    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    view = LinearHead.of(model)
+    return kernel_cost("empirical NTK", view, images, view.classes, (names, memory, dtype))
+
+
+def kernel_cost(
+    what: str,
+    view: LinearHead,
+    images: int,
+    each: int,
+    options: tuple[Sequence[str] | None, int, torch.dtype | None],
+) -> Cost:
+    """Of a kernel of so many rows an input; `options` are names, memory, dtype."""
+    names, memory, dtype = options
     item = (dtype or view.layer.weight.dtype).itemsize
-    rows = images * view.classes
-    check_memory(images, view.classes, item, memory)
+    check_memory(images, each, item, memory)
+    rows = images * each
     ours = view.backbone()
     parameters = sum(ours[name].numel() for name in moving_names(view, names))
     count = passes(rows, item, parameters, memory // 2)
     return Cost(
-        "empirical NTK",
+        what,
         forwards=images * (count + 1),
         weight_backwards=rows * count,
         flops=2.0 * rows**2 * parameters,
@@ -188,9 +199,11 @@ def empirical_ntk_cost(
     )
 
 
-def _features(net: Network, x: Tensor) -> Tensor:
+def head_gram(net: Network, x: Tensor) -> Tensor:
+    """<phi(x), phi(x')> + 1 of N inputs, (N, N); without the 1 where the head has no bias."""
     with torch.no_grad():
-        return torch.cat([net(part)[0] for part in x.split(64)])
+        features = torch.cat([net(part)[0] for part in x.split(64)])
+    return features @ features.t() + (net.head.layer.bias is not None)
 
 
 def check_memory(images: int, classes: int, item: int, memory: int) -> None:
@@ -204,10 +217,10 @@ def check_memory(images: int, classes: int, item: int, memory: int) -> None:
     raise ArgumentError(
         describe(
             "x",
-            f"a kernel that fits into a quarter of `memory`, {memory / 2**30:.3g} GiB",
-            f"{images} inputs x {classes} classes = {rows:,} rows, a kernel of "
-            f"{rows**2 * item / 2**30:.3g} GiB",
-            f"{most} inputs would fit. Or set `memory` to {COPIES * rows**2 * item:,} bytes; or use"
-            " what needs no kernel: one_step, top_eigenvalues, sum_of_logits_kernel.",
+            f"N x C whose kernel takes at most a quarter of `memory`, {memory:,} bytes",
+            f"{images} inputs x {classes} classes = {rows:,}: {rows**2 * item:,} bytes",
+            f"At most {most} inputs of {classes} classes fit: take fewer, or set `memory` to"
+            f" {COPIES * rows**2 * item:,}; or use what builds no such kernel: one_step,"
+            " top_eigenvalues, sum_of_logits_kernel.",
         )
     )
