@@ -9,7 +9,13 @@ from tiny_models import images, tiny
 from torch import nn
 
 from roli_fast.analysis import deep
-from roli_fast.analysis.deep import Start, head_scale_tree, kernel_images, kernel_tree, one_step_tree
+from roli_fast.analysis.deep import (
+    Start,
+    head_scale_tree,
+    kernel_images,
+    kernel_tree,
+    one_step_tree,
+)
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError
