@@ -18,12 +18,12 @@ what is claimed of them (lpft_claims.py), and what each analysis costs (lpft_cos
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,14 @@ import torch
 import lpft_costs
 from harness.report import RESULTS, machine
 from lpft_claims import NAMES, Values, judge
+from lpft_tables import table
 from roli_fast import files
+from roli_fast.attacks import PGD
+from roli_fast.data import batches
+from roli_fast.evaluate import evaluate
 from roli_fast.train import Experiment, run
 from roli_fast.train.cli import parse
+from roli_fast.train.starting import trained_model
 
 PATH = RESULTS / "lpft.json"
 METHODS = tuple(NAMES)
@@ -102,16 +107,36 @@ def analyse(folder: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
 
 
+def scale_free(experiment: Experiment, folder: Path) -> None:
+    """Each final model's accuracy under an attack on the margin, into scale_free.json.
+
+    A large head saturates the softmax and takes the gradient from an attack on the cross-entropy;
+    the sign of the margin's gradient knows no scale.
+    """
+    splits = experiment.data.load()
+    attack = PGD(norm=None, eps=None, step_size=None, bounds=None, steps=20, loss="margin")
+    for seed, method in product(experiment.seeds, METHODS):
+        path = folder / f"seed-{seed}" / method / "scale_free.json"
+        if path.exists():
+            continue
+        number = len(experiment.stages(method))
+        model = trained_model(experiment, splits, seed, method, number, folder)
+        loaded = batches(splits.test, batch_size=100, seed=0, epoch=0, shuffle=False)
+        found = evaluate(model, loaded, [attack.under(experiment.threat)], seed=seed)
+        files.write_json(path, found.robust_accuracy)
+
+
 def numbers(folder: Path) -> dict[str, float | None]:
     """What one seed of one method came to: quantity -> number; None where it is not defined."""
-    test, found = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("test.json", "analysis.json")
+    test, found, margin = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("test", "analysis", "scale_free")
     )
     first, last = found["stages"][0], found["stages"][-1]
     own: dict[str, float | None] = {
         "clean": test["clean_accuracy"],
         "robust": next(iter(test["robust_accuracy"].values())),
+        "robust_margin": next(iter(margin.values())),
         "norm_fresh": first["start"]["head"]["norm"],
         "norm_start": last["start"]["head"]["norm"],
         "norm_end": last["end"]["head"]["norm"],
@@ -184,6 +209,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     where = machine("cpu", 1)
     began = time.perf_counter()
     run(own, folder, resume=folder.exists(), quiet=not sys.stderr.isatty())
+    scale_free(own, folder)
     analyse(folder)
     found = values(folder, own.seeds)
     return {
@@ -195,66 +221,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "claims": judge(found),
         "costs": lpft_costs.measured(own, folder, quick=args.quick),
     }
-
-
-ROWS = {
-    "clean accuracy, %": ("clean", 100, 1),
-    "robust accuracy, %": ("robust", 100, 1),
-    "L2 strength of LP": ("strength", 1, 6),
-    "head norm, fresh": ("norm_fresh", 1, 2),
-    "head norm, fine-tune starts": ("norm_start", 1, 2),
-    "head norm, at the end": ("norm_end", 1, 2),
-    **{
-        f"{text}, {kind}": (f"{name}_{kind}", factor, digits)
-        for name, text, factor, digits in (
-            ("residual", "mean residual at the start", 1, 3),
-            ("drift", "feature drift", 1, 2),
-            ("relative", "feature drift, relative", 1, 2),
-            ("cosine", "cosine of features to before", 1, 3),
-            ("cka", "linear CKA to before", 1, 3),
-            ("separation", "class separation", 1, 2),
-            ("ft_ratio", "FT ratio", 1, 3),
-            ("predicted", "SGD's first step, predicted", 1, 3),
-            ("actual", "SGD's first step, made", 1, 3),
-            ("update_predicted", "AdamW's first step, predicted", 1, 3),
-            ("update_actual", "AdamW's first step, made", 1, 3),
-        )
-        for kind in ("clean", "adversarial")
-    },
-    "ECE clean, %": ("ece_clean", 100, 1),
-    "ECE clean after T, %": ("ece_clean_after", 100, 1),
-    "ECE under attack, %": ("ece_adversarial", 100, 1),
-    "ECE under attack, its own T, %": ("ece_adversarial_after", 100, 1),
-    "ECE under attack, clean T, %": ("ece_adversarial_borrowed", 100, 1),
-    "T, clean": ("temperature_clean", 1, 2),
-    "T, under attack": ("temperature_adversarial", 1, 2),
-}
-"""What the table shows: text -> quantity, factor, digits."""
-
-
-def table(found: dict[str, Any]) -> str:
-    """Markdown of one data set: numbers, claims, costs."""
-    lines = [f"| | {' | '.join(NAMES.values())} |", f"|{'---|' * (len(NAMES) + 1)}"]
-    for text, (name, factor, digits) in ROWS.items():
-        cells = [cell(found["values"][m].get(name, []), factor, digits) for m in METHODS]
-        lines.append(f"| {text} | {' | '.join(cells)} |")
-    lines += ["", "| setting | claim | difference | verdict |", "|---|---|---|---|"]
-    for row in found["claims"]:
-        width = "" if row["half"] is None else f" ± {row['half']:.2g}"
-        mean = "-" if row["mean"] is None else f"{row['mean']:+.2g}{width}"
-        lines.append(f"| {row['setting']} | {row['claim']} | {mean} | {row['verdict']} |")
-    return "\n".join([*lines, "", lpft_costs.table(found["costs"])])
-
-
-def cell(seeds: Sequence[float | None], factor: float, digits: int) -> str:
-    """Mean and standard deviation over the seeds that have a number."""
-    known = [factor * value for value in seeds if value is not None]
-    if not known:
-        return "-"
-    text = f"{statistics.mean(known):.{digits}f}"
-    if len(known) > 1:
-        text += f" ± {statistics.stdev(known):.{digits}f}"
-    return text if len(known) == len(seeds) else f"{text} ({len(known)} of {len(seeds)})"
 
 
 def main() -> None:

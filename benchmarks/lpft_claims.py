@@ -91,7 +91,7 @@ class Pair:
             own = v[probed]["norm_start"], v[probed]["norm_end"]
             return combined(lambda start, end: HARDLY - abs(end / start - 1), *own)
 
-        accuracy = "clean" if kind == "clean" else "robust"
+        accuracy = "clean" if kind == "clean" else "robust_margin"
         rows: list[tuple[str, Callable[[Values], Seeds]]] = [
             (
                 "the probe makes the head larger",

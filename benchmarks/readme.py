@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.report import RESULTS, read, times_of
+from lpft_tables import brief
 from plot import FIGURES, where
 from roli_fast.train.summary import table
 from runs import percent
@@ -236,6 +237,27 @@ def several_norms() -> str | None:
     )
 
 
+def lpft() -> str | None:
+    """FT, LP-FT, RanLI and RoLI, and what may explain them."""
+    results = read("lpft")
+    if results is None:
+        return None
+    sets = ", ".join(
+        f"{name}: {own['settings']['images']['train']} images to train and "
+        f"{own['settings']['images']['test']} to test, "
+        + ", ".join(f"{norm} {eps:.3g}" for norm, eps in own["settings"]["threat"].items())
+        for name, own in results.items()
+    )
+    seeds = len(next(iter(results.values()))["settings"]["seeds"])
+    return (
+        f"{brief(results)}\n\n"
+        f"Mean and standard deviation over {seeds} seeds ({sets}), one network and one rate for "
+        "all fine-tunes, not tuned. A claim is a difference that should be positive; it holds or "
+        "fails where the 95 % interval over the seeds has one sign, each claim for itself. All "
+        "rows: benchmarks/results/lpft.json, made by benchmarks/lpft.py."
+    )
+
+
 def _milliseconds(row: dict[str, Any]) -> str:
     return f"{row['ms']:.4g} ms"
 
@@ -266,6 +288,7 @@ BLOCKS = {
     "memory": memory,
     "endtoend": endtoend,
     "several-norms": several_norms,
+    "lpft": lpft,
 }
 
 

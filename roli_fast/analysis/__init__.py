@@ -9,6 +9,7 @@ Each states its cost before it runs (logger "roli_fast.analysis", level INFO), a
 `..._cost`, in the same module, gives it beforehand.
 """
 
+from roli_fast.analysis import calibration as calibration
 from roli_fast.analysis.costs import Cost as Cost
 from roli_fast.analysis.costs import attack_cost as attack_cost
 from roli_fast.analysis.features import Drift as Drift

@@ -12,11 +12,14 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from roli_fast.analysis.costs import Cost, say
 from roli_fast.analysis.reliability import Bin as Bin
 from roli_fast.analysis.reliability import in_double
 from roli_fast.analysis.reliability import reliability as reliability
 from roli_fast.analysis.temperature import Temperature as Temperature
 from roli_fast.analysis.temperature import fit_temperature as fit_temperature
+from roli_fast.analysis.temperature import fit_temperature_cost as fit_temperature_cost
+from roli_fast.analysis.temperature import fitted
 from roli_fast.attacks.objective import is_right
 from roli_fast.errors import ArgumentError, describe
 
@@ -91,6 +94,18 @@ def measure(
         ArgumentError: see `reliability`; `least` below 1.
     """
     logits, y = in_double(logits, y)
+    say(measure_cost(*logits.shape))
+    return _tree(logits, y, bins, least)
+
+
+def measure_cost(images: int, classes: int) -> Cost:
+    """No pass: a softmax for each of the numbers, in fp64."""
+    numbers = images * classes
+    return Cost("calibration", flops=30.0 * numbers, bytes=4 * 8 * numbers)
+
+
+def _tree(logits: Tensor, y: Tensor, bins: int, least: int) -> dict[str, Any]:
+    """`measure` of logits in fp64, without a word of what it costs."""
     found = reliability(logits, y, bins)
     return {
         "accuracy": int(is_right(logits, y).sum()) / len(y),
@@ -132,14 +147,23 @@ def report(
     Raises:
         ArgumentError: see `reliability`.
     """
-    clean = fit_temperature(*val_clean)
-    own = fit_temperature(*val_adv)
+    classes = test_clean[0].shape[-1]
+    say(report_cost(len(val_clean[1]), len(test_clean[1]), classes))
+    clean, own = (fitted(*in_double(*val)) for val in (val_clean, val_adv))
     borrowed = _measured(test_adv, clean.value, bins, least)
     return {
         "clean": _calibration(clean, test_clean, bins, least) | {"with_clean_temperature": None},
         "adversarial": _calibration(own, test_adv, bins, least)
         | {"with_clean_temperature": borrowed},
     }
+
+
+def report_cost(validation_images: int, test_images: int, classes: int) -> Cost:
+    """No pass: two temperatures, and calibration measured five times."""
+    fits = fit_temperature_cost(validation_images, classes)
+    tables = measure_cost(test_images, classes)
+    flops = 2 * fits.flops + 5 * tables.flops
+    return Cost("calibration", flops=flops, bytes=max(fits.bytes, tables.bytes))
 
 
 def _calibration(temperature: Temperature, test: Labelled, bins: int, least: int) -> dict[str, Any]:
@@ -157,7 +181,7 @@ def _calibration(temperature: Temperature, test: Labelled, bins: int, least: int
 
 def _measured(test: Labelled, temperature: float, bins: int, least: int) -> dict[str, Any]:
     logits, y = in_double(*test)
-    return measure(logits / temperature, y, bins, least)
+    return _tree(logits / temperature, y, bins, least)
 
 
 def _expected(bins: Sequence[Bin]) -> float:

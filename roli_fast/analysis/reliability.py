@@ -38,9 +38,9 @@ def reliability(logits: Tensor, y: Tensor, bins: int = 15) -> list[Bin]:
     """Samples by their confidence, the largest softmax probability, in bins of equal width.
 
     The bins are (0, 1/bins], ..., (1 - 1/bins, 1], as in Guo et al. (ICML 2017, arXiv:1706.04599),
-    and the empty ones are among them. (torchmetrics is the same but for a confidence of exactly 1,
-    which it counts in a bin of its own, so that its ECE differs where softmax saturates; it also
-    rounds to fp32, and takes logits that happen to lie in [0, 1] for probabilities.)
+    and the empty ones are among them. (torchmetrics closes them below, gives a confidence of
+    exactly 1 a bin of its own, so that its ECE differs where softmax saturates, rounds to fp32, and
+    takes logits that happen to lie in [0, 1] for probabilities.)
 
     Args:
         logits: (N, C), floating point.

@@ -68,7 +68,7 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
     logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
     _check_tuning(experiment, model)
     config = experiment.model
-    robust_needed = {"roli", "probe"} & set(experiment.methods)
+    robust_needed = {"roli", "probe", "lp", "lp_ft"} & set(experiment.methods)
     if robust_needed and not (config.weights or config.pretrained or source):
         logger.warning(
             "the backbone has random weights: a linear probe of it learns little. Name a robust "
@@ -122,10 +122,12 @@ def _check_tuning(experiment: Experiment, model: Classifier) -> None:
                     stage.tuning,
                 )
             )
-        if name == "finetune" and not stage.tuning.keeps_function:
+        if name in ("finetune", "ft") and not stage.tuning.keeps_function:
             logger.warning(
-                "finetune.tuning changes the function at once, so the probed head does not fit it; "
-                "compare with --methods ranli."
+                "%s.tuning changes the function at once, so the probed head does not fit it; "
+                "compare with --methods %s.",
+                name,
+                "ft" if name == "ft" else "ranli",
             )
 
 

@@ -76,14 +76,15 @@ class Context:
 
     def whole(self, own: Evaluation, dataset: ImageDataset) -> Evaluation:
         """The flags of all images of a split, from what the processes found in their parts."""
+        robust = {label: self.put_together(f, dataset) for label, f in own.robust.items()}
+        return Evaluation(self.put_together(own.clean, dataset), robust)
+
+    def put_together(self, own: Tensor, dataset: ImageDataset) -> Tensor:
+        """(N, ...) of all images of a split, in its order, from the CPU tensors that the processes
+        made of their `evaluation_batches`."""
         if self.team.world == 1:
             return own
-
-        def put_together(flags: Tensor) -> Tensor:
-            return torch.stack(self.team.gather_tensors(flags), dim=1).flatten()[: len(dataset)]
-
-        robust = {label: put_together(flags) for label, flags in own.robust.items()}
-        return Evaluation(put_together(own.clean), robust)
+        return torch.stack(self.team.gather_tensors(own), dim=1).flatten(0, 1)[: len(dataset)]
 
 
 def counter(bar: tqdm, world: int) -> Callable[[int], None]:

@@ -12,6 +12,7 @@ from roli_fast.evaluate import columns
 from roli_fast.models import HeadInit, Model
 from roli_fast.peft import Full, Linear
 from roli_fast.threat import ThreatModel
+from roli_fast.train.objectives import Adversarial
 from roli_fast.train.optim import Optimizer
 from roli_fast.train.paper_compat import PaperCompat, known_faults
 from roli_fast.train.stage import Stage, measured, pgd_in_run
@@ -27,6 +28,12 @@ def default_finetune() -> Stage:
     return Stage(tuning=Full(), optimizer=Optimizer(lr=2.5e-5, weight_decay=0.01))
 
 
+def default_lp() -> Stage:
+    """Clean linear probing by L-BFGS on cached features, as for LP-FT."""
+    solver = Optimizer(name="lbfgs", weight_decay=0.0, strengths=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
+    return Stage(epochs=1, tuning=Linear(), attack=None, optimizer=solver)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A run: data, model, threat, and the stages of each method.
@@ -38,17 +45,24 @@ class Experiment:
             (the fine-tune alone, from a fresh head), "ranli_matched" (ranli with the epochs of both
             stages of roli), "probe" (stage 1 alone), "finetune" (stage 2 alone, of a classifier
             with its head: `model.weights` or `source` has the classes of `data`), "scratch" (the
-            pretrain stage on `data` itself).
+            pretrain stage on `data` itself). With the attack off: "lp_ft" (LP-FT: lp, then ft from
+            that head), "ft" (the clean fine-tune alone, from a fresh head), "lp" (the clean linear
+            probe alone). Those are validated on clean images; the test attacks all alike.
         threat: what the attacker may do; every attack that leaves a field null follows it.
         probe: stage 1 of RoLI, adversarial linear probing.
         finetune: stage 2 of RoLI, adversarial fine-tuning from the probed head.
         ranli: the fine-tune from a fresh head; null takes `finetune` with the epochs of both
             stages, so that both methods see the same number of images.
+        lp: clean linear probing, stage 1 of LP-FT: the best head on the features of the training
+            images, by L-BFGS.
+        ft: clean fine-tuning, the same from a fresh head and from the probed one; null takes
+            `finetune` without its attack and gradient projection, with the plain objective.
         source: images for robust pretraining; null takes the model's weights as they are.
         pretrain: the pretraining stage on `source`.
         head_init: how fresh heads start: "default" (timm's values for the architecture), "small"
             (standard deviation 0.01), "zero", "kaiming" (the wide head of the RoLI release), or
-            "robust-linear": ranli and ranli_matched probe first, as roli does.
+            "robust-linear": ranli and ranli_matched probe first, as roli does, others are as with
+            "default".
         validation: attack that selects the best epoch; under a threat of several norms it is made
             in each, and the epoch of highest union accuracy is the best (`evaluate.columns`).
         test: attack that the final table reports, in each norm and for their union likewise.
@@ -74,6 +88,8 @@ class Experiment:
     probe: Stage = field(default_factory=default_probe)
     finetune: Stage = field(default_factory=default_finetune)
     ranli: Stage | None = None
+    lp: Stage = field(default_factory=default_lp)
+    ft: Stage | None = None
     source: DataSource | None = None
     pretrain: Stage = field(default_factory=Stage)
     head_init: HeadInit | Literal["robust-linear"] = "default"
@@ -125,19 +141,21 @@ class Experiment:
 
     def _check_stages(self) -> None:
         """Whatever an attack or a stage refuses is told now, not after an hour of training."""
-        if not isinstance(self.probe.tuning, Linear):
-            raise ConfigError(
-                describe(
-                    "probe.tuning",
-                    "linear: stage 1 hands over a head alone",
-                    self.probe.tuning,
-                    "For another method use finetune.tuning, or the method ranli.",
-                )
-            )
+        for name in ("probe", "lp"):
+            if not isinstance(getattr(self, name).tuning, Linear):
+                expected = "linear: stage 1 hands over a head alone"
+                fix = "For another method use finetune.tuning, or the method ranli."
+                got = getattr(self, name).tuning
+                raise ConfigError(describe(f"{name}.tuning", expected, got, fix))
         stages = [stage for method in self.methods for stage in self.stages(method)]
         for name, stage in [*stages, ("pretrain", self.pretrain)] if self.source else stages:
             attack = stage.attack.under(self.threat) if stage.attack else None
+            if name in CLEAN and attack:
+                fix = f"Add --{name}.attack=null, or take the methods probe, roli and ranli."
+                expected = "null: this stage is the clean one"
+                raise ConfigError(describe(f"{name}.attack", expected, attack.label, fix))
             with _in(name):
+                stage.check_solver()
                 stage.objective.check(attack)
             if stage.objective.needs_accuracies:
                 self._check_measuring(measured(attack, self.threat))
@@ -174,7 +192,10 @@ class Experiment:
 
         "ranli" has the epochs of `probe` and `finetune` where it is null, "ranli_matched" always;
         after a probe of its own (head_init robust-linear) the probe's epochs are spent already.
+        "ft" is a clean `finetune` where it is null.
         """
+        if name == "ft":
+            return self.ft or _without_attack(self.finetune)
         if name not in FROM_FRESH:
             return getattr(self, name)
         stage = self.ranli or self.finetune
@@ -191,6 +212,8 @@ class Experiment:
             names |= {"probe", "finetune"}
         if "ranli_matched" in names:
             names = names - {"ranli_matched"} | {"ranli"}
+        if "ft" in names and self.ft is None:
+            names |= {"finetune"}
         return names
 
     @property
@@ -212,6 +235,12 @@ class Experiment:
         """
         with _in(name):
             return columns(self.compat.attack(getattr(self, name)), self.threat)
+
+
+def _without_attack(stage: Stage) -> Stage:
+    """The same fine-tune on clean images."""
+    plain = stage.objective if isinstance(stage.objective, Adversarial) else Adversarial()
+    return replace(stage, attack=None, objective=plain, gradient_projection=None)
 
 
 @contextmanager
@@ -249,7 +278,10 @@ ROBUST_LINEAR = "robust-linear"
 FROM_FRESH = ("ranli", "ranli_matched")
 """The fine-tunes from a fresh head."""
 
-STAGES = ("probe", "finetune", "ranli", "pretrain")
+CLEAN = ("lp", "ft")
+"""The stages without an attack."""
+
+STAGES = ("probe", "finetune", "ranli", "lp", "ft", "pretrain")
 """The fields that are stages."""
 
 PLANS: dict[str, tuple[str, ...]] = {
@@ -259,6 +291,9 @@ PLANS: dict[str, tuple[str, ...]] = {
     "probe": ("probe",),
     "finetune": ("finetune",),
     "scratch": ("pretrain",),
+    "lp": ("lp",),
+    "ft": ("ft",),
+    "lp_ft": ("lp", "ft"),
 }
 """Stages of each method. A later stage starts from the pretrained backbone and the head that the
 stage before it trained."""

@@ -22,7 +22,9 @@ class Optimizer:
     """What updates the trainable parameters.
 
     Args:
-        name: "adamw" or "sgd".
+        name: "adamw", "sgd", or "lbfgs": full-batch logistic regression on the features of all
+            training images, computed once without augmentation; for linear tuning without an
+            attack. It has no rate and no epochs.
         lr: peak learning rate; it is used as given, never scaled by the batch size.
         weight_decay: decay of the tensors that `decay` names, used as given.
         momentum: of SGD.
@@ -31,21 +33,27 @@ class Optimizer:
         decay: "matrices", and kernels: 1-D parameters (biases, norms), class tokens, prompts and
             position tables never decay; or "all", every tensor that trains, as in E-AT's and RAMP's
             fine-tuning.
+        strengths: of lbfgs: values of the penalty strength / 2 ||W||^2 on the mean loss that are
+            tried, the bias left out; the highest validation accuracy chooses, of equals the lowest
+            validation loss. Empty tries `weight_decay` alone. scikit-learn's C is
+            1 / (strength N).
+        iterations: of lbfgs, the most for a strength.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "lbfgs"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.01
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     decay: Decay = "matrices"
+    strengths: tuple[float, ...] = ()
+    iterations: int = 500
 
     def __post_init__(self) -> None:
         check_positive("lr", self.lr)
         check_positive("optimizer.eps", self.eps)
-        if self.name not in ("adamw", "sgd"):
-            raise ArgumentError(describe("optimizer.name", "'adamw' or 'sgd'", repr(self.name)))
+        check_choice("optimizer.name", self.name, ("adamw", "sgd", "lbfgs"))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ArgumentError(describe("optimizer.betas", "two numbers in [0, 1)", self.betas))
         if not 0 <= self.momentum < 1:
@@ -53,9 +61,37 @@ class Optimizer:
         if not self.weight_decay >= 0:
             raise ArgumentError(describe("weight_decay", "a number >= 0", self.weight_decay))
         check_choice("optimizer.decay", self.decay, get_args(Decay))
+        self._check_lbfgs()
+
+    def _check_lbfgs(self) -> None:
+        if self.strengths and self.name != "lbfgs":
+            fix = "Others decay by weight_decay."
+            raise ArgumentError(
+                describe("optimizer.strengths", "none beside lbfgs", self.strengths, fix)
+            )
+        for strength in self.strengths:
+            check_positive("optimizer.strengths", strength)
+        if len(set(self.strengths)) < len(self.strengths):
+            raise ArgumentError(
+                describe("optimizer.strengths", "different numbers", self.strengths)
+            )
+        if self.name == "lbfgs" and not self.strengths and not self.weight_decay:
+            fix = "Separable features have no best head without a penalty."
+            raise ArgumentError(describe("weight_decay", "a number > 0 with lbfgs", 0, fix))
+        if self.iterations < 1:
+            raise ArgumentError(
+                describe("optimizer.iterations", "an integer >= 1", self.iterations)
+            )
 
     def build(self, model: nn.Module, names: Iterable[str]) -> torch.optim.Optimizer:
-        """The torch optimiser over the named parameters of `model`."""
+        """The torch optimiser over the named parameters of `model`.
+
+        Raises:
+            ArgumentError: lbfgs, which is no optimiser of batches.
+        """
+        if self.name == "lbfgs":
+            fix = "A stage with it runs through train.linear_probe."
+            raise ArgumentError(describe("optimizer.name", "adamw or sgd", "'lbfgs'", fix))
         groups = parameter_groups(model, names, weight_decay=self.weight_decay, decay=self.decay)
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused(groups))

@@ -24,6 +24,7 @@ from roli_fast.train.checks import check, check_same_images
 from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.fitting import checked
+from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
 from roli_fast.train.method_analysis import MethodAnalysis
 from roli_fast.train.recorder import NoRecorder, Recorder
@@ -195,7 +196,7 @@ class Pipeline:
             folder=folder,
             place={"seed": seed, "method": method, "stage": name},
         )
-        return run_stage(job, self.context)
+        return (solve_stage if stage.solves else run_stage)(job, self.context)
 
     def _test(self, model: Classifier, splits: Splits, seed: int, path: Path) -> dict[str, Any]:
         """Accuracy on the test split, with the flags of every sample for paired tests."""

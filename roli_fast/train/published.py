@@ -22,9 +22,12 @@ NAMES: dict[str, tuple[str, ...]] = {
     "ranli": ("ranli",),
     "ranli_matched": ("ranli_matched",),
     "compare": ("roli", "ranli", "ranli_matched"),
+    "lp_ft": ("lp", "ft", "lp_ft"),
+    "lp_ft_compare": ("ft", "lp_ft", "ranli", "roli"),
 }
 """Recipe -> methods that it runs. "ranli" has the published epochs, "ranli_matched" those of both
-stages of RoLI, the control that the paper lacks."""
+stages of RoLI, the control that the paper lacks. Both clean fine-tunes, of ft and lp_ft, are RoLI's
+published second stage without its attack: rates that differ would hide what the head does."""
 
 
 @dataclass(frozen=True)

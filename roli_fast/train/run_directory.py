@@ -14,7 +14,7 @@ from roli_fast.running.environment import environment, hash_samples, hash_text
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
 from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import PLACE_FIELDS, Experiment, in_one_part
+from roli_fast.train.experiment import PLACE_FIELDS, Experiment, default_lp, in_one_part
 
 LATER: dict[str, Any] = {
     "other_norms": [],
@@ -24,7 +24,9 @@ LATER: dict[str, Any] = {
     "select": "best",
     "decay": "matrices",
     "head_scale": 1.0,
-    "lp": None,
+    "strengths": [],
+    "iterations": 500,
+    "lp": SCHEMA.to_tree(default_lp()),
     "ft": None,
 }
 """Fields that runs begun before they existed lack, and the values that mean the same as lacking."""

@@ -11,7 +11,7 @@ from roli_fast.data import Splits, shares
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.models import Classifier
-from roli_fast.peft import Full, Method, apply
+from roli_fast.peft import Full, Linear, Method, apply
 from roli_fast.threat import ThreatModel, check_positive
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
@@ -39,7 +39,8 @@ class Stage:
         epochs: passes over the training split.
         tuning: which parameters train.
         objective: what is minimised.
-        attack: makes the training images; null trains on clean ones (LP-FT is RoLI with null).
+        attack: makes the training images; null trains on clean ones (LP-FT is RoLI with null), and
+            then validation is on clean ones too: clean accuracy selects the best epoch.
         clean_epochs: the first epochs train on clean images; eases training from scratch.
         optimizer: optimiser, peak learning rate and weight decay.
         batch_size: images per update, over all processes and parts.
@@ -95,6 +96,43 @@ class Stage:
         if self.engine.dtype == torch.float16:
             fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
             raise ArgumentError(describe("engine.dtype", "float32 or bfloat16", "float16", fix))
+
+    @property
+    def solves(self) -> bool:
+        """Whether the stage solves for the head at once (`train.linear_probe`), without a loop."""
+        return self.optimizer.name == "lbfgs"
+
+    def check_solver(self) -> None:
+        """Raise `ArgumentError` for what lbfgs cannot do."""
+        if not self.solves:
+            return
+        alike = Adversarial()
+        wanted: dict[str, tuple[bool, str, object]] = {
+            "tuning": (isinstance(self.tuning, Linear), "linear", self.tuning),
+            "attack": (
+                self.attack is None,
+                "null: attacked images change with the head",
+                self.attack,
+            ),
+            "objective": (self.objective == alike, "adversarial, plain", self.objective),
+            "gradient_projection": (
+                self.gradient_projection is None,
+                "null",
+                self.gradient_projection,
+            ),
+            "head_scale": (
+                self.head_scale == 1,
+                "1, as the head it begins with does not matter",
+                self.head_scale,
+            ),
+            "epochs": (self.epochs == 1, "1, as each image is looked at once", self.epochs),
+        }
+        for name, (good, expected, got) in wanted.items():
+            if not good:
+                fix = "Or train by sgd or adamw."
+                raise ArgumentError(
+                    describe(name, f"{expected}, with optimizer.name lbfgs", got, fix)
+                )
 
     def part_size(self, world: int) -> int:
         """Images that each of `world` processes passes through the model at once."""
@@ -159,6 +197,11 @@ class StageResult:
     results of versions that did not measure it. `train_images` counts the clean epochs of gradient
     projection too. `start_accuracies` is norm -> robust accuracy before the first update, where the
     objective was settled on it; empty elsewhere.
+
+    Of a stage that solves for the head, `strengths` has every strength tried: its head's norm,
+    validation accuracy and loss, training loss, iterations, and whether they sufficed; `strength`
+    is the chosen one and `head_norm` the Frobenius norm of its weight. `train_seconds` are those of
+    the features and all solutions.
     """
 
     name: str
@@ -171,3 +214,6 @@ class StageResult:
     train_images_per_second: float
     data_wait_share: float | None = None
     start_accuracies: dict[str, float] = field(default_factory=dict)
+    strength: float | None = None
+    head_norm: float | None = None
+    strengths: list[dict[str, float]] = field(default_factory=list)

@@ -6,7 +6,7 @@ from typing import Any
 
 from roli_fast.configuration.usage import Usage, line
 from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import STAGES, Experiment
 from roli_fast.train.paper_compat import FAULTS, RAMP_FAULTS
 from roli_fast.train.stage import Stage
 
@@ -17,12 +17,17 @@ python -m roli_fast.train [--config FILE | --recipe NAME --data NAME [--tuning N
 torchrun --nproc-per-node=N -m roli_fast.train ...
 
 Adversarial linear probing, then adversarial fine-tuning from that head (RoLI), beside the
-fine-tune from a fresh head (RanLI). Without --config and --data it runs the quickstart.
+fine-tune from a fresh head (RanLI); and both with the attack off: LP-FT (--methods lp_ft) and FT
+(ft). --methods ft,lp_ft,ranli,roli compares all four; lp is LP-FT's linear probe alone, solved by
+L-BFGS. A stage without an attack is validated on clean images, the test attacks every method.
+Without --config and --data it runs the quickstart.
 With torchrun the processes share every batch: batch_size stays that of an update.
 
   --config FILE     a YAML file, or the name of a packaged one (quickstart)
   --recipe NAME     the RoLI paper's settings for --data and --tuning: roli, ranli, ranli_matched
-                    (RanLI with the epochs of both stages of RoLI), compare (all three)
+                    (RanLI with the epochs of both stages of RoLI), compare (all three), lp_ft
+                    (clean: lp, ft, lp_ft) or lp_ft_compare (ft, lp_ft, ranli, roli); the clean
+                    fine-tunes have RoLI's settings of stage 2, without its attack
                     Or the RAMP paper's for --data cifar10, cifar100 or image_folder: ramp, eat,
                     max, msd, sat, avg, training against linf, l2 and l1; --model.name chooses
                     the row (preact_resnet18), and any timm model takes that of a like one
@@ -47,7 +52,7 @@ def help_text() -> str:
     parts = [USAGE, "Fields of a run:", *usage.lines(Experiment, "--")]
     parts += [
         "",
-        "Fields of a stage (--probe.NAME, --finetune.NAME, --ranli.NAME, --pretrain.NAME):",
+        f"Fields of a stage ({', '.join(f'--{name}.NAME' for name in STAGES)}):",
     ]
     parts += ["  In brackets the default; a stage's own, where it differs:"]
     parts += [f"    {name}: {own}" for name, own in _stage_defaults()]

@@ -145,6 +145,24 @@ def test_a_report_on_few_images_says_so_and_changes_nothing() -> None:
         assert own["before"] == own["after"] and own["test_images"] == 50
 
 
+def test_costs_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    logits, y = drawn(200)
+    with caplog.at_level("INFO", "roli_fast.analysis"):
+        calibration.report(*4 * [(logits, y)])
+        measure(logits, y)
+        calibration.fit_temperature(logits, y)
+    said = [
+        str(cost)
+        for cost in (
+            calibration.report_cost(200, 200, 7),
+            calibration.measure_cost(200, 7),
+            calibration.fit_temperature_cost(200, 7),
+        )
+    ]
+    assert caplog.messages == said and not any("forward" in line for line in said)
+    assert calibration.report_cost(200, 200, 7).forward_units == 0
+
+
 @pytest.mark.parametrize(
     ("logits", "y", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 import lpft
 import lpft_costs
+import lpft_tables
 from lpft_claims import ADVERSARIAL, CLEAN, HYPOTHESES, judge, removed, verdict
 
 
@@ -72,6 +73,7 @@ def write(folder: Path, probed: bool, seed: int) -> None:
     test = {"clean_accuracy": 0.8 if probed else 0.7, "robust_accuracy": {"pgd-10": 0.5}}
     folder.mkdir(parents=True)
     (folder / "analysis.json").write_text(json.dumps(found))
+    (folder / "scale_free.json").write_text(json.dumps({"pgd-20": 0.45 if probed else 0.4}))
     (folder / "test.json").write_text(json.dumps(test))
 
 
@@ -125,17 +127,28 @@ def test_what_was_not_measured_is_undecided(values: Any) -> None:
 
 def test_the_table_shows_every_row(values: Any) -> None:
     costs = [{"analysis": "a forward", "on": "an image", "seconds": 0.001}]
-    text = lpft.table({"values": values, "claims": judge(values), "costs": costs})
-    for name in lpft.ROWS:
+    text = lpft_tables.table({"values": values, "claims": judge(values), "costs": costs})
+    for name in lpft_tables.ROWS:
         assert f"| {name} |" in text
     assert "| head norm, fine-tune starts | 1.00 ± 0.00 | 4.01 ± 0.01 |" in text
     assert "| class separation, adversarial | - | - | - | - |" in text
     assert lpft_costs.table(costs) in text
 
 
+def test_the_short_table_has_both_data_sets_side_by_side(values: Any) -> None:
+    found = {"values": values, "claims": judge(values)}
+    lines = lpft_tables.brief({"digits": found, "other": found}).splitlines()
+    assert lines[0].count("digits, ") == lines[0].count("other, ") == 4
+    (drift,) = [line for line in lines if line.startswith("| feature drift |")]
+    assert drift.count("5.00 ± 0.00 / 5.00 ± 0.00") == 4
+    (less,) = [line for line in lines if "clean: LP-FT against FT: features change less" in line]
+    assert less.count("| holds, +3 ± 0 ") == 2
+    assert all(line.count("|") == lines[0].count("|") for line in lines[: len(lpft_tables.MAIN)])
+
+
 def test_a_number_that_some_seeds_lack() -> None:
-    assert lpft.cell([0.5, None, 0.7], 100, 1) == "60.0 ± 14.1 (2 of 3)"
-    assert lpft.cell([0.5], 1, 2) == "0.50" and lpft.cell([], 1, 2) == "-"
+    assert lpft_tables.cell([0.5, None, 0.7], 100, 1) == "60.0 ± 14.1 (2 of 3)"
+    assert lpft_tables.cell([0.5], 1, 2) == "0.50" and lpft_tables.cell([], 1, 2) == "-"
 
 
 def test_every_fine_tune_has_the_same_updates() -> None:
