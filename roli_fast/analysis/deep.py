@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from roli_fast.analysis.costs import Cost, attack_cost
 from roli_fast.analysis.descent import attacked
 from roli_fast.analysis.head_scale import SCALES, head_scale, head_scale_cost
-from roli_fast.analysis.kernel_regression import kernel_regression, kernel_regression_cost
+from roli_fast.analysis.kernel_regression import FOLDS, kernel_regression, kernel_regression_cost
 from roli_fast.analysis.light import Images, number, numbers
 from roli_fast.analysis.ntk import COPIES, Kernel, Part, empirical_ntk, empirical_ntk_cost
 from roli_fast.analysis.one_step import (
@@ -30,9 +30,6 @@ from roli_fast.data import Batch
 
 TOP = 50
 """Eigenvalues of a spectrum that are kept."""
-
-MOST_KERNEL_IMAGES = 50
-"""Of a kernel, unless more are asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +163,8 @@ def head_scale_tree_cost(start: Start) -> Cost:
 
 def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
     """P, F and their sum at the stage's start, in fp64: clean training images for rank, norm and
-    spectrum; validation images for the test of kernel regression.
+    spectrum; validation images for the test of kernel regression, null with fewer training images
+    than it has folds.
 
     Raises:
         ArgumentError: N x C is above what fits into `memory`.
@@ -178,12 +176,10 @@ def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
     ours, theirs = torch.arange(len(train.y)), torch.arange(len(train.y), len(y))
     own = Kernel(whole.P_gram[ours][:, ours], whole.matrix("F", ours, ours), whole.classes)
     spectrum = own.spectrum("NTK")
-    fit = kernel_regression(
-        whole.matrix("NTK", ours, ours),
-        y[ours],
-        whole.matrix("NTK", theirs, ours),
-        y[theirs],
-    )
+    fit = None
+    if len(ours) >= FOLDS:
+        square, across = (whole.matrix("NTK", rows, ours) for rows in (ours, theirs))
+        fit = kernel_regression(square, y[ours], across, y[theirs])
     parts: tuple[Part, ...] = ("P", "F", "NTK")
     return {
         "images": len(ours),
@@ -191,7 +187,7 @@ def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
         "classes": own.classes,
         **{part: {"rank": own.rank(part), "frobenius": own.frobenius(part)} for part in parts},
         "spectrum": [number(v) for v in (spectrum / spectrum[0])[:TOP].tolist()],
-        "regression": {"train": fit.train, "test": fit.test, "trivial": fit.trivial},
+        "regression": fit and {"train": fit.train, "test": fit.test, "trivial": fit.trivial},
     }
 
 
@@ -208,10 +204,9 @@ def kernel_tree_cost(start: Start, memory: int) -> Cost:
     return (kernel + kernel_regression_cost(train, classes)).named("tangent kernel")
 
 
-def kernel_images(classes: int, memory: int) -> int:
-    """Training images, and as many others, whose kernel in fp64 fits into `memory`; at most 50."""
-    rows = int((memory / (COPIES * 8)) ** 0.5)
-    return max(1, min(MOST_KERNEL_IMAGES, rows // classes // 2))
+def most_kernel_images(classes: int, memory: int) -> int:
+    """How many training images, and as many others, have a kernel in fp64 that fits."""
+    return int((memory / (COPIES * 8)) ** 0.5) // classes // 2
 
 
 def _stacked(batches: Iterable[Batch]) -> Batch:

@@ -15,21 +15,26 @@ from roli_fast.analysis.deep import (
     Start,
     head_scale_tree,
     head_scale_tree_cost,
-    kernel_images,
     kernel_tree,
     kernel_tree_cost,
+    most_kernel_images,
     one_step_looks,
     one_step_tree,
     one_step_tree_cost,
 )
+from roli_fast.analysis.ntk import COPIES
 from roli_fast.analyze.cli import Command
 from roli_fast.analyze.stage_view import start_of
+from roli_fast.errors import ConfigError, describe
 from roli_fast.files import write_json
 from roli_fast.train.aftermath import quiet_costs
 from roli_fast.train.context import Context
 from roli_fast.train.method_analysis import FILE, MethodAnalysis
 
 logger = logging.getLogger("roli_fast.analyze")
+
+KERNEL_IMAGES = 50
+"""Of a kernel, and as many for its test, where they fit and nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,26 @@ def make_deep(analysis: MethodAnalysis, command: Command) -> Iterator[str]:
             yield f"{part.field} of {stage['name']}"
 
 
+def check_budget(command: Command, classes: int) -> None:
+    """Tell at once, before anything is made, that a kernel would not fit.
+
+    Raises:
+        ConfigError: N x C is above `command.memory`.
+    """
+    most = most_kernel_images(classes, command.memory)
+    wanted = command.images or 1
+    if "kernel" not in command.deep or wanted <= most:
+        return
+    rows = 2 * wanted * classes
+    what = f"at most {most} for a kernel of {classes} classes in {command.memory / 2**30:.3g} GiB"
+    got = f"{wanted}: with as many validation images N x C = {rows:,}"
+    fix = f"Take fewer, or --memory {COPIES * 8 * rows**2}, or --ft_ratio, which needs no kernel."
+    raise ConfigError(describe("--images", what, got, fix))
+
+
 def _images(flag: str, analysis: MethodAnalysis, command: Command) -> int | None:
     if flag == "kernel" and command.images is None:
-        return kernel_images(analysis.splits.num_classes, command.memory)
+        return min(KERNEL_IMAGES, most_kernel_images(analysis.splits.num_classes, command.memory))
     return command.images
 
 

@@ -12,8 +12,8 @@ from roli_fast.analysis import deep
 from roli_fast.analysis.deep import (
     Start,
     head_scale_tree,
-    kernel_images,
     kernel_tree,
+    most_kernel_images,
     one_step_tree,
 )
 from roli_fast.attacks import PGD
@@ -123,12 +123,13 @@ def test_a_kernel_is_of_the_training_images_and_tested_on_others() -> None:
     assert tree["regression"]["trivial"] == 0.2
 
 
-def test_a_kernel_above_its_memory_is_refused_and_the_default_is_not() -> None:
-    with pytest.raises(ArgumentError, match="20 inputs x 5 classes = 100 rows"):
+def test_a_kernel_above_its_memory_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="20 inputs x 5 classes"):
         kernel_tree(start(), 10_000)
     with pytest.raises(ArgumentError, match="memory"):
         deep.kernel_tree_cost(start(), 10_000)
-    assert kernel_images(10, 2**31) == 50
-    fitting = kernel_images(102, 2**31)
+    fitting = most_kernel_images(102, 2**31)
     rows = 2 * fitting * 102
     assert 4 * 8 * rows**2 <= 2**31 < 4 * 8 * (rows + 2 * 102) ** 2
+    few = start(train=lambda: double(batches(1))[1:])
+    assert kernel_tree(few, 2**30)["regression"] is None  # four images, five folds
