@@ -1,7 +1,7 @@
 """Inner products of gradients of many logits, block by block of parameters: no Jacobian is kept."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,8 +52,14 @@ def block_width(rows: int, itemsize: int, memory: int) -> int:
     return max(1, memory // (rows * itemsize))
 
 
-def gram(
-    net: Network, x: Tensor, weights: Tensor, *, memory: int, pieces: Sequence[Piece] | None = None
+def gram(  # noqa: PLR0913 - each is independent of the others
+    net: Network,
+    x: Tensor,
+    weights: Tensor,
+    *,
+    memory: int,
+    pieces: Sequence[Piece] | None = None,
+    after_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
     """<J_a, J_b> of all rows a, b: the gradients of weights[k] . logits(x[n]), row n * K + k.
 
@@ -65,6 +71,7 @@ def gram(
         weights: combinations of logits, (K, C); the identity for every logit.
         memory: bytes for the gradients of a block; half of it for those of one input.
         pieces: which parameters; None is all that move.
+        after_batch: called with 1 after each input of each block.
 
     Returns:
         (N K, N K), symmetric, in the model's dtype and on its device.
@@ -75,25 +82,24 @@ def gram(
     width = block_width(count, total.element_size(), memory // 2)
     for block in blocks(parts, width):
         rows = total.new_empty(count, sum(piece.width for piece in block))
-        for place, run in _rows(net, x, weights, block, memory // 2):
-            rows[place : place + len(run)] = run
+        for number in range(len(x)):
+            place = number * len(weights)
+            for run in _rows(net, x[number : number + 1], weights, block, memory // 2):
+                rows[place : place + len(run)] = run
+                place += len(run)
+            if after_batch:
+                after_batch(1)
         total.addmm_(rows, rows.t())
     return total
 
 
-def _rows(
-    net: Network, x: Tensor, weights: Tensor, block: Block, memory: int
-) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows (k, width)) one input, and so many combinations, at a time."""
+def _rows(net: Network, x: Tensor, weights: Tensor, block: Block, memory: int) -> Iterator[Tensor]:
+    """Rows (k, width) of one input, so many combinations at a time."""
     names = list(dict.fromkeys(piece.name for piece in block))
     each = sum(net.parameters[name].numel() for name in names) * weights.element_size()
-    runs = weights.split(max(1, memory // each))
-    for number in range(len(x)):
-        place = number * len(weights)
-        for run in runs:
-            found = net.rows(x[number : number + 1], run, names)
-            yield place, torch.cat([found[n].flatten(1)[:, i:j] for n, i, j in block], dim=1)
-            place += len(run)
+    for run in weights.split(max(1, memory // each)):
+        found = net.rows(x, run, names)
+        yield torch.cat([found[name].flatten(1)[:, i:j] for name, i, j in block], dim=1)
 
 
 def passes(rows: int, itemsize: int, parameters: int, memory: int) -> int:

@@ -6,7 +6,7 @@ rate they move more: what reverses it in practice are smaller residuals and smal
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
     attack: Attack | None = None,
     head: str | None = None,
     seed: int = 0,
+    after_batch: Callable[[int], None] | None = None,
 ) -> list[ScaleRow]:
     """The predicted change under one SGD step, for the head times each scale.
 
@@ -81,6 +82,8 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
         attack: for `train`, made anew at every scale but for `ScaleRow.fixed`.
         head: name of the head where it cannot be found.
         seed: of the attack's random start.
+        after_batch: called with the number of images done, 2 len(scales) times all of both; a
+            progress bar, or a stop.
     """
     for scale in scales:
         check_positive("scales", scale)
@@ -90,7 +93,7 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
     say(head_scale_cost(view, *counts, len(scales), attack))
     moving = moving_names(view, names)
     own = LinearHead.of(copy.deepcopy(view.model), view.name)
-    study = _Study(own, moving, batches, lr)
+    study = _Study(own, moving, batches, lr, after_batch)
     first = list(attacked(own.model, train, attack, seed=seed))
     deltas = study.residuals(first)
     start = [parameter.detach().clone() for parameter in own.layer.parameters()]
@@ -139,12 +142,21 @@ class _Study:
     names: list[str]
     batches: list[Batch]
     lr: float
+    after_batch: Callable[[int], None] | None
 
     def step(self, train: list[Batch], weigh: Weigh) -> tuple[OneStep, Descent]:
         with network(self.view, self.names) as net:
-            found = descend(net, train, weigh)
+            found = descend(net, self._counted(train), weigh)
             update = {name: self.lr * value for name, value in found.tangent.items()}
-            return predict(net, update, self.batches, lr=self.lr, descent=found), found
+            return predict(
+                net, update, self._counted(self.batches), lr=self.lr, descent=found
+            ), found
+
+    def _counted(self, batches: list[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            if self.after_batch:
+                self.after_batch(len(batch.y))
 
     def residuals(self, train: list[Batch]) -> list[Tensor]:
         """delta of each batch, at the present head."""

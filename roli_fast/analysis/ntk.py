@@ -6,7 +6,7 @@ input m. With f(x) = V phi(x) + b it is P + F (Tomihari & Sato 2024, arXiv:2405.
 backbone. For anything larger use `one_step`, which never builds it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,25 +62,32 @@ class Kernel:
             columns: indices of inputs, int64.
         """
         check_choice("part", part, ("P", "F", "NTK"))
-        every = torch.arange(self.images)
-        i, j = (every if where is None else where for where in (rows, columns))
-        shape = len(i) * self.classes, len(j) * self.classes
-        found = torch.zeros(len(i), self.classes, len(j), self.classes, dtype=self.F.dtype)
-        if part != "P":
-            whole = self.F.view(self.images, self.classes, self.images, self.classes)
-            found += whole[i][:, :, j]
+        count, each = self.images, self.classes
+        if rows is None and columns is None:
+            found = torch.zeros_like(self.F) if part == "P" else self.F.clone()
+            found = found.view(count, each, count, each)
+        else:
+            every = torch.arange(count)
+            rows, columns = (every if where is None else where for where in (rows, columns))
+            found = self.F.new_zeros(len(rows), each, len(columns), each)
+            if part != "P":
+                whole = self.F.view(count, each, count, each)
+                for place, row in enumerate(rows.tolist()):
+                    found[place] = whole[row][:, columns]
         if part != "F":
+            own = self.P_gram if rows is None else self.P_gram[rows][:, columns]
             diagonal = torch.diagonal(found, dim1=1, dim2=3)  # (rows, columns, C), a view
-            diagonal += self.P_gram[i][:, j, None]
-        return found.view(shape)
+            diagonal += own[..., None]
+        return found.flatten(2).flatten(0, 1)
 
     def spectrum(self, part: Part = "NTK") -> Tensor:
-        """Eigenvalues, largest first, (N C,), fp64; those below 0 are rounding, and become 0."""
+        """Eigenvalues, largest first, (N C,), fp64 numbers found in the kernel's own dtype; those
+        below 0 are rounding, and become 0."""
         if part == "P":
-            values = torch.linalg.eigvalsh(self.P_gram.double()).repeat_interleave(self.classes)
+            values = torch.linalg.eigvalsh(self.P_gram).repeat_interleave(self.classes)
         else:
-            values = torch.linalg.eigvalsh(self.matrix(part).double())
-        return values.flip(0).clamp(min=0)
+            values = torch.linalg.eigvalsh(self.matrix(part))
+        return values.double().flip(0).clamp(min=0)
 
     def rank(self, part: Part = "NTK", tol: float | None = None) -> int:
         """How many eigenvalues are above `tol` times the largest.
@@ -97,7 +104,7 @@ class Kernel:
         """The root of the sum of squares."""
         if part == "P":
             return float(self.P_gram.double().norm()) * self.classes**0.5
-        return float(self.matrix(part).double().norm())
+        return float(torch.linalg.vector_norm(self.matrix(part), dtype=torch.float64))
 
     def trace_by_class(self, part: Part = "NTK") -> Tensor:
         """Trace norms of the C x C blocks of pairs of inputs, their means by class, (C, C), fp64.
@@ -110,9 +117,9 @@ class Kernel:
         if self.y is None:
             fix = "Give `y` to `empirical_ntk`."
             raise ArgumentError(describe("y", "labels of the kernel's inputs", None, fix))
-        whole = self.matrix(part).double()
-        whole = whole.view(self.images, self.classes, self.images, self.classes)
-        norms = torch.stack([torch.linalg.matrix_norm(row.transpose(0, 1), "nuc") for row in whole])
+        whole = self.matrix(part).view(self.images, self.classes, self.images, self.classes)
+        blocks = (row.double().transpose(0, 1) for row in whole)  # (N, C, C) each
+        norms = torch.stack([torch.linalg.matrix_norm(row, "nuc") for row in blocks])
         member = torch.nn.functional.one_hot(self.y.cpu(), self.classes).double()
         pairs = member.sum(0)[:, None] * member.sum(0)
         return (member.t() @ norms @ member) / pairs
@@ -127,6 +134,7 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
     memory: int = MEMORY,
     head: str | None = None,
     dtype: torch.dtype | None = None,
+    after_batch: Callable[[int], None] | None = None,
 ) -> Kernel:
     """P and F of some inputs at the present weights, in eval mode.
 
@@ -142,6 +150,8 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
         head: name of the head where it cannot be found.
         dtype: compute in this dtype, in a copy of the model; None is the model's own. Ranks want
             float64.
+        after_batch: called with the number of inputs done, `empirical_ntk_cost(...).forwards` in
+            all; a progress bar, or a stop.
 
     Returns:
         The kernel, on the CPU.
@@ -153,8 +163,8 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
     say(empirical_ntk_cost(view, len(x), names=names, memory=memory, dtype=dtype))
     with network(in_dtype(view, dtype), names) as net:
         weights = torch.eye(view.classes).to(net.head.layer.weight.detach())
-        found = gram(net, x, weights, memory=memory // 2)
-        own = head_gram(net, x)
+        own = head_gram(net, x, after_batch)
+        found = gram(net, x, weights, memory=memory // 2, after_batch=after_batch)
     return Kernel(own.cpu(), found.cpu(), view.classes, None if y is None else y.cpu())
 
 
@@ -199,28 +209,33 @@ def kernel_cost(
     )
 
 
-def head_gram(net: Network, x: Tensor) -> Tensor:
+def head_gram(net: Network, x: Tensor, after_batch: Callable[[int], None] | None = None) -> Tensor:
     """<phi(x), phi(x')> + 1 of N inputs, (N, N); without the 1 where the head has no bias."""
-    with torch.no_grad():
-        features = torch.cat([net(part)[0] for part in x.split(64)])
+    rows: list[Tensor] = []
+    for part in x.split(64):
+        with torch.no_grad():
+            rows.append(net(part)[0])
+        if after_batch:
+            after_batch(len(part))
+    features = torch.cat(rows)
     return features @ features.t() + (net.head.layer.bias is not None)
 
 
-def check_memory(images: int, classes: int, item: int, memory: int) -> None:
+def check_memory(images: int, classes: int, item: int, memory: int, copies: int = COPIES) -> None:
     """Raise where the kernel does not fit, with what would."""
     if not images:
         raise ArgumentError(describe("x", "at least one input", "none"))
     rows = images * classes
-    if COPIES * item * rows**2 <= memory:
+    if copies * item * rows**2 <= memory:
         return
-    most = int((memory / (COPIES * item)) ** 0.5) // classes
+    most = int((memory / (copies * item)) ** 0.5) // classes
     raise ArgumentError(
         describe(
             "x",
-            f"N x C whose kernel takes at most a quarter of `memory`, {memory:,} bytes",
+            f"N x C whose kernel takes at most 1/{copies} of `memory`, {memory:,} bytes",
             f"{images} inputs x {classes} classes = {rows:,}: {rows**2 * item:,} bytes",
             f"At most {most} inputs of {classes} classes fit: take fewer, or set `memory` to"
-            f" {COPIES * rows**2 * item:,}; or use what builds no such kernel: one_step,"
+            f" {copies * rows**2 * item:,}; or use what builds no such kernel: one_step,"
             " top_eigenvalues, sum_of_logits_kernel.",
         )
     )

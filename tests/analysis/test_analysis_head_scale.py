@@ -21,10 +21,13 @@ def scaled(own, scale: float):
 
 def test_with_residuals_held_fixed_it_is_s_and_s_squared() -> None:
     own = case("vit_tiny_patch16_224")
+    scales, done = (0.1, 1.0, 10.0), []
+    train, test = own.batches(TRAIN), own.batches(TEST)
     with untouched(own.model):
         rows = head_scale(
-            own.model, own.batches(TRAIN), own.batches(TEST), (0.1, 1.0, 10.0), lr=0.1, attack=PGD2
+            own.model, train, test, scales, lr=0.1, attack=PGD2, after_batch=done.append
         )
+    assert sum(done) == 2 * 3 * (4 + 3)
     one = rows[1]
     assert [row.scale for row in rows] == [0.1, 1.0, 10.0]
     assert one.fixed.features == pytest.approx(one.features, rel=1e-12)
