@@ -11,7 +11,7 @@ from text_encoder import TextEncoder, token_batches
 from tiny_models import SIZES, SMALL, Mixed, images, tiny, untouched
 
 from roli_fast import PGD
-from roli_fast.analysis import LinearHead, gather, gather_cost, robust_drift
+from roli_fast.analysis import LinearHead, gather, gather_cost, margin_sensitivity, robust_drift
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, InputGradient
 from roli_fast.errors import ArgumentError, ArgumentTypeError
@@ -108,10 +108,12 @@ def test_the_attack_is_that_of_an_evaluation() -> None:
 
 def test_engines_attack_and_the_plain_model_looks() -> None:
     model, batches = tiny(), batches_of(4, 8, 4)
+    whole = gather(model, batches, PGD_L2, keep_images=True)
     split = gather(model, batches, PGD_L2, engine=Engine(batch_size=1))
-    assert torch.allclose(split.features, gather(model, batches, PGD_L2).features, atol=1e-4)
+    assert torch.allclose(split.features, whole.features, atol=1e-4)
     short = gather(model, batches, PGD_L2, engine=Engine(dtype=torch.bfloat16), keep_images=True)
     assert short.x is not None and short.x.dtype == torch.float32
+    assert whole.x is not None and not torch.equal(short.x, whole.x)
     assert torch.equal(short.features, model.eval().features(short.x))
 
 
@@ -194,3 +196,14 @@ def test_wrong_calls() -> None:
         gather(model, [batch._replace(y=batch.y.int())])
     with pytest.raises(ArgumentError, match="eps"):
         gather(model, batches, PGD(eps=None))
+
+
+def test_the_callers_grad_mode_changes_nothing() -> None:
+    model, batches = tiny(), batches_of(3, 8, 3)
+    plain = gather(model, batches, PGD_L2).features
+    slopes = margin_sensitivity(model, batches, "l2").samples
+    for around in (torch.no_grad, torch.inference_mode):
+        with around(), untouched(model):
+            found = gather(model, batches, PGD_L2).features
+            steepness = margin_sensitivity(model, batches, "l2").samples
+        assert torch.equal(found, plain) and torch.equal(steepness, slopes)

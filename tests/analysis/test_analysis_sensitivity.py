@@ -12,7 +12,7 @@ from tiny_models import SIZES, SMALL, FixedLogits, Mixed, images, tiny, untouche
 from torch.autograd.functional import jacobian
 
 from roli_fast import PGD
-from roli_fast.analysis import LinearHead, margin_sensitivity
+from roli_fast.analysis import LinearHead, gather, margin_sensitivity, residual_size
 from roli_fast.analysis.sensitivity import margin_sensitivity_cost
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
@@ -110,3 +110,21 @@ def test_wrong_calls() -> None:
         margin_sensitivity(Mixed(), [], "l2")
     with pytest.raises(ArgumentTypeError, match="floating-point tensor"):
         margin_sensitivity(TextEncoder(), token_batches(), "l2")
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_a_larger_head_moves_margins_and_leaves_features(scale: float) -> None:
+    model, x = tiny("resnet18").double().eval(), images(4, 3, 32, 32).double()
+    batches = one_batch(x, model(x).argmax(1))  # all are right
+    plain, before = margin_sensitivity(model, batches, "linf"), gather(model, batches)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.mul_(scale)
+    scaled, after = margin_sensitivity(model, batches, "linf"), gather(model, batches)
+    assert torch.allclose(scaled.samples, scale * plain.samples)
+    assert torch.allclose(scaled.margins, scale * plain.margins)
+    assert torch.allclose(scaled.radii, plain.radii)
+    assert torch.equal(after.features, before.features)
+    assert torch.allclose(after.logits, scale * before.logits)
+    smaller = residual_size(after.logits, after.y) < residual_size(before.logits, before.y)
+    assert smaller.tolist() == [scale > 1] * 4

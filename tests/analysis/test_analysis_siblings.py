@@ -16,7 +16,7 @@ from roli_fast.analysis import Cost, features, gathering, head, residual, sensit
 from roli_fast.data import Batch
 
 MODULES = (features, gathering, head, residual, sensitivity)
-PLAIN = {"residual"}
+PLAIN = {"attacked", "residual"}
 """Parts of an analysis that are public because others build on them."""
 
 N, D, C = 12, 16, 5
