@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from statistics import mean, stdev
 
 from roli_fast.report.blocks import Block, Chart, Charts, Key, Missing, Section
-from roli_fast.report.read import Run, Tree, at
+from roli_fast.report.read import Run, Tree, at, values
 from roli_fast.report.subjects import Page, Subject
-from roli_fast.report.svg import LOOKS, Axis, Line, lines
+from roli_fast.report.svg import Axis, Line, lines
 from roli_fast.report.text import listed
 
 GREY = 255.0
@@ -74,6 +74,8 @@ def _curve_line(subject: Subject, norm: str, unit: float) -> Line | None:
     at_radius: dict[float, list[Tree]] = defaultdict(list)
     for curve in curves:
         for point in curve["points"]:
+            if not all(values([point], key) for key in ("eps", "accuracy", "low", "high")):
+                continue
             at_radius[unit * point["eps"]].append(point)
     points, band = [], []
     for x, found in sorted(at_radius.items()):
@@ -85,6 +87,8 @@ def _curve_line(subject: Subject, norm: str, unit: float) -> Line | None:
         if len(shares) > 1:
             low, high = mean(shares) - stdev(shares), mean(shares) + stdev(shares)
         band.append((x, max(0.0, low), min(100.0, high)))
+    if not points:
+        return None
     return Line(subject.label, points, subject.look, subject.dash, band, marks=True)
 
 
@@ -101,7 +105,7 @@ def _evaluated(page: Page, run: Run) -> Iterator[Charts]:
                 curve["attack"],
                 [(unit * p["eps"], 100 * p["accuracy"]) for p in curve["points"]],
                 number,
-                number // LOOKS,
+                number,
                 [(unit * p["eps"], 100 * p["low"], 100 * p["high"]) for p in curve["points"]],
                 marks=True,
             )
@@ -112,7 +116,7 @@ def _evaluated(page: Page, run: Run) -> Iterator[Charts]:
         y = Axis("accuracy in %", low=0, high=100)
         x = Axis(label, low=0, high=_last(drawn))
         svg = lines(f"Accuracy against the {label}, evaluation {where}", drawn, x, y)
-        chart = Chart(f"Evaluation {where}", svg)
+        chart = Chart(f"{where}/evaluation.json, {norm}", svg)
         caption = (
             f"{tree['images']} {at(tree, 'data', 'split') or 'test'} images, model "
             f"{at(tree, 'model', 'source')}; band: the 95 % Wilson interval."

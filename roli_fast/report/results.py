@@ -33,7 +33,9 @@ def results(page: Page) -> Section:
     tested = [s for s in page.subjects if s.method.test]
     blocks: list[Block] = [_unfinished(run) for run in page.runs if not run.summary]
     if tested:
-        blocks += [_table(page, tested), _chart(page, tested)]
+        blocks.append(_table(page, tested))
+        if len(tested) > 1:  # one method has nothing to be compared with
+            blocks.append(_chart(page, tested))
         blocks += _comparisons(page)
         blocks.append(_per_seed(page, tested))
     elif seeds := _so_far(page):
@@ -85,9 +87,12 @@ def _seeds(run: Run) -> str:
 def _unfinished(run: Run) -> Missing:
     folder = shlex.quote(str(run.folder))
     if any(seed.test for method in run.methods for seed in method.seeds):
-        what = f"{run.name} is not finished: no summary.json, so no means and no paired tests."
+        what = (
+            f"{run.name} is not finished: it has no summary.json, so no means and no paired tests."
+        )
     else:
-        what = f"{run.name} has no summary.json: it is not finished, or was not to be tested."
+        what = f"{run.name} is not finished, or was not to be tested: it has no summary.json."
+    what += " Go on with:"
     return Missing(what, f"python -m roli_fast.train --run_dir {folder} --resume")
 
 
@@ -241,7 +246,9 @@ def _so_far(page: Page) -> Table | None:
             )
     if not rows:
         return None
-    caption = "What the seeds have so far. The last finished stage was chosen by its validation."
+    caption = (
+        "What the seeds have so far; validation is that of the last finished stage's kept epoch."
+    )
     head = ("method", "seed", "last stage", "validation", "test, clean", "test, robust")
     sources = page.of_seeds(page.subjects, "test.json")
     files = [run for run in page.runs if not run.summary]

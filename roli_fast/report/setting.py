@@ -20,6 +20,16 @@ FOLLOWS = {"ranli": "finetune", "ranli_matched": "ranli", "ft": "finetune"}
 """Stages that follow from another where their own field is null."""
 
 
+HEADS = {
+    "default": "the values that timm gives this architecture",
+    "small": "normal, standard deviation 0.01",
+    "zero": "zero, so that the first update leaves the features where they are",
+    "kaiming": "the wide head of the RoLI release",
+    "robust-linear": "probed first, as RoLI does",
+}
+"""How fresh heads begin, by `head_init`."""
+
+
 def setting(page: Page) -> Section:
     """Data, model, threat, methods and how their stages train."""
     run = page.runs[0]
@@ -106,8 +116,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts.append(("Test attack", attack_text(config.get("test"))))
     seeds = config.get("seeds") or summary.get("seeds") or ()
     facts.append(("Seeds", ", ".join(map(str, seeds)) or NONE))
-    if config.get("head_init"):
-        facts.append(("Fresh heads", str(config["head_init"])))
+    init = config.get("head_init")
+    if init and any(m.name != "finetune" for m in run.methods):
+        facts.append(("Fresh heads", HEADS.get(init, str(init))))
     if faults := config.get("paper_compat"):
         facts.append(("Faults of the releases reproduced", ", ".join(faults)))
     if run.environment:

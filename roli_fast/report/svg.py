@@ -181,7 +181,8 @@ class _Frame:
         for value, text in xticks:
             px = self.x(value)
             self.add("line", "grid", x1=px, x2=px, y1=float(TOP), y2=bottom)
-            self.text(px, bottom + 16, text, "middle")
+            room = WIDTH - len(text) * LETTER / 2  # the last number stays inside
+            self.text(min(px, room), bottom + 16, text, "middle")
         self.add("line", "rule", x1=float(self.left), x2=float(WIDTH - RIGHT), y1=bottom, y2=bottom)
         middle = (self.left + WIDTH - RIGHT) / 2
         self.text(middle, self.height - 5, x.label, "middle")

@@ -66,7 +66,8 @@ def whole(value: Any) -> str:
 
 def given(value: Any) -> str:
     """A number of the configuration as it was given: "2.5e-05", "0.1"."""
-    return f"{value:g}" if isinstance(value, (int, float)) else NONE
+    known = isinstance(value, (int, float)) and math.isfinite(value)
+    return f"{value:g}" if known else NONE
 
 
 def percent(value: Any, places: int = 1) -> str:
@@ -81,7 +82,8 @@ def percent_within(value: Any, spread: Any) -> str:
     text = percent(value)
     if text == NONE or not isinstance(spread, (int, float)) or not math.isfinite(spread):
         return text
-    return f"{text[:-2]}{THIN}±{THIN}{100 * spread:.1f}{THIN}%"
+    places = 2 if 0 < spread < 5e-4 else 1
+    return f"{percent(value, places)[:-2]}{THIN}±{THIN}{100 * spread:.{places}f}{THIN}%"
 
 
 def points(value: float) -> str:
@@ -132,7 +134,7 @@ def p_value(value: float | None) -> str:
 
 def radius(norm: Any, eps: Any) -> str:
     """ "linf 8/255", "linf 0.08 (20.4/255)", "l2 0.5"."""
-    if not isinstance(eps, (int, float)):
+    if not isinstance(eps, (int, float)) or not math.isfinite(eps):
         return str(norm)
     if norm != "linf":
         return f"{norm} {eps:.4g}"
