@@ -48,8 +48,8 @@ class Start:
         counts: of training and validation images.
         attacks: whether the stage trains on attacked images.
         seed: of the attack's draws.
-        after_batch: called with the number of images done, `one_step_looks` in all; a progress bar,
-            or a stop.
+        after_batch: called with the number of images done, `one_step_looks` and its like in all; a
+            progress bar, or a stop.
     """
 
     model: nn.Module
@@ -137,6 +137,7 @@ def head_scale_tree(start: Start) -> list[dict[str, Any]]:
         lr=start.lr / start.counts[0],
         attack=attack,
         seed=start.seed,
+        after_batch=start.after_batch,
     )
     return [
         numbers(
@@ -152,6 +153,11 @@ def head_scale_tree(start: Start) -> list[dict[str, Any]]:
         )
         for row in rows
     ]
+
+
+def head_scale_looks(start: Start) -> int:
+    """As `one_step_looks`."""
+    return 2 * len(SCALES) * sum(start.counts) + start.counts[1]
 
 
 def head_scale_tree_cost(start: Start) -> Cost:
@@ -172,7 +178,7 @@ def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
     train, test = _stacked(start.train()), _stacked(start.validation())
     x, y = torch.cat([train.x, test.x]), torch.cat([train.y, test.y]).cpu()
     options: dict[str, Any] = {"names": start.names, "memory": memory, "dtype": torch.float64}
-    whole = empirical_ntk(start.model, x, y, **options)
+    whole = empirical_ntk(start.model, x, y, after_batch=start.after_batch, **options)
     ours, theirs = torch.arange(len(train.y)), torch.arange(len(train.y), len(y))
     own = Kernel(whole.P_gram[ours][:, ours], whole.matrix("F", ours, ours), whole.classes)
     spectrum = own.spectrum("NTK")

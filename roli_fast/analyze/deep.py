@@ -1,6 +1,5 @@
 """The parts of an analysis that are made when asked for, stage by stage, into analysis.json."""
 
-import contextlib
 import json
 import logging
 import time
@@ -13,6 +12,7 @@ import torch
 from roli_fast.analysis.costs import Cost
 from roli_fast.analysis.deep import (
     Start,
+    head_scale_looks,
     head_scale_tree,
     head_scale_tree_cost,
     kernel_tree,
@@ -40,12 +40,12 @@ KERNEL_IMAGES = 50
 @dataclass(frozen=True)
 class Part:
     """A deep part: its field in a stage of analysis.json, what makes it, what it costs, and
-    how many images its progress bar counts, where it has one."""
+    how many images its progress bar counts."""
 
     field: str
     make: Callable[[Start, Command], Any]
     cost: Callable[[Start, Command], Cost]
-    looks: Callable[[Start], int] | None = None
+    looks: Callable[[Start, Command], int]
 
 
 PARTS = {
@@ -53,17 +53,19 @@ PARTS = {
         "one_step",
         lambda s, _command: one_step_tree(s),
         lambda s, _command: one_step_tree_cost(s),
-        one_step_looks,
+        lambda s, _command: one_step_looks(s),
     ),
     "head_scale": Part(
         "head_scale",
         lambda s, _command: head_scale_tree(s),
         lambda s, _command: head_scale_tree_cost(s),
+        lambda s, _command: head_scale_looks(s),
     ),
     "kernel": Part(
         "kernel",
         lambda s, command: kernel_tree(s, command.memory),
         lambda s, command: kernel_tree_cost(s, command.memory),
+        lambda s, command: kernel_tree_cost(s, command.memory).forwards,
     ),
 }
 """By the flags that ask for them."""
@@ -123,12 +125,11 @@ def _made(
     expected = cost.seconds(_forward_seconds(start))
     logger.info("%s: %s; about %s for the passes", name, cost, _duration(expected))
     started = time.perf_counter()
-    bar = context.bar(f"{name}/{part.field}", total=part.looks(start)) if part.looks else None
-    with quiet_costs(), bar or contextlib.nullcontext():
+    total = part.looks(start, command)
+    with quiet_costs(), context.bar(f"{name}/{part.field}", total=total) as bar:
 
         def after_batch(count: int) -> None:
-            if bar is not None:
-                bar.update(count)
+            bar.update(count)
             context.interrupt.check()
 
         made = part.make(replace(start, after_batch=after_batch), command)

@@ -230,7 +230,7 @@ class MethodAnalysis:
         self._end = (model, end)
         return {
             "name": name,
-            "lr": stage.optimizer.lr,
+            "lr": None if stage.solves else stage.optimizer.lr,
             "epochs": stage.epochs,
             "start": start.as_json(),
             "end": end.as_json(),

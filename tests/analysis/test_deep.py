@@ -79,6 +79,12 @@ def test_progress_counts_what_was_promised() -> None:
     own = start(after_batch=seen.append)
     one_step_tree(own)
     assert sum(seen) == deep.one_step_looks(own)
+    seen.clear()
+    head_scale_tree(own)
+    assert sum(seen) == deep.head_scale_looks(own)
+    seen.clear()
+    kernel_tree(own, 2**30)
+    assert sum(seen) == deep.kernel_tree_cost(own, 2**30).forwards
 
 
 def test_the_cost_is_of_the_forwards_that_are_made() -> None:
