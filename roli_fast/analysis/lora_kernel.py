@@ -18,14 +18,11 @@ from roli_fast.analysis.costs import Cost, say
 from roli_fast.analysis.derivatives import network
 from roli_fast.analysis.descent import in_dtype
 from roli_fast.analysis.gram import Piece, gram, passes
-from roli_fast.analysis.ntk import MEMORY, check_memory
+from roli_fast.analysis.ntk import MEMORY, check_memory, room_for_gradients
 from roli_fast.analysis.view import LinearHead
 from roli_fast.models import Classifier
 from roli_fast.peft import LoRA, apply
 from roli_fast.seeds import derive_seed
-
-COPIES = 8
-"""A kernel may take 1 / COPIES of the memory: four are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +76,16 @@ def lora_kernel(  # noqa: PLR0913 - one call, and each option is independent of 
     expected = torch.zeros(())
     with network(in_dtype(view, dtype), [layer.name for layer in adapted]) as net:
         eye = torch.eye(view.classes).to(net.head.layer.weight.detach())
+        room = room_for_gradients(len(x) * view.classes, eye.element_size(), memory)
         for layer in adapted:
-            own = gram(net, x, eye, memory=memory // 2, pieces=layer.pieces())
+            own = gram(net, x, eye, memory=room, pieces=layer.pieces())
             expected = expected.to(own) + layer.scale * own
     mean, errors = torch.zeros_like(expected), []
     for draw in range(draws):
         drawn = copy.deepcopy(model)
         names = apply(drawn, method, seed=derive_seed("lora_kernel", seed, draw))
         with network(in_dtype(LinearHead.of(drawn), dtype), names) as net:
-            own = gram(net, x, eye, memory=memory // 2)
+            own = gram(net, x, eye, memory=room)
         mean += own / draws
         errors.append(_distance(own, expected))
     scales = {layer.name.removesuffix(".weight"): layer.scale for layer in adapted}
@@ -116,16 +114,17 @@ def lora_kernel_cost(  # noqa: PLR0913 - each is independent of the others
     """
     view, adapted = LinearHead.of(model), _adapted(model, method)
     item = (dtype or view.layer.weight.dtype).itemsize
-    check_memory(images, view.classes, item, memory, COPIES)
+    check_memory(images, view.classes, item, memory)
     rows = images * view.classes
-    every = sum(passes(rows, item, layer.full, memory // 2) for layer in adapted)
+    room = room_for_gradients(rows, item, memory)
+    every = sum(passes(rows, item, layer.full, room) for layer in adapted)
     low = sum(layer.low for layer in adapted)
-    every += draws * passes(rows, item, low, memory // 2)
+    every += draws * passes(rows, item, low, room)
     return Cost(
         "LoRA kernel",
         forwards=images * every,
         weight_backwards=rows * every,
-        bytes=memory // 2 + COPIES // 2 * item * rows**2,
+        bytes=memory,
     )
 
 

@@ -23,9 +23,9 @@ from roli_fast.errors import ArgumentError, check_choice, describe
 MEMORY = 2 * 2**30
 """Bytes that a kernel may take, with what it takes to build and to analyse it."""
 
-COPIES = 4
-"""A kernel may take 1 / COPIES of the memory: a sum P + F and its decomposition take two more, and
-the gradients of a block the rest."""
+COPIES = 8
+"""A kernel may take 1 / COPIES of the memory. A sum P + F, its decomposition and a mean are as
+large again; what is left is for the gradients of a block of parameters."""
 
 Part = Literal["P", "F", "NTK"]
 
@@ -164,7 +164,8 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
     with network(in_dtype(view, dtype), names) as net:
         weights = torch.eye(view.classes).to(net.head.layer.weight.detach())
         own = head_gram(net, x, after_batch)
-        found = gram(net, x, weights, memory=memory // 2, after_batch=after_batch)
+        room = room_for_gradients(len(x) * view.classes, weights.element_size(), memory)
+        found = gram(net, x, weights, memory=room, after_batch=after_batch)
     return Kernel(own.cpu(), found.cpu(), view.classes, None if y is None else y.cpu())
 
 
@@ -199,13 +200,14 @@ def kernel_cost(
     rows = images * each
     ours = view.backbone()
     parameters = sum(ours[name].numel() for name in moving_names(view, names))
-    count = passes(rows, item, parameters, memory // 2)
+    room = room_for_gradients(rows, item, memory)
+    count = passes(rows, item, parameters, room)
     return Cost(
         what,
         forwards=images * (count + 1),
         weight_backwards=rows * count,
         flops=2.0 * rows**2 * parameters,
-        bytes=memory // 2 + COPIES // 2 * rows**2 * item,
+        bytes=min(memory, 4 * rows**2 * item + rows * parameters * item * 4 // 3),
     )
 
 
@@ -221,21 +223,26 @@ def head_gram(net: Network, x: Tensor, after_batch: Callable[[int], None] | None
     return features @ features.t() + (net.head.layer.bias is not None)
 
 
-def check_memory(images: int, classes: int, item: int, memory: int, copies: int = COPIES) -> None:
+def room_for_gradients(rows: int, item: int, memory: int) -> int:
+    """Bytes that four kernels of so many rows leave."""
+    return memory - 4 * item * rows**2
+
+
+def check_memory(images: int, classes: int, item: int, memory: int) -> None:
     """Raise where the kernel does not fit, with what would."""
     if not images:
         raise ArgumentError(describe("x", "at least one input", "none"))
     rows = images * classes
-    if copies * item * rows**2 <= memory:
+    if COPIES * item * rows**2 <= memory:
         return
-    most = int((memory / (copies * item)) ** 0.5) // classes
+    most = int((memory / (COPIES * item)) ** 0.5) // classes
     raise ArgumentError(
         describe(
             "x",
-            f"N x C whose kernel takes at most 1/{copies} of `memory`, {memory:,} bytes",
+            f"N x C whose kernel takes at most 1/{COPIES} of `memory`, {memory:,} bytes",
             f"{images} inputs x {classes} classes = {rows:,}: {rows**2 * item:,} bytes",
             f"At most {most} inputs of {classes} classes fit: take fewer, or set `memory` to"
-            f" {copies * rows**2 * item:,}; or use what builds no such kernel: one_step,"
+            f" {COPIES * rows**2 * item:,}; or use what builds no such kernel: one_step,"
             " top_eigenvalues, sum_of_logits_kernel.",
         )
     )

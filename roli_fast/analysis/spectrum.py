@@ -11,7 +11,7 @@ from roli_fast.analysis.costs import Cost, count_of, say
 from roli_fast.analysis.derivatives import Network, network
 from roli_fast.analysis.descent import descend, in_dtype
 from roli_fast.analysis.gram import gram
-from roli_fast.analysis.ntk import MEMORY, Kernel, Part, head_gram, kernel_cost
+from roli_fast.analysis.ntk import MEMORY, Kernel, Part, head_gram, kernel_cost, room_for_gradients
 from roli_fast.analysis.view import LinearHead
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError, check_choice, describe
@@ -113,7 +113,8 @@ def sum_of_logits_kernel(  # noqa: PLR0913 - one call, and each option is indepe
     say(kernel_cost("kernel of summed logits", view, len(x), 1, (names, memory, dtype)))
     with network(in_dtype(view, dtype), names) as net:
         ones = torch.ones_like(net.head.layer.weight[:, :1].detach().t())
-        found = gram(net, x, ones, memory=memory // 2)
+        room = room_for_gradients(len(x), ones.element_size(), memory)
+        found = gram(net, x, ones, memory=room)
         own = view.classes * head_gram(net, x)
     return Kernel(own.cpu(), found.cpu(), 1, None if y is None else y.cpu())
 

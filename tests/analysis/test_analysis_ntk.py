@@ -49,11 +49,11 @@ def test_jacrev_says_the_same() -> None:
 def test_blocks_play_no_part() -> None:
     own = case("mlp")
     whole = empirical_ntk(own.model, own.x)
-    least = 4 * 8 * 18**2  # what a kernel of 18 rows needs: then 18 of 64 parameters fit at a time
+    least = 8 * 8 * 18**2  # what a kernel of 18 rows needs: 54 of 64 parameters fit beside it
     little = empirical_ntk(own.model, own.x, memory=least)
     assert close(little.F, whole.F, 1e-12) and torch.equal(little.P_gram, whole.P_gram)
     cost = empirical_ntk_cost(own.model, 6, memory=least)
-    assert (cost.weight_backwards, cost.forwards) == (4 * 18, 5 * 6)
+    assert (cost.weight_backwards, cost.forwards) == (2 * 18, 3 * 6)
     done: list[int] = []
     empirical_ntk(own.model, own.x, memory=least, after_batch=done.append)
     assert sum(done) == cost.forwards
@@ -65,7 +65,7 @@ def test_so_does_the_split_of_an_inputs_logits() -> None:
     with network(LinearHead.of(own.model, "out")) as net:
         eye = torch.eye(3).double()
         whole = gram(net, own.x[:2], eye, memory=2**30)
-        apart = gram(net, own.x[:2], eye, memory=4800)  # one of three at a time
+        apart = gram(net, own.x[:2], eye, memory=2400)  # one of three at a time
     assert close(apart, whole, 1e-12)
 
 
@@ -155,16 +155,16 @@ def test_trace_norms_by_class_in_loops() -> None:
 def test_above_the_budget_it_is_refused_before_it_runs(caplog: pytest.LogCaptureFixture) -> None:
     model, x = Mlp(), images(6, 5).double()
     with caplog.at_level("INFO"), pytest.raises(ArgumentError) as caught:
-        empirical_ntk(model, x, memory=4 * 8 * 12**2)
+        empirical_ntk(model, x, memory=8 * 8 * 12**2)
     assert str(caught.value) == (
-        "`x`: expected N x C whose kernel takes at most 1/4 of `memory`, 4,608 bytes, got"
+        "`x`: expected N x C whose kernel takes at most 1/8 of `memory`, 9,216 bytes, got"
         " 6 inputs x 3 classes = 18: 2,592 bytes. At most 4 inputs of 3 classes fit: take fewer,"
-        " or set `memory` to 10,368; or use what builds no such kernel: one_step, top_eigenvalues,"
+        " or set `memory` to 20,736; or use what builds no such kernel: one_step, top_eigenvalues,"
         " sum_of_logits_kernel."
     )
     assert not caplog.records
-    assert empirical_ntk(model, x[:4], memory=4 * 8 * 12**2).images == 4
-    assert empirical_ntk(model, x, memory=10368).images == 6
+    assert empirical_ntk(model, x[:4], memory=8 * 8 * 12**2).images == 4
+    assert empirical_ntk(model, x, memory=20736).images == 6
     with pytest.raises(ArgumentError, match="1000 inputs x 3 classes = 3,000"):
         empirical_ntk_cost(model, 1000, memory=2**20)
     with pytest.raises(ArgumentError, match="at least one input"):
