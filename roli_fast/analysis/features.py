@@ -125,9 +125,9 @@ def class_separation(phi: Tensor, y: Tensor) -> float:
 
     S_B = sum_c n_c (m_c - m)(m_c - m)^T and S_W = sum_i (phi_i - m_{y_i})(phi_i - m_{y_i})^T: what
     the classes explain of the features' variance over what they leave, also where there are fewer
-    samples than dimensions and tr(S_W^-1 S_B), the paper's FDR, is ill-conditioned. It grows with
-    the number of classes over that of samples: compare it on the same samples. inf for classes that
-    are points, 0 for one class alone.
+    samples than dimensions and the usual Fisher ratio, tr(S_W^-1 S_B), is ill-conditioned. Labels
+    at random give about (C - 1) / (N - C): compare it on the same samples. inf for classes that are
+    points, 0 for one class alone.
     """
     phi = _matrix("phi", phi)
     if y.shape != phi.shape[:1] or y.is_floating_point():
