@@ -10,7 +10,7 @@ the fresh heads of a seed are the same, so that features move by what differs: t
 attack. LP is L-BFGS on cached features, RoLI's probe a few epochs under attack.
 
 `digits` is the quickstart: each seed pretrains its own backbone on other digits. `caltech101` takes
-six images a class at 32x32 and a weight file (`Two real examples` in README has its network).
+five images a class at 32x32 and a weight file (`Two real examples` in README has its network).
 
 It can be stopped and called again. results/lpft.json has, for each data set, every seed's numbers,
 what is claimed of them (lpft_claims.py), and what each analysis costs (lpft_costs.py).
@@ -44,18 +44,19 @@ from roli_fast.train.starting import trained_model
 PATH = RESULTS / "lpft.json"
 METHODS = tuple(NAMES)
 SHARED = (
-    f"--methods {','.join(METHODS)} --threads 1 --finetune.select last --test.steps 10 "
-    "--validation.steps 5 --analysis_images 0"
+    f"--methods {','.join(METHODS)} --threads 1 --analysis_images 0 --validation.steps 5 "
+    "--finetune.select last --finetune.validate_every 4"
 ).split()
-IMAGES = 400
+IMAGES = {"digits": 400, "caltech101": 128}
 """Of each split, that every method is analysed on."""
 DIGITS = "--config quickstart --note=".split()
 CALTECH = (
-    "--data json_splits --data.image_size 32 --data.max_per_class 6 --threat.eps 4/255 "
+    "--data json_splits --data.image_size 32 --data.max_per_class 5 --threat.eps 4/255 "
+    "--test.steps 5 "
     "--model.mean 0.485,0.456,0.406 --model.std 0.229,0.224,0.225 --model.options.img_size 32 "
     "--model.options.patch_size 4 --model.options.embed_dim 128 --model.options.depth 6 "
     "--model.options.num_heads 4 --model.options.class_token false --model.options.global_pool avg "
-    "--probe.epochs 3 --probe.attack.steps 3 --probe.optimizer.name adamw "
+    "--probe.epochs 2 --probe.attack.steps 3 --probe.optimizer.name adamw "
     "--probe.optimizer.lr 1e-2 --probe.optimizer.weight_decay 0 --probe.warmup_epochs 0.5 "
     "--finetune.epochs 4 --finetune.attack.steps 3 --finetune.optimizer.lr 5e-4 "
     "--finetune.warmup_epochs 0.5"
@@ -99,10 +100,10 @@ def experiment(args: argparse.Namespace) -> Experiment:
     return replace(found, ranli=found.finetune)
 
 
-def analyse(folder: Path) -> None:
+def analyse(folder: Path, images: int) -> None:
     """Each method's analysis.json with the predicted step of every stage, on as many images of one
     method as of another (a run's own light analysis looks at fewer where little was trained)."""
-    flags = ["--ft_ratio", "--images", str(IMAGES)]
+    flags = ["--ft_ratio", "--images", str(images)]
     command = [sys.executable, "-m", "roli_fast.analyze", str(folder), *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
 
@@ -114,7 +115,7 @@ def scale_free(experiment: Experiment, folder: Path) -> None:
     the sign of the margin's gradient knows no scale.
     """
     splits = experiment.data.load()
-    attack = PGD(norm=None, eps=None, step_size=None, bounds=None, steps=20, loss="margin")
+    attack = PGD(norm=None, eps=None, step_size=None, bounds=None, steps=10, loss="margin")
     for seed, method in product(experiment.seeds, METHODS):
         path = folder / f"seed-{seed}" / method / "scale_free.json"
         if path.exists():
@@ -210,12 +211,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     run(own, folder, resume=folder.exists(), quiet=not sys.stderr.isatty())
     scale_free(own, folder)
-    analyse(folder)
+    analyse(folder, 110 if args.quick else IMAGES[args.data])
     found = values(folder, own.seeds)
     return {
         "quick": args.quick,
         "machine": where,
-        "settings": settings(own),
+        "settings": settings(own) | {"analysed": IMAGES[args.data]},
         "seconds": time.perf_counter() - began,
         "values": found,
         "claims": judge(found),
