@@ -40,32 +40,29 @@ def test_two_points_by_hand() -> None:
 def test_scikit_learn_finds_the_same(classes: int, strength: float) -> None:
     """Its C multiplies the sum of the losses. Newton's method is another way to the minimum."""
     features, y = problem(classes)
-    doubled = torch.cat([features, features[:, :1]], dim=1)  # no covariance is singular for us
-    found = LogisticRegression(doubled, y, classes).solve(strength, tolerance=1e-10)
-    x, labels = doubled.numpy(), y.numpy()
-    other = Reference(C=1 / (strength * len(y)), solver="newton-cg", tol=1e-10, max_iter=500)
-    if classes == 2:  # there one column, of which ours are plus and minus halves
-        other = Reference(C=0.5 / (strength * len(y)), solver="newton-cg", tol=1e-10, max_iter=500)
-        other.fit(x, labels)
-        weight = torch.from_numpy(other.coef_[0])
-        torch.testing.assert_close(found.weight[1] - found.weight[0], weight, rtol=1e-4, atol=1e-5)
-        return
-    other.fit(x, labels)
-    torch.testing.assert_close(found.weight, torch.from_numpy(other.coef_), rtol=1e-4, atol=1e-5)
-    bias = torch.from_numpy(other.intercept_)
+    repeated = torch.cat([features, features[:, :1]], dim=1)  # a singular covariance
+    found = LogisticRegression(repeated, y, classes).solve(strength, tolerance=1e-10)
+    pair = 2 if classes == 2 else 1  # it has one vector for two classes, of which ours are halves
+    c = pair / (strength * len(y))
+    other = Reference(C=c, solver="newton-cg", tol=1e-10, max_iter=500)
+    other.fit(repeated.numpy(), y.numpy())
+    weight, bias = torch.from_numpy(other.coef_), torch.from_numpy(other.intercept_)
+    if classes == 2:
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    torch.testing.assert_close(found.weight, weight, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.bias, bias - bias.mean(), rtol=1e-4, atol=1e-4)
-    shares = torch.cat(list(found.logits(doubled))).softmax(1)
-    theirs = torch.from_numpy(other.predict_proba(x))
+    shares = torch.cat(list(found.logits(repeated))).softmax(1)
+    theirs = torch.from_numpy(other.predict_proba(repeated.numpy()))
     torch.testing.assert_close(shares, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_minimum_is_one_whatever_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From another solution, in parts of 7 rows, and with the features moved: only the bias moves."""
+    """From another solution, in parts of 7 rows, of moved features: only the bias moves."""
     features, y = problem()
-    straight = LogisticRegression(features, y, 3).solve(0.01, tolerance=1e-10)
+    straight = LogisticRegression(features, y, 3).solve(0.01, tolerance=1e-9)
     monkeypatch.setattr(logistic, "ROWS", 7)
     moved = LogisticRegression(features + 2.0, y, 3)
-    warm = moved.solve(0.01, start=moved.solve(1.0), tolerance=1e-10)
+    warm = moved.solve(0.01, start=moved.solve(1.0), tolerance=1e-9)
     torch.testing.assert_close(warm.weight, straight.weight, rtol=1e-6, atol=1e-8)
     shift = straight.bias - 2.0 * straight.weight.sum(1)
     torch.testing.assert_close(warm.bias, shift, rtol=1e-6, atol=1e-7)

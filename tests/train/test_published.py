@@ -216,11 +216,11 @@ def test_the_clean_recipes() -> None:
     assert found["lp_ft"] == [probe, fine]
     assert found["ranli"] == [("ranli", False, 60, "adamw", 1.25e-3)]
     assert [name for name, *_ in found["roli"]] == ["probe", "finetune"]
-    alone = from_recipe("lp_ft", "cub", "prompt", "--finetune.epochs=3", "--lp.batch_size=8")
-    assert [s.epochs for _, s in alone.stages("lp_ft")] == [1, 3]
+    alone = from_recipe("lp_ft", "cub", "prompt", "--finetune.epochs=30", "--lp.batch_size=8")
+    assert [s.epochs for _, s in alone.stages("lp_ft")] == [1, 30]
     assert alone.methods == ("lp", "ft", "lp_ft")
     with pytest.raises(ConfigError, match="`--probe.epochs` changes nothing"):
-        from_recipe("lp_ft", "cub", "full", "--probe.epochs=3")
+        from_recipe("lp_ft", "cub", "full", "--probe.epochs=30")
 
 
 def test_robust_linear_heads_probe_first_within_the_same_budget() -> None:
