@@ -10,7 +10,7 @@ import torch
 
 from roli_fast import report
 from roli_fast.analyze.cli import Command
-from roli_fast.analyze.deep import make_deep
+from roli_fast.analyze.deep import check_budget, make_deep
 from roli_fast.analyze.targets import Target, targets
 from roli_fast.data import Splits
 from roli_fast.errors import RoliFastError, RunDirectoryError
@@ -45,6 +45,7 @@ def run(command: Command, *, quiet: bool = False) -> Iterator[str]:
         with RunLock(run_dir, "RUN"), Interrupt() as interrupt, contextlib.ExitStack() as undo:
             undo.callback(torch.set_num_threads, before)
             splits, threads = _open(own[0])
+            check_budget(command, splits.num_classes)
             torch.set_num_threads(threads)
             workers = own[0].experiment.workers if command.workers is None else command.workers
             context = Context(device, workers, 0.0, NoRecorder(), interrupt, quiet=quiet)
