@@ -149,6 +149,14 @@ def test_a_tangent_of_the_backbone_alone_leaves_the_head() -> None:
     assert close(found.features.flatten(), truth.of_features.sum(1))
 
 
+def test_the_callers_grad_mode_plays_no_part() -> None:
+    own = case("mlp")
+    with torch.no_grad():
+        without = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    within = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    assert torch.equal(without.logits, within.logits) and not within.logits.requires_grad
+
+
 def test_a_zero_head_moves_no_feature() -> None:
     own = case("mlp")
     nn.init.zeros_(own.model.get_parameter("out.weight"))
