@@ -3,8 +3,7 @@
 import pytest
 import torch
 from explicit import Mlp, close, jacobians
-from networks import KINDS, case
-from test_analysis_one_step import Cubed
+from networks import KINDS, Cubed, case
 from tiny_models import images, untouched
 from torch import Tensor
 from torch.func import functional_call, jacrev
