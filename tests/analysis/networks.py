@@ -46,6 +46,27 @@ class TorchEncoder(nn.Module):
         return self.out(self.layers(self.embed(x))[:, 0])
 
 
+class Cube(torch.autograd.Function):
+    """x^3 without a forward mode, and without a rule for vmap."""
+
+    @staticmethod
+    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(context: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        (x,) = context.saved_tensors
+        return 3 * x**2 * grad
+
+
+class Cubed(Mlp):
+    """The small network with an operation that has only a backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(Cube.apply(self.body(x)))
+
+
 def case(kind: str) -> Case:
     """`kind` is "mlp", "mlp without bias", "text", "torch encoder", "lora", or a timm network."""
     if kind.startswith("mlp"):
@@ -69,7 +90,9 @@ def case(kind: str) -> Case:
         return found
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            module.running_mean.copy_(images(*module.running_mean.shape))
+            assert module.running_var is not None
+            module.running_mean.copy_(0.2 * images(*module.running_mean.shape) - 0.1)
+            module.running_var.copy_(0.5 * images(*module.running_var.shape, seed=1) + 0.1)
     return _case(model, model.head_name, images(6, 3, size, size).double(), 4)
 
 

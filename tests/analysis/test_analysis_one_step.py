@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from explicit import Mlp, close, jacobians
-from networks import KINDS, case
+from networks import KINDS, Cubed, case
 from tiny_models import images, tiny, untouched
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from roli_fast import peft
 from roli_fast.analysis import (
@@ -148,6 +149,14 @@ def test_a_tangent_of_the_backbone_alone_leaves_the_head() -> None:
     assert close(found.features.flatten(), truth.of_features.sum(1))
 
 
+def test_the_callers_grad_mode_plays_no_part() -> None:
+    own = case("mlp")
+    with torch.no_grad():
+        without = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    within = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    assert torch.equal(without.logits, within.logits) and not within.logits.requires_grad
+
+
 def test_a_zero_head_moves_no_feature() -> None:
     own = case("mlp")
     nn.init.zeros_(own.model.get_parameter("out.weight"))
@@ -173,27 +182,6 @@ def test_what_trains() -> None:
     every = one_step(own.model, train, test)
     assert len(every.tangent) == len(list(own.model.parameters()))
     assert not torch.equal(every.logits, named.logits)
-
-
-class Cube(torch.autograd.Function):
-    """x^3 without a forward mode, and without a rule for vmap."""
-
-    @staticmethod
-    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        context.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(context: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
-        (x,) = context.saved_tensors
-        return 3 * x**2 * grad
-
-
-class Cubed(Mlp):
-    """The small network with an operation that has only a backward pass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(Cube.apply(self.body(x)))
 
 
 def test_without_a_forward_mode_it_is_a_difference_and_says_so() -> None:
@@ -262,7 +250,28 @@ def test_it_says_its_cost_before(caplog: pytest.LogCaptureFixture) -> None:
     own = case("mlp")
     with caplog.at_level("INFO", "roli_fast.analysis"):
         one_step(own.model, own.batches(TRAIN), own.batches(TEST))
-    assert "one step: 7 forwards, 4 weight gradients, 3 JVPs" in caplog.text
+        tangent = {"body.0.weight": torch.ones(6, 5).double()}
+        one_step(own.model, [], own.batches(TEST), tangent=tangent)
+        one_step(own.model, iter(own.batches(TRAIN)), own.batches(TEST))
+        one_step(own.model, own.batches(TRAIN), iter(own.batches(TEST)))
+    assert [message.split(",")[:2] for message in caplog.messages] == [
+        ["one step: 7 forwards", " 4 weight gradients"],
+        ["one step: 3 forwards", " 3 JVPs"],
+        *2 * [["one step", " a sample: 2 forwards"]],
+    ]
     attack = PGD(norm="linf", eps=0.05, bounds=(0.0, 1.0), steps=2)
     cost = one_step_cost(LinearHead.of(own.model), 4, 3, attack)
     assert cost.weight_backwards == 4 and cost.input_backwards == 8 and cost.jvps == 3
+
+
+@pytest.mark.parametrize("kind", ["vit_tiny_patch16_224", "text"])
+def test_its_cost_is_what_is_said(kind: str) -> None:
+    """In matrix products: what the units leave out is the input's own gradient, and the head's."""
+    own = case(kind)
+    view = LinearHead.of(own.model, own.head)
+    with FlopCounterMode(display=False) as forward:
+        own.model(own.x[TRAIN])
+    with FlopCounterMode(display=False) as counter:
+        one_step(view, own.batches(TRAIN), own.batches(TRAIN))
+    units = counter.get_total_flops() / forward.get_total_flops() * 4
+    assert units == pytest.approx(one_step_cost(view, 4, 4).forward_units, rel=0.15)
