@@ -1,7 +1,12 @@
 """Why a fine-tuning works: pure functions of (model, data, attack or none).
 
+    >>> from roli_fast import analysis
+    >>> clean = analysis.gather(model, batches)
+    >>> attacked = analysis.gather(model, batches, PGD(eps=8 / 255, steps=10))
+    >>> analysis.robust_drift(clean.features, attacked.features)
+
 Each states its cost before it runs (logger "roli_fast.analysis", level INFO), and its sibling
-`..._cost` gives it beforehand.
+`..._cost`, in the same module, gives it beforehand.
 """
 
 from roli_fast.analysis import calibration as calibration
@@ -38,4 +43,7 @@ from roli_fast.analysis.one_step import one_step_cost as one_step_cost
 from roli_fast.analysis.residual import residual_size as residual_size
 from roli_fast.analysis.sensitivity import Sensitivity as Sensitivity
 from roli_fast.analysis.sensitivity import margin_sensitivity as margin_sensitivity
+from roli_fast.analysis.sensitivity import margin_sensitivity_cost as margin_sensitivity_cost
+from roli_fast.analysis.spectrum import sum_of_logits_kernel as sum_of_logits_kernel
+from roli_fast.analysis.spectrum import top_eigenvalues as top_eigenvalues
 from roli_fast.analysis.view import LinearHead as LinearHead

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from roli_fast.analysis.costs import Cost, attack_cost
 from roli_fast.analysis.descent import attacked
 from roli_fast.analysis.head_scale import SCALES, head_scale, head_scale_cost
-from roli_fast.analysis.kernel_regression import kernel_regression, kernel_regression_cost
+from roli_fast.analysis.kernel_regression import FOLDS, kernel_regression, kernel_regression_cost
 from roli_fast.analysis.light import Images, number, numbers
 from roli_fast.analysis.ntk import COPIES, Kernel, Part, empirical_ntk, empirical_ntk_cost
 from roli_fast.analysis.one_step import (
@@ -31,9 +31,6 @@ from roli_fast.data import Batch
 TOP = 50
 """Eigenvalues of a spectrum that are kept."""
 
-MOST_KERNEL_IMAGES = 50
-"""Of a kernel, unless more are asked for."""
-
 
 @dataclass(frozen=True, eq=False)
 class Start:
@@ -44,22 +41,22 @@ class Start:
         names: the tensors that the stage trains.
         train: training images.
         validation: held-out images, on which changes are measured.
-        attack: under the threat.
+        attack: under the threat; None for clean training alone.
         lr: the stage's rate.
         optimizer: its name, "adamw" say.
         optimize: (model, names) -> the stage's optimiser.
         counts: of training and validation images.
         attacks: whether the stage trains on attacked images.
         seed: of the attack's draws.
-        after_batch: called with the number of images done, `one_step_looks` in all; a progress bar,
-            or a stop.
+        after_batch: called with the number of images done, `one_step_looks` and its like in all; a
+            progress bar, or a stop.
     """
 
     model: nn.Module
     names: Sequence[str]
     train: Images
     validation: Images
-    attack: Attack
+    attack: Attack | None
     lr: float
     optimizer: str
     optimize: Optimize
@@ -70,12 +67,17 @@ class Start:
 
     def kinds(self) -> dict[str, Attack | None]:
         """Clean training looked at on clean images, adversarial training on attacked ones."""
-        return {"clean": None, "adversarial": self.attack}
+        return {"clean": None} | ({"adversarial": self.attack} if self.attack else {})
 
     def seen(self, attack: Attack | None) -> list[Batch]:
         """The validation images, attacked at this model where there is an attack."""
         images = self.counted(self.validation())
         return list(attacked(self.model, images, attack, seed=self.seed))
+
+    def seen_cost(self, attack: Attack | None) -> Cost:
+        """Of `seen`."""
+        classes = LinearHead.of(self.model).classes
+        return attack_cost(attack, self.counts[1], classes=classes) if attack else Cost("")
 
     def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; `after_batch` is called after each is used."""
@@ -114,9 +116,7 @@ def one_step_tree_cost(start: Start) -> Cost:
             one_step_cost(start.model, 0, images),
             Cost("", forwards=4 * images),
         ]
-        if attack:
-            parts.append(attack_cost(attack, images, classes=LinearHead.of(start.model).classes))
-        for part in parts:
+        for part in (*parts, start.seen_cost(attack)):
             total += part.named("")
     return total.named("first update, predicted and actual")
 
@@ -137,6 +137,7 @@ def head_scale_tree(start: Start) -> list[dict[str, Any]]:
         lr=start.lr / start.counts[0],
         attack=attack,
         seed=start.seed,
+        after_batch=start.after_batch,
     )
     return [
         numbers(
@@ -154,15 +155,22 @@ def head_scale_tree(start: Start) -> list[dict[str, Any]]:
     ]
 
 
+def head_scale_looks(start: Start) -> int:
+    """As `one_step_looks`."""
+    return 2 * len(SCALES) * sum(start.counts) + start.counts[1]
+
+
 def head_scale_tree_cost(start: Start) -> Cost:
-    """See `head_scale_cost`."""
+    """See `head_scale_cost`; and the attack on the images that are looked at."""
     attack = start.attack if start.attacks else None
-    return head_scale_cost(start.model, *start.counts, len(SCALES), attack)
+    cost = head_scale_cost(start.model, *start.counts, len(SCALES), attack)
+    return (cost + start.seen_cost(attack)).named("head scale")
 
 
 def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
     """P, F and their sum at the stage's start, in fp64: clean training images for rank, norm and
-    spectrum; validation images for the test of kernel regression.
+    spectrum; validation images for the test of kernel regression, null with fewer training images
+    than it has folds.
 
     Raises:
         ArgumentError: N x C is above what fits into `memory`.
@@ -170,16 +178,14 @@ def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
     train, test = _stacked(start.train()), _stacked(start.validation())
     x, y = torch.cat([train.x, test.x]), torch.cat([train.y, test.y]).cpu()
     options: dict[str, Any] = {"names": start.names, "memory": memory, "dtype": torch.float64}
-    whole = empirical_ntk(start.model, x, y, **options)
+    whole = empirical_ntk(start.model, x, y, after_batch=start.after_batch, **options)
     ours, theirs = torch.arange(len(train.y)), torch.arange(len(train.y), len(y))
     own = Kernel(whole.P_gram[ours][:, ours], whole.matrix("F", ours, ours), whole.classes)
     spectrum = own.spectrum("NTK")
-    fit = kernel_regression(
-        whole.matrix("NTK", ours, ours),
-        y[ours],
-        whole.matrix("NTK", theirs, ours),
-        y[theirs],
-    )
+    fit = None
+    if len(ours) >= FOLDS:
+        square, across = (whole.matrix("NTK", rows, ours) for rows in (ours, theirs))
+        fit = kernel_regression(square, y[ours], across, y[theirs])
     parts: tuple[Part, ...] = ("P", "F", "NTK")
     return {
         "images": len(ours),
@@ -187,7 +193,7 @@ def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
         "classes": own.classes,
         **{part: {"rank": own.rank(part), "frobenius": own.frobenius(part)} for part in parts},
         "spectrum": [number(v) for v in (spectrum / spectrum[0])[:TOP].tolist()],
-        "regression": {"train": fit.train, "test": fit.test, "trivial": fit.trivial},
+        "regression": fit and {"train": fit.train, "test": fit.test, "trivial": fit.trivial},
     }
 
 
@@ -204,10 +210,9 @@ def kernel_tree_cost(start: Start, memory: int) -> Cost:
     return (kernel + kernel_regression_cost(train, classes)).named("tangent kernel")
 
 
-def kernel_images(classes: int, memory: int) -> int:
-    """Training images, and as many others, whose kernel in fp64 fits into `memory`; at most 50."""
-    rows = int((memory / (COPIES * 8)) ** 0.5)
-    return max(1, min(MOST_KERNEL_IMAGES, rows // classes // 2))
+def most_kernel_images(classes: int, memory: int) -> int:
+    """How many training images, and as many others, have a kernel in fp64 that fits."""
+    return int((memory / (COPIES * 8)) ** 0.5) // classes // 2
 
 
 def _stacked(batches: Iterable[Batch]) -> Batch:

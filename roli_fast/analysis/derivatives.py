@@ -6,6 +6,7 @@ The only place beside the engine and the trainer's update where derivatives are 
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ class Network:
         own = dict(head.model.named_parameters())
         self.parameters = {name: own[name].detach() for name in names}
         self.notes: list[str] = []
+        self._can_batch = True
         self._captured = _Captured(head)
 
     @property
@@ -171,15 +173,25 @@ class Network:
         if not leaves or not logits.requires_grad:
             lead = weights.shape[:1] if batched else ()
             return {name: leaf.new_zeros(*lead, *leaf.shape) for name, leaf in leaves.items()}
-        found = torch.autograd.grad(
+        take = partial(
+            torch.autograd.grad,
             logits,
             list(leaves.values()),
-            weights,
-            is_grads_batched=batched,
             allow_unused=True,
             materialize_grads=True,
         )
-        return dict(zip(leaves, found, strict=True))
+        if not batched:
+            return dict(zip(leaves, take(weights), strict=True))
+        if self._can_batch:
+            try:
+                found = take(weights, is_grads_batched=True, retain_graph=True)
+                return dict(zip(leaves, found, strict=True))
+            except RuntimeError as error:  # an autograd.Function, say, without a rule for vmap
+                if "vmap" not in str(error):
+                    raise
+                self._can_batch = False
+        found = zip(*(take(row, retain_graph=True) for row in weights), strict=True)
+        return {name: torch.stack(rows) for name, rows in zip(leaves, found, strict=True)}
 
 
 @contextlib.contextmanager
@@ -229,18 +241,11 @@ def moving_names(head: LinearHead, names: Sequence[str] | None = None) -> list[s
     Raises:
         ArgumentError: names that the model does not have.
     """
-    own = dict(head.model.named_parameters())
-    ours = head.backbone()
-    if names is None:
-        trains = {name for name, parameter in own.items() if parameter.requires_grad}
-        chosen = trains or own.keys()
-    else:
-        chosen = set(names)
-        unknown = sorted(chosen - own.keys())
-        if unknown:
-            fix = "Take names from `model.named_parameters()`."
-            raise ArgumentError(describe("names", "parameters of the model", unknown[:5], fix))
-    return [name for name in ours if name in chosen]
+    if names is not None:
+        return list(head.backbone(names))
+    trains = {name for name, p in head.model.named_parameters() if p.requires_grad}
+    ours = list(head.backbone())
+    return [name for name in ours if name in trains] if trains else ours
 
 
 class _Captured(nn.Module):

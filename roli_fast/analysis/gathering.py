@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from roli_fast.analysis.costs import Cost, attack_cost, count_of, say_for
 from roli_fast.analysis.view import LinearHead, eval_mode
-from roli_fast.attacks import Attack
+from roli_fast.attacks import Attack, AttackResult
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.engine.input_gradient import check_device, check_labels, check_logits
@@ -39,6 +39,16 @@ class Gathered:
 
     def __len__(self) -> int:
         return len(self.y)
+
+
+def attacked(
+    model: nn.Module, batch: Batch, attack: Attack, *, seed: int = 0, engine: Engine | None = None
+) -> AttackResult:
+    """What an attack makes of a batch, with the draws of `evaluate` at this seed: a sample's depend
+    on seed, the attack's label and the sample's id alone."""
+    x, y, ids = batch
+    generator = derived_generator("evaluate", seed, attack.label, device=x.device)
+    return attack.run(model, x, y, generator, engine=engine, sample_ids=ids.to(x.device))
 
 
 def gather_cost(
@@ -86,8 +96,7 @@ def gather(  # noqa: PLR0913 - one call, and each option is independent of the o
         model: the model, or the view of it.
         batches: (x, y, ids) on the model's device, without augmentation.
         attack: under its threat; None for the samples themselves.
-        seed: seeds the attack's draws, which are those of `evaluate` with this seed: a sample's
-            depend on seed, label and id alone, not on its batch.
+        seed: of the attack's draws, see `attacked`.
         head: as for `LinearHead.of`.
         engine: how the attack's passes are made; features are always the plain model's.
         keep_images: keep the inputs too.
@@ -106,9 +115,7 @@ def gather(  # noqa: PLR0913 - one call, and each option is independent of the o
         for x, y, ids in batches:
             check_device(x, view.model)
             if attack is not None:
-                generator = derived_generator("evaluate", seed, attack.label, device=x.device)
-                own = ids.to(x.device)
-                found = attack.run(view.model, x, y, generator, engine=engine, sample_ids=own)
+                found = attacked(view.model, Batch(x, y, ids), attack, seed=seed, engine=engine)
                 x = found.x_adv
                 forwards += found.cost.forward_images
                 backwards += found.cost.backward_images

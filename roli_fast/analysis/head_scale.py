@@ -1,12 +1,12 @@
 """What the size of the head does to an update: V -> s V, b -> s b before it.
 
-At fixed residuals and rate, d phi grows as s and the backbone's part of d f as s^2, so features move
+At fixed residuals and rate, d phi grows as s and the backbone's part of d f as s^2: features move
 less for each unit that logits move (Tomihari & Sato 2024, arXiv:2405.16747, section 4). At the same
 rate they move more: what reverses it in practice are smaller residuals and smaller rates.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ class ScaleRow:
 
 
 def head_scale(  # noqa: PLR0913 - one call, and each option is independent of the others
-    model: nn.Module,
+    model: nn.Module | LinearHead,
     train: Iterable[Batch],
     batches: Iterable[Batch],
     scales: Sequence[float] = SCALES,
@@ -65,6 +65,7 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
     attack: Attack | None = None,
     head: str | None = None,
     seed: int = 0,
+    after_batch: Callable[[int], None] | None = None,
 ) -> list[ScaleRow]:
     """The predicted change under one SGD step, for the head times each scale.
 
@@ -81,6 +82,8 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
         attack: for `train`, made anew at every scale but for `ScaleRow.fixed`.
         head: name of the head where it cannot be found.
         seed: of the attack's random start.
+        after_batch: called with the number of images done, 2 len(scales) times all of both; a
+            progress bar, or a stop.
     """
     for scale in scales:
         check_positive("scales", scale)
@@ -89,8 +92,8 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
     counts = count_of(train) or 0, count_of(batches) or 0
     say(head_scale_cost(view, *counts, len(scales), attack))
     moving = moving_names(view, names)
-    own = LinearHead.of(copy.deepcopy(model), view.name)
-    study = _Study(own, moving, batches, lr)
+    own = LinearHead.of(copy.deepcopy(view.model), view.name)
+    study = _Study(own, moving, batches, lr, after_batch)
     first = list(attacked(own.model, train, attack, seed=seed))
     deltas = study.residuals(first)
     start = [parameter.detach().clone() for parameter in own.layer.parameters()]
@@ -119,7 +122,7 @@ def head_scale_cost(
     attack: Attack | None = None,
 ) -> Cost:
     """Of each scale two gradients a training image and two JVPs an image; and the attacks."""
-    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    view = LinearHead.of(model)
     size = sum(p.numel() * p.element_size() for p in view.model.parameters())
     cost = Cost(
         "head scale",
@@ -139,12 +142,21 @@ class _Study:
     names: list[str]
     batches: list[Batch]
     lr: float
+    after_batch: Callable[[int], None] | None
 
     def step(self, train: list[Batch], weigh: Weigh) -> tuple[OneStep, Descent]:
         with network(self.view, self.names) as net:
-            found = descend(net, train, weigh)
+            found = descend(net, self._counted(train), weigh)
             update = {name: self.lr * value for name, value in found.tangent.items()}
-            return predict(net, update, self.batches, lr=self.lr, descent=found), found
+            return predict(
+                net, update, self._counted(self.batches), lr=self.lr, descent=found
+            ), found
+
+    def _counted(self, batches: list[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            if self.after_batch:
+                self.after_batch(len(batch.y))
 
     def residuals(self, train: list[Batch]) -> list[Tensor]:
         """delta of each batch, at the present head."""

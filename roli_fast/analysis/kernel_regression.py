@@ -4,7 +4,7 @@ Tomihari & Sato 2024 (arXiv:2405.16747) fit N C binary decisions, of which the t
 1 - 1/C right. Here a sample has one label: softmax over its C scores, and argmax accuracy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Regression:
         trivial: of always saying the most frequent training label, on the test samples.
         strength: the inverse strength of L2 that cross-validation chose.
         validation: its accuracy there.
+        scores: of the test samples, fp64 (M, C).
     """
 
     train: float
@@ -40,6 +41,7 @@ class Regression:
     trivial: float
     strength: float
     validation: float
+    scores: Tensor = field(repr=False)
 
 
 def kernel_regression(  # noqa: PLR0913 - one call, and each option is independent of the others
@@ -75,7 +77,7 @@ def kernel_regression(  # noqa: PLR0913 - one call, and each option is independe
     train, test = _coordinates(kernel_train, kernel_test, classes)
     labels, test_labels = y.cpu().numpy(), y_test.cpu().numpy()
     fold = _folds(labels, folds, seed)
-    scores: list[tuple[float, float, float]] = []
+    tried: list[tuple[float, float, float]] = []
     for strength in strengths:
         right = likelihood = 0.0
         for number in range(folds):
@@ -84,15 +86,17 @@ def kernel_regression(  # noqa: PLR0913 - one call, and each option is independe
             logits = train[out] @ weights
             right += float((logits.argmax(1) == labels[out]).sum())
             likelihood -= _loss(logits, labels[out])[0]
-        scores.append((right / len(labels), likelihood, strength))
-    validation, _, strength = max(scores)
+        tried.append((right / len(labels), likelihood, strength))
+    validation, _, strength = max(tried)
     weights = _fit(train, labels, strength)
+    scores = test @ weights
     return Regression(
         train=float(((train @ weights).argmax(1) == labels).mean()),
-        test=float(((test @ weights).argmax(1) == test_labels).mean()),
+        test=float((scores.argmax(1) == test_labels).mean()),
         trivial=float((test_labels == np.bincount(labels).argmax()).mean()),
         strength=strength,
         validation=validation,
+        scores=torch.from_numpy(scores),
     )
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from roli_fast.analysis.costs import Cost, say
 from roli_fast.analysis.derivatives import network
 from roli_fast.analysis.descent import in_dtype
-from roli_fast.analysis.gram import Piece, gram
-from roli_fast.analysis.ntk import MEMORY, check_memory
+from roli_fast.analysis.gram import Piece, gram, passes
+from roli_fast.analysis.ntk import MEMORY, check_memory, room_for_gradients
 from roli_fast.analysis.view import LinearHead
 from roli_fast.models import Classifier
 from roli_fast.peft import LoRA, apply
@@ -71,30 +71,24 @@ def lora_kernel(  # noqa: PLR0913 - one call, and each option is independent of 
     Raises:
         ArgumentError: LoRA cannot be applied, or N x C is above what fits into `memory`.
     """
-    found = method.find(model)
-    say(lora_kernel_cost(model, method, len(x), draws=draws, memory=memory))
-    view = LinearHead.of(model)
-    factor = (method.alpha / method.rank) ** 2 * method.rank
-    layers = {name: _linear(model, name) for name in found}
-    scales = {n: factor * start_variance(layer.in_features) for n, layer in layers.items()}
+    say(lora_kernel_cost(model, method, len(x), draws=draws, memory=memory, dtype=dtype))
+    view, adapted = LinearHead.of(model), _adapted(model, method)
     expected = torch.zeros(())
-    with network(in_dtype(view, dtype), [f"{name}.weight" for name in found]) as net:
+    with network(in_dtype(view, dtype), [layer.name for layer in adapted]) as net:
         eye = torch.eye(view.classes).to(net.head.layer.weight.detach())
-        for name, rows in found.items():
-            layer = layers[name]
-            width = layer.in_features
-            ranges = rows or ((0, layer.out_features),)
-            pieces = [Piece(f"{name}.weight", i * width, j * width) for i, j in ranges]
-            own = gram(net, x, eye, memory=memory // 2, pieces=pieces)
-            expected = expected.to(own) + scales[name] * own
+        room = room_for_gradients(len(x) * view.classes, eye.element_size(), memory)
+        for layer in adapted:
+            own = gram(net, x, eye, memory=room, pieces=layer.pieces())
+            expected = expected.to(own) + layer.scale * own
     mean, errors = torch.zeros_like(expected), []
     for draw in range(draws):
-        adapted = copy.deepcopy(model)
-        names = apply(adapted, method, seed=derive_seed("lora_kernel", seed, draw))
-        with network(in_dtype(LinearHead.of(adapted), dtype), names) as net:
-            own = gram(net, x, eye, memory=memory // 2)
+        drawn = copy.deepcopy(model)
+        names = apply(drawn, method, seed=derive_seed("lora_kernel", seed, draw))
+        with network(in_dtype(LinearHead.of(drawn), dtype), names) as net:
+            own = gram(net, x, eye, memory=room)
         mean += own / draws
         errors.append(_distance(own, expected))
+    scales = {layer.name.removesuffix(".weight"): layer.scale for layer in adapted}
     return LoraKernel(expected.cpu(), mean.cpu(), tuple(errors), scales)
 
 
@@ -103,30 +97,74 @@ def start_variance(inputs: int) -> float:
     return 1 / (3 * inputs)
 
 
-def lora_kernel_cost(
-    model: Classifier, method: LoRA, images: int, *, draws: int = 8, memory: int = MEMORY
+def lora_kernel_cost(  # noqa: PLR0913 - each is independent of the others
+    model: Classifier,
+    method: LoRA,
+    images: int,
+    *,
+    draws: int = 8,
+    memory: int = MEMORY,
+    dtype: torch.dtype | None = None,
 ) -> Cost:
-    """Of each adapted matrix, and of each draw, a forward of every input and C backwards.
+    """Of each adapted matrix, and of each draw, a forward of every input and C backwards; more
+    where their gradients do not fit into `memory` at once.
 
     Raises:
         ArgumentError: as `lora_kernel`.
     """
-    view = LinearHead.of(model)
-    item = view.layer.weight.dtype.itemsize
+    view, adapted = LinearHead.of(model), _adapted(model, method)
+    item = (dtype or view.layer.weight.dtype).itemsize
     check_memory(images, view.classes, item, memory)
-    rows, passes = images * view.classes, len(method.find(model)) + draws
+    rows = images * view.classes
+    room = room_for_gradients(rows, item, memory)
+    every = sum(passes(rows, item, layer.full, room) for layer in adapted)
+    low = sum(layer.low for layer in adapted)
+    every += draws * passes(rows, item, low, room)
     return Cost(
         "LoRA kernel",
-        forwards=images * passes,
-        weight_backwards=rows * passes,
-        bytes=memory // 2 + 3 * item * rows**2,
+        forwards=images * every,
+        weight_backwards=rows * every,
+        bytes=memory,
     )
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Linear), "LoRA.find finds nothing else"
-    return layer
+@dataclass(frozen=True)
+class _Layer:
+    """A matrix that LoRA takes: its parameter, its row length, ranges of its rows, the rank."""
+
+    name: str
+    width: int
+    ranges: tuple[tuple[int, int], ...]
+    rank: int
+    scale: float
+
+    def pieces(self) -> list[Piece]:
+        """The entries that LoRA moves."""
+        return [Piece(self.name, i * self.width, j * self.width) for i, j in self.ranges]
+
+    @property
+    def full(self) -> int:
+        """How many these are."""
+        return sum(piece.width for piece in self.pieces())
+
+    @property
+    def low(self) -> int:
+        """How many A and B have."""
+        rows = sum(stop - start for start, stop in self.ranges)
+        return self.rank * (len(self.ranges) * self.width + rows)
+
+
+def _adapted(model: Classifier, method: LoRA) -> list[_Layer]:
+    """What LoRA takes of this model; every check is made."""
+    found: list[_Layer] = []
+    factor = (method.alpha / method.rank) ** 2 * method.rank
+    for name, rows in method.find(model).items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear), "LoRA.find finds nothing else"
+        ranges, width = rows or ((0, layer.out_features),), layer.in_features
+        scale = factor * start_variance(width)
+        found.append(_Layer(f"{name}.weight", width, ranges, method.rank, scale))
+    return found
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:

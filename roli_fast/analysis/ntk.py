@@ -6,7 +6,7 @@ input m. With f(x) = V phi(x) + b it is P + F (Tomihari & Sato 2024, arXiv:2405.
 backbone. For anything larger use `one_step`, which never builds it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,9 +23,9 @@ from roli_fast.errors import ArgumentError, check_choice, describe
 MEMORY = 2 * 2**30
 """Bytes that a kernel may take, with what it takes to build and to analyse it."""
 
-COPIES = 4
-"""A kernel may take 1 / COPIES of the memory: a sum P + F and its decomposition take two more, and
-the gradients of a block the rest."""
+COPIES = 8
+"""A kernel may take 1 / COPIES of the memory. A sum P + F, its decomposition and a mean are as
+large again; what is left is for the gradients of a block of parameters."""
 
 Part = Literal["P", "F", "NTK"]
 
@@ -62,25 +62,32 @@ class Kernel:
             columns: indices of inputs, int64.
         """
         check_choice("part", part, ("P", "F", "NTK"))
-        every = torch.arange(self.images)
-        i, j = (every if where is None else where for where in (rows, columns))
-        shape = len(i) * self.classes, len(j) * self.classes
-        found = torch.zeros(len(i), self.classes, len(j), self.classes, dtype=self.F.dtype)
-        if part != "P":
-            whole = self.F.view(self.images, self.classes, self.images, self.classes)
-            found += whole[i][:, :, j]
+        count, each = self.images, self.classes
+        if rows is None and columns is None:
+            found = torch.zeros_like(self.F) if part == "P" else self.F.clone()
+            found = found.view(count, each, count, each)
+        else:
+            every = torch.arange(count)
+            rows, columns = (every if where is None else where for where in (rows, columns))
+            found = self.F.new_zeros(len(rows), each, len(columns), each)
+            if part != "P":
+                whole = self.F.view(count, each, count, each)
+                for place, row in enumerate(rows.tolist()):
+                    found[place] = whole[row][:, columns]
         if part != "F":
+            own = self.P_gram if rows is None else self.P_gram[rows][:, columns]
             diagonal = torch.diagonal(found, dim1=1, dim2=3)  # (rows, columns, C), a view
-            diagonal += self.P_gram[i][:, j, None]
-        return found.view(shape)
+            diagonal += own[..., None]
+        return found.flatten(2).flatten(0, 1)
 
     def spectrum(self, part: Part = "NTK") -> Tensor:
-        """Eigenvalues, largest first, (N C,), fp64; those below 0 are rounding, and become 0."""
+        """Eigenvalues, largest first, (N C,), fp64 numbers found in the kernel's own dtype; those
+        below 0 are rounding, and become 0."""
         if part == "P":
-            values = torch.linalg.eigvalsh(self.P_gram.double()).repeat_interleave(self.classes)
+            values = torch.linalg.eigvalsh(self.P_gram).repeat_interleave(self.classes)
         else:
-            values = torch.linalg.eigvalsh(self.matrix(part).double())
-        return values.flip(0).clamp(min=0)
+            values = torch.linalg.eigvalsh(self.matrix(part))
+        return values.double().flip(0).clamp(min=0)
 
     def rank(self, part: Part = "NTK", tol: float | None = None) -> int:
         """How many eigenvalues are above `tol` times the largest.
@@ -97,7 +104,7 @@ class Kernel:
         """The root of the sum of squares."""
         if part == "P":
             return float(self.P_gram.double().norm()) * self.classes**0.5
-        return float(self.matrix(part).double().norm())
+        return float(torch.linalg.vector_norm(self.matrix(part), dtype=torch.float64))
 
     def trace_by_class(self, part: Part = "NTK") -> Tensor:
         """Trace norms of the C x C blocks of pairs of inputs, their means by class, (C, C), fp64.
@@ -110,16 +117,16 @@ class Kernel:
         if self.y is None:
             fix = "Give `y` to `empirical_ntk`."
             raise ArgumentError(describe("y", "labels of the kernel's inputs", None, fix))
-        whole = self.matrix(part).double()
-        whole = whole.view(self.images, self.classes, self.images, self.classes)
-        norms = torch.stack([torch.linalg.matrix_norm(row.transpose(0, 1), "nuc") for row in whole])
+        whole = self.matrix(part).view(self.images, self.classes, self.images, self.classes)
+        blocks = (row.double().transpose(0, 1) for row in whole)  # (N, C, C) each
+        norms = torch.stack([torch.linalg.matrix_norm(row, "nuc") for row in blocks])
         member = torch.nn.functional.one_hot(self.y.cpu(), self.classes).double()
         pairs = member.sum(0)[:, None] * member.sum(0)
         return (member.t() @ norms @ member) / pairs
 
 
 def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent of the others
-    model: nn.Module,
+    model: nn.Module | LinearHead,
     x: Tensor,
     y: Tensor | None = None,
     *,
@@ -127,6 +134,7 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
     memory: int = MEMORY,
     head: str | None = None,
     dtype: torch.dtype | None = None,
+    after_batch: Callable[[int], None] | None = None,
 ) -> Kernel:
     """P and F of some inputs at the present weights, in eval mode.
 
@@ -142,6 +150,8 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
         head: name of the head where it cannot be found.
         dtype: compute in this dtype, in a copy of the model; None is the model's own. Ranks want
             float64.
+        after_batch: called with the number of inputs done, `empirical_ntk_cost(...).forwards` in
+            all; a progress bar, or a stop.
 
     Returns:
         The kernel, on the CPU.
@@ -153,10 +163,10 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
     say(empirical_ntk_cost(view, len(x), names=names, memory=memory, dtype=dtype))
     with network(in_dtype(view, dtype), names) as net:
         weights = torch.eye(view.classes).to(net.head.layer.weight.detach())
-        found = gram(net, x, weights, memory=memory // 2)
-        features = _features(net, x)
-    bias = view.layer.bias is not None
-    return Kernel((features @ features.t() + bias).cpu(), found.cpu(), view.classes, y)
+        own = head_gram(net, x, after_batch)
+        room = room_for_gradients(len(x) * view.classes, weights.element_size(), memory)
+        found = gram(net, x, weights, memory=room, after_batch=after_batch)
+    return Kernel(own.cpu(), found.cpu(), view.classes, None if y is None else y.cpu())
 
 
 def empirical_ntk_cost(
@@ -172,25 +182,50 @@ def empirical_ntk_cost(
     Raises:
         ArgumentError: N x C is above what fits into `memory`.
     """
-    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    view = LinearHead.of(model)
+    return kernel_cost("empirical NTK", view, images, view.classes, (names, memory, dtype))
+
+
+def kernel_cost(
+    what: str,
+    view: LinearHead,
+    images: int,
+    each: int,
+    options: tuple[Sequence[str] | None, int, torch.dtype | None],
+) -> Cost:
+    """Of a kernel of so many rows an input; `options` are names, memory, dtype."""
+    names, memory, dtype = options
     item = (dtype or view.layer.weight.dtype).itemsize
-    rows = images * view.classes
-    check_memory(images, view.classes, item, memory)
+    check_memory(images, each, item, memory)
+    rows = images * each
     ours = view.backbone()
     parameters = sum(ours[name].numel() for name in moving_names(view, names))
-    count = passes(rows, item, parameters, memory // 2)
+    room = room_for_gradients(rows, item, memory)
+    count = passes(rows, item, parameters, room)
     return Cost(
-        "empirical NTK",
+        what,
         forwards=images * (count + 1),
         weight_backwards=rows * count,
         flops=2.0 * rows**2 * parameters,
-        bytes=memory // 2 + COPIES // 2 * rows**2 * item,
+        bytes=min(memory, 4 * rows**2 * item + rows * parameters * item * 4 // 3),
     )
 
 
-def _features(net: Network, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([net(part)[0] for part in x.split(64)])
+def head_gram(net: Network, x: Tensor, after_batch: Callable[[int], None] | None = None) -> Tensor:
+    """<phi(x), phi(x')> + 1 of N inputs, (N, N); without the 1 where the head has no bias."""
+    rows: list[Tensor] = []
+    for part in x.split(64):
+        with torch.no_grad():
+            rows.append(net(part)[0])
+        if after_batch:
+            after_batch(len(part))
+    features = torch.cat(rows)
+    return features @ features.t() + (net.head.layer.bias is not None)
+
+
+def room_for_gradients(rows: int, item: int, memory: int) -> int:
+    """Bytes that four kernels of so many rows leave."""
+    return memory - 4 * item * rows**2
 
 
 def check_memory(images: int, classes: int, item: int, memory: int) -> None:
@@ -204,10 +239,10 @@ def check_memory(images: int, classes: int, item: int, memory: int) -> None:
     raise ArgumentError(
         describe(
             "x",
-            f"a kernel that fits into a quarter of `memory`, {memory / 2**30:.3g} GiB",
-            f"{images} inputs x {classes} classes = {rows:,} rows, a kernel of "
-            f"{rows**2 * item / 2**30:.3g} GiB",
-            f"{most} inputs would fit. Or set `memory` to {COPIES * rows**2 * item:,} bytes; or use"
-            " what needs no kernel: one_step, top_eigenvalues, sum_of_logits_kernel.",
+            f"N x C whose kernel takes at most 1/{COPIES} of `memory`, {memory:,} bytes",
+            f"{images} inputs x {classes} classes = {rows:,}: {rows**2 * item:,} bytes",
+            f"At most {most} inputs of {classes} classes fit: take fewer, or set `memory` to"
+            f" {COPIES * rows**2 * item:,}; or use what builds no such kernel: one_step,"
+            " top_eigenvalues, sum_of_logits_kernel.",
         )
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from roli_fast.analysis.costs import Cost, attack_cost, count_of, say
+from roli_fast.analysis.costs import Cost, attack_cost, count_of, say_for
 from roli_fast.analysis.derivatives import Network, Tangent, moving_names, network
 from roli_fast.analysis.descent import Descent, attacked, descend, in_dtype
 from roli_fast.analysis.residual import residual
@@ -86,7 +86,7 @@ class Change:
 
 
 def one_step(  # noqa: PLR0913 - one call, and each option is independent of the others
-    model: nn.Module,
+    model: nn.Module | LinearHead,
     train: Iterable[Batch],
     batches: Iterable[Batch],
     *,
@@ -131,11 +131,12 @@ def one_step(  # noqa: PLR0913 - one call, and each option is independent of the
     check_positive("lr", lr)
     view = LinearHead.of(model, head)
     counts = count_of(train) if tangent is None else 0, count_of(batches)
-    _say(one_step_cost(view, counts[0] or 1, counts[1] or 1, attack), known=None not in counts)
+    known = None if None in counts else counts[0]
+    say_for(known, one_step_cost(view, counts[0] or 1, counts[1] or 1, attack))
     moving = list(tangent) if tangent is not None and names is None else names
     with network(in_dtype(view, dtype), moving) as net:
         if tangent is None:
-            seen = attacked(model, train, attack, seed=seed)
+            seen = attacked(view.model, train, attack, seed=seed)
             found = descend(net, seen, lambda batch, logits: residual(logits, batch.y))
             update = {name: lr * value for name, value in found.tangent.items()}
             return predict(net, update, batches, lr=lr, descent=found)
@@ -183,7 +184,7 @@ def ft_ratio(backbone_part: Tensor, logits: Tensor) -> float:
 
 
 def actual_change(
-    model: nn.Module,
+    model: nn.Module | LinearHead,
     tangent: Tangent,
     batches: Iterable[Batch],
     *,
@@ -203,7 +204,7 @@ def actual_change(
     """
     view, rows = LinearHead.of(model, head), []
     count = count_of(batches)
-    _say(Cost("actual change", forwards=2 * (count or 1)), known=count is not None)
+    say_for(count, actual_change_cost(count or 1))
     with network(in_dtype(view, dtype), []) as net:
         net.check(tangent)
         for batch in batches:
@@ -215,7 +216,7 @@ def actual_change(
 
 
 def first_update(  # noqa: PLR0913 - one call, and each option is independent of the others
-    model: nn.Module,
+    model: nn.Module | LinearHead,
     train: Iterable[Batch],
     optimizer: Optimize,
     *,
@@ -246,10 +247,12 @@ def first_update(  # noqa: PLR0913 - one call, and each option is independent of
     """
     view = LinearHead.of(model, head)
     count = count_of(train)
-    _say(first_update_cost(view, count or 1, attack), known=count is not None)
-    stepped = LinearHead.of(copy.deepcopy(model).to(dtype or view.layer.weight.dtype), view.name)
+    say_for(count, first_update_cost(view, count or 1, attack))
+    stepped = LinearHead.of(
+        copy.deepcopy(view.model).to(dtype or view.layer.weight.dtype), view.name
+    )
     with network(stepped, moving_names(view, names)) as net:
-        seen = attacked(model, train, attack, seed=seed)
+        seen = attacked(view.model, train, attack, seed=seed)
         found = descend(net, seen, lambda batch, logits: residual(logits, batch.y))
     own = dict(stepped.model.named_parameters())
     before = {name: own[name].detach().clone() for name in found.tangent}
@@ -263,7 +266,7 @@ def one_step_cost(
     model: nn.Module | LinearHead, train_images: int, images: int, attack: Attack | None = None
 ) -> Cost:
     """A gradient for each training image, after its attack, and a JVP for each image."""
-    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    view = LinearHead.of(model)
     held = _bytes_of(view) * 2 + images * 4 * (view.dimensions + 3 * view.classes)
     cost = Cost(
         "one step",
@@ -275,11 +278,16 @@ def one_step_cost(
     return cost + attack_cost(attack, train_images, classes=view.classes) if attack else cost
 
 
+def actual_change_cost(images: int) -> Cost:
+    """Two forwards for each image."""
+    return Cost("actual change", forwards=2 * images)
+
+
 def first_update_cost(
     model: nn.Module | LinearHead, train_images: int, attack: Attack | None = None
 ) -> Cost:
     """A gradient for each training image, after its attack; five copies of the model."""
-    view = model if isinstance(model, LinearHead) else LinearHead.of(model)
+    view = LinearHead.of(model)
     cost = Cost(
         "first update",
         forwards=train_images,
@@ -291,7 +299,3 @@ def first_update_cost(
 
 def _bytes_of(view: LinearHead) -> int:
     return sum(p.numel() * p.element_size() for p in view.model.parameters())
-
-
-def _say(cost: Cost, *, known: bool) -> None:
-    say(cost if known else cost.named(f"{cost.what}, an image"))

@@ -155,7 +155,8 @@ class LinearHead:
             raise ArgumentError(describe("head", expected, got, fix))
         if logits is not output:
             got = f"'{self.name}', whose output the model changes or does not return"
-            raise ArgumentError(describe("head", "the layer that gives the logits", got))
+            fix = "Give the module that returns the head's output itself, as a tensor."
+            raise ArgumentError(describe("head", "the layer that gives the logits", got, fix))
 
 
 def _name_of_head(model: nn.Module) -> str:

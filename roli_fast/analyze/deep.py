@@ -1,6 +1,5 @@
 """The parts of an analysis that are made when asked for, stage by stage, into analysis.json."""
 
-import contextlib
 import json
 import logging
 import time
@@ -13,17 +12,20 @@ import torch
 from roli_fast.analysis.costs import Cost
 from roli_fast.analysis.deep import (
     Start,
+    head_scale_looks,
     head_scale_tree,
     head_scale_tree_cost,
-    kernel_images,
     kernel_tree,
     kernel_tree_cost,
+    most_kernel_images,
     one_step_looks,
     one_step_tree,
     one_step_tree_cost,
 )
+from roli_fast.analysis.ntk import COPIES
 from roli_fast.analyze.cli import Command
 from roli_fast.analyze.stage_view import start_of
+from roli_fast.errors import ConfigError, describe
 from roli_fast.files import write_json
 from roli_fast.train.aftermath import quiet_costs
 from roli_fast.train.context import Context
@@ -31,16 +33,19 @@ from roli_fast.train.method_analysis import FILE, MethodAnalysis
 
 logger = logging.getLogger("roli_fast.analyze")
 
+KERNEL_IMAGES = 50
+"""Of a kernel, and as many for its test, where they fit and nobody says otherwise."""
+
 
 @dataclass(frozen=True)
 class Part:
     """A deep part: its field in a stage of analysis.json, what makes it, what it costs, and
-    how many images its progress bar counts, where it has one."""
+    how many images its progress bar counts."""
 
     field: str
     make: Callable[[Start, Command], Any]
     cost: Callable[[Start, Command], Cost]
-    looks: Callable[[Start], int] | None = None
+    looks: Callable[[Start, Command], int]
 
 
 PARTS = {
@@ -48,17 +53,19 @@ PARTS = {
         "one_step",
         lambda s, _command: one_step_tree(s),
         lambda s, _command: one_step_tree_cost(s),
-        one_step_looks,
+        lambda s, _command: one_step_looks(s),
     ),
     "head_scale": Part(
         "head_scale",
         lambda s, _command: head_scale_tree(s),
         lambda s, _command: head_scale_tree_cost(s),
+        lambda s, _command: head_scale_looks(s),
     ),
     "kernel": Part(
         "kernel",
         lambda s, command: kernel_tree(s, command.memory),
         lambda s, command: kernel_tree_cost(s, command.memory),
+        lambda s, command: kernel_tree_cost(s, command.memory).forwards,
     ),
 }
 """By the flags that ask for them."""
@@ -87,9 +94,26 @@ def make_deep(analysis: MethodAnalysis, command: Command) -> Iterator[str]:
             yield f"{part.field} of {stage['name']}"
 
 
+def check_budget(command: Command, classes: int) -> None:
+    """Tell at once, before anything is made, that a kernel would not fit.
+
+    Raises:
+        ConfigError: N x C is above `command.memory`.
+    """
+    most = most_kernel_images(classes, command.memory)
+    wanted = command.images or 1
+    if "kernel" not in command.deep or wanted <= most:
+        return
+    rows = 2 * wanted * classes
+    what = f"at most {most} for a kernel of {classes} classes in {command.memory / 2**30:.3g} GiB"
+    got = f"{wanted}: with as many validation images N x C = {rows:,}"
+    fix = f"Take fewer, or --memory {COPIES * 8 * rows**2}, or --ft_ratio, which needs no kernel."
+    raise ConfigError(describe("--images", what, got, fix))
+
+
 def _images(flag: str, analysis: MethodAnalysis, command: Command) -> int | None:
     if flag == "kernel" and command.images is None:
-        return kernel_images(analysis.splits.num_classes, command.memory)
+        return min(KERNEL_IMAGES, most_kernel_images(analysis.splits.num_classes, command.memory))
     return command.images
 
 
@@ -101,12 +125,11 @@ def _made(
     expected = cost.seconds(_forward_seconds(start))
     logger.info("%s: %s; about %s for the passes", name, cost, _duration(expected))
     started = time.perf_counter()
-    bar = context.bar(f"{name}/{part.field}", total=part.looks(start)) if part.looks else None
-    with quiet_costs(), bar or contextlib.nullcontext():
+    total = part.looks(start, command)
+    with quiet_costs(), context.bar(f"{name}/{part.field}", total=total) as bar:
 
         def after_batch(count: int) -> None:
-            if bar is not None:
-                bar.update(count)
+            bar.update(count)
             context.interrupt.check()
 
         made = part.make(replace(start, after_batch=after_batch), command)

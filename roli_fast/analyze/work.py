@@ -10,7 +10,7 @@ import torch
 
 from roli_fast import report
 from roli_fast.analyze.cli import Command
-from roli_fast.analyze.deep import make_deep
+from roli_fast.analyze.deep import check_budget, make_deep
 from roli_fast.analyze.targets import Target, targets
 from roli_fast.data import Splits
 from roli_fast.errors import RoliFastError, RunDirectoryError
@@ -22,6 +22,7 @@ from roli_fast.train.context import Context
 from roli_fast.train.method_analysis import MethodAnalysis
 from roli_fast.train.recorder import NoRecorder
 from roli_fast.train.run_directory import identity, saved_environment
+from roli_fast.train.sweep_files import SWEEP
 
 logger = logging.getLogger("roli_fast.analyze")
 
@@ -45,6 +46,7 @@ def run(command: Command, *, quiet: bool = False) -> Iterator[str]:
         with RunLock(run_dir, "RUN"), Interrupt() as interrupt, contextlib.ExitStack() as undo:
             undo.callback(torch.set_num_threads, before)
             splits, threads = _open(own[0])
+            check_budget(command, splits.num_classes)
             torch.set_num_threads(threads)
             workers = own[0].experiment.workers if command.workers is None else command.workers
             context = Context(device, workers, 0.0, NoRecorder(), interrupt, quiet=quiet)
@@ -54,6 +56,9 @@ def run(command: Command, *, quiet: bool = False) -> Iterator[str]:
             page = report.write(run_dir)
         methods = list(dict.fromkeys(target.method for target in own))
         yield f"{run_dir}:\n{analysis_table(run_dir, methods)}\nWritten: {page}\n"
+    for folder in command.runs:
+        if (folder / SWEEP).is_file() and (folder / "summary.json").is_file():
+            yield f"Written: {report.write(folder)}"
 
 
 def _one(command: Command, target: Target, splits: Splits, context: Context) -> None:

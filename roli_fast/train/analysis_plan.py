@@ -92,10 +92,18 @@ def _attack(experiment: Experiment, classes: int) -> tuple[Attack, tuple[str, ..
     """The test's attack in the threat's first norm; the validation's where that one is too dear, or
     is no search in one ball."""
     tested = next(iter(experiment.evaluations("test").values()))
-    if isinstance(tested, BallAttack) and _passes(tested, classes) <= MOST_PASSES:
+    if isinstance(tested, BallAttack) and not _too_dear(tested, classes):
         return tested, ()
     cheap = next(iter(experiment.evaluations("validation").values()))
     return cheap, (f"attacked by validation's {cheap.label}: {tested.label} would take too long",)
+
+
+def _too_dear(attack: Attack, classes: int) -> bool:
+    """Whether it is a series, or makes more passes an image than may be; counted last."""
+    known = max(2 * getattr(attack, "steps", 0), getattr(attack, "n_queries", 0))
+    if len(attack.parts) > 1 or known > MOST_PASSES:
+        return True
+    return _passes(attack, classes) > MOST_PASSES
 
 
 def _affordable(experiment: Experiment, splits: Splits, attack: Attack) -> int:

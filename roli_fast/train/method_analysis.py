@@ -76,11 +76,6 @@ class MethodAnalysis:
         """How much is looked at."""
         return plan(self.experiment, self.splits, self.images)
 
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return not self.missing(self._saved())
-
     def missing(self, tree: dict[str, Any]) -> list[str]:
         """Names of the parts that are not there yet, in the order in which they are made."""
         stages = [name for name, _ in self.experiment.stages(self.method)]
@@ -235,7 +230,7 @@ class MethodAnalysis:
         self._end = (model, end)
         return {
             "name": name,
-            "lr": stage.optimizer.lr,
+            "lr": None if stage.solves else stage.optimizer.lr,
             "epochs": stage.epochs,
             "start": start.as_json(),
             "end": end.as_json(),

@@ -52,7 +52,7 @@ def help_text() -> str:
     parts = [USAGE, "Fields of a run:", *usage.lines(Experiment, "--")]
     parts += [
         "",
-        f"Fields of a stage ({', '.join(f'--{name}.NAME' for name in STAGES)}):",
+        f"Fields of a stage (--STAGE.NAME, STAGE one of {', '.join(STAGES)}):",
     ]
     parts += ["  In brackets the default; a stage's own, where it differs:"]
     parts += [f"    {name}: {own}" for name, own in _stage_defaults()]

@@ -176,6 +176,11 @@ def test_separation_is_anovas_and_the_scatters_add_up() -> None:
     assert class_separation(turned, y + 5) == pytest.approx(class_separation(wide, y), rel=1e-10)
 
 
+def test_labels_at_random_separate_as_much_as_said() -> None:
+    found = [class_separation(normal(30, 50, seed=s), torch.arange(30) % 4) for s in range(10)]
+    assert np.mean(found) == pytest.approx((4 - 1) / (30 - 4), rel=0.05)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pairwise_cosine_is_the_mean_over_pairs(shape: tuple[int, int]) -> None:
     phi = normal(*shape) + 1

@@ -14,6 +14,7 @@ from roli_fast import peft
 from roli_fast.analysis import LinearHead
 from roli_fast.analysis.view import eval_mode
 from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.peft.lora import LoRA
 
 NAMES = {
     "vit_tiny_patch16_224": "head",
@@ -127,6 +128,7 @@ def test_a_tangent_along_the_weights_passes() -> None:
     high, low = (
         view.features(x, {n: p + s * tangent[n] for n, p in weights.items()}) for s in (step, -step)
     )
+    assert moved is not None
     assert torch.allclose(moved, (high - low) / (2 * step), atol=1e-8)
     assert moved.abs().max() > 0.1
 
@@ -147,7 +149,7 @@ def test_the_backbone_is_all_but_the_head() -> None:
 
 def test_the_backbone_of_a_tuned_model_has_what_tuning_added() -> None:
     model = tiny()
-    names = peft.apply(model, peft.METHODS["lora"](rank=2), seed=0)
+    names = peft.apply(model, LoRA(rank=2), seed=0)
     view = LinearHead.of(model)
     own = [name for name in names if not name.startswith(view.name)]
     assert 0 < len(own) == len(names) - 2
@@ -196,7 +198,7 @@ def test_two_heads_are_not_one() -> None:
 
 def test_a_low_rank_layer_is_no_linear_head() -> None:
     model = tiny()
-    peft.apply(model, peft.METHODS["lora"](rank=2), seed=0)
+    peft.apply(model, LoRA(rank=2), seed=0)
     with pytest.raises(ArgumentError, match="a LoraLinear"):
         LinearHead.of(model, "backbone.blocks.0.attn.qkv")
 

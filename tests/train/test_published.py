@@ -203,6 +203,26 @@ def test_the_budget_matched_control() -> None:
     assert [s.epochs for _, s in alone.stages("ranli_matched")] == [120]
 
 
+def test_the_clean_recipes() -> None:
+    """Both clean fine-tunes have the rate of RoLI's second stage, 10 times below RanLI's."""
+    experiment = from_recipe("lp_ft_compare", "cub", "bias")
+    found = {
+        m: [(n, s.attack is None, s.epochs, s.optimizer.name, s.optimizer.lr) for n, s in stages]
+        for m, stages in ((m, experiment.stages(m)) for m in experiment.methods)
+    }
+    fine = ("ft", True, 60, "adamw", 1.25e-4)
+    probe = ("lp", True, 1, "lbfgs", 1e-3)
+    assert found["ft"] == [fine]
+    assert found["lp_ft"] == [probe, fine]
+    assert found["ranli"] == [("ranli", False, 60, "adamw", 1.25e-3)]
+    assert [name for name, *_ in found["roli"]] == ["probe", "finetune"]
+    alone = from_recipe("lp_ft", "cub", "prompt", "--finetune.epochs=30", "--lp.batch_size=8")
+    assert [s.epochs for _, s in alone.stages("lp_ft")] == [1, 30]
+    assert alone.methods == ("lp", "ft", "lp_ft")
+    with pytest.raises(ConfigError, match="`--probe.epochs` changes nothing"):
+        from_recipe("lp_ft", "cub", "full", "--probe.epochs=30")
+
+
 def test_robust_linear_heads_probe_first_within_the_same_budget() -> None:
     experiment = from_recipe("compare", "cub", "bias", "--head_init=robust-linear")
     stages = {m: [(n, s.epochs) for n, s in experiment.stages(m)] for m in experiment.methods}

@@ -154,10 +154,13 @@ def test_flags_and_yaml_name_a_schedule(tmp_path: Path) -> None:
 def test_a_configuration_of_before_has_the_cosine() -> None:
     """And such a run can be resumed: nothing that tells two runs apart has changed."""
     tree = yaml.safe_load(SCHEMA.to_yaml(small()))
+    assert tree.pop("lp")["optimizer"]["name"] == "lbfgs" and tree.pop("ft") is None
     for stage in ("probe", "finetune", "pretrain"):
         assert tree[stage].pop("schedule") == {"name": "cosine"}
         assert tree[stage].pop("select") == "best"
         assert tree[stage]["optimizer"].pop("decay") == "matrices"
+        assert tree[stage]["optimizer"].pop("strengths") == []
+        assert tree[stage]["optimizer"].pop("iterations") == 500
         assert tree[stage].pop("gradient_projection") is None
         assert tree[stage].pop("head_scale") == 1
     for name in ("other_norms", "other_eps"):

@@ -1,0 +1,164 @@
+"""What `python -m roli_fast.analyze` adds on demand: one-step prediction, head scale, kernel."""
+
+from collections.abc import Iterator, Sequence
+
+from roli_fast.report.blocks import Block, Chart, Charts, Missing, Section, Source, Table
+from roli_fast.report.heads import CONDITIONS, steps
+from roli_fast.report.read import Tree, values
+from roli_fast.report.subjects import Page, Subject, stage_label
+from roli_fast.report.svg import Axis, Line, lines
+from roli_fast.report.text import given, number, over_seeds, percent_over_seeds
+
+TERMS_STEP = (
+    (
+        "FT ratio",
+        "share of the one-step change of the logits that goes through the backbone, "
+        "‖F part‖ / ‖F + P part‖; above 1 the two parts cancel",
+    ),
+    ("predicted", "mean ‖dφ‖ of one gradient step by one Jacobian product, at the rate beside it"),
+    ("actual", "mean ‖φ(θ + step) − φ(θ)‖ of the same step, taken"),
+    ("relative error", "of the predicted change of the features against the actual one"),
+)
+
+TERMS_KERNEL = (
+    ("P", "kernel of the head's parameters; F: of the backbone's, through the head; NTK: P + F"),
+    ("rank", "numerical, of the matrix of all images and classes"),
+    (
+        "accuracy",
+        "argmax over classes of logistic regression on the kernel; trivial: the most "
+        "frequent class",
+    ),
+)
+
+
+def demanded(page: Page) -> Section:
+    """Tables of what is there; what is not is named with its command."""
+    blocks: list[Block] = []
+    subjects = [s for s in page.subjects if s.analyses]
+    if not subjects:
+        return Section("ntk", "")
+    sources = page.of_seeds(subjects, "analysis.json")
+    parts = {
+        "--ft_ratio": ("the FT ratio and the predicted change of the features", _step_table),
+        "--head_scale": ("what a larger head would do", _scale_table),
+        "--kernel": ("the tangent kernel and its two parts (slow)", _kernel_blocks),
+    }
+    lacking = []
+    for flag, (what, make) in parts.items():
+        made = make(subjects, sources)
+        blocks += made
+        if not made:
+            lacking.append((what, flag))
+    if lacking:
+        what = f"Not computed: {'; '.join(what for what, _ in lacking)}."
+        flags = " ".join(flag for _, flag in lacking)
+        blocks.append(Missing(what, f"python -m roli_fast.analyze {page.folders} {flags}"))
+    return Section("ntk", "One step of training, linearised", blocks, "One step")
+
+
+def _own(subjects: Sequence[Subject], key: str) -> Iterator[tuple[Subject, str, list[Tree]]]:
+    """The stages of which some seed has the part `key`."""
+    for subject, name, own in steps(subjects):
+        if having := [stage for stage in own if stage.get(key)]:
+            yield subject, name, having
+
+
+def _step_table(subjects: Sequence[Subject], sources: Sequence[Source]) -> list[Block]:
+    rows = []
+    for subject, name, own in _own(subjects, "one_step"):
+        for condition, word in CONDITIONS.items():
+            found = [s["one_step"][condition] for s in own if s["one_step"].get(condition)]
+            if found:
+                rows.append(
+                    [
+                        stage_label(subject, name),
+                        word,
+                        over_seeds(values(found, "ft_ratio")),
+                        given(found[0].get("lr")),
+                        over_seeds(values(found, "predicted")),
+                        over_seeds(values(found, "actual")),
+                        percent_over_seeds(values(found, "relative_error")),
+                        str(len(found)),
+                    ]
+                )
+    if not rows:
+        return []
+    head = ("stage", "images", "FT ratio", "rate", "predicted", "actual", "relative error", "seeds")
+    caption = (
+        "One plain gradient step from where each stage began. It speaks of that step alone: "
+        "attacks and features move on."
+    )
+    return [Table(caption, head, rows, sources, TERMS_STEP, words=(1,))]
+
+
+def _scale_table(subjects: Sequence[Subject], sources: Sequence[Source]) -> list[Block]:
+    rows = []
+    for subject, name, own in _own(subjects, "head_scale"):
+        for scale in dict.fromkeys(row["scale"] for s in own for row in s["head_scale"]):
+            found = [row for s in own for row in s["head_scale"] if row["scale"] == scale]
+            kinds = dict.fromkeys(
+                str(row.get("residual")) for row in found if isinstance(row.get("residual"), str)
+            )
+            for kind in kinds or [None]:
+                same = [r for r in found if kind is None or r["residual"] == kind]
+                cells = [over_seeds(values(same, k)) for k in ("features", "logits_F", "ft_ratio")]
+                told = kind if kind is not None else over_seeds(values(same, "residual"))
+                rows.append([stage_label(subject, name), f"× {number(scale)}", told, *cells])
+    if not rows:
+        return []
+    head = (
+        "stage",
+        "head",
+        "residual",
+        "change of features",
+        "change of logits through F",
+        "FT ratio",
+    )
+    caption = (
+        "The same step from a head that is scaled. At a fixed residual the features' change grows "
+        "with the scale and the logits' part F with its square."
+    )
+    return [Table(caption, head, rows, sources, words=(1,))]
+
+
+def _kernel_blocks(subjects: Sequence[Subject], sources: Sequence[Source]) -> list[Block]:
+    rows, drawn = [], []
+    for subject, name, own in _own(subjects, "kernel"):
+        found = [stage["kernel"] for stage in own]
+        cells = []
+        for part in ("P", "F", "NTK"):
+            cells += [over_seeds(values(found, part, k)) for k in ("rank", "frobenius")]
+        fits = [
+            percent_over_seeds(values(found, "regression", k)) for k in ("train", "test", "trivial")
+        ]
+        size = f"{found[0].get('images')} × {found[0].get('classes')}"
+        rows.append([stage_label(subject, name), size, *cells, *fits])
+        spectrum = values(found[0].get("spectrum") or ())
+        points = [(float(i), v) for i, v in enumerate(spectrum, 1)]
+        drawn.append(Line(stage_label(subject, name), points, subject.look, len(drawn), marks=True))
+    if not rows:
+        return []
+    head = ["stage", "images × classes"]
+    head += [f"{part} {what}" for part in ("P", "F", "NTK") for what in ("rank", "norm")]
+    head += ["accuracy, train", "accuracy, test", "trivial"]
+    table = Table(
+        "The kernel where each stage began; norms are Frobenius'.",
+        head,
+        rows,
+        sources,
+        TERMS_KERNEL,
+    )
+    if not any(line.points for line in drawn):
+        return [table]
+    svg = lines(
+        "Largest eigenvalues of the kernel over the largest one",
+        drawn,
+        Axis("eigenvalue number", low=0),
+        Axis("over the largest", low=0, high=1),
+    )
+    caption = "Largest eigenvalues of the NTK of the first seed, over the largest one."
+    keys = [
+        type(s.key)(line.label, line.look, line.dash)
+        for line, s in zip(drawn, [x for x, _, _ in _own(subjects, "kernel")], strict=True)
+    ]
+    return [table, Charts([Chart("Spectrum", svg)], caption, keys, sources)]

@@ -1,0 +1,143 @@
+"""The first update and the kernel of a stage's start: what is compared with what."""
+
+from typing import Any
+
+import pytest
+import torch
+from text_encoder import TextEncoder, token_batches
+from tiny_models import images, tiny
+from torch import nn
+
+from roli_fast.analysis import deep
+from roli_fast.analysis.deep import (
+    Start,
+    head_scale_tree,
+    kernel_tree,
+    most_kernel_images,
+    one_step_tree,
+)
+from roli_fast.analysis.ntk import check_memory
+from roli_fast.attacks import PGD
+from roli_fast.data import Batch
+from roli_fast.errors import ArgumentError
+
+ATTACK = PGD(eps=0.05, steps=2)
+
+
+def batches(seed: int) -> list[Batch]:
+    x, y = images(10, 3, 8, 8, seed=seed), torch.arange(10) % 5
+    ids = torch.arange(10) + 100 * seed
+    return [Batch(*parts) for parts in zip(x.split(6), y.split(6), ids.split(6), strict=True)]
+
+
+def sgd(model: nn.Module, names: list[str]) -> torch.optim.Optimizer:
+    own = dict(model.named_parameters())
+    return torch.optim.SGD([own[name] for name in names], lr=1e-3)
+
+
+def start(**changes: Any) -> Start:
+    model = changes.pop("model", None) or tiny().double().eval()
+    options: dict[str, Any] = {
+        "model": model,
+        "names": [name for name, _ in model.named_parameters()],
+        "train": lambda: double(batches(1)),
+        "validation": lambda: double(batches(2)),
+        "attack": ATTACK,
+        "lr": 0.01,
+        "optimizer": "sgd",
+        "optimize": sgd,
+        "counts": (10, 10),
+    }
+    return Start(**(options | changes))
+
+
+def double(given: list[Batch]) -> list[Batch]:
+    return [batch._replace(x=batch.x.double()) for batch in given]
+
+
+def test_plain_sgd_makes_the_step_that_is_predicted() -> None:
+    """Its first update is the rate times the gradient of the mean, so both ways agree."""
+    tree = one_step_tree(start(lr=1e-3, optimize=sgd))
+    for kind in ("clean", "adversarial"):
+        own = tree[kind]["first_update"]
+        for name in ("predicted", "actual", "predicted_logits"):
+            assert own[name] == pytest.approx(tree[kind][name], rel=1e-9), (kind, name)
+        assert tree[kind]["relative_error"] < 0.05
+        assert 0 < tree[kind]["ft_ratio"] < 2
+        assert (tree[kind]["train_images"], tree[kind]["images"]) == (10, 10)
+    assert tree["clean"]["predicted"] != tree["adversarial"]["predicted"]
+
+
+def test_a_zero_head_moves_no_feature() -> None:
+    model = tiny().double().eval()
+    nn.init.zeros_(model.head.weight)
+    tree = one_step_tree(start(model=model))["clean"]
+    assert (tree["ft_ratio"], tree["predicted"]) == (0, 0)
+
+
+def test_progress_counts_what_was_promised() -> None:
+    seen: list[int] = []
+    own = start(after_batch=seen.append)
+    one_step_tree(own)
+    assert sum(seen) == deep.one_step_looks(own)
+    seen.clear()
+    head_scale_tree(own)
+    assert sum(seen) == deep.head_scale_looks(own)
+    seen.clear()
+    kernel_tree(own, 2**30)
+    assert sum(seen) == deep.kernel_tree_cost(own, 2**30).forwards
+
+
+def test_the_cost_is_of_the_forwards_that_are_made() -> None:
+    seen: list[int] = []
+    own = start(lr=1e-3)
+    own.model.register_forward_hook(lambda _model, given, _out: seen.append(len(given[0])))
+    one_step_tree(own)
+    assert sum(seen) == deep.one_step_tree_cost(own).forwards
+    seen.clear()
+    head_scale_tree(own)
+    assert sum(seen) == deep.head_scale_tree_cost(own).forwards
+
+
+def test_a_text_encoder() -> None:
+    model = TextEncoder().double().eval()
+    model.head_name = "out"  # type: ignore[assignment]
+    own = start(
+        model=model,
+        names=[name for name, _ in model.named_parameters()],
+        train=lambda: token_batches(7),
+        validation=lambda: token_batches(5),
+        counts=(7, 5),
+        attack=None,
+    )
+    found = one_step_tree(own)
+    assert list(found) == ["clean"]
+    assert found["clean"]["relative_error"] < 0.05
+    assert kernel_tree(own, 2**30)["images"] == 7
+
+
+def test_a_kernel_is_of_the_training_images_and_tested_on_others() -> None:
+    tree = kernel_tree(start(), 2**30)
+    assert (tree["images"], tree["test_images"], tree["classes"]) == (10, 10, 5)
+    with torch.no_grad():
+        model = tiny().double().eval()
+        phi = torch.cat([model.features(batch.x.double()) for batch in batches(1)])
+    gram = phi @ phi.t() + 1
+    assert tree["P"]["rank"] == 5 * int(torch.linalg.matrix_rank(gram))
+    assert tree["P"]["frobenius"] == pytest.approx(gram.norm().item() * 5**0.5)
+    assert tree["spectrum"][0] == 1
+    assert sorted(tree["spectrum"], reverse=True) == tree["spectrum"]
+    assert tree["regression"]["trivial"] == 0.2
+
+
+def test_a_kernel_above_its_memory_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="20 inputs x 5 classes"):
+        kernel_tree(start(), 10_000)
+    with pytest.raises(ArgumentError, match="memory"):
+        deep.kernel_tree_cost(start(), 10_000)
+    fitting = most_kernel_images(102, 2**31)
+    check_memory(2 * fitting, 102, 8, 2**31)
+    with pytest.raises(ArgumentError, match="inputs x 102 classes"):
+        check_memory(2 * (fitting + 1), 102, 8, 2**31)
+    few = start(train=lambda: double(batches(1))[1:])
+    assert kernel_tree(few, 2**30)["regression"] is None  # four images, five folds

@@ -1,0 +1,262 @@
+"""LP-FT is RoLI with the attack off: what runs, what selects, what each stage starts from."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import several
+import torch
+from processes import together
+from safetensors.torch import load_file
+from small import FLAGS, assert_same_weights, run_small, small, weights
+
+from roli_fast import models
+from roli_fast.data import batches
+from roli_fast.errors import ArgumentError, CheckpointError, ConfigError, InterruptedRunError
+from roli_fast.evaluate import evaluate
+from roli_fast.train import linear_probe, loop, run, starting
+from roli_fast.train.cli import parse
+from roli_fast.train.objectives import Adversarial
+from roli_fast.train.run_directory import identity
+from roli_fast.train.starting import starting_model, trained_model
+from roli_fast.train.sweep import Axis, cells
+
+CLEAN = ["--methods=ft,lp_ft,lp", "--lp.optimizer.strengths=1e-2,1e-3"]
+LORA = ["--finetune.tuning=lora", "--finetune.tuning.rank=2", "--finetune.head_scale=0.5"]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clean") / "run"
+    run_small(folder, *CLEAN, *LORA)
+    return folder
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_stages_of_the_clean_methods(clean: Path) -> None:
+    summary = json.loads((clean / "summary.json").read_text())
+    stages = {
+        m: [(s["name"], s["epochs"]) for s in v["stages"]] for m, v in summary["methods"].items()
+    }
+    assert stages == {"ft": [("ft", 3)], "lp_ft": [("lp", 1), ("ft", 3)], "lp": [("lp", 1)]}
+    assert all("pgd-3" in v["test"]["robust_accuracy"] for v in summary["methods"].values())
+
+
+def test_a_clean_stage_is_selected_by_clean_accuracy(clean: Path) -> None:
+    rows = [row for row in records(clean) if row["method"] == "lp_ft" and row["stage"] == "ft"]
+    assert len(rows) == 3 and not any("validation_robust_accuracy" in row for row in rows)
+    scores = [row["validation_clean_accuracy"] for row in rows]
+    best = result(clean / "seed-0/lp_ft/stage-2-ft")
+    assert best["best_validation_accuracy"] == max(scores)
+    assert best["best_epoch"] == scores.index(max(scores))
+
+
+def test_the_probe_is_the_best_head_of_those_tried(clean: Path) -> None:
+    found = result(clean / "seed-0/lp/stage-1-lp")
+    tried = found["strengths"]
+    assert [row["strength"] for row in tried] == [1e-2, 1e-3]
+    chosen = max(tried, key=lambda row: (row["validation_accuracy"], -row["validation_nll"]))
+    assert found["strength"] == chosen["strength"]
+    model = models.load(clean / "seed-0/lp/stage-1-lp/best.safetensors")
+    assert found["head_norm"] == pytest.approx(float(model.head.weight.detach().norm()), rel=1e-6)
+    (row,) = [row for row in records(clean) if row["method"] == "lp"]
+    assert (row["strength"], row["head_norm"]) == (found["strength"], found["head_norm"])
+    splits = small(*CLEAN).data.load()
+    val = batches(splits.val.plain(), batch_size=24, seed=0, epoch=0, shuffle=False)
+    accuracy = evaluate(model, val, []).clean_accuracy
+    assert found["best_validation_accuracy"] == row["validation_clean_accuracy"] == accuracy
+
+
+def test_the_probe_has_the_smallest_penalised_loss(clean: Path) -> None:
+    """Of the chosen strength: fp32 gradients of the loop's own loss are nearly zero there."""
+    model = models.load(clean / "seed-0/lp/stage-1-lp/best.safetensors")
+    strength = result(clean / "seed-0/lp/stage-1-lp")["strength"]
+    data = small(*CLEAN).data.load().train
+    batch = data.plain().batch(torch.arange(len(data)))
+    loss = torch.nn.functional.cross_entropy(model(batch.x), batch.y)
+    loss = loss + strength / 2 * model.head.weight.square().sum()
+    for gradient in torch.autograd.grad(loss, [model.head.weight, model.head.bias]):
+        assert float(gradient.abs().max()) < 2e-5
+
+
+def test_both_methods_share_the_probe_and_the_backbone(clean: Path) -> None:
+    base = clean / "seed-0"
+    head = load_file(base / "lp_ft/stage-1-lp/head.safetensors")
+    assert all(
+        torch.equal(head[n], t)
+        for n, t in load_file(base / "lp/stage-1-lp/head.safetensors").items()
+    )
+    experiment = small(*CLEAN, *LORA)
+    fresh = starting_model(experiment, experiment.data.load(), 0, "lp", 1, clean).state_dict()
+    probed = load_file(base / "lp/stage-1-lp/best.safetensors")
+    changed = {name for name, t in probed.items() if not torch.equal(fresh[f"backbone.{name}"], t)}
+    assert changed == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(("method", "number"), [("ft", 1), ("lp_ft", 2)])
+def test_a_starting_model_is_what_the_loop_began_with(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, number: int
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    original = loop.StageLoop.run
+
+    def run(self: loop.StageLoop) -> Any:
+        seen.append({n: t.clone() for n, t in self.model.state_dict().items()})
+        return original(self)
+
+    monkeypatch.setattr(loop.StageLoop, "run", run)
+    experiment = small(*CLEAN, *LORA, f"--methods={method}")
+    run_small(tmp_path / "run", *CLEAN, *LORA, f"--methods={method}")
+    splits = experiment.data.load()
+    model = starting_model(experiment, splits, 0, method, number, clean)
+    state = model.state_dict()
+    assert state.keys() == seen[-1].keys() and any(name.endswith("lora_a") for name in state)
+    assert all(torch.equal(state[n], t) for n, t in seen[-1].items())
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trains and all("lora" in n or n.startswith("backbone.head") for n in trains)
+    if number == 2:  # half the probed head
+        head = load_file(clean / "seed-0/lp_ft/stage-1-lp/head.safetensors")
+        assert torch.equal(model.head.weight, 0.5 * head["weight"])
+        assert torch.equal(model.head.bias, 0.5 * head["bias"])
+    trained = trained_model(experiment, splits, 0, method, number, clean).state_dict()
+    name = f"stage-{number}-ft"
+    for key, tensor in load_file(clean / "seed-0" / method / name / "best.safetensors").items():
+        assert torch.equal(trained[f"backbone.{key}"], tensor)
+
+
+def test_models_that_are_not_there_are_named(clean: Path, tmp_path: Path) -> None:
+    experiment = small(*CLEAN, *LORA)
+    splits = experiment.data.load()
+    with pytest.raises(ArgumentError, match="`number`: expected 1 to 2"):
+        starting_model(experiment, splits, 0, "lp_ft", 3, clean)
+    with pytest.raises(CheckpointError, match=r"head\.safetensors.*--resume"):
+        starting_model(experiment, splits, 0, "lp_ft", 2, tmp_path)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors.*--resume"):
+        trained_model(experiment, splits, 0, "lp_ft", 1, tmp_path)
+
+
+def test_a_stop_in_the_probe_begins_it_again(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = linear_probe._solve
+
+    def stop(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(linear_probe, "_solve", stop)
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        run_small(tmp_path / "run", *CLEAN, *LORA)
+    monkeypatch.undo()
+    run_small(tmp_path / "run", *CLEAN, *LORA)
+    assert_same_weights(clean, tmp_path / "run")
+    assert len(records(clean)) == len(records(tmp_path / "run"))
+
+
+def test_running_statistics_do_not_move(tmp_path: Path) -> None:
+    """A probe in training mode would move the features without any gradient."""
+    options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
+    flags = [f"--model.options.{name}={value}" for name, value in options.items()]
+    other = [f for f in FLAGS if not f.startswith("--model.options")]
+    experiment = parse([*other, "--model.name=resnet18", *flags, "--methods=lp"]).experiment
+    run(experiment, tmp_path / "run", quiet=True)
+    fresh = starting_model(experiment, experiment.data.load(), 0, "lp", 1, tmp_path / "run")
+    probed = load_file(tmp_path / "run/seed-0/lp/stage-1-lp/best.safetensors")
+    state = fresh.state_dict()
+    moved = [n for n, t in probed.items() if not torch.equal(state[f"backbone.{n}"], t)]
+    assert sorted(moved) == ["fc.bias", "fc.weight"]
+
+
+def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an odd number of images each has half; the first one solves. In fp64."""
+    flags = ["--methods=lp", "--data.max_per_class=25", "--lp.optimizer.strengths=1e-2,1e-1"]
+    work = functools.partial(several.train, double=True, skip="--source")
+    members = together(2, work, tmp_path / "two", *flags)
+    assert [m.process.exitcode or m.value for m in members] == [0, 0], members
+    create = starting.create
+    monkeypatch.setattr(starting, "create", lambda *a, **o: create(*a, **o).double())
+    run_small(tmp_path / "one", *flags)
+    (one,), (two,) = records(tmp_path / "one"), records(tmp_path / "two")
+    for name in ("validation_clean_accuracy", "validation_nll", "head_norm", "strength"):
+        assert one[name] == pytest.approx(two[name], rel=1e-6), name
+    pattern = "**/best.safetensors"
+    first, second = weights(tmp_path / "one", pattern), weights(tmp_path / "two", pattern)
+    for path, tensors in first.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(second[path][name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_a_null_ft_is_finetune_without_its_attack() -> None:
+    more = [
+        "--finetune.objective=trades",
+        "--finetune.gradient_projection={}",
+        "--finetune.epochs=7",
+    ]
+    experiment = small("--methods=ft,roli", *more)
+    (_, stage) = experiment.stages("ft")[0]
+    plain = {"attack": None, "objective": Adversarial(), "gradient_projection": None}
+    assert stage == dataclasses.replace(experiment.finetune, **plain)
+    smooth = small("--methods=ft", "--finetune.objective.label_smoothing=0.1").stages("ft")[0][1]
+    assert smooth.objective == Adversarial(label_smoothing=0.1)
+    own = small("--methods=lp_ft", "--ft.attack=null", "--ft.epochs=2").stages("lp_ft")
+    assert [(name, stage.epochs) for name, stage in own] == [("lp", 1), ("ft", 2)]
+
+
+def test_robust_linear_heads_leave_the_clean_methods_alone() -> None:
+    experiment = small("--methods=ft,lp_ft,ranli", "--head_init=robust-linear")
+    names = {m: [name for name, _ in experiment.stages(m)] for m in experiment.methods}
+    assert names == {"ft": ["ft"], "lp_ft": ["lp", "ft"], "ranli": ["probe", "ranli"]}
+
+
+def test_what_a_sweep_of_the_head_scale_runs() -> None:
+    """The probe has none of it; null stages follow finetune."""
+    base = small("--methods=lp,ft,roli")
+    found = cells(base, [Axis.parse("finetune.head_scale=0.1,1,10")])
+    scales = [(c.method, c.experiment.stages(c.method)[-1][1].head_scale) for c in found]
+    swept = [(method, scale) for method in ("ft", "roli") for scale in (0.1, 1, 10)]
+    assert scales == [("lp", 1), *swept]
+
+
+def test_a_run_of_before_is_the_same_experiment() -> None:
+    assert identity(small(), {}) == identity(small("--lp.optimizer.iterations=500"), {})
+    for other in ("--lp.optimizer.strengths=1e-3", "--ft.attack=null", "--finetune.head_scale=2"):
+        assert identity(small(other), {}) != identity(small(), {}), other
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--methods=lp", "--lp.attack=pgd"], ["`lp.attack`", "null", "pgd", "probe"]),
+        (["--methods=ft", "--ft.epochs=2"], ["`ft.attack`", "null", "--ft.attack=null"]),
+        (["--lp.tuning=full"], ["`lp.tuning`", "linear"]),
+        (["--methods=lp", "--lp.epochs=3"], ["`lp.epochs`", "1", "got 3"]),
+        (["--methods=lp", "--lp.head_scale=3"], ["`lp.head_scale`", "does not matter"]),
+        (["--probe.optimizer.name=lbfgs"], ["`probe.attack`", "null", "sgd"]),
+        (
+            ["--methods=ranli", "--ranli.optimizer.name=lbfgs", "--ranli.attack=null"],
+            ["`ranli.tuning`", "linear"],
+        ),
+        (["--lp.optimizer.strengths=0"], ["strengths", "> 0"]),
+        (["--lp.optimizer.strengths=1,1"], ["strengths", "different"]),
+        (["--lp.optimizer.strengths=[]"], ["weight_decay", "penalty"]),
+        (["--finetune.optimizer.strengths=1"], ["strengths", "lbfgs"]),
+        (["--lp.optimizer.iterations=0"], ["iterations", ">= 1"]),
+        (["--finetune.head_scale=0"], ["head_scale", "> 0"]),
+    ],
+)
+def test_what_cannot_be_is_named(flags: list[str], words: list[str]) -> None:
+    with pytest.raises((ArgumentError, ConfigError)) as caught:
+        small(*flags)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
