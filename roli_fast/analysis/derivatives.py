@@ -162,8 +162,9 @@ class Network:
 
     def _difference(self, x: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
         """Steps of eps^(1/3) of the weights' size: rounding and the third derivative balance."""
-        size = _norm(self.parameters[name] for name in tangent) / _norm(tangent.values())
-        step = torch.finfo(self.head.layer.weight.dtype).eps ** (1 / 3) * max(size, 1e-30)
+        size = _norm(self.parameters[name] for name in tangent) or 1.0
+        relative = torch.finfo(self.head.layer.weight.dtype).eps ** (1 / 3)
+        step = relative * size / _norm(tangent.values())
         above, below = (self.moved(x, tangent, sign * step)[0] for sign in (1, -1))
         return self(x)[0], (above - below) / (2 * step)
 
@@ -187,7 +188,7 @@ class Network:
                 found = take(weights, is_grads_batched=True, retain_graph=True)
                 return dict(zip(leaves, found, strict=True))
             except RuntimeError as error:  # an autograd.Function, say, without a rule for vmap
-                if "vmap" not in str(error):
+                if not any(word in str(error).lower() for word in ("vmap", "batching rule")):
                     raise
                 self._can_batch = False
         found = zip(*(take(row, retain_graph=True) for row in weights), strict=True)

@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from roli_fast.analysis import gathering
 from roli_fast.analysis.derivatives import Network
 from roli_fast.analysis.view import LinearHead
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.seeds import derived_generator
 
 Weigh = Callable[[Batch, Tensor], Tensor]
 """(batch, logits (B, C)) -> delta (B, C), what each logit is weighted with."""
@@ -73,11 +73,8 @@ def attacked(
     for batch in batches:
         if attack is None:
             yield batch
-            continue
-        device = batch.x.device
-        generator = derived_generator("evaluate", seed, attack.label, device=device)
-        own = batch.ids.to(device)
-        yield batch._replace(x=attack(model, batch.x, batch.y, generator, sample_ids=own))
+        else:
+            yield batch._replace(x=gathering.attacked(model, batch, attack, seed=seed).x_adv)
 
 
 def in_dtype(view: LinearHead, dtype: torch.dtype | None) -> LinearHead:

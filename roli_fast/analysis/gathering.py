@@ -106,8 +106,10 @@ def gather(  # noqa: PLR0913 - one call, and each option is independent of the o
         ArgumentError: no samples, no linear head, labels that the model cannot give.
     """
     view = LinearHead.of(model, head)
-    count = count_of(batches)
-    cost = gather_cost(view, count or 1, attack)
+    count, size = count_of(batches), 0
+    if keep_images and count and isinstance(batches, (list, tuple)):
+        size = sum(batch.x.nbytes for batch in batches) // count
+    cost = gather_cost(view, count or 1, attack, kept_bytes=size)
     say_for(count, cost)
     rows: list[list[Tensor]] = []
     forwards = backwards = 0

@@ -132,11 +132,14 @@ def test_it_costs_what_it_says(attacked: bool, caplog: pytest.LogCaptureFixture)
     assert sum(part.nbytes for part in parts) == expected.bytes
 
 
-def test_the_bytes_of_kept_images() -> None:
+def test_the_bytes_of_kept_images(caplog: pytest.LogCaptureFixture) -> None:
     model, batches = tiny(), batches_of(5, 8, 2)
-    found = gather(model, batches, keep_images=True)
+    with caplog.at_level(logging.INFO, "roli_fast.analysis"):
+        found = gather(model, batches, keep_images=True)
     assert found.x is not None
-    assert found.cost.bytes == gather_cost(model, 5, kept_bytes=found.x[0].nbytes).bytes
+    expected = gather_cost(model, 5, kept_bytes=found.x[0].nbytes)
+    assert found.cost.bytes == expected.bytes > gather_cost(model, 5).bytes
+    assert caplog.messages == [str(expected)]
 
 
 def test_of_an_unknown_number_the_cost_of_one_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ from networks import KINDS, case
 from tiny_models import images, tiny, untouched
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from roli_fast import peft
 from roli_fast.analysis import (
@@ -148,6 +149,14 @@ def test_a_tangent_of_the_backbone_alone_leaves_the_head() -> None:
     assert close(found.features.flatten(), truth.of_features.sum(1))
 
 
+def test_the_callers_grad_mode_plays_no_part() -> None:
+    own = case("mlp")
+    with torch.no_grad():
+        without = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    within = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    assert torch.equal(without.logits, within.logits) and not within.logits.requires_grad
+
+
 def test_a_zero_head_moves_no_feature() -> None:
     own = case("mlp")
     nn.init.zeros_(own.model.get_parameter("out.weight"))
@@ -266,3 +275,16 @@ def test_it_says_its_cost_before(caplog: pytest.LogCaptureFixture) -> None:
     attack = PGD(norm="linf", eps=0.05, bounds=(0.0, 1.0), steps=2)
     cost = one_step_cost(LinearHead.of(own.model), 4, 3, attack)
     assert cost.weight_backwards == 4 and cost.input_backwards == 8 and cost.jvps == 3
+
+
+@pytest.mark.parametrize("kind", ["vit_tiny_patch16_224", "text"])
+def test_its_cost_is_what_is_said(kind: str) -> None:
+    """In matrix products: what the units leave out is the input's own gradient, and the head's."""
+    own = case(kind)
+    view = LinearHead.of(own.model, own.head)
+    with FlopCounterMode(display=False) as forward:
+        own.model(own.x[TRAIN])
+    with FlopCounterMode(display=False) as counter:
+        one_step(view, own.batches(TRAIN), own.batches(TRAIN))
+    units = counter.get_total_flops() / forward.get_total_flops() * 4
+    assert units == pytest.approx(one_step_cost(view, 4, 4).forward_units, rel=0.15)
