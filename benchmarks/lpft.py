@@ -105,7 +105,9 @@ def analyse(folder: Path, images: int) -> None:
     method as of another (a run's own light analysis looks at fewer where little was trained)."""
     flags = ["--ft_ratio", "--images", str(images)]
     command = [sys.executable, "-m", "roli_fast.analyze", str(folder), *flags]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
+    done = subprocess.run(command, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
+    if done.returncode:
+        raise SystemExit(f"{folder}: the analysis ended with status {done.returncode}")
 
 
 def scale_free(experiment: Experiment, folder: Path) -> None:

@@ -74,11 +74,7 @@ class LogisticRegression:
         if not bool(torch.isfinite(features).all()):
             fix = "The backbone overflows on some image: check its weights and normalisation."
             raise ArgumentError(describe("features", "finite numbers", "NaN or infinity", fix))
-        absent = (torch.bincount(y, minlength=classes) == 0).nonzero().flatten().tolist()
-        if absent:
-            fix = "Leave the class out of the data, or train the probe by SGD or AdamW."
-            got = f"none of class {', '.join(map(str, absent[:5]))}"
-            raise ArgumentError(describe("y", "training images of every class", got, fix))
+        _check_every_class(y, classes)
         self._features, self._y, self._classes = features, y, classes
         self._mean, covariance = _moments(features)
         values, self._axes = torch.linalg.eigh(covariance)
@@ -161,6 +157,15 @@ class LogisticRegression:
         count = len(self._y)
         by_weight = (by_weight - torch.outer(by_bias, self._mean)) / count
         return float(loss / count), by_weight, by_bias / count
+
+
+def _check_every_class(y: Tensor, classes: int) -> None:
+    """Raise `ArgumentError` if some class has no image among the labels `y` (N,)."""
+    absent = (torch.bincount(y, minlength=classes) == 0).nonzero().flatten().tolist()
+    if absent:
+        got = f"none of class {', '.join(map(str, absent[:5]))}"
+        fix = "Leave the class out."
+        raise ArgumentError(describe("y", "training images of every class", got, fix))
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
