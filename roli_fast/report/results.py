@@ -61,8 +61,8 @@ def findings(run: Run) -> list[str]:
     """
     summary = run.summary or {}
     seeds = len(summary.get("seeds") or ())
-    entries = list(summary.get("comparisons") or ())
-    found = []
+    entries: list[Tree] = list(summary.get("comparisons") or ())
+    found: list[str] = []
     if len(entries) > FEW:
         entries = [e for e in entries if set(e["methods"]) in TWINS]
         found = [_highest(run)]

@@ -90,7 +90,9 @@ def test_a_temperature_that_was_not_fitted_says_why(run: Path) -> None:
     tree = json.loads(path.read_text())
     tree["calibration"]["clean"] |= {"fitted": False, "temperature": 1.0, "reason": "too few: 7"}
     write_json(path, tree)
-    assert "RoLI, clean images: no temperature was fitted, T = 1.00: too few: 7" in read(run).text
+    assert (
+        "No temperature was fitted, so T = 1, for RoLI clean (seed 0): too few: 7" in read(run).text
+    )
 
 
 def test_the_difference_of_an_example_is_magnified_to_the_radius(run: Path) -> None:
