@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from roli_fast.report.blocks import Block, Chart, Charts, Key, Missing, Section
 from roli_fast.report.read import Run, Tree, at, values
 from roli_fast.report.subjects import Page, Subject
-from roli_fast.report.svg import Axis, Line, lines
+from roli_fast.report.svg import Axis, Line, furthest, lines
 from roli_fast.report.text import listed
 
 GREY = 255.0
@@ -56,15 +56,11 @@ def _curve_chart(subjects: Sequence[Subject], norm: str) -> Chart:
     svg = lines(
         f"Accuracy against the {label}: {told}",
         drawn,
-        Axis(label, low=0, high=_last(drawn)),
+        Axis(label, low=0, high=furthest(drawn)),
         Axis("accuracy in %", low=0, high=100),
         show=lambda x, y: f"radius {x:.4g}{'/255' if norm == 'linf' else ''}, {y:.1f} %",
     )
     return Chart(f"Accuracy under attack, {norm}", svg)
-
-
-def _last(drawn: Sequence[Line]) -> float:
-    return max((x for line in drawn for x, _ in line.points), default=1.0)
 
 
 def _curve_line(subject: Subject, norm: str, unit: float) -> Line | None:
@@ -114,7 +110,7 @@ def _evaluated(page: Page, run: Run) -> Iterator[Charts]:
         label = "linf radius in 1/255" if norm == "linf" else f"{norm} radius"
         where = folder.relative_to(run.folder).as_posix()
         y = Axis("accuracy in %", low=0, high=100)
-        x = Axis(label, low=0, high=_last(drawn))
+        x = Axis(label, low=0, high=furthest(drawn))
         svg = lines(f"Accuracy against the {label}, evaluation {where}", drawn, x, y)
         chart = Chart(f"{where}/evaluation.json, {norm}", svg)
         caption = (

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from math import sqrt
 
 from roli_fast.report.blocks import Block, Chart, Charts, Fold, Key, Missing, Section, Table, Text
-from roli_fast.report.heads import CONDITIONS
 from roli_fast.report.read import Tree, at, values
-from roli_fast.report.subjects import Page, Subject
+from roli_fast.report.subjects import CONDITIONS, Page, Subject
 from roli_fast.report.svg import Axis, Line, lines
 from roli_fast.report.text import (
     NONE,
     change,
-    number,
+    listed,
     over_seeds,
     percent,
     percent_over_seeds,
@@ -83,7 +82,7 @@ def _tables(page: Page, subjects: Sequence[Subject]) -> list[Block]:
                 [
                     subject.label,
                     word,
-                    over_seeds(values(fits, "temperature")),
+                    _temperature(fits),
                     percent_over_seeds(ece[0]),
                     percent_over_seeds(ece[1]),
                     percent_over_seeds(other),
@@ -129,6 +128,12 @@ def _tables(page: Page, subjects: Sequence[Subject]) -> list[Block]:
     ]
 
 
+def _temperature(fits: Sequence[Tree]) -> str:
+    if not any(fit.get("fitted") for fit in fits):
+        return "not fitted"
+    return over_seeds(values(fits, "temperature"))
+
+
 def _images(fits: Sequence[Tree], name: str) -> str:
     found = sorted({int(v) for v in values(fits, name)})
     if not found:
@@ -137,16 +142,19 @@ def _images(fits: Sequence[Tree], name: str) -> str:
 
 
 def _reasons(subjects: Sequence[Subject]) -> list[str]:
-    """Why a temperature was not fitted, each once."""
-    found = [
-        f"{subject.label}, {word} images: no temperature was fitted, T = "
-        f"{number(fit.get('temperature'))}: {fit.get('reason')}"
-        for subject in subjects
-        for condition, word in CONDITIONS.items()
-        for a in subject.analyses
-        if (fit := at(a, "calibration", condition)) and not fit.get("fitted")
+    """Why temperatures were not fitted, every reason once with whom it befell."""
+    found: dict[str, list[str]] = {}
+    for subject in subjects:
+        for condition, word in CONDITIONS.items():
+            for seed in subject.method.seeds:
+                fit = at(seed.analysis, "calibration", condition)
+                if fit and not fit.get("fitted"):
+                    whom = f"{subject.label} {word} (seed {seed.number})"
+                    found.setdefault(str(fit.get("reason")), []).append(whom)
+    return [
+        f"No temperature was fitted, so T = 1, for {listed(whom)}: {reason}"
+        for reason, whom in found.items()
     ]
-    return list(dict.fromkeys(found))
 
 
 def _diagram(subject: Subject, condition: str) -> Chart | None:
@@ -156,13 +164,15 @@ def _diagram(subject: Subject, condition: str) -> Chart | None:
     if not total:
         return None
     drawn = []
-    for look, (label, bins) in enumerate((("as trained", before), ("after temperature", after))):
+    fitted = any(at(a, "calibration", condition, "fitted") for a in subject.analyses)
+    both = [("as trained", before), ("after temperature", after)]
+    for look, (label, bins) in enumerate(both if fitted else both[:1]):
         kept = [b for b in bins if b["count"] >= FEW]
         points = [(b["confidence"], b["accuracy"]) for b in kept]
         sizes = [2 + 9 * sqrt(b["count"] / total) for b in kept]
         drawn.append(Line(label, points, look, sizes=sizes, hollow=look == 0))
     first, last = (values(_found(subject, condition, w), "ece") for w in ("before", "after"))
-    told = change(first, last, percent_over_seeds)
+    told = change(first, last, percent_over_seeds) if fitted else percent_over_seeds(first)
     title = f"{subject.label}, {CONDITIONS[condition]}: ECE {told}"
     svg = lines(
         f"Reliability of {title}",

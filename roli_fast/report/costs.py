@@ -14,6 +14,11 @@ from roli_fast.report.text import (
 )
 
 TERMS = (
+    (
+        "best validation",
+        "of the kept epoch: accuracy under the validation attack, or on clean "
+        "images where the stage itself has no attack",
+    ),
     ("images/s", "training images a second of a stage, its attacks included, validation aside"),
     ("waited for data", "share of the training time in which the loop waited for images"),
     (

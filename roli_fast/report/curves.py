@@ -7,7 +7,7 @@ from statistics import mean
 from roli_fast.report.blocks import Block, Chart, Charts, Key, Missing, Section, Source
 from roli_fast.report.read import Run
 from roli_fast.report.subjects import Page, Subject
-from roli_fast.report.svg import Axis, Line, Point, lines
+from roli_fast.report.svg import Axis, Line, Point, furthest, lines
 
 FIELDS = {
     "validation_robust_accuracy": ("Validation accuracy, attacked", 100.0),
@@ -30,6 +30,8 @@ def training(page: Page) -> Section:
         )
         if several:
             caption += " Strong lines are the mean over the seeds, faint ones the seeds."
+        if _without_attack(drawn):
+            caption += " Stages without an attack are validated on clean images alone."
         caption += " Losses of different objectives or of clean and attacked stages do not compare."
         blocks.append(Charts(charts, caption, [s.key for s in drawn], _metrics(page, drawn)))
     for run in page.runs:
@@ -42,6 +44,12 @@ def training(page: Page) -> Section:
         what = "metrics.jsonl has no finished epoch yet."
         blocks.append(Missing(what, f"python -m roli_fast.train --run_dir {folder} --resume"))
     return Section("training", "Training", blocks)
+
+
+def _without_attack(subjects: Sequence[Subject]) -> bool:
+    """Whether some validated epoch was not attacked."""
+    clean, robust = "validation_clean_accuracy", "validation_robust_accuracy"
+    return any(clean in r and robust not in r for s in subjects for r in s.method.metrics)
 
 
 def _metrics(page: Page, subjects: Sequence[Subject]) -> list[Source]:
@@ -67,7 +75,7 @@ def _over_epochs(subjects: Sequence[Subject], name: str) -> Chart | None:
     svg = lines(
         f"{title} over epochs: {told}",
         drawn,
-        Axis("epoch", low=0),
+        Axis("epoch", low=0, high=furthest(drawn)),
         y,
         show=lambda x, v: f"epoch {x:g}, {v:.3g}{' %' if percent else ''}",
     )
@@ -135,4 +143,6 @@ def _pretraining(run: Run) -> Chart | None:
         return None
     title = "Pretraining, validation accuracy"
     y = Axis("accuracy in %", low=0, high=100)
-    return Chart(title, lines(f"{title} over epochs", drawn, Axis("epoch", low=0), y))
+    return Chart(
+        title, lines(f"{title} over epochs", drawn, Axis("epoch", low=0, high=furthest(drawn)), y)
+    )

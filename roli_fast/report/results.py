@@ -27,6 +27,9 @@ LEVEL = 0.05
 FEW = 2
 """Pairs of methods that are told in sentences; of more there is a table."""
 
+TWINS = ({"roli", "ranli"}, {"lp_ft", "ft"})
+"""Methods that differ in the head that the fine-tune begins with."""
+
 
 def results(page: Page) -> Section:
     """The table, the same as a drawing, the paired tests, and every seed."""
@@ -52,11 +55,18 @@ def headline(run: Run) -> str:
 
 
 def findings(run: Run) -> list[str]:
-    """What the paired tests of summary.json say, in words that claim no more."""
-    found = []
+    """What the paired tests of summary.json say, in words that claim no more.
+
+    Of many pairs those that differ in the head alone; before them the highest accuracies.
+    """
     summary = run.summary or {}
     seeds = len(summary.get("seeds") or ())
-    for entry in summary.get("comparisons") or ():
+    entries: list[Tree] = list(summary.get("comparisons") or ())
+    found: list[str] = []
+    if len(entries) > FEW:
+        entries = [e for e in entries if set(e["methods"]) in TWINS]
+        found = [_highest(run)]
+    for entry in entries:
         first, second = entry["methods"]
         tests = {m.name: m.test for m in run.methods if m.test}
         shares = [at(tests, name, "robust_accuracy", entry["attack"]) for name in (first, second)]
@@ -69,6 +79,16 @@ def findings(run: Run) -> list[str]:
         )
         found.append(f"{text}. {_verdict(entry, seeds)}")
     return found
+
+
+def _highest(run: Run) -> str:
+    """Which method has the highest mean in each column; equals are all named."""
+    said = []
+    for column in ("clean", *run.columns):
+        means = {m.name: v for m in run.methods if (v := _share(m.test, column)) is not None}
+        best = [method_name(name) for name, v in means.items() if v == max(means.values())]
+        said.append(f"{column} {listed(best)} ({percent(max(means.values()))})")
+    return f"Highest mean accuracy: {'; '.join(said)}. The paired differences stand below."
 
 
 def _verdict(entry: Tree, seeds: int) -> str:

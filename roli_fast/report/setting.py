@@ -200,17 +200,30 @@ def _stage(run: Run, name: str) -> list[str] | None:
         return None
     done = [s for m in run.methods for seed in m.seeds for s in seed.stages if s["name"] == name]
     epochs = done[0]["epochs"] if done else stage.get("epochs")
-    optimizer = stage.get("optimizer") or {}
-    rate = "" if optimizer.get("name") == "lbfgs" else f", rate {optimizer.get('lr')}"
     return [
         name + note,
         str(epochs),
         _named(stage.get("tuning"), ("rank", "alpha")),
-        _named(stage.get("objective"), ("beta", "weight", "label_smoothing")),
+        _objective(stage),
         attack_text(stage.get("attack")),
-        f"{optimizer.get('name')}{rate}, decay {optimizer.get('weight_decay')}",
+        _optimizer(stage.get("optimizer") or {}),
         str(stage.get("batch_size")),
     ]
+
+
+def _objective(stage: Tree) -> str:
+    """The adversarial objective on clean images is cross-entropy."""
+    told = _named(stage.get("objective"), ("beta", "weight", "label_smoothing"))
+    clean = not stage.get("attack")
+    return told.replace("adversarial", "cross-entropy", 1) if clean else told
+
+
+def _optimizer(optimizer: Tree) -> str:
+    name = optimizer.get("name")
+    if name == "lbfgs":
+        tried = optimizer.get("strengths") or ()
+        return f"lbfgs, best of L2 strengths {', '.join(f'{s:g}' for s in tried)}"
+    return f"{name}, rate {optimizer.get('lr')}, decay {optimizer.get('weight_decay')}"
 
 
 def _named(part: Any, fields: tuple[str, ...]) -> str:

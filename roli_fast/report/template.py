@@ -18,7 +18,7 @@ from roli_fast.report.examples import examples
 from roli_fast.report.files_read import files_read
 from roli_fast.report.heads import heads
 from roli_fast.report.read import Run
-from roli_fast.report.results import FEW, findings, headline, results
+from roli_fast.report.results import findings, headline, results
 from roli_fast.report.setting import note, setting
 from roli_fast.report.subjects import Page
 from roli_fast.report.text import count, listed
@@ -69,7 +69,7 @@ def render(runs: Sequence[Run], folder: Path) -> str:
         lead.append(f"{listed(page.names)}.")
     else:
         title = runs[0].name
-        lead += [headline(runs[0]), *_few(findings(runs[0]))]
+        lead += [headline(runs[0]), *findings(runs[0])]
         notes += note(runs[0])
     environment = Environment(
         loader=PackageLoader("roli_fast.report", "page"),
@@ -86,8 +86,3 @@ def render(runs: Sequence[Run], folder: Path) -> str:
         sections=[section for section in sections if section.blocks],
         style=Markup(style),  # noqa: S704 - the package's own file
     )
-
-
-def _few(found: list[str]) -> list[str]:
-    """Of many paired tests the table says more than sentences."""
-    return found if len(found) <= FEW else []

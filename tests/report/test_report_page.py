@@ -90,7 +90,9 @@ def test_a_temperature_that_was_not_fitted_says_why(run: Path) -> None:
     tree = json.loads(path.read_text())
     tree["calibration"]["clean"] |= {"fitted": False, "temperature": 1.0, "reason": "too few: 7"}
     write_json(path, tree)
-    assert "RoLI, clean images: no temperature was fitted, T = 1.00: too few: 7" in read(run).text
+    assert (
+        "No temperature was fitted, so T = 1, for RoLI clean (seed 0): too few: 7" in read(run).text
+    )
 
 
 def test_the_difference_of_an_example_is_magnified_to_the_radius(run: Path) -> None:
@@ -244,12 +246,31 @@ def test_an_evaluation_in_the_run_directory_is_shown(run: Path) -> None:
 
 def test_many_pairs_of_methods_get_a_table(run: Path) -> None:
     tree = summary()
-    tree["comparisons"] *= 3
+    pair = tree["comparisons"][0]
+    tree["comparisons"] += [pair | {"methods": ["roli", "ft"]}, pair | {"methods": ["ft", "roli"]}]
     write_json(run / "summary.json", tree)
     page = read(run)
     rows = page.table("Paired differences")
     assert rows[1] == ["RoLI − RanLI", "pgd-10", "+7.0 points", "p = 0.09", "paired t, over seeds"]
-    assert "a difference of" not in page.text
+    assert "Highest mean accuracy: clean RoLI (82.0 %); pgd-10 RoLI (68.0 %)." in page.text
+    assert page.text.count("a difference of") == 1  # of RoLI and RanLI, which differ in the head
+
+
+def test_the_strengths_of_a_clean_probe(run: Path) -> None:
+    tree = summary()
+    tried = [
+        {"strength": s, "head_norm": n, "validation_accuracy": 0.5, "validation_nll": 1.0}
+        | {"train_loss": 0.9, "iterations": 7, "converged": True}
+        for s, n in ((0.1, 1.0), (0.01, 5.0))
+    ]
+    for seed in tree["methods"]["ranli"]["per_seed"]:
+        seed["stages"][0] |= {"strength": 0.01, "head_norm": 5.0, "strengths": tried}
+    write_json(run / "summary.json", tree)
+    page = read(run)
+    rows = page.table("Clean probes by L-BFGS")
+    assert rows[1][:4] == ["RanLI", "0.01", "5.00 ± 0", "50.0 ± 0.0 %"]
+    assert [row[-1] for row in rows[1:]] == ["2", "0"]
+    assert "RanLI: a seed took the first or last L2 strength of the grid" in page.text
 
 
 def _no_config(run: Path) -> None:
