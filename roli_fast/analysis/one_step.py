@@ -130,9 +130,11 @@ def one_step(  # noqa: PLR0913 - one call, and each option is independent of the
     """
     check_positive("lr", lr)
     view = LinearHead.of(model, head)
-    counts = count_of(train) if tangent is None else 0, count_of(batches)
-    known = None if None in counts else counts[0]
-    say_for(known, one_step_cost(view, counts[0] or 1, counts[1] or 1, attack))
+    gradients = 0 if tangent is not None else count_of(train)
+    products = None if gradients is None else count_of(batches)
+    if gradients is None or products is None:
+        gradients = int(tangent is None)
+    say_for(products, one_step_cost(view, gradients, products or 1, attack))
     moving = list(tangent) if tangent is not None and names is None else names
     with network(in_dtype(view, dtype), moving) as net:
         if tangent is None:
@@ -200,7 +202,8 @@ def actual_change(
         tangent: parameter name -> change, `OneStep.tangent` say; the head's too.
         batches: where the change is wanted.
         head: name of the head where it cannot be found.
-        dtype: compute in this dtype, in a copy of the model; None is the model's own.
+        dtype: compute in this dtype, in a copy of the model; None is the model's own, whose
+            rounding hides a small update: take float64 then.
     """
     view, rows = LinearHead.of(model, head), []
     count = count_of(batches)

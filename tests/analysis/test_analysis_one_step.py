@@ -271,7 +271,15 @@ def test_it_says_its_cost_before(caplog: pytest.LogCaptureFixture) -> None:
     own = case("mlp")
     with caplog.at_level("INFO", "roli_fast.analysis"):
         one_step(own.model, own.batches(TRAIN), own.batches(TEST))
-    assert "one step: 7 forwards, 4 weight gradients, 3 JVPs" in caplog.text
+        tangent = {"body.0.weight": torch.ones(6, 5).double()}
+        one_step(own.model, [], own.batches(TEST), tangent=tangent)
+        one_step(own.model, iter(own.batches(TRAIN)), own.batches(TEST))
+        one_step(own.model, own.batches(TRAIN), iter(own.batches(TEST)))
+    assert [message.split(",")[:2] for message in caplog.messages] == [
+        ["one step: 7 forwards", " 4 weight gradients"],
+        ["one step: 3 forwards", " 3 JVPs"],
+        *2 * [["one step", " a sample: 2 forwards"]],
+    ]
     attack = PGD(norm="linf", eps=0.05, bounds=(0.0, 1.0), steps=2)
     cost = one_step_cost(LinearHead.of(own.model), 4, 3, attack)
     assert cost.weight_backwards == 4 and cost.input_backwards == 8 and cost.jvps == 3
