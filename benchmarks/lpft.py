@@ -52,7 +52,7 @@ IMAGES = {"digits": 400, "caltech101": 128}
 DIGITS = "--config quickstart --note=".split()
 CALTECH = (
     "--data json_splits --data.image_size 32 --data.max_per_class 5 --threat.eps 4/255 "
-    "--test.steps 5 "
+    "--test.steps 3 --test.step_size 2/255 "
     "--model.mean 0.485,0.456,0.406 --model.std 0.229,0.224,0.225 --model.options.img_size 32 "
     "--model.options.patch_size 4 --model.options.embed_dim 128 --model.options.depth 6 "
     "--model.options.num_heads 4 --model.options.class_token false --model.options.global_pool avg "

@@ -131,7 +131,7 @@ def test_the_table_shows_every_row(values: Any) -> None:
     for name in lpft_tables.ROWS:
         assert f"| {name} |" in text
     assert "| head norm, fine-tune starts | 1.00 ± 0.00 | 4.01 ± 0.01 |" in text
-    assert "| class separation, adversarial | - | - | - | - |" in text
+    assert "| L2 strength of LP | - | - | - | - |" in text
     assert lpft_costs.table(costs) in text
 
 
