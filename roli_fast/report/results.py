@@ -166,6 +166,8 @@ def _table(page: Page, tested: Sequence[Subject]) -> Table:
     else:
         what = "Accuracy on the test images of each run, attacked by its own test attack"
     caption = f"{what}. {_spread_text(tested)}."
+    if not page.several and (classes := len((first.summary or {}).get("classes") or ())):
+        caption += f" Guessing among {classes} classes: {percent(1 / classes)}."
     robust = [f"robust, {c}" for c in columns]
     head = ("method", "clean", *robust, "seeds", "stages and epochs", "training time")
     terms = [("training time", "of all stages of one seed, the mean over seeds, validation aside")]
