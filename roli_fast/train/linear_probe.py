@@ -36,9 +36,9 @@ def solve_stage(job: Job, context: Context) -> StageResult:
     started = time.perf_counter()
     split = job.splits
     title = "seed {seed} {method}/{stage}".format(**job.place)
+    logger.info("stage '%s': %s", job.name, _cost(job))
     with context.bar(title, total=len(split.train) + len(split.val)) as bar:
         train, val = (_features(job, part, context, bar) for part in (split.train, split.val))
-    logger.info("stage '%s': %s", job.name, _kept(train, val))
     solutions: list[Solution] = []
     if context.team.leads:
         solutions = _solve(job, context, train)
@@ -71,10 +71,14 @@ def _features(job: Job, part: ImageDataset, context: Context, bar: tqdm) -> Tens
     return context.put_together(torch.cat(out), part)
 
 
-def _kept(train: Tensor, val: Tensor) -> str:
-    megabytes = (train.nbytes + val.nbytes) / 1e6
-    shape = f"{len(train)} + {len(val)} images x {train.shape[1]}"
-    return f"features of {shape} kept, {megabytes:.1f} MB"
+def _cost(job: Job) -> str:
+    """What the stage will do and hold."""
+    head, stage, split = job.model.head.weight, job.stage, job.splits
+    images, width = len(split.train) + len(split.val), head.shape[1]
+    megabytes = images * width * head.element_size() / 1e6
+    tried = len(stage.optimizer.strengths) or 1
+    kept = f"features of {images} images x {width} kept, {megabytes:.1f} MB"
+    return f"{kept}; {tried} strengths of at most {stage.optimizer.iterations} iterations"
 
 
 def _solve(job: Job, context: Context, features: Tensor) -> list[Solution]:
@@ -85,9 +89,9 @@ def _solve(job: Job, context: Context, features: Tensor) -> list[Solution]:
     problem = LogisticRegression(features, y, job.splits.num_classes)
     solutions: list[Solution] = []
     for strength in strongest_first(own.strengths or (own.weight_decay,)):
-        context.interrupt.check()
-        start = solutions[-1] if solutions else None
-        solutions.append(problem.solve(strength, start=start, iterations=own.iterations))
+        start, watch = solutions[-1] if solutions else None, context.interrupt.check
+        found = problem.solve(strength, start=start, iterations=own.iterations, watch=watch)
+        solutions.append(found)
     return solutions
 
 

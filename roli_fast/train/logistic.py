@@ -1,6 +1,6 @@
 """Multinomial logistic regression with an L2 penalty, by L-BFGS in fp64 on features in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,7 @@ class LogisticRegression:
         start: Solution | None = None,
         iterations: int = 500,
         tolerance: float = TOLERANCE,
+        watch: Callable[[], object] = lambda: None,
     ) -> Solution:
         """The minimum at one strength.
 
@@ -95,6 +96,7 @@ class LogisticRegression:
             start: where to begin, the solution at a like strength say; None at equal logits.
             iterations: the most; a solution that they did not reach is not `converged`.
             tolerance: largest entry of the gradient at a solution.
+            watch: called before each pass over the features; may raise to stop.
         """
         check_positive("strength", strength)
         scale = self._scale(strength)
@@ -104,6 +106,7 @@ class LogisticRegression:
             begin[:, -1] = (start.bias + start.weight @ self._mean).cpu()
 
         def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            watch()
             weight, bias = self._head(flat, scale)
             loss, by_weight, by_bias = self._loss(weight, bias)
             penalised = loss + strength / 2 * float(weight.square().sum())
