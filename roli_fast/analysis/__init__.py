@@ -44,6 +44,7 @@ from roli_fast.analysis.residual import residual_size as residual_size
 from roli_fast.analysis.sensitivity import Sensitivity as Sensitivity
 from roli_fast.analysis.sensitivity import margin_sensitivity as margin_sensitivity
 from roli_fast.analysis.sensitivity import margin_sensitivity_cost as margin_sensitivity_cost
+from roli_fast.analysis.spectrum import diagonal_of_F as diagonal_of_F
 from roli_fast.analysis.spectrum import sum_of_logits_kernel as sum_of_logits_kernel
 from roli_fast.analysis.spectrum import top_eigenvalues as top_eigenvalues
 from roli_fast.analysis.view import LinearHead as LinearHead

@@ -8,7 +8,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from roli_fast.analysis.costs import Cost, count_of, say
-from roli_fast.analysis.derivatives import Network, network
+from roli_fast.analysis.derivatives import Network, moving_names, network
 from roli_fast.analysis.descent import descend, in_dtype
 from roli_fast.analysis.gram import gram
 from roli_fast.analysis.ntk import MEMORY, Kernel, Part, head_gram, kernel_cost, room_for_gradients
@@ -134,6 +134,65 @@ def sum_of_logits_kernel_cost(
     """
     view = LinearHead.of(model)
     return kernel_cost("kernel of summed logits", view, images, 1, (names, memory, dtype))
+
+
+def diagonal_of_F(
+    model: nn.Module | LinearHead,
+    x: Tensor,
+    *,
+    names: Sequence[str] | None = None,
+    memory: int = MEMORY,
+    head: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """F's diagonal, the squared size of every logit's gradient in the backbone; its sum is the
+    trace of F, the sum of all its eigenvalues.
+
+    Args:
+        model: inputs (B, ...) -> logits (B, C), with a linear head.
+        x: inputs (N, ...), of which one is looked at at a time.
+        names: the tensors that train; see `one_step`.
+        memory: bytes for gradients; those of one logit are held in any case.
+        head: name of the head where it cannot be found.
+        dtype: compute in this dtype, in a copy of the model; None is the model's own.
+
+    Returns:
+        (N, C), on the CPU.
+    """
+    if not len(x):
+        raise ArgumentError(describe("x", "at least one input", "none"))
+    view = LinearHead.of(model, head)
+    say(diagonal_of_F_cost(view, len(x), names=names, dtype=dtype))
+    rows: list[Tensor] = []
+    with network(in_dtype(view, dtype), names) as net:
+        eye = torch.eye(view.classes).to(net.head.layer.weight.detach())
+        each = sum(value.numel() for value in net.parameters.values()) * eye.element_size()
+        for one in x.split(1):
+            for run in eye.split(max(1, memory // max(each, 1))):
+                found = net.rows(one, run, net.names).values()
+                squares = [part.flatten(1).square().sum(1) for part in found]
+                rows.append(torch.stack(squares).sum(0) if squares else run.new_zeros(len(run)))
+    return torch.cat(rows).view(-1, view.classes).cpu()
+
+
+def diagonal_of_F_cost(
+    model: nn.Module | LinearHead,
+    images: int,
+    *,
+    names: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Cost:
+    """A forward and C backwards of every input; the gradients of its logits are held."""
+    view = LinearHead.of(model)
+    ours = view.backbone()
+    each = sum(ours[name].numel() for name in moving_names(view, names))
+    item = (dtype or view.layer.weight.dtype).itemsize
+    return Cost(
+        "diagonal of F",
+        forwards=images,
+        weight_backwards=images * view.classes,
+        bytes=view.classes * each * item,
+    )
 
 
 def _product(net: Network, batches: list[Batch], vector: Tensor, part: Part) -> np.ndarray:

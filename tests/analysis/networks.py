@@ -46,6 +46,27 @@ class TorchEncoder(nn.Module):
         return self.out(self.layers(self.embed(x))[:, 0])
 
 
+class Cube(torch.autograd.Function):
+    """x^3 without a forward mode, and without a rule for vmap."""
+
+    @staticmethod
+    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(context: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        (x,) = context.saved_tensors
+        return 3 * x**2 * grad
+
+
+class Cubed(Mlp):
+    """The small network with an operation that has only a backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(Cube.apply(self.body(x)))
+
+
 def case(kind: str) -> Case:
     """`kind` is "mlp", "mlp without bias", "text", "torch encoder", "lora", or a timm network."""
     if kind.startswith("mlp"):

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from explicit import Mlp, close, jacobians
-from networks import KINDS, case
-from test_analysis_one_step import Cubed
+from networks import KINDS, Cubed, case
 from tiny_models import images, untouched
 from torch import Tensor
 from torch.func import functional_call, jacrev
@@ -13,6 +12,7 @@ from roli_fast.analysis import Kernel, LinearHead, empirical_ntk, empirical_ntk_
 from roli_fast.analysis.derivatives import network
 from roli_fast.analysis.gram import Piece, blocks, gram
 from roli_fast.analysis.spectrum import (
+    diagonal_of_F,
     sum_of_logits_kernel,
     sum_of_logits_kernel_cost,
     top_eigenvalues,
@@ -192,3 +192,17 @@ def test_the_kernel_of_summed_logits() -> None:
         sums = whole.matrix(part).view(6, 3, 6, 3).sum((1, 3))
         assert close(found.matrix(part), sums)
     assert found.classes == 1 and sum_of_logits_kernel_cost(own.model, 6).weight_backwards == 6
+
+
+@pytest.mark.parametrize("kind", ["text", "lora"])
+def test_the_diagonal_without_the_kernel(kind: str) -> None:
+    own = case(kind)
+    with untouched(own.model):
+        found = diagonal_of_F(own.model, own.x, names=own.names, head=own.head)
+        little = diagonal_of_F(own.model, own.x, names=own.names, head=own.head, memory=1)
+    kernel = empirical_ntk(own.model, own.x, names=own.names, head=own.head)
+    assert close(found.flatten(), kernel.F.diagonal()) and close(little, found, 1e-12)
+    assert float(found.sum()) == pytest.approx(float(kernel.spectrum("F").sum()))
+    assert not diagonal_of_F(own.model, own.x, names=[], head=own.head).any()
+    with pytest.raises(ArgumentError, match="`x`"):
+        diagonal_of_F(own.model, own.x[:0], head=own.head)

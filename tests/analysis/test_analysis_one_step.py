@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from explicit import Mlp, close, jacobians
-from networks import KINDS, case
+from networks import KINDS, Cubed, case
 from tiny_models import images, tiny, untouched
 from torch import Tensor, nn
 from torch.nn import functional
@@ -182,27 +182,6 @@ def test_what_trains() -> None:
     every = one_step(own.model, train, test)
     assert len(every.tangent) == len(list(own.model.parameters()))
     assert not torch.equal(every.logits, named.logits)
-
-
-class Cube(torch.autograd.Function):
-    """x^3 without a forward mode, and without a rule for vmap."""
-
-    @staticmethod
-    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        context.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(context: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
-        (x,) = context.saved_tensors
-        return 3 * x**2 * grad
-
-
-class Cubed(Mlp):
-    """The small network with an operation that has only a backward pass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(Cube.apply(self.body(x)))
 
 
 def test_without_a_forward_mode_it_is_a_difference_and_says_so() -> None:
