@@ -91,7 +91,8 @@ def test_a_temperature_that_was_not_fitted_says_why(run: Path) -> None:
     tree["calibration"]["clean"] |= {"fitted": False, "temperature": 1.0, "reason": "too few: 7"}
     write_json(path, tree)
     assert (
-        "No temperature was fitted, so T = 1, for RoLI clean (seed 0): too few: 7" in read(run).text
+        "No temperature was fitted, so T = 1, for RoLI clean (seed 0): too few: 7."
+        in read(run).text
     )
 
 
