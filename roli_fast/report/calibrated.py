@@ -51,6 +51,8 @@ def calibrated(page: Page) -> Section:
         )
         caption += " The images of all seeds are pooled." if several else ""
         keys = [Key("as trained", 0, hollow=True), Key("after temperature", 1)]
+        if not any(_fitted(s, c) for s in subjects for c in CONDITIONS):
+            keys = keys[:1]
         drawn: Block = Charts(charts, caption, keys, sources, pairs=True)
         blocks.append(drawn if len(charts) <= SHOWN else Fold("Reliability diagrams", [drawn]))
         blocks += _tables(page, subjects)
@@ -66,6 +68,11 @@ def calibrated(page: Page) -> Section:
 def _found(subject: Subject, condition: str, when: str) -> list[Tree]:
     trees = [at(a, "calibration", condition, when) for a in subject.analyses]
     return [tree for tree in trees if tree]
+
+
+def _fitted(subject: Subject, condition: str) -> bool:
+    """Whether some seed has a temperature of its own."""
+    return any(at(a, "calibration", condition, "fitted") for a in subject.analyses)
 
 
 def _tables(page: Page, subjects: Sequence[Subject]) -> list[Block]:
@@ -143,16 +150,18 @@ def _images(fits: Sequence[Tree], name: str) -> str:
 
 def _reasons(subjects: Sequence[Subject]) -> list[str]:
     """Why temperatures were not fitted, every reason once with whom it befell."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for subject in subjects:
         for condition, word in CONDITIONS.items():
             for seed in subject.method.seeds:
                 fit = at(seed.analysis, "calibration", condition)
                 if fit and not fit.get("fitted"):
-                    whom = f"{subject.label} {word} (seed {seed.number})"
-                    found.setdefault(str(fit.get("reason")), []).append(whom)
+                    whom = found.setdefault(str(fit.get("reason")), {})
+                    whom.setdefault(f"{subject.label} {word}", []).append(str(seed.number))
     return [
-        f"No temperature was fitted, so T = 1, for {listed(whom)}: {reason}"
+        "No temperature was fitted, so T = 1, for "
+        + listed([f"{name} (seed {listed(numbers)})" for name, numbers in whom.items()])
+        + f": {reason}."
         for reason, whom in found.items()
     ]
 
@@ -164,7 +173,7 @@ def _diagram(subject: Subject, condition: str) -> Chart | None:
     if not total:
         return None
     drawn = []
-    fitted = any(at(a, "calibration", condition, "fitted") for a in subject.analyses)
+    fitted = _fitted(subject, condition)
     both = [("as trained", before), ("after temperature", after)]
     for look, (label, bins) in enumerate(both if fitted else both[:1]):
         kept = [b for b in bins if b["count"] >= FEW]
@@ -189,9 +198,9 @@ def _pooled(measures: Sequence[Tree]) -> list[Tree]:
     """The bins of all seeds together."""
     out = []
     for same in zip(*(m.get("bins") or () for m in measures), strict=False):
-        count = sum(b["count"] for b in same)
+        count = sum(b["count"] or 0 for b in same)
         pooled = {
-            k: sum(b["count"] * (b[k] or 0) for b in same) / count if count else 0.0
+            k: sum((b["count"] or 0) * (b[k] or 0) for b in same) / count if count else 0.0
             for k in ("confidence", "accuracy")
         }
         out.append({"count": count, **pooled})

@@ -6,7 +6,7 @@ from roli_fast.report.blocks import Block, Chart, Charts, Fold, Missing, Section
 from roli_fast.report.read import Tree, values
 from roli_fast.report.subjects import CONDITIONS, Page, Subject, stage_label, steps
 from roli_fast.report.svg import Axis, Line, lines
-from roli_fast.report.text import given, over_seeds, percent_over_seeds
+from roli_fast.report.text import given, over_seeds, percent_over_seeds, whole
 
 TERMS_STEP = (
     (
@@ -136,7 +136,9 @@ def _kernel_blocks(subjects: Sequence[Subject], sources: Sequence[Source]) -> li
         found = [stage["kernel"] for stage in own]
         cells = []
         for part in ("P", "F", "NTK"):
-            cells += [over_seeds(values(found, part, k)) for k in ("rank", "frobenius")]
+            ranks = values(found, part, "rank")
+            cells.append(whole(ranks[0]) if len(ranks) == 1 else over_seeds(ranks))
+            cells.append(over_seeds(values(found, part, "frobenius")))
         fits = [
             percent_over_seeds(values(found, "regression", k)) for k in ("train", "test", "trivial")
         ]

@@ -99,7 +99,9 @@ def lines(
     xs = [p[0] for line in drawn for p in line.points]
     ys = [p[1] for line in drawn for p in line.points]
     ys += [v for line in drawn for p in line.band for v in p[1:]]
-    frame = _Frame(title, _range(x, xs), _range(y, ys), LEFT)
+    across, up = _range(x, xs), _range(y, ys)
+    longest = max(len(text) for _, text in y.ticks or _ticks(*up))
+    frame = _Frame(title, across, up, max(LEFT, round(24 + LETTER * longest)))
     frame.axes(x, y)
     for low, high, share in bars:
         frame.bar(low, high, share)
@@ -284,8 +286,14 @@ def _powers(drawn: Sequence[Line], y: Axis) -> Axis:
     low, high = (math.floor(min(found)), math.ceil(max(found))) if found else (0, 1)
     high = max(high, low + 1)
     step = max(1, (high - low) // 6)
-    ticks = [(float(k), f"{10.0**k:g}") for k in range(low, high + 1, step)]
+    ticks = [(float(k), _power(k)) for k in range(low, high + 1, step)]
     return Axis(y.label, low, high, ticks)
+
+
+def _power(k: int) -> str:
+    """ "0.1", "100", "10⁻⁵"."""
+    raised = str(k).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{10.0**k:g}" if abs(k) < 3 else f"10{raised}"
 
 
 def _unlogged(show: Callable[[float, float], str]) -> Callable[[float, float], str]:
