@@ -14,9 +14,9 @@ from roli_fast import models
 from roli_fast.errors import ArgumentError, CheckpointError, ConfigError, InterruptedRunError
 from roli_fast.peft import METHODS, apply, merge
 from roli_fast.train import loop
+from roli_fast.train.checks import check
 from roli_fast.train.cli import parse
 from roli_fast.train.optim import parameter_groups
-from roli_fast.train.pipeline import check
 
 NETWORKS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 
