@@ -21,7 +21,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -52,7 +52,7 @@ IMAGES = {"digits": 400, "caltech101": 128}
 DIGITS = "--config quickstart --note=".split()
 CALTECH = (
     "--data json_splits --data.image_size 32 --data.max_per_class 5 --threat.eps 4/255 "
-    "--test.steps 5 "
+    "--test.steps 3 --test.step_size 2/255 "
     "--model.mean 0.485,0.456,0.406 --model.std 0.229,0.224,0.225 --model.options.img_size 32 "
     "--model.options.patch_size 4 --model.options.embed_dim 128 --model.options.depth 6 "
     "--model.options.num_heads 4 --model.options.class_token false --model.options.global_pool avg "
@@ -100,12 +100,24 @@ def experiment(args: argparse.Namespace) -> Experiment:
     return replace(found, ranli=found.finetune)
 
 
-def analyse(folder: Path, images: int) -> None:
-    """Each method's analysis.json with the predicted step of every stage, on as many images of one
-    method as of another (a run's own light analysis looks at fewer where little was trained)."""
-    flags = ["--ft_ratio", "--images", str(images)]
-    command = [sys.executable, "-m", "roli_fast.analyze", str(folder), *flags]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
+def clean_probe(own: Experiment, seed: int, folder: Path) -> Experiment:
+    """RoLI's probe without its attack, which L-BFGS differs from in more than that. It starts from
+    the weights that the run in `folder` pretrained, where it did."""
+    found = replace(own, methods=("lp",), seeds=(seed,), lp=replace(own.probe, attack=None))
+    if own.source is None:
+        return found
+    weights = folder.resolve() / f"seed-{seed}/pretrain/best.safetensors"
+    return replace(found, source=None, model=replace(own.model, weights=str(weights)))
+
+
+def analyse(folders: Sequence[Path], images: int, *more: str) -> None:
+    """Each method's analysis.json, on as many images of one method as of another (a run's own light
+    analysis looks at fewer where little was trained)."""
+    flags = ["--images", str(images), *more]
+    command = [sys.executable, "-m", "roli_fast.analyze", *map(str, folders), *flags]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
+    if done.returncode:
+        raise SystemExit(f"{folders[0]}: the analysis ended with status {done.returncode}")
 
 
 def scale_free(experiment: Experiment, folder: Path) -> None:
@@ -175,13 +187,27 @@ def calibrated(kind: str, found: dict[str, Any]) -> dict[str, float | None]:
     return own | ({f"ece_{kind}_borrowed": borrowed["ece"]} if borrowed else {})
 
 
-def values(folder: Path, seeds: Sequence[int]) -> Values:
-    """method -> quantity -> one number for each seed."""
-    found: dict[str, dict[str, list[float | None]]] = {}
-    for method in METHODS:
-        rows = [numbers(folder / f"seed-{seed}" / method) for seed in seeds]
-        found[method] = {name: [row[name] for row in rows] for name in rows[0]}
-    return found
+def probed(folder: Path) -> dict[str, float | None]:
+    """What one seed of the clean probe came to."""
+    (stage,) = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))["stages"]
+    start, end = stage["start"], stage["end"]
+    return {
+        "norm_end": end["head"]["norm"],
+        "residual_start": start["residual"]["clean"],
+        "residual_end": end["residual"]["clean"],
+    }
+
+
+def values(folder: Path, probes: Mapping[int, Path]) -> Values:
+    """method -> quantity -> one number for each seed; "clean_probe" is a method too.
+
+    Args:
+        folder: of the run.
+        probes: seed -> the run of its clean probe.
+    """
+    rows = {m: [numbers(folder / f"seed-{seed}" / m) for seed in probes] for m in METHODS}
+    rows["clean_probe"] = [probed(own / f"seed-{seed}/lp") for seed, own in probes.items()]
+    return {m: {name: [row[name] for row in own] for name in own[0]} for m, own in rows.items()}
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
@@ -207,12 +233,17 @@ def settings(experiment: Experiment) -> dict[str, Any]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run, analyse, judge and time one data set."""
     own, folder = experiment(args), args.runs / args.data
-    where = machine("cpu", 1)
+    probes = {seed: args.runs / f"{args.data}-probe-{seed}" for seed in own.seeds}
+    where, quiet = machine("cpu", 1), not sys.stderr.isatty()
     began = time.perf_counter()
-    run(own, folder, resume=folder.exists(), quiet=not sys.stderr.isatty())
+    run(own, folder, resume=folder.exists(), quiet=quiet)
+    for seed, probe in probes.items():
+        run(clean_probe(own, seed, folder), probe, resume=probe.exists(), quiet=quiet)
     scale_free(own, folder)
-    analyse(folder, 110 if args.quick else IMAGES[args.data])
-    found = values(folder, own.seeds)
+    images = 110 if args.quick else IMAGES[args.data]
+    analyse([folder], images, "--ft_ratio")
+    analyse(list(probes.values()), images)
+    found = values(folder, probes)
     return {
         "quick": args.quick,
         "machine": where,

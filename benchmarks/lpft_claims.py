@@ -127,16 +127,32 @@ def removed(pair: Pair) -> Callable[[Values], Seeds]:
     return lambda v: combined(lambda a, b: 1 - b / a, v[pair.fresh][name], v[pair.probed][name])
 
 
+def removed_cleanly(v: Values) -> Seeds:
+    """The same of RoLI's probe without its attack."""
+    own = v["clean_probe"]
+    return combined(lambda a, b: 1 - b / a, own["residual_start"], own["residual_end"])
+
+
 HYPOTHESES = (
     Claim(
         "hypothesis a",
-        "adversarial probing ends with a smaller head than clean probing",
+        "adversarial probing ends with a smaller head than clean L-BFGS",
         lambda v: less(v["lp_ft"]["norm_start"], v["roli"]["norm_start"]),
     ),
     Claim(
+        "hypothesis a",
+        "adversarial probing ends with a smaller head than as many clean epochs",
+        lambda v: less(v["clean_probe"]["norm_end"], v["roli"]["norm_start"]),
+    ),
+    Claim(
         "hypothesis b",
-        "adversarial probing takes away a smaller share of the residual than clean probing",
+        "adversarial probing takes away a smaller share of the residual than clean L-BFGS",
         lambda v: less(removed(CLEAN)(v), removed(ADVERSARIAL)(v)),
+    ),
+    Claim(
+        "hypothesis b",
+        "adversarial probing takes away a smaller share of the residual than as many clean epochs",
+        lambda v: less(removed_cleanly(v), removed(ADVERSARIAL)(v)),
     ),
     Claim(
         "hypothesis c",

@@ -23,7 +23,6 @@ ROWS = {
             ("relative", "feature drift, relative", 1, 2),
             ("cosine", "cosine of features to before", 1, 3),
             ("cka", "linear CKA to before", 1, 3),
-            ("separation", "class separation", 1, 2),
             ("ft_ratio", "FT ratio", 1, 3),
             ("predicted", "SGD's first step, predicted", 1, 3),
             ("actual", "SGD's first step, made", 1, 3),

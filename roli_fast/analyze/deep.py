@@ -39,13 +39,14 @@ KERNEL_IMAGES = 50
 
 @dataclass(frozen=True)
 class Part:
-    """A deep part: its field in a stage of analysis.json, what makes it, what it costs, and
-    how many images its progress bar counts."""
+    """A deep part: its field in a stage of analysis.json, what makes it, what it costs,
+    how many images its progress bar counts, and whether images pass the model one by one."""
 
     field: str
     make: Callable[[Start, Command], Any]
     cost: Callable[[Start, Command], Cost]
     looks: Callable[[Start, Command], int]
+    one_by_one: bool = False
 
 
 PARTS = {
@@ -66,6 +67,7 @@ PARTS = {
         lambda s, command: kernel_tree(s, command.memory),
         lambda s, command: kernel_tree_cost(s, command.memory),
         lambda s, command: kernel_tree_cost(s, command.memory).forwards,
+        one_by_one=True,
     ),
 }
 """By the flags that ask for them."""
@@ -122,8 +124,8 @@ def _made(
 ) -> tuple[Any, float]:
     """A part, and the seconds that it took; its cost is told before."""
     cost = part.cost(start, command)
-    expected = cost.seconds(_forward_seconds(start))
-    logger.info("%s: %s; about %s for the passes", name, cost, _duration(expected))
+    expected = cost.seconds(_forward_seconds(start, part.one_by_one), _flops_per_second(start))
+    logger.info("%s: %s; about %s", name, cost, _duration(expected))
     started = time.perf_counter()
     total = part.looks(start, command)
     with quiet_costs(), context.bar(f"{name}/{part.field}", total=total) as bar:
@@ -136,17 +138,32 @@ def _made(
     return made, time.perf_counter() - started
 
 
-def _forward_seconds(start: Start) -> float:
-    """Of one image, measured in a batch of the usual size; the first pass warms up."""
+def _forward_seconds(start: Start, one_by_one: bool) -> float:
+    """Of one image, alone or in a batch of the usual size."""
     batch = next(iter(start.train()))
-    seconds = 0.0
+    x = batch.x[:1] if one_by_one else batch.x
     with torch.no_grad():
-        for _ in range(2):
-            began = time.perf_counter()
-            start.model(batch.x).sum().item()
-            seconds = time.perf_counter() - began
-    return seconds / len(batch.y)
+        return _seconds(lambda: start.model(x).sum().item()) / len(x)
+
+
+def _flops_per_second(start: Start) -> float:
+    """Of products of matrices in fp64."""
+    device = next(start.model.parameters()).device
+    a = torch.ones(256, 256, dtype=torch.float64, device=device)
+    return 2 * 256**3 / _seconds(lambda: (a @ a).sum().item())
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The best of three: the first one warms up."""
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    return best
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

@@ -22,6 +22,7 @@ from roli_fast.train.context import Context
 from roli_fast.train.method_analysis import MethodAnalysis
 from roli_fast.train.recorder import NoRecorder
 from roli_fast.train.run_directory import identity, saved_environment
+from roli_fast.train.sweep_files import SWEEP
 
 logger = logging.getLogger("roli_fast.analyze")
 
@@ -55,6 +56,9 @@ def run(command: Command, *, quiet: bool = False) -> Iterator[str]:
             page = report.write(run_dir)
         methods = list(dict.fromkeys(target.method for target in own))
         yield f"{run_dir}:\n{analysis_table(run_dir, methods)}\nWritten: {page}\n"
+    for folder in command.runs:
+        if (folder / SWEEP).is_file() and (folder / "summary.json").is_file():
+            yield f"Written: {report.write(folder)}"
 
 
 def _one(command: Command, target: Target, splits: Splits, context: Context) -> None:

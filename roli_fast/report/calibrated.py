@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from math import sqrt
 
 from roli_fast.report.blocks import Block, Chart, Charts, Fold, Key, Missing, Section, Table, Text
-from roli_fast.report.heads import CONDITIONS
 from roli_fast.report.read import Tree, at, values
-from roli_fast.report.subjects import Page, Subject
+from roli_fast.report.subjects import CONDITIONS, Page, Subject
 from roli_fast.report.svg import Axis, Line, lines
 from roli_fast.report.text import (
     NONE,
     change,
-    number,
+    listed,
     over_seeds,
     percent,
     percent_over_seeds,
@@ -52,6 +51,8 @@ def calibrated(page: Page) -> Section:
         )
         caption += " The images of all seeds are pooled." if several else ""
         keys = [Key("as trained", 0, hollow=True), Key("after temperature", 1)]
+        if not any(_fitted(s, c) for s in subjects for c in CONDITIONS):
+            keys = keys[:1]
         drawn: Block = Charts(charts, caption, keys, sources, pairs=True)
         blocks.append(drawn if len(charts) <= SHOWN else Fold("Reliability diagrams", [drawn]))
         blocks += _tables(page, subjects)
@@ -69,6 +70,11 @@ def _found(subject: Subject, condition: str, when: str) -> list[Tree]:
     return [tree for tree in trees if tree]
 
 
+def _fitted(subject: Subject, condition: str) -> bool:
+    """Whether some seed has a temperature of its own."""
+    return any(at(a, "calibration", condition, "fitted") for a in subject.analyses)
+
+
 def _tables(page: Page, subjects: Sequence[Subject]) -> list[Block]:
     rows, more = [], []
     for subject in subjects:
@@ -83,7 +89,7 @@ def _tables(page: Page, subjects: Sequence[Subject]) -> list[Block]:
                 [
                     subject.label,
                     word,
-                    over_seeds(values(fits, "temperature")),
+                    _temperature(fits),
                     percent_over_seeds(ece[0]),
                     percent_over_seeds(ece[1]),
                     percent_over_seeds(other),
@@ -129,6 +135,12 @@ def _tables(page: Page, subjects: Sequence[Subject]) -> list[Block]:
     ]
 
 
+def _temperature(fits: Sequence[Tree]) -> str:
+    if not any(fit.get("fitted") for fit in fits):
+        return "not fitted"
+    return over_seeds(values(fits, "temperature"))
+
+
 def _images(fits: Sequence[Tree], name: str) -> str:
     found = sorted({int(v) for v in values(fits, name)})
     if not found:
@@ -137,16 +149,21 @@ def _images(fits: Sequence[Tree], name: str) -> str:
 
 
 def _reasons(subjects: Sequence[Subject]) -> list[str]:
-    """Why a temperature was not fitted, each once."""
-    found = [
-        f"{subject.label}, {word} images: no temperature was fitted, T = "
-        f"{number(fit.get('temperature'))}: {fit.get('reason')}"
-        for subject in subjects
-        for condition, word in CONDITIONS.items()
-        for a in subject.analyses
-        if (fit := at(a, "calibration", condition)) and not fit.get("fitted")
+    """Why temperatures were not fitted, every reason once with whom it befell."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for subject in subjects:
+        for condition, word in CONDITIONS.items():
+            for seed in subject.method.seeds:
+                fit = at(seed.analysis, "calibration", condition)
+                if fit and not fit.get("fitted"):
+                    whom = found.setdefault(str(fit.get("reason")), {})
+                    whom.setdefault(f"{subject.label} {word}", []).append(str(seed.number))
+    return [
+        "No temperature was fitted, so T = 1, for "
+        + listed([f"{name} (seed {listed(numbers)})" for name, numbers in whom.items()])
+        + f": {reason}."
+        for reason, whom in found.items()
     ]
-    return list(dict.fromkeys(found))
 
 
 def _diagram(subject: Subject, condition: str) -> Chart | None:
@@ -156,13 +173,15 @@ def _diagram(subject: Subject, condition: str) -> Chart | None:
     if not total:
         return None
     drawn = []
-    for look, (label, bins) in enumerate((("as trained", before), ("after temperature", after))):
+    fitted = _fitted(subject, condition)
+    both = [("as trained", before), ("after temperature", after)]
+    for look, (label, bins) in enumerate(both if fitted else both[:1]):
         kept = [b for b in bins if b["count"] >= FEW]
         points = [(b["confidence"], b["accuracy"]) for b in kept]
         sizes = [2 + 9 * sqrt(b["count"] / total) for b in kept]
         drawn.append(Line(label, points, look, sizes=sizes, hollow=look == 0))
     first, last = (values(_found(subject, condition, w), "ece") for w in ("before", "after"))
-    told = change(first, last, percent_over_seeds)
+    told = change(first, last, percent_over_seeds) if fitted else percent_over_seeds(first)
     title = f"{subject.label}, {CONDITIONS[condition]}: ECE {told}"
     svg = lines(
         f"Reliability of {title}",
@@ -179,9 +198,9 @@ def _pooled(measures: Sequence[Tree]) -> list[Tree]:
     """The bins of all seeds together."""
     out = []
     for same in zip(*(m.get("bins") or () for m in measures), strict=False):
-        count = sum(b["count"] for b in same)
+        count = sum(b["count"] or 0 for b in same)
         pooled = {
-            k: sum(b["count"] * (b[k] or 0) for b in same) / count if count else 0.0
+            k: sum((b["count"] or 0) * (b[k] or 0) for b in same) / count if count else 0.0
             for k in ("confidence", "accuracy")
         }
         out.append({"count": count, **pooled})

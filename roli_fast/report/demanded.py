@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from roli_fast.report.blocks import Block, Chart, Charts, Missing, Section, Source, Table
-from roli_fast.report.heads import CONDITIONS, steps
+from roli_fast.report.blocks import Block, Chart, Charts, Fold, Missing, Section, Source, Table
 from roli_fast.report.read import Tree, values
-from roli_fast.report.subjects import Page, Subject, stage_label
+from roli_fast.report.subjects import CONDITIONS, Page, Subject, stage_label, steps
 from roli_fast.report.svg import Axis, Line, lines
-from roli_fast.report.text import given, number, over_seeds, percent_over_seeds
+from roli_fast.report.text import given, over_seeds, percent_over_seeds, whole
 
 TERMS_STEP = (
     (
@@ -56,6 +55,10 @@ def demanded(page: Page) -> Section:
     return Section("ntk", "One step of training, linearised", blocks, "One step")
 
 
+SCALED = ("residual", "features", "logits_F", "ft_ratio", "fixed_features", "fixed_logits_F")
+"""What is shown of a row of head_scale."""
+
+
 def _own(subjects: Sequence[Subject], key: str) -> Iterator[tuple[Subject, str, list[Tree]]]:
     """The stages of which some seed has the part `key`."""
     for subject, name, own in steps(subjects):
@@ -64,31 +67,40 @@ def _own(subjects: Sequence[Subject], key: str) -> Iterator[tuple[Subject, str, 
 
 
 def _step_table(subjects: Sequence[Subject], sources: Sequence[Source]) -> list[Block]:
-    rows = []
+    rows, own_rows = [], []
     for subject, name, own in _own(subjects, "one_step"):
         for condition, word in CONDITIONS.items():
             found = [s["one_step"][condition] for s in own if s["one_step"].get(condition)]
-            if found:
-                rows.append(
-                    [
-                        stage_label(subject, name),
-                        word,
-                        over_seeds(values(found, "ft_ratio")),
-                        given(found[0].get("lr")),
-                        over_seeds(values(found, "predicted")),
-                        over_seeds(values(found, "actual")),
-                        percent_over_seeds(values(found, "relative_error")),
-                        str(len(found)),
-                    ]
-                )
+            if not found:
+                continue
+            first = [stage_label(subject, name), word]
+            rate, ratio = given(found[0].get("lr")), over_seeds(values(found, "ft_ratio"))
+            rows.append([*first, ratio, rate, *_prediction(found), str(len(found))])
+            updates = [f["first_update"] for f in found if f.get("first_update")]
+            if updates:
+                optimizer = str(updates[0].get("optimizer"))
+                own_rows.append([*first, optimizer, *_prediction(updates), str(len(updates))])
     if not rows:
         return []
-    head = ("stage", "images", "FT ratio", "rate", "predicted", "actual", "relative error", "seeds")
+    ends = ("predicted", "actual", "relative error", "seeds")
     caption = (
-        "One plain gradient step from where each stage began. It speaks of that step alone: "
-        "attacks and features move on."
+        "One plain gradient step on the mean loss of the analysed training images, from where each "
+        "stage began, and what it does to the features of validation images. It speaks of that "
+        "step alone: attacks and features move on."
     )
-    return [Table(caption, head, rows, sources, TERMS_STEP, words=(1,))]
+    head = ("stage", "images", "FT ratio", "rate", *ends)
+    blocks: list[Block] = [Table(caption, head, rows, sources, TERMS_STEP, words=(1,))]
+    if own_rows:
+        also = "The same for the first update of the stage's own optimiser."
+        head = ("stage", "images", "optimiser", *ends)
+        table = Table(also, head, own_rows, sources, words=(1, 2))
+        blocks.append(Fold("The first update of the stage's own optimiser", [table]))
+    return blocks
+
+
+def _prediction(found: Sequence[Tree]) -> list[str]:
+    sizes = [over_seeds(values(found, key)) for key in ("predicted", "actual")]
+    return [*sizes, percent_over_seeds(values(found, "relative_error"))]
 
 
 def _scale_table(subjects: Sequence[Subject], sources: Sequence[Source]) -> list[Block]:
@@ -96,27 +108,24 @@ def _scale_table(subjects: Sequence[Subject], sources: Sequence[Source]) -> list
     for subject, name, own in _own(subjects, "head_scale"):
         for scale in dict.fromkeys(row["scale"] for s in own for row in s["head_scale"]):
             found = [row for s in own for row in s["head_scale"] if row["scale"] == scale]
-            kinds = dict.fromkeys(
-                str(row.get("residual")) for row in found if isinstance(row.get("residual"), str)
-            )
-            for kind in kinds or [None]:
-                same = [r for r in found if kind is None or r["residual"] == kind]
-                cells = [over_seeds(values(same, k)) for k in ("features", "logits_F", "ft_ratio")]
-                told = kind if kind is not None else over_seeds(values(same, "residual"))
-                rows.append([stage_label(subject, name), f"× {number(scale)}", told, *cells])
+            cells = [over_seeds(values(found, key)) for key in SCALED]
+            rows.append([stage_label(subject, name), f"× {given(scale)}", *cells])
     if not rows:
         return []
     head = (
         "stage",
         "head",
         "residual",
-        "change of features",
-        "change of logits through F",
+        "features",
+        "logits through F",
         "FT ratio",
+        "features, residual held",
+        "logits through F, residual held",
     )
     caption = (
-        "The same step from a head that is scaled. At a fixed residual the features' change grows "
-        "with the scale and the logits' part F with its square."
+        "Predicted change by the same step from a head that is scaled, with the residuals that the "
+        "scaled head has, and with those of the head as it is. With residuals held the features' "
+        "change grows with the scale and the logits' part F with its square."
     )
     return [Table(caption, head, rows, sources, words=(1,))]
 
@@ -127,7 +136,9 @@ def _kernel_blocks(subjects: Sequence[Subject], sources: Sequence[Source]) -> li
         found = [stage["kernel"] for stage in own]
         cells = []
         for part in ("P", "F", "NTK"):
-            cells += [over_seeds(values(found, part, k)) for k in ("rank", "frobenius")]
+            ranks = values(found, part, "rank")
+            cells.append(whole(ranks[0]) if len(ranks) == 1 else over_seeds(ranks))
+            cells.append(over_seeds(values(found, part, "frobenius")))
         fits = [
             percent_over_seeds(values(found, "regression", k)) for k in ("train", "test", "trivial")
         ]
@@ -154,7 +165,7 @@ def _kernel_blocks(subjects: Sequence[Subject], sources: Sequence[Source]) -> li
         "Largest eigenvalues of the kernel over the largest one",
         drawn,
         Axis("eigenvalue number", low=0),
-        Axis("over the largest", low=0, high=1),
+        Axis("over the largest", log=True),
     )
     caption = "Largest eigenvalues of the NTK of the first seed, over the largest one."
     keys = [

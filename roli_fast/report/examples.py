@@ -30,8 +30,9 @@ FIELDS = (
 
 
 def examples(page: Page) -> Section:
-    """The examples of the first method, those of the others folded."""
-    found = [(s, gallery) for s in page.subjects for gallery in _galleries(page, s)]
+    """The examples of RoLI, else of the first method; those of the others folded."""
+    subjects = sorted(page.subjects, key=lambda s: s.method.name != "roli")
+    found = [(s, gallery) for s in subjects for gallery in _galleries(page, s)]
     blocks: list[Block] = []
     for place, (subject, gallery) in enumerate(found):
         if isinstance(gallery, Missing) or place == 0:

@@ -2,13 +2,13 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from statistics import mean, stdev
+from statistics import mean
 
-from roli_fast.report.blocks import Block, Chart, Charts, Fold, Missing, Section, Table, Text
-from roli_fast.report.read import Run, Tree, at, values
+from roli_fast.report.blocks import Block, Charts, Fold, Missing, Section, Table, Text
+from roli_fast.report.head_charts import head_charts
+from roli_fast.report.read import Run, at, values
 from roli_fast.report.strengths import strengths
-from roli_fast.report.subjects import Page, Subject, stage_label
-from roli_fast.report.svg import Axis, Line, Row, dots, lines
+from roli_fast.report.subjects import CONDITIONS, Page, Subject, stage_label, steps
 from roli_fast.report.text import (
     NONE,
     change,
@@ -19,8 +19,6 @@ from roli_fast.report.text import (
     over_seeds,
     whole,
 )
-
-CONDITIONS = {"clean": "clean", "adversarial": "attacked"}
 
 READING = (
     "To first order an update moves the features by rate × residual × head: at the same rate and "
@@ -58,7 +56,7 @@ def heads(page: Page) -> Section:
         sources = page.of_seeds(subjects, "analysis.json")
         blocks += [
             Text(READING),
-            Charts(_charts(subjects), _caption(subjects), [s.key for s in subjects], sources),
+            Charts(head_charts(subjects), _caption(subjects), [s.key for s in subjects], sources),
         ]
         blocks += [
             Table(
@@ -108,17 +106,6 @@ def lacking(run: Run) -> Missing | None:
     folder = shlex.quote(str(run.folder))
     what = f"{run.name}: no analysis.json of {listed(without)}."
     return Missing(what, f"python -m roli_fast.analyze {folder}")
-
-
-def steps(subjects: Sequence[Subject]) -> Iterator[tuple[Subject, str, list[Tree]]]:
-    """(subject, stage, that stage's entry of every analysed seed)."""
-    for subject in subjects:
-        names = dict.fromkeys(stage["name"] for a in subject.analyses for stage in a["stages"])
-        for name in names:
-            own = [
-                stage for a in subject.analyses for stage in a["stages"] if stage["name"] == name
-            ]
-            yield subject, name, own
 
 
 _HEAD = (
@@ -215,62 +202,3 @@ def _caption(subjects: Sequence[Subject]) -> str:
     caption = f"Measured on {listed(told)}" if told else "Measured"
     caption += f", attacked by {listed(attacks)}; bars are ± (as in the tables)."
     return f"{caption} Stages that train the head alone move no features and are not drawn."
-
-
-def _charts(subjects: Sequence[Subject]) -> list[Chart]:
-    found = [_norm_chart(subjects)]
-    for condition, word in CONDITIONS.items():
-        rows = []
-        for subject, name, own in steps(subjects):
-            moved = values(own, "change", condition, "relative")
-            if not moved or max(moved) == 0:
-                continue
-            spread = stdev(moved) if len(moved) > 1 else None
-            rows.append(
-                Row(stage_label(subject, name), [(mean(moved), spread, moved, subject.look)])
-            )
-        if rows:
-            title = f"Feature drift, {word} images"
-            told = "; ".join(f"{r.label} {number(r.dots[0][0])}" for r in rows)
-            svg = dots(
-                f"{title}, relative: {told}", rows, Axis("relative to ‖φ before‖", low=0), number
-            )
-            found.append(Chart(title, svg))
-    return found
-
-
-def _norm_chart(subjects: Sequence[Subject]) -> Chart:
-    drawn, most = [], 1
-    for subject in subjects:
-        paths = []
-        for analysis in subject.analyses:
-            stages = analysis["stages"]
-            norms = [
-                at(stages, 0, "start", "head", "norm"),
-                *(at(s, "end", "head", "norm") for s in stages),
-            ]
-            if all(isinstance(v, (int, float)) for v in norms):
-                paths.append([float(v) for v in norms])
-        most = max([most, *(len(p) - 1 for p in paths)])
-        paths = [p for p in paths if len(p) == len(paths[0])]
-        if not paths:
-            continue
-        middle = [(float(i), mean(column)) for i, column in enumerate(zip(*paths, strict=True))]
-        spread = [stdev(c) if len(c) > 1 else 0.0 for c in zip(*paths, strict=True)]
-        band = [
-            (x, y - s, y + s) for (x, y), s in zip(middle, spread, strict=True) if len(paths) > 1
-        ]
-        drawn.append(Line(subject.label, middle, subject.look, subject.dash, band, marks=True))
-    ticks = [(0.0, "start"), *((float(i), f"after stage {i}") for i in range(1, most + 1))]
-    told = "; ".join(
-        f"{x.label} {number(x.points[0][1])} to {number(x.points[-1][1])}" for x in drawn
-    )
-    x = Axis("", low=-0.3, high=most + 0.3, ticks=ticks)
-    svg = lines(
-        f"Head norm through the stages: {told}",
-        drawn,
-        x,
-        Axis("‖V‖", low=0),
-        show=lambda a, b: number(b),
-    )
-    return Chart("Head norm ‖V‖", svg)

@@ -9,6 +9,7 @@ from typing import Any
 
 from roli_fast.configuration import read_yaml
 from roli_fast.errors import ConfigError, RunDirectoryError, describe
+from roli_fast.report.shape import ANALYSIS, wrong
 from roli_fast.running.folder import CONFIG
 
 Tree = dict[str, Any]
@@ -240,7 +241,7 @@ def _is_analysis(tree: Tree) -> str:
     """What is wrong with it; empty for nothing."""
     if tree.get("schema") != SCHEMA:
         return f"schema {tree.get('schema')!r}, and this version reads {SCHEMA}"
-    return "" if isinstance(tree.get("stages"), list) else "no stages"
+    return wrong(tree, ANALYSIS)[:200]
 
 
 def _is_evaluation(tree: Tree) -> str:

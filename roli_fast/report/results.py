@@ -61,8 +61,8 @@ def findings(run: Run) -> list[str]:
     """
     summary = run.summary or {}
     seeds = len(summary.get("seeds") or ())
-    entries = list(summary.get("comparisons") or ())
-    found = []
+    entries: list[Tree] = list(summary.get("comparisons") or ())
+    found: list[str] = []
     if len(entries) > FEW:
         entries = [e for e in entries if set(e["methods"]) in TWINS]
         found = [_highest(run)]
@@ -166,6 +166,8 @@ def _table(page: Page, tested: Sequence[Subject]) -> Table:
     else:
         what = "Accuracy on the test images of each run, attacked by its own test attack"
     caption = f"{what}. {_spread_text(tested)}."
+    if not page.several and (classes := len((first.summary or {}).get("classes") or ())):
+        caption += f" Guessing among {classes} classes: {percent(1 / classes)}."
     robust = [f"robust, {c}" for c in columns]
     head = ("method", "clean", *robust, "seeds", "stages and epochs", "training time")
     terms = [("training time", "of all stages of one seed, the mean over seeds, validation aside")]

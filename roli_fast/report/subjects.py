@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -11,6 +11,9 @@ from roli_fast.report.blocks import Key, Source
 from roli_fast.report.read import Method, Run, Tree
 from roli_fast.report.svg import LOOKS
 from roli_fast.report.text import method_name
+
+CONDITIONS = {"clean": "clean", "adversarial": "attacked"}
+"""Of images: as analysis.json and as the page calls them."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +114,14 @@ def stage_label(subject: Subject, stage: str) -> str:
     alone = len(subject.method.stage_names) == 1
     same = method_name(stage) == method_name(subject.method.name)
     return subject.label if alone and same else f"{subject.label}, {stage}"
+
+
+def steps(subjects: Sequence[Subject]) -> Iterator[tuple[Subject, str, list[Tree]]]:
+    """(subject, stage, that stage's entry of every analysed seed)."""
+    for subject in subjects:
+        names = dict.fromkeys(stage["name"] for a in subject.analyses for stage in a["stages"])
+        for name in names:
+            own = [
+                stage for a in subject.analyses for stage in a["stages"] if stage["name"] == name
+            ]
+            yield subject, name, own

@@ -6,7 +6,7 @@ phone: a chart is 360 units wide and the page sets several side by side where th
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
@@ -30,6 +30,8 @@ class Axis:
     low: float | None = None
     high: float | None = None
     ticks: Sequence[tuple[float, str]] = ()
+    log: bool = False
+    """Of a vertical axis: powers of ten in equal steps; what is not above 0 is left out."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,16 @@ def lines(
         bars: (low, high, share of the height) along the bottom, a histogram.
         show: text of a point from its x and y.
     """
+    show = show or (lambda a, b: f"{a:.4g}, {b:.4g}")
+    if y.log:
+        drawn, y, show = [_in_powers(line) for line in drawn], _powers(drawn, y), _unlogged(show)
     drawn = [_finite(line) for line in drawn]
     xs = [p[0] for line in drawn for p in line.points]
     ys = [p[1] for line in drawn for p in line.points]
     ys += [v for line in drawn for p in line.band for v in p[1:]]
-    frame = _Frame(title, _range(x, xs), _range(y, ys), LEFT)
+    across, up = _range(x, xs), _range(y, ys)
+    longest = max(len(text) for _, text in y.ticks or _ticks(*up))
+    frame = _Frame(title, across, up, max(LEFT, round(24 + LETTER * longest)))
     frame.axes(x, y)
     for low, high, share in bars:
         frame.bar(low, high, share)
@@ -104,7 +111,7 @@ def lines(
     for line in drawn:
         frame.area(line)
     for line in sorted(drawn, key=lambda line: not line.thin):
-        frame.line(line, show or (lambda a, b: f"{a:.4g}, {b:.4g}"))
+        frame.line(line, show)
     return frame.markup()
 
 
@@ -262,12 +269,42 @@ class _Frame:
         return Markup(ET.tostring(self.root, encoding="unicode"))  # noqa: S704
 
 
+def _log(value: float) -> float:
+    return math.log10(value) if value > 0 else math.nan
+
+
+def _in_powers(line: Line) -> Line:
+    """The line of the logarithms; marked points are those of the line itself."""
+    points = [(x, _log(y)) for x, y in line.points]
+    band = [(x, _log(low), _log(high)) for x, low, high in line.band]
+    return replace(line, points=points, band=band, dots=())
+
+
+def _powers(drawn: Sequence[Line], y: Axis) -> Axis:
+    """An axis from one power of ten to another that holds all values."""
+    found = [v for line in drawn for _, value in line.points if math.isfinite(v := _log(value))]
+    low, high = (math.floor(min(found)), math.ceil(max(found))) if found else (0, 1)
+    high = max(high, low + 1)
+    step = max(1, (high - low) // 6)
+    ticks = [(float(k), _power(k)) for k in range(low, high + 1, step)]
+    return Axis(y.label, low, high, ticks)
+
+
+def _power(k: int) -> str:
+    """ "0.1", "100", "10⁻⁵"."""
+    raised = str(k).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{10.0**k:g}" if abs(k) < 3 else f"10{raised}"
+
+
+def _unlogged(show: Callable[[float, float], str]) -> Callable[[float, float], str]:
+    return lambda x, y: show(x, 10**y)
+
+
 def _finite(line: Line) -> Line:
     kept = [number for number, point in enumerate(line.points) if all(map(math.isfinite, point))]
     sizes = [line.sizes[i] for i in kept] if line.sizes else ()
     band = [b for b in line.band if all(map(math.isfinite, b))]
-    changed = {"points": [line.points[i] for i in kept], "sizes": sizes, "band": band}
-    return Line(**{**vars(line), **changed})
+    return replace(line, points=[line.points[i] for i in kept], sizes=sizes, band=band)
 
 
 def _extent(dot: tuple[float, float | None, Sequence[float], int]) -> list[float]:

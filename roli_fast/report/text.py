@@ -49,6 +49,8 @@ def number(value: Any, digits: int = 3) -> str:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         return NONE
     size = abs(value)
+    if size >= 1e6:
+        return f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e").replace("-", "−")
     if value == 0 or size >= 10 ** (digits - 1):
         return f"{value:,.0f}".replace("-", "−")
     if size < 1e-3:

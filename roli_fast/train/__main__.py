@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from roli_fast.errors import ConfigError, InterruptedRunError, RoliFastError, describe
+from roli_fast.report.writing import REPORT
 from roli_fast.running.folder import dated
 from roli_fast.running.ranks import Ranks
 from roli_fast.train.aftermath import analysis_table
@@ -65,7 +66,8 @@ def _execute(command: Command, ranks: Ranks) -> int:
     print(table(summary))
     if more := analysis_table(run_dir, list(summary["methods"])):
         print(f"\n{more}")
-    print(f"Everything is in {run_dir}.")
+    page = f" Read {run_dir / REPORT} in a browser." if (run_dir / REPORT).is_file() else ""
+    print(f"Everything is in {run_dir}.{page}")
     return 0
 
 

@@ -75,8 +75,9 @@ class Experiment:
             RoLI's, or any of zero_lr_epoch, fixed_decay, zero_decay_is_sgd, batch_best, wide_head,
             dead_lora, dead_adapter, inert_dropout, bias_tables and, of E-AT and RAMP,
             unscheduled_bias (see below).
-        analysis_images: images of each split that the light analysis after each method looks at;
-            0 for no analysis.
+        analysis_images: the most images of each split that the light analysis after each method
+            looks at; fewer where it would take more than a twentieth of the training's passes; 0
+            for no analysis.
         report: whether the run ends by writing report.html.
         note: a line printed under the final table.
     """

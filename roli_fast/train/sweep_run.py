@@ -11,6 +11,7 @@ from roli_fast.configuration import read_yaml
 from roli_fast.errors import NonFiniteLossError, RunDirectoryError
 from roli_fast.files import write_json
 from roli_fast.running.text import align
+from roli_fast.train.aftermath import report_or_warn
 from roli_fast.train.checks import check
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment, same_experiment
@@ -77,6 +78,8 @@ def run_sweep(
         summary = summarise(base, base.data.load(), outcomes, pretrained)
         summary["sweep"] = {"axes": {a.field: list(a.values) for a in axes}, "cells": rows}
         write_json(folder / "summary.json", summary)
+        if base.report:
+            report_or_warn(folder)
         return summary
 
 

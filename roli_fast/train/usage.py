@@ -22,6 +22,7 @@ fine-tune from a fresh head (RanLI); and both with the attack off: LP-FT (--meth
 L-BFGS. A stage without an attack is validated on clean images, the test attacks every method.
 Without --config and --data it runs the quickstart.
 With torchrun the processes share every batch: batch_size stays that of an update.
+Each method ends with a short analysis (--analysis_images 0 for none), the run with report.html.
 
   --config FILE     a YAML file, or the name of a packaged one (quickstart)
   --recipe NAME     the RoLI paper's settings for --data and --tuning: roli, ranli, ranli_matched

@@ -16,6 +16,7 @@ from roli_fast.analysis.deep import (
     most_kernel_images,
     one_step_tree,
 )
+from roli_fast.analysis.ntk import check_memory
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError
@@ -135,7 +136,8 @@ def test_a_kernel_above_its_memory_is_refused() -> None:
     with pytest.raises(ArgumentError, match="memory"):
         deep.kernel_tree_cost(start(), 10_000)
     fitting = most_kernel_images(102, 2**31)
-    rows = 2 * fitting * 102
-    assert 4 * 8 * rows**2 <= 2**31 < 4 * 8 * (rows + 2 * 102) ** 2
+    check_memory(2 * fitting, 102, 8, 2**31)
+    with pytest.raises(ArgumentError, match="inputs x 102 classes"):
+        check_memory(2 * (fitting + 1), 102, 8, 2**31)
     few = start(train=lambda: double(batches(1))[1:])
     assert kernel_tree(few, 2**30)["regression"] is None  # four images, five folds

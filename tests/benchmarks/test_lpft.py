@@ -10,7 +10,7 @@ import pytest
 import lpft
 import lpft_costs
 import lpft_tables
-from lpft_claims import ADVERSARIAL, CLEAN, HYPOTHESES, judge, removed, verdict
+from lpft_claims import ADVERSARIAL, CLEAN, HYPOTHESES, judge, removed, removed_cleanly, verdict
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,8 @@ def values(tmp_path: Path) -> Any:
     for seed in (0, 1, 2):
         for method in lpft.METHODS:
             write(tmp_path / f"seed-{seed}" / method, method in ("lp_ft", "roli"), seed)
-    return lpft.values(tmp_path, (0, 1, 2))
+        write(tmp_path / f"probe-{seed}/seed-{seed}/lp", False, seed)
+    return lpft.values(tmp_path, {seed: tmp_path / f"probe-{seed}" for seed in (0, 1, 2)})
 
 
 def test_numbers_are_those_of_the_fine_tune(values: Any) -> None:
@@ -93,6 +94,12 @@ def test_numbers_are_those_of_the_fine_tune(values: Any) -> None:
     assert own["per_logit_clean"] == pytest.approx([1 / 4, 1 / 4.01, 1 / 4.02])
     assert own["ece_adversarial_borrowed"] == pytest.approx([0.225] * 3)
     assert own["separation_adversarial"] == [None] * 3
+    probe = values["clean_probe"]
+    assert probe == {
+        "norm_end": pytest.approx([1.05] * 3),
+        "residual_start": [0.9] * 3,
+        "residual_end": [0.1] * 3,
+    }
     assert values["ft"]["norm_fresh"] == values["ft"]["norm_start"] == [1, 1, 1]
 
 
@@ -111,6 +118,10 @@ def test_claims_by_hand(values: Any) -> None:
     )
     assert removed(CLEAN)(values) == pytest.approx([1 - 0.5 / 0.9] * 3)
     assert removed(ADVERSARIAL)(values) == pytest.approx([0.4] * 3)
+    claim = "adversarial probing ends with a smaller head than as many clean epochs"
+    assert found["hypothesis a", claim]["seeds"] == pytest.approx([-2.95, -2.96, -2.97])
+    assert found["hypothesis a", claim]["verdict"] == "fails"
+    assert removed_cleanly(values) == pytest.approx([1 - 0.1 / 0.9] * 3)
     assert len(found) == len(CLEAN.claims()) + len(ADVERSARIAL.claims()) + len(HYPOTHESES)
 
 
@@ -131,7 +142,7 @@ def test_the_table_shows_every_row(values: Any) -> None:
     for name in lpft_tables.ROWS:
         assert f"| {name} |" in text
     assert "| head norm, fine-tune starts | 1.00 ± 0.00 | 4.01 ± 0.01 |" in text
-    assert "| class separation, adversarial | - | - | - | - |" in text
+    assert "| L2 strength of LP | - | - | - | - |" in text
     assert lpft_costs.table(costs) in text
 
 
@@ -158,6 +169,11 @@ def test_every_fine_tune_has_the_same_updates() -> None:
     assert stages["ranli"] == stages["roli"] and stages["ft"] == stages["lp_ft"]
     for name in ("epochs", "optimizer", "batch_size", "warmup_epochs", "schedule", "select"):
         assert len({repr(getattr(stage, name)) for stage in stages.values()}) == 1
+    alone = lpft.clean_probe(found, 1, Path("x"))
+    assert alone.seeds == (1,) and alone.source is None
+    assert str(alone.model.weights).endswith("/x/seed-1/pretrain/best.safetensors")
+    ((_, probe),) = alone.stages("lp")
+    assert probe.attack is None and probe.optimizer == found.probe.optimizer
     assert stages["ft"].attack is None and stages["roli"].attack is not None
 
 

@@ -19,7 +19,7 @@ SHORT = (
     "--probe.optimizer.name=adamw --probe.optimizer.lr=2e-2 --probe.optimizer.weight_decay=0 "
     "--probe.batch_size=32 --finetune.epochs=1 --finetune.attack.steps=2 "
     "--finetune.optimizer.lr=1e-4 --finetune.batch_size=32 --validation.steps=1 "
-    "--probe.validate_every=4"
+    "--probe.validate_every=4 --analysis_images=40"
 ).split()
 
 
@@ -29,6 +29,9 @@ def train(folder: Path, *flags: str) -> dict[str, object]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "roli" in done.stdout
+    assert "head norm" in done.stdout
+    assert "no analysis" not in done.stderr
+    assert (folder / "report.html").stat().st_size > 10_000
     summary = json.loads((folder / "summary.json").read_text())
     return summary
 

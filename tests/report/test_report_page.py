@@ -90,7 +90,10 @@ def test_a_temperature_that_was_not_fitted_says_why(run: Path) -> None:
     tree = json.loads(path.read_text())
     tree["calibration"]["clean"] |= {"fitted": False, "temperature": 1.0, "reason": "too few: 7"}
     write_json(path, tree)
-    assert "RoLI, clean images: no temperature was fitted, T = 1.00: too few: 7" in read(run).text
+    assert (
+        "No temperature was fitted, so T = 1, for RoLI clean (seed 0): too few: 7."
+        in read(run).text
+    )
 
 
 def test_the_difference_of_an_example_is_magnified_to_the_radius(run: Path) -> None:
@@ -312,3 +315,31 @@ def test_changed_analysis_changes_the_page(run: Path) -> None:
     change_json(run / "seed-0" / "roli" / "analysis.json", notes=["a note of its own"])
     assert "a note of its own" in read(run).text
     assert write(run).read_bytes() != before
+
+
+def test_what_was_analysed_on_demand_is_shown(run: Path) -> None:
+    path = run / "seed-0" / "ranli" / "analysis.json"
+    tree = json.loads(path.read_text())
+    update = {"optimizer": "adamw", "predicted": 2.0, "actual": 1.6, "relative_error": 0.25}
+    step = {"ft_ratio": 0.1987, "lr": 0.002, "predicted": 0.5, "actual": 0.4}
+    step |= {"relative_error": 0.2, "first_update": update}
+    part = {"rank": 12, "frobenius": 51000.0}
+    fits = {"train": 0.9, "test": 0.7, "trivial": 0.4}
+    tree["stages"][0] |= {
+        "one_step": {"clean": step, "adversarial": None},
+        "head_scale": [{"scale": 0.1, "features": 0.05, "logits_F": 0.01, "residual": 0.9}],
+        "kernel": {"images": 30, "classes": 3, "P": part, "F": part, "NTK": part}
+        | {"spectrum": [1.0, 0.1], "regression": fits},
+    }
+    write_json(path, tree)
+    page = read(run)
+    row = page.table("One plain gradient step")[1]
+    assert row == ["RanLI", "clean", "0.199", "0.002", "0.500", "0.400", "20.0 %", "1"]
+    row = page.table("The same for the first update")[1]
+    assert row == ["RanLI", "clean", "adamw", "2.00", "1.60", "25.0 %", "1"]
+    row = page.table("Predicted change by the same step")[1]
+    assert row[:5] == ["RanLI", "× 0.1", "0.900", "0.0500", "0.0100"]
+    row = page.table("The kernel where each stage began")[1]
+    assert row[:4] == ["RanLI", "30 × 3", "12", "51,000"]
+    assert row[-3:] == ["90.0 %", "70.0 %", "40.0 %"]
+    assert "Not computed" not in page.text

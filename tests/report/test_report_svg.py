@@ -61,6 +61,25 @@ def test_a_point_says_what_it_is() -> None:
     assert title is not None and title.text == "<a>: 1 and 2"
 
 
+def test_a_logarithmic_axis_has_powers_of_ten_in_equal_steps() -> None:
+    points = [(0.0, 0.1), (1.0, 10.0), (2.0, 1000.0), (3.0, 0.0), (4.0, -1.0)]
+    line = Line("a", points, marks=True)
+    root = ET.fromstring(lines("t", [line], X, Axis("y", log=True), show=lambda _, y: f"{y:.3g}"))
+    heights = [y for _, y in places(root)]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
+    assert len(heights) == 3  # what is not above 0 is left out
+    assert [t.text for t in root.findall("circle/title")] == ["a: 0.1", "a: 10", "a: 1e+03"]
+    texts = [t.text for t in root.findall("text")]
+    assert [t for t in texts if t in ("0.1", "1", "10", "100", "10³")] == [
+        "10",
+        "0.1",
+        "1",
+        "10",
+        "100",
+        "10³",
+    ]
+
+
 def test_no_values_are_an_empty_chart() -> None:
     root = ET.fromstring(lines("t", [Line("a", [])], Axis("x"), Axis("y")))
     assert root.find("polyline") is None

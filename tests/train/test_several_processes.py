@@ -31,9 +31,10 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def double(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes in fp32, uninterrupted."""
+    """Two processes in fp32, uninterrupted, and analysed."""
     folder = tmp_path_factory.mktemp("double") / "run"
-    assert codes(run(2, several.train, folder)) == [0, 0]
+    more = ("--analysis_images=20", "--report=true")
+    assert codes(run(2, several.train, folder, *more)) == [0, 0]
     return folder
 
 
@@ -44,6 +45,13 @@ def run(world: int, work: Any, *arguments: Any, **options: Any) -> list[Member]:
 def codes(members: list[Member]) -> list[Any]:
     """Exit statuses; the signal's negative number for one killed, None for a traceback."""
     return [member.process.exitcode or member.value for member in members]
+
+
+def test_the_first_one_analyses(double: Path) -> None:
+    tree = json.loads((double / "seed-0/ranli/analysis.json").read_text())
+    assert [stage["name"] for stage in tree["stages"]] == ["ranli"]
+    assert tree["images"] == {"train": 20, "validation": 20, "test": 20}
+    assert (double / "report.html").is_file()
 
 
 CLOCK = ("train_images_per_second", "data_wait_share")
