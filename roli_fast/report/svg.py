@@ -317,8 +317,9 @@ def _range(axis: Axis, values: Sequence[float]) -> Point:
     found = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low = min(found) if axis.low is None else axis.low
     high = max(found) if axis.high is None else axis.high
-    if high - low < 1e-12:
-        high = low + (abs(low) or 1.0)
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-12 * size or size < 1e-300:
+        high = low + (size if size > 1e-300 else 1.0)
     step = _step(low, high)
     low = math.floor(low / step + 1e-9) * step if axis.low is None else low
     high = math.ceil(high / step - 1e-9) * step if axis.high is None else high
@@ -335,8 +336,15 @@ def _step(low: float, high: float) -> float:
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
     step = _step(low, high)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [(k * step, _tick(k * step, step)) for k in range(first, last + 1)]
+
+
+def _tick(value: float, step: float) -> str:
+    """As many places as the step has; very small and very large ones with a power of ten."""
+    if not 1e-4 <= step < 1e6:
+        return f"{value:.3g}".replace("-", "−")
     places = max(0, -math.floor(math.log10(step)))
-    return [(k * step, f"{k * step:,.{places}f}".replace("-", "−")) for k in range(first, last + 1)]
+    return f"{value:,.{places}f}".replace("-", "−")
 
 
 def _thinned(

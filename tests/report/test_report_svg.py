@@ -3,7 +3,7 @@
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roli_fast.report.svg import (
@@ -99,6 +99,9 @@ def test_ticks_are_round(low: float, high: float, ticks: list[str]) -> None:
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=5))
+@example([1.5e-28, 2.9e-94])
+@example([5e-324])
+@example([0.0, 0.0])
 @settings(max_examples=60, deadline=None)
 def test_every_value_lies_within_the_axis(values: list[float]) -> None:
     low, high = _range(Axis("x"), values)
