@@ -169,22 +169,25 @@ def numbers(folder: Path) -> dict[str, float | None]:
             own[f"update_{name}_{kind}"] = update.get(name)
         moved, logits = step.get("predicted"), step.get("predicted_logits")
         own[f"per_logit_{kind}"] = moved / logits if moved is not None and logits else None
-        own |= calibrated(kind, found["calibration"][kind])
-    return own
+    return own | calibrated(found["calibration"])
 
 
 DRIFTS = {"drift": "absolute", "relative": "relative", "cosine": "cosine", "cka": "cka"}
 
 
-def calibrated(kind: str, found: dict[str, Any]) -> dict[str, float | None]:
-    """Calibration errors of one kind of test images."""
-    own = {
-        f"ece_{kind}": found["before"]["ece"],
-        f"ece_{kind}_after": found["after"]["ece"],
-        f"temperature_{kind}": found["temperature"] if found["fitted"] else None,
-    }
-    borrowed = found["with_clean_temperature"]
-    return own | ({f"ece_{kind}_borrowed": borrowed["ece"]} if borrowed else {})
+def calibrated(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """Calibration errors of test images, clean and attacked; with a temperature where one could be
+    fitted: what was not scaled says nothing of scaling."""
+    own: dict[str, float | None] = {}
+    for kind in ("clean", "adversarial"):
+        part = found[kind]
+        fits = part["fitted"]
+        own[f"ece_{kind}"] = part["before"]["ece"]
+        own[f"ece_{kind}_after"] = part["after"]["ece"] if fits else None
+        own[f"temperature_{kind}"] = part["temperature"] if fits else None
+    borrowed = found["adversarial"]["with_clean_temperature"]["ece"]
+    own["ece_adversarial_borrowed"] = borrowed if found["clean"]["fitted"] else None
+    return own
 
 
 def probed(folder: Path) -> dict[str, float | None]:
@@ -247,7 +250,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "quick": args.quick,
         "machine": where,
-        "settings": settings(own) | {"analysed": IMAGES[args.data]},
+        "settings": settings(own) | {"analysed": images},
         "seconds": time.perf_counter() - began,
         "values": found,
         "claims": judge(found),

@@ -21,7 +21,8 @@ Values = Mapping[str, Mapping[str, Seeds]]
 """method -> quantity -> seeds."""
 
 HARDLY = 0.2
-"""The relative change of a norm that counts as hardly any: the paper's largest is 17 % (SST-2)."""
+"""The relative change of a norm that counts as hardly any: the paper's largest is 17 % (SST-2),
+but for a probe that collapsed (WSC)."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from roli_fast.analysis.lora_kernel import lora_kernel, lora_kernel_cost
 from roli_fast.analysis.ntk import empirical_ntk, empirical_ntk_cost
 from roli_fast.analysis.one_step import (
     actual_change,
+    actual_change_cost,
     first_update,
     first_update_cost,
     one_step,
@@ -142,7 +143,7 @@ def listed(model: Classifier, images: list[Batch], experiment: Experiment) -> di
         ),
         "a step made": Case(
             some,
-            Cost("a step made", forwards=2 * count),
+            actual_change_cost(count),
             lambda: actual_change(model, update, images),
         ),
         "head times 0.1, 1, 10": Case(

@@ -26,8 +26,8 @@ ROWS = {
             ("ft_ratio", "FT ratio", 1, 3),
             ("predicted", "SGD's first step, predicted", 1, 3),
             ("actual", "SGD's first step, made", 1, 3),
-            ("update_predicted", "AdamW's first step, predicted", 1, 3),
-            ("update_actual", "AdamW's first step, made", 1, 3),
+            ("update_predicted", "AdamW's step at the full rate, predicted", 1, 3),
+            ("update_actual", "AdamW's step at the full rate, made", 1, 3),
         )
         for kind in ("clean", "adversarial")
     },

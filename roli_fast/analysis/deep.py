@@ -19,6 +19,7 @@ from roli_fast.analysis.one_step import (
     OneStep,
     Optimize,
     actual_change,
+    actual_change_cost,
     first_update,
     first_update_cost,
     one_step,
@@ -90,11 +91,13 @@ class Start:
 def one_step_tree(start: Start) -> dict[str, Any]:
     """The first update to first order, clean and adversarial.
 
-    Of each kind: "ft_ratio"; "lr", the stage's rate on the mean loss over the training images;
-    "predicted" and "actual", mean |change of the features| under that step of SGD, to first order
-    and really; "predicted_logits" likewise; "relative_error", mean |predicted - actual| over mean
-    |actual|; "residual"; how many images; and under "first_update" the same of the first step that
-    the stage's own optimiser makes.
+    Of each kind: "ft_ratio", a mean over the validation images (the paper's is over the training
+    images); "lr", the stage's rate on the mean loss over the training images; "predicted" and
+    "actual", mean |change of the features| of the validation images under that step of SGD, to
+    first order and really; "predicted_logits" likewise; "relative_error", mean |predicted - actual|
+    over mean |actual|; "residual"; how many images; and under "first_update" the same of the step
+    that the stage's own optimiser makes from its first state, at the same rate: a warm-up, which
+    would make that of training smaller, is left out.
     """
     return {kind: _one_step(start, attack) for kind, attack in start.kinds().items()}
 
@@ -102,7 +105,7 @@ def one_step_tree(start: Start) -> dict[str, Any]:
 def one_step_looks(start: Start) -> int:
     """How many images `one_step_tree` goes through, all passes counted."""
     train, validation = start.counts
-    return 2 * (2 * train + 5 * validation)
+    return len(start.kinds()) * (2 * train + 5 * validation)
 
 
 def one_step_tree_cost(start: Start) -> Cost:
@@ -114,7 +117,7 @@ def one_step_tree_cost(start: Start) -> Cost:
             one_step_cost(start.model, train, images, attack),
             first_update_cost(start.model, train, attack),
             one_step_cost(start.model, 0, images),
-            Cost("", forwards=4 * images),
+            actual_change_cost(2 * images),
         ]
         for part in (*parts, start.seen_cost(attack)):
             total += part.named("")
@@ -168,9 +171,9 @@ def head_scale_tree_cost(start: Start) -> Cost:
 
 
 def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
-    """P, F and their sum at the stage's start, in fp64: clean training images for rank, norm and
-    spectrum; validation images for the test of kernel regression, null with fewer training images
-    than it has folds.
+    """P, F and their sum at the stage's start, in fp64, on clean images whatever the stage trains
+    on: training images for rank, norm and spectrum; validation images for the test of kernel
+    regression, null with fewer training images than it has folds.
 
     Raises:
         ArgumentError: N x C is above what fits into `memory`.
@@ -236,7 +239,11 @@ def _one_step(start: Start, attack: Attack | None) -> dict[str, Any]:
         "residual": number(step.residual),
         "train_images": count,
         "images": len(step.features),
-        "first_update": {"optimizer": start.optimizer, **_compared(start, own, seen)},
+        "first_update": {
+            "optimizer": start.optimizer,
+            "ft_ratio": number(own.ft_ratio),
+            **_compared(start, own, seen),
+        },
         "notes": list(dict.fromkeys((*step.notes, *own.notes))),
     }
 

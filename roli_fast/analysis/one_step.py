@@ -237,8 +237,8 @@ def first_update(  # noqa: PLR0913 - one call, and each option is independent of
     Args:
         model: inputs (B, ...) -> logits (B, C), with a linear head.
         train: the images of the step, its first batch say.
-        optimizer: (model, names) -> the optimiser, at the rate of its first step; the `build` of
-            `train`'s `Optimizer` is one.
+        optimizer: (model, names) -> the optimiser, at the rate that is meant; the `build` of
+            `train`'s `Optimizer` is one, at the peak rate: a warm-up begins below it.
         names: the tensors that train; the head's are added.
         attack: as for `one_step`.
         head: name of the head where it cannot be found.

@@ -82,8 +82,10 @@ def _reason(logits: Tensor, own: Tensor) -> str:
     """Why no temperature can be fitted; empty where one can."""
     if len(own) < LEAST_IMAGES:
         return f"{len(own)} validation images, fewer than {LEAST_IMAGES}"
+    if _slope(logits, own, 0.0)[0] >= 0:
+        return "these logits are no better than a uniform guess, their best T is infinite"
     if _slope(logits, own, 1 / HOTTEST)[0] >= 0:
-        return f"the best T is above {HOTTEST:g}: these logits are no better than a uniform guess"
+        return f"the best T is above {HOTTEST:g}"
     if bool((own == logits.amax(1)).all()):
         return f"all of {len(own)} validation images are right, which no finite 1/T fits"
     if _slope(logits, own, 1 / COLDEST)[0] <= 0:

@@ -12,7 +12,7 @@ TERMS_STEP = (
     (
         "FT ratio",
         "share of the one-step change of the logits that goes through the backbone, "
-        "‖F part‖ / ‖F + P part‖; above 1 the two parts cancel",
+        "‖F part‖ / ‖F + P part‖, mean over the validation images; above 1 the two parts cancel",
     ),
     ("predicted", "mean ‖dφ‖ of one gradient step by one Jacobian product, at the rate beside it"),
     ("actual", "mean ‖φ(θ + step) − φ(θ)‖ of the same step, taken"),
@@ -24,8 +24,8 @@ TERMS_KERNEL = (
     ("rank", "numerical, of the matrix of all images and classes"),
     (
         "accuracy",
-        "argmax over classes of logistic regression on the kernel; trivial: the most "
-        "frequent class",
+        "argmax over classes of logistic regression on the kernel of the training images; held "
+        "out: on validation images; trivial: the most frequent class, on these",
     ),
 )
 
@@ -79,22 +79,28 @@ def _step_table(subjects: Sequence[Subject], sources: Sequence[Source]) -> list[
             updates = [f["first_update"] for f in found if f.get("first_update")]
             if updates:
                 optimizer = str(updates[0].get("optimizer"))
-                own_rows.append([*first, optimizer, *_prediction(updates), str(len(updates))])
+                ratio = over_seeds(values(updates, "ft_ratio"))
+                cells = [optimizer, ratio, rate, *_prediction(updates), str(len(updates))]
+                own_rows.append([*first, *cells])
     if not rows:
         return []
     ends = ("predicted", "actual", "relative error", "seeds")
     caption = (
         "One plain gradient step on the mean loss of the analysed training images, from where each "
-        "stage began, and what it does to the features of validation images. It speaks of that "
-        "step alone: attacks and features move on."
+        "stage began, and what it does to the features of validation images; where these are "
+        "attacked, the training images are too. It speaks of that step alone: attacks and features "
+        "move on."
     )
     head = ("stage", "images", "FT ratio", "rate", *ends)
     blocks: list[Block] = [Table(caption, head, rows, sources, TERMS_STEP, words=(1,))]
     if own_rows:
-        also = "The same for the first update of the stage's own optimiser."
-        head = ("stage", "images", "optimiser", *ends)
+        also = (
+            "The same for a step of the stage's own optimiser from its first state, at the full "
+            "rate: training's first update is that much smaller where it warms up."
+        )
+        head = ("stage", "images", "optimiser", "FT ratio", "rate", *ends)
         table = Table(also, head, own_rows, sources, words=(1, 2))
-        blocks.append(Fold("The first update of the stage's own optimiser", [table]))
+        blocks.append(Fold("A first step of the stage's own optimiser", [table]))
     return blocks
 
 
@@ -151,9 +157,10 @@ def _kernel_blocks(subjects: Sequence[Subject], sources: Sequence[Source]) -> li
         return []
     head = ["stage", "images × classes"]
     head += [f"{part} {what}" for part in ("P", "F", "NTK") for what in ("rank", "norm")]
-    head += ["accuracy, train", "accuracy, test", "trivial"]
+    head += ["accuracy, train", "accuracy, held out", "trivial"]
     table = Table(
-        "The kernel where each stage began; norms are Frobenius'.",
+        "The kernel where each stage began, of clean training images whatever the stage trains on; "
+        "norms are Frobenius'.",
         head,
         rows,
         sources,

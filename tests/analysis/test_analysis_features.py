@@ -117,6 +117,8 @@ def test_unrelated_features_look_alike_unless_debiased() -> None:
     biased = [linear_cka(x, y) for x, y in pairs]
     debiased = [linear_cka(x, y, debiased=True) for x, y in pairs]
     assert min(biased) > 0.8
+    said = linear_cka(normal(64, 768), normal(64, 768, seed=1))  # on the report's page
+    assert said == pytest.approx(0.93, abs=0.01)
     assert abs(np.mean(debiased)) < 0.05 and min(debiased) < 0 < max(debiased)
 
 

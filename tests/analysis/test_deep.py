@@ -60,7 +60,7 @@ def test_plain_sgd_makes_the_step_that_is_predicted() -> None:
     tree = one_step_tree(start(lr=1e-3, optimize=sgd))
     for kind in ("clean", "adversarial"):
         own = tree[kind]["first_update"]
-        for name in ("predicted", "actual", "predicted_logits"):
+        for name in ("ft_ratio", "predicted", "actual", "predicted_logits"):
             assert own[name] == pytest.approx(tree[kind][name], rel=1e-9), (kind, name)
         assert tree[kind]["relative_error"] < 0.05
         assert 0 < tree[kind]["ft_ratio"] < 2
@@ -100,6 +100,7 @@ def test_the_cost_is_of_the_forwards_that_are_made() -> None:
 
 
 def test_a_text_encoder() -> None:
+    seen: list[int] = []
     model = TextEncoder().double().eval()
     model.head_name = "out"  # type: ignore[assignment]
     own = start(
@@ -109,9 +110,10 @@ def test_a_text_encoder() -> None:
         validation=lambda: token_batches(5),
         counts=(7, 5),
         attack=None,
+        after_batch=seen.append,
     )
     found = one_step_tree(own)
-    assert list(found) == ["clean"]
+    assert list(found) == ["clean"] and sum(seen) == deep.one_step_looks(own)
     assert found["clean"]["relative_error"] < 0.05
     assert kernel_tree(own, 2**30)["images"] == 7
 

@@ -91,11 +91,11 @@ def test_fp32_logits_give_the_fp64_answer() -> None:
     [
         (*two_classes(50, 49, 1.0), "99 validation images, fewer than 100: T stays 1"),
         (*two_classes(200, 0, 1.0), "all of 200 validation images are right"),
-        (*two_classes(0, 200, 1.0), "the best T is above 100"),
-        (*two_classes(100, 100, 1.0), "the best T is above 100"),  # even odds: infinite
+        (*two_classes(0, 200, 1.0), "no better than a uniform"),
+        (*two_classes(100, 100, 1.0), "no better than a uniform"),  # even odds: infinite
         (torch.zeros(200, 3), torch.arange(200) % 3, "no better than a uniform"),
         (*two_classes(199, 1, 0.01), "the best T is below 0.01"),
-        (*two_classes(190, 10, 1e3), "the best T is above 100"),
+        (*two_classes(190, 10, 1e3), "the best T is above 100: T stays 1"),  # 1000 / ln 19
     ],
 )
 def test_where_none_is_fitted(logits: torch.Tensor, y: torch.Tensor, reason: str) -> None:

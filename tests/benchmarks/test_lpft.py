@@ -125,6 +125,20 @@ def test_claims_by_hand(values: Any) -> None:
     assert len(found) == len(CLEAN.claims()) + len(ADVERSARIAL.claims()) + len(HYPOTHESES)
 
 
+def test_without_a_temperature_nothing_is_said_of_one(tmp_path: Path) -> None:
+    """T stays 1 where none was fitted, so that errors before and after agree: no effect of T."""
+    folder = tmp_path / "roli"
+    write(folder, True, 0)
+    found = json.loads((folder / "analysis.json").read_text())
+    scaled = {"ece_clean_after", "temperature_clean", "ece_adversarial_borrowed"}
+    assert not scaled & {name for name, value in lpft.numbers(folder).items() if value is None}
+    found["calibration"]["clean"]["fitted"] = False
+    (folder / "analysis.json").write_text(json.dumps(found))
+    own = lpft.numbers(folder)
+    assert {own[name] for name in scaled} == {None}
+    assert own["ece_clean"] == 0.2 and own["ece_adversarial_after"] == 0.15
+
+
 def test_what_was_not_measured_is_undecided(values: Any) -> None:
     for method in lpft.METHODS:
         values[method]["per_logit_clean"] = [None] * 3

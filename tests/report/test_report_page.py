@@ -321,6 +321,7 @@ def test_what_was_analysed_on_demand_is_shown(run: Path) -> None:
     path = run / "seed-0" / "ranli" / "analysis.json"
     tree = json.loads(path.read_text())
     update = {"optimizer": "adamw", "predicted": 2.0, "actual": 1.6, "relative_error": 0.25}
+    update["ft_ratio"] = 0.4
     step = {"ft_ratio": 0.1987, "lr": 0.002, "predicted": 0.5, "actual": 0.4}
     step |= {"relative_error": 0.2, "first_update": update}
     part = {"rank": 12, "frobenius": 51000.0}
@@ -335,11 +336,12 @@ def test_what_was_analysed_on_demand_is_shown(run: Path) -> None:
     page = read(run)
     row = page.table("One plain gradient step")[1]
     assert row == ["RanLI", "clean", "0.199", "0.002", "0.500", "0.400", "20.0 %", "1"]
-    row = page.table("The same for the first update")[1]
-    assert row == ["RanLI", "clean", "adamw", "2.00", "1.60", "25.0 %", "1"]
+    row = page.table("The same for a step of the stage's own optimiser")[1]
+    assert row == ["RanLI", "clean", "adamw", "0.400", "0.002", "2.00", "1.60", "25.0 %", "1"]
     row = page.table("Predicted change by the same step")[1]
     assert row[:5] == ["RanLI", "× 0.1", "0.900", "0.0500", "0.0100"]
-    row = page.table("The kernel where each stage began")[1]
+    head, row = page.table("The kernel where each stage began, of clean training images")[:2]
+    assert head[-2] == "accuracy, held out"  # on validation images
     assert row[:4] == ["RanLI", "30 × 3", "12", "51,000"]
     assert row[-3:] == ["90.0 %", "70.0 %", "40.0 %"]
     assert "Not computed" not in page.text
