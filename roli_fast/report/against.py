@@ -39,8 +39,12 @@ def _caption(subjects: Sequence[Subject]) -> str:
     attacks = listed(sorted({c["attack"] for c in curves}))
     images = sorted({c["images"] for c in curves})
     counted = str(images[0]) if len(images) == 1 else f"{images[0]} to {images[-1]}"
-    several = any(len(_with_curve(s)) > 1 for s in subjects)
-    band = "± the sample standard deviation over seeds" if several else "the 95 % Wilson interval"
+    seeds = {len(_with_curve(s)) for s in subjects}
+    band = "the 95 % Wilson interval, for the accuracy on all test images under this attack"
+    if seeds != {1}:
+        band = "± the sample standard deviation over seeds" + (
+            f"; with one seed {band}" if 1 in seeds else ""
+        )
     return (
         f"{counted} test images attacked by {attacks} at each radius, so points may lie off the "
         f"table above, which counts all test images. Band: {band}. A point counts images that are "

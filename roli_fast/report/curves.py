@@ -115,7 +115,8 @@ def _kept(
     """The epoch whose weights a stage handed on."""
     for found in subject.method.seeds:
         for result in found.stages:
-            x = offset + (result.get("best_epoch", -1)) + 1
+            best = result.get("best_epoch")
+            x = offset + 1 + (-1 if best is None else best)
             if found.number == seed and result["name"] == stage and x in values:
                 text = f"{subject.label}, {stage}, seed {seed}: epoch {x}, {values[x]:.3g}"
                 yield x, values[x], text

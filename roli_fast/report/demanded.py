@@ -24,8 +24,8 @@ TERMS_KERNEL = (
     ("rank", "numerical, of the matrix of all images and classes"),
     (
         "accuracy",
-        "argmax over classes of logistic regression on the kernel of the training images; held "
-        "out: on validation images; trivial: the most frequent class, on these",
+        "argmax over classes of logistic regression on the kernel, fitted to the training images; "
+        "trivial: always the most frequent class, on the validation images",
     ),
 )
 
@@ -130,7 +130,8 @@ def _scale_table(subjects: Sequence[Subject], sources: Sequence[Source]) -> list
     )
     caption = (
         "Predicted change by the same step from a head that is scaled, with the residuals that the "
-        "scaled head has, and with those of the head as it is. With residuals held the features' "
+        "scaled head has, and with those of the head as it is; on attacked images where the stage "
+        "trains on such, on clean ones else. With residuals held the features' "
         "change grows with the scale and the logits' part F with its square."
     )
     return [Table(caption, head, rows, sources, words=(1,))]
@@ -157,9 +158,9 @@ def _kernel_blocks(subjects: Sequence[Subject], sources: Sequence[Source]) -> li
         return []
     head = ["stage", "images × classes"]
     head += [f"{part} {what}" for part in ("P", "F", "NTK") for what in ("rank", "norm")]
-    head += ["accuracy, train", "accuracy, held out", "trivial"]
+    head += ["accuracy, training", "accuracy, validation", "trivial"]
     table = Table(
-        "The kernel where each stage began, of clean training images whatever the stage trains on; "
+        "The kernel of clean training images where each stage began, whatever it trains on; "
         "norms are Frobenius'.",
         head,
         rows,

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from roli_fast.report.blocks import Block, Example, Fold, Gallery, Missing, Picture, Section
-from roli_fast.report.read import Tree
+from roli_fast.report.read import Method, Seed, Tree
 from roli_fast.report.subjects import Page, Subject
 from roli_fast.report.text import number, percent, radius
 
@@ -38,22 +38,24 @@ def examples(page: Page) -> Section:
         if isinstance(gallery, Missing) or place == 0:
             blocks.append(gallery)
             continue
-        fooled = sum(bool(e.fooled) for e in gallery.examples)
-        title = f"{subject.label}: {fooled} of {len(gallery.examples)} fooled"
-        blocks.append(Fold(title, [gallery]))
+        blocks.append(Fold(f"{subject.label}: {_told(gallery)}", [gallery]))
     if not found:
         what = "No example images: there is no examples.npz."
         blocks.append(Missing(what, f"python -m roli_fast.analyze {page.folders}"))
     return Section("examples", "Images before and after the attack", blocks, "Images")
 
 
+def example_files(method: Method) -> list[tuple[Seed, Path]]:
+    """examples.npz of the first seed that has one."""
+    for seed in method.seeds:
+        file = method.folder / f"seed-{seed.number}" / method.name / "examples.npz"
+        if file.is_file():
+            return [(seed, file)]
+    return []
+
+
 def _galleries(page: Page, subject: Subject) -> Iterator[Gallery | Missing]:
-    """Of the first seed that has examples."""
-    for seed in subject.method.seeds:
-        folder = subject.method.folder / f"seed-{seed.number}" / subject.method.name
-        file = folder / "examples.npz"
-        if not file.is_file():
-            continue
+    for seed, file in example_files(subject.method):
         source = page.source(subject.run, file.relative_to(subject.run.folder))
         try:
             arrays = load(file)
@@ -66,7 +68,13 @@ def _galleries(page: Page, subject: Subject) -> Iterator[Gallery | Missing]:
         shown = [_example(arrays, i, classes, attack) for i in range(len(arrays["label"]))]
         title = f"{subject.label}, seed {seed.number}"
         yield Gallery(title, shown, _caption(attack), [source])
-        return
+
+
+def _told(gallery: Gallery) -> str:
+    """ "3 of 8 wrong before the attack, 2 fooled"."""
+    fooled = [example.fooled for example in gallery.examples]
+    wrong, by_attack = fooled.count(None), fooled.count(True)
+    return f"{wrong} of {len(fooled)} wrong before the attack, {by_attack} fooled"
 
 
 def load(file: Path) -> dict[str, np.ndarray[Any, Any]]:

@@ -4,6 +4,7 @@ import datetime
 import shlex
 
 from roli_fast.report.blocks import Block, Fold, Section, Table, Text
+from roli_fast.report.examples import example_files
 from roli_fast.report.subjects import Page
 
 
@@ -19,8 +20,11 @@ def files_read(page: Page) -> Section:
         blocks += [
             Text(f"Left out, as it could not be read: {line}.", strong=True) for line in run.damaged
         ]
+        files = dict.fromkeys(run.files)
+        if not page.several:  # that page shows no examples
+            files |= dict.fromkeys(f for m in run.methods for _, f in example_files(m))
         rows = []
-        for file in dict.fromkeys(run.files):
+        for file in files:
             facts = file.stat()
             when = datetime.datetime.fromtimestamp(facts.st_mtime, datetime.timezone.utc)
             rows.append(
@@ -30,9 +34,7 @@ def files_read(page: Page) -> Section:
                     when.strftime("%Y-%m-%d %H:%M"),
                 ]
             )
-        sources = [
-            page.source(run, file.relative_to(run.folder)) for file in dict.fromkeys(run.files)
-        ]
+        sources = [page.source(run, file.relative_to(run.folder)) for file in files]
         caption = f"Files that this page was made from, in {run.folder}."
         blocks.append(
             Fold(

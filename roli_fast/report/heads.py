@@ -204,5 +204,7 @@ def _caption(subjects: Sequence[Subject]) -> str:
     ]
     attacks = sorted({str(at(a, "attack", "label")) for s in subjects for a in s.analyses})
     caption = f"Measured on {listed(told)}" if told else "Measured"
-    caption += f", attacked by {listed(attacks)}; bars are ± (as in the tables)."
+    caption += f", attacked by {listed(attacks)}"
+    several = any(len(s.analyses) > 1 for s in subjects)
+    caption += "; bars and bands are ± (as in the tables)." if several else "."
     return f"{caption} Stages that train the head alone move no features and are not drawn."

@@ -9,7 +9,7 @@ from typing import Any
 
 from roli_fast.configuration import read_yaml
 from roli_fast.errors import ConfigError, RunDirectoryError, describe
-from roli_fast.report.shape import ANALYSIS, wrong
+from roli_fast.report.shape import ANALYSIS, RESULT, TEST, wrong, wrong_summary
 from roli_fast.running.folder import CONFIG
 
 Tree = dict[str, Any]
@@ -117,8 +117,8 @@ def read(folder: Path) -> Run:
         raise RunDirectoryError(describe("run", "a training run's directory", got))
     files.read.append(folder / CONFIG)
     summary = files.json("summary.json", needed=True)
-    if summary is not None and not {"methods", "seeds", "classes"} <= summary.keys():
-        got = f"'{folder / 'summary.json'}' without methods, seeds and classes"
+    if summary is not None and (told := wrong_summary(summary)[:200]):
+        got = f"'{folder / 'summary.json'}', {told}"
         raise RunDirectoryError(describe("run", "a summary that roli_fast.train wrote", got))
     environment = files.json("environment.json") or {}
     methods = _methods(files, config, summary)
@@ -228,10 +228,10 @@ def _unfinished(files: _Files, method: str, config: Tree) -> list[Tree]:
     for seed in config.get("seeds") or (0,):
         base = Path(f"seed-{seed}") / method
         stages = [
-            files.json(path.relative_to(files.folder))
+            files.json(path.relative_to(files.folder), check=lambda tree: wrong(tree, RESULT))
             for path in sorted(files.folder.glob(f"{base}/stage-*/result.json"))
         ]
-        test = files.json(base / "test.json")
+        test = files.json(base / "test.json", check=lambda tree: wrong(tree, TEST))
         if any(stages) or test:
             runs.append({"seed": seed, "stages": [s for s in stages if s], "test": test})
     return runs

@@ -244,8 +244,8 @@ def _per_seed(page: Page, tested: Sequence[Subject]) -> Fold:
         for seed in subject.method.seeds
     ]
     head = ("method", "seed", "clean", *(f"robust, {c}" for c in columns))
-    sources = page.of_seeds(tested, "test.json") or page.summaries()
-    return Fold("Every seed", [Table("Test accuracy of every seed.", head, rows, sources)])
+    table = Table("Test accuracy of every seed.", head, rows, page.summaries())
+    return Fold("Every seed", [table])
 
 
 def _so_far(page: Page) -> Table | None:

@@ -78,7 +78,10 @@ def model_text(run: Run) -> str:
     model = run.config.get("model") or {}
     name = str(model.get("name"))
     if run.config.get("source"):
-        start = f"pretrained robustly on {at(run.config, 'source', 'name')} in this run"
+        source = run.config["source"]
+        classes = f" (classes {', '.join(map(str, c))})" if (c := source.get("classes")) else ""
+        how = "pretrained robustly" if at(run.config, "pretrain", "attack") else "pretrained"
+        start = f"{how} on {source.get('name')}{classes} in this run"
     elif model.get("weights"):
         start = f"weights {model['weights']}"
     else:

@@ -3,11 +3,12 @@
 from typing import Any
 
 NUMBER = "a number or null"
+KNOWN = "a number"
 TEXT = "text"
 
 Shape = Any
-"""NUMBER, TEXT, {key: shape}, or [shape] for a list of such; a key ending in ? may be missing, and
-what is there may be null."""
+"""NUMBER, KNOWN, TEXT, {key: shape}, or [shape] for a list of such; a key ending in ? may be
+missing, and what is there may be null."""
 
 BOTH = {"clean": NUMBER, "adversarial": NUMBER}
 POINT = {
@@ -51,11 +52,40 @@ ANALYSIS = {
 """Of analysis.json, as far as a page reads it."""
 
 
+RESULT = {"name": TEXT, "epochs": KNOWN, "train_seconds": KNOWN, "best_epoch?": KNOWN}
+"""Of a stage, as result.json and summary.json have it."""
+
+TEST = {"images": KNOWN, "clean_accuracy": KNOWN, "robust_accuracy": {}}
+
+METHOD = {"per_seed": [{"seed": KNOWN, "stages": [RESULT], "test?": TEST}], "test?": TEST}
+"""Of summary.json, by the method's name."""
+
+PAIR = {"methods": [TEXT], "attack": TEXT, "difference": KNOWN, "test": TEXT, "p_value": NUMBER}
+CELL = {"method": TEXT, "cell": TEXT, "folder": TEXT, "validation_accuracy": NUMBER, "sd": NUMBER}
+PRETRAIN = RESULT | {"trainable_parameters": KNOWN}
+
+
+def wrong_summary(tree: Any) -> str:
+    """What is wrong with summary.json; empty for nothing."""
+    methods = tree.get("methods")
+    shape = {
+        "methods": dict.fromkeys(methods, METHOD) if isinstance(methods, dict) else {},
+        "seeds": [KNOWN],
+        "classes": [TEXT],
+        "test_images": KNOWN,
+        "pretrain?": PRETRAIN,
+        "comparisons?": [PAIR],
+        "sweep?": {"cells": [CELL]},
+    }
+    return wrong(tree, shape)
+
+
 def wrong(tree: Any, shape: Shape, path: str = "") -> str:
     """ "stages[0].name: expected text, got 3"; empty where `tree` has the `shape`."""
     if isinstance(shape, str):
         number = tree is None or (isinstance(tree, (int, float)) and not isinstance(tree, bool))
-        fits = number if shape == NUMBER else isinstance(tree, str)
+        fits = isinstance(tree, str) if shape == TEXT else number
+        fits = fits and not (shape == KNOWN and tree is None)
         return "" if fits else f"{path}: expected {shape}, got {tree!r}"
     if isinstance(shape, list):
         if not isinstance(tree, list):

@@ -1,5 +1,6 @@
 """A page from its runs: the parts in their order, and the HTML around them."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,13 +72,7 @@ def render(runs: Sequence[Run], folder: Path) -> str:
         title = runs[0].name
         lead += [headline(runs[0]), *findings(runs[0])]
         notes += note(runs[0])
-    environment = Environment(
-        loader=PackageLoader("roli_fast.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment()
     style = environment.loader.get_source(environment, "style.css")[0]  # type: ignore[union-attr]
     return environment.get_template("page.html").render(
         title=title,
@@ -85,4 +80,16 @@ def render(runs: Sequence[Run], folder: Path) -> str:
         notes=notes,
         sections=[section for section in sections if section.blocks],
         style=Markup(style),  # noqa: S704 - the package's own file
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
+    """The templates, compiled once a process."""
+    return Environment(
+        loader=PackageLoader("roli_fast.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )

@@ -55,6 +55,7 @@ def number(value: Any, digits: int = 3) -> str:
         return f"{value:,.0f}".replace("-", "−")
     if size < 1e-3:
         return f"{value:.{digits - 1}g}".replace("-", "−")
+    size = float(f"{size:.{digits - 1}e}")  # 0.99999 is shown as 1.00, with two places
     places = digits - 1 - math.floor(math.log10(size))
     return f"{value:.{max(0, places)}f}".replace("-", "−")
 

@@ -31,5 +31,6 @@ def write(run_dir: Path, others: Sequence[Path] = (), *, out: Path | None = None
     """
     runs = [read(Path(folder)) for folder in (run_dir, *others)]
     path = out or Path(run_dir) / (COMPARISON if others else REPORT)
-    write_bytes(path, render(runs, path.parent).encode())
+    # names of folders that are no UTF-8 come as lone surrogates, which have no bytes: "?"
+    write_bytes(path, render(runs, path.parent).encode(errors="replace"))
     return path

@@ -66,8 +66,21 @@ def test_one_seed_says_so(run: Path) -> None:
     assert "± is the binomial standard error of the test images" in page.text
 
 
+def test_the_band_of_the_curve_is_told(run: Path) -> None:
+    text = read(run).text
+    assert "Band: ± the sample standard deviation over seeds. A point" in text
+    wilson = "the 95 % Wilson interval, for the accuracy on all test images under this attack"
+    path = run / "seed-1" / "roli" / "analysis.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"curve": None}))
+    text = read(run).text
+    assert f"Band: ± the sample standard deviation over seeds; with one seed {wilson}." in text
+    change_json(run / "seed-1" / "ranli" / "analysis.json", curve=None)
+    assert f"Band: {wilson}. A point" in read(run).text
+
+
 def test_stages_as_analysed(run: Path) -> None:
     page = read(run)
+    assert "bars and bands are ±" in page.text
     head = {row[0]: row for row in page.table("Head and residual of each stage")}
     # ends of 2 + place + seed: 2 and 3, 3 and 4
     assert head["RoLI, probe"][3] == "1.00 ± 0 → 2.50 ± 0.71"
@@ -112,6 +125,37 @@ def test_the_difference_of_an_example_is_magnified_to_the_radius(run: Path) -> N
     assert "“cat”: fooled" in page.text and "“<b>owl</b>”: withstands the attack" in page.text
 
 
+def test_the_files_of_the_page_are_all_listed_and_it_names_no_other(run: Path) -> None:
+    page = read(run)
+    listed = {row[0] for row in page.table("Files that this page was made from")[1:]}
+    links = [unquote(tag["href"] or "") for name, tag in page.tags if name == "a"]
+    assert {link for link in links if link[0] != "#"} == listed
+    assert "seed-0/roli/examples.npz" in listed
+
+
+def test_images_wrong_before_the_attack_do_not_pass_for_robust(run: Path) -> None:
+    found = dict(np.load(run / "seed-0" / "roli" / "examples.npz"))
+    found["clean_prediction"] = np.array([1, 2])
+    np.savez(run / "seed-0" / "ranli" / "examples.npz", **found)
+    page = read(run)
+    assert "RanLI: 1 of 2 wrong before the attack, 0 fooled" in page.text
+    assert "“cat”: wrong before the attack" in page.text
+
+
+def test_names_that_are_no_text_have_a_page(run: Path) -> None:
+    change_json(run / "summary.json", classes=["caf\udce9", "b", "c"])  # latin-1 on disk
+    assert "caf?, b, c" in read(run).text
+
+
+def test_the_source_of_pretraining_has_its_classes(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["source"] = {"name": "digits", "classes": [0, 1]}
+    for attack, how in (({"name": "pgd"}, "pretrained robustly"), (None, "pretrained")):
+        config["pretrain"] = config["probe"] | {"attack": attack}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        assert f"vit_tiny_patch16_224; {how} on digits (classes 0, 1) in this run" in read(run).text
+
+
 def test_what_users_wrote_stays_text(run: Path) -> None:
     html = write(run).read_text(encoding="utf-8")
     page = Read(html)
@@ -142,7 +186,7 @@ def test_links_lead_to_the_files(run: Path, where: str) -> None:
     assert all(map(os.path.isfile, files))
     named = {Path(file).name for file in files}
     assert named >= {"summary.json", "config.yaml", "analysis.json", "examples.npz"}
-    assert named >= {"metrics.jsonl", "environment.json", "test.json"}
+    assert named >= {"metrics.jsonl", "environment.json"}
 
 
 def test_without_an_analysis_its_command_stands_there(tmp_path: Path) -> None:
@@ -340,8 +384,9 @@ def test_what_was_analysed_on_demand_is_shown(run: Path) -> None:
     assert row == ["RanLI", "clean", "adamw", "0.400", "0.002", "2.00", "1.60", "25.0 %", "1"]
     row = page.table("Predicted change by the same step")[1]
     assert row[:5] == ["RanLI", "× 0.1", "0.900", "0.0500", "0.0100"]
-    head, row = page.table("The kernel where each stage began, of clean training images")[:2]
-    assert head[-2] == "accuracy, held out"  # on validation images
+    rows = page.table("The kernel of clean training images where each stage began")
+    row = rows[1]
+    assert rows[0][-3:] == ["accuracy, training", "accuracy, validation", "trivial"]
     assert row[:4] == ["RanLI", "30 × 3", "12", "51,000"]
     assert row[-3:] == ["90.0 %", "70.0 %", "40.0 %"]
     assert "Not computed" not in page.text
