@@ -40,6 +40,7 @@ def _guarded(analysis: MethodAnalysis) -> Iterator[str]:
     except (InterruptedRunError, PeerError):
         raise
     except Exception as error:  # whatever it is, hours of training are worth more
+        analysis.context.interrupt.check()  # a signal that ended the decoding workers is a stop
         again = f"python -m roli_fast.analyze {analysis.folder}"
         kind = type(error).__name__
         logger.warning("no analysis of %s: %s: %s", analysis.folder, kind, error)

@@ -113,7 +113,9 @@ class MethodAnalysis:
                     deep = kept[number] if number < len(kept) else {}
                     tree["stages"].append(self._stage(number + 1) | deep)
                 tree["seconds"] += time.perf_counter() - started
-                write_json(self.folder / FILE, tree)
+                # a stop before all stages are there leaves the old file: deep parts took minutes
+                if len(tree["stages"]) >= len(kept) or not any(kept):
+                    write_json(self.folder / FILE, tree)
                 bar.update(sum(planned[:place]) - bar.n)
                 yield name
         self._end = None

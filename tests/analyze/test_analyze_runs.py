@@ -16,6 +16,7 @@ from roli_fast.analyze.__main__ import main
 from roli_fast.analyze.cli import parse
 from roli_fast.analyze.targets import targets
 from roli_fast.errors import ConfigError, InterruptedRunError, RunDirectoryError
+from roli_fast.train.method_analysis import MethodAnalysis
 from roli_fast.train.sweep import Axis
 from roli_fast.train.sweep_run import run_sweep
 
@@ -100,6 +101,30 @@ def test_a_stop_keeps_what_is_finished(run_dir: Path, monkeypatch: pytest.Monkey
     assert not {"head_scale", "kernel"} & set(stage)
     assert main([str(where), "--kernel", "--images", "6"]) == 0
     assert "kernel" in analysis_of(run_dir)["stages"][1]
+
+
+def test_a_stop_in_a_repetition_loses_no_deep_part(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = run_dir / "seed-0" / "roli"
+    analyse(where, "--ft_ratio", "--images", 6)
+    before = analysis_of(run_dir)
+    original = MethodAnalysis._stage
+
+    def stopping(self: MethodAnalysis, number: int) -> Any:
+        if number == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, number)
+
+    monkeypatch.setattr(MethodAnalysis, "_stage", stopping)
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        analyse(where, "--images", 5, "--again")
+    monkeypatch.undo()
+    assert analysis_of(run_dir) == before
+    analyse(where, "--images", 5, "--again")
+    after = analysis_of(run_dir)
+    assert after["images"]["train"] == 5
+    assert after["stages"][1]["one_step"] == before["stages"][1]["one_step"]
 
 
 def test_which_trainings_are_meant(run_dir: Path) -> None:

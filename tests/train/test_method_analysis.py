@@ -199,3 +199,18 @@ def test_an_analysis_that_is_not_wanted(tmp_path: Path) -> None:
     run_analysed(tmp_path / "run", "--analysis_images=0", "--finetune.epochs=1")
     assert not list((tmp_path / "run").rglob("analysis.json"))
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_signal_that_ends_decoding_workers_too_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error that torch makes of it is no failed analysis."""
+
+    def stop(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    monkeypatch.setattr(method_analysis.MethodAnalysis, "_stage", stop)
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        run_analysed(tmp_path / "run", "--finetune.epochs=1")
+    assert not (tmp_path / "run" / "summary.json").exists()
