@@ -216,7 +216,17 @@ class MethodAnalysis:
 
     def _after_batch(self, count: int) -> None:
         self._moved(count)
-        self.context.interrupt.check()
+        self.watch()
+
+    def watch(self) -> None:
+        """Called within a part: the other processes wait for no longer than between two calls.
+
+        Raises:
+            InterruptedRunError: a signal came.
+            PeerError: another process is gone.
+        """
+        self.context.team.from_first(True)
+        self.context.check()
 
     def _model(self, build: Callable[..., Classifier], number: int) -> Classifier:
         run = (self.experiment, self.splits, self.seed, self.method, number, self.run_dir)

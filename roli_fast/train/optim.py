@@ -65,10 +65,14 @@ class Optimizer:
 
     def _check_lbfgs(self) -> None:
         if self.strengths and self.name != "lbfgs":
-            fix = "Others decay by weight_decay."
+            fix = "Others decay by weight_decay: set optimizer.strengths to [] beside them."
             raise ArgumentError(
                 describe("optimizer.strengths", "none beside lbfgs", self.strengths, fix)
             )
+        if self.strengths and self.weight_decay not in (0.0, Optimizer.weight_decay):
+            fix = f"lbfgs tries its strengths: set optimizer.strengths to [{self.weight_decay}]."
+            expected = "0 beside strengths"
+            raise ArgumentError(describe("weight_decay", expected, self.weight_decay, fix))
         for strength in self.strengths:
             check_positive("optimizer.strengths", strength)
         if len(set(self.strengths)) < len(self.strengths):

@@ -8,7 +8,7 @@ from typing import Any
 
 from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import STAGES, Experiment
+from roli_fast.train.experiment import PLACE_FIELDS, STAGES, Experiment
 
 ALIKE = ("methods", "seeds", "threat", "validation", "test")
 """Fields that cells must share: else they would be chosen and compared by different measures."""
@@ -38,6 +38,9 @@ class Axis:
             fix = "Write --sweep finetune.optimizer.lr=1e-3,1e-4"
             raise ConfigError(describe("--sweep", "FIELD=VALUE,VALUE,...", repr(text), fix))
         SCHEMA.field_at(field)
+        if field in PLACE_FIELDS:
+            got, fix = repr(text), "All its values would train the same."
+            raise ConfigError(describe("--sweep", "a field that changes what is trained", got, fix))
         if len(set(found)) < len(found):
             raise ConfigError(describe("--sweep", f"different values of {field}", repr(text)))
         return Axis(field, found)

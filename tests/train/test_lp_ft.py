@@ -256,6 +256,8 @@ def test_what_tells_two_runs_apart() -> None:
         ),
         (["--lp.optimizer.strengths=0"], ["strengths", "> 0"]),
         (["--lp.optimizer.strengths=1,1"], ["strengths", "different"]),
+        (["--lp.optimizer.weight_decay=0.1"], ["weight_decay", "strengths to [0.1]"]),
+        (["--lp.optimizer.name=sgd"], ["strengths", "to []"]),
         (["--lp.optimizer.strengths=[]"], ["weight_decay", "penalty"]),
         (["--finetune.optimizer.strengths=1"], ["strengths", "lbfgs"]),
         (["--lp.optimizer.iterations=0"], ["iterations", ">= 1"]),

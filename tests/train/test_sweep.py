@@ -52,6 +52,7 @@ def test_values_as_written(text: str, field: str, values: Sequence[str]) -> None
         (["finetune.optimizer.lr="], ["`--sweep`", "FIELD=VALUE"]),
         (["finetune.optimizer.lr=1,,2"], ["`--sweep`", "FIELD=VALUE"]),
         (["finetune.optimizer.lr=1,1"], ["different values of finetune.optimizer.lr"]),
+        (["analysis_images=10,20"], ["changes what is trained", "analysis_images"]),
         (["finetune.optimizer.lr=1e-3,0.001"], ["1e-3", "0.001", "alike"]),
         ([RATES, RATES], ["each field once"]),
         (["finetune.optimizer.lr=1,-1"], ["finetune.optimizer.lr=-1", "`lr`", "> 0"]),
