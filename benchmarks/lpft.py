@@ -20,7 +20,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -238,7 +237,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     own, folder = experiment(args), args.runs / args.data
     probes = {seed: args.runs / f"{args.data}-probe-{seed}" for seed in own.seeds}
     where, quiet = machine("cpu", 1), not sys.stderr.isatty()
-    began = time.perf_counter()
     run(own, folder, resume=folder.exists(), quiet=quiet)
     for seed, probe in probes.items():
         run(clean_probe(own, seed, folder), probe, resume=probe.exists(), quiet=quiet)
@@ -251,7 +249,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "quick": args.quick,
         "machine": where,
         "settings": settings(own) | {"analysed": images},
-        "seconds": time.perf_counter() - began,
         "values": found,
         "claims": judge(found),
         "costs": lpft_costs.measured(own, folder, quick=args.quick),
