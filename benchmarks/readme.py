@@ -252,9 +252,10 @@ def lpft() -> str | None:
     return (
         f"{brief(results)}\n\n"
         f"Mean and standard deviation over {seeds} seeds ({sets}), one network, one rate and as "
-        "many epochs for all fine-tunes, not tuned; probes come on top. A claim is a difference that should be positive; it holds or "
-        "fails where the 95 % interval over the seeds has one sign, each claim for itself. All "
-        "rows: benchmarks/results/lpft.json, made by benchmarks/lpft.py."
+        "many epochs for all fine-tunes, not tuned; probes come on top. A claim is a difference "
+        "that should be positive; it holds or fails where the 95 % interval over the seeds has one "
+        "sign, each claim for itself. All rows: benchmarks/results/lpft.json, made by "
+        "benchmarks/lpft.py."
     )
 
 
