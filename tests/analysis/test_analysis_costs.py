@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from counted import counted
+from passes_counted import counted
 from text_encoder import TextEncoder
 from tiny_attacks import short
 from tiny_models import images, tiny

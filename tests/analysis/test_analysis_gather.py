@@ -6,7 +6,7 @@ from dataclasses import astuple
 
 import pytest
 import torch
-from counted import counted
+from passes_counted import counted
 from text_encoder import TextEncoder, token_batches
 from tiny_models import SIZES, SMALL, Mixed, images, tiny, untouched
 

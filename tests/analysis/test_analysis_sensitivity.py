@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from counted import counted
+from passes_counted import counted
 from text_encoder import TextEncoder, token_batches
 from tiny_models import SIZES, SMALL, FixedLogits, Mixed, images, tiny, untouched
 from torch.autograd.functional import jacobian
