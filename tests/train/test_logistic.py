@@ -71,6 +71,7 @@ def test_the_minimum_is_one_whatever_the_way(monkeypatch: pytest.MonkeyPatch) ->
     assert again.iterations <= 1 and again.loss == pytest.approx(warm.loss, rel=1e-6)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_finds_the_same() -> None:
     features, y = problem()
