@@ -4,8 +4,6 @@ alone, so that a resumed run, another method and another machine look at the sam
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from roli_fast.analysis import attack_cost
 from roli_fast.analysis.light import look_cost
 from roli_fast.attacks import Attack
@@ -81,21 +79,21 @@ def plan(experiment: Experiment, splits: Splits, images: int | None = None) -> P
 def first_images(dataset: ImageDataset, count: int, start: int = 0) -> ImageDataset:
     """Images `start` to `count` of a split in an order in which every beginning has its classes'
     proportions, without augmentation; as many as there are."""
-    return dataset.plain().subset(_order(dataset.labels)[start:count])
-
-
-def _order(labels: Tensor) -> Tensor:
-    return mixed_order(labels, seed=0)
+    return dataset.plain().subset(mixed_order(dataset.labels, seed=0)[start:count])
 
 
 def _attack(experiment: Experiment, classes: int) -> tuple[Attack, tuple[str, ...]]:
     """The test's attack in the threat's first norm; the validation's where that one is too dear, or
     is no search in one ball."""
     tested = next(iter(experiment.evaluations("test").values()))
-    if isinstance(tested, BallAttack) and not _too_dear(tested, classes):
+    if not isinstance(tested, BallAttack):
+        reason = "is not one search in one ball"
+    elif _too_dear(tested, classes):
+        reason = "would take too long"
+    else:
         return tested, ()
     cheap = next(iter(experiment.evaluations("validation").values()))
-    return cheap, (f"attacked by validation's {cheap.label}: {tested.label} would take too long",)
+    return cheap, (f"attacked by validation's {cheap.label}: {tested.label} {reason}",)
 
 
 def _too_dear(attack: Attack, classes: int) -> bool:

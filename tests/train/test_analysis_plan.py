@@ -42,11 +42,17 @@ def test_large_images_are_fewer(splits: Splits, monkeypatch: pytest.MonkeyPatch)
 def test_a_dear_attack_makes_way(splits: Splits) -> None:
     cheap = plan(analysed("--test=autoattack"), splits)
     assert cheap.described == {"label": "pgd-1", "norm": "linf", "eps": 0.04}
-    assert "autoattack" in cheap.notes[0]
+    assert "autoattack" in cheap.notes[0] and "take too long" in cheap.notes[0]
     own = plan(analysed(), splits)
     assert own.described["label"] == "pgd-2"
     assert own.notes == ()
-    assert plan(analysed("--test.steps=300"), splits).attack.label == "pgd-1"
+    long = plan(analysed("--test.steps=300"), splits)
+    assert long.attack.label == "pgd-1" and "take too long" in long.notes[0]
+
+
+def test_several_balls_at_once_make_way(splits: Splits) -> None:
+    found = plan(analysed("--test=multi_apgd"), splits)
+    assert found.attack.label == "pgd-1" and "not one search in one ball" in found.notes[0]
 
 
 def test_of_several_norms_it_is_the_first(splits: Splits) -> None:
