@@ -8,19 +8,22 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constra
 # a waiting OpenMP thread sleeps soon instead of spinning beside a busy neighbour
 export GOMP_SPINCOUNT ?= 5000
 
+# two workers of one thread each; the tests of a file share its fixtures, so they stay together
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 .PHONY: demo test test-slow sanitize check types bench bench-ops figures clean
 
 demo: $(VENV)/.built  ## install into .venv and run RoLI beside RanLI on small images
 	$(BIN)/python -m roli_fast.train
 
 test: $(VENV)/.tested  ## install into .venv with the test tools and run the tests
-	$(BIN)/python -m pytest -q -m "not slow and not sanitize"
+	$(PYTEST) -m "not slow and not sanitize"
 
 test-slow: $(VENV)/.tested  ## convergence and stress checks
 	$(BIN)/python -m pytest -q -m slow
 
 sanitize: $(VENV)/.tested  ## the kernels under sanitizers, skipped without g++
-	$(BIN)/python -m pytest -q -m sanitize
+	$(PYTEST) -m sanitize
 
 check: $(VENV)/.tested  ## style, the tests, the sanitizers: what CI runs
 	$(BIN)/ruff check .
