@@ -51,7 +51,7 @@ class PeerError(RoliFastError, RuntimeError):
 
 
 class OutOfMemoryError(RoliFastError, MemoryError):
-    """A batch does not fit into a device's memory; the message says which size would."""
+    """A batch does not fit into a device's memory; the message names its size."""
 
 
 class InterruptedRunError(RoliFastError):

@@ -3,8 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from roli_fast.evaluate.assessment import Assessment
 from roli_fast.evaluate.state import Chunk, Found, Store
 from roli_fast.losses import cross_entropy
 from roli_fast.norms import NORMS
-from roli_fast.running.memory import explained, meter_of
+from roli_fast.running.memory import memory_guard
 from roli_fast.seeds import derived_generator
 from roli_fast.threat import ThreatModel, check_images
 
@@ -95,19 +94,8 @@ class Worker:
         batch = self.dataset.batch(torch.arange(rows.start, rows.stop))
         chunk, digest = self.load(number, rows), _digest(batch.x)
         batch = Batch(batch.x.to(self.device), batch.y.to(self.device), batch.ids.to(self.device))
-        with self._fitted(batch):
+        with memory_guard("--batch_size", self.assessment.batch_size, self.device):
             self._go_on(chunk, digest, number, rows, batch)
-
-    def _fitted(self, batch: Batch) -> AbstractContextManager[None]:
-        """Within, running out of memory says which `--batch_size` would fit."""
-
-        def gradient(count: int) -> None:
-            engine = replace(self.model.engine, batch_size=None, cuda_graph=False)
-            with InputGradient(engine.bind(self.model.model)) as one, torch.no_grad():
-                one(batch.x[:count], batch.y[:count])
-
-        size = min(self.assessment.batch_size, len(batch.x))
-        return explained("--batch_size", size, gradient, meter_of(self.device))
 
     def _go_on(
         self, chunk: Chunk | None, digest: str, number: int, rows: range, batch: Batch

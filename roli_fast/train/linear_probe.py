@@ -12,7 +12,6 @@ from roli_fast.data import ImageDataset
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
 from roli_fast.train.context import Context, counter
-from roli_fast.train.fitting import checked
 from roli_fast.train.logistic import LogisticRegression, Solution, best, score, strongest_first
 from roli_fast.train.stage import Job, StageResult
 
@@ -57,12 +56,10 @@ def solve_stage(job: Job, context: Context) -> StageResult:
 def _features(job: Job, part: ImageDataset, context: Context, bar: tqdm) -> Tensor:
     """(N, D) of a split on the CPU, in its order."""
     stage, model, world = job.stage, job.model, context.team.world
-    engine = stage.engine.plain
-    name = f"stage '{job.name}', features"
     move = counter(bar, world)
     out: list[Tensor] = []
     model.eval()
-    with checked(stage, name, model, part, context.device, engine=engine, world=world):
+    with stage.memory_guard(job.name, context.device):
         for batch in context.evaluation_batches(part, stage.part_size(world)):
             with torch.no_grad():
                 out.append(model.features(batch.x).cpu())

@@ -22,7 +22,6 @@ from roli_fast.seeds import derive_seed
 from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
-from roli_fast.train.fitting import checked
 from roli_fast.train.phases import Phase, Phases
 from roli_fast.train.replicas import say_what_differs
 from roli_fast.train.stage import Job, StageResult, measured
@@ -85,13 +84,8 @@ class StageLoop:
         say_what_differs(self.model, self.stage.accumulate, self.team.world)
         with self._bar() as bar, torch.random.fork_rng(self._rng_devices()):
             try:
-                self._settle()
-                for epoch in range(self.progress.epoch, self.stage.epochs):
-                    while self.progress.phase < len(self.phases.all):
-                        self.phases.begin()
-                        self._train_epoch(epoch, bar)
-                        self._finish_phase(epoch)
-                    self._finish_epoch(epoch)
+                with self.stage.memory_guard(self.job.name, self.context.device):
+                    self._epochs(bar)
             # a damaged image, or too large a batch, must not cost the work before it
             except (DataError, OutOfMemoryError) as error:
                 self.team.fail(error)
@@ -99,6 +93,16 @@ class StageLoop:
                 self._save()
                 raise
         return self._finish()
+
+    def _epochs(self, bar: tqdm) -> None:
+        """What is left of the stage."""
+        self._settle()
+        for epoch in range(self.progress.epoch, self.stage.epochs):
+            while self.progress.phase < len(self.phases.all):
+                self.phases.begin()
+                self._train_epoch(epoch, bar)
+                self._finish_phase(epoch)
+            self._finish_epoch(epoch)
 
     def _resume(self) -> None:
         if self.resume_path.exists():
@@ -331,17 +335,15 @@ class StageLoop:
             if self.context.wanted():
                 self._save_and_check()
 
-        split, world, engine = self.job.splits.val, self.team.world, self.stage.engine.plain
-        name, device = f"stage '{self.job.name}', validation", self.context.device
-        with checked(self.stage, name, self.model, split, device, engine=engine, world=world):
-            own = evaluate(
-                self.model,
-                self.context.evaluation_batches(split, self.stage.part_size(world)),
-                attacks,
-                seed=derive_seed(self.job.seed, "validation"),
-                engine=engine,
-                after_batch=check,
-            )
+        split = self.job.splits.val
+        own = evaluate(
+            self.model,
+            self.context.evaluation_batches(split, self.stage.part_size(self.team.world)),
+            attacks,
+            seed=derive_seed(self.job.seed, "validation"),
+            engine=self.stage.engine.plain,
+            after_batch=check,
+        )
         return self.context.whole(own, split)
 
     def _export_best(self) -> None:

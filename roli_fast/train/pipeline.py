@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from roli_fast.data import Splits
-from roli_fast.engine import Engine
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate import UNION, evaluate
 from roli_fast.files import write_json
@@ -23,7 +22,6 @@ from roli_fast.train.aftermath import analyse, write_report
 from roli_fast.train.checks import check, check_same_images
 from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.fitting import checked
 from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
 from roli_fast.train.method_analysis import MethodAnalysis
@@ -202,12 +200,11 @@ class Pipeline:
         """Accuracy on the test split, with the flags of every sample for paired tests."""
         if self.context.team.from_first(path.is_file()):
             return json.loads(path.read_text(encoding="utf-8"))
-        experiment, device, stage = self.experiment, self.context.device, self.experiment.finetune
+        experiment, stage = self.experiment, self.experiment.finetune
         split, world = splits.test, self.context.team.world
-        name = "test, in finetune's batches"
-        fitted = checked(stage, name, model, split, device, engine=Engine(), world=world)
+        guard = stage.memory_guard("finetune", self.context.device)
         title = f"seed {seed} {path.parent.name}/test"
-        with fitted, self.context.bar(title, total=len(split)) as bar:
+        with guard, self.context.bar(title, total=len(split)) as bar:
             move = counter(bar, world)
 
             def after_batch(count: int) -> None:

@@ -1,5 +1,6 @@
 """One training stage: its configuration, what it is run on, and its result."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Linear, Method, apply
+from roli_fast.running.memory import IN_PARTS, memory_guard
 from roli_fast.threat import ThreatModel, check_positive
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
@@ -137,6 +139,11 @@ class Stage:
     def part_size(self, world: int) -> int:
         """Images that each of `world` processes passes through the model at once."""
         return _longest(_longest(self.batch_size, world), self.accumulate)
+
+    def memory_guard(self, name: str, device: torch.device) -> AbstractContextManager[None]:
+        """Within, running out of memory names this stage's `batch_size`; `name` is its own."""
+        where = f"stage '{name}': "
+        return memory_guard("batch_size", self.batch_size, device, where=where, fix=IN_PARTS)
 
     def lr_factor(self, update: int, *, steps: int) -> float:
         """Share of the peak rate at `update`, counted from 0, with `steps` updates an epoch."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +9,6 @@ from torch import Tensor
 from roli_fast.data import Batch, shares
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed, derived_generator
-from roli_fast.train.fitting import fitted
 from roli_fast.train.objectives import Objective
 from roli_fast.train.phases import Phase
 from roli_fast.train.replicas import Replicas
@@ -82,14 +80,11 @@ class Updates:
         phase.optimizer.zero_grad(set_to_none=True)
         rows: list[Tensor] = []
         runs = shares(len(batch.y), self.stage.accumulate)
-        parts = len(runs) * len(shares(images, world))
         objective = self._objective(place)
         for run in runs:
             part = Batch(batch.x[run], batch.y[run], batch.ids[run])
-            work = partial(self.backward, place, objective, weight=own * len(part.y) / images)
-            args = (self.stage, self.job.name, self.model, phase.optimizer)
-            with fitted(*args, part, work, parts=parts):
-                rows.append(work(part))
+            weight = own * len(part.y) / images
+            rows.append(self.backward(place, objective, part, weight=weight))
         meet()
         self.replicas.merge(own * len(batch.y) / images)
         phase.optimizer.step()
