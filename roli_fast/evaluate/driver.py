@@ -80,7 +80,7 @@ def run(
     with contextlib.ExitStack() as undo:
         ready, lock, problem = None, None, None
         try:
-            ready = prepare(assessment, ranks)
+            ready = prepare(assessment, ranks, quiet=quiet or not ranks.first)
             if ranks.first:
                 lock = _open(assessment, folder, ready, resume=resume)
                 undo.callback(lock.release)

@@ -1,7 +1,7 @@
 """What an evaluation's results depend on, so that a resume never mixes two."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,21 @@ PARTS = {"configuration": "configuration", "model": "model", "images": "images"}
 
 
 def identity(
-    assessment: Assessment, datasets: Sequence[ImageDataset], opened: Opened
+    assessment: Assessment,
+    datasets: Mapping[str, ImageDataset],
+    hashes: Mapping[str, Sequence[str]],
+    opened: Opened,
 ) -> dict[str, Any]:
-    """Hashes of what a resume must find unchanged; `key` is of all of them."""
+    """Hashes of what a resume must find unchanged, `hashes` of the images' contents among them;
+    `key` is of all of them."""
     tree = {k: v for k, v in SCHEMA.to_tree(assessment).items() if k not in PLACE_FIELDS}
     if not tree["unseen"]:  # evaluations that began before the field was there
         del tree["unseen"]
-    rows = ((d.name(i), y) for d in datasets for i, y in enumerate(d.labels.tolist()))
+    rows = (
+        (dataset.name(i), y, hashes[name][i])
+        for name, dataset in datasets.items()
+        for i, y in enumerate(dataset.labels.tolist())
+    )
     found = {
         "configuration": hash_text(json.dumps(tree, sort_keys=True)),
         "model": opened.described["sha256"],
@@ -77,7 +85,8 @@ def check_same(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
         ) from error
     if changed:
         raise RunDirectoryError(
-            f"`--out`: '{folder}' began with another {', another '.join(changed)}: its flags would "
-            "be mixed with others. Put back what changed, or name a new folder."
+            f"`--out`: '{folder}' began with another {', another '.join(changed)} (images by "
+            "names, labels or pixels): its flags would be mixed with others. Put back what "
+            "changed, or name a new folder."
         )
     return saved

@@ -24,6 +24,7 @@ from roli_fast.train.checks import check, check_same_images
 from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.fitting import checked
+from roli_fast.train.images import leave_out, record_images
 from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
 from roli_fast.train.method_analysis import MethodAnalysis
@@ -85,15 +86,19 @@ def run(
     device = pick_device(ranks.device(experiment.device))
     with contextlib.ExitStack() as undo:
         team = undo.enter_context(Team(ranks).joined(device))
-        splits, source, threads = check(experiment)
         run_dir = Path(team.from_first(str(run_dir)))
-        found = identity(experiment, {"data": splits, "source": source})
+        begun = run_dir if resume else None
+        ready = check(experiment, begun=begun, quiet=quiet or not team.leads)
+        threads, source = ready.threads, ready.source
+        found = identity(experiment, ready.splits, ready.hashes)
         check_same_images(team.gather(found))
         if team.leads:
             undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
+            leave_out(run_dir, ready.dropped)
             saved = saved_environment(run_dir, found)
             threads = experiment.threads or saved.get("threads") or threads
             if not saved:
+                record_images(run_dir, ready.splits, ready.hashes)
                 write_environment(run_dir, device, threads, team.world, found)
         threads = team.from_first(threads)
         undo.callback(torch.set_num_threads, torch.get_num_threads())
@@ -111,7 +116,8 @@ def run(
                 team=team,
             )
             source = source.kept_on(device) if source else None
-            return Pipeline(experiment, run_dir, context, test).run(splits.kept_on(device), source)
+            data = ready.data.kept_on(device)
+            return Pipeline(experiment, run_dir, context, test).run(data, source)
 
 
 @dataclass
