@@ -43,6 +43,6 @@ def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def hash_samples(samples: Iterable[tuple[str, int, str]]) -> str:
-    """One hash for the names, labels and contents' hashes of samples, in order."""
-    return hash_text("\n".join("\t".join(map(str, sample)) for sample in samples))
+def hash_samples(samples: Iterable[tuple[str, int]]) -> str:
+    """One hash for the names and labels of samples, in order."""
+    return hash_text("\n".join(f"{name}\t{label}" for name, label in samples))

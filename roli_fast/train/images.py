@@ -14,7 +14,7 @@ from roli_fast.data.pixels import FilePixels
 from roli_fast.data.table import SPLITS
 from roli_fast.errors import RunDirectoryError, describe
 from roli_fast.files import write_bytes, write_json
-from roli_fast.running.environment import hash_samples
+from roli_fast.running.environment import hash_samples, hash_text
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,10 @@ def leave_out(folder: Path, dropped: Mapping[str, list[int]]) -> None:
     for name, rows in dropped.items():
         paths, gone = saved[name]["paths"], set(rows)
         left = saved[name]["test"] = [one for one in saved[name]["test"] if one[0] not in gone]
-        samples = ((paths[row], label, content) for row, label, content in left)
-        facts["identity"][f"{name} test images"] = hash_samples(samples)
+        facts["identity"] |= {
+            f"{name} test images": hash_samples((paths[row], label) for row, label, _ in left),
+            f"{name} test pixels": hash_text("\n".join(content for *_, content in left)),
+        }
         logger.warning(
             "%s test images of %s are gone since the run began, which had not used them: "
             "it goes on without %s",

@@ -55,9 +55,9 @@ def identity(
     tree = _as_before({k: v for k, v in tree.items() if k not in PLACE_FIELDS})
     out = {"configuration": hash_text(json.dumps(tree, sort_keys=True))}
     for name, dataset in all_parts(splits).items():
-        names = map(dataset.name, range(len(dataset)))
-        rows = zip(names, dataset.labels.tolist(), hashes[name], strict=True)
+        rows = ((dataset.name(i), y) for i, y in enumerate(dataset.labels.tolist()))
         out[f"{name} images"] = hash_samples(rows)
+        out[f"{name} pixels"] = hash_text("\n".join(hashes[name]))
     return out
 
 
@@ -79,12 +79,15 @@ def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     saved = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name, value in found.items() if saved["identity"].get(name) != value]
+    known = saved["identity"]
+    changed = [name for name, value in found.items() if known.get(name) != value]
+    # runs that began before pixels were recorded are known by names and labels
+    changed = [name for name in changed if name in known or not name.endswith(" pixels")]
     if changed:
         raise RunDirectoryError(
-            f"'{folder}' began with another {', another '.join(changed)} (by names, labels or "
-            "pixels): its results would be mixed with others. Put back what changed, perhaps the "
-            "version of roli_fast, or start a new run."
+            f"'{folder}' began with another {', another '.join(changed)}: its results would be "
+            "mixed with others. Put back what changed, perhaps the version of roli_fast, or start "
+            "a new run."
         )
     return saved
 

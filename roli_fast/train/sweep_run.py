@@ -98,7 +98,7 @@ def _check_all(plan: Sequence[Cell], folder: Path, *, quiet: bool) -> None:
                 ready = check(experiment, begun=where, look=new, quiet=quiet)
                 if new:
                     found = identity(experiment, ready.splits, ready.hashes)
-                    seen[images] = {name: found[name] for name in found if name.endswith("images")}
+                    seen[images] = {n: found[n] for n in found if n != "configuration"}
             if finished:
                 saved_environment(where, seen[images])
     finally:

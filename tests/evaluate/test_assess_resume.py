@@ -294,7 +294,7 @@ def test_rewritten_images_are_refused_between_chunks(
             assess(tmp_path / "out", *more)
     write_image(images / "train/3/1.png", seed=12345)  # is not evaluated
     write_image(images / "test/3/1.png", seed=12345)
-    with pytest.raises(RunDirectoryError, match=r"another images \(.* pixels\)"):
+    with pytest.raises(RunDirectoryError, match="another pixels"):
         assess(tmp_path / "out", *more, resume=True)
     write_image(images / "test/3/1.png", seed=1301)
     assess(tmp_path / "out", *more, resume=True)

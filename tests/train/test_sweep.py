@@ -268,7 +268,7 @@ def test_other_pixels_than_those_of_finished_cells_are_refused(tmp_path: Path) -
     folder = tmp_path / "sweep"
     run_sweep(base, axes("probe.optimizer.lr=0.1,0.2"), folder, quiet=True)
     write_image(images / "cat" / "3.png", seed=12345)
-    with pytest.raises(RunDirectoryError, match="another data .* images"):
+    with pytest.raises(RunDirectoryError, match="another data .* pixels"):
         run_sweep(base, axes("probe.optimizer.lr=0.1,0.2"), folder, resume=True, quiet=True)
 
 
