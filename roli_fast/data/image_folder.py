@@ -1,5 +1,6 @@
 """A folder of images, one subfolder per class."""
 
+import contextlib
 import logging
 import os
 import re
@@ -145,8 +146,8 @@ def _split_name(name: str) -> tuple[tuple[str, ...], str | None]:
 
 
 def _check_classes(root: Path, folders: Sequence[Path]) -> None:
-    """Refuse folders of images that are all called after splits: they are no classes."""
-    names = [folder.name for folder in folders if _images(folder, root)]
+    """Refuse folders that are all called after splits: they are no classes."""
+    names = [folder.name for folder in folders]
     if len(names) > 1 and all(_split_name(name) in _NO_CLASSES for name in names):
         fix = "Images lie in class folders below train, and below val and test."
         raise DataError(describe("root", f"{root}/{_LAYOUTS}", f"{', '.join(names)} alone", fix))
@@ -197,8 +198,9 @@ def _count_outside(folder: Path, left_out: Counter[str]) -> None:
     """Count images beside class folders and hidden folders of images, which are no classes."""
     for entry in os.scandir(folder):
         if entry.is_dir() and entry.name[0] == ".":
-            inside = sum(map(_is_image, os.listdir(entry.path)))
-            left_out[f"images in {entry.name}"] += inside
+            with contextlib.suppress(OSError):  # another user's .Trash, say
+                inside = sum(map(_is_image, os.listdir(entry.path)))
+                left_out[f"images in {entry.name}"] += inside
         elif not entry.is_dir() and _is_image(entry.name):
             left_out["images outside of class folders"] += 1
 

@@ -71,7 +71,7 @@ def test_images_are_turned_as_their_exif_block_says(tmp_path: Path, name: str) -
     exif = Image.Exif()
     exif[0x0112] = 6
     options = {"lossless": True} if name == "a.webp" else {}
-    Image.fromarray(stored).save(tmp_path / name, exif=exif, **options)
+    Image.fromarray(stored).save(tmp_path / name, exif=exif, **options)  # pyright: ignore
     shown = np.rot90(stored, -1)
     assert read(tmp_path / name).tolist() == shown.transpose(2, 0, 1).tolist()
 
