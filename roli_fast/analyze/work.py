@@ -13,12 +13,14 @@ from roli_fast.analyze.cli import Command
 from roli_fast.analyze.deep import check_budget, make_deep
 from roli_fast.analyze.targets import Target, targets
 from roli_fast.data import Splits
+from roli_fast.data.inspection import inspect_images
 from roli_fast.errors import RoliFastError, RunDirectoryError
 from roli_fast.running.device import pick_device
 from roli_fast.running.lock import RunLock
 from roli_fast.running.signals import Interrupt
 from roli_fast.train.aftermath import analysis_table, quiet_costs
 from roli_fast.train.context import Context
+from roli_fast.train.images import all_parts, as_begun
 from roli_fast.train.method_analysis import MethodAnalysis
 from roli_fast.train.recorder import NoRecorder
 from roli_fast.train.run_directory import identity, saved_environment
@@ -45,7 +47,7 @@ def run(command: Command, *, quiet: bool = False) -> Iterator[str]:
         own = list(group)
         with RunLock(run_dir, "RUN"), Interrupt() as interrupt, contextlib.ExitStack() as undo:
             undo.callback(torch.set_num_threads, before)
-            splits, threads = _open(own[0])
+            splits, threads = _open(own[0], quiet=quiet)
             check_budget(command, splits.num_classes)
             torch.set_num_threads(threads)
             workers = own[0].experiment.workers if command.workers is None else command.workers
@@ -74,7 +76,7 @@ def _one(command: Command, target: Target, splits: Splits, context: Context) -> 
         context.check()
 
 
-def _open(target: Target) -> tuple[Splits, int]:
+def _open(target: Target, *, quiet: bool) -> tuple[Splits, int]:
     """The run's images and its number of threads.
 
     Raises:
@@ -83,14 +85,19 @@ def _open(target: Target) -> tuple[Splits, int]:
     """
     experiment = target.experiment
     try:
-        splits = experiment.data.load()
+        begun, _ = as_begun(target.run_dir, {"data": experiment.data.load()})
+        hashes = inspect_images(all_parts(begun), decode=False, quiet=quiet)
+    except RunDirectoryError:
+        raise
     except RoliFastError as error:
         text = (
             f"the data of '{target.run_dir}': {error} Paths count from where the run was started."
         )
         raise type(error)(text) from error
+    splits = begun["data"]
+    assert splits is not None
     logger.info("%s: %s", target.run_dir, splits.summary())
-    found = identity(experiment, {"data": splits})
+    found = identity(experiment, begun, hashes)
     del found["configuration"]  # fields of later versions are welcome
     saved = saved_environment(target.run_dir, found)
     if not saved:

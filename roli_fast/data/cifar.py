@@ -52,11 +52,9 @@ class _Cifar(DataSource):
         pixels = ArrayPixels(images.permute(0, 3, 1, 2).contiguous())
         labels = torch.tensor([*train.targets, *test.targets], dtype=torch.int64)
         seen, test_rows = torch.arange(len(labels)).split([len(train), len(test)])
-        train_rows, val_rows = stratify.cut(
-            seen, labels, pixels, purpose="val", seed=self.seed, share=self.val_fraction
-        )
-        rows = {"train": train_rows, "val": val_rows, "test": test_rows}
-        return self.split(pixels, labels, rows, train.classes)
+        shares = {"val": self.val_fraction}
+        rows = stratify.cut(seen, labels, pixels, train.classes, seed=self.seed, shares=shares)
+        return self.split(pixels, labels, {**rows, "test": test_rows}, train.classes)
 
     def _read(self, *, train: bool) -> datasets.CIFAR10:
         try:

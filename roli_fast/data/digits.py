@@ -55,13 +55,10 @@ class Digits(DataSource):
         for label, digit in enumerate(self.classes):
             labels[digits == digit] = label
         rows = torch.nonzero(labels >= 0).squeeze(1)
-        rest, test = stratify.cut(
-            rows, labels, pixels, purpose="test", seed=self.seed, share=self.test_fraction
-        )
-        share = self.val_fraction / (1 - self.test_fraction)
-        train, val = stratify.cut(rest, labels, pixels, purpose="val", seed=self.seed, share=share)
-        parts = {"train": train, "val": val, "test": test}
-        return self.split(pixels, labels, parts, [str(digit) for digit in self.classes])
+        names = [str(digit) for digit in self.classes]
+        shares = {"test": self.test_fraction, "val": self.val_fraction}
+        parts = stratify.cut(rows, labels, pixels, names, seed=self.seed, shares=shares)
+        return self.split(pixels, labels, parts, names)
 
     def _scaled(self, images: Tensor) -> Tensor:
         grey = (images * (255 / 16)).round().to(torch.uint8)

@@ -1,6 +1,11 @@
 """A folder of images, one subfolder per class."""
 
+import contextlib
+import logging
 import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -15,14 +20,19 @@ from roli_fast.errors import DataError, describe
 EXTENSIONS = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-_SPLIT_NAMES = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    **dict.fromkeys(("eval", "evaluation"), "eval"),
 }
+_FILLERS = {"", "set", "data", "images", "image", "imgs", "img", "split", "folder"}
 _LAYOUTS = "<class>/*.jpg, or {train,val,test}/<class>/*.jpg with val or test left out"
+
+_NO_CLASSES = {((), split) for split in _SPLIT_WORDS.values()}
+"""What `_split_name` says of a folder's name that is a split's and nothing else."""
+
+logger = logging.getLogger("roli_fast.data")
 
 
 @DATASETS.register("image_folder")
@@ -32,10 +42,11 @@ class ImageFolder(DataSource):
 
     What is missing is cut from the training images, class by class and reproducibly. With train
     and val alone, the published val is the test split, as for ImageNet, and val is cut.
-    Label ids follow the sorted class names of all splits. Hidden files are left out.
+    Label ids follow the sorted class names of all splits. Hidden files and those of other kinds
+    are left out, and counted in the log.
 
     Args:
-        root: the folder; `valid` and `validation` also name the validation split.
+        root: the folder; splits may be called training, Test, valid, dev, val2017 and the like.
         val_fraction: share of the images that are split here for validation, in (0, 1).
         test_fraction: share for the test, in (0, 1).
         image_size: height and width of the images given out, in pixels.
@@ -53,11 +64,17 @@ class ImageFolder(DataSource):
 
     def load(self) -> Splits:
         """List the images and split them; none is opened."""
-        root = Path(self.root)
+        root, left_out = Path(self.root), Counter[str]()
+        tops = _split_folders(root, left_out)
         found = {
-            split: {folder.name: _images(folder, root) for folder in _folders(top)}
-            for split, top in self._split_folders(root).items()
+            split: {folder.name: _images(folder, root, left_out) for folder in _folders(top)}
+            for split, top in tops.items()
         }
+        for folder in {root, *tops.values()}:
+            _count_outside(folder, left_out)
+        what = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
+        if what:
+            logger.warning("%s: left out %s", root, what)
         if not any(paths for by_class in found.values() for paths in by_class.values()):
             fix = "Known extensions: " + " ".join(sorted(EXTENSIONS))
             raise DataError(describe("root", f"images in {root}/{_LAYOUTS}", "no image", fix))
@@ -72,59 +89,120 @@ class ImageFolder(DataSource):
         rows = self._complete(table, root)
         return self.split(table.pixels(root), table.labels, rows, classes)
 
-    def _split_folders(self, root: Path) -> dict[str, Path]:
-        """Split -> folder; a flat root is all "train"."""
-        if not root.is_dir():
-            raise DataError(describe("root", "a folder of images", f"{root}, which is not one"))
-        named = [folder for folder in _folders(root) if folder.name in _SPLIT_NAMES]
-        if not any(folder.name == "train" and _folders(folder) for folder in named):
-            return {"train": root}
-        splits: dict[str, Path] = {}
-        for folder in named:
-            split = _SPLIT_NAMES[folder.name]
-            if split in splits:
-                got = f"{splits[split].name} and {folder.name} in {root}"
-                raise DataError(describe("root", f"one folder for {split!r}", got))
-            splits[split] = folder
-        return splits
-
     def _complete(self, table: FileTable, root: Path) -> dict[str, Tensor]:
         """The rows of all three splits; what is missing is cut from the training rows."""
         rows = dict(table.rows)
-        share = self.val_fraction
-        pixels = table.pixels(root)
-
-        def cut(purpose: str, share: float) -> tuple[Tensor, Tensor]:
-            return stratify.cut(
-                rows["train"], table.labels, pixels, purpose=purpose, seed=self.seed, share=share
-            )
-
         if "test" not in rows and "val" in rows:
             rows["test"] = rows.pop("val")
-        elif "test" not in rows:
-            rows["train"], rows["test"] = cut("test", self.test_fraction)
-            share /= 1 - self.test_fraction
-        if "val" not in rows:
-            rows["train"], rows["val"] = cut("val", share)
-        return rows
+        fractions = {"test": self.test_fraction, "val": self.val_fraction}
+        shares = {name: share for name, share in fractions.items() if name not in rows}
+        return rows | stratify.cut(
+            rows["train"],
+            table.labels,
+            table.pixels(root),
+            table.classes,
+            seed=self.seed,
+            shares=shares,
+        )
+
+
+def _split_folders(root: Path, left_out: Counter[str]) -> dict[str, Path]:
+    """Split -> folder; a flat root is all "train"."""
+    if not root.is_dir():
+        raise DataError(describe("root", "a folder of images", f"{root}, which is not one"))
+    folders = _folders(root)
+    groups: dict[tuple[str, ...], dict[str, list[Path]]] = {}
+    for folder in folders:
+        rest, split = _split_name(folder.name)
+        if split:
+            groups.setdefault(rest, {}).setdefault(split, []).append(folder)
+    # "seg_train" is a split beside "seg_test" alone, "train" and "Training_set" always
+    for rest, group in sorted(groups.items()):
+        if (not rest or len(group) > 1) and any(map(_folders, group.get("train", []))):
+            break
+    else:
+        _check_classes(root, folders)
+        return {"train": root}
+    if "eval" in group:
+        group.setdefault("val" if "test" in group else "test", []).extend(group.pop("eval"))
+    for split, named in group.items():
+        if len(named) > 1:
+            got = f"{' and '.join(folder.name for folder in named)} in {root}"
+            raise DataError(describe("root", f"one folder for {split!r}", got))
+    splits = {split: folder for split, (folder,) in group.items()}
+    others = [folder for folder in folders if folder not in splits.values()]
+    _check_neighbours(root, splits, others, left_out)
+    return splits
+
+
+def _split_name(name: str) -> tuple[tuple[str, ...], str | None]:
+    """What a folder's name says besides the split, and the split that it names: for "seg_train"
+    ("seg",) and "train", for "Test2" () and "test"."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    words = [word.removesuffix("set") for word in re.findall(r"[a-z]+", spaced)]
+    splits = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
+    rest = tuple(word for word in words if word not in _SPLIT_WORDS | dict.fromkeys(_FILLERS))
+    return rest, splits[0] if len(splits) == 1 else None
+
+
+def _check_classes(root: Path, folders: Sequence[Path]) -> None:
+    """Refuse folders that are all called after splits: they are no classes."""
+    names = [folder.name for folder in folders]
+    if len(names) > 1 and all(_split_name(name) in _NO_CLASSES for name in names):
+        fix = "Images lie in class folders below train, and below val and test."
+        raise DataError(describe("root", f"{root}/{_LAYOUTS}", f"{', '.join(names)} alone", fix))
+
+
+def _check_neighbours(
+    root: Path, splits: dict[str, Path], others: Sequence[Path], left_out: Counter[str]
+) -> None:
+    """Refuse a folder beside `splits` that looks like one, and count images in others."""
+    for folder in others:
+        classes = any(_images(inner, root) for inner in _folders(folder))
+        images = _images(folder, root)
+        if classes or (images and len(splits) == 1):
+            known = " and ".join(sorted(top.name for top in splits.values()))
+            got = f"images in {folder.name} beside {known} in {root}"
+            fix = "Call it train, val or test, or move it away."
+            raise DataError(describe("root", "images in folders of splits alone", got, fix))
+        left_out[f"images in {folder.name}"] += len(images)
 
 
 def _folders(top: Path) -> list[Path]:
     return sorted(Path(e.path) for e in os.scandir(top) if e.is_dir() and e.name[0] != ".")
 
 
-def _images(folder: Path, root: Path) -> list[str]:
-    """The images below `folder` at any depth, relative to `root`, with forward slashes."""
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _images(folder: Path, root: Path, left_out: Counter[str] | None = None) -> list[str]:
+    """The images below `folder` at any depth, relative to `root`, with forward slashes; other files
+    are counted in `left_out`, by kind."""
     found = []
+    others = Counter[str]() if left_out is None else left_out
     for top, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if name[0] != "."]
         prefix = Path(top).relative_to(root).as_posix()
-        found += [
-            f"{prefix}/{name}"
-            for name in names
-            if name[0] != "." and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
+        for name in names:
+            if name[0] == ".":
+                others["hidden images"] += _is_image(name)
+            elif _is_image(name):
+                found.append(f"{prefix}/{name}")
+            else:
+                others[f"{os.path.splitext(name)[1].lower() or 'nameless'} files"] += 1
     return found
+
+
+def _count_outside(folder: Path, left_out: Counter[str]) -> None:
+    """Count images beside class folders and hidden folders of images, which are no classes."""
+    for entry in os.scandir(folder):
+        if entry.is_dir() and entry.name[0] == ".":
+            with contextlib.suppress(OSError):  # another user's .Trash, say
+                inside = sum(map(_is_image, os.listdir(entry.path)))
+                left_out[f"images in {entry.name}"] += inside
+        elif not entry.is_dir() and _is_image(entry.name):
+            left_out["images outside of class folders"] += 1
 
 
 def _check_empty(root: Path, by_class: dict[str, list[str]]) -> None:

@@ -1,17 +1,30 @@
 """Where pixels come from: a uint8 tensor in memory, or image files decoded when asked for."""
 
+import contextlib
+import hashlib
+import os
+import stat
 import struct
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.ExifTags import Base as Tag
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from roli_fast.errors import DataError, describe
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may hold, whatever it is called: Pillow runs Ghostscript on an EPS named x.jpg."""
+
+MOST_PIXELS = 89_478_485
+"""Of an image, as Pillow warns of: a few kilobytes can unfold to gigabytes."""
 
 # What Pillow's decoders raise on damaged files.
 _DECODE_ERRORS = (
@@ -23,8 +36,8 @@ _DECODE_ERRORS = (
     EOFError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class Pixels(Protocol):
@@ -35,7 +48,7 @@ class Pixels(Protocol):
         ...
 
     def read(self, row: int) -> Tensor:
-        """The image at `row`: uint8, (3, H, W)."""
+        """The image at `row`: uint8, (C, H, W)."""
         ...
 
     def name(self, row: int) -> str:
@@ -45,7 +58,7 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayPixels:
-    """Images in memory: `images` is uint8, (N, 3, H, W)."""
+    """Images in memory: `images` is uint8, (N, C, H, W)."""
 
     images: Tensor = field(repr=False)
 
@@ -54,11 +67,11 @@ class ArrayPixels:
         return len(self.images)
 
     def read(self, row: int) -> Tensor:
-        """The image at `row`, a view: uint8, (3, H, W)."""
+        """The image at `row`, a view: uint8, (C, H, W)."""
         return self.images[row]
 
     def batch(self, rows: Tensor) -> Tensor:
-        """The images at `rows`, int64 (B,) on the CPU, where they lie: uint8, (B, 3, H, W)."""
+        """The images at `rows`, int64 (B,) on the CPU, where they lie: uint8, (B, C, H, W)."""
         if self.images.is_cuda:  # without waiting for it
             rows = rows.pin_memory().to(self.images.device, non_blocking=True)
         return self.images.index_select(0, rows)
@@ -68,6 +81,10 @@ class ArrayPixels:
         if device.type != "cuda" or 4 * self.images.nbytes > torch.cuda.mem_get_info(device)[0]:
             return self
         return ArrayPixels(self.images.to(device))
+
+    def grey(self) -> "ArrayPixels":
+        """The images with one channel."""
+        return ArrayPixels(to_grey(self.images))
 
     def name(self, row: int) -> str:
         """The row, as text."""
@@ -82,47 +99,118 @@ class FilePixels:
         root: the folder that `paths` are relative to.
         paths: one relative path per row, with forward slashes.
         class_names: the class of each row, for messages.
+        channels: 3 for RGB, 1 for grey.
     """
 
     root: Path
     paths: tuple[str, ...] = field(repr=False)
     class_names: tuple[str, ...] = field(repr=False)
+    channels: int = 3
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.paths)
 
     def read(self, row: int) -> Tensor:
-        """The image at `row` as RGB: uint8, (3, H, W).
+        """The image at `row`, turned as its EXIF block says: uint8, (C, H, W).
 
-        Grey, palette and CMYK images are converted and an alpha channel is dropped. The EXIF
-        orientation is ignored, as it was when the published robust models were trained.
+        Grey, palette and CMYK images are converted, an alpha channel is dropped, and 16 bits a
+        channel become 8, the whole range of one that of the other.
 
         Raises:
-            DataError: the file is missing, damaged, or holds more than 8 bits per channel.
+            DataError: the file is missing, no regular file, none of `FORMATS`, damaged, of more
+                than `MOST_PIXELS`, or of more than 16 bits a channel.
         """
-        path = self.root / self.paths[row]
-        try:
-            with Image.open(path) as image:
-                return pil_to_tensor(_to_rgb(image))
-        except FileNotFoundError:
-            raise self._error(row, "no such file", "Put the file back.") from None
-        except _DECODE_ERRORS as error:
-            fix = "Restore the file, or take it out of the data set."
-            raise self._error(row, str(error) or type(error).__name__, fix) from error
+        with self._file(row) as file, _image(file) as image:
+            pixels = pil_to_tensor(_to_rgb(image))
+        return pixels if self.channels == 3 else to_grey(pixels)
+
+    def look(self, row: int, *, decode: bool) -> str:
+        """The hash of the file at `row`, after a look at its header, or with `decode` at all of it.
+
+        Raises:
+            DataError: as `read`, for what is looked at.
+        """
+        content = hashlib.sha256()
+        with self._file(row) as file:
+            for block in iter(lambda: file.read(2**20), b""):
+                content.update(block)
+            file.seek(0)
+            with _image(file) as image:
+                if decode:
+                    _to_rgb(image)
+        return content.hexdigest()
+
+    def grey(self) -> "FilePixels":
+        """The images with one channel."""
+        return replace(self, channels=1)
 
     def name(self, row: int) -> str:
         """The relative path."""
         return self.paths[row]
+
+    @contextlib.contextmanager
+    def _file(self, row: int) -> Iterator[BinaryIO]:
+        """The file at `row`; what goes wrong while it is read names it."""
+        path = self.root / self.paths[row]
+        fix = "Restore the file, or take it out of the data set."
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
+                raise ValueError("no regular file")
+            with open(path, "rb") as file:
+                yield file
+        except FileNotFoundError:
+            raise self._error(row, "no such file", "Put the file back.") from None
+        except _BOMBS:
+            got = f"more than {MOST_PIXELS:,} pixels"
+            raise self._error(row, got, "Scale it down, or take it out of the data set.") from None
+        except _DECODE_ERRORS as error:
+            raise self._error(row, str(error) or type(error).__name__, fix) from error
 
     def _error(self, row: int, got: str, fix: str) -> DataError:
         expected = f"a readable image of class {self.class_names[row]!r}"
         return DataError(describe(str(self.root / self.paths[row]), expected, got, fix))
 
 
+def to_grey(images: Tensor) -> Tensor:
+    """uint8 (..., 3, H, W) as (..., 1, H, W), as Pillow's mode L; what is grey keeps its values."""
+    red, green, blue = (channel.int() for channel in images.unbind(-3))
+    luma = (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+    return luma.to(torch.uint8).unsqueeze(-3)
+
+
+def _image(file: BinaryIO) -> Image.Image:
+    """The image in `file`, its header read and nothing decoded."""
+    image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        raise Image.DecompressionBombError
+    if image.mode.startswith(("I", "F")) and not _has_16_bits(image):
+        # convert() would clip them to white without a word
+        raise ValueError(f"mode {image.mode}, more than 16 bits per channel")
+    return image
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether it is grey of 16 bits, which Pillow gives in 32 for PGM and, once, for PNG."""
+    return image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # convert() would clip them to white without a word
-        raise ValueError(f"mode {image.mode}, more than 8 bits per channel")
+    deep = _has_16_bits(image)
+    image.load()  # what is damaged is told here and not while it is turned
+    image = _upright(image)
+    if deep:
+        values = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the direct conversion warns
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF block says it is to be shown; a damaged block says nothing."""
+    try:
+        turned = image.getexif().get(Tag.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except _DECODE_ERRORS:
+        return image

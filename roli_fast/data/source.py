@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from roli_fast.data import stratify
-from roli_fast.data.pixels import ArrayPixels, Pixels
+from roli_fast.data.pixels import ArrayPixels, FilePixels, Pixels
 from roli_fast.data.splits import ImageDataset, Splits
 from roli_fast.data.transforms import (
     SMALL,
@@ -15,7 +15,7 @@ from roli_fast.data.transforms import (
     evaluation_transform,
     training_transform,
 )
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.registry import Registry
 
 
@@ -25,6 +25,7 @@ class DataSource(ABC):
 
     Args:
         image_size: height and width of the images given out, in pixels.
+        channels: 3 for RGB, 1 for grey, for a network with model.options.in_chans 1.
         augment: whether the training split is augmented.
         seed: drives the choice of samples (splits that are cut, `max_per_class`) and, unless a
             loader overrides it, the augmentation.
@@ -35,6 +36,7 @@ class DataSource(ABC):
     """
 
     image_size: int = 224
+    channels: int = 3
     augment: bool = True
     seed: int = 0
     max_per_class: int | None = None
@@ -45,6 +47,7 @@ class DataSource(ABC):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(describe(name, "an integer >= 1", value))
+        check_choice("channels", self.channels, (1, 3))
 
     @abstractmethod
     def load(self) -> Splits:
@@ -60,7 +63,7 @@ class DataSource(ABC):
 
     def split(
         self,
-        pixels: Pixels,
+        pixels: ArrayPixels | FilePixels,
         labels: Tensor,
         rows: Mapping[str, Tensor],
         classes: Sequence[str],
@@ -73,6 +76,8 @@ class DataSource(ABC):
             rows: "train", "val" and "test" -> int64 rows; a row is the sample's id.
             classes: the name of each label.
         """
+        if self.channels == 1:
+            pixels = pixels.grey()
         prepare = None if self._fits(pixels) else evaluation_transform(self.image_size)
 
         def dataset(name: str, augment: Transform | None = None) -> ImageDataset:

@@ -16,7 +16,7 @@ from roli_fast.errors import DataError, describe
 
 
 class Batch(NamedTuple):
-    """Images `x` float32 (B, 3, H, W) in [0, 1], labels `y` int64 (B,), sample `ids` int64 (B,)."""
+    """Images `x` float32 (B, C, H, W) in [0, 1], labels `y` int64 (B,), sample `ids` int64 (B,)."""
 
     x: Tensor
     y: Tensor
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
-    """One split: `dataset[i] -> (image float32 (3, H, W) in [0, 1], label, sample id)`.
+    """One split: `dataset[i] -> (image float32 (C, H, W) in [0, 1], label, sample id)`.
 
     Augmentation is a function of (seed, epoch, sample id): neither the batch size nor the number
     of workers changes it, and the global random state is left alone.
@@ -66,7 +66,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         return isinstance(self.pixels, ArrayPixels) and self.pixels.images.is_cuda
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        """Sample `index`: (image float32 (3, H, W) in [0, 1], label, sample id)."""
+        """Sample `index`: (image float32 (C, H, W) in [0, 1], label, sample id)."""
         x, y, ids = self.batch(torch.tensor([index]))
         return x[0], int(y), int(ids)
 

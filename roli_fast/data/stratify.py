@@ -5,7 +5,8 @@ taken. A hash, unlike a shuffle, keeps its order when images are added, and a la
 `max_per_class` keeps the samples of a smaller one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,33 +17,51 @@ from roli_fast.seeds import derive_seed
 
 
 def cut(
-    rows: Tensor, labels: Tensor, pixels: Pixels, *, purpose: str, seed: int, share: float
-) -> tuple[Tensor, Tensor]:
-    """Take `share` of each class, rounded and at least one sample, and leave at least one.
+    rows: Tensor,
+    labels: Tensor,
+    pixels: Pixels,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    shares: Mapping[str, float],
+) -> dict[str, Tensor]:
+    """Cut `rows` class by class: each part gets its share, rounded and at least one sample, and
+    "train" the rest, at least one.
 
     Args:
         rows: int64 (K,), the rows of `pixels` to choose from.
         labels: int64 (N,), the label of every row of `pixels`.
         pixels: gives the names that order the samples.
-        purpose: "val", "test", ...: cuts for different purposes are independent.
+        classes: the name of each label.
         seed: another seed, another choice.
-        share: in (0, 1).
+        shares: part ("test", "val") -> its share of `rows`, in (0, 1); cut in this order.
 
     Returns:
-        (rest, taken), both ascending.
+        Part -> its rows, ascending, and "train".
 
     Raises:
-        DataError: a class has a single sample.
+        DataError: a class has fewer samples than there are parts.
     """
+    counts = torch.bincount(labels[rows], minlength=len(classes)).tolist()
+    named = zip(classes, counts, strict=True)
+    few = [f"{count} of {name!r}" for name, count in named if 0 < count <= len(shares)]
+    if few:
+        what = " and ".join(map(repr, shares))
+        expected = f"{len(shares) + 1} or more images a class, to cut {what}"
+        fix = "Add images, or leave the class out."
+        raise DataError(describe("root", expected, ", ".join(few), fix))
+    parts, whole = {"train": rows}, 1.0
+    for purpose, share in shares.items():
+        part = share / whole  # of what is left
+        parts["train"], parts[purpose] = _take(
+            parts["train"], labels, _order(pixels, purpose, seed), partial(_count, share=part)
+        )
+        whole -= share
+    return parts
 
-    def count(available: int) -> int:
-        if available < 2:
-            fix = "Add images, or leave the class out."
-            got = f"a class with {available}"
-            raise DataError(describe("root", f"two images a class to cut {purpose!r}", got, fix))
-        return min(max(round(share * available), 1), available - 1)
 
-    return _take(rows, labels, _order(pixels, purpose, seed), count)
+def _count(available: int, *, share: float) -> int:
+    return min(max(round(share * available), 1), available - 1)
 
 
 def cap(rows: Tensor, labels: Tensor, pixels: Pixels, *, seed: int, most: int | None) -> Tensor:

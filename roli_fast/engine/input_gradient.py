@@ -329,11 +329,15 @@ def check_labels(y: Tensor, logits: Tensor) -> None:
     within `threat.known_values`."""
     batch, classes = logits.shape
     check_tensor("y", y)
-    if y.dtype != torch.int64:
-        fix = "Use y.long()."
-        raise ArgumentTypeError(describe("y", "an int64 tensor of labels", y.dtype, fix))
+    expected = f"one class a sample, an int64 tensor of shape ({batch},)"
+    got = f"{y.dtype} of shape {tuple(y.shape)}"
+    if y.ndim == 2 and y.shape[1] > 1:
+        fix = "Several labels a sample and soft labels are not supported; of one-hot ones take "
+        raise ArgumentError(describe("y", expected, got, f"{fix}y.argmax(1)."))
     if y.shape != (batch,):
-        raise ArgumentError(describe("y", f"shape ({batch},)", tuple(y.shape)))
+        raise ArgumentError(describe("y", expected, got))
+    if y.dtype != torch.int64:
+        raise ArgumentTypeError(describe("y", expected, got, "Use y.long()."))
     if y.device != logits.device:
         raise ArgumentError(describe("y", f"labels on {logits.device}", y.device, "Move it there."))
     check_range(y, classes)

@@ -80,7 +80,7 @@ def run(
     with contextlib.ExitStack() as undo:
         ready, lock, problem = None, None, None
         try:
-            ready = prepare(assessment, ranks)
+            ready = prepare(assessment, ranks, quiet=quiet or not ranks.first)
             if ranks.first:
                 lock = _open(assessment, folder, ready, resume=resume)
                 undo.callback(lock.release)
@@ -135,7 +135,7 @@ def _agree(
     ranks: Ranks, ready: Prepared | None, problem: RoliFastError | None, folder: Path
 ) -> Path:
     """Go on only if all processes are ready, and for the same; returns the first one's folder."""
-    key = ready.found["key"] if ready else None
+    key = ready.found["key"] + ready.found["pixels"] if ready else None
     # once, at the beginning: from here on each works on chunks of its own, and files tell which are
     # done, so that none waits inside an exchange, and a resume may have another number of processes
     with Team(ranks).joined(torch.device("cpu"), wait=_LOADING) as team:

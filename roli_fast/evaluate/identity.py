@@ -1,7 +1,7 @@
 """What an evaluation's results depend on, so that a resume never mixes two."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,32 @@ from roli_fast.running.environment import hash_samples, hash_text
 from roli_fast.running.folder import CONFIG
 
 FILE = "identity.json"
-PARTS = {"configuration": "configuration", "model": "model", "images": "images"}
+PARTS = ("configuration", "model", "images", "pixels")
 
 
 def identity(
-    assessment: Assessment, datasets: Sequence[ImageDataset], opened: Opened
+    assessment: Assessment,
+    datasets: Mapping[str, ImageDataset],
+    hashes: Mapping[str, Sequence[str]],
+    opened: Opened,
 ) -> dict[str, Any]:
-    """Hashes of what a resume must find unchanged; `key` is of all of them."""
+    """Hashes of what a resume must find unchanged, `hashes` of the images' contents among them;
+    `key` is of all of them but those."""
     tree = {k: v for k, v in SCHEMA.to_tree(assessment).items() if k not in PLACE_FIELDS}
     if not tree["unseen"]:  # evaluations that began before the field was there
         del tree["unseen"]
-    rows = ((d.name(i), y) for d in datasets for i, y in enumerate(d.labels.tolist()))
+    for field in ("data", "ood"):  # likewise
+        if (tree[field] or {}).get("channels") == 3:
+            del tree[field]["channels"]
+    parts = datasets.values()
+    rows = ((d.name(i), y) for d in parts for i, y in enumerate(d.labels.tolist()))
     found = {
         "configuration": hash_text(json.dumps(tree, sort_keys=True)),
         "model": opened.described["sha256"],
         "images": hash_samples(rows),
     }
-    return {**found, "key": hash_text(json.dumps(found, sort_keys=True))}
+    pixels = hash_text("\n".join(content for name in datasets for content in hashes[name]))
+    return {**found, "key": hash_text(json.dumps(found, sort_keys=True)), "pixels": pixels}
 
 
 def write_identity(folder: Path, found: dict[str, Any]) -> None:
@@ -62,7 +71,9 @@ def check_same(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     path = folder / FILE
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in PARTS if saved[name] != found[name]]
+        # evaluations that began before pixels were recorded are known by names and labels
+        was = {"pixels": found["pixels"], **saved}
+        changed = [name for name in PARTS if was[name] != found[name]]
         threads = saved["threads"]
         if not isinstance(threads, int) or threads < 1:
             raise ValueError(f"threads are {threads!r}")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from roli_fast.data import DataSource, ImageDataset, Splits
+from roli_fast.data.inspection import inspect_images
 from roli_fast.engine.input_gradient import Model, check_logits
 from roli_fast.errors import ArgumentError, RoliFastError, describe
 from roli_fast.evaluate.assessment import Assessment
@@ -30,23 +31,29 @@ class Prepared:
     found: dict[str, Any]
 
 
-def prepare(assessment: Assessment, ranks: Ranks) -> Prepared:
-    """Read the data and open the model, as far as that finds mistakes; writes nothing."""
+def prepare(assessment: Assessment, ranks: Ranks, *, quiet: bool = True) -> Prepared:
+    """Read the data and open the model, as far as that finds mistakes; writes nothing.
+
+    All images that will be evaluated are decoded once.
+    """
     device = pick_device(ranks.device(assessment.device))
     splits = _load(assessment.data, "data")
     dataset = chosen(assessment, splits)
+    datasets, other = {"data": dataset}, None
+    if assessment.ood is not None:
+        other = _load(assessment.ood, "ood")
+        datasets["ood"] = chosen(assessment, other, at_most=True)
+    hashes = inspect_images(datasets, decode=True, quiet=quiet)
     size = dataset.image_size
     opened = open_model(assessment.model, num_classes=splits.num_classes, image_size=size)
     threads = _threads(opened.model, size, assessment)
     opened = replace(opened, model=_to(opened.model, device))
     notes = _try_out(opened, dataset, splits, device)
-    second = None
-    if assessment.ood is not None:
-        other = _load(assessment.ood, "ood")
-        second = chosen(assessment, other, at_most=True)
+    second = datasets.get("ood")
+    if second is not None and other is not None:
         notes += [f"ood: {note}" for note in _try_out(opened, second, other, device)]
     opened = replace(opened, notes=(*opened.notes, *notes))
-    found = identity(assessment, [dataset, *([second] if second else [])], opened)
+    found = identity(assessment, datasets, hashes, opened)
     found["threads"] = threads
     found["device"] = str(device)
     return Prepared(splits, dataset, second, opened, device, threads, found)
@@ -85,7 +92,7 @@ def _try_out(
             logits: Any = opened.model(x)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
-        fix = "Set data.image_size to the model's, or model.resize to resize inside the model."
+        fix = "Set data.image_size (or model.resize) and data.channels to the model's."
         got = f"{type(error).__name__}: {words}"
         raise ArgumentError(
             describe("model", f"a model of images {tuple(x.shape[1:])}", got, fix)

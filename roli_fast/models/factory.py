@@ -65,7 +65,7 @@ class Model:
 class Classifier(nn.Module):
     """resize -> normalise -> backbone with head. Images (B, 3, H, W) in [0, 1] -> logits (B, C).
 
-    The number of channels is that of `mean`; timm's own means are for three.
+    The number of channels is that of `mean`: three, or options["in_chans"].
     """
 
     def __init__(self, backbone: nn.Module, config: Model, mean: Any, std: Any) -> None:

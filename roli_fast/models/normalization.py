@@ -23,6 +23,11 @@ class Wanted(Protocol):
     """What the user says of it."""
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """Further arguments of the architecture; in_chans is the number of channels."""
+        ...
+
+    @property
     def mean(self) -> tuple[float, ...] | None:
         """Channel means; None leaves them open."""
         ...
@@ -39,7 +44,8 @@ def choose_normalization(
     """Mean and standard deviation, each from the first that has it.
 
     The order: the user; the file's card; the zoo, by the name of the entry or of the file; the
-    layout of the names, where all files of it agree; timm's values for the architecture.
+    layout of the names, where all files of it agree; timm's values for the architecture. For
+    another number of channels than those are for, their average.
 
     Args:
         wanted: the user's.
@@ -58,6 +64,9 @@ def choose_normalization(
             text = f"does not tell its normalisation; taking timm's: mean {mean}, std {std}. "
             text += "Set model.mean and model.std if it was trained with another."
             _say(logging.WARNING, f"{file.path.name} {text}")
+    channels = wanted.options.get("in_chans", len(mean))
+    if len(mean) != channels:  # of grey images, and of others that nobody knows the mean of
+        mean, std = ([sum(values) / len(values)] * channels for values in (mean, std))
     return tuple(wanted.mean or mean), tuple(wanted.std or std)
 
 

@@ -4,13 +4,17 @@ import copy
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from roli_fast import peft
 from roli_fast.data import Splits
+from roli_fast.data.inspection import inspect_images
 from roli_fast.errors import ArgumentError, ConfigError, DataError, describe
 from roli_fast.models import Classifier, create, trained_classes
 from roli_fast.running.device import pick_threads
 from roli_fast.train.experiment import KEEPS_HEAD, Experiment
+from roli_fast.train.images import all_parts, as_begun
 
 logger = logging.getLogger(__name__)
 
@@ -25,21 +29,51 @@ def check_same_images(found: Sequence[Mapping[str, str]]) -> None:
             raise DataError(describe("data", "the same in every process", got, fix))
 
 
-def check(experiment: Experiment) -> tuple[Splits, Splits | None, int]:
+@dataclass(frozen=True)
+class Checked:
+    """What a check has found: the splits of data and source, the rows of `as_begun` that are gone,
+    the hashes of all images by split, and the CPU threads that suit the model."""
+
+    data: Splits
+    source: Splits | None
+    dropped: dict[str, list[int]]
+    hashes: dict[str, list[str]]
+    threads: int
+
+    @property
+    def splits(self) -> dict[str, Splits | None]:
+        """By their names."""
+        return {"data": self.data, "source": self.source}
+
+
+def check(
+    experiment: Experiment, *, begun: Path | None = None, look: bool = True, quiet: bool = True
+) -> Checked:
     """Read the data and build the model, as far as that finds mistakes; trains and writes nothing.
 
-    Returns:
-        The splits of the data and of the source, and the CPU threads that suit the model.
+    Args:
+        experiment: the run's.
+        begun: the folder of a run that goes on: the images are those that it began with.
+        look: read every image file, and decode it where the run is a new one.
+        quiet: no progress bar.
 
     Raises:
         RoliFastError: what a user can mend.
     """
-    splits = experiment.data.load()
     source = experiment.source.load() if experiment.source else None
-    logger.info("data: %s", splits.summary())
-    if source:
-        logger.info("source: %s", source.summary())
-    return splits, source, _check_model(experiment, splits, source)
+    splits, dropped = {"data": experiment.data.load(), "source": source}, {}
+    if begun:
+        splits, dropped = as_begun(begun, splits)
+    for name, found in splits.items():
+        if found:
+            logger.info("%s: %s", name, found.summary())
+    hashes = {}
+    if look:
+        decode = not (begun and (begun / "environment.json").is_file())
+        hashes = inspect_images(all_parts(splits), decode=decode, quiet=quiet)
+    data, source = splits["data"], splits["source"]
+    assert data is not None
+    return Checked(data, source, dropped, hashes, _check_model(experiment, data, source))
 
 
 def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) -> int:

@@ -117,6 +117,7 @@ class Experiment:
         object.__setattr__(self, "paper_compat", known_faults(self.paper_compat))
         self._check_head_init()
         self._check_numbers()
+        self._check_channels()
         self._check_stages()
 
     def _check_head_init(self) -> None:
@@ -139,6 +140,14 @@ class Experiment:
                 raise ConfigError(describe(name, f"a number >= {low}", value))
         if min(self.seeds) < 0:
             raise ConfigError(describe("seeds", "integers >= 0", self.seeds))
+
+    def _check_channels(self) -> None:
+        own = self.model.options.get("in_chans", 3)
+        for name, source in {"data": self.data, "source": self.source}.items():
+            if source and source.channels != own:
+                expected = f"{source.channels}, as {name}.channels"
+                fix = f"Add --model.options.in_chans={source.channels}, or change {name}.channels."
+                raise ConfigError(describe("model.options.in_chans", expected, own, fix))
 
     def _check_stages(self) -> None:
         """Whatever an attack or a stage refuses is told now, not after an hour of training."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
 from roli_fast.train.aftermath import analyse, write_report
-from roli_fast.train.checks import check, check_same_images
+from roli_fast.train.checks import Checked, check, check_same_images
 from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
+from roli_fast.train.images import leave_out, record_images
 from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
 from roli_fast.train.method_analysis import MethodAnalysis
@@ -83,16 +85,15 @@ def run(
     device = pick_device(ranks.device(experiment.device))
     with contextlib.ExitStack() as undo:
         team = undo.enter_context(Team(ranks).joined(device))
-        splits, source, threads = check(experiment)
         run_dir = Path(team.from_first(str(run_dir)))
-        found = identity(experiment, {"data": splits, "source": source})
+        begun = run_dir if resume else None
+        ready = check(experiment, begun=begun, quiet=quiet or not team.leads)
+        threads = ready.threads
+        found = identity(experiment, ready.splits, ready.hashes)
         check_same_images(team.gather(found))
         if team.leads:
             undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
-            saved = saved_environment(run_dir, found)
-            threads = experiment.threads or saved.get("threads") or threads
-            if not saved:
-                write_environment(run_dir, device, threads, team.world, found)
+            threads = _recorded(experiment, run_dir, ready, found, device, team.world)
         threads = team.from_first(threads)
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
@@ -108,8 +109,27 @@ def run(
                 quiet=quiet,
                 team=team,
             )
-            source = source.kept_on(device) if source else None
-            return Pipeline(experiment, run_dir, context, test).run(splits.kept_on(device), source)
+            data = ready.data.kept_on(device)
+            source = ready.source.kept_on(device) if ready.source else None
+            return Pipeline(experiment, run_dir, context, test).run(data, source)
+
+
+def _recorded(  # noqa: PLR0913 - what a run begins with
+    experiment: Experiment,
+    run_dir: Path,
+    ready: Checked,
+    found: Mapping[str, str],
+    device: torch.device,
+    world: int,
+) -> int:
+    """Record what a new run begins with, or see that it is what it was; returns its threads."""
+    leave_out(run_dir, ready.dropped)
+    saved = saved_environment(run_dir, found)
+    threads = experiment.threads or saved.get("threads") or ready.threads
+    if not saved:
+        record_images(run_dir, ready.splits, ready.hashes)
+        write_environment(run_dir, device, threads, world, found)
+    return threads
 
 
 @dataclass

@@ -1,13 +1,13 @@
 """The folder of a run: never overwritten, and enough to resume and to repeat it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from roli_fast.data import ImageDataset, Splits
+from roli_fast.data import Splits
 from roli_fast.errors import RunDirectoryError
 from roli_fast.files import write_json
 from roli_fast.running.environment import environment, hash_samples, hash_text
@@ -15,6 +15,7 @@ from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import PLACE_FIELDS, Experiment, default_lp, in_one_part
+from roli_fast.train.images import all_parts
 
 LATER: dict[str, Any] = {
     "other_norms": [],
@@ -26,6 +27,7 @@ LATER: dict[str, Any] = {
     "head_scale": 1.0,
     "strengths": [],
     "iterations": 500,
+    "channels": 3,
     "lp": SCHEMA.to_tree(default_lp()),
     "ft": None,
 }
@@ -37,16 +39,25 @@ def open_run_dir(folder: Path, experiment: Experiment, *, resume: bool) -> RunLo
     return open_folder(folder, SCHEMA.to_yaml(experiment), resume=resume)
 
 
-def identity(experiment: Experiment, splits: Mapping[str, Splits | None]) -> dict[str, str]:
-    """Hashes of what a resumed run must find unchanged: the configuration, and every split."""
+def identity(
+    experiment: Experiment,
+    splits: Mapping[str, Splits | None],
+    hashes: Mapping[str, Sequence[str]],
+) -> dict[str, str]:
+    """Hashes of what a resumed run must find unchanged: the configuration, and every split.
+
+    Args:
+        experiment: the run's.
+        splits: "data" and "source".
+        hashes: of the images' contents, in the order of each split: "data train" and the like.
+    """
     tree = SCHEMA.to_tree(in_one_part(experiment))
     tree = _as_before({k: v for k, v in tree.items() if k not in PLACE_FIELDS})
     out = {"configuration": hash_text(json.dumps(tree, sort_keys=True))}
-    for name, found in splits.items():
-        for part in ("train", "val", "test") if found else ():
-            dataset: ImageDataset = getattr(found, part)
-            rows = ((dataset.name(i), y) for i, y in enumerate(dataset.labels.tolist()))
-            out[f"{name} {part} images"] = hash_samples(rows)
+    for name, dataset in all_parts(splits).items():
+        rows = ((dataset.name(i), y) for i, y in enumerate(dataset.labels.tolist()))
+        out[f"{name} images"] = hash_samples(rows)
+        out[f"{name} pixels"] = hash_text("\n".join(hashes[name]))
     return out
 
 
@@ -68,7 +79,10 @@ def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     saved = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name, value in found.items() if saved["identity"].get(name) != value]
+    known = saved["identity"]
+    changed = [name for name, value in found.items() if known.get(name) != value]
+    # runs that began before pixels were recorded are known by names and labels
+    changed = [name for name in changed if name in known or not name.endswith(" pixels")]
     if changed:
         raise RunDirectoryError(
             f"'{folder}' began with another {', another '.join(changed)}: its results would be "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from roli_fast.configuration import read_yaml
+from roli_fast.data import DataSource
 from roli_fast.errors import NonFiniteLossError, RunDirectoryError
 from roli_fast.files import write_json
 from roli_fast.running.text import align
@@ -16,7 +17,7 @@ from roli_fast.train.checks import check
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment, same_experiment
 from roli_fast.train.pipeline import run
-from roli_fast.train.run_directory import open_run_dir
+from roli_fast.train.run_directory import identity, open_run_dir, saved_environment
 from roli_fast.train.summary import percent, summarise
 from roli_fast.train.sweep import Axis, Cell, cells
 from roli_fast.train.sweep_files import (
@@ -62,8 +63,7 @@ def run_sweep(
         RoliFastError: as `run` says.
     """
     plan = cells(base, axes)
-    left = [cell for cell in plan if not _finished(folder / cell.folder, cell)]
-    _check_all(left)
+    _check_all(plan, folder, quiet=quiet)
     with open_run_dir(folder, base, resume=resume):
         save_axes(folder, axes)
         rows = _train(plan, folder, quiet=quiet)
@@ -83,13 +83,24 @@ def run_sweep(
         return summary
 
 
-def _check_all(left: Sequence[Cell]) -> None:
-    """A mistake in the last cell is told before the first one trains."""
+def _check_all(plan: Sequence[Cell], folder: Path, *, quiet: bool) -> None:
+    """A mistake in the last cell is told before the first one trains, and that the images are not
+    those with which finished cells were trained."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # each run says the same again
+    seen: dict[tuple[DataSource, DataSource | None], dict[str, str]] = {}
     try:
-        for cell in left:
-            check(cell.experiment)
+        for cell in plan:
+            experiment, where = cell.experiment, folder / cell.folder
+            images = (experiment.data, experiment.source)
+            new, finished = images not in seen, _finished(where, cell)
+            if new or not finished:
+                ready = check(experiment, begun=where, look=new, quiet=quiet)
+                if new:
+                    found = identity(experiment, ready.splits, ready.hashes)
+                    seen[images] = {n: found[n] for n in found if n != "configuration"}
+            if finished:
+                saved_environment(where, seen[images])
     finally:
         logging.disable(before)
 

@@ -195,7 +195,7 @@ def test_wrong_calls() -> None:
         gather(Mixed(), batches)
     with pytest.raises(ArgumentError, match="labels in"):
         gather(model, [batch._replace(y=batch.y + 3)])
-    with pytest.raises(ArgumentTypeError, match="int64 tensor of labels"):
+    with pytest.raises(ArgumentTypeError, match="one class a sample, an int64 tensor"):
         gather(model, [batch._replace(y=batch.y.int())])
     with pytest.raises(ArgumentError, match="eps"):
         gather(model, batches, PGD(eps=None))

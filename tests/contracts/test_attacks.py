@@ -276,3 +276,20 @@ def test_wrong_fields_are_named_at_construction(kind: type[Attack], options: Any
 def test_an_unknown_norm_lists_the_known_ones(kind: type[Attack]) -> None:
     with pytest.raises(ArgumentError, match="one of: .*linf.*got 'l7'"):
         kind(**in_norm(kind, norm="l7"))
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (torch.ones(6, 4), "Several labels a sample and soft labels are not supported"),
+        (torch.eye(4, dtype=torch.int64)[Y % 4], r"of one-hot ones take y\.argmax\(1\)"),
+        (Y[:, None], r"shape \(6, 1\)\.$"),
+        (Y.float(), r"torch\.float32 of shape \(6,\)\. Use y\.long\(\)"),
+    ],
+    ids=["several", "one-hot", "column", "float"],
+)
+def test_labels_of_another_kind_are_told_what_is_supported(
+    kind: type[Attack], y: torch.Tensor, words: str
+) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"`y`: .*{words}"):
+        short(kind, "linf")(Mixed(), X, y, generator())

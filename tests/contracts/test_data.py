@@ -138,9 +138,19 @@ def test_max_per_class_nests(build: Build) -> None:
         assert len(single) == int((counts > 0).sum())
 
 
+def test_one_channel_is_the_grey_of_three(build: Build) -> None:
+    grey, colour = (everything(build(channels=c, augment=False).load().test) for c in (1, 3))
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    assert grey.x.shape == colour.x[:, :1].shape and torch.equal(grey.ids, colour.ids)
+    assert (grey.x - (colour.x * luma).sum(1, keepdim=True)).abs().max() < 2 / 255
+    assert build(channels=1).load().train[0][0].shape[0] == 1  # augmented too
+
+
 def test_sources_are_frozen_and_checked(build: Build) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         build().seed = 1  # pyright: ignore
     for option in ("image_size", "max_per_class"):
         with pytest.raises(ArgumentError, match=f"`{option}`: expected an integer >= 1, got 0"):
             build(**{option: 0})
+    with pytest.raises(ArgumentError, match="`channels`: expected 1 or 3, got 2"):
+        build(channels=2)

@@ -29,10 +29,65 @@ def test_three_folders_are_taken_as_they_are(tmp_path: Path) -> None:
         assert names(splits, split) == expected
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation"])
-def test_other_names_of_the_validation_folder(tmp_path: Path, val: str) -> None:
-    splits = load(write_folder(tmp_path, {"train/a": 2, f"{val}/a": 1, "test/a": 1}))
-    assert names(splits, "val") == {f"{val}/a/0.png"}
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Train", "Val", "Test"),
+        ("TRAIN", "VALID", "TEST"),
+        ("training", "validation", "testing"),
+        ("training_set", "dev_set", "test_set"),
+        ("TrainSet", "DevSet", "TestSet"),
+        ("train2017", "val2017", "test2017"),
+        ("train", "eval", "test"),
+        ("train", "val", "eval"),
+        ("seg_train", "seg_dev", "seg_test"),
+        ("train-images", "Evaluation", "test images"),
+    ],
+)
+def test_other_names_of_the_splits(tmp_path: Path, train: str, val: str, test: str) -> None:
+    splits = load(
+        write_folder(tmp_path, {f"{train}/a": 2, f"{train}/b": 2, f"{val}/a": 1, f"{test}/b": 1})
+    )
+    assert splits.classes == ("a", "b")
+    assert len(splits.train) == 4
+    assert (names(splits, "val"), names(splits, "test")) == (
+        {f"{val}/a/0.png"},
+        {f"{test}/b/0.png"},
+    )
+
+
+@pytest.mark.parametrize("test", ["Test", "testing", "eval", "val", "DEV"])
+def test_train_and_one_other_are_train_and_test(tmp_path: Path, test: str) -> None:
+    splits = load(write_folder(tmp_path, {"train/a": 9, f"{test}/a": 2}))
+    assert names(splits, "test") == {f"{test}/a/0.png", f"{test}/a/1.png"}
+
+
+def test_an_unknown_folder_of_classes_beside_train_is_named(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"train/a": 5, "test/a": 2, "holdout/a": 2})
+    with pytest.raises(DataError, match="got images in holdout beside test and train in"):
+        load(root)
+
+
+def test_images_beside_train_alone_are_named(tmp_path: Path) -> None:
+    """Classes called train and plane, one of which has folders inside."""
+    with pytest.raises(DataError, match="got images in plane beside train in"):
+        load(write_folder(tmp_path, {"train/steam": 5, "train/diesel": 5, "plane": 5}))
+
+
+def test_unlabelled_images_beside_splits_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = load(write_folder(tmp_path, {"train/a": 5, "test/a": 2, "unlabeled": 3}))
+    assert len(splits.test) == 2 and "left out 3 images in unlabeled" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [("train", "test"), ("Train", "Val", "Test"), ("val/a", "test/a"), ("val/a", "test/b")],
+)
+def test_folders_called_as_splits_are_no_classes(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match=r"`root`: .*\{train,val,test\}/<class>.* alone"):
+        load(write_folder(tmp_path, dict.fromkeys(folders, 5)))
 
 
 def test_without_val_it_is_cut_from_train(tmp_path: Path) -> None:
@@ -83,14 +138,27 @@ def test_a_class_without_training_images_is_an_error(tmp_path: Path) -> None:
         load(root)
 
 
-def test_hidden_and_foreign_files_are_left_out(tmp_path: Path) -> None:
+def test_hidden_and_foreign_files_are_left_out_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = write_folder(tmp_path, {"a": 5, "b": 5})
     write_image(root / ".cache" / "x.png")
     write_image(root / "a" / ".x.png")
     write_image(root / "a" / ".ipynb_checkpoints" / "x.png")
     (root / "a" / "notes.txt").write_text("not an image")
+    (root / "a" / "b.HEIC").write_bytes(b"")
+    (root / "b" / "c.heic").write_bytes(b"")
     (root / "LICENSE").write_text("")
+    write_image(root / "x.png")
     splits = load(root)
+    for words in (
+        "2 .heic files",
+        "1 .txt files",
+        "1 hidden images",
+        "1 images in .cache",
+        "1 images outside of class folders",
+    ):
+        assert words in caplog.text
     assert len(splits.train) + len(splits.val) + len(splits.test) == 10
     assert splits.classes == ("a", "b")
 
@@ -125,9 +193,10 @@ def test_two_validation_folders_are_ambiguous(tmp_path: Path) -> None:
         load(write_folder(tmp_path, {"train/a": 2, "val/a": 1, "valid/a": 1}))
 
 
-def test_a_class_too_small_to_cut_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="two images a class"):
-        load(write_folder(tmp_path, {"a": 9, "b": 1}))
+def test_a_class_too_small_to_cut_is_named(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"a": 9, "rare": 2})
+    with pytest.raises(DataError, match="3 or more images a class.* got 2 of 'rare'"):
+        load(root)
 
 
 def test_cifar10_as_a_folder(shared_data: SharedData) -> None:

@@ -1,5 +1,10 @@
 """Image files of every mode, and damaged ones."""
 
+import os
+import socket
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -59,16 +64,94 @@ def test_palette_images_become_rgb(tmp_path: Path, transparency: object) -> None
     assert read(tmp_path / "a.png")[:, 0, 0].tolist() == [200, 100, 50]
 
 
-def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_images_are_turned_as_their_exif_block_says(tmp_path: Path, name: str) -> None:
+    """Orientation 6: what is stored as the left column is shown as the top row."""
+    stored = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to show"
-    assert read(saved(tmp_path / "a.jpg", "RGB", 0, exif=exif)).shape == (3, 2, 4)
+    exif[0x0112] = 6
+    options = {"lossless": True} if name == "a.webp" else {}
+    Image.fromarray(stored).save(tmp_path / name, exif=exif, **options)  # pyright: ignore
+    shown = np.rot90(stored, -1)
+    assert read(tmp_path / name).tolist() == shown.transpose(2, 0, 1).tolist()
 
 
-@pytest.mark.parametrize(("mode", "name"), [("I;16", "a.png"), ("F", "a.tif"), ("I", "a.tif")])
-def test_deep_pixels_are_refused_not_clipped(tmp_path: Path, mode: str, name: str) -> None:
-    with pytest.raises(DataError, match="more than 8 bits per channel"):
-        read(saved(tmp_path / name, mode, 1000))
+def test_a_damaged_exif_block_turns_nothing(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", "RGB", 0, exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read(path).shape == (3, 2, 4)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm", "big-endian.tif"])
+def test_grey_of_16_bits_is_scaled(tmp_path: Path, name: str) -> None:
+    values = np.array([[0, 128, 129, 257, 25700, 65535]])
+    kind = ">u2" if name == "big-endian.tif" else "<u2"
+    Image.fromarray(values.astype(kind)).save(tmp_path / name)
+    assert read(tmp_path / name).tolist() == [[[0, 0, 1, 1, 100, 255]]] * 3
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_deeper_pixels_are_refused_not_clipped(tmp_path: Path, mode: str) -> None:
+    with pytest.raises(DataError, match="more than 16 bits per channel"):
+        read(saved(tmp_path / "a.tif", mode, 1000))
+
+
+def test_one_channel_is_pillow_s_grey(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", size=(40, 30))
+    grey = torch.from_numpy(np.array(Image.open(path).convert("L")))
+    pixels = FilePixels(tmp_path, ("a.png",), ("cat",))
+    assert torch.equal(pixels.grey().read(0), grey[None])
+    assert torch.equal(ArrayPixels(pixels.read(0)[None]).grey().read(0), grey[None])
+
+
+def test_an_eps_is_no_image_whatever_it_is_called(tmp_path: Path) -> None:
+    """Pillow would run Ghostscript on it."""
+    (tmp_path / "a.jpg").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    )
+    with pytest.raises(DataError, match="cannot identify image file"):
+        read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("side", [12_000, 40_000])
+@pytest.mark.parametrize("filtered", ["error", "ignore"])
+def test_a_bomb_is_named_before_it_is_decoded(tmp_path: Path, side: int, filtered: str) -> None:
+    path = saved(tmp_path / "a.png", "L", 0)
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = struct.pack(">2I", side, side)
+    raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+    path.write_bytes(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter(filtered, Image.DecompressionBombWarning)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=r"a\.png.*got more than 89,478,485 pixels"):
+            read(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
+def test_what_is_no_regular_file_is_named(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as listener:
+        make = {
+            "pipe": os.mkfifo,
+            "socket": listener.bind,
+            "folder": os.mkdir,
+            "device": lambda name: os.symlink("/dev/zero", name),
+        }
+        make[kind]("a.png")
+        with pytest.raises(DataError, match=r"a\.png.*got no regular file"):
+            read(tmp_path / "a.png")
+
+
+def test_a_link_is_what_it_leads_to(tmp_path: Path) -> None:
+    write_image(tmp_path / "there.png")
+    for name, target in (("a.png", "there.png"), ("b.png", "gone.png")):
+        os.symlink(target, tmp_path / name)
+    assert read(tmp_path / "a.png").shape == (3, 9, 12)
+    with pytest.raises(DataError, match="no such file"):
+        read(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.gif"])

@@ -99,7 +99,8 @@ LABELS = st.lists(st.integers(0, 3), min_size=8, max_size=60).map(
 def test_cuts_are_stratified_and_lose_nothing(labels: Tensor, share: float, seed: int) -> None:
     pixels = ArrayPixels(torch.zeros(len(labels), 3, 1, 1, dtype=torch.uint8))
     rows = torch.arange(len(labels))
-    rest, taken = cut(rows, labels, pixels, purpose="test", seed=seed, share=share)
+    parts = cut(rows, labels, pixels, "abcd", seed=seed, shares={"test": share})
+    rest, taken = parts["train"], parts["test"]
     assert sorted(rest.tolist() + taken.tolist()) == rows.tolist()
     for label in labels.unique().tolist():
         total, part = int((labels == label).sum()), int((labels[taken] == label).sum())
@@ -111,7 +112,7 @@ def test_cuts_follow_the_seed_and_the_purpose() -> None:
     rows = torch.arange(20)
 
     def taken(purpose: str, seed: int) -> list[int]:
-        return cut(rows, labels, PIXELS, purpose=purpose, seed=seed, share=0.5)[1].tolist()
+        return cut(rows, labels, PIXELS, "a", seed=seed, shares={purpose: 0.5})[purpose].tolist()
 
     assert taken("val", 0) == taken("val", 0)
     assert len({tuple(taken(p, s)) for p in ("val", "test") for s in (0, 1)}) == 4
@@ -124,9 +125,11 @@ def test_a_new_sample_moves_no_other_in_the_order() -> None:
     assert len(set(before) - set(after)) <= 1
 
 
-def test_a_class_with_one_image_cannot_be_cut() -> None:
-    with pytest.raises(DataError, match="two images a class to cut 'val', got a class with 1"):
-        cut(torch.tensor([0]), torch.tensor([0]), PIXELS, purpose="val", seed=0, share=0.5)
+def test_classes_that_are_too_small_to_cut_are_named_with_their_counts() -> None:
+    labels, shares = torch.tensor([0] * 9 + [2] * 2 + [3]), {"test": 0.2, "val": 0.1}
+    got = "3 or more images a class, to cut 'test' and 'val', got 2 of 'rare', 1 of 'rarest'"
+    with pytest.raises(DataError, match=got):
+        cut(torch.arange(12), labels, PIXELS, ("a", "b", "rare", "rarest"), seed=0, shares=shares)
 
 
 class TestDigits:

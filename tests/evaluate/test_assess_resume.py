@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_assess import FLAGS, assert_same_flags, assess
+from tiny_data import write_folder, write_image
 
-from roli_fast.errors import ConfigError, InterruptedRunError, RunDirectoryError
+from roli_fast.errors import ConfigError, DataError, InterruptedRunError, RunDirectoryError
 from roli_fast.evaluate import worker
 from roli_fast.evaluate.__main__ import main
 from roli_fast.evaluate.cli import parse
@@ -269,6 +270,43 @@ def test_changed_weights_are_refused(stopped: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(evaluated_models, "nearest", evaluated_models.drawn)
     with pytest.raises(RunDirectoryError, match="another model"):
         assess(stopped, "--save_adversarial=true", resume=True)
+
+
+def ten_classes(root: Path) -> Path:
+    return write_folder(root, {f"{s}/{c}": 2 for s in ("train", "test") for c in "0123456789"})
+
+
+def test_rewritten_images_are_refused_between_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ten_classes(tmp_path / "images")
+    more = ["--data=image_folder", f"--data.root={images}", "--images=20", "--chunk=10"]
+    original = Store.save
+
+    def cut(self: Store, chunk: worker.Chunk, found: object = None) -> None:
+        if chunk.number == 1:
+            raise KeyboardInterrupt
+        original(self, chunk, found)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "save", cut)
+        with pytest.raises(KeyboardInterrupt):
+            assess(tmp_path / "out", *more)
+    write_image(images / "train/3/1.png", seed=12345)  # is not evaluated
+    write_image(images / "test/3/1.png", seed=12345)
+    with pytest.raises(RunDirectoryError, match="another pixels"):
+        assess(tmp_path / "out", *more, resume=True)
+    write_image(images / "test/3/1.png", seed=1301)
+    assess(tmp_path / "out", *more, resume=True)
+
+
+def test_a_damaged_image_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    images = ten_classes(tmp_path / "images")
+    path = images / "test/5/1.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"test/5/1\.png"):
+        assess(tmp_path / "out", "--data=image_folder", f"--data.root={images}", "--images=20")
+    assert not (tmp_path / "out").exists()
 
 
 def test_changed_pixels_are_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:

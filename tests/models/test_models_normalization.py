@@ -120,3 +120,15 @@ class TestZooNames:
         monkeypatch.setattr("socket.socket.connect", refuse)
         with pytest.raises(CheckpointError, match="no file"):
             build("zoo:ares_vit_b")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels_get_the_average(channels: int) -> None:
+    options = {**SMALL["resnet18"], "in_chans": channels}
+    model = create(Model("resnet18", options=options), num_classes=5)
+    mean, std = of(model)
+    assert mean == pytest.approx([sum(IMAGENET[0]) / 3] * channels)
+    assert std == pytest.approx([sum(IMAGENET[1]) / 3] * channels)
+    assert model(torch.rand(2, channels, 16, 16)).shape == (2, 5)
+    own = (0.1,) * channels
+    assert of(create(Model("resnet18", options=options, mean=own), num_classes=5))[0] == list(own)

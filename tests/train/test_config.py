@@ -288,3 +288,21 @@ def test_one_radius_of_an_attack_in_several_norms_is_a_list() -> None:
     assert attack == MultiAPGD(norms=("linf",), eps=(8 / 255,), bounds=None)
     with pytest.raises(ConfigError, match=r"`finetune.attack.eps`: .* Of one, write \[0.031"):
         parse([*flags, "--finetune.attack.eps=8/255"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data.channels=1"], "`model.options.in_chans`: expected 1, as data.channels, got 3"),
+        (["--model.options.in_chans=1"], "expected 3, as data.channels, got 1"),
+        (
+            ["--data.channels=1", "--model.options.in_chans=1", "--source=digits"],
+            "expected 3, as source.channels, got 1",
+        ),
+    ],
+)
+def test_images_and_network_have_as_many_channels(flags: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse(["--data=digits", *flags])
+    grey = parse(["--data=digits", "--data.channels=1", "--model.options.in_chans=1"]).experiment
+    assert grey.data.channels == 1

@@ -237,8 +237,8 @@ def test_what_tells_two_runs_apart() -> None:
         dataclasses.replace(before, finetune=dataclasses.replace(before.finetune, head_scale=2.0)),
     ]
     place = dataclasses.replace(before, analysis_images=7, report=False)
-    assert identity(place, {}) == identity(before, {})
-    assert all(identity(other, {}) != identity(before, {}) for other in others)
+    assert identity(place, {}, {}) == identity(before, {}, {})
+    assert all(identity(other, {}, {}) != identity(before, {}, {}) for other in others)
 
 
 @pytest.mark.parametrize(

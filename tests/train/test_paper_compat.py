@@ -280,7 +280,7 @@ def test_the_names_are_checked_and_all_is_all() -> None:
 
 def test_faults_are_part_of_a_run_s_identity() -> None:
     plain, faulty = small(), small("--paper_compat=batch_best")
-    assert identity(plain, {}) != identity(faulty, {})
+    assert identity(plain, {}, {}) != identity(faulty, {}, {})
     assert "paper_compat: [batch_best]" in SCHEMA.to_yaml(faulty)
 
 

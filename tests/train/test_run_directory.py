@@ -8,8 +8,10 @@ from small import FLAGS, run_small, small
 from tiny_data import write_folder
 
 from roli_fast.errors import DataError, RoliFastError, RunDirectoryError
+from roli_fast.files import write_json
 from roli_fast.train import run
 from roli_fast.train.cli import parse
+from roli_fast.train.run_directory import saved_environment
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -55,8 +57,16 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     experiment = parse(folder_flags(images)).experiment
     run(experiment, tmp_path / "run", quiet=True)
     (images / "a" / "3.png").unlink()
-    with pytest.raises(RunDirectoryError, match="another data .* images"):
+    with pytest.raises(RunDirectoryError, match="1 images of data train that are gone: a/3.png"):
         run(experiment, tmp_path / "run", resume=True, quiet=True)
+
+
+def test_a_run_of_before_is_known_by_the_names_of_its_images(tmp_path: Path) -> None:
+    write_json(tmp_path / "environment.json", {"identity": {"data test images": "a"}})
+    found = {"data test images": "a", "data test pixels": "b"}
+    assert saved_environment(tmp_path, found)
+    with pytest.raises(RunDirectoryError, match="another data test images"):
+        saved_environment(tmp_path, {**found, "data test images": "c"})
 
 
 def test_the_place_of_a_run_may_change(tmp_path: Path) -> None:

@@ -165,12 +165,13 @@ def test_a_configuration_of_before_has_the_cosine() -> None:
         assert tree[stage].pop("head_scale") == 1
     for name in ("other_norms", "other_eps"):
         assert tree["threat"].pop(name) == []
+    assert tree["data"].pop("channels") == 3
     assert SCHEMA.build(tree, []) == small()
     before = {name: value for name, value in tree.items() if name not in PLACE_FIELDS}
     hashed = hash_text(json.dumps(before, sort_keys=True))
-    assert identity(small(), {})["configuration"] == hashed
+    assert identity(small(), {}, {})["configuration"] == hashed
     for other in ("--finetune.schedule=step", "--finetune.select=last"):
-        assert identity(small(other), {})["configuration"] != hashed
+        assert identity(small(other), {}, {})["configuration"] != hashed
 
 
 def test_a_resume_with_another_schedule_is_refused(tmp_path: Path) -> None:

@@ -205,5 +205,5 @@ def test_a_run_saved_before_there_were_other_norms_loads_and_resumes(
     hashed: list[str] = []
     monkeypatch.setattr(run_directory, "hash_text", lambda text: hashed.append(text) or "")
     for experiment in (saved, small(*more, *THREE)):
-        run_directory.identity(experiment, {})
+        run_directory.identity(experiment, {}, {})
     assert ["other_norms" in text for text in hashed] == [False, True]

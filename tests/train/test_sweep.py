@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from small import FLAGS, assert_same_weights, run_small, small
+from tiny_data import write_folder, write_image
 
 from roli_fast.errors import ConfigError, NonFiniteLossError, RoliFastError, RunDirectoryError
 from roli_fast.peft import Bias, Full
@@ -256,6 +257,19 @@ def test_a_cell_of_another_experiment_is_refused(
     other = small(*QUICK, "--seeds=0,1", "--finetune.warmup_epochs=0")
     with pytest.raises(RunDirectoryError, match="another experiment"):
         run_sweep(other, axes(RATES), folder, resume=True, quiet=True)
+
+
+def test_other_pixels_than_those_of_finished_cells_are_refused(tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "images", {"cat": 12, "dog": 12})
+    flags = [f"--data.root={images}", "--data.image_size=16", *QUICK, "--methods=probe"]
+    base = parse(
+        ["--data=image_folder", *[f for f in FLAGS if "--data" not in f], *flags]
+    ).experiment
+    folder = tmp_path / "sweep"
+    run_sweep(base, axes("probe.optimizer.lr=0.1,0.2"), folder, quiet=True)
+    write_image(images / "cat" / "3.png", seed=12345)
+    with pytest.raises(RunDirectoryError, match="another data .* pixels"):
+        run_sweep(base, axes("probe.optimizer.lr=0.1,0.2"), folder, resume=True, quiet=True)
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
