@@ -25,8 +25,9 @@ def identity(
 ) -> dict[str, Any]:
     """Hashes of what a resume must find unchanged; `key` is of all of them."""
     tree = {k: v for k, v in SCHEMA.to_tree(assessment).items() if k not in PLACE_FIELDS}
-    if not tree["unseen"]:  # evaluations that began before the field was there
-        del tree["unseen"]
+    for name in ("unseen", "classes"):  # evaluations that began before the field was there
+        if not tree[name]:
+            del tree[name]
     rows = ((d.name(i), y) for d in datasets for i, y in enumerate(d.labels.tolist()))
     found = {
         "configuration": hash_text(json.dumps(tree, sort_keys=True)),

@@ -100,7 +100,12 @@ def _architecture(subject: Subject, num_classes: int, image_size: int) -> Opened
         fix = "It is the architecture of a weight file: leave it out."
         raise ConfigError(describe("model.name", "null", repr(subject.name), fix))
     config = _model(subject, name=subject.source)
-    model = models.create(config, num_classes=num_classes, image_size=image_size).eval()
+    model = models.create(
+        config,
+        num_classes=models.published_outputs(config) or num_classes,
+        image_size=image_size,
+        with_head=subject.pretrained,  # timm would put a random one on them unasked
+    ).eval()
     notes = () if subject.pretrained else (f"{subject.source} has random weights",)
     return _opened(model, {"architecture": subject.source}, notes=notes)
 

@@ -166,12 +166,24 @@ def trained_classes(config: Model) -> tuple[str, ...]:
     return tuple(read_card(path).get("classes", ())) if path else ()
 
 
+def published_outputs(config: Model) -> int | None:
+    """How many outputs the head of timm's own weights has, 0 without a head; None where none are
+    asked for."""
+    published = timm.models.get_pretrained_cfg(config.name) if config.pretrained else None
+    return published.num_classes if published else None
+
+
+def imagenet_synsets() -> tuple[str, ...]:
+    """What ImageNet calls its folders, "n01440764" first: the outputs of a classifier of 1,000."""
+    return tuple(timm.data.ImageNetInfo().label_names())
+
+
 def _check_head(config: Model, card: dict[str, Any], num_classes: int) -> None:
     """timm puts a random head on weights of another number of classes, and tells nobody; a file of
     ours fits a model of other options (another activation, say) without a word."""
-    published = timm.models.get_pretrained_cfg(config.name) if config.pretrained else None
-    if published and published.num_classes != num_classes:
-        got = f"a head of {published.num_classes} for {num_classes} classes"
+    outputs = published_outputs(config)
+    if outputs is not None and outputs != num_classes:
+        got = f"a head of {outputs} for {num_classes} classes"
         fix = "Take a method with a fresh head (ranli), or name a classifier as model.weights."
         raise ArgumentError(
             describe("model.pretrained", "weights with a head for these classes", got, fix)
