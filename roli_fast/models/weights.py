@@ -20,7 +20,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from roli_fast.errors import CheckpointError, describe
-from roli_fast.files import write_tensors
+from roli_fast.files import read_tensors, unreadable, write_tensors
 from roli_fast.models.layouts import LAYOUTS, Layout, is_recomputed, to_timm
 
 CARD = "roli_fast"
@@ -52,26 +52,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             describe("weights", "an existing .safetensors or .pth file", f"'{path}'")
         )
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(_unreadable(path, error)) from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle raises
-        raise CheckpointError(_unreadable(path, error)) from error
-    return _plain(loaded, path)
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return describe(
-        "weights",
-        "a complete file of tensors",
-        f"'{path}' ({path.stat().st_size} bytes): {reason}",
-        "It may be truncated: copy or download it again.",
-    )
+    return _plain(read_tensors(path), path)
 
 
 def _plain(loaded: object, path: Path) -> dict[str, Tensor]:
@@ -94,7 +75,7 @@ def read_card(path: str | Path, key: str = CARD) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {}).get(key, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(_unreadable(path, error)) from error
+        raise CheckpointError(unreadable(path, error)) from error
 
 
 def read_weights(path: str | Path) -> WeightFile:
