@@ -74,6 +74,7 @@ class Classifier(nn.Module):
         self.normalize = Normalize(mean, std)
         self.backbone = backbone
         self.config = config
+        self.head_sees_features: bool | None = None  # not known before an image went through
         self.card: dict[str, Any] = {
             "name": config.name,
             "options": dict(config.options),
@@ -86,18 +87,50 @@ class Classifier(nn.Module):
         return self.backbone(self.normalize(self.resize(x)))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the head sees, (B, D)."""
-        maps = self.backbone.forward_features(self.normalize(self.resize(x)))  # type: ignore[operator]
+        """What the head sees, (B, D).
+
+        Raises:
+            ArgumentError: the head on the features does not give the model's logits, as in VOLO,
+                which adds those of a second head.
+        """
+        if self.head_sees_features is None:
+            self.check_features(x[:1])
+        _ = self.head
+        return self._features(self.normalize(self.resize(x)))
+
+    def _features(self, x: Tensor) -> Tensor:
+        maps = self.backbone.forward_features(x)  # type: ignore[operator]
         return self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+
+    def check_features(self, x: Tensor) -> None:
+        """Note whether head(features(x)) are the logits of `x`, in eval mode: probes, tunings and
+        analyses rely on it, and once for a network is enough."""
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            with torch.no_grad():
+                x = self.normalize(self.resize(x))
+                logits, layer = self.backbone(x), self._classifier()
+                if isinstance(layer, nn.Linear):
+                    own, scale = layer(self._features(x)), float(logits.abs().max())
+                    same = torch.allclose(own, logits, rtol=0, atol=1e-3 * scale, equal_nan=True)
+                    self.head_sees_features = same
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     @property
     def head_name(self) -> str:
         """Module path of the head inside this model, "backbone.head" say."""
-        head = self.backbone.get_classifier()  # type: ignore[operator]
+        head = self._classifier()
         for name, module in self.named_modules():
             if module is head:
                 return name
         raise self._no_single_head(head)
+
+    def _classifier(self) -> object:
+        """timm's answer; some backbones have none."""
+        return getattr(self.backbone, "get_classifier", lambda: None)()  # type: ignore[operator]
 
     @property
     def head(self) -> nn.Linear:
@@ -105,6 +138,9 @@ class Classifier(nn.Module):
         head = self.get_submodule(self.head_name)
         if not isinstance(head, nn.Linear):
             raise self._no_single_head(head)
+        if self.head_sees_features is False:
+            got = f"{self.config.name}, whose logits are not head(features)"
+            raise ArgumentError(describe("model.name", "an architecture with one linear head", got))
         return head
 
     def _no_single_head(self, head: object) -> ArgumentError:
@@ -326,12 +362,10 @@ def _not_plain(config: Model, found: dict[str, Any]) -> str:
 
 
 def _check_image_size(model: Classifier, size: int) -> None:
-    """One forward of a blank image: cheaper than a table of what each architecture accepts."""
-    training = model.training
+    """One image goes through: cheaper than a table of what each architecture accepts."""
+    draw = torch.Generator().manual_seed(0)
     try:
-        with torch.no_grad():
-            model.eval()
-            model.backbone(torch.zeros(1, len(model.card["mean"]), size, size))
+        model.check_features(torch.rand(1, len(model.card["mean"]), size, size, generator=draw))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ArgumentError(
             describe(
@@ -342,5 +376,3 @@ def _check_image_size(model: Classifier, size: int) -> None:
                 "model, or model.options {img_size: ...} to build the model for this size.",
             )
         ) from error
-    finally:
-        model.train(training)

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from roli_fast.errors import ArgumentError
 from roli_fast.models import Classifier, Model, Normalize, create
+from roli_fast.peft import METHODS, apply
 
 MEAN, STD = (0.1, 0.5, 0.75), (0.25, 0.5, 2.0)
 VIT = "vit_tiny_patch16_224"
@@ -131,6 +132,39 @@ def test_a_convolutional_head_is_refused() -> None:
     model = create(Model("resnetv2_50", options=options), num_classes=5)
     with pytest.raises(ArgumentError, match="one linear head, got resnetv2_50 with Conv2d"):
         model.head  # noqa: B018
+
+
+class TwoHeads(nn.Module):
+    """Adds the largest answer of a second head, as VOLO does."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.aux = inner, nn.Linear(16, 5)
+        self.get_classifier, self.forward_head = inner.get_classifier, inner.forward_head
+        self.forward_features = inner.forward_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.forward_features(x)
+        return self.forward_head(maps) + 0.5 * self.aux(maps[:, 1:]).amax(1)
+
+
+def test_logits_that_are_not_those_of_the_head_are_refused_where_features_are_asked_for() -> None:
+    plain = tiny(VIT)
+    model = Classifier(TwoHeads(plain.backbone), plain.config, MEAN, STD)
+    assert model(batch(VIT)).shape == (2, 5)  # a classifier like any other
+    with pytest.raises(
+        ArgumentError, match=r"`model\.name`.*one linear head, got .*not head\(feat"
+    ):
+        model.features(batch(VIT))
+    with pytest.raises(ArgumentError, match=r"`model\.name`"):
+        model.head  # noqa: B018
+    assert all(module.training for module in model.modules())
+
+
+def test_volo_is_evaluated_and_not_probed() -> None:
+    model = create(Model("volo_d1_224"), num_classes=5, image_size=224)
+    with pytest.raises(ArgumentError, match="volo_d1_224, whose logits"):
+        apply(model, METHODS["linear"]())
 
 
 @pytest.mark.parametrize(
