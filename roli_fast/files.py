@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,17 @@ from torch import Tensor
 from roli_fast.errors import CheckpointError, describe
 
 _SCALAR: Any = np.float64(0).__reduce__()[0]
+
+
+def _plain_dict(_factory: object = None) -> dict[Any, Any]:
+    return {}
+
+
 HARMLESS: list[Any] = [
     argparse.Namespace,  # timm's train.py keeps its arguments so
     type(Path()),
-    *(defaultdict, list, dict, set, int, float),
+    *(list, dict, set, int, float),
+    (_plain_dict, "collections.defaultdict"),  # torch fills no other kind of dict
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     np.dtype,
     *(type(np.dtype(code)) for code in "?bhilqBHILQefd"),

@@ -129,7 +129,14 @@ def _made(subject: Subject) -> Opened:
         raise ConfigError(describe("model", expected, got, fix)) from error
     if not callable(factory):
         raise ConfigError(describe("model", "a function", f"'{subject.source}', {factory!r}"))
-    model = factory() if not isinstance(factory, nn.Module) else factory
+    try:
+        model = factory() if not isinstance(factory, nn.Module) else factory
+    except RoliFastError:
+        raise
+    except Exception as error:  # whatever someone's function raises
+        got = f"'{subject.source}' that raised {type(error).__name__}: {error}"
+        fix = "It is called without arguments."
+        raise ConfigError(describe("model", "a factory that returns a model", got, fix)) from error
     if not callable(model):
         got = f"{type(model).__name__} from '{subject.source}'"
         raise ConfigError(describe("model", "a factory that returns a model", got))

@@ -1,5 +1,6 @@
 """Any timm architecture as a classifier of images in [0, 1]."""
 
+import contextlib
 import difflib
 import importlib
 import logging
@@ -15,7 +16,7 @@ from roli_fast import zoo
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.models.layers import Normalize, Resize
 from roli_fast.models.normalization import choose_normalization
-from roli_fast.models.options import check_options, first_line, refusal
+from roli_fast.models.options import check_options, first_line, hub_within_seconds, refusal
 from roli_fast.models.weights import load_backbone, read_card, read_state_dict, read_weights
 from roli_fast.seeds import derive_seed
 
@@ -329,12 +330,13 @@ def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
         # the CPU's generator alone: torch.manual_seed would reseed every GPU's too, for good
         torch.default_generator.manual_seed(derive_seed(seed, "model"))
         try:
-            return timm.create_model(
-                config.name,
-                pretrained=config.pretrained,
-                num_classes=num_classes,
-                **config.options,
-            )
+            with hub_within_seconds() if config.pretrained else contextlib.nullcontext():
+                return timm.create_model(
+                    config.name,
+                    pretrained=config.pretrained,
+                    num_classes=num_classes,
+                    **config.options,
+                )
         except Exception as error:  # whatever a constructor makes of wrong options
             raise _not_built(config, error) from error
 

@@ -149,6 +149,10 @@ def test_yaml_takes_short_names_and_whole_components(tmp_path: Path) -> None:
         (["--model=no_such_module:f"], ["`model`", "No module named 'no_such_module'"]),
         (["--model=evaluated_models:SIZE"], ["`model`", "a function"]),
         (["--model=evaluated_models:number"], ["`model`", "returns a model", "int"]),
+        (
+            ["--model=evaluated_models:raising"],
+            ["`model`", ":raising' that raised KeyError: 'no su"],
+        ),
         (["--model=evaluated_models:pair"], ["`model`", "tuple", "nn.Module"]),
         (
             ["--model=evaluated_models:few"],

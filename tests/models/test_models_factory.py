@@ -1,11 +1,13 @@
 """Building classifiers: pixels in, reproducible, and errors that say what to change."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from tiny_models import SIZES, SMALL, images, tiny
 from torch import nn
 from torch.nn.functional import interpolate
@@ -191,8 +193,25 @@ def test_a_failed_download_is_no_wrong_option(monkeypatch: pytest.MonkeyPatch) -
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("roli_fast.models.options._silent_hub", str)
     with pytest.raises(ArgumentError, match=r"`model.pretrained`.*no route to host\..*weights"):
         create(Model("resnet18", pretrained=True), num_classes=5)
+
+
+def test_weights_without_a_network_fail_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """The hub's client tries again for a minute; nobody listens at port 9."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    began = time.perf_counter()
+    with pytest.raises(
+        ArgumentError, match=r"`model\.pretrained`.*no answer from http://127.*file as"
+    ):
+        create(Model("test_vit.r160_in1k", pretrained=True), num_classes=1000)
+    assert time.perf_counter() - began < 20 and not constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize("num_classes", [0, -3])
