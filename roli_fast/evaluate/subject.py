@@ -144,7 +144,8 @@ def _made(subject: Subject) -> Opened:
     if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
         notes = (f"{subject.source} gave a model in train mode; it is evaluated in eval mode",)
         model.eval()
-    return _opened(model, {"factory": subject.source}, notes=notes)
+    classes = model.card.get("classes", ()) if isinstance(model, models.Classifier) else ()
+    return _opened(model, {"factory": subject.source}, tuple(classes), notes)
 
 
 def _opened(

@@ -96,7 +96,7 @@ class Classifier(nn.Module):
         """
         if self.head_sees_features is None:
             self.check_features(x[:1])
-        _ = self.head
+        self._check_one_head()
         return self._features(self.normalize(self.resize(x)))
 
     def _features(self, x: Tensor) -> Tensor:
@@ -112,10 +112,16 @@ class Classifier(nn.Module):
             with torch.no_grad():
                 x = self.normalize(self.resize(x))
                 logits, layer = self.backbone(x), self._classifier()
-                if isinstance(layer, nn.Linear):
-                    own, scale = layer(self._features(x)), float(logits.abs().max())
-                    same = torch.allclose(own, logits, rtol=0, atol=1e-3 * scale, equal_nan=True)
-                    self.head_sees_features = same
+                if not isinstance(layer, nn.Linear):
+                    return  # refused where a head is asked for
+                try:
+                    own = layer(self._features(x))
+                except (AttributeError, TypeError, RuntimeError):  # no such way, another shape
+                    own = logits[:, :0]
+                scale = float(logits.abs().max())
+                self.head_sees_features = own.shape == logits.shape and torch.allclose(
+                    own, logits, rtol=0, atol=1e-3 * scale, equal_nan=True
+                )
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -139,10 +145,13 @@ class Classifier(nn.Module):
         head = self.get_submodule(self.head_name)
         if not isinstance(head, nn.Linear):
             raise self._no_single_head(head)
+        self._check_one_head()
+        return head
+
+    def _check_one_head(self) -> None:
         if self.head_sees_features is False:
             got = f"{self.config.name}, whose logits are not head(features)"
             raise ArgumentError(describe("model.name", "an architecture with one linear head", got))
-        return head
 
     def _no_single_head(self, head: object) -> ArgumentError:
         got = f"{self.config.name} with {type(head).__name__}"

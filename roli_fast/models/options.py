@@ -69,7 +69,7 @@ def hub_within_seconds() -> Iterator[None]:
     constants.HF_HUB_OFFLINE = before or bool(reason)
     try:
         yield
-    except Exception as error:
+    except OSError as error:  # what the hub's client raises
         if reason:
             raise OSError(f"no answer from {constants.ENDPOINT} ({reason})") from error
         raise
