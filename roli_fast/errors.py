@@ -31,7 +31,7 @@ class CheckpointError(RoliFastError, ValueError):
 
 
 class DownloadError(RoliFastError, OSError):
-    """A file could not be fetched; what arrived is kept for the next try where it can be."""
+    """A file could not be fetched; nothing of it is kept."""
 
 
 class RunDirectoryError(RoliFastError, ValueError):

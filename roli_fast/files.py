@@ -1,17 +1,81 @@
-"""Writes that are whole or absent: a temporary file beside the target, fsync, rename."""
+"""Writes that are whole or absent: a temporary file beside the target, fsync, rename; and reading
+files of tensors without executing anything in them."""
 
+import argparse
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from roli_fast.errors import CheckpointError, describe
+
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+
+
+def _plain_dict(_factory: object = None) -> dict[Any, Any]:
+    return {}
+
+
+HARMLESS: list[Any] = [
+    argparse.Namespace,  # timm's train.py keeps its arguments so
+    type(Path()),
+    *(list, dict, set, int, float),
+    (_plain_dict, "collections.defaultdict"),  # torch fills no other kind of dict
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bhilqBHILQefd"),
+]
+"""What stands beside the tensors in other people's checkpoints, and executes nothing."""
+
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+
+def read_tensors(path: Path) -> Any:
+    """What a .safetensors file or a file of torch.save holds; no code in it is executed.
+
+    Raises:
+        CheckpointError: it is cut off or no such file; the message says what it is instead.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes torch and safetensors raise
+        raise CheckpointError(unreadable(path, error)) from error
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Why a file of tensors cannot be read. torch's own advice is to switch its protection off."""
+    text = str(error)
+    head = path.read_bytes()[:64].lstrip()
+    reason = (text.splitlines() or [type(error).__name__])[0]
+    fix = "It may be truncated: copy or download it again."
+    if head[:1] == b"<":
+        reason, fix = "an HTML page", "The address answered with a page: download the file itself."
+    elif head.startswith(b"version https://git-lfs"):
+        reason, fix = "a pointer of git-LFS", "`git lfs pull` brings the file itself."
+    elif "TorchScript" in text:
+        reason = "a TorchScript archive, which holds code"
+        fix = "Save its tensors alone: torch.save(torch.jit.load(FILE).state_dict(), ...)."
+    elif found := re.search(r"GLOBAL (\S+)|got <class '(\S+)'>", text):
+        reason = f"it is whole, and holds {found[1] or found[2]}, which might execute code"
+        fix = "If you trust it, save its state dict alone: torch.save(model.state_dict(), ...)."
+    elif "weights_only" in text:
+        reason = "no file of torch.save"
+    got = f"'{path}' ({path.stat().st_size} bytes): {reason}"
+    return describe("weights", "a complete file of tensors", got, fix)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

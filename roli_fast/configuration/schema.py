@@ -186,7 +186,9 @@ class Schema(Generic[Root]):
             return json.dumps(self.to_class_paths(text.split(","), kind, flag))
         try:
             if typing.get_origin(kind) is tuple and not text.startswith("["):
-                return json.dumps([load_yaml(part) for part in text.split(",")])
+                names = element(kind) is str  # a class may be called 7
+                parts = text.split(",")
+                return json.dumps([part if names and part else load_yaml(part) for part in parts])
             if is_fraction(text):
                 return repr(fraction(text))
             if text.startswith("[") and kind is None:  # a field of some components: [8/255]

@@ -56,6 +56,9 @@ class Assessment:
     Args:
         model: the network; `--model X` means `--model.source X`.
         data: the images; for a training run null takes that run's.
+        classes: what the model's outputs are called, in their order, or name=output for each class
+            of the data; separated by commas, or a file with one a line. Classes and outputs are
+            matched by name. Empty takes the names in a trained model's file.
         split: which part of them: "train", "val" or "test".
         attacks: short names, separated by commas (autoattack, autoattack-rand, pgd-50, apgd-ce,
             apgd-t, fab-t, square-1000), or in YAML {name: pgd, steps: 50, restarts: 5};
@@ -84,7 +87,8 @@ class Assessment:
             radius. None without.
         corruptions: common corruptions under which the same images are classified too, at all five
             severities: names separated by commas, or "all" for the fifteen.
-        ood: a second data set with the same classes, of which as many images are classified.
+        ood: a second data set with classes of the same names, of which as many images are
+            classified.
         save_adversarial: write adversarial.safetensors, the images that fooled the model.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads; null chooses one for small models and all cores otherwise.
@@ -93,6 +97,7 @@ class Assessment:
 
     model: Subject
     data: DataSource
+    classes: tuple[str, ...] = ()
     split: Split = "test"
     attacks: tuple[Attack, ...] = field(default_factory=usual_attacks)
     norm: tuple[str, ...] = ("linf",)

@@ -29,8 +29,9 @@ def identity(
     """Hashes of what a resume must find unchanged, `hashes` of the images' contents among them;
     `key` is of all of them but those."""
     tree = {k: v for k, v in SCHEMA.to_tree(assessment).items() if k not in PLACE_FIELDS}
-    if not tree["unseen"]:  # evaluations that began before the field was there
-        del tree["unseen"]
+    for name in ("unseen", "classes"):  # evaluations that began before the field was there
+        if not tree[name]:
+            del tree[name]
     for field in ("data", "ood"):  # likewise
         if (tree[field] or {}).get("channels") == 3:
             del tree[field]["channels"]

@@ -11,6 +11,7 @@ from roli_fast.data.inspection import inspect_images
 from roli_fast.engine.input_gradient import Model, check_logits
 from roli_fast.errors import ArgumentError, RoliFastError, describe
 from roli_fast.evaluate.assessment import Assessment
+from roli_fast.evaluate.classes import match_classes
 from roli_fast.evaluate.identity import identity
 from roli_fast.evaluate.samples import chosen
 from roli_fast.evaluate.subject import Opened, open_model
@@ -20,12 +21,14 @@ from roli_fast.running.ranks import Ranks
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known before the folder is touched; `second` is the other data set's images."""
+    """What is known before the folder is touched; `second` is the other data set's images, and
+    `outputs` are the model's for the classes of the data."""
 
     splits: Splits
     dataset: ImageDataset
     second: ImageDataset | None
     opened: Opened
+    outputs: tuple[int, ...]
     device: torch.device
     threads: int
     found: dict[str, Any]
@@ -48,15 +51,16 @@ def prepare(assessment: Assessment, ranks: Ranks, *, quiet: bool = True) -> Prep
     opened = open_model(assessment.model, num_classes=splits.num_classes, image_size=size)
     threads = _threads(opened.model, size, assessment)
     opened = replace(opened, model=_to(opened.model, device))
-    notes = _try_out(opened, dataset, splits, device)
+    dataset, outputs, notes = _matched(assessment, opened, dataset, splits, device)
     second = datasets.get("ood")
     if second is not None and other is not None:
-        notes += [f"ood: {note}" for note in _try_out(opened, second, other, device)]
+        second, _, more = _matched(assessment, opened, second, other, device, field="ood")
+        notes += [f"ood: {note}" for note in more]
     opened = replace(opened, notes=(*opened.notes, *notes))
     found = identity(assessment, datasets, hashes, opened)
     found["threads"] = threads
     found["device"] = str(device)
-    return Prepared(splits, dataset, second, opened, device, threads, found)
+    return Prepared(splits, dataset, second, opened, outputs, device, threads, found)
 
 
 def _load(source: DataSource, field: str) -> Splits:
@@ -74,7 +78,7 @@ def _threads(model: Model, size: int, assessment: Assessment) -> int:
         return torch.get_num_threads()
     try:
         return pick_threads(model, size, assessment.batch_size)
-    except (RuntimeError, ValueError, AssertionError, TypeError):  # `_try_out` tells it better
+    except (RuntimeError, ValueError, AssertionError, TypeError):  # `_outputs` tells it better
         return torch.get_num_threads()
 
 
@@ -82,10 +86,24 @@ def _to(model: Model, device: torch.device) -> Model:
     return model.to(device) if isinstance(model, nn.Module) else model
 
 
-def _try_out(
-    opened: Opened, dataset: ImageDataset, splits: Splits, device: torch.device
-) -> list[str]:
-    """One image through the model: whether images, outputs and labels fit together."""
+def _matched(  # noqa: PLR0913 - a model and a data set meet
+    assessment: Assessment,
+    opened: Opened,
+    dataset: ImageDataset,
+    splits: Splits,
+    device: torch.device,
+    *,
+    field: str = "data",
+) -> tuple[ImageDataset, tuple[int, ...], list[str]]:
+    """The images with the outputs of the model as labels, the output of each class, and notes."""
+    count = _outputs(opened, dataset, device)
+    outputs, notes = match_classes(splits.classes, opened.classes, count, assessment.classes, field)
+    labels = torch.tensor(outputs)[dataset.labels]
+    return replace(dataset, labels=labels), outputs, notes
+
+
+def _outputs(opened: Opened, dataset: ImageDataset, device: torch.device) -> int:
+    """How many outputs the model has; one image goes through it, to see that the two fit."""
     x = dataset.batch(torch.tensor([0])).x.to(device)
     try:
         with torch.no_grad():
@@ -98,24 +116,4 @@ def _try_out(
             describe("model", f"a model of images {tuple(x.shape[1:])}", got, fix)
         ) from error
     check_logits(logits, x)
-    outputs, highest = logits.shape[1], int(dataset.labels.max())
-    if highest >= outputs:
-        got = f"labels up to {highest} ('{splits.classes[highest]}')"
-        fix = f"The data has {splits.num_classes} classes: use data of the model's classes."
-        expected = f"labels in [0, {outputs}) for a model with {outputs} outputs"
-        raise ArgumentError(describe("data", expected, got, fix))
-    return _notes_on_classes(opened.classes, splits.classes, outputs)
-
-
-def _notes_on_classes(known: tuple[str, ...], classes: tuple[str, ...], outputs: int) -> list[str]:
-    notes = []
-    if outputs != len(classes):
-        notes.append(f"the model has {outputs} outputs, the data {len(classes)} classes")
-    different = [(a, b) for a, b in zip(known, classes, strict=False) if a != b]
-    if different:
-        a, b = different[0]
-        notes.append(
-            f"{len(different)} classes are called otherwise in the data than in the model's file "
-            f"('{b}', '{a}'): if they are others, the accuracy says nothing"
-        )
-    return notes
+    return logits.shape[1]

@@ -63,6 +63,7 @@ def build_report(
             **SCHEMA.to_tree(assessment.data),
             "split": assessment.split,
             "classes": list(ready.splits.classes),
+            "outputs": list(ready.outputs),
         },
         "images": len(ids),
         "images_in_split": whole,

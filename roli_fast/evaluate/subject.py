@@ -100,7 +100,12 @@ def _architecture(subject: Subject, num_classes: int, image_size: int) -> Opened
         fix = "It is the architecture of a weight file: leave it out."
         raise ConfigError(describe("model.name", "null", repr(subject.name), fix))
     config = _model(subject, name=subject.source)
-    model = models.create(config, num_classes=num_classes, image_size=image_size).eval()
+    model = models.create(
+        config,
+        num_classes=models.published_outputs(config) or num_classes,
+        image_size=image_size,
+        with_head=subject.pretrained,  # timm would put a random one on them unasked
+    ).eval()
     notes = () if subject.pretrained else (f"{subject.source} has random weights",)
     return _opened(model, {"architecture": subject.source}, notes=notes)
 
@@ -124,7 +129,14 @@ def _made(subject: Subject) -> Opened:
         raise ConfigError(describe("model", expected, got, fix)) from error
     if not callable(factory):
         raise ConfigError(describe("model", "a function", f"'{subject.source}', {factory!r}"))
-    model = factory() if not isinstance(factory, nn.Module) else factory
+    try:
+        model = factory() if not isinstance(factory, nn.Module) else factory
+    except RoliFastError:
+        raise
+    except Exception as error:  # whatever someone's function raises
+        got = f"'{subject.source}' that raised {type(error).__name__}: {error}"
+        fix = "It is called without arguments."
+        raise ConfigError(describe("model", "a factory that returns a model", got, fix)) from error
     if not callable(model):
         got = f"{type(model).__name__} from '{subject.source}'"
         raise ConfigError(describe("model", "a factory that returns a model", got))
@@ -132,7 +144,8 @@ def _made(subject: Subject) -> Opened:
     if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
         notes = (f"{subject.source} gave a model in train mode; it is evaluated in eval mode",)
         model.eval()
-    return _opened(model, {"factory": subject.source}, notes=notes)
+    classes = model.card.get("classes", ()) if isinstance(model, models.Classifier) else ()
+    return _opened(model, {"factory": subject.source}, tuple(classes), notes)
 
 
 def _opened(

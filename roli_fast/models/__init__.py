@@ -3,7 +3,9 @@
 from roli_fast.models.factory import Classifier as Classifier
 from roli_fast.models.factory import Model as Model
 from roli_fast.models.factory import create as create
+from roli_fast.models.factory import imagenet_synsets as imagenet_synsets
 from roli_fast.models.factory import load as load
+from roli_fast.models.factory import published_outputs as published_outputs
 from roli_fast.models.factory import restore as restore
 from roli_fast.models.factory import trained_classes as trained_classes
 from roli_fast.models.head import HeadInit as HeadInit

@@ -1,5 +1,6 @@
 """Any timm architecture as a classifier of images in [0, 1]."""
 
+import contextlib
 import difflib
 import importlib
 import logging
@@ -15,7 +16,7 @@ from roli_fast import zoo
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.models.layers import Normalize, Resize
 from roli_fast.models.normalization import choose_normalization
-from roli_fast.models.options import check_options, first_line, refusal
+from roli_fast.models.options import check_options, first_line, hub_within_seconds, refusal
 from roli_fast.models.weights import load_backbone, read_card, read_state_dict, read_weights
 from roli_fast.seeds import derive_seed
 
@@ -74,6 +75,7 @@ class Classifier(nn.Module):
         self.normalize = Normalize(mean, std)
         self.backbone = backbone
         self.config = config
+        self.head_sees_features: bool | None = None  # not known before an image went through
         self.card: dict[str, Any] = {
             "name": config.name,
             "options": dict(config.options),
@@ -86,18 +88,56 @@ class Classifier(nn.Module):
         return self.backbone(self.normalize(self.resize(x)))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the head sees, (B, D)."""
-        maps = self.backbone.forward_features(self.normalize(self.resize(x)))  # type: ignore[operator]
+        """What the head sees, (B, D).
+
+        Raises:
+            ArgumentError: the head on the features does not give the model's logits, as in VOLO,
+                which adds those of a second head.
+        """
+        if self.head_sees_features is None:
+            self.check_features(x[:1])
+        self._check_one_head()
+        return self._features(self.normalize(self.resize(x)))
+
+    def _features(self, x: Tensor) -> Tensor:
+        maps = self.backbone.forward_features(x)  # type: ignore[operator]
         return self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+
+    def check_features(self, x: Tensor) -> None:
+        """Note whether head(features(x)) are the logits of `x`, in eval mode: probes, tunings and
+        analyses rely on it, and once for a network is enough."""
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            with torch.no_grad():
+                x = self.normalize(self.resize(x))
+                logits, layer = self.backbone(x), self._classifier()
+                if not isinstance(layer, nn.Linear):
+                    return  # refused where a head is asked for
+                try:
+                    own = layer(self._features(x))
+                except (AttributeError, TypeError, RuntimeError):  # no such way, another shape
+                    own = logits[:, :0]
+                scale = float(logits.abs().max())
+                self.head_sees_features = own.shape == logits.shape and torch.allclose(
+                    own, logits, rtol=0, atol=1e-3 * scale, equal_nan=True
+                )
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     @property
     def head_name(self) -> str:
         """Module path of the head inside this model, "backbone.head" say."""
-        head = self.backbone.get_classifier()  # type: ignore[operator]
+        head = self._classifier()
         for name, module in self.named_modules():
             if module is head:
                 return name
         raise self._no_single_head(head)
+
+    def _classifier(self) -> object:
+        """timm's answer; some backbones have none."""
+        return getattr(self.backbone, "get_classifier", lambda: None)()  # type: ignore[operator]
 
     @property
     def head(self) -> nn.Linear:
@@ -105,7 +145,13 @@ class Classifier(nn.Module):
         head = self.get_submodule(self.head_name)
         if not isinstance(head, nn.Linear):
             raise self._no_single_head(head)
+        self._check_one_head()
         return head
+
+    def _check_one_head(self) -> None:
+        if self.head_sees_features is False:
+            got = f"{self.config.name}, whose logits are not head(features)"
+            raise ArgumentError(describe("model.name", "an architecture with one linear head", got))
 
     def _no_single_head(self, head: object) -> ArgumentError:
         got = f"{self.config.name} with {type(head).__name__}"
@@ -166,12 +212,24 @@ def trained_classes(config: Model) -> tuple[str, ...]:
     return tuple(read_card(path).get("classes", ())) if path else ()
 
 
+def published_outputs(config: Model) -> int | None:
+    """How many outputs the head of timm's own weights has, 0 without a head; None where none are
+    asked for."""
+    published = timm.models.get_pretrained_cfg(config.name) if config.pretrained else None
+    return published.num_classes if published else None
+
+
+def imagenet_synsets() -> tuple[str, ...]:
+    """What ImageNet calls its folders, "n01440764" first: the outputs of a classifier of 1,000."""
+    return tuple(timm.data.ImageNetInfo().label_names())
+
+
 def _check_head(config: Model, card: dict[str, Any], num_classes: int) -> None:
     """timm puts a random head on weights of another number of classes, and tells nobody; a file of
     ours fits a model of other options (another activation, say) without a word."""
-    published = timm.models.get_pretrained_cfg(config.name) if config.pretrained else None
-    if published and published.num_classes != num_classes:
-        got = f"a head of {published.num_classes} for {num_classes} classes"
+    outputs = published_outputs(config)
+    if outputs is not None and outputs != num_classes:
+        got = f"a head of {outputs} for {num_classes} classes"
         fix = "Take a method with a fresh head (ranli), or name a classifier as model.weights."
         raise ArgumentError(
             describe("model.pretrained", "weights with a head for these classes", got, fix)
@@ -281,12 +339,13 @@ def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
         # the CPU's generator alone: torch.manual_seed would reseed every GPU's too, for good
         torch.default_generator.manual_seed(derive_seed(seed, "model"))
         try:
-            return timm.create_model(
-                config.name,
-                pretrained=config.pretrained,
-                num_classes=num_classes,
-                **config.options,
-            )
+            with hub_within_seconds() if config.pretrained else contextlib.nullcontext():
+                return timm.create_model(
+                    config.name,
+                    pretrained=config.pretrained,
+                    num_classes=num_classes,
+                    **config.options,
+                )
         except Exception as error:  # whatever a constructor makes of wrong options
             raise _not_built(config, error) from error
 
@@ -314,12 +373,10 @@ def _not_plain(config: Model, found: dict[str, Any]) -> str:
 
 
 def _check_image_size(model: Classifier, size: int) -> None:
-    """One forward of a blank image: cheaper than a table of what each architecture accepts."""
-    training = model.training
+    """One image goes through: cheaper than a table of what each architecture accepts."""
+    draw = torch.Generator().manual_seed(0)
     try:
-        with torch.no_grad():
-            model.eval()
-            model.backbone(torch.zeros(1, len(model.card["mean"]), size, size))
+        model.check_features(torch.rand(1, len(model.card["mean"]), size, size, generator=draw))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ArgumentError(
             describe(
@@ -330,5 +387,3 @@ def _check_image_size(model: Classifier, size: int) -> None:
                 "model, or model.options {img_size: ...} to build the model for this size.",
             )
         ) from error
-    finally:
-        model.train(training)

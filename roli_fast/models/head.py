@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.files import write_tensors
 from roli_fast.models.factory import Classifier
-from roli_fast.models.weights import fingerprint, read_state_dict
+from roli_fast.models.weights import check_finite, fingerprint, read_state_dict
 from roli_fast.seeds import derive_seed
 
 HeadInit = Literal["default", "small", "zero", "kaiming"]
@@ -93,6 +93,7 @@ def load_head(model: Classifier, path: str | Path) -> None:
                 "The head must come from the same architecture and the same number of classes.",
             )
         )
+    check_finite(state, path)
     card = _read_head_card(path)
     if card.get("backbone") not in (None, backbone_fingerprint(model)):
         raise CheckpointError(

@@ -43,9 +43,9 @@ def choose_normalization(
 ) -> Normalization:
     """Mean and standard deviation, each from the first that has it.
 
-    The order: the user; the file's card; the zoo, by the name of the entry or of the file; the
-    layout of the names, where all files of it agree; timm's values for the architecture. For
-    another number of channels than those are for, their average.
+    The order: the user; the file's card; normalisation buffers in it; the zoo, by the name of the
+    entry or of the file; the layout of the names, where all files of it agree; timm's values for
+    the architecture. For another number of channels than those are for, their average.
 
     Args:
         wanted: the user's.
@@ -72,6 +72,8 @@ def choose_normalization(
 
 def _known(file: WeightFile, weights: str) -> tuple[Normalization | None, str]:
     """The normalisation that goes with the file, and who says so."""
+    if file.normalization:
+        return file.normalization, "its own buffers"
     entry = zoo.named(weights)
     if entry:
         return (entry.mean, entry.std), f"the zoo's {entry.name}"

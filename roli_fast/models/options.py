@@ -1,13 +1,17 @@
-"""What is wrong with the options that an architecture was to be built with."""
+"""What is wrong with the options that an architecture was to be built with, or the network."""
 
+import contextlib
 import difflib
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
+from huggingface_hub import constants
 
 from roli_fast.errors import ArgumentError, describe
 
@@ -51,6 +55,37 @@ def refusal(architecture: str, options: Mapping[str, Any], error: Exception) -> 
         return ArgumentError(describe("model.options", expected, f"{dict(options)} ({text})"))
     expected = f"an option that timm's {architecture} takes"
     return ArgumentError(describe(f"model.options.{name}", expected, options[name], fix))
+
+
+@contextlib.contextmanager
+def hub_within_seconds() -> Iterator[None]:
+    """Within, timm takes published weights from the cache where the hub gives no answer: its client
+    would try again for a minute and more.
+
+    Raises:
+        OSError: they were needed, and are not in the cache.
+    """
+    reason, before = _silent_hub(), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or bool(reason)
+    try:
+        yield
+    except OSError as error:  # what the hub's client raises
+        if reason:
+            raise OSError(f"no answer from {constants.ENDPOINT} ({reason})") from error
+        raise
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _silent_hub() -> str:
+    """Why the hub gives no answer; empty where it does."""
+    try:
+        urllib.request.build_opener().open(constants.ENDPOINT, timeout=5).close()
+    except urllib.error.HTTPError as error:  # an answer
+        error.close()
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return ""
 
 
 def first_line(error: Exception) -> str:

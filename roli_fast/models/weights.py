@@ -8,7 +8,8 @@ names for the same tensors: see `layouts`.
 import hashlib
 import json
 import logging
-import math
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from roli_fast.errors import CheckpointError, describe
-from roli_fast.files import write_tensors
-from roli_fast.models.layouts import LAYOUTS, Layout, is_recomputed, to_timm
+from roli_fast.files import read_tensors, unreadable, write_tensors
+from roli_fast.models.layouts import LAYOUTS, Layout, Normalization, is_recomputed, to_timm
+from roli_fast.models.wrapped import unwrapped
 
 CARD = "roli_fast"
 
@@ -30,59 +31,44 @@ logger = logging.getLogger("roli_fast.models")
 
 @dataclass(frozen=True, eq=False)
 class WeightFile:
-    """A weight file that was read: timm's names, the layout it had, and its card."""
+    """A weight file that was read: timm's names, the layout it had, its card, and the mean and std
+    of the normalisation that stood in front of the network."""
 
     path: Path
     state: dict[str, Tensor] = field(repr=False)
     layout: Layout
     card: dict[str, Any]
+    normalization: Normalization | None = None
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors, .pth, .pt or .bin file, never executing code from it.
 
-    A dict under "model", "state_dict" or "model_state_dict" is opened, and "module." prefixes of
-    DataParallel are removed.
+    Containers ("state_dict", "model", ...) are opened, and what wraps the whole network is taken
+    off ("module." of DataParallel, ...; see `wrapped`).
 
     Raises:
         CheckpointError: the file is missing, truncated, or holds something else.
     """
-    path = Path(path)
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Normalization | None]:
     if not path.is_file():
         raise CheckpointError(
             describe("weights", "an existing .safetensors or .pth file", f"'{path}'")
         )
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(_unreadable(path, error)) from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle raises
-        raise CheckpointError(_unreadable(path, error)) from error
-    return _plain(loaded, path)
+    loaded = read_tensors(path)
+    return (loaded, None) if read_card(path) else unwrapped(loaded, path)
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return describe(
-        "weights",
-        "a complete file of tensors",
-        f"'{path}' ({path.stat().st_size} bytes): {reason}",
-        "It may be truncated: copy or download it again.",
-    )
-
-
-def _plain(loaded: object, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError(
-            describe("weights", "a state dict {name: tensor}", f"'{path}' with other contents")
-        )
-    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise CheckpointError for a NaN or an infinity, with the tensor's name."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            got = f"{int((~tensor.isfinite()).sum()):,} in {name} of '{path}'"
+            fix = "The training that wrote it diverged: take an earlier checkpoint."
+            raise CheckpointError(describe("weights", "no NaN and no infinity", got, fix))
 
 
 def read_card(path: str | Path, key: str = CARD) -> dict[str, Any]:
@@ -94,7 +80,7 @@ def read_card(path: str | Path, key: str = CARD) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {}).get(key, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(_unreadable(path, error)) from error
+        raise CheckpointError(unreadable(path, error)) from error
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -103,8 +89,9 @@ def read_weights(path: str | Path) -> WeightFile:
     Raises:
         CheckpointError: the file is missing, truncated, or holds something else.
     """
-    layout, state = to_timm(read_state_dict(path))
-    return WeightFile(Path(path), state, layout, read_card(path))
+    own, normalization = _read(Path(path))
+    layout, state = to_timm(own)
+    return WeightFile(Path(path), state, layout, read_card(path), normalization)
 
 
 def load_backbone(
@@ -129,26 +116,35 @@ def load_backbone(
         target = {name: tensor for name, tensor in target.items() if not name.startswith(head)}
     _fit_positions(state, target, backbone, file.path)
     _check_fit(state, target, file)
+    check_finite(state, file.path)
     backbone.load_state_dict(state, strict=with_head)
 
 
 def _fit_positions(
     state: dict[str, Tensor], target: Mapping[str, Tensor], backbone: nn.Module, path: Path
 ) -> None:
-    """Resample `pos_embed` (1, tokens, D) of a square grid to the grid of the model, in place."""
-    old, new = state.get("pos_embed"), target.get("pos_embed")
-    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
-    if old is None or new is None or old.shape == new.shape or not grid or old.ndim != 3:
+    """Resample tables of positions of another image size in place, by timm's own filter of the
+    architecture's checkpoints."""
+    places = {  # a patch embedding of another size is another network
+        name
+        for name, new in target.items()
+        if name in state and state[name].shape != new.shape and "patch_embed" not in name
+    }
+    resample: Any = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    if not places or not resample:
         return
-    extra = new.shape[1] - math.prod(grid)  # class and register tokens have no place in the grid
-    side = math.isqrt(max(old.shape[1] - extra, 0))
-    if old.shape[2] != new.shape[2] or not side or side * side + extra != old.shape[1]:
-        return  # refused as misshapen
-    sizes = {"new_size": list(grid), "old_size": [side, side]}
-    resample: Any = resample_abs_pos_embed  # torch.fx.wrap hides its type
-    state["pos_embed"] = resample(old, **sizes, num_prefix_tokens=extra)
-    shapes = f"from {side}x{side} to {grid[0]}x{grid[1]} patches"
-    logger.info("%s: position embedding resampled %s (bicubic)", path.name, shapes)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of how timm writes it
+            fitted = resample(dict(state), backbone)
+    except Exception as error:  # whatever it makes of a file that does not fit: told as misshapen
+        logger.debug("%s: %s", path.name, error)
+        return
+    done = [n for n in places if n in fitted and fitted[n].shape == target[n].shape]
+    for name in done:
+        shapes = f"from {tuple(state[name].shape)} to {tuple(target[name].shape)}"
+        logger.info("%s: %s resampled %s (bicubic)", path.name, name, shapes)
+        state[name] = fitted[name]
 
 
 def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], file: WeightFile) -> None:
@@ -165,6 +161,10 @@ def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], file: 
     if not total:
         return
     shown = "; ".join(text for found in kinds for text in found[:3])
+    unknown = [name for name in state if name not in target]
+    ends = (u.removesuffix(m) for m in target if m not in state for u in unknown if u.endswith(m))
+    if (prefix := next(ends, "")).endswith("."):
+        shown += f". Its names begin with '{prefix}': take that off"
     if any(len(found) > 3 for found in kinds):
         shown += "; ..."
     read_as = file.layout.name

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
@@ -102,25 +103,28 @@ class Adapter(Modes):
 
 
 def _mlps(model: Classifier) -> dict[str, nn.Module]:
-    """The MLP of every block, by name: a module `mlp` of linear layers beside attention or a
-    convolution (the MLP of an attention pooling is not one)."""
+    """The MLP of every block, by name: a module `mlp` of linear layers in a block with attention, a
+    convolution or a norm (the MLP of an attention pooling or of positions is not one)."""
     found: dict[str, nn.Module] = {}
+    others: list[str] = []
     for name, block in model.named_modules():
-        mlp = getattr(block, "mlp", None)
-        mixes = hasattr(block, "attn") or hasattr(block, "conv_dw")
-        linear = isinstance(getattr(mlp, "fc2", None), nn.Linear)
-        if mixes and linear and isinstance(mlp, nn.Module):
-            found[f"{name}.mlp"] = mlp
-    if not found:
-        raise ArgumentError(
-            describe(
-                "tuning",
-                "a method that fits the model",
-                f"adapter for {model.config.name} (timm's {type(model.backbone).__name__}), whose "
-                "blocks have no `mlp` of linear layers beside attention or a convolution",
-                "Adapters fit ViT, Swin and ConvNeXt (built without conv_mlp); use bias or full.",
-            )
-        )
+        parts = dict(block.named_children())
+        mixers = ("attn", "conv_dw", "token_mixer", "norm")
+        mixes = any(part.startswith(mixers) for part in parts)
+        if not mixes or isinstance(block, AttentionPoolLatent):
+            continue
+        for part, mlp in parts.items():
+            last = getattr(mlp, "fc2", None) if part.startswith("mlp") else None
+            if part == "mlp" and isinstance(last, nn.Linear):
+                found[f"{name}.mlp"] = mlp
+            elif last is not None:
+                others.append(f"{name}.{part}")
+    if not found or others:
+        kind = f"adapter for {model.config.name} (timm's {type(model.backbone).__name__})"
+        where = f" ({others[0]})" if found else ""
+        got = f"{kind}, whose blocks have no `mlp` of linear layers{where}"
+        fix = "Adapters fit ViT, Swin and ConvNeXt (built without conv_mlp); use bias or full."
+        raise ArgumentError(describe("tuning", "a method that fits the model", got, fix))
     return found
 
 

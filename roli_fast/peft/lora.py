@@ -31,8 +31,9 @@ class LoRA(Modes):
         rank: columns of B, rows of A.
         alpha: the update is multiplied by alpha / rank.
         dropout: dropout of the update's input.
-        targets: which layers: "q", "k", "v" (their rows of timm's fused qkv), or the name of linear
-            layers or its end, "qkv", "mlp.fc1", "backbone.blocks.0.attn.proj" say.
+        targets: which layers: "q", "k", "v" (their rows of timm's fused qkv, or the layers that
+            make them, in every attention), or the name of linear layers or its end, "qkv",
+            "mlp.fc1", "backbone.blocks.0.attn.proj" say.
     """
 
     rank: int = 16

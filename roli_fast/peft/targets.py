@@ -1,7 +1,8 @@
 """Which linear layers a target of LoRA names."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -12,22 +13,41 @@ from roli_fast.peft.lora_linear import LoraLinear
 
 Rows = tuple[tuple[int, int], ...]
 
-SLICES = {"q": 0, "k": 1, "v": 2}
-"""Target -> its third of the output rows of a fused qkv."""
+SLICES = ("q", "k", "v")
+"""Targets that mean a projection of every attention, or its rows of a fused one."""
+
+_PROJECTION = re.compile(r"(?:w|to_|in_)?(q|k|v|qk|kv|qkv)s?(?:_?proj|_proj_weight)?")
+"""Own name of a layer or parameter that makes what the letters say."""
 
 FUSED = frozenset(
     (
         "timm.layers.attention.Attention",
         "timm.layers.attention.AttentionRope",
+        "timm.layers.attention_pool.AttentionPoolLatent",
         "timm.models.beit.Attention",
+        "timm.models.cait.TalkingHeadAttn",
+        "timm.models.convit.GPSA",
+        "timm.models.convit.MHSA",
+        "timm.models.edgenext.CrossCovarianceAttn",
         "timm.models.eva.EvaAttention",
+        "timm.models.hiera.MaskUnitAttention",
+        "timm.models.metaformer.Attention",
+        "timm.models.nest.Attention",
+        "timm.models.pvt_v2.Attention",
         "timm.models.swin_transformer.WindowAttention",
         "timm.models.swin_transformer_v2.WindowAttention",
+        "timm.models.tnt.Attention",
+        "timm.models.twins.GlobalSubSampleAttn",
+        "timm.models.twins.LocallyGroupedAttn",
         "timm.models.vision_transformer.Attention",
         "timm.models.vision_transformer_relpos.RelPosAttention",
+        "timm.models.volo.Attention",
+        "timm.models.volo.ClassAttention",
+        "timm.models.xcit.XCA",
     )
 )
-"""Attention whose `qkv` has all rows of q first, then k's, then v's (others interleave heads)."""
+"""Attention whose `qkv` has all rows of q first, then k's, then v's (others interleave heads);
+likewise a `kv` or `qk`."""
 
 
 def find_layers(model: Classifier, targets: Iterable[str]) -> dict[str, Rows | None]:
@@ -37,23 +57,25 @@ def find_layers(model: Classifier, targets: Iterable[str]) -> dict[str, Rows | N
         ArgumentError: a target that no layer has, with the names that are near, or two targets that
             mean the same rows.
     """
-    layers = _linears(model)
-    fused = {name: layer for name, layer in layers.items() if _is_fused(model, name)}
+    layers, targets = _linears(model), tuple(targets)
+    fused = {name: letters for name in layers if (letters := _fused(model, name))}
     chosen: dict[str, list[str]] = {}
     for target in targets:
         found = _matching(model, layers, fused, target)
         for name in found:
             chosen.setdefault(name, []).append(target)
+    _check_attentions(model, set(targets) & set(SLICES), chosen)
     out: dict[str, Rows | None] = {}
     for name in (name for name in layers if name in chosen):
         wanted = chosen[name]
-        parts = sorted(SLICES[t] for t in wanted if t in SLICES and name in fused)
+        inside = fused.get(name, "")
+        parts = sorted(inside.index(t) for t in wanted if t in SLICES and t in inside)
         if len(wanted) > max(1, len(parts)):
             raise ArgumentError(
                 describe("targets", f"one target for each row of {name}", tuple(wanted))
             )
-        third = layers[name].out_features // 3
-        out[name] = tuple((i * third, (i + 1) * third) for i in parts) or None
+        rows = layers[name].out_features // max(1, len(inside))
+        out[name] = tuple((i * rows, (i + 1) * rows) for i in parts) or None
     return out
 
 
@@ -69,24 +91,49 @@ def _linears(model: Classifier) -> dict[str, nn.Linear]:
     }
 
 
-def _is_fused(model: Classifier, name: str) -> bool:
-    parent, _, own = name.rpartition(".")
-    kinds = type(model.get_submodule(parent)).__mro__
-    return own == "qkv" and any(f"{k.__module__}.{k.__qualname__}" in FUSED for k in kinds)
+def _letters(name: str) -> str:
+    """What a layer or parameter projects to by its own name: "q" of "attn.q_proj", "" of "fc1"."""
+    match = _PROJECTION.fullmatch(name.rpartition(".")[2])
+    return match[1] if match else ""
+
+
+def _fused(model: Classifier, name: str) -> str:
+    """The letters of a layer of several projections, where its rows are known to follow them."""
+    kinds = type(model.get_submodule(name.rpartition(".")[0])).__mro__
+    known = any(f"{k.__module__}.{k.__qualname__}" in FUSED for k in kinds)
+    return _letters(name) if known and len(_letters(name)) > 1 else ""
 
 
 def _matching(
-    model: Classifier,
-    layers: dict[str, nn.Linear],
-    fused: dict[str, nn.Linear],
-    target: str,
+    model: Classifier, layers: dict[str, nn.Linear], fused: dict[str, str], target: str
 ) -> list[str]:
     found = [name for name in layers if f".{name}".endswith(f".{target}")]
     if target in SLICES:
-        found += [name for name in fused if name not in found]
+        own = (n for n in layers if _letters(n) == target or target in fused.get(n, ""))
+        found += [name for name in own if name not in found]
     if not found:
         raise ArgumentError(_unknown(model, layers, target))
     return found
+
+
+def _check_attentions(model: Classifier, wanted: set[str], chosen: Mapping[str, list[str]]) -> None:
+    """Raise where "q", "k" or "v" would pass over an attention of the network in silence."""
+    left: list[str] = []
+    attentions = 0
+    for name, module in model.named_modules():
+        parts = [n for n, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
+        projections = {f"{name}.{part}": _letters(part) for part in parts if _letters(part)}
+        attentions += bool(projections)
+        for target in sorted(wanted):
+            inside = [path for path, letters in projections.items() if target in letters]
+            if inside and not any(path in chosen for path in inside):
+                left.append(f"{target} of {inside[0]} ({type(module).__name__})")
+    if left:
+        got = f"{len(left)} places left out of {attentions} attentions: {left[0]}"
+        fix = "How their rows are laid out is not known here, or they are no linear layers: name "
+        fix += "whole layers, such as qkv, or use bias or full."
+        expected = f"q, k or v in every attention of {model.config.name}"
+        raise ArgumentError(describe("targets", expected, got, fix))
 
 
 def _unknown(model: Classifier, layers: dict[str, nn.Linear], target: str) -> str:

@@ -3,13 +3,10 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-from tqdm import tqdm
 
 from roli_fast.errors import RoliFastError
 from roli_fast.zoo.cache import PREFIX, find, folder
-from roli_fast.zoo.download import Fetched, Progress, fetch, stored_sha256
+from roli_fast.zoo.download import Fetched, fetch, stored_sha256
 from roli_fast.zoo.table import ZOO, Entry
 
 DESCRIPTION = """\
@@ -29,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; run the command again to go on", file=sys.stderr)
+        print("stopped; nothing was kept", file=sys.stderr)
         return 130
     return 0
 
@@ -76,8 +73,7 @@ def _get(entry: Entry, url: str | None) -> None:
     path = folder() / entry.file
     if not path.is_file():
         print(f"{entry.name}: {url}")
-    with _Bar(entry.file) as bar:
-        found = fetch(url, path, sha256=entry.sha256, progress=bar)
+    found = fetch(url, path, sha256=entry.sha256, quiet=False)
     print("\n".join(_report(entry, found)))
 
 
@@ -95,28 +91,6 @@ def _report(entry: Entry, found: Fetched) -> Iterator[str]:
     if found.checked != "published":
         yield f"It is kept in {stored_sha256(found.path).name}; later checks compare with it."
     yield f"Use: --model.name {entry.architecture} --model.weights {PREFIX}{entry.name}"
-
-
-class _Bar:
-    """A progress bar that appears with the first chunk."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._bar: tqdm | None = None
-
-    def __enter__(self) -> Progress:
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _show(self, done: int, total: int | None) -> None:
-        if self._bar is None:
-            self._bar = tqdm(
-                total=total, initial=done, unit="B", unit_scale=True, desc=Path(self._name).stem
-            )
-        self._bar.update(done - self._bar.n)
 
 
 if __name__ == "__main__":

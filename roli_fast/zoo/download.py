@@ -1,26 +1,24 @@
-"""A download that is whole or absent: it resumes, checks the sha256, and renames at the end."""
+"""A download that is whole or absent: into a fresh file, checked, renamed at the end."""
 
 import contextlib
 import hashlib
 import http.client
 import re
+import shutil
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roli_fast.errors import DownloadError, describe
-from roli_fast.files import commit, write_bytes
-from roli_fast.zoo.part import Part
+from tqdm import tqdm
 
-CHUNK = 1 << 18
+from roli_fast.errors import CheckpointError, DownloadError, describe
+from roli_fast.files import commit, read_tensors, write_bytes
+
 TIMEOUT = 60  # seconds without a byte
-AGENT = "roli_fast"  # some servers refuse Python's own name
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are here and the bytes of the whole file, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -41,45 +39,34 @@ class Fetched:
     new: bool
 
 
-def fetch(
-    url: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None
-) -> Fetched:
-    """Bring `url` to `path`, resuming what an earlier call left, unless it is there already.
+def fetch(url: str, path: Path, *, sha256: str | None = None, quiet: bool = True) -> Fetched:
+    """Bring `url` to `path` unless it is there already; what is kept can be read as weights.
 
-    Bytes collect in a hidden .part file beside `path`. The computed sha256 is stored in
-    `path`.sha256 in the format of sha256sum, and what comes later is compared with it. Proxies
-    are urllib's (http_proxy, https_proxy, no_proxy).
+    The computed sha256 is stored in `path`.sha256 in the format of sha256sum, and what comes later
+    is compared with it. Proxies are urllib's (http_proxy, https_proxy, no_proxy).
 
     Args:
         url: http or https address.
         path: the final place.
         sha256: what the publisher tells of it, all 64 hex digits or the first ones.
-        progress: told of every chunk.
+        quiet: no progress bar.
 
     Raises:
-        DownloadError: no connection, an HTTP error, a transfer that broke off (what arrived is
-            kept for the next call), or a sha256 that differs (nothing new is kept).
+        DownloadError: no connection, an HTTP error, a transfer that broke off, a sha256 that
+            differs, or no file of weights; nothing new is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
-        if path.is_file():
-            digest = _digest(path)
-            checked = _check(digest, sha256, path, f"'{path}'", "Delete it and fetch it again.")
-            _store(path, digest)
-            return Fetched(path, digest, checked, new=False)
-        part = Part(path.with_name(f".{path.name}.part"))
-        _transfer(url, part, progress or (lambda _done, _total: None))
-        digest = _digest(part.path)
-        try:
-            fix = "Nothing was kept: the file at this address is not the one that was expected."
-            checked = _check(digest, sha256, path, url, fix)
-        except DownloadError:
-            part.drop()
-            raise
-        _store(path, digest)
-        commit(part.path, path)
-        part.drop()
-        return Fetched(path, digest, checked, new=True)
+    if path.is_file():
+        where, fix = f"'{path}'", "Delete it and fetch it again."
+        return _checked(path, path, sha256, where, fix, new=False)
+    # a folder of its own: the suffix says how the file is read, and two may fetch at once
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        _transfer(url, fresh, quiet)
+        fix = "Nothing was kept: the file at this address is not the one that was expected."
+        found = _checked(fresh, path, sha256, url, fix, new=True)
+        commit(fresh, path)
+        return found
 
 
 def stored_sha256(path: Path) -> Path:
@@ -87,12 +74,15 @@ def stored_sha256(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _store(path: Path, digest: str) -> None:
-    write_bytes(stored_sha256(path), f"{digest}  {path.name}\n".encode())
-
-
-def _check(digest: str, published: str | None, path: Path, where: str, fix: str) -> str | None:
-    """Compare with all that is known of the file; says with what."""
+def _checked(  # noqa: PLR0913 - what a check compares
+    file: Path, path: Path, published: str | None, where: str, fix: str, *, new: bool
+) -> Fetched:
+    """Compare `file`, which is or becomes `path`, with all that is known, and store its sum."""
+    summed = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while chunk := opened.read(1 << 20):
+            summed.update(chunk)
+    digest = summed.hexdigest()
     if published and not digest.startswith(published.lower()):
         raise DownloadError(describe("sha256", f"{published} (published) of {where}", digest, fix))
     beside = stored_sha256(path)
@@ -101,116 +91,60 @@ def _check(digest: str, published: str | None, path: Path, where: str, fix: str)
         fix += f" Delete '{beside}' to accept another file."
         expected = f"{words[0]} (an earlier fetch's) of {where}"
         raise DownloadError(describe("sha256", expected, digest, fix))
+    try:
+        read_tensors(file)
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+            if damaged := archive.testzip():  # torch does not look at the sums in it
+                raise CheckpointError(f"'{damaged}' in it is damaged.")
+    except CheckpointError as error:
+        raise DownloadError(describe("url", f"weights at {where}", str(error), fix)) from error
+    write_bytes(beside, f"{digest}  {path.name}\n".encode())
+    checked = "stored" if words else None
     if published:
         whole = len(published) == len(digest)
-        return "published" if whole else f"first {len(published)} published digits"
-    return "stored" if words else None
+        checked = "published" if whole else f"first {len(published)} published digits"
+    return Fetched(path, digest, checked, new)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _transfer(url: str, part: Part, progress: Progress) -> None:
-    """Append to `part` until it is whole."""
-    start = part.usable(url)
-    if start and start == part.total:  # stopped between the last byte and the rename
-        return
-    with _explained(url, part), _open(url, start, part.version) as reply:
-        start, total = _place(reply, start, url)
-        if not start:
-            part.drop()  # before the note changes: old bytes must not pass for the new version's
-        part.describe(url, _version(reply), total)
-        with open(part.path, "r+b" if start else "wb") as file:
-            file.seek(start)
-            file.truncate()
-            progress(start, total)
-            while chunk := reply.read(CHUNK):
-                file.write(chunk)
-                progress(file.tell(), total)
-    if total is not None and part.size != total:
-        raise DownloadError(_broken(url, part, f"an end after {part.size:,} of {total:,} bytes"))
-
-
-def _open(url: str, start: int, version: str | None) -> Any:
-    """The server's answer, from byte `start` on if the file is still that version."""
-    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
-    if start and version:
-        headers |= {"Range": f"bytes={start}-", "If-Range": version}
+def _transfer(url: str, file: Path, quiet: bool) -> None:
+    """The whole answer of the server into `file`."""
     if not re.match(r"https?://", url):
         raise DownloadError(describe("url", "an http or https address", repr(url)))
-    request = urllib.request.Request(url, headers=headers)
-    opener = urllib.request.build_opener()  # reads the proxies anew, unlike urlopen
-    return opener.open(request, timeout=TIMEOUT)
-
-
-def _version(reply: Any) -> str | None:
-    """What If-Range accepts: a strong tag, else the date."""
-    tag = reply.headers.get("ETag") or ""
-    return tag if tag and not tag.startswith("W/") else reply.headers.get("Last-Modified")
-
-
-def _place(reply: Any, asked: int, url: str) -> tuple[int, int | None]:
-    """(where the sent bytes begin, size of the whole file)."""
-    if reply.status != 206:
-        length = reply.headers.get("Content-Length")
-        return 0, int(length) if length else None
-    sent = reply.headers.get("Content-Range") or ""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", sent)
-    if not match or int(match[1]) != asked:
-        raise DownloadError(describe("url", f"the bytes from {asked} on of {url}", repr(sent)))
-    return asked, None if match[2] == "*" else int(match[2])
-
-
-@contextlib.contextmanager
-def _explained(url: str, part: Part) -> Iterator[None]:
-    """Turn what a connection can raise into one error that says what is left and what to do."""
+    # some servers refuse Python's own name; an opener of its own reads the proxies anew
     try:
-        yield
-    except DownloadError:
-        raise
+        request = urllib.request.Request(url, headers={"User-Agent": "roli_fast"})
+        with urllib.request.build_opener().open(request, timeout=TIMEOUT) as reply:
+            _receive(reply, url, file, quiet)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416:  # the part does not fit the server's file
-            part.drop()
-            fix = "The part was deleted: run the command again."
-        elif error.code in (401, 403, 404, 410):
-            fix = "The publisher may have moved it: give another address with --url."
-        else:
+        fix = "Give another address with --url."
+        if error.code not in (401, 403, 404, 410):
             fix = "Try again later, or give another address with --url."
-        expected = "a file that the server gives out"
         got = f"HTTP status {error.code} for {url}"
-        raise DownloadError(describe("url", expected, got, fix)) from error
+        raise DownloadError(
+            describe("url", "a file that the server gives out", got, fix)
+        ) from error
+    except DownloadError:
+        raise
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise DownloadError(_broken(url, part, str(reason))) from error
+        raise DownloadError(_broken(url, str(reason))) from error
 
 
-def _broken(url: str, part: Part, got: str) -> str:
-    if part.size:
-        fix = f"{part.size:,} bytes are kept: run the command again to go on."
-    else:
-        fix = "Check the network and the proxy (https_proxy), or give a mirror with --url."
+def _receive(reply: Any, url: str, file: Path, quiet: bool) -> None:
+    kind, length = reply.headers.get_content_type(), reply.headers.get("Content-Length")
+    if reply.status != 200 or kind == "text/html":
+        got = f"HTTP status {reply.status} with {kind} for {url}"
+        fix = "A page stands there: give the file's own address with --url."
+        raise DownloadError(describe("url", "a file that the server gives out", got, fix))
+    total = int(length) if length else None
+    bar = {"total": total, "desc": file.stem, "disable": quiet}
+    with open(file, "wb") as out, tqdm.wrapattr(out, "write", **bar) as shown:
+        shutil.copyfileobj(reply, shown, 1 << 18)
+    if total not in (None, size := file.stat().st_size):
+        raise DownloadError(_broken(url, f"an end after {size:,} of {total:,} bytes"))
+
+
+def _broken(url: str, got: str) -> str:
+    fix = "Check the network and the proxy (https_proxy), or give a mirror with --url."
     return describe("url", f"the whole file at {url}", got, fix)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Refuse a second download of one file at the same time, where the system has locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(path.with_name(f".{path.name}.lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            fix = "Wait for it, or stop it: what it got is kept."
-            got = "another process that is fetching it"
-            raise DownloadError(describe("path", f"'{path}' for itself", got, fix)) from error
-        yield

@@ -149,8 +149,15 @@ def test_yaml_takes_short_names_and_whole_components(tmp_path: Path) -> None:
         (["--model=no_such_module:f"], ["`model`", "No module named 'no_such_module'"]),
         (["--model=evaluated_models:SIZE"], ["`model`", "a function"]),
         (["--model=evaluated_models:number"], ["`model`", "returns a model", "int"]),
+        (
+            ["--model=evaluated_models:raising"],
+            ["`model`", ":raising' that raised KeyError: 'no su"],
+        ),
         (["--model=evaluated_models:pair"], ["`model`", "tuple", "nn.Module"]),
-        (["--model=evaluated_models:few"], ["`data`", "[0, 5)", "labels up to 9", "'9'"]),
+        (
+            ["--model=evaluated_models:few"],
+            ["`classes`", "10 classes in data and 5 outputs", "'0'"],
+        ),
         (["--model=evaluated_models:broken"], ["`model`", "NaN for"]),
         (["--model=runs/nothing"], ["`model`", "does not exist", "zoo:NAME"]),
         (["--model=none.safetensors"], ["none.safetensors"]),
@@ -304,9 +311,12 @@ def test_a_file_of_others_needs_its_architecture_and_keeps_its_head(tmp_path: Pa
     options = SMALL["vit_tiny_patch16_224"].items()
     flags += [f"--model.options.{name}={value}" for name, value in options]
     flags += ["--model.mean=0.5,0.5,0.5", "--model.std=0.5,0.5,0.5"]
+    with pytest.raises(RoliFastError, match="10 classes in data and 12 outputs"):
+        run(parse(flags).assessment, tmp_path / "out", quiet=True)
+    flags += ["--classes=0,1,2,3,4,5,6,7,8,9"]
     run(parse(flags).assessment, tmp_path / "out", quiet=True)
     report = read_report(tmp_path / "out")
-    assert any("12 outputs, the data 10 classes" in note for note in report.tree["notes"])
+    assert any("0, 1, 2, 3, 4, 5, 6, 7, 8, 9 of 12" in note for note in report.tree["notes"])
     splits = parse(flags).assessment.data.load()
     data = splits.test.plain()
     rows = torch.tensor([data.ids.tolist().index(i) for i in report.ids.tolist()])

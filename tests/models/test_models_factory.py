@@ -1,17 +1,20 @@
 """Building classifiers: pixels in, reproducible, and errors that say what to change."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from tiny_models import SIZES, SMALL, images, tiny
 from torch import nn
 from torch.nn.functional import interpolate
 
 from roli_fast.errors import ArgumentError
 from roli_fast.models import Classifier, Model, Normalize, create
+from roli_fast.peft import METHODS, apply
 
 MEAN, STD = (0.1, 0.5, 0.75), (0.25, 0.5, 2.0)
 VIT = "vit_tiny_patch16_224"
@@ -133,6 +136,39 @@ def test_a_convolutional_head_is_refused() -> None:
         model.head  # noqa: B018
 
 
+class TwoHeads(nn.Module):
+    """Adds the largest answer of a second head, as VOLO does."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.aux = inner, nn.Linear(16, 5)
+        self.get_classifier, self.forward_head = inner.get_classifier, inner.forward_head
+        self.forward_features = inner.forward_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.forward_features(x)
+        return self.forward_head(maps) + 0.5 * self.aux(maps[:, 1:]).amax(1)
+
+
+def test_logits_that_are_not_those_of_the_head_are_refused_where_features_are_asked_for() -> None:
+    plain = tiny(VIT)
+    model = Classifier(TwoHeads(plain.backbone), plain.config, MEAN, STD)
+    assert model(batch(VIT)).shape == (2, 5)  # a classifier like any other
+    with pytest.raises(
+        ArgumentError, match=r"`model\.name`.*one linear head, got .*not head\(feat"
+    ):
+        model.features(batch(VIT))
+    with pytest.raises(ArgumentError, match=r"`model\.name`"):
+        model.head  # noqa: B018
+    assert all(module.training for module in model.modules())
+
+
+def test_volo_is_evaluated_and_not_probed() -> None:
+    model = create(Model("volo_d1_224"), num_classes=5, image_size=224)
+    with pytest.raises(ArgumentError, match="volo_d1_224, whose logits"):
+        apply(model, METHODS["linear"]())
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -157,8 +193,25 @@ def test_a_failed_download_is_no_wrong_option(monkeypatch: pytest.MonkeyPatch) -
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("roli_fast.models.options._silent_hub", str)
     with pytest.raises(ArgumentError, match=r"`model.pretrained`.*no route to host\..*weights"):
         create(Model("resnet18", pretrained=True), num_classes=5)
+
+
+def test_weights_without_a_network_fail_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """The hub's client tries again for a minute; nobody listens at port 9."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    began = time.perf_counter()
+    with pytest.raises(
+        ArgumentError, match=r"`model\.pretrained`.*no answer from http://127.*file as"
+    ):
+        create(Model("test_vit.r160_in1k", pretrained=True), num_classes=1000)
+    assert time.perf_counter() - began < 20 and not constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize("num_classes", [0, -3])

@@ -136,7 +136,7 @@ def test_every_recipe_builds(path: Path) -> None:
         (["--model", "vit"], ["`model`", "'vit'", "--model.name VALUE"]),
         (["--seeds", "a,b"], ["`seeds`", "integers", "'a'", "--seeds 0,1,2"]),
         (["--threads", "x"], ["`threads`", "an integer or null", "'x'"]),
-        (["--methods", "3"], ["`methods`", "names", "'3'"]),
+        (["--methods", "3"], ["`methods`", "roli", "'3'"]),
         (["--model.mean", "a,b,c"], ["`model.mean`", "numbers", "'a'", "commas"]),
         (["--model.pretrained", "maybe"], ["`model.pretrained`", "true or false", "'maybe'"]),
         (["--finetune.optimizer.name", "lion"], ["`finetune.optimizer.name`", "adamw, sgd"]),

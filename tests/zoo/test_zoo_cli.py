@@ -91,20 +91,19 @@ def test_a_mistake_is_one_line_and_status_2(offer: Any, capsys: Text, tmp_path: 
     assert "Similar: ares_vit_b" in capsys.readouterr().err
 
 
-def test_ctrl_c_keeps_what_arrived(
+def test_ctrl_c_leaves_nothing(
     offer: Any, capsys: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer()
 
-    def stop(_bar: Any, done: int, _total: int | None) -> None:
-        if done > 0:
-            raise KeyboardInterrupt
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("roli_fast.zoo.__main__._Bar._show", stop)
+        patched.setattr("shutil.copyfileobj", stop)
         assert main(["get", NAME]) == 130
-    assert "run the command again" in capsys.readouterr().err
-    assert (tmp_path / "weights" / f".{FILE}.part").stat().st_size > 0
+    assert "nothing was kept" in capsys.readouterr().err
+    assert not list((tmp_path / "weights").iterdir())
     assert main(["get", NAME]) == 0
 
 

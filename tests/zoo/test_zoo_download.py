@@ -1,21 +1,20 @@
-"""A download is whole or absent, resumes by range, and is checked."""
+"""A download is whole or absent, and only a file of weights is kept."""
 
-import fcntl
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from file_server import CONTENT, FileServer
+from file_server import CONTENT, FileServer, weights
 
 from roli_fast.errors import DownloadError
 from roli_fast.zoo import Fetched, fetch
-from roli_fast.zoo.part import Part
 
 SHA = hashlib.sha256(CONTENT).hexdigest()
 HALF = len(CONTENT) // 2
+OTHER = weights(2.0)
+PAGE = b"<!DOCTYPE html><html>log in</html>"
 
 
 @pytest.fixture
@@ -24,32 +23,17 @@ def path(tmp_path: Path) -> Path:
 
 
 def files(path: Path) -> set[str]:
-    """What lies beside `path`, the lock left out."""
-    return {name for name in os.listdir(path.parent) if not name.endswith(".lock")}
+    return set(os.listdir(path.parent))
 
 
-def interrupted(server: FileServer, path: Path, cut: int = HALF) -> None:
-    """A first try that breaks off after `cut` bytes."""
-    server.cut = cut
-    with pytest.raises(DownloadError, match=rf"{cut:,} bytes are kept: run the command again"):
-        fetch(server.url, path)
-    server.cut = None
-    assert not path.exists() and part(path).stat().st_size == cut
-
-
-def part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def test_it_arrives_whole_with_its_sum_beside_it(server: FileServer, path: Path) -> None:
-    told: list[tuple[int, int | None]] = []
-    found = fetch(server.url, path, progress=lambda done, total: told.append((done, total)))
-    assert found == Fetched(path, SHA, None, new=True)
+def test_it_arrives_whole_with_its_sum_beside_it(
+    server: FileServer, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fetch(server.url, path) == Fetched(path, SHA, None, new=True)
     assert path.read_bytes() == CONTENT and files(path) == {"w.pth", "w.pth.sha256"}
     assert (path.parent / "w.pth.sha256").read_text() == f"{SHA}  w.pth\n"
-    assert told[0] == (0, len(CONTENT)) and told[-1] == (len(CONTENT), len(CONTENT))
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    assert not capsys.readouterr().err
 
 
 def umask() -> int:
@@ -75,123 +59,60 @@ def test_another_sum_leaves_nothing(server: FileServer, path: Path) -> None:
         assert files(path) == set()
 
 
-class TestResuming:
-    def test_only_the_rest_is_sent(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        told: list[int] = []
-        found = fetch(server.url, path, sha256=SHA, progress=lambda done, _: told.append(done))
-        assert found.new and path.read_bytes() == CONTENT and told[0] == HALF
-        assert [seen[1:] for seen in server.seen] == [(None, None), (f"bytes={HALF}-", '"v1"')]
-        assert files(path) == {"w.pth", "w.pth.sha256"}
+def mixture() -> bytes:
+    """The first half of one file and the second of another, of the same size."""
+    assert len(OTHER) == len(CONTENT)
+    return OTHER[:HALF] + CONTENT[HALF:]
 
-    def test_twice(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path, cut=1000)
-        server.cut = 500
-        with pytest.raises(DownloadError, match="end after 1,500 of 1,280,000 bytes"):
-            fetch(server.url, path)
-        server.cut = None
-        assert fetch(server.url, path).sha256 == SHA
 
-    def test_the_date_will_do(self, server: FileServer, path: Path) -> None:
-        server.tag, server.date = 'W/"weak"', "Sat, 01 Jan 2022 00:00:00 GMT"
-        interrupted(server, path)
-        assert fetch(server.url, path).sha256 == SHA
-        assert server.seen[1][1:] == (f"bytes={HALF}-", server.date)
-
-    def test_another_version_starts_over(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        server.tag, server.content = '"v2"', CONTENT[::-1]
-        assert fetch(server.url, path).sha256 == hashlib.sha256(CONTENT[::-1]).hexdigest()
-
-    def test_a_shorter_new_version(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        server.tag, server.content = '"v2"', CONTENT[:100]
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": b""},
+        {"status": 204, "content": b"", "length": None},
+        {"content": PAGE},
+        {"content": PAGE, "kind": "text/html; charset=utf-8"},
+        {"kind": "text/html"},
+        {"status": 206},
+        {"status": 206, "content": CONTENT[HALF:]},
+        {"content": CONTENT[HALF:]},
+        {"content": CONTENT[:HALF]},
+        {"content": CONTENT[:HALF], "length": None},
+        {"content": mixture()},
+        {"content": bytes(len(CONTENT))},
+        {"cut": HALF},
+        {"cut": 0},
+        {"length": 10**9},
+        {"length": HALF},
+        {"content": b"version https://git-lfs.github.com/spec/v1\n"},
+    ],
+    ids=lambda answer: " ".join(answer),
+)
+def test_what_is_no_whole_weight_file_leaves_nothing(
+    server: FileServer, path: Path, answer: dict[str, Any]
+) -> None:
+    for name, value in answer.items():
+        setattr(server, name, value)
+    with pytest.raises(DownloadError, match="`url`"):
         fetch(server.url, path)
-        assert path.read_bytes() == CONTENT[:100]
+    assert files(path) == set()
+    server.content, server.kind, server.status = CONTENT, "application/octet-stream", 200
+    server.cut, server.length = None, -1
+    assert fetch(server.url, path).sha256 == SHA
 
-    def test_a_server_without_ranges_starts_over(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        server.ranges = False
-        assert fetch(server.url, path).sha256 == SHA
 
-    def test_a_server_without_versions_starts_over(self, server: FileServer, path: Path) -> None:
-        server.tag = None
-        interrupted(server, path)
-        assert fetch(server.url, path).sha256 == SHA
-        assert server.seen[1][1] is None
-
-    def test_another_address_starts_over(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        assert fetch(server.url.replace("/w", "/mirror/w"), path).sha256 == SHA
-        assert server.seen[1] == ("/mirror/w.pth", None, None)
-
-    def test_stopped_before_the_rename(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        part(path).write_bytes(CONTENT)
-        assert fetch(server.url, path, sha256=SHA).new
-        assert len(server.seen) == 1  # nothing was left to ask for
-
-    def test_a_part_that_is_too_long(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        part(path).write_bytes(CONTENT + b"more")
-        assert fetch(server.url, path).sha256 == SHA
-
-    def test_a_part_of_unknown_origin(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        for note in ("", "[1]", "{}", "{not json"):
-            part(path).write_bytes(b"other" * 10)
-            part(path).with_name(".w.pth.part.json").write_text(note)
-            assert fetch(server.url, path).sha256 == SHA
-            path.unlink()
-
-    def test_a_damaged_part_is_not_kept_for_ever(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        part(path).write_bytes(bytes(HALF))
-        with pytest.raises(DownloadError, match="`sha256`"):
-            fetch(server.url, path, sha256=SHA)
-        assert files(path) == set()
-        assert fetch(server.url, path, sha256=SHA).new
-
-    def test_killed_when_another_version_begins(
-        self, server: FileServer, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The note says v2 already; the bytes of v1 must not pass for its beginning."""
-        interrupted(server, path)
-        server.tag, server.content = '"v2"', CONTENT[::-1]
-        describe = Part.describe
-
-        def killed(part: Part, *note: Any) -> None:
-            describe(part, *note)
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(Part, "describe", killed)
-            fetch(server.url, path)
+def test_a_second_try_takes_no_byte_of_the_first(server: FileServer, path: Path) -> None:
+    """A server that ignores If-Range would send the rest of another version."""
+    server.cut = HALF
+    with pytest.raises(DownloadError, match=f"end after {HALF:,} of {len(CONTENT):,} bytes"):
         fetch(server.url, path)
-        assert path.read_bytes() == CONTENT[::-1]
-
-    @pytest.mark.parametrize("shift", [-1, 1])
-    def test_another_range_than_asked_is_refused(
-        self, server: FileServer, path: Path, shift: int
-    ) -> None:
-        interrupted(server, path)
-        server.shift = shift
-        with pytest.raises(DownloadError, match=f"bytes from {HALF} on of .*bytes {HALF + shift}-"):
-            fetch(server.url, path)
-        server.shift = 0
-        assert fetch(server.url, path).sha256 == SHA
-
-    def test_a_range_that_the_server_refuses(self, server: FileServer, path: Path) -> None:
-        interrupted(server, path)
-        server.content = CONTENT[:10]  # and the same tag
-        with pytest.raises(DownloadError, match=r"status 416.*The part was deleted: run the comm"):
-            fetch(server.url, path)
-        fetch(server.url, path)
-        assert path.read_bytes() == CONTENT[:10]
+    server.cut, server.content = None, OTHER
+    assert fetch(server.url, path).new and path.read_bytes() == OTHER
+    assert [asked for _, asked in server.seen] == [None, None]
 
 
 class TestFaults:
-    @pytest.mark.parametrize("status", [403, 404, 500])
+    @pytest.mark.parametrize("status", [403, 404, 416, 500])
     def test_http_errors(self, server: FileServer, path: Path, status: int) -> None:
         server.status = status
         with pytest.raises(DownloadError, match=f"`url`.*HTTP status {status} for .*--url"):
@@ -216,17 +137,8 @@ class TestFaults:
             fetch(url, path)
 
     def test_a_size_that_is_not_told(self, server: FileServer, path: Path) -> None:
-        server.length = False
+        server.length = None
         assert fetch(server.url, path).sha256 == SHA
-
-    def test_a_second_fetch_at_the_same_time(self, server: FileServer, path: Path) -> None:
-        path.parent.mkdir()
-        with open(path.with_name(".w.pth.lock"), "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            with pytest.raises(DownloadError, match="another process that is fetching it"):
-                fetch(server.url, path)
-        assert not server.seen
-        assert fetch(server.url, path).new
 
     def test_a_proxy_is_asked(
         self, server: FileServer, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -249,6 +161,10 @@ class TestLater:
 
     def test_a_file_put_here_by_hand_gets_a_sum(self, server: FileServer, path: Path) -> None:
         path.parent.mkdir()
+        path.write_bytes(PAGE)
+        with pytest.raises(DownloadError, match=r"an HTML page\..*Delete it and fetch it again"):
+            fetch(server.url, path)
+        assert files(path) == {"w.pth"}
         path.write_bytes(CONTENT)
         assert fetch(server.url, path) == Fetched(path, SHA, None, new=False)
         assert fetch(server.url, path).checked == "stored"
@@ -257,13 +173,7 @@ class TestLater:
     def test_another_file_at_the_old_address_is_told(self, server: FileServer, path: Path) -> None:
         fetch(server.url, path)
         path.unlink()
-        server.content = CONTENT[::-1]
+        server.content = OTHER
         with pytest.raises(DownloadError, match=r"earlier fetch's.*w\.pth\.sha256' to accept"):
             fetch(server.url, path)
         assert files(path) == {"w.pth.sha256"}
-
-
-def test_the_note_says_what_the_part_is(server: FileServer, path: Path) -> None:
-    interrupted(server, path)
-    note = json.loads(path.with_name(".w.pth.part.json").read_text())
-    assert note == {"url": server.url, "version": '"v1"', "total": len(CONTENT)}
