@@ -44,8 +44,6 @@ def open_folder(
             if not resume:
                 _check_empty(folder, option)  # again: another process may have been here meanwhile
                 write_bytes(folder / CONFIG, configuration.encode())
-            for left in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                left.unlink()
         except BaseException:
             lock.release()
             raise
