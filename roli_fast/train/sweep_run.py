@@ -20,12 +20,13 @@ from roli_fast.train.run_directory import open_run_dir
 from roli_fast.train.summary import percent, summarise
 from roli_fast.train.sweep import Axis, Cell, cells
 from roli_fast.train.sweep_files import (
+    SWEEP,
     SharedStages,
+    axes_text,
     read_diverged,
     read_outcomes,
     read_pretrained,
     read_validation,
-    save_axes,
     write_diverged,
 )
 
@@ -64,8 +65,8 @@ def run_sweep(
     plan = cells(base, axes)
     left = [cell for cell in plan if not _finished(folder / cell.folder, cell)]
     _check_all(left)
-    with open_run_dir(folder, base, resume=resume):
-        save_axes(folder, axes)
+    # without its axes a killed sweep would be resumed as a plain run
+    with open_run_dir(folder, base, resume=resume, beside={SWEEP: axes_text(axes)}):
         rows = _train(plan, folder, quiet=quiet)
         outcomes: dict[str, list[dict[str, Any]]] = {}
         pretrained: list[dict[str, Any]] = []
