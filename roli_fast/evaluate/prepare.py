@@ -14,6 +14,7 @@ from roli_fast.evaluate.identity import identity
 from roli_fast.evaluate.samples import chosen
 from roli_fast.evaluate.subject import Opened, open_model
 from roli_fast.running.device import pick_device, pick_threads
+from roli_fast.running.environment import packages
 from roli_fast.running.ranks import Ranks
 
 
@@ -37,9 +38,9 @@ def prepare(assessment: Assessment, ranks: Ranks) -> Prepared:
     dataset = chosen(assessment, splits)
     size = dataset.image_size
     opened = open_model(assessment.model, num_classes=splits.num_classes, image_size=size)
-    threads = _threads(opened.model, size, assessment)
     opened = replace(opened, model=_to(opened.model, device))
     notes = _try_out(opened, dataset, splits, device)
+    threads = _threads(opened.model, size, assessment)
     second = None
     if assessment.ood is not None:
         other = _load(assessment.ood, "ood")
@@ -49,6 +50,7 @@ def prepare(assessment: Assessment, ranks: Ranks) -> Prepared:
     found = identity(assessment, [dataset, *([second] if second else [])], opened)
     found["threads"] = threads
     found["device"] = str(device)
+    found["packages"] = packages()
     return Prepared(splits, dataset, second, opened, device, threads, found)
 
 
@@ -65,10 +67,7 @@ def _threads(model: Model, size: int, assessment: Assessment) -> int:
         return assessment.threads
     if not isinstance(model, nn.Module):
         return torch.get_num_threads()
-    try:
-        return pick_threads(model, size, assessment.batch_size)
-    except (RuntimeError, ValueError, AssertionError, TypeError):  # `_try_out` tells it better
-        return torch.get_num_threads()
+    return pick_threads(model, size, assessment.batch_size)
 
 
 def _to(model: Model, device: torch.device) -> Model:

@@ -84,7 +84,12 @@ def explained(  # noqa: PLR0913 - what the message says
             raise
         _let_go(error)
     first()
-    fits, tried = largest(-(-size // parts), work, meter, later=later)
+    try:
+        fits, tried = largest(-(-size // parts), work, meter, later=later)
+    except RoliFastError:  # a stop, say
+        raise
+    except Exception:  # what would fit is a help, and no reason to end otherwise
+        fits, tried = None, False
     fits = None if fits is None else fits * parts
     expected = f"a number of images that fit into the memory of {meter.name}"
     advice = f"{_advice(fits, tried)} {fix}".rstrip()

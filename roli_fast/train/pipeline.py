@@ -15,6 +15,7 @@ from roli_fast.evaluate import UNION, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import Classifier
 from roli_fast.running.device import pick_device
+from roli_fast.running.environment import say_what_changed
 from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
@@ -92,6 +93,7 @@ def run(
         if team.leads:
             undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
             saved = saved_environment(run_dir, found)
+            say_what_changed(saved.get("packages") or {})
             threads = experiment.threads or saved.get("threads") or threads
             if not saved:
                 write_environment(run_dir, device, threads, team.world, found)
