@@ -133,7 +133,7 @@ def test_twenty_kills_each_with_an_immediate_resume(straight: Path, tmp_path: Pa
     while kills < 20:
         folder = tmp_path / str(runs)
         more = ["--resume"] if folder.exists() else flags
-        process = CONTEXT.Process(target=main, args=(["--run_dir", str(folder), *more],))
+        process = CONTEXT.Process(target=command, args=(["--run_dir", str(folder), *more],))
         process.start()
         while process.is_alive() and not held_by(folder, process.pid):
             time.sleep(0.005)
@@ -148,6 +148,10 @@ def test_twenty_kills_each_with_an_immediate_resume(straight: Path, tmp_path: Pa
                 assert_same_weights(straight, folder)
                 assert records(straight) == records(folder)
     assert runs > 0
+
+
+def command(arguments: list[str]) -> None:
+    sys.exit(main(arguments))
 
 
 def held_by(folder: Path, process: int | None) -> bool:
