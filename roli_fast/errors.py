@@ -34,6 +34,10 @@ class DownloadError(RoliFastError, OSError):
     """A file could not be fetched; nothing of it is kept."""
 
 
+class WriteError(RoliFastError, OSError):
+    """A file could not be written; what stood there before is whole."""
+
+
 class RunDirectoryError(RoliFastError, ValueError):
     """A run directory exists already, or belongs to another experiment."""
 
@@ -75,3 +79,11 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         listed = " or ".join(repr(choice) for choice in choices)
         raise ArgumentError(describe(name, listed, repr(value)))
+
+
+def check_utf8(name: str, text: str) -> None:
+    """Raise unless `text` can be written into a file; of other bytes Python makes surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(describe(name, "text in UTF-8", ascii(text))) from error

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from roli_fast.errors import CheckpointError, describe
+from roli_fast.errors import CheckpointError, WriteError, describe
+
+ROOM = "What was saved before is whole: make room."
+"""Follows a `WriteError` of a run."""
 
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 
@@ -108,15 +111,25 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within: what the system refuses, on a full disk say, is a `WriteError` that names `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"'{path}' could not be written: {error}") from error
+
+
+@contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of `path`, or is removed after an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        commit(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            commit(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def commit(temporary: Path, path: Path) -> None:

@@ -21,7 +21,7 @@ confidence of the final model can be trusted. Reads a run's folder, makes what i
 seed-S/METHOD/analysis.json, and writes report.html anew. Stopped, the same command goes on.
 
   RUN               a folder that python -m roli_fast.train wrote, a sweep's too, or one method in
-                    it: runs/quickstart-20260101-120000/seed-0/roli
+                    it: runs/quickstart-20260101-120000-000000/seed-0/roli
   (always)          head norms, residuals, feature drift, separation, calibration, accuracy against
                     eps: what training itself leaves; seconds
   --ft_ratio        the first update of each stage to first order: FT ratio, predicted and actual

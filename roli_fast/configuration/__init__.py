@@ -4,4 +4,5 @@ from roli_fast.configuration.files import RECIPES as RECIPES
 from roli_fast.configuration.files import find_config as find_config
 from roli_fast.configuration.files import read_yaml as read_yaml
 from roli_fast.configuration.schema import Schema as Schema
+from roli_fast.configuration.schema import check_arguments as check_arguments
 from roli_fast.configuration.schema import pairs as pairs

@@ -27,7 +27,7 @@ from roli_fast.configuration.types import (
     field_types,
     without_none,
 )
-from roli_fast.errors import ConfigError, RoliFastError, describe
+from roli_fast.errors import ConfigError, RoliFastError, check_utf8, describe
 from roli_fast.registry import Registry
 
 FOLLOWS_THREAT = ("norm", "norms", "eps", "step_size", "bounds")
@@ -254,6 +254,14 @@ def _name_at(tree: Any, path: str) -> str | None:
 
 def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else str(name)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise `ArgumentError`, with the flag, for what is not UTF-8: no resume could read it back."""
+    flag = ""
+    for argument in arguments:
+        flag = argument.partition("=")[0] if argument.startswith("--") else flag
+        check_utf8(flag, argument)
 
 
 def pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:

@@ -4,12 +4,14 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from shlex import quote
 
-from roli_fast.errors import InterruptedRunError, RoliFastError
+from roli_fast.errors import InterruptedRunError, RoliFastError, WriteError
 from roli_fast.evaluate.cli import Command, parse
 from roli_fast.evaluate.config import SCHEMA
 from roli_fast.evaluate.driver import run
 from roli_fast.evaluate.table import table
+from roli_fast.files import ROOM
 from roli_fast.running.folder import dated
 from roli_fast.running.ranks import Ranks
 
@@ -44,10 +46,11 @@ def _execute(command: Command, ranks: Ranks) -> int:
     out = command.out or dated("evaluations", command.name)  # of the first process
     try:
         report = run(command.assessment, out, resume=command.resume, ranks=ranks)
-    except InterruptedRunError as error:
-        again = f"{ranks.command} -m roli_fast.evaluate --out {out} --resume"
-        text = f"{error}; finished searches are saved. Go on with: {again}"
-        raise InterruptedRunError(text, *error.args[1:]) from error
+    except (InterruptedRunError, WriteError) as error:
+        stopped = isinstance(error, InterruptedRunError)
+        done = "; finished searches are saved." if stopped else f". {ROOM}"
+        again = f"{ranks.command} -m roli_fast.evaluate --out {quote(str(out))} --resume"
+        raise type(error)(f"{error}{done} Go on with: {again}", *error.args[1:]) from error
     if report is not None:
         print(table(report))
         print(f"Everything is in {out}.")

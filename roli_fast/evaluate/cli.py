@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roli_fast.configuration import find_config, pairs, read_yaml
+from roli_fast.configuration import check_arguments, find_config, pairs, read_yaml
 from roli_fast.configuration.usage import Usage
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment, same_assessment
@@ -29,7 +29,7 @@ images and find the same flags.
   --resume          go on with what is in --out, stopped anywhere; begins there if there is nothing
   --print_config    print the whole configuration as YAML and stop
 
-  --model runs/quickstart-20260101-120000/seed-0/roli
+  --model runs/quickstart-20260101-120000-000000/seed-0/roli
   --model weights.safetensors --model.name vit_small_patch16_224 --data image_folder --data.root D
   --attacks pgd-50,apgd-t --norm linf,l2,l1 --eps 8/255,0.5,12 --images 500
   --attacks autoattack-apgd --unseen square-1000,autoattack-apgd@l2=1 --corruptions all
@@ -59,6 +59,7 @@ def parse(arguments: Sequence[str]) -> Command:
         ConfigError: an unknown or ill-typed field, named.
         SystemExit: after --help.
     """
+    check_arguments(arguments)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config")
     own.add_argument("--out", type=Path)

@@ -30,7 +30,7 @@ from roli_fast.evaluate.shifts import Shifts, views
 from roli_fast.evaluate.state import Chunk, Store
 from roli_fast.evaluate.unseen import with_corruptions
 from roli_fast.evaluate.worker import Worker, plan
-from roli_fast.running.environment import hash_text
+from roli_fast.running.environment import hash_text, say_what_changed
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
 from roli_fast.running.progress import progress_bar
@@ -107,7 +107,10 @@ def run(
         for name, extra in extras.items():
             _wait_for(extra, interrupt)
             report[name] = extra.report()
-            extra.plot(folder)
+            try:
+                extra.plot(folder)
+            except Exception as error:  # a picture must not cost the report
+                logger.warning("no picture of %s: %s: %s", name, type(error).__name__, error)
         if report["unseen"]:
             report["unseen"] = with_corruptions(report["unseen"], report["shifts"])
         report["seconds_here"] = time.perf_counter() - began
@@ -119,7 +122,7 @@ def _open(assessment: Assessment, folder: Path, ready: Prepared, *, resume: bool
     """The folder, made or entered, by the first process alone."""
     begins = not resume or only_begun(folder, assessment)
     if not begins:
-        check_same(folder, ready.found)
+        say_what_changed(check_same(folder, ready.found).get("packages") or {})
     text = SCHEMA.to_yaml(assessment)
     lock = open_folder(folder, text, resume=resume, option=OPTION)
     try:

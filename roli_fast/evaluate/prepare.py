@@ -16,6 +16,7 @@ from roli_fast.evaluate.identity import identity
 from roli_fast.evaluate.samples import chosen
 from roli_fast.evaluate.subject import Opened, open_model
 from roli_fast.running.device import pick_device, pick_threads
+from roli_fast.running.environment import packages
 from roli_fast.running.ranks import Ranks
 
 
@@ -49,17 +50,18 @@ def prepare(assessment: Assessment, ranks: Ranks, *, quiet: bool = True) -> Prep
     hashes = inspect_images(datasets, decode=True, quiet=quiet)
     size = dataset.image_size
     opened = open_model(assessment.model, num_classes=splits.num_classes, image_size=size)
-    threads = _threads(opened.model, size, assessment)
     opened = replace(opened, model=_to(opened.model, device))
     dataset, outputs, notes = _matched(assessment, opened, dataset, splits, device)
     second = datasets.get("ood")
     if second is not None and other is not None:
         second, _, more = _matched(assessment, opened, second, other, device, field="ood")
         notes += [f"ood: {note}" for note in more]
+    threads = _threads(opened.model, size, assessment)
     opened = replace(opened, notes=(*opened.notes, *notes))
     found = identity(assessment, datasets, hashes, opened)
     found["threads"] = threads
     found["device"] = str(device)
+    found["packages"] = packages()
     return Prepared(splits, dataset, second, opened, outputs, device, threads, found)
 
 
@@ -76,10 +78,7 @@ def _threads(model: Model, size: int, assessment: Assessment) -> int:
         return assessment.threads
     if not isinstance(model, nn.Module):
         return torch.get_num_threads()
-    try:
-        return pick_threads(model, size, assessment.batch_size)
-    except (RuntimeError, ValueError, AssertionError, TypeError):  # `_outputs` tells it better
-        return torch.get_num_threads()
+    return pick_threads(model, size, assessment.batch_size)
 
 
 def _to(model: Model, device: torch.device) -> Model:

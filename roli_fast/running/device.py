@@ -4,11 +4,12 @@ import os
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from roli_fast.errors import ArgumentError, describe
 
 _ONE_THREAD_FLOPS = 2e9
+_PIXELS_A_USE = 16
+"""How many pixels of an image there are for every use of a weight: a stride squared, roughly."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,20 +28,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_threads(model: nn.Module, image_size: int, batch_size: int) -> int:
-    """How many CPU threads pay for this model: one where a batch is below about 2 GFLOP,
-    else what torch would take (OMP_NUM_THREADS is respected).
+    """How many CPU threads pay for this model: one where a batch is below about 2 GFLOP, by the
+    number of its weights, else what torch would take (OMP_NUM_THREADS is respected).
 
     OpenMP threads wait by spinning: for small operations a second thread gains little on a calm
     machine and loses a factor of ten and more beside another busy process.
     """
-    image = torch.zeros(1, 3, image_size, image_size)
-    training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    model.train(training)
-    small = counter.get_total_flops() * batch_size < _ONE_THREAD_FLOPS
-    return 1 if small else min(torch.get_num_threads(), _usable_cpus())
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    flops = 2 * weights * batch_size * image_size**2 / _PIXELS_A_USE
+    # compiled and quantised models hide their weights
+    return 1 if 0 < flops < _ONE_THREAD_FLOPS else min(torch.get_num_threads(), _usable_cpus())
 
 
 def _usable_cpus() -> int:

@@ -1,16 +1,19 @@
 """What results depend on besides their configuration: versions, machine, kernels."""
 
 import hashlib
+import logging
 import os
 import platform
 import sys
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from roli_fast.ops import backend
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("roli-fast", "torch", "torchvision", "timm", "numpy", "safetensors", "scikit-learn")
 
@@ -26,15 +29,29 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "threads": threads,
         "device": str(device),
         "gpu": gpu,
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": packages(),
         "ops": {"linf_step_": backend("linf_step_", device, torch.float32)._asdict()},
     }
+
+
+def packages() -> dict[str, str | None]:
+    """The versions of what results come from."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def say_what_changed(before: Mapping[str, str | None]) -> None:
+    """Log which `packages` are others than `before`, at an earlier start of the same work."""
+    here = packages()
+    changed = [(name, was, here.get(name)) for name, was in before.items() if was != here.get(name)]
+    if changed:
+        text = "this began with other packages (%s): from here on the last digits may differ"
+        logger.warning(text, ", ".join(f"{name} {was}, now {now}" for name, was, now in changed))
 
 
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:
+    except Exception:  # not installed, or a damaged record of what is
         return None
 
 

@@ -1,9 +1,10 @@
 """The folder of results: never overwritten, and worked in by one process at a time."""
 
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
 
-from roli_fast.errors import RunDirectoryError, describe
+from roli_fast.errors import RunDirectoryError, check_utf8, describe
 from roli_fast.files import write_bytes
 from roli_fast.running.lock import LOCK, RunLock
 
@@ -12,13 +13,18 @@ CONFIG = "config.yaml"
 
 
 def dated(parent: str, name: str) -> Path:
-    """<parent>/<name>-<date>-<time>."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    """<parent>/<name>-<date>-<time>, to the microsecond: runs are started side by side."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     return Path(parent) / f"{name}-{stamp}"
 
 
 def open_folder(
-    folder: Path, configuration: str, *, resume: bool, option: str = "--run_dir"
+    folder: Path,
+    configuration: str,
+    *,
+    resume: bool,
+    option: str = "--run_dir",
+    beside: Mapping[str, str] | None = None,
 ) -> RunLock:
     """Make a new folder with its configuration, or enter the one to resume.
 
@@ -27,6 +33,7 @@ def open_folder(
         configuration: the text of its config.yaml.
         resume: go on in it.
         option: the flag that names it, for messages.
+        beside: file name -> text of more that a new folder begins with, whole with config.yaml.
 
     Returns:
         The lock on it, for the caller to release.
@@ -35,6 +42,7 @@ def open_folder(
         RunDirectoryError: it cannot be made, has something in it and this is not a resume, or
             another process works in it.
     """
+    check_utf8(option, str(folder))  # safetensors opens no other paths
     try:
         if not resume:
             _check_empty(folder, option)
@@ -43,9 +51,8 @@ def open_folder(
         try:
             if not resume:
                 _check_empty(folder, option)  # again: another process may have been here meanwhile
-                write_bytes(folder / CONFIG, configuration.encode())
-            for left in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                left.unlink()
+                for name, text in {**(beside or {}), CONFIG: configuration}.items():
+                    write_bytes(folder / name, text.encode())
         except BaseException:
             lock.release()
             raise

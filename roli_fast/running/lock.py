@@ -1,11 +1,13 @@
 """One process at a time works in a folder of results."""
 
+import contextlib
 import os
 import platform
+import re
 from pathlib import Path
 from types import TracebackType
 
-from roli_fast.errors import RunDirectoryError
+from roli_fast.errors import RunDirectoryError, describe
 
 try:
     import fcntl
@@ -20,14 +22,16 @@ class RunLock:
     """Held from construction to `release`, or to the end of the process, however that comes.
 
     It is the system's lock on the file and not the file itself, so what a killed process leaves
-    holds nobody up. Where the file system has no locks it does nothing.
+    holds nobody up; nor do its children, which give up their copy of it when they are forked. What
+    the last holder was killed over writing is removed. Where the file system has no locks it does
+    nothing.
 
     Args:
         folder: what is locked.
         option: the flag that names it, for messages.
 
     Raises:
-        RunDirectoryError: another process works there.
+        RunDirectoryError: another process works there, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, option: str = "--run_dir") -> None:
@@ -35,24 +39,32 @@ class RunLock:
         if fcntl is None:
             return
         path = folder / LOCK
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            raise RunDirectoryError(
-                f"`{option}`: '{folder}' is in use by {_holder(path)}. Wait until it ends or stop "
-                "it, or name a new folder."
-            ) from None
-        except OSError:  # a file system without locks
-            os.close(file)
-            return
-        os.ftruncate(file, 0)
-        os.write(file, f"{os.getpid()} {platform.node()}\n".encode())
-        self._file = file
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            _held.add(self)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunDirectoryError(
+                    f"`{option}`: '{folder}' is in use by {_holder(path)}. Wait until it ends or "
+                    "stop it, or name a new folder."
+                ) from None
+            except OSError:  # a file system without locks
+                self.release()
+                return
+            _remove_unfinished(folder, _words(path)[:1])
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"{os.getpid()} {platform.node()}\n".encode())
+        except BaseException as error:
+            self.release()
+            if not isinstance(error, OSError):
+                raise
+            expected = "a folder that can be written"
+            raise RunDirectoryError(describe(option, expected, f"'{folder}': {error}")) from error
 
     def release(self) -> None:
         """Let others in. The file stays: removing it could take it from under the next holder."""
+        _held.discard(self)
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -69,6 +81,35 @@ class RunLock:
         self.release()
 
 
+_held: set[RunLock] = set()
+
+
+def _give_up_copies() -> None:
+    """A forked child shares the lock, and would hold it after its parent was killed."""
+    for lock in tuple(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_give_up_copies)
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").split()
+
+
 def _holder(path: Path) -> str:
-    words = path.read_text(encoding="utf-8").split()
+    words = _words(path)
     return f"process {words[0]} on {words[1]}" if len(words) == 2 else "another process"
+
+
+def _remove_unfinished(folder: Path, holder: list[str]) -> None:
+    """Remove the temporary files (`files.write_bytes`) of the process with this id; not those of a
+    folder with a lock of its own, of an evaluation say."""
+    for number in holder:
+        own = re.compile(rf"\..+\.{re.escape(number)}\.tmp")
+        for where, inside, names in os.walk(folder):
+            inside[:] = [name for name in inside if not Path(where, name, LOCK).exists()]
+            for name in filter(own.fullmatch, names):
+                with contextlib.suppress(OSError):
+                    Path(where, name).unlink()

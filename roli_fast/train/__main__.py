@@ -4,8 +4,10 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from shlex import quote
 
-from roli_fast.errors import ConfigError, InterruptedRunError, RoliFastError, describe
+from roli_fast.errors import ConfigError, InterruptedRunError, RoliFastError, WriteError, describe
+from roli_fast.files import ROOM
 from roli_fast.report.writing import REPORT
 from roli_fast.running.folder import dated
 from roli_fast.running.ranks import Ranks
@@ -57,15 +59,18 @@ def _execute(command: Command, ranks: Ranks) -> int:
             print(sweep_table(summary))
         else:
             summary = run(command.experiment, run_dir, resume=command.resume)
-    except InterruptedRunError as error:
-        again = f"{ranks.command} -m roli_fast.train --run_dir {run_dir} --resume"
-        text = f"{error}; saved. Continue with: {again}"
-        raise InterruptedRunError(text, *error.args[1:]) from error
+    except (InterruptedRunError, WriteError) as error:
+        done = "; saved." if isinstance(error, InterruptedRunError) else f". {ROOM}"
+        again = f"{ranks.command} -m roli_fast.train --run_dir {quote(str(run_dir))} --resume"
+        raise type(error)(f"{error}{done} Continue with: {again}", *error.args[1:]) from error
     if not ranks.first:
         return 0
     print(table(summary))
-    if more := analysis_table(run_dir, list(summary["methods"])):
-        print(f"\n{more}")
+    try:
+        if more := analysis_table(run_dir, list(summary["methods"])):
+            print(f"\n{more}")
+    except Exception as error:  # damaged files of an analysis; the run is whole
+        logger.warning("no table of the analysis: %s: %s", type(error).__name__, error)
     page = f" Read {run_dir / REPORT} in a browser." if (run_dir / REPORT).is_file() else ""
     print(f"Everything is in {run_dir}.{page}")
     return 0

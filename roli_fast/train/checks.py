@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from roli_fast import peft
 from roli_fast.data import Splits
 from roli_fast.data.inspection import inspect_images
@@ -100,7 +102,7 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
     )
     card = model.card
     logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
-    _check_tuning(experiment, model)
+    _check_stages(experiment, model, splits)
     config = experiment.model
     robust_needed = {"roli", "probe", "lp", "lp_ft"} & set(experiment.methods)
     if robust_needed and not (config.weights or config.pretrained or source):
@@ -135,8 +137,8 @@ def _few(classes: tuple[str, ...]) -> str:
     return f"{len(classes)} classes ({', '.join(classes[:5])}{more})"
 
 
-def _check_tuning(experiment: Experiment, model: Classifier) -> None:
-    """Try every stage's method on a copy of the model."""
+def _check_stages(experiment: Experiment, model: Classifier, splits: Splits) -> None:
+    """Try every stage's method, and a batch of one image, on a copy of the model."""
     used = {name: stage for m in experiment.methods for name, stage in experiment.stages(m)}
     if experiment.source:
         used["pretrain"] = experiment.pretrain
@@ -148,6 +150,11 @@ def _check_tuning(experiment: Experiment, model: Classifier) -> None:
                 stage.gradient_projection.check(copied.state_dict())
         except ArgumentError as error:
             raise ArgumentError(_in_stage(name, str(error))) from error
+        if stage.batch_size == 1 and not stage.solves:
+            stage.tuning.train_mode(copied)
+            own = name.removesuffix("_matched")
+            field = own if getattr(experiment, own) else "finetune"  # which it follows
+            _check_one_image(f"{field}.batch_size", copied, splits)
         if name == "pretrain" and experiment.source and "tuning" in copied.card:
             raise ConfigError(
                 describe(
@@ -163,6 +170,17 @@ def _check_tuning(experiment: Experiment, model: Classifier) -> None:
                 name,
                 "ft" if name == "ft" else "ranli",
             )
+
+
+def _check_one_image(field: str, model: Classifier, splits: Splits) -> None:
+    """BatchNorm in training mode has no variance where one image's features are 1 x 1."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(splits.train.plain().batch(torch.tensor([0])).x)
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            expected = "an integer >= 2 for a model with BatchNorm in training mode"
+            raise ConfigError(describe(field, expected, 1)) from error
 
 
 def _in_stage(stage: str, text: str) -> str:

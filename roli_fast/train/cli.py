@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roli_fast.configuration import find_config, pairs, read_yaml
+from roli_fast.configuration import check_arguments, find_config, pairs, read_yaml
 from roli_fast.errors import ConfigError, describe
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import PLACE_FIELDS, STAGES, Experiment, same_experiment
@@ -36,6 +36,7 @@ def parse(arguments: Sequence[str]) -> Command:
         ConfigError: an unknown or ill-typed field, named.
         SystemExit: after --help.
     """
+    check_arguments(arguments)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config")
     own.add_argument("--recipe")

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from roli_fast.attacks import Attack
 from roli_fast.data import DataSource
-from roli_fast.errors import ArgumentError, ConfigError, describe
+from roli_fast.errors import ArgumentError, ConfigError, check_utf8, describe
 from roli_fast.evaluate import columns
 from roli_fast.models import HeadInit, Model
 from roli_fast.peft import Full, Linear
@@ -115,6 +115,7 @@ class Experiment:
             if not given or len(set(given)) < len(given):
                 raise ConfigError(describe(name, "one or more different values", given))
         object.__setattr__(self, "paper_compat", known_faults(self.paper_compat))
+        check_utf8("note", self.note)
         self._check_head_init()
         self._check_numbers()
         self._check_channels()

@@ -15,6 +15,7 @@ from roli_fast.evaluate import UNION, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import Classifier
 from roli_fast.running.device import pick_device
+from roli_fast.running.environment import say_what_changed
 from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
@@ -125,6 +126,7 @@ def _recorded(  # noqa: PLR0913 - what a run begins with
     """Record what a new run begins with, or see that it is what it was; returns its threads."""
     leave_out(run_dir, ready.dropped)
     saved = saved_environment(run_dir, found)
+    say_what_changed(saved.get("packages") or {})
     threads = experiment.threads or saved.get("threads") or ready.threads
     if not saved:
         record_images(run_dir, ready.splits, ready.hashes)

@@ -34,9 +34,15 @@ LATER: dict[str, Any] = {
 """Fields that runs begun before they existed lack, and the values that mean the same as lacking."""
 
 
-def open_run_dir(folder: Path, experiment: Experiment, *, resume: bool) -> RunLock:
+def open_run_dir(
+    folder: Path,
+    experiment: Experiment,
+    *,
+    resume: bool,
+    beside: Mapping[str, str] | None = None,
+) -> RunLock:
     """`open_folder` with the configuration of an experiment."""
-    return open_folder(folder, SCHEMA.to_yaml(experiment), resume=resume)
+    return open_folder(folder, SCHEMA.to_yaml(experiment), resume=resume, beside=beside)
 
 
 def identity(

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from roli_fast.errors import RunDirectoryError, describe
-from roli_fast.files import write_bytes, write_json
+from roli_fast.files import write_json
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.sweep import Axis, Cell
@@ -21,10 +21,9 @@ DIVERGED = "diverged.json"
 """In the folder of a cell whose loss became NaN or infinite: it counts as finished, unchosen."""
 
 
-def save_axes(folder: Path, axes: Sequence[Axis]) -> None:
-    """Write the swept values."""
-    tree = {axis.field: list(axis.values) for axis in axes}
-    write_bytes(folder / SWEEP, yaml.safe_dump(tree, sort_keys=False).encode())
+def axes_text(axes: Sequence[Axis]) -> str:
+    """The swept values as YAML."""
+    return yaml.safe_dump({axis.field: list(axis.values) for axis in axes}, sort_keys=False)
 
 
 def saved_axes(folder: Path) -> tuple[Axis, ...]:

@@ -21,12 +21,13 @@ from roli_fast.train.run_directory import identity, open_run_dir, saved_environm
 from roli_fast.train.summary import percent, summarise
 from roli_fast.train.sweep import Axis, Cell, cells
 from roli_fast.train.sweep_files import (
+    SWEEP,
     SharedStages,
+    axes_text,
     read_diverged,
     read_outcomes,
     read_pretrained,
     read_validation,
-    save_axes,
     write_diverged,
 )
 
@@ -64,8 +65,8 @@ def run_sweep(
     """
     plan = cells(base, axes)
     _check_all(plan, folder, quiet=quiet)
-    with open_run_dir(folder, base, resume=resume):
-        save_axes(folder, axes)
+    # without its axes a killed sweep would be resumed as a plain run
+    with open_run_dir(folder, base, resume=resume, beside={SWEEP: axes_text(axes)}):
         rows = _train(plan, folder, quiet=quiet)
         outcomes: dict[str, list[dict[str, Any]]] = {}
         pretrained: list[dict[str, Any]] = []

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -106,13 +107,20 @@ def test_a_signal_stops_within_a_search(
 
 
 def test_resume_twice_and_after_the_end(
-    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "out"
     flags = [*FLAGS, "--save_adversarial=true", "--out", str(out), "--resume"]
     assert main(flags) == 0  # there is nothing yet: it begins
     seen = count_searches(monkeypatch)
+    path, torch_here = out / "identity.json", version("torch")
+    path.write_text(path.read_text().replace(f'"torch": "{torch_here}"', '"torch": "1.0"'))
+    assert "other packages" not in caplog.text
     assert main(flags) == 0
+    assert f"(torch 1.0, now {torch_here})" in caplog.text
     assert main(["--out", str(out), "--resume"]) == 0
     assert seen == []
     assert_same(straight, out)

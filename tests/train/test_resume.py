@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,11 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import CONTEXT
 from small import FLAGS, assert_same_weights, run_small
 
 from roli_fast.errors import CheckpointError, ConfigError, InterruptedRunError
+from roli_fast.running.lock import LOCK
 from roli_fast.running.signals import Interrupt
 from roli_fast.train import loop
+from roli_fast.train.__main__ import main
 from roli_fast.train.cli import parse
 
 DROPOUT = ["--model.options.proj_drop_rate=0.1", "--model.options.drop_path_rate=0.1"]
@@ -105,7 +109,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_the_command_line_survives(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
     """kill -9 in stage 2, and Ctrl-C, then `--resume`; a checkpoint after every update."""
     folder = tmp_path / "run"
-    process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0")
+    process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
     wait_for(folder / "seed-0/roli/stage-2-finetune/resume.safetensors", process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -119,6 +123,41 @@ def test_the_command_line_survives(straight: Path, tmp_path: Path, number: signa
     assert "roli" in output
     assert_same_weights(straight, folder)
     assert records(straight) == records(folder)
+
+
+@pytest.mark.slow
+def test_twenty_kills_each_with_an_immediate_resume(straight: Path, tmp_path: Path) -> None:
+    """At any moment of a run whose decoding workers outlive it; run after run, the same bits."""
+    draws, kills, runs = random.Random(0), 0, 0
+    flags = [*FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2"]
+    while kills < 20:
+        folder = tmp_path / str(runs)
+        more = ["--resume"] if folder.exists() else flags
+        process = CONTEXT.Process(target=command, args=(["--run_dir", str(folder), *more],))
+        process.start()
+        while process.is_alive() and not held_by(folder, process.pid):
+            time.sleep(0.005)
+        process.join(draws.uniform(0, 3))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        if (folder / "summary.json").exists():
+            runs += 1
+            if process.exitcode == 0:
+                assert_same_weights(straight, folder)
+                assert records(straight) == records(folder)
+    assert runs > 0
+
+
+def command(arguments: list[str]) -> None:
+    sys.exit(main(arguments))
+
+
+def held_by(folder: Path, process: int | None) -> bool:
+    lock = folder / LOCK
+    began = lock.exists() and (folder / "config.yaml").exists()
+    return began and lock.read_text().startswith(f"{process} ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -77,14 +77,6 @@ def test_the_place_of_a_run_may_change(tmp_path: Path) -> None:
     run(command.experiment, tmp_path / "run", resume=True, quiet=True)
 
 
-def test_left_over_temporary_files_are_swept(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / ".config.yaml.1.tmp").write_text("half")
-    run_small_new(folder)
-    assert not list(folder.rglob("*.tmp"))
-
-
 def test_one_class_is_refused(tmp_path: Path) -> None:
     images = write_folder(tmp_path / "images", {"only": 12})
     with pytest.raises(DataError, match="two or more classes"):

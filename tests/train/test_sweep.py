@@ -217,6 +217,21 @@ def test_a_killed_sweep_goes_on_where_it_was(
         assert without_times(summary[name]) == without_times(swept[1][name])
 
 
+def test_a_sweep_that_is_killed_at_its_beginning_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, folder = sweep_run.open_run_dir, tmp_path / "sweep"
+
+    def cut(*arguments: Any, **options: Any) -> Any:
+        original(*arguments, **options).release()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_run, "open_run_dir", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(small(*QUICK), axes(RATES), folder, quiet=True)
+    assert parse(["--run_dir", str(folder), "--resume"]).axes == tuple(axes(RATES))
+
+
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
         timed = {k for k in value if "second" in k or k == "data_wait_share"}

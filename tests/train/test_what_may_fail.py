@@ -1,0 +1,185 @@
+"""What only shows, measures or estimates never ends a run; a full disk and names that no file can
+hold end it in one sentence."""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import FLAGS, assert_same_weights, run_small, small
+from torch import nn
+from torch.utils.tensorboard import writer
+
+from roli_fast import files
+from roli_fast.errors import ArgumentError, ConfigError
+from roli_fast.evaluate.cli import parse as parse_evaluation
+from roli_fast.running import device
+from roli_fast.running.folder import dated
+from roli_fast.running.memory import explained
+from roli_fast.train import __main__ as program
+from roli_fast.train import recorder, run_directory
+from roli_fast.train.checks import check
+from roli_fast.train.cli import parse
+from roli_fast.train.recorder import Recorder
+
+SURROGATE = os.fsdecode(b"x\xff")
+PLACE = {"seed": 0, "method": "roli", "stage": "probe"}
+RESNET = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
+
+
+def no_space(*_arguments: object, **_options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_at(target: str, commit: Callable[[Path, Path], None], half: Path, path: Path) -> None:
+    (no_space if path.name == target else commit)(half, path)
+
+
+def test_a_full_disk_says_how_to_go_on_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Full at each file in turn; what comes out is what an endless disk gives."""
+    folder = tmp_path / "a run"
+    flags = [*FLAGS, "--checkpoint_minutes=0", "--methods=probe"]
+    again = f"python -m roli_fast.train --run_dir '{folder}' --resume"
+    for target in ("resume.safetensors", "metrics.jsonl", "result.json", "summary.json"):
+        caplog.clear()
+        with monkeypatch.context() as full:
+            full.setattr(files, "commit", partial(full_at, target, files.commit))
+            if target == "metrics.jsonl":
+                full.setattr(recorder, "open", no_space, raising=False)
+            begun = ["--resume"] if (folder / "config.yaml").exists() else flags
+            assert program.main(["--run_dir", str(folder), *begun]) == 2
+        message = caplog.messages[-1]
+        assert f"{target}' could not be written: [Errno 28] No space left on device" in message
+        assert message.endswith(again)
+        assert not list(folder.rglob(".*.tmp"))
+    monkeypatch.setattr(program, "analysis_table", no_space)
+    assert program.main(["--run_dir", str(folder), "--resume"]) == 0
+    run_small(tmp_path / "endless", "--methods=probe")
+    assert_same_weights(tmp_path / "endless", folder)
+
+
+def test_safetensors_on_a_full_disk(tmp_path: Path) -> None:
+    """It has an error of its own."""
+    with pytest.raises(OSError, match="a/b' could not be written"):
+        (tmp_path / "a").write_text("a file")
+        files.write_tensors(tmp_path / "a" / "b", {"x": torch.ones(1)}, {})
+
+
+@pytest.mark.parametrize("broken", ["__init__", "add_scalar", "close"])
+def test_tensorboard_is_only_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    monkeypatch.setattr(writer.SummaryWriter, broken, no_space)
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
+    one = Recorder(tmp_path)
+    for epoch in range(3):
+        one.add(PLACE, epoch, {"loss": 1.0})
+    one.forget(PLACE, 2)
+    one.add(PLACE, 2, {"loss": 2.0})
+    one.close()
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 3
+    assert (tmp_path / "tensorboard" / "notes.txt").exists()
+
+
+class Odd(nn.Module):
+    """No forward of one image, nor three channels."""
+
+    def __init__(self, weights: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(weights, device="meta"))
+
+
+@pytest.mark.parametrize(("weights", "expected"), [(0, 7), (10**4, 1), (10**7, 7)])
+def test_threads_are_chosen_without_a_pass(
+    monkeypatch: pytest.MonkeyPatch, weights: int, expected: int
+) -> None:
+    """32 images of 32 x 32: about 41 MFLOP, and 41 GFLOP."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(device, "_usable_cpus", lambda: 8)
+    assert device.pick_threads(Odd(weights), 32, 32) == expected
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "vit_base_patch16_siglip_224"])
+def test_networks_that_torch_cannot_count(name: str) -> None:
+    check(small(f"--model.name={name}"))
+
+
+def test_an_estimate_that_fails_does_not_hide_that_memory_is_out() -> None:
+    class Meter:
+        name, tries = "x", 1
+
+        def free(self) -> int:
+            raise AssertionError
+
+        def peak(self, work: Any) -> int:
+            raise AttributeError
+
+    with pytest.raises(MemoryError, match="`batch_size`.*what would fit cannot be measured"):
+        with explained("batch_size", 8, print, Meter()):
+            raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        (["--methods=roli", "--finetune.batch_size=1"], "finetune"),
+        (["--methods=ranli", "--finetune.batch_size=1"], "finetune"),
+        (["--methods=ranli_matched", "--finetune.batch_size=1"], "finetune"),
+        (["--methods=ranli", "--ranli.epochs=1", "--ranli.batch_size=1"], "ranli"),
+        (["--methods=scratch", "--pretrain.batch_size=1"], "pretrain"),
+        (["--methods=roli", "--probe.batch_size=1"], None),  # the backbone is in eval mode
+        (["--methods=lp_ft", "--finetune.batch_size=2"], None),
+    ],
+)
+def test_one_image_and_batchnorm(flags: list[str], field: str | None) -> None:
+    kept = [f for f in FLAGS if not f.startswith("--model.options")] + ["--data.image_size=32"]
+    options = [f"--model.options.{name}={value}" for name, value in RESNET.items()]
+    experiment = parse([*kept, "--model.name=resnet18", *options, *flags]).experiment
+    before = torch.get_rng_state()
+    if field:
+        with pytest.raises(ConfigError, match=rf"`{field}\.batch_size`.*BatchNorm.*got 1\."):
+            check(experiment)
+    else:
+        check(experiment)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_names_that_no_file_can_hold(tmp_path: Path) -> None:
+    for arguments, flag in (
+        (["--note", SURROGATE], "--note"),
+        ([f"--data.root={SURROGATE}"], "--data.root"),
+        (["--resume", "--run_dir", SURROGATE], "--run_dir"),
+    ):
+        with pytest.raises(ArgumentError, match=rf"`{flag}`: expected text in UTF-8, got .*udcff"):
+            parse([*FLAGS, *arguments])
+    with pytest.raises(ArgumentError, match="`--out`"):
+        parse_evaluation(["--model=x", "--out", SURROGATE])
+    with pytest.raises(ArgumentError, match="`note`"):
+        small().__class__(data=small().data, note=SURROGATE)
+    with pytest.raises(ArgumentError, match="`--run_dir`"):
+        run_directory.open_run_dir(tmp_path / SURROGATE, small(), resume=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own() -> None:
+    assert len({dated("runs", "quickstart") for _ in range(10)}) == 10
+
+
+def test_other_packages_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    run_small(folder, "--methods=probe", "--probe.epochs=1")
+    assert "other packages" not in caplog.text
+    path = folder / "environment.json"
+    path.write_text(path.read_text().replace(f'"torch": "{version("torch")}"', '"torch": "1.0"'))
+    with caplog.at_level(logging.WARNING):
+        run_small(folder, "--methods=probe", "--probe.epochs=1")
+    assert f"(torch 1.0, now {version('torch')})" in caplog.text
