@@ -9,8 +9,9 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from roli_fast.errors import CheckpointError, describe
-from roli_fast.files import write_tensors
+from roli_fast.files import naming, parse_json, write_tensors
 from roli_fast.models.layouts import LAYOUTS, Layout, is_recomputed, to_timm
 
 CARD = "roli_fast"
+AGAIN = "It may be truncated: copy or download it again."
 
 logger = logging.getLogger("roli_fast.models")
 
@@ -70,7 +72,7 @@ def _unreadable(path: Path, error: Exception) -> str:
         "weights",
         "a complete file of tensors",
         f"'{path}' ({path.stat().st_size} bytes): {reason}",
-        "It may be truncated: copy or download it again.",
+        AGAIN,
     )
 
 
@@ -86,15 +88,47 @@ def _plain(loaded: object, path: Path) -> dict[str, Tensor]:
 
 
 def read_card(path: str | Path, key: str = CARD) -> dict[str, Any]:
-    """The card under `key` of one of our own files, the architecture's; empty for other files."""
+    """The card under `key` of one of our own files, the architecture's; empty for other files.
+
+    Raises:
+        CheckpointError: the file is damaged, or the card is not one that `save_model` writes.
+    """
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
-    try:
+    with naming(path, CheckpointError, "weights", "a complete file of tensors", AGAIN):
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get(key, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(_unreadable(path, error)) from error
+            text = (file.metadata() or {}).get(key)
+        card = {} if text is None else parse_json(text)
+        if not isinstance(card, dict):
+            raise ValueError(f"its card is {type(card).__name__}")
+        for name, fits in (_FIELDS if key == CARD and card else {}).items():
+            if not fits(card[name]):
+                raise ValueError(f"its card has {name} {card[name]!r}")
+        return card
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_list_of(kind: type | tuple[type, ...], value: object) -> bool:
+    """Texts, or finite numbers."""
+    return isinstance(value, list) and all(
+        isinstance(v, kind) and (isinstance(v, str) or math.isfinite(v)) for v in value
+    )
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "name": lambda value: isinstance(value, str),
+    "options": lambda value: isinstance(value, dict),
+    "mean": partial(_is_list_of, (int, float)),
+    "std": partial(_is_list_of, (int, float)),
+    "resize": lambda value: value is None or _is_count(value),
+    "num_classes": _is_count,
+    "classes": partial(_is_list_of, str),
+}
+"""Field of the card of an architecture -> whether a value can be one."""
 
 
 def read_weights(path: str | Path) -> WeightFile:

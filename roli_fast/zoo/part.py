@@ -1,11 +1,10 @@
 """A download that is not whole yet, and a note of what it is a part of."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roli_fast.files import write_json
+from roli_fast.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Part:
 
     def _read(self) -> dict[str, Any]:
         try:
-            note = json.loads(self._note.read_text())
+            note = read_json(self._note)
         except (OSError, ValueError):
             return {}
         return note if isinstance(note, dict) else {}
