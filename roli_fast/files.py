@@ -50,7 +50,7 @@ def naming(
 
 def told(error: Exception) -> str:
     """What is wrong, in a line that is not longer than a screen's."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).removesuffix(".")
     if isinstance(error, KeyError):
         text = f"{text} is missing"
     elif not text or not isinstance(error, (ValueError, OSError)):
@@ -95,16 +95,17 @@ def parse_json(text: str, **hooks: Any) -> Any:
 
 def check_plain(tree: Any) -> None:
     """Raise ValueError for a tree so deep, or an integer so large, that using it would raise."""
-    level = [tree]
+    level: list[tuple[Any, Any]] = [("it", tree)]
     for _ in range(DEEPEST):
-        inner: list[Any] = []
-        for value in level:
+        inner: list[tuple[Any, Any]] = []
+        for field, value in level:
             if isinstance(value, dict):
-                inner += value.values()
+                inner += value.items()
             elif isinstance(value, (list, tuple)):
-                inner += value
+                inner += [(field, one) for one in value]
             elif isinstance(value, int) and abs(value) >= LARGEST:
-                raise ValueError(f"an integer of {value.bit_length()} bits, at most 64 are read")
+                bits = value.bit_length()
+                raise ValueError(f"`{field}` is an integer of {bits} bits, at most 64 are read")
         if not (level := inner):
             return
     raise ValueError(f"nested more than {DEEPEST} deep")

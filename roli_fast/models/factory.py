@@ -232,7 +232,9 @@ def load(path: str | Path) -> Classifier:
         model = create(config, num_classes=card["num_classes"])
         model.card["classes"] = card["classes"]
         for key, (module, function) in EXTENSIONS.items():
-            if key in card:
+            if key not in card:
+                continue
+            with naming(path, CheckpointError, key, "what this version can build"):
                 getattr(importlib.import_module(module), function)(model, card[key])
         load_backbone(model, path, with_head=True)
     return model.eval()

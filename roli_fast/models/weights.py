@@ -25,7 +25,6 @@ from roli_fast.files import naming, parse_json, write_tensors
 from roli_fast.models.layouts import LAYOUTS, Layout, is_recomputed, to_timm
 
 CARD = "roli_fast"
-AGAIN = "It may be truncated: copy or download it again."
 
 logger = logging.getLogger("roli_fast.models")
 
@@ -72,7 +71,7 @@ def _unreadable(path: Path, error: Exception) -> str:
         "weights",
         "a complete file of tensors",
         f"'{path}' ({path.stat().st_size} bytes): {reason}",
-        AGAIN,
+        "It may be truncated: copy or download it again.",
     )
 
 
@@ -96,15 +95,18 @@ def read_card(path: str | Path, key: str = CARD) -> dict[str, Any]:
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
-    with naming(path, CheckpointError, "weights", "a complete file of tensors", AGAIN):
+    try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(key)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(_unreadable(path, error)) from error
+    with naming(path, CheckpointError, "weights", "a card that this package wrote"):
         card = {} if text is None else parse_json(text)
         if not isinstance(card, dict):
             raise ValueError(f"its card is {type(card).__name__}")
         for name, fits in (_FIELDS if key == CARD and card else {}).items():
             if not fits(card[name]):
-                raise ValueError(f"its card has {name} {card[name]!r}")
+                raise ValueError(f"`{name}` is {card[name]!r}")
         return card
 
 
@@ -123,7 +125,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "name": lambda value: isinstance(value, str),
     "options": lambda value: isinstance(value, dict),
     "mean": partial(_is_list_of, (int, float)),
-    "std": partial(_is_list_of, (int, float)),
+    "std": lambda value: _is_list_of((int, float), value) and all(v > 0 for v in value),
     "resize": lambda value: value is None or _is_count(value),
     "num_classes": _is_count,
     "classes": partial(_is_list_of, str),
