@@ -84,7 +84,8 @@ def load(file: Path) -> dict[str, np.ndarray[Any, Any]]:
         ValueError: their shapes do not fit together.
         KeyError: one is missing.
     """
-    with np.load(file, allow_pickle=False) as archive:
+    # opened here: numpy leaves a damaged one open
+    with open(file, "rb") as raw, np.load(raw, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in FIELDS}
     lengths = {len(array) for array in arrays.values()}
     images = {arrays[name].shape for name in ("clean", "adversarial", "delta")}

@@ -81,9 +81,9 @@ def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:
         saved_threads(saved)
     if changed:
         raise RunDirectoryError(
-            f"'{folder}' began with another {', another '.join(changed)}: its results would be "
-            "mixed with others. Put back what changed, perhaps the version of roli_fast, or start "
-            "a new run."
+            f"'{folder}' began with another {', another '.join(changed)}, as {path.name} says: its "
+            "results would be mixed with others. Put back what changed, perhaps the version of "
+            "roli_fast, or start a new run."
         )
     return saved
 
