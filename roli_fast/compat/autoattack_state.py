@@ -81,10 +81,13 @@ class EvaluationState:
             state.run_attacks = [str(name) for name in tree["run_attacks"]]
             state.robust = None if tree["robust"] is None else _flags(tree["robust"])
             state.running = Running.of(tree["running"])
+            kept = [state.robust, state.running.begun if state.running else state.robust]
+            if len({-1 if flags is None else len(flags) for flags in kept}) > 1:
+                raise ValueError("flags of different numbers of images")
             return state
 
     @classmethod
-    def open(cls, path: Path | None, asked: Mapping[str, str]) -> "EvaluationState":
+    def open(cls, path: Path | None, asked: Mapping[str, str], images: int) -> "EvaluationState":
         """The state in this file if there is one, which must be of the same evaluation; or a new
         one, written at once, so that a path that cannot be written fails before any work.
 
@@ -102,6 +105,8 @@ class EvaluationState:
             return state
         state = cls.from_disk(path)
         differ = [k for k in {**asked, **state.asked} if asked.get(k) != state.asked.get(k)]
+        if state.robust is not None and len(state.robust) != images:
+            differ.append(f"flags ({len(state.robust)} for {images} images)")
         if differ:
             got = f"{path}, which has other {', '.join(differ)}"
             fix = "Name a new file; this one was not changed."

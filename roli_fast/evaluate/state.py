@@ -3,6 +3,7 @@
 Adversarial images, where they are asked for, lie beside it and are written first.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,15 @@ def accuracy_of(flags: Tensor) -> dict[str, Any]:
 
 
 def cost_of(tree: dict[str, int]) -> Cost:
-    """A cost from its plain values."""
+    """A cost from its plain values. Raises ValueError for one that is no count."""
+    _check_counts(tree, *tree)
     return Cost(**tree)
+
+
+def _check_counts(tree: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if type(tree[name]) is not int or tree[name] < 0:
+            raise ValueError(f"`{name}` is {tree[name]!r}, expected a count")
 
 
 @dataclass
@@ -182,6 +190,13 @@ class Store:
 
 
 def _chunk(tree: dict[str, Any]) -> Chunk:
+    for entry in tree["found"]:
+        _check_counts(entry, "attacked", "lost")
+        if not math.isfinite(entry["seconds"]):
+            raise ValueError(f"`seconds` is {entry['seconds']!r}")
+    texts = [*tree["signs"].values(), *(note for entry in tree["found"] for note in entry["notes"])]
+    if not all(isinstance(text, str) for text in (tree["pixels"], *texts)):
+        raise ValueError("`pixels`, `signs` and `notes` are texts")
     found = [
         Found(
             **{

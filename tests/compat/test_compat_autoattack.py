@@ -208,7 +208,10 @@ def _flags(state: Path) -> bytes:
     return state.read_bytes().replace(b'"robust": "', b'"robust": "x')
 
 
-@pytest.mark.parametrize("change", [_official, _cut, _flags, lambda _: b"", lambda _: b"[1, 2]"])
+@pytest.mark.parametrize(
+    "change",
+    [_official, _cut, _flags, lambda _: b"", lambda _: b"[1, 2]", lambda _: b"[" * 100_000],
+)
 def test_a_state_that_cannot_be_read_is_left_as_it_is(change: Any, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
