@@ -1,5 +1,10 @@
-"""Writes that are whole or absent: a temporary file beside the target, fsync, rename; and reading
-files of tensors without executing anything in them."""
+"""Files that people or a damaged disk may have changed, and writes that are whole or absent.
+
+Reading: `read_json` and `parse_json` are the only places that parse JSON; what they raise, and what
+a wrong value raises later, `naming` turns into one error that names the file.
+Files of tensors are read without executing anything in them.
+Writing: a temporary file beside the target, fsync, rename.
+"""
 
 import argparse
 import contextlib
@@ -16,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from roli_fast.errors import CheckpointError, WriteError, describe
+from roli_fast.errors import CheckpointError, RoliFastError, WriteError, describe
 
 ROOM = "What was saved before is whole: make room."
 """Follows a `WriteError` of a run."""
@@ -41,6 +46,96 @@ HARMLESS: list[Any] = [
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+DEEPEST = 100
+"""Levels of a tree; Python's own limit ends in a RecursionError wherever a tree is walked."""
+
+LARGEST = 2**64
+"""Of integers, not included: float() of some larger ones raises."""
+
+
+@contextlib.contextmanager
+def naming(
+    path: str | Path, kind: type[RoliFastError], name: str, expected: str, fix: str = ""
+) -> Iterator[None]:
+    """Raise whatever a damaged file makes of the block as one error that names the file.
+
+    Args:
+        path: the file that is read; an error of ours that names it already passes as it is.
+        kind: of the error.
+        name: of the argument, or of what the file is, that the message begins with.
+        expected: what the file should have been.
+        fix: what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RoliFastError) and str(path) in str(error):
+            raise
+        raise kind(describe(name, expected, f"'{path}': {told(error)}", fix)) from error
+
+
+def told(error: Exception) -> str:
+    """What is wrong, in a line that is not longer than a screen's."""
+    text = " ".join(str(error).split()).removesuffix(".")
+    if isinstance(error, KeyError):
+        text = f"{text} is missing"
+    elif not text or not isinstance(error, (ValueError, OSError)):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with a byte order mark or without.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is no text, or a pipe or device, which might never end.
+    """
+    if not path.is_file() and path.stat():  # an absent file raises here and says so
+        raise ValueError("it is not a regular file")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; inside `naming`, which says whose file it is.
+
+    Raises:
+        OSError, ValueError: as `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str, **hooks: Any) -> Any:
+    """The value of a JSON text; `hooks` are those of `json.loads`.
+
+    Raises:
+        ValueError: it is none, or holds what `check_plain` refuses.
+    """
+    try:
+        tree = json.loads(text, **hooks)
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} deep") from None
+    check_plain(tree)
+    return tree
+
+
+def check_plain(tree: Any) -> None:
+    """Raise ValueError for a tree so deep, or an integer so large, that using it would raise."""
+    level: list[tuple[Any, Any]] = [("it", tree)]
+    for _ in range(DEEPEST):
+        inner: list[tuple[Any, Any]] = []
+        for field, value in level:
+            if isinstance(value, dict):
+                inner += value.items()
+            elif isinstance(value, (list, tuple)):
+                inner += [(field, one) for one in value]
+            elif isinstance(value, int) and abs(value) >= LARGEST:
+                bits = value.bit_length()
+                raise ValueError(f"`{field}` is an integer of {bits} bits, at most 64 are read")
+        if not (level := inner):
+            return
+    raise ValueError(f"nested more than {DEEPEST} deep")
 
 
 def read_tensors(path: Path) -> Any:

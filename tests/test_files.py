@@ -1,7 +1,8 @@
-"""Writes are whole or absent."""
+"""Writes are whole or absent; a damaged file is one error that names it."""
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from roli_fast import files
-from roli_fast.files import write_bytes, write_json, write_tensors
+from roli_fast.errors import CheckpointError
+from roli_fast.files import naming, read_json, write_bytes, write_json, write_tensors
 
 
 def names(folder: Path) -> set[str]:
@@ -104,3 +106,52 @@ def test_the_bytes_are_on_disk_before_the_name(
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), real_replace(a, b)))
     write_bytes(tmp_path / "file", b"new")
     assert calls == ["fsync", "replace", "fsync"]
+
+
+DAMAGED = {
+    "empty": b"",
+    "nul": b"\0" * 40,
+    "no text": b'{"a": "\xff"}',
+    "cut": b'{"a": 1',
+    "deep": b"[" * 100_000,
+    "deep and closed": b"[" * 500 + b"]" * 500,
+    "5,000 digits": b"[" + b"1" * 5_000 + b"]",
+    "no number of 64 bits": b'{"a": [1e400, %d]}' % 10**400,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_json_is_one_error_with_the_file(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "card.json"
+    path.write_bytes(DAMAGED[damage])
+    with pytest.raises(ValueError):
+        read_json(path)
+    with (
+        pytest.raises(CheckpointError, match=r"^`card`: expected JSON, got '.*card\.json': [\w`']"),
+        naming(path, CheckpointError, "card", "JSON"),
+    ):
+        read_json(path)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(FileNotFoundError, match="none"):
+        read_json(tmp_path / "none")
+
+
+def test_whole_json_is_read(tmp_path: Path) -> None:
+    tree = {"a": [1, -(2**64) + 1, 0.5, None, True, "\ud800"], "b": {}}
+    write_json(tmp_path / "x.json", tree)
+    assert read_json(tmp_path / "x.json") == tree
+    write_bytes(tmp_path / "x.json", b'\xef\xbb\xbf{"a": Infinity}')
+    assert read_json(tmp_path / "x.json") == {"a": float("inf")}
+
+
+def test_an_error_that_names_the_file_passes(tmp_path: Path) -> None:
+    for text, count in ((f"'{tmp_path}' is empty", 1), ("`rank`: expected 1, got 2.", 1)):
+        with pytest.raises(CheckpointError) as caught, naming(tmp_path, CheckpointError, "a", "b"):
+            raise CheckpointError(text)
+        assert str(caught.value).count(str(tmp_path)) == count and text in str(caught.value)

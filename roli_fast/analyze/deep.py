@@ -1,6 +1,5 @@
 """The parts of an analysis that are made when asked for, stage by stage, into analysis.json."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from roli_fast.errors import ConfigError, describe
 from roli_fast.files import write_json
 from roli_fast.train.aftermath import quiet_costs
 from roli_fast.train.context import Context
-from roli_fast.train.method_analysis import FILE, MethodAnalysis
+from roli_fast.train.method_analysis import FILE, MethodAnalysis, read_analysis
 
 logger = logging.getLogger("roli_fast.analyze")
 
@@ -80,7 +79,7 @@ def make_deep(analysis: MethodAnalysis, command: Command) -> Iterator[str]:
         ArgumentError: N x C of a kernel is above `command.memory`.
     """
     path = analysis.folder / FILE
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree = read_analysis(path)
     for flag in command.deep:
         part = PARTS[flag]
         for number, stage in enumerate(tree["stages"], 1):

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from roli_fast.configuration import read_yaml
-from roli_fast.errors import ConfigError, RoliFastError, RunDirectoryError, describe
+from roli_fast.errors import ConfigError, RunDirectoryError, describe
 from roli_fast.running.folder import CONFIG
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
@@ -80,7 +79,7 @@ def _in(folder: Path) -> list[Target]:
         fix = f"Name the folder that has the run's {CONFIG}, or one in it."
         expected = "a folder that python -m roli_fast.train wrote"
         raise ConfigError(describe("RUN", expected, got, fix))
-    experiment = _experiment(run_dir)
+    experiment = SCHEMA.read(run_dir / CONFIG)
     every = [
         Target(run_dir, experiment, seed, method)
         for seed in experiment.seeds
@@ -92,11 +91,3 @@ def _in(folder: Path) -> list[Target]:
         got = f"'{folder}'"
         raise ConfigError(describe("RUN", "a run, or seed-S/METHOD in it", got))
     return found
-
-
-def _experiment(run_dir: Path) -> Experiment:
-    try:
-        return SCHEMA.build(read_yaml(run_dir / CONFIG), [])
-    except RoliFastError as error:
-        fix = "It may be of something else, or of another version."
-        raise ConfigError(f"'{run_dir / CONFIG}': {error} {fix}") from error

@@ -160,7 +160,7 @@ class AutoAttack:
             self._component(name)
         path = None if state_path is None else Path(state_path)
         restored = path is not None and path.exists()
-        state = EvaluationState.open(path, self._asked(path, x_orig, y_orig))
+        state = EvaluationState.open(path, self._asked(path, x_orig, y_orig), len(x_orig))
         if path is not None:
             self._say(f"{'Restored state from' if restored else 'Created state in'} {path}")
         todo = [name for name in self.attacks_to_run if name not in state.run_attacks]

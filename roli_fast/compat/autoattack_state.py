@@ -1,7 +1,6 @@
 """The state file of compat.autoattack: what is finished, sample by sample; images beside it."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.files import write_json, write_tensors
+from roli_fast.files import naming, read_json, write_json, write_tensors
 
 FORMAT = "roli_fast autoattack state, version 1"
 
@@ -72,8 +71,9 @@ class EvaluationState:
             ArgumentError: it cannot be read, or is not one of this package's. It is left alone.
         """
         path = Path(path)
-        try:
-            tree = json.loads(path.read_bytes())
+        fix = "Name a new file; this one was not changed."
+        with naming(path, ArgumentError, "state_path", "a state file of this package", fix):
+            tree = read_json(path)
             if tree["format"] != FORMAT:
                 raise ValueError(f"format {tree['format']!r}")
             state = cls(path, tree["asked"])
@@ -81,16 +81,13 @@ class EvaluationState:
             state.run_attacks = [str(name) for name in tree["run_attacks"]]
             state.robust = None if tree["robust"] is None else _flags(tree["robust"])
             state.running = Running.of(tree["running"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            got = f"{path}, which is none ({type(error).__name__}: {error})"
-            fix = "Name a new file; this one was not changed."
-            raise ArgumentError(
-                describe("state_path", "a state file of this package", got, fix)
-            ) from error
-        return state
+            kept = [state.robust, state.running.begun if state.running else state.robust]
+            if len({-1 if flags is None else len(flags) for flags in kept}) > 1:
+                raise ValueError("flags of different numbers of images")
+            return state
 
     @classmethod
-    def open(cls, path: Path | None, asked: Mapping[str, str]) -> "EvaluationState":
+    def open(cls, path: Path | None, asked: Mapping[str, str], images: int) -> "EvaluationState":
         """The state in this file if there is one, which must be of the same evaluation; or a new
         one, written at once, so that a path that cannot be written fails before any work.
 
@@ -108,6 +105,8 @@ class EvaluationState:
             return state
         state = cls.from_disk(path)
         differ = [k for k in {**asked, **state.asked} if asked.get(k) != state.asked.get(k)]
+        if state.robust is not None and len(state.robust) != images:
+            differ.append(f"flags ({len(state.robust)} for {images} images)")
         if differ:
             got = f"{path}, which has other {', '.join(differ)}"
             fix = "Name a new file; this one was not changed."

@@ -1,12 +1,13 @@
 """adapter_config.json of Hugging Face PEFT: what of it is read, refused and written."""
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from roli_fast.errors import CheckpointError, describe
+from roli_fast.files import naming, read_json
 
 READ = frozenset(
     ("peft_type", "bias", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern")
@@ -39,12 +40,13 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             describe("folder", "one with adapter_config.json", f"'{path.parent}'")
         )
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(
-            describe("adapter_config.json", "JSON", f"'{path}': {error}")
-        ) from error
+    with naming(path, CheckpointError, "adapter_config.json", "JSON that means plain LoRA"):
+        config = read_json(path)
+        _check(config)
+        return config
+
+
+def _check(config: Any) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         got = config.get("peft_type") if isinstance(config, dict) else config
         raise CheckpointError(describe("peft_type", "LORA", repr(got)))
@@ -59,7 +61,6 @@ def read_config(path: Path) -> dict[str, Any]:
     for name, value in config.items():
         if value and name not in READ | NO_MATTER | {"init_lora_weights"}:
             raise _unsupported(config, name, "it unset, as plain LoRA has it")
-    return config
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
@@ -74,7 +75,7 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     for name, pattern in (("r", ranks), ("lora_alpha", alphas)):
         for value in (config.get(name), *pattern.values()):
             kinds = int if name == "r" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
                 raise CheckpointError(describe(name, "a number > 0", repr(value)))
     dropout = config.get("lora_dropout", 0.0)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:

@@ -37,7 +37,11 @@ class Adapter(NamedTuple):
 
 
 def read(model: Classifier, folder: Path) -> Adapter:
-    """Read both files and sort the tensors into layers and head."""
+    """Read both files and sort the tensors into layers and head.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or does not fit the model.
+    """
     config = read_config(folder / CONFIG)
     state = {n.removeprefix(PREFIX): t for n, t in read_state_dict(folder / TENSORS).items()}
     card = read_card(folder / TENSORS, CARD)

@@ -1,19 +1,31 @@
 """Configuration files: YAML with fractions."""
 
+import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from roli_fast.errors import ConfigError, describe
+from roli_fast.files import check_plain, naming, read_text
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+
+MOST = 100_000
+"""Values of a YAML text with its aliases written out; a few lines could stand for billions."""
+
 _FRACTION = re.compile(r"^[-+]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, plus 8/255 and 1e-3 as numbers."""
+    """YAML 1.1 as PyYAML reads it, plus 8/255 and 1e-3 as numbers; a date stays a text."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def is_fraction(text: str) -> bool:
@@ -35,8 +47,42 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a YAML text."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: it is none, names a field twice, or grows beyond `MOST` values.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > MOST:
+            raise ValueError(f"aliases make it more than {MOST:,} values")
+        tree = loader.construct_document(node)
+    except (yaml.YAMLError, ArithmeticError, LookupError) as error:
+        raise ValueError(str(error)) from error
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    finally:
+        loader.dispose()
+    check_plain(tree)
+    return tree
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for with every alias written out; infinite for a circle."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            names = [(key.tag, key.value) for key, _ in parts if isinstance(key, yaml.ScalarNode)]
+            if twice := Counter(names) - Counter(set(names)):
+                line, (_, name) = node.start_mark.line + 1, next(iter(twice))
+                raise ValueError(f"`{name}` stands twice in the mapping of line {line}")
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = 1 + sum([_size(part, known) for part in parts])
+    return known[id(node)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -45,18 +91,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is missing, not YAML, or not a mapping; with the line where YAML names one.
     """
-    try:
-        tree = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    if not path.is_file():
         names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise ConfigError(
-            describe("config", f"a YAML file or a recipe ({names})", f"'{path}'")
-        ) from error
-    except (yaml.YAMLError, ZeroDivisionError) as error:
-        raise ConfigError(describe("config", "valid YAML", f"'{path}': {error}")) from error
-    if not isinstance(tree, dict):
-        raise ConfigError(describe("config", "a mapping of fields", f"'{path}'"))
-    return tree
+        raise ConfigError(describe("config", f"a YAML file or a recipe ({names})", f"'{path}'"))
+    with naming(path, ConfigError, "config", "valid YAML, a mapping of fields"):
+        tree = load_yaml(read_text(path))
+        if not isinstance(tree, dict):
+            raise ValueError("it is no mapping")
+        return tree
 
 
 def find_config(name: str) -> Path:

@@ -11,6 +11,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from roli_fast.attacks import ATTACKS, PGD
-from roli_fast.configuration.files import fraction, is_fraction, load_yaml
+from roli_fast.configuration.files import fraction, is_fraction, load_yaml, read_yaml
 from roli_fast.configuration.messages import plain_message
 from roli_fast.configuration.types import (
     class_path,
@@ -28,6 +29,7 @@ from roli_fast.configuration.types import (
     without_none,
 )
 from roli_fast.errors import ConfigError, RoliFastError, check_utf8, describe
+from roli_fast.files import naming
 from roli_fast.registry import Registry
 
 FOLLOWS_THREAT = ("norm", "norms", "eps", "step_size", "bounds")
@@ -78,6 +80,16 @@ class Schema(Generic[Root]):
             raise
         except (argparse.ArgumentError, ValueError, TypeError) as error:
             raise ConfigError(plain_message(error, self.field_at)) from error
+
+    def read(self, path: Path) -> Root:
+        """The configuration that a program saved.
+
+        Raises:
+            ConfigError: what is wrong, with the file's and the field's name.
+        """
+        fix = "It may be damaged, of something else, or of another version."
+        with naming(path, ConfigError, "config", "a saved configuration", fix):
+            return self.build(read_yaml(path), [])
 
     def parser(self) -> ArgumentParser:
         """The parser of all fields; errors are raised, not printed."""
@@ -193,8 +205,8 @@ class Schema(Generic[Root]):
                 return repr(fraction(text))
             if text.startswith("[") and kind is None:  # a field of some components: [8/255]
                 return json.dumps(load_yaml(text))
-        except ZeroDivisionError:
-            raise ConfigError(describe(flag, "a number", text)) from None
+        except (ValueError, ZeroDivisionError):
+            raise ConfigError(describe(flag, "a number, or several in [...]", text)) from None
         if kind in self.components:
             registry, written = self.components[kind], self._written[kind](text)
             component = self._component(written, registry, flag)

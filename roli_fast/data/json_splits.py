@@ -13,6 +13,7 @@ from roli_fast.data.source import DATASETS, DataSource
 from roli_fast.data.splits import Splits
 from roli_fast.data.table import SPLITS, FileTable
 from roli_fast.errors import DataError, describe
+from roli_fast.files import parse_json, read_text
 
 IMAGE_FOLDERS = ("images", "Images", "256_ObjectCategories", ".")
 _PROBES = 100  # how many paths decide which folder holds the images
@@ -104,16 +105,13 @@ def read_lists(root: Path) -> FileTable:
 
 def _read_list(file: Path) -> dict[str, ClassId]:
     try:
-        text = file.read_text("utf-8-sig")
-        pairs = json.loads(text, object_pairs_hook=lambda found: found)
+        text = read_text(file)
+        pairs = parse_json(text, object_pairs_hook=lambda found: found)
     except OSError as error:
         expected = "train.json, val.json and test.json side by side"
         raise DataError(describe(str(file), expected, error.strerror)) from None
-    except json.JSONDecodeError as error:
-        got = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise DataError(describe(str(file), "valid JSON", got)) from None
-    except UnicodeDecodeError as error:
-        raise DataError(describe(str(file), "UTF-8 text", str(error))) from None
+    except ValueError as error:
+        raise DataError(describe(str(file), "valid JSON", str(error))) from None
     # An object comes as a list of pairs, an array of pairs as a list of lists.
     if (
         not isinstance(pairs, list)

@@ -132,9 +132,8 @@ def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessmen
         raise ConfigError(
             describe("--out", "a folder in which an evaluation began", f"'{options.out}'", fix)
         )
-    tree = read_yaml(saved)
-    before = SCHEMA.build(tree, [])
-    after = SCHEMA.build(tree, overrides)
+    before = SCHEMA.read(saved)
+    after = SCHEMA.build(read_yaml(saved), overrides)
     others = [after]
     if options.config:
         others.append(_new(options.config, overrides))

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roli_fast.configuration import read_yaml
 from roli_fast.data import ImageDataset
-from roli_fast.errors import RoliFastError, RunDirectoryError, describe
+from roli_fast.errors import RoliFastError, RunDirectoryError
 from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment, same_assessment
 from roli_fast.evaluate.config import SCHEMA
 from roli_fast.evaluate.state import FOLDER as CHUNKS
 from roli_fast.evaluate.subject import Opened
-from roli_fast.files import write_json
+from roli_fast.files import naming, read_json, write_json
+from roli_fast.running.device import saved_threads
 from roli_fast.running.environment import hash_samples, hash_text
 from roli_fast.running.folder import CONFIG
 
@@ -57,7 +57,7 @@ def only_begun(folder: Path, assessment: Assessment | None = None) -> bool:
     if (folder / FILE).exists() or (folder / CHUNKS).exists():
         return False
     try:
-        saved = SCHEMA.build(read_yaml(folder / CONFIG), [])
+        saved = SCHEMA.read(folder / CONFIG)
     except RoliFastError:
         return False
     return assessment is None or same_assessment(saved, assessment)
@@ -70,23 +70,14 @@ def check_same(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
         RunDirectoryError: nothing readable, or something else than `found`.
     """
     path = folder / FILE
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+    fix = "Nothing was changed. Leave out --resume, and name a new folder."
+    with naming(path, RunDirectoryError, "--out", "a folder in which an evaluation began", fix):
+        saved = read_json(path)
         # evaluations that began before pixels were recorded are known by names and labels
         was = {"pixels": found["pixels"], **saved}
         changed = [name for name in PARTS if was[name] != found[name]]
-        threads = saved["threads"]
-        if not isinstance(threads, int) or threads < 1:
-            raise ValueError(f"threads are {threads!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(
-            describe(
-                "--out",
-                "a folder in which an evaluation began",
-                f"'{path}': {type(error).__name__}: {error}",
-                "Nothing was changed. Leave out --resume, and name a new folder.",
-            )
-        ) from error
+        if saved_threads(saved) is None:
+            raise KeyError("threads")
     if changed:
         raise RunDirectoryError(
             f"`--out`: '{folder}' began with another {', another '.join(changed)}: its flags would "

@@ -1,13 +1,12 @@
 """What is measured beside the attacks, piece by piece: one small file each."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roli_fast.errors import RunDirectoryError, describe
-from roli_fast.files import write_json
+from roli_fast.errors import RunDirectoryError
+from roli_fast.files import naming, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -63,18 +62,14 @@ class Measurement:
         path = self._path(piece)
         if not path.exists():
             return None
-        try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
+        fix = "Nothing was changed. Move that file away to measure it again."
+        expected = "the state that this evaluation wrote"
+        with naming(path, RunDirectoryError, "--out", expected, fix):
+            entry = read_json(path)
             if entry["identity"] != self.identity:
                 raise ValueError("it belongs to another evaluation")
             self.check_entry(piece, entry)
             return entry
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fix = "Nothing was changed. Move that file away to measure it again."
-            got = f"'{path}': {type(error).__name__}: {error}"
-            raise RunDirectoryError(
-                describe("--out", "the state that this evaluation wrote", got, fix)
-            ) from error
 
     def entry(self, piece: str) -> dict[str, Any]:
         """A piece that is measured by now."""

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.warning_signs import black_box
-from roli_fast.errors import RunDirectoryError, describe
+from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate.assessment import Assessment
 from roli_fast.evaluate.config import SCHEMA
 from roli_fast.evaluate.prepare import Prepared
 from roli_fast.evaluate.state import Chunk, Found, accuracy_of, to_flags, to_text
 from roli_fast.evaluate.unseen import together
 from roli_fast.evaluate.worker import Search, Worker
-from roli_fast.files import write_json, write_tensors
+from roli_fast.files import naming, read_json, write_json, write_tensors
 from roli_fast.running.environment import environment
 
 REPORT = "evaluation.json"
@@ -173,8 +173,9 @@ def read_report(path: str | Path) -> Report:
     """
     path = Path(path)
     file = path / REPORT if path.is_dir() else path
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+    fix = "A stopped evaluation has none: go on with --resume."
+    with naming(file, RunDirectoryError, "path", "an evaluation.json", fix):
+        tree = read_json(file)
         if tree["format"] != FORMAT:
             raise ValueError(f"format {tree['format']}, not {FORMAT}")
         robust = {n: v["robust"] for n, v in tree["norms"].items() if v["robust"] is not None}
@@ -185,7 +186,3 @@ def read_report(path: str | Path) -> Report:
             to_flags(tree["union"]["flags"]),
             tree,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        words = f"'{file}': {type(error).__name__}: {error}"
-        fix = "A stopped evaluation has none: go on with --resume."
-        raise RunDirectoryError(describe("path", "an evaluation.json", words, fix)) from error

@@ -3,19 +3,19 @@
 Adversarial images, where they are asked for, lie beside it and are written first.
 """
 
-import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from roli_fast.engine import Cost
-from roli_fast.errors import RunDirectoryError, describe
+from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate.confidence import wilson_interval
-from roli_fast.files import write_json, write_tensors
+from roli_fast.files import naming, read_json, write_json, write_tensors
 
 FORMAT = 1
 FOLDER = "chunks"
@@ -46,8 +46,15 @@ def accuracy_of(flags: Tensor) -> dict[str, Any]:
 
 
 def cost_of(tree: dict[str, int]) -> Cost:
-    """A cost from its plain values."""
+    """A cost from its plain values. Raises ValueError for one that is no count."""
+    _check_counts(tree, *tree)
     return Cost(**tree)
+
+
+def _check_counts(tree: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if type(tree[name]) is not int or tree[name] < 0:
+            raise ValueError(f"`{name}` is {tree[name]!r}, expected a count")
 
 
 @dataclass
@@ -146,8 +153,11 @@ class Store:
         path = self.path(number)
         if not path.exists():
             return None
-        try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
+        fix = "Nothing was changed. Move that file away to attack its images again, or name a new "
+        fix += "folder."
+        expected = "the state that this evaluation wrote"
+        with naming(path, RunDirectoryError, "--out", expected, fix):
+            tree = read_json(path)
             if tree["format"] != FORMAT or tree["identity"] != self._identity:
                 raise ValueError("it belongs to another evaluation")
             chunk = _chunk(tree)
@@ -157,18 +167,7 @@ class Store:
                 raise ValueError("it holds other searches")
             if any(len(f) != len(ids) for f in (chunk.clean, *(f.fooled for f in chunk.found))):
                 raise ValueError("a flag is missing")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            text = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
-            raise RunDirectoryError(
-                describe(
-                    "--out",
-                    "the state that this evaluation wrote",
-                    f"'{path}': {text}",
-                    "Nothing was changed. Move that file away to attack its images again, or name "
-                    "a new folder.",
-                )
-            ) from error
-        return chunk
+            return chunk
 
     def images(self, chunk: Chunk, x: Tensor, norms: tuple[str, ...]) -> dict[str, Tensor]:
         """Saved adversarial images of a chunk, norm -> like `x`; `x` where nothing is fooled."""
@@ -176,18 +175,14 @@ class Store:
         if not any(bool(found.fooled.any()) for found in chunk.found):
             return out
         path = self._images(chunk.number)
-        try:
+        fix = f"Move '{self.path(chunk.number)}' away to attack its images again."
+        with naming(path, RunDirectoryError, "--out", "adversarial images", fix):
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("identity") != self._identity:
                     raise ValueError("it belongs to another evaluation")
                 for norm in norms:
                     fooled = (chunk.clean & ~chunk.alive(norm)).to(x.device)
                     out[norm][fooled] = file.get_tensor(norm).to(x.device)[fooled]
-        except (SafetensorError, OSError, ValueError, IndexError) as error:
-            fix = f"Move '{self.path(chunk.number)}' away to attack its images again."
-            raise RunDirectoryError(
-                describe("--out", "adversarial images", f"'{path}': {error}", fix)
-            ) from error
         return out
 
     def _images(self, number: int) -> Path:
@@ -195,6 +190,13 @@ class Store:
 
 
 def _chunk(tree: dict[str, Any]) -> Chunk:
+    for entry in tree["found"]:
+        _check_counts(entry, "attacked", "lost")
+        if not math.isfinite(entry["seconds"]):
+            raise ValueError(f"`seconds` is {entry['seconds']!r}")
+    texts = [*tree["signs"].values(), *(note for entry in tree["found"] for note in entry["notes"])]
+    if not all(isinstance(text, str) for text in (tree["pixels"], *texts)):
+        raise ValueError("`pixels`, `signs` and `notes` are texts")
     found = [
         Found(
             **{

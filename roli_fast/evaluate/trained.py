@@ -1,6 +1,6 @@
 """What a training run left: which of its models to evaluate, and on which data."""
 
-import contextlib
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 from roli_fast.configuration import read_yaml
 from roli_fast.errors import ConfigError, describe
 from roli_fast.running.folder import CONFIG
+
+logger = logging.getLogger("roli_fast.evaluate")
 
 _STAGE = re.compile(r"stage-(\d+)-")
 
@@ -46,14 +48,17 @@ def settings_of(path: Path) -> dict[str, Any]:
     """The configuration of the run that a file or folder is part of; empty where there is none.
 
     It is read as plain YAML: what trained it need not be installed. A config.yaml of something else
-    on the way up is passed over, readable or not.
+    on the way up is passed over; one that cannot be read is told.
     """
     for folder in [path, *path.absolute().parents][:6]:
         if (folder / CONFIG).is_file():
-            with contextlib.suppress(ConfigError):
+            try:
                 tree = read_yaml(folder / CONFIG)
-                if "probe" in tree or "finetune" in tree:
-                    return tree
+            except ConfigError as error:
+                logger.warning("%s It is passed over.", error)
+                continue
+            if "probe" in tree or "finetune" in tree:
+                return tree
     return {}
 
 

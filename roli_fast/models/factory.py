@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from roli_fast import zoo
 from roli_fast.errors import ArgumentError, CheckpointError, describe
+from roli_fast.files import naming
 from roli_fast.models.layers import Normalize, Resize
 from roli_fast.models.normalization import choose_normalization
 from roli_fast.models.options import check_options, first_line, hub_within_seconds, refusal
@@ -278,19 +279,22 @@ def load(path: str | Path) -> Classifier:
                 "For other files: create(Model(name, weights=path), num_classes=C).",
             )
         )
-    config = Model(
-        name=card["name"],
-        options=card["options"],
-        mean=tuple(card["mean"]),
-        std=tuple(card["std"]),
-        resize=card["resize"],
-    )
-    model = create(config, num_classes=card["num_classes"])
-    model.card["classes"] = card["classes"]
-    for key, (module, function) in EXTENSIONS.items():
-        if key in card:
-            getattr(importlib.import_module(module), function)(model, card[key])
-    load_backbone(model, path, with_head=True)
+    with naming(path, CheckpointError, "path", "a card that describes a model of this version"):
+        config = Model(
+            name=card["name"],
+            options=card["options"],
+            mean=tuple(card["mean"]),
+            std=tuple(card["std"]),
+            resize=card["resize"],
+        )
+        model = create(config, num_classes=card["num_classes"])
+        model.card["classes"] = card["classes"]
+        for key, (module, function) in EXTENSIONS.items():
+            if key not in card:
+                continue
+            with naming(path, CheckpointError, key, "what this version can build"):
+                getattr(importlib.import_module(module), function)(model, card[key])
+        load_backbone(model, path, with_head=True)
     return model.eval()
 
 

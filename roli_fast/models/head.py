@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.files import write_tensors
 from roli_fast.models.factory import Classifier
-from roli_fast.models.weights import check_finite, fingerprint, read_state_dict
+from roli_fast.models.weights import check_finite, fingerprint, read_card, read_state_dict
 from roli_fast.seeds import derive_seed
+
+CARD = "roli_fast_head"
 
 HeadInit = Literal["default", "small", "zero", "kaiming"]
 
@@ -72,7 +74,7 @@ def backbone_fingerprint(model: Classifier, *, without: Collection[str] = ()) ->
 def save_head(model: Classifier, path: str | Path) -> None:
     """Write the head (C x D and C floats) and the fingerprint of the backbone it was trained on."""
     card = {"backbone": backbone_fingerprint(model), "name": model.config.name}
-    write_tensors(Path(path), _tensors(model.head), {"roli_fast_head": json.dumps(card)})
+    write_tensors(Path(path), _tensors(model.head), {CARD: json.dumps(card)})
 
 
 def load_head(model: Classifier, path: str | Path) -> None:
@@ -94,7 +96,7 @@ def load_head(model: Classifier, path: str | Path) -> None:
             )
         )
     check_finite(state, path)
-    card = _read_head_card(path)
+    card = read_card(path, CARD)
     if card.get("backbone") not in (None, backbone_fingerprint(model)):
         raise CheckpointError(
             describe(
@@ -107,15 +109,6 @@ def load_head(model: Classifier, path: str | Path) -> None:
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
-
-
-def _read_head_card(path: str | Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    if Path(path).suffix != ".safetensors":
-        return {}
-    with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("roli_fast_head", "{}"))
 
 
 def _tensors(head: nn.Linear) -> dict[str, Tensor]:

@@ -32,6 +32,12 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name in ELSEWHERE:
             field = f"model.options.{name}"
             raise ArgumentError(describe(field, "nothing", options[name], ELSEWHERE[name]))
+    for name, value in options.items():
+        most = 1_000 if name.startswith(("depth", "layer", "num_layers")) else 100_000
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(one, int) and abs(one) > most:  # building it would not end
+                field = f"model.options.{name}"
+                raise ArgumentError(describe(field, f"at most {most:,}", value))
 
 
 def refusal(architecture: str, options: Mapping[str, Any], error: Exception) -> ArgumentError:

@@ -8,10 +8,12 @@ names for the same tensors: see `layouts`.
 import hashlib
 import json
 import logging
+import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from roli_fast.errors import CheckpointError, describe
-from roli_fast.files import read_tensors, unreadable, write_tensors
+from roli_fast.files import naming, parse_json, read_tensors, unreadable, write_tensors
 from roli_fast.models.layouts import LAYOUTS, Layout, Normalization, is_recomputed, to_timm
 from roli_fast.models.wrapped import unwrapped
 
@@ -72,15 +74,50 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def read_card(path: str | Path, key: str = CARD) -> dict[str, Any]:
-    """The card under `key` of one of our own files, the architecture's; empty for other files."""
+    """The card under `key` of one of our own files, the architecture's; empty for other files.
+
+    Raises:
+        CheckpointError: the file is damaged, or the card is not one that `save_model` writes.
+    """
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get(key, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+            text = (file.metadata() or {}).get(key)
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(unreadable(path, error)) from error
+    with naming(path, CheckpointError, "weights", "a card that this package wrote"):
+        card = {} if text is None else parse_json(text)
+        if not isinstance(card, dict):
+            raise ValueError(f"its card is {type(card).__name__}")
+        for name, fits in (_FIELDS if key == CARD and card else {}).items():
+            if not fits(card[name]):
+                raise ValueError(f"`{name}` is {card[name]!r}")
+        return card
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_list_of(kind: type | tuple[type, ...], value: object) -> bool:
+    """Texts, or finite numbers."""
+    return isinstance(value, list) and all(
+        isinstance(v, kind) and (isinstance(v, str) or math.isfinite(v)) for v in value
+    )
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "name": lambda value: isinstance(value, str),
+    "options": lambda value: isinstance(value, dict),
+    "mean": partial(_is_list_of, (int, float)),
+    "std": lambda value: _is_list_of((int, float), value) and all(v > 0 for v in value),
+    "resize": lambda value: value is None or _is_count(value),
+    "num_classes": _is_count,
+    "classes": partial(_is_list_of, str),
+}
+"""Field of the card of an architecture -> whether a value can be one."""
 
 
 def read_weights(path: str | Path) -> WeightFile:

@@ -7,7 +7,6 @@ ROLI_FAST_REQUIRE_EXT=1 makes a kernel that should exist and does not an error.
 """
 
 import importlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import torch  # before _C, so that both share one OpenMP runtime
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError, RoliFastError, describe
+from roli_fast.files import read_json
 
 logger = logging.getLogger("roli_fast")
 
@@ -88,9 +88,10 @@ def build_record() -> dict[str, Any]:
     """What the installation noted in `_build.json`; empty if it never ran here."""
     path = Path(__file__).parent.parent / "_build.json"
     try:
-        return json.loads(path.read_text())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _load(record: dict[str, Any]) -> tuple[ModuleType | None, str]:

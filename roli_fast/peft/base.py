@@ -82,14 +82,14 @@ def from_tree(tree: Mapping[str, Any]) -> Method:
     Raises:
         CheckpointError: a method or an option that this version does not know.
     """
-    options: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
-    }
     try:
+        options: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
+        }
         return METHODS[options.pop("name")](**options)
-    except (ArgumentError, KeyError, TypeError) as error:
+    except (ArgumentError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(
-            describe("path", "a model with tuning methods of this version", dict(tree))
+            describe("path", "a model with tuning methods of this version", repr(tree))
         ) from error
 
 

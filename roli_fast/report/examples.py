@@ -3,7 +3,6 @@
 import base64
 import io
 import shlex
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from roli_fast.files import told
 from roli_fast.report.blocks import Block, Example, Fold, Gallery, Missing, Picture, Section
 from roli_fast.report.read import Method, Seed, Tree
 from roli_fast.report.subjects import Page, Subject
@@ -59,13 +59,13 @@ def _galleries(page: Page, subject: Subject) -> Iterator[Gallery | Missing]:
         source = page.source(subject.run, file.relative_to(subject.run.folder))
         try:
             arrays = load(file)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            attack = (seed.analysis or {}).get("attack") or {}
+            classes = (subject.run.summary or {}).get("classes") or ()
+            shown = [_example(arrays, i, classes, attack) for i in range(len(arrays["label"]))]
+        except Exception as error:  # whatever a damaged archive makes of it
             again = f"python -m roli_fast.analyze {shlex.quote(str(subject.run.folder))} --again"
-            yield Missing(f"{source.text} cannot be read ({error}).", again)
+            yield Missing(f"{source.text} cannot be read ({told(error)}).", again)
             return
-        attack = (seed.analysis or {}).get("attack") or {}
-        classes = (subject.run.summary or {}).get("classes") or ()
-        shown = [_example(arrays, i, classes, attack) for i in range(len(arrays["label"]))]
         title = f"{subject.label}, seed {seed.number}"
         yield Gallery(title, shown, _caption(attack), [source])
 
@@ -84,7 +84,8 @@ def load(file: Path) -> dict[str, np.ndarray[Any, Any]]:
         ValueError: their shapes do not fit together.
         KeyError: one is missing.
     """
-    with np.load(file, allow_pickle=False) as archive:
+    # opened here: numpy leaves a damaged one open
+    with open(file, "rb") as raw, np.load(raw, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in FIELDS}
     lengths = {len(array) for array in arrays.values()}
     images = {arrays[name].shape for name in ("clean", "adversarial", "delta")}

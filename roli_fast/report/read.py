@@ -1,6 +1,5 @@
 """What a run left on disk, read for the page; nothing is computed by running a model."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,9 @@ from typing import Any
 
 from roli_fast.configuration import read_yaml
 from roli_fast.errors import ConfigError, RunDirectoryError, describe
+from roli_fast.files import parse_json, read_json, told
 from roli_fast.report.shape import ANALYSIS, RESULT, TEST, wrong, wrong_summary
+from roli_fast.report.text import listed
 from roli_fast.running.folder import CONFIG
 
 Tree = dict[str, Any]
@@ -17,8 +18,8 @@ Tree = dict[str, Any]
 SCHEMA = 1
 """Of analysis.json."""
 
-BRANCHES = {"seed", "method", "stage", "epoch"}
-"""What every record of metrics.jsonl names."""
+PLACE = {"seed": int, "method": str, "stage": str, "epoch": int}
+"""What every record of metrics.jsonl names; everything else in it is a number."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,17 @@ class Run:
         return list(tests[0]["robust_accuracy"]) if tests else []
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path, without: Mapping[Path, str] | None = None) -> Run:
     """Read a run directory.
+
+    Args:
+        folder: of the run.
+        without: files that are passed over as damaged, and what is wrong with them.
 
     Raises:
         RunDirectoryError: it is none, or its summary or configuration cannot be read.
     """
-    files = _Files(folder)
+    files = _Files(folder, without or {})
     try:
         config = read_yaml(folder / CONFIG)
     except ConfigError as error:
@@ -136,8 +141,8 @@ def read(folder: Path) -> Run:
 class _Files:
     """Reads files and remembers which."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, without: Mapping[Path, str]) -> None:
+        self.folder, self.without = folder, without
         self.read: list[Path] = []
         self.bad: list[str] = []
 
@@ -154,39 +159,57 @@ class _Files:
             RunDirectoryError: it is `needed` and damaged.
         """
         file = self.folder / path
-        if not file.is_file():
+        if not self._usable(file):
             return None
         try:
-            tree = json.loads(file.read_text(encoding="utf-8"))
+            tree = read_json(file)
             wrong = check(tree) if isinstance(tree, dict) else "not a JSON object"
             if wrong:
                 raise ValueError(wrong)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            line = f"{path}: {error or type(error).__name__}"
+        except Exception as error:  # whatever a damaged file makes of it
             if needed:
-                raise RunDirectoryError(describe("run", "readable files", f"'{file}'", line)) from (
-                    error
-                )
-            self.bad.append(line)
+                got = f"'{file}': {told(error)}"
+                raise RunDirectoryError(describe("run", "readable files", got)) from error
+            self.bad.append(f"{path}: {told(error)}")
             return None
         self.read.append(file)
         return tree
 
+    def _usable(self, file: Path) -> bool:
+        if file in self.without:
+            self.bad.append(f"{file.relative_to(self.folder)}: {self.without[file]}")
+        return file.is_file() and file not in self.without
+
     def lines(self, path: str | Path) -> list[Tree]:
         """The records of a file of JSON lines; one cut short by a killed run is passed over."""
         file = self.folder / path
-        if not file.is_file():
+        if not self._usable(file):
             return []
         records = []
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and record.keys() >= BRANCHES:
-                records.append(record)
         self.read.append(file)
+        records, damaged = read_records(file)
+        if damaged:
+            self.bad.append(f"{path}: lines {listed([str(number) for number in damaged])}")
         return records
+
+
+def read_records(file: Path) -> tuple[list[Tree], list[int]]:
+    """The records of a metrics.jsonl, and the numbers of its damaged lines; a last line that a
+    killed run cut short is passed over."""
+    records, damaged = [], []
+    lines = file.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            record = parse_json(line.decode())
+            if not all(isinstance(v, PLACE.get(k, (int, float))) for k, v in record.items()):
+                raise ValueError("a field of another type")
+            if not (record.keys() >= PLACE.keys() and record["epoch"] >= 0):
+                raise ValueError("no place")
+            records.append(record)
+        except (ValueError, AttributeError):
+            if number < len(lines):
+                damaged.append(number)
+    return records, damaged
 
 
 def _methods(files: _Files, config: Tree, summary: Tree | None) -> list[Method]:
@@ -212,7 +235,7 @@ def _methods(files: _Files, config: Tree, summary: Tree | None) -> list[Method]:
                 run["stages"],
                 run.get("test"),
                 files.json(
-                    cell / f"seed-{run['seed']}" / name / "analysis.json", check=_is_analysis
+                    cell / f"seed-{run['seed']}" / name / "analysis.json", check=wrong_analysis
                 ),
             )
             for run in runs
@@ -237,8 +260,8 @@ def _unfinished(files: _Files, method: str, config: Tree) -> list[Tree]:
     return runs
 
 
-def _is_analysis(tree: Tree) -> str:
-    """What is wrong with it; empty for nothing."""
+def wrong_analysis(tree: Tree) -> str:
+    """What is wrong with analysis.json; empty for nothing."""
     if tree.get("schema") != SCHEMA:
         return f"schema {tree.get('schema')!r}, and this version reads {SCHEMA}"
     return wrong(tree, ANALYSIS)[:200]

@@ -1,6 +1,8 @@
 """On what a program computes: its device, and how many CPU threads."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +40,18 @@ def pick_threads(model: nn.Module, image_size: int, batch_size: int) -> int:
     flops = 2 * weights * batch_size * image_size**2 / _PIXELS_A_USE
     # compiled and quantised models hide their weights
     return 1 if 0 < flops < _ONE_THREAD_FLOPS else min(torch.get_num_threads(), _usable_cpus())
+
+
+def saved_threads(tree: Mapping[str, Any]) -> int | None:
+    """The CPU threads that a file records; None where it does not.
+
+    Raises:
+        ValueError: they are no number that a machine could have.
+    """
+    threads = tree.get("threads")
+    if threads is not None and (type(threads) is not int or not 0 < threads <= 4096):
+        raise ValueError(f"threads are {threads!r}")
+    return threads
 
 
 def _usable_cpus() -> int:

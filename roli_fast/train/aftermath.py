@@ -1,7 +1,6 @@
 """What follows the training of a run: its analysis, its report, and a short table of both."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from roli_fast.errors import InterruptedRunError, PeerError
 from roli_fast.running.text import align
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.method_analysis import FILE, MethodAnalysis
+from roli_fast.train.method_analysis import FILE, MethodAnalysis, read_analysis
 
 logger = logging.getLogger("roli_fast.train")
 
@@ -79,7 +78,7 @@ def analysis_table(run_dir: Path, methods: list[str]) -> str:
     rows = []
     for method in methods:
         paths = sorted(run_dir.glob(f"seed-*/{method}/{FILE}"))
-        trees = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        trees = [read_analysis(path) for path in paths]
         trees = [tree for tree in trees if tree["stages"]]
         if trees:
             rows.append([method, *_cells(trees)])

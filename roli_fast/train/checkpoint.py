@@ -7,16 +7,18 @@ derived from the seed and the position.
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from roli_fast.configuration import Schema
 from roli_fast.errors import CheckpointError, describe
-from roli_fast.files import write_tensors
+from roli_fast.files import naming, parse_json, write_tensors
 
 _META = "roli_fast_resume"
 _OPTIMIZER = "optimizer"
@@ -108,42 +110,40 @@ class Resume:
     others: dict[str, dict[int, dict[str, Any]]]
 
 
+def explained(path: Path) -> AbstractContextManager[None]:
+    """Whatever a resume file makes of the block is a CheckpointError that names it."""
+    fix = "Delete the stage's folder to train that stage again."
+    expected = "a complete resume file of this version"
+    return naming(path, CheckpointError, "resume", expected, fix)
+
+
 def load_resume(path: Path) -> Resume:
     """Read a resume file.
 
     Raises:
         CheckpointError: it is damaged or something else.
     """
-    try:
+    with explained(path):
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})[_META])
+            meta = parse_json((file.metadata() or {})[_META])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        progress = Progress(**meta.pop("progress"))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            describe(
-                "resume",
-                "a complete resume file of this version",
-                f"'{path}': {error}",
-                "Delete the stage's folder to train that stage again.",
-            )
-        ) from error
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = tensor
-    states = {
-        part.removesuffix(_OPTIMIZER): _state(plain, parts.pop(part, {}))
-        for part, plain in meta.items()
-    }
-    return Resume(
-        model=parts.pop("model"),
-        best=parts.pop("best"),
-        optimizer=states.pop(""),
-        progress=progress,
-        kept={part.removeprefix(_KEPT): own for part, own in parts.items()},
-        others=states,
-    )
+        progress = Schema(Progress, {}).build(meta.pop("progress"), [])
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        states = {
+            part.removesuffix(_OPTIMIZER): _state(plain, parts.pop(part, {}))
+            for part, plain in meta.items()
+        }
+        return Resume(
+            model=parts.pop("model"),
+            best=parts.pop("best"),
+            optimizer=states.pop(""),
+            progress=progress,
+            kept={part.removeprefix(_KEPT): own for part, own in parts.items()},
+            others=states,
+        )
 
 
 def _state(

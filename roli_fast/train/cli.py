@@ -137,9 +137,8 @@ def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:
             f"`--run_dir`: expected a folder with a config.yaml to resume, got "
             f"'{options.run_dir}'. Leave out --resume to start a new run there."
         )
-    tree = read_yaml(saved)
-    experiment = SCHEMA.build(tree, overrides)
-    others = [SCHEMA.build(tree, [])]
+    others = [SCHEMA.read(saved)]
+    experiment = SCHEMA.build(read_yaml(saved), overrides)
     if options.config:
         others.append(SCHEMA.build(read_yaml(find_config(options.config)), []))
     if not all(same_experiment(other, experiment) for other in others):

@@ -12,8 +12,8 @@ import torch
 from roli_fast.data import ImageDataset, Splits
 from roli_fast.data.pixels import FilePixels
 from roli_fast.data.table import SPLITS
-from roli_fast.errors import RunDirectoryError, describe
-from roli_fast.files import write_bytes, write_json
+from roli_fast.errors import RunDirectoryError
+from roli_fast.files import naming, read_json, write_bytes, write_json
 from roli_fast.running.environment import hash_samples, hash_text
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,10 @@ def leave_out(folder: Path, dropped: Mapping[str, list[int]]) -> None:
     if not dropped:
         return
     saved = _read(folder)
-    facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    recorded = folder / "environment.json"
+    with naming(recorded, RunDirectoryError, "run_dir", "what roli_fast.train recorded"):
+        facts = read_json(recorded)
+        facts["identity"] = dict(facts["identity"])
     for name, rows in dropped.items():
         paths, gone = saved[name]["paths"], set(rows)
         left = saved[name]["test"] = [one for one in saved[name]["test"] if one[0] not in gone]
@@ -124,16 +127,10 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / IMAGES
     if not path.is_file():
         return {}
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+    fix = "Put the file back, or start a new run."
+    with naming(path, RunDirectoryError, "run_dir", "the images that the run began with", fix):
         return {
             name: {"paths": list(tree["paths"])}
             | {part: [(int(row), int(y), str(h)) for row, y, h in tree[part]] for part in SPLITS}
-            for name, tree in saved.items()
+            for name, tree in read_json(path).items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        got = f"'{path}': {type(error).__name__}: {error}"
-        fix = "Put the file back, or start a new run."
-        raise RunDirectoryError(
-            describe("run_dir", "the images that the run began with", got, fix)
-        ) from error

@@ -107,11 +107,16 @@ class StageLoop:
     def _resume(self) -> None:
         if self.resume_path.exists():
             saved = checkpoint.load_resume(self.resume_path)
-            checkpoint.restore_tensors(self.model, saved.model, self.resume_path)
-            checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
-            for name, state in saved.others.items():
-                checkpoint.restore_optimizer(self.phases.optimizers[name], state)
-            self.phases.resume(saved.kept)
+            with checkpoint.explained(self.resume_path):
+                place = (saved.progress.epoch, saved.progress.phase, saved.progress.step)
+                most = (self.stage.epochs, len(self.phases.all), self.steps)
+                if not all(0 <= at <= end for at, end in zip(place, most, strict=True)):
+                    raise ValueError(f"epoch, phase and step are {place} of {most}")
+                checkpoint.restore_tensors(self.model, saved.model, self.resume_path)
+                checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
+                for name, state in saved.others.items():
+                    checkpoint.restore_optimizer(self.phases.optimizers[name], state)
+                self.phases.resume(saved.kept)
             self.best, self.progress = saved.best, saved.progress
             self.updates.counts = saved.progress.counts
         self.updates.replicas.begin()

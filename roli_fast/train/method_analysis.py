@@ -1,6 +1,5 @@
 """The light analysis of one method and seed of a run, part by part: analysis.json, examples.npz."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +13,11 @@ from roli_fast.analysis.light import Look, Point, Survey, calibrate, joined, loo
 from roli_fast.attacks import PGD
 from roli_fast.attacks.base import BallAttack
 from roli_fast.data import Batch, ImageDataset, Splits, batches
+from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate import robustness_curve
-from roli_fast.files import write_json
+from roli_fast.files import naming, read_json, write_json
 from roli_fast.models import Classifier
+from roli_fast.report.read import wrong_analysis
 from roli_fast.seeds import derive_seed
 from roli_fast.train.analysis_plan import RADII, Plan, first_images, plan
 from roli_fast.train.context import Context
@@ -156,12 +157,13 @@ class MethodAnalysis:
         if not path.is_file():
             return {}
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-            if tree["images"]["test"] == 0:
-                tree = {name: part for name, part in tree.items() if name not in AFTER_STAGES}
-            same = _looked_at(tree) == _looked_at(self._empty())
-        except (ValueError, KeyError, TypeError):  # of another version, or none of ours
+            tree = read_analysis(path)
+        except RunDirectoryError as error:  # damaged, or of another version
+            logger.warning("%s It is made anew.", error)
             return {}
+        if tree["images"].get("test", 0) == 0:
+            tree = {name: part for name, part in tree.items() if name not in AFTER_STAGES}
+        same = _looked_at(tree) == _looked_at(self._empty())
         return tree if same or not self.missing(tree) else {}
 
     def _empty(self) -> dict[str, Any]:
@@ -304,6 +306,19 @@ class MethodAnalysis:
         attacked = self._survey.attacked(self._final, images, keep=True)
         write_examples(self.folder / EXAMPLES, clean, attacked)
         return EXAMPLES
+
+
+def read_analysis(path: Path) -> dict[str, Any]:
+    """What an analysis.json says.
+
+    Raises:
+        RunDirectoryError: it is damaged, or of another version; the field is named.
+    """
+    with naming(path, RunDirectoryError, "RUN", "an analysis of this version"):
+        tree = read_json(path)
+        if told := wrong_analysis(tree):
+            raise ValueError(told)
+        return tree
 
 
 def _looked_at(tree: dict[str, Any]) -> list[Any]:

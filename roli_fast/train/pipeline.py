@@ -1,7 +1,6 @@
 """A run from beginning to end: pretraining, the stages of each method, the test, the summary."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +31,8 @@ from roli_fast.train.recorder import NoRecorder, Recorder
 from roli_fast.train.run_directory import (
     identity,
     open_run_dir,
+    read_result,
+    read_test,
     saved_environment,
     write_environment,
 )
@@ -205,7 +206,7 @@ class Pipeline:
         done = folder / "result.json"
         if self.context.team.from_first(done.is_file()):
             finish(model, stage, folder, seed=seed)
-            return StageResult(**json.loads(done.read_text(encoding="utf-8")))
+            return read_result(done)
         job = Job(
             stage=stage,
             model=model,
@@ -221,7 +222,7 @@ class Pipeline:
     def _test(self, model: Classifier, splits: Splits, seed: int, path: Path) -> dict[str, Any]:
         """Accuracy on the test split, with the flags of every sample for paired tests."""
         if self.context.team.from_first(path.is_file()):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_test(path, self.experiment)
         experiment, stage = self.experiment, self.experiment.finetune
         split, world = splits.test, self.context.team.world
         guard = stage.memory_guard("finetune", self.context.device)

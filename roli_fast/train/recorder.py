@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from roli_fast.files import write_bytes, writing
+from roli_fast.report.read import read_records
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +58,16 @@ class Recorder:
 
     def forget(self, place: Mapping[str, Any], from_epoch: int) -> None:
         """Drop the records of the stage at `place` from `from_epoch` on."""
-        if not self._path.exists():
+        if not self._path.is_file():
             return
-        kept: list[dict[str, Any]] = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:  # the last line of a killed run may be cut short
-                continue
-            here = all(record.get(key) == value for key, value in place.items())
-            if not (here and record["epoch"] >= from_epoch):
-                kept.append(record)
+        records, damaged = read_records(self._path)
+        if damaged:
+            logger.warning("%s: damaged lines are dropped: %s", self._path, damaged)
+        kept = [
+            record
+            for record in records
+            if not (place.items() <= record.items() and record["epoch"] >= from_epoch)
+        ]
         write_bytes(self._path, "".join(json.dumps(record) + "\n" for record in kept).encode())
         self._replay(kept, tuple(place))
 

@@ -7,15 +7,22 @@ from typing import Any
 
 import torch
 
+from roli_fast.configuration import Schema
 from roli_fast.data import Splits
 from roli_fast.errors import RunDirectoryError
-from roli_fast.files import write_json
+from roli_fast.evaluate import UNION
+from roli_fast.evaluate.accuracy import accuracy
+from roli_fast.evaluate.state import to_flags
+from roli_fast.files import naming, read_json, write_json
+from roli_fast.report.shape import TEST, wrong
+from roli_fast.running.device import saved_threads
 from roli_fast.running.environment import environment, hash_samples, hash_text
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import PLACE_FIELDS, Experiment, default_lp, in_one_part
 from roli_fast.train.images import all_parts
+from roli_fast.train.stage import StageResult
 
 LATER: dict[str, Any] = {
     "other_norms": [],
@@ -84,18 +91,60 @@ def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:
     path = folder / "environment.json"
     if not path.is_file():
         return {}
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    known = saved["identity"]
-    changed = [name for name, value in found.items() if known.get(name) != value]
-    # runs that began before pixels were recorded are known by names and labels
-    changed = [name for name in changed if name in known or not name.endswith(" pixels")]
+    fix = "Put the file back, or start a new run."
+    with naming(path, RunDirectoryError, "run_dir", "what roli_fast.train recorded", fix):
+        saved = read_json(path)
+        known = saved["identity"]
+        changed = [name for name, value in found.items() if known.get(name) != value]
+        # runs that began before pixels were recorded are known by names and labels
+        changed = [name for name in changed if name in known or not name.endswith(" pixels")]
+        saved_threads(saved)
     if changed:
         raise RunDirectoryError(
-            f"'{folder}' began with another {', another '.join(changed)}: its results would be "
-            "mixed with others. Put back what changed, perhaps the version of roli_fast, or start "
-            "a new run."
+            f"'{folder}' began with another {', another '.join(changed)}, as {path.name} says: its "
+            "results would be mixed with others. Put back what changed, perhaps the version of "
+            "roli_fast, or start a new run."
         )
     return saved
+
+
+def read_result(path: Path) -> StageResult:
+    """What a finished stage wrote.
+
+    Raises:
+        RunDirectoryError: it is damaged; the file and the field are named.
+    """
+    fix = "Delete the stage's folder to train that stage again."
+    with naming(path, RunDirectoryError, "run_dir", "a stage's result", fix):
+        return as_result(read_json(path))
+
+
+def as_result(tree: Any) -> StageResult:
+    """A stage's result from its plain values. Raises ConfigError for a wrong field."""
+    return Schema(StageResult, {}).build(tree, [])
+
+
+def read_test(path: Path, experiment: Experiment) -> dict[str, Any]:
+    """A finished test, whose accuracies are those of its flags.
+
+    Raises:
+        RunDirectoryError: it is damaged; the file and the field are named.
+    """
+    with naming(path, RunDirectoryError, "run_dir", "a test's result", "Delete it to test again."):
+        tree = read_json(path)
+        if told := wrong(tree, TEST):
+            raise ValueError(told)
+        expected = set(experiment.evaluations("test"))
+        expected |= {UNION} if len(expected) > 1 else set()
+        shares, flags = tree["robust_accuracy"], tree["robust_flags"]
+        if not shares.keys() == flags.keys() == expected:
+            raise ValueError(f"it is of {sorted(shares)}, expected {sorted(expected)}")
+        texts = {"clean": tree["clean_flags"], **flags}
+        for name, share in {"clean": tree["clean_accuracy"], **shares}.items():
+            found = to_flags(texts[name])
+            if len(found) != tree["images"] or abs(accuracy(found) - share) > 1e-6:
+                raise ValueError(f"accuracy and flags of {name} differ")
+        return tree
 
 
 def write_environment(

@@ -3,15 +3,19 @@
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from roli_fast.errors import RunDirectoryError, describe
-from roli_fast.files import write_json
+from roli_fast.configuration.files import load_yaml
+from roli_fast.errors import RunDirectoryError
+from roli_fast.files import naming, read_json, read_text, write_json
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment
+from roli_fast.train.run_directory import as_result, read_result, read_test
 from roli_fast.train.sweep import Axis, Cell
 
 SWEEP = "sweep.yaml"
@@ -31,25 +35,43 @@ def saved_axes(folder: Path) -> tuple[Axis, ...]:
     path = folder / SWEEP
     if not path.is_file():
         return ()
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    with naming(path, RunDirectoryError, "--run_dir", f"a readable {SWEEP}"):
+        tree = load_yaml(read_text(path))
         return tuple(Axis(field, tuple(values)) for field, values in tree.items())
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise RunDirectoryError(
-            describe("--run_dir", f"a readable {SWEEP}", f"'{path}': {error}")
-        ) from error
 
 
 def read_validation(where: Path, method: str) -> list[dict[str, Any]] | None:
-    """The finished seeds of a cell; None while there is something left to train."""
+    """The finished seeds of a cell; None while there is something left to train.
+
+    Raises:
+        RunDirectoryError: the file is damaged.
+    """
     path = where / "validation.json"
-    return json.loads(path.read_text(encoding="utf-8"))[method] if path.is_file() else None
+    if not path.is_file():
+        return None
+    with _again(path):
+        return [
+            {"seed": run["seed"], "stages": [asdict(as_result(stage)) for stage in run["stages"]]}
+            for run in read_json(path)[method]
+        ]
 
 
 def read_diverged(where: Path) -> str | None:
-    """Why a cell came to nothing; None if it did not."""
+    """Why a cell came to nothing; None if it did not.
+
+    Raises:
+        RunDirectoryError: the file is damaged.
+    """
     path = where / DIVERGED
-    return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    with _again(path):
+        return str(read_json(path)["error"])
+
+
+def _again(path: Path) -> AbstractContextManager[None]:
+    fix = "Delete it: what its folder has finished is not trained again."
+    return naming(path, RunDirectoryError, "--run_dir", "what a sweep wrote of a cell", fix)
 
 
 def write_diverged(where: Path, error: Exception) -> None:
@@ -57,19 +79,20 @@ def write_diverged(where: Path, error: Exception) -> None:
     write_json(where / DIVERGED, {"error": str(error)})
 
 
-def read_outcomes(where: Path, method: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def read_outcomes(where: Path, cell: Cell) -> list[dict[str, Any]]:
     """Stages and test of every seed of a tested cell."""
+    experiment, method = cell.experiment, cell.method
     runs = read_validation(where, method) or []
-    for seed, run in zip(seeds, runs, strict=True):
-        path = where / f"seed-{seed}" / method / "test.json"
-        run["test"] = json.loads(path.read_text(encoding="utf-8"))
+    with _again(where / "validation.json"):
+        for seed, run in zip(experiment.seeds, runs, strict=True):
+            run["test"] = read_test(where / f"seed-{seed}" / method / "test.json", experiment)
     return runs
 
 
 def read_pretrained(where: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """The results of pretraining on the source; empty without one."""
     paths = [where / f"seed-{seed}" / "pretrain" / "result.json" for seed in seeds]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return [asdict(read_result(path)) for path in paths if path.is_file()]
 
 
 class SharedStages:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from roli_fast.configuration import read_yaml
 from roli_fast.data import DataSource
 from roli_fast.errors import NonFiniteLossError, RunDirectoryError
 from roli_fast.files import write_json
@@ -74,7 +73,7 @@ def run_sweep(
             cell = _choose(method, plan, rows)
             where = folder / cell.folder
             run(cell.experiment, where, resume=True, quiet=quiet)
-            outcomes[method] = read_outcomes(where, method, base.seeds)
+            outcomes[method] = read_outcomes(where, cell)
             pretrained = pretrained or read_pretrained(where, base.seeds)
         summary = summarise(base, base.data.load(), outcomes, pretrained)
         summary["sweep"] = {"axes": {a.field: list(a.values) for a in axes}, "cells": rows}
@@ -115,7 +114,7 @@ def _finished(where: Path, cell: Cell) -> bool:
     done = read_validation(where, cell.method) is not None or read_diverged(where) is not None
     if not done:
         return False
-    if not same_experiment(SCHEMA.build(read_yaml(where / "config.yaml"), []), cell.experiment):
+    if not same_experiment(SCHEMA.read(where / "config.yaml"), cell.experiment):
         raise RunDirectoryError(
             f"'{where}' holds another experiment than this sweep's. Name a new --run_dir."
         )

@@ -208,7 +208,10 @@ def _flags(state: Path) -> bytes:
     return state.read_bytes().replace(b'"robust": "', b'"robust": "x')
 
 
-@pytest.mark.parametrize("change", [_official, _cut, _flags, lambda _: b"", lambda _: b"[1, 2]"])
+@pytest.mark.parametrize(
+    "change",
+    [_official, _cut, _flags, lambda _: b"", lambda _: b"[1, 2]", lambda _: b"[" * 100_000],
+)
 def test_a_state_that_cannot_be_read_is_left_as_it_is(change: Any, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
@@ -238,6 +241,15 @@ def test_anothers_state_is_left_as_it_is(change: Any, named: str, tmp_path: Path
     with pytest.raises(ArgumentError, match=f"`state_path`: .*has other {named}"):
         other.run_standard_evaluation(x, Y, bs=20, state_path=state)
     assert state.read_bytes() == content
+
+
+def test_a_state_with_too_few_flags_is_left_as_it_is(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
+    tree = json.loads(state.read_bytes())
+    state.write_text(json.dumps(tree | {"robust": tree["robust"][1:]}))
+    with pytest.raises(ArgumentError, match=r"`state_path`: .*has other flags \("):
+        adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
 
 
 def test_without_cuda_the_default_device_is_the_cpu_and_the_log_says_so(

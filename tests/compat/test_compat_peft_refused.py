@@ -1,6 +1,7 @@
 """What cannot be saved or loaded in PEFT's format is refused, and changes nothing."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,14 @@ class TestRefused:
         self.check(folder, "`adapter_config.json`: expected JSON")
         (folder / "adapter_config.json").write_text("[]")
         self.check(folder, "`peft_type`")
+
+    @pytest.mark.parametrize("value", ["1" + "0" * 400, "1" * 5000, "NaN", "1e999", "[" * 100_000])
+    def test_numbers_that_are_none(self, folder: Path, value: str) -> None:
+        path = folder / "adapter_config.json"
+        text = re.sub(r'"lora_alpha": [\d.]+', f'"lora_alpha": {value}', path.read_text())
+        assert value in text
+        path.write_text(text)
+        self.check(folder, "`adapter_config.json`: .*adapter_config.json'")
 
     def test_saving(self, tmp_path: Path) -> None:
         with pytest.raises(

@@ -106,6 +106,24 @@ def safe_loading(_path: str, tree: ast.Module) -> Found:
             yield line, "write torch.load(...), so that this test sees it"
 
 
+PARSERS = {"json": "files.py", "yaml": "configuration/files.py"}
+"""Damage is told where these are read: `files.parse_json` and `configuration.files.load_yaml`."""
+
+
+def damage_is_told(path: str, tree: ast.Module) -> Found:
+    for call, name in calls(tree):
+        module, _, function = name.partition(".")
+        if path != PARSERS.get(module, path) and function.split("_")[-1] in READERS:
+            yield call.lineno, f"{name}: only {PARSERS[module]} reads {module}"
+    for line, name in imports(tree):
+        module, _, function = name.partition(".")
+        if module in PARSERS and function in READERS:
+            yield line, f"write {module}.{function}(...), so that this test sees it"
+
+
+READERS = {"load", "loads", "compose", "JSONDecoder", "get_single_data"}
+
+
 DERIVATIVES = "analysis/derivatives.py"
 """Gradients and Jacobian products that neither attack nor train."""
 
@@ -140,6 +158,7 @@ RULES: tuple[Rule, ...] = (
     kernels_behind_one_door,
     timm_in_models,
     safe_loading,
+    damage_is_told,
     gradients_in_three_places,
     no_printing,
     short_files_and_functions,
@@ -181,6 +200,10 @@ def test_the_package_is_found() -> None:
         (safe_loading, "models/x.py", "torch.load(path, weights_only=flag)"),
         (safe_loading, "models/x.py", "from torch import load"),
         (safe_loading, "data/x.py", "pickle.loads(raw)"),
+        (damage_is_told, "report/x.py", "json.loads(path.read_text())"),
+        (damage_is_told, "report/x.py", "yaml.safe_load(text)"),
+        (damage_is_told, "files.py", "yaml.load(text, Loader)"),
+        (damage_is_told, "train/x.py", "from json import loads"),
         (gradients_in_three_places, "attacks/x.py", "loss.sum().backward()"),
         (gradients_in_three_places, "attacks/x.py", "torch.autograd.grad(loss, x)"),
         (no_printing, "engine/x.py", "def f():\n    print(1)"),
@@ -199,6 +222,8 @@ def test_a_rule_sees_what_it_forbids(rule: Rule, path: str, source: str) -> None
         (one_way_imports, "train/x.py", "from roli_fast import evaluate\nimport torch"),
         (one_way_imports, "doctor.py", "from roli_fast import train"),
         (safe_loading, "models/x.py", "torch.load(path, weights_only=True)"),
+        (damage_is_told, "files.py", "json.loads(text)"),
+        (damage_is_told, "train/x.py", "json.dumps(tree)\nyaml.safe_dump(tree)\ntorch.load(f)"),
         (gradients_in_three_places, "train/update.py", "loss.backward()"),
         (short_files_and_functions, "x.py", "def f():\n" + "    x = 1\n" * 69),
     ],

@@ -108,8 +108,8 @@ def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{\n"a": 1,\n"b" 2}', r"train\.json`: expected valid JSON, got .* at line 3, column 5"),
-        ('{"a": 1,}', r"train\.json`: expected valid JSON, got .* at line 1"),
+        ('{\n"a": 1,\n"b" 2}', r"train\.json`: expected valid JSON, got .* line 3 column 5"),
+        ('{"a": 1,}', r"train\.json`: expected valid JSON, got .* line 1"),
         ("", r"train\.json`: expected valid JSON"),
         ('[["a", 1]]', "expected one object"),
         ("3", "expected one object"),
@@ -140,7 +140,7 @@ def test_bad_lists_are_refused(tmp_path: Path, text: str, message: str) -> None:
 def test_bytes_that_are_not_text_are_named(tmp_path: Path) -> None:
     write_lists(tmp_path, val=VAL, test=TEST)
     (tmp_path / "train.json").write_bytes(b'{"\xff": 1}')
-    with pytest.raises(DataError, match=r"train\.json`: expected UTF-8 text"):
+    with pytest.raises(DataError, match=r"train\.json`: expected valid JSON, got .*codec"):
         read_lists(tmp_path)
 
 

@@ -229,8 +229,13 @@ def stopped(straight: Path, tmp_path: Path) -> Path:
         (lambda text: text.replace('"number": 1', '"number": 2'), "other samples"),
         (lambda text: text.replace('"clean": "1', '"clean": "'), "a flag is missing"),
         (lambda text: text.replace('"clean": "', '"clean": "x'), "flags are 0 and 1"),
+        (lambda text: text.replace('"lost": 0', '"lost": "0"'), "`lost` is '0'"),
+        (lambda text: text.replace('"forwards": ', '"forwards": 0.'), "`forwards` is 0."),
+        (lambda text: text.replace('"notes": [', '"notes": [3'), "are texts"),
+        (lambda _text: "[" * 100_000, "nested"),
     ],
-    ids=["half", "empty", "list", "identity", "searches", "samples", "short", "letters"],
+    ids=["half", "empty", "list", "identity", "searches", "samples", "short", "letters"]
+    + ["lost", "cost", "notes", "nested"],
 )
 def test_a_foreign_or_damaged_chunk_is_told_and_left_alone(
     stopped: Path, change, words: str

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import SIZES, SMALL, images, tiny
 from torch import Tensor
 
+from roli_fast import models
 from roli_fast.errors import CheckpointError
 from roli_fast.models import Model, create, load_backbone, read_state_dict, save_model
 from roli_fast.models.weights import fingerprint, read_card
@@ -232,10 +234,35 @@ class TestDamage:
         with pytest.raises(CheckpointError, match="expected a state dict"):
             load(tmp_path / "w.pth")
 
-    def test_a_damaged_card(self, saved: Path) -> None:
-        save_file(load_file(saved), saved, metadata={"roli_fast": "{not json"})
-        with pytest.raises(CheckpointError, match="`weights`"):
+    @pytest.mark.parametrize("text", ["{not json", "[]", "3", "[" * 100_000, "[" + "1" * 5000])
+    def test_a_damaged_card(self, saved: Path, text: str) -> None:
+        save_file(load_file(saved), saved, metadata={"roli_fast": text})
+        with pytest.raises(CheckpointError, match=f"`weights`.*{saved.name}"):
             load(saved)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            *(("name", 3), ("name", "no_such_network"), ("options", [1]), ("options", None)),
+            *(("options", {"depth": 10**9}), ("options", {"depth": 1.5}), ("num_classes", "x")),
+            *(("num_classes", 0), ("num_classes", True), ("resize", -1), ("resize", 1.5)),
+            *(("mean", None), ("mean", [float("nan")] * 3), ("mean", ["0"] * 3), ("std", [0.5])),
+            *(("std", [0.0] * 3), ("std", [1e999] * 3), ("classes", 5), ("classes", [1] * 3)),
+            *(("tuning", 5), ("tuning", [3]), ("tuning", [{"name": "lora", "alpha": 10**400}])),
+            *(("tuning", [{"name": "adapter", "reduction": 1.5}]), ("tuning", [{"name": []}])),
+            *(
+                ("tuning", [{"name": "lora", "rank": 10**9}]),
+                ("tuning", [{"name": "lora", "x": 1}]),
+            ),
+        ],
+    )
+    def test_a_card_with_a_wrong_field(self, saved: Path, field: str, value: Any) -> None:
+        with safe_open(saved, framework="pt") as file:
+            card = json.loads(file.metadata()["roli_fast"]) | {field: value}
+        save_file(load_file(saved), saved, metadata={"roli_fast": json.dumps(card)})
+        with pytest.raises(CheckpointError, match=saved.name) as caught:
+            models.load(saved)
+        assert re.search(f"{field}|alpha|{re.escape(repr(value))}", str(caught.value))
 
 
 class TestFingerprint:

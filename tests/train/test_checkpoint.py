@@ -179,6 +179,18 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         load_resume(path)
 
 
+@pytest.mark.parametrize(
+    "meta",
+    ["3", "[" * 100_000, '{"progress": 3}', '{"progress": {"epoch": "x"}}', '{"progress": {}}']
+    + ['{"progress": {}, "optimizer": {"x": {}}}', '{"progress": {}, "optimizer": 5}'],
+)
+def test_damaged_words_of_a_file_are_named(tmp_path: Path, meta: str) -> None:
+    path = tmp_path / "resume.safetensors"
+    save_file({"model.a": torch.zeros(1)}, path, {"roli_fast_resume": meta})
+    with pytest.raises(CheckpointError, match=r"resume\.safetensors': .*Delete the stage's folder"):
+        load_resume(path)
+
+
 def test_a_file_of_another_model_is_refused_before_anything_changes(tmp_path: Path) -> None:
     model = net()
     with pytest.raises(CheckpointError, match="3.bias"):

@@ -163,6 +163,13 @@ def test_a_wrong_flag_is_named_with_its_fix(arguments: list[str], words: list[st
     assert all(word in message for word in words), message
 
 
+def laughs(link: str) -> str:
+    """Ten lines that stand for 9 ** 9 values."""
+    lines = ["a0: &a0 {y: 1}"]
+    lines += [f"a{i}: &a{i} " + link % ", ".join([f"*a{i - 1}"] * 9) for i in range(1, 10)]
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -173,16 +180,37 @@ def test_a_wrong_flag_is_named_with_its_fix(arguments: list[str], words: list[st
         ("data: [unclosed\n", ["YAML", "line"]),
         ("just text\n", ["mapping"]),
         ("methods: [roli]\n", ["data"]),
-        ("data: {name: digits}\nthreat: {eps: 1/0}\n", ["config"]),
+        ("data: {name: digits}\nthreat: {eps: 1/0}\n", ["config", "c.yaml"]),
+        ("seeds: [2020-99-99]\ndata: {name: digits}\n", ["`seeds`"]),
+        ("a: !!int x\n", ["c.yaml", "YAML"]),
+        ("data: {name: digits}\nprobe: {epochs: 1}\nprobe: {epochs: 2}\n", ["`probe`", "twice"]),
+        (f"seeds: [{10**400}]\n", ["c.yaml", "64"]),
+        (f"seeds: [{'1' * 5000}]\n", ["c.yaml"]),
+        ("seeds: " + "[" * 20_000, ["c.yaml", "deep"]),
+        ("a: &a [*a]\n", ["c.yaml", "aliases"]),
+        (laughs("[%s]"), ["c.yaml", "aliases"]),
+        (laughs("{<<: [%s]}"), ["c.yaml", "aliases"]),
+        ("a: \0\n", ["c.yaml"]),
+        ("\ud800", ["c.yaml", "utf-8"]),
     ],
 )
 def test_a_wrong_file_is_named_with_its_fix(tmp_path: Path, text: str, words: list[str]) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text(text)
+    file.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(ConfigError) as caught:
         parse(["--config", str(file)])
     message = str(caught.value)
     assert all(word in message for word in words), message
+
+
+def test_a_date_is_a_text_and_an_alias_its_value(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    text = (
+        "data: {name: digits}\nnote: 2026-01-01\nvalidation: &a {name: pgd, steps: 3}\ntest: *a\n"
+    )
+    file.write_text(text, encoding="utf-8-sig")
+    experiment = parse(["--config", str(file)]).experiment
+    assert experiment.note == "2026-01-01" and experiment.test == experiment.validation
 
 
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,10 @@
 """A run directory is made late, never overwritten, and never mixed with another experiment."""
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small import FLAGS, run_small, small
@@ -11,7 +14,9 @@ from roli_fast.errors import DataError, RoliFastError, RunDirectoryError
 from roli_fast.files import write_json
 from roli_fast.train import run
 from roli_fast.train.cli import parse
-from roli_fast.train.run_directory import saved_environment
+from roli_fast.train.recorder import Recorder
+from roli_fast.train.run_directory import read_result, read_test, saved_environment
+from roli_fast.train.stage import StageResult
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -96,3 +101,82 @@ def test_recipes_are_part_of_the_package() -> None:
     declared = (PACKAGE / "pyproject.toml").read_text()
     assert '"recipes/*.yaml"' in declared
     assert "recursive-include roli_fast/recipes *.yaml" in (PACKAGE / "MANIFEST.in").read_text()
+
+
+RESULT = asdict(StageResult("probe", 3, 1, 0.5, 10, 100, 1.5, 66.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"epochs": "x"}, "`epochs`"),
+        ({"train_seconds": None}, "train_seconds"),
+        ({"train_images": 10**400}, "`train_images`"),
+        ({"best_epoch": 1.5}, "`best_epoch`"),
+        ({"name": []}, "`name`"),
+        ({"other": 1}, "`other`"),
+    ],
+)
+def test_a_damaged_result_is_named_with_its_field(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(RESULT))
+    assert asdict(read_result(path)) == RESULT
+    path.write_text(json.dumps(RESULT | change))
+    with pytest.raises(RunDirectoryError, match=rf"result\.json': .*{named}"):
+        read_result(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"images": 3}, "accuracy and flags of clean differ"),
+        ({"clean_accuracy": 0.75}, "accuracy and flags of clean differ"),
+        ({"clean_flags": "11x0"}, "flags are 0 and 1"),
+        ({"robust_flags": {"pgd-10": "111"}}, "accuracy and flags of pgd-10 differ"),
+        ({"robust_accuracy": {"pgd-9": 0.5}}, "expected .'pgd-10'"),
+        ({"robust_accuracy": None}, "robust_accuracy"),
+        ({"clean_accuracy": "x"}, "clean_accuracy: expected a number"),
+    ],
+)
+def test_a_damaged_test_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    path, experiment = (
+        tmp_path / "test.json",
+        parse(["--data=digits", "--test.steps=10"]).experiment,
+    )
+    whole = {"images": 4, "clean_accuracy": 0.5, "clean_flags": "1100"}
+    whole |= {"robust_accuracy": {"pgd-10": 0.25}, "robust_flags": {"pgd-10": "1000"}}
+    path.write_text(json.dumps(whole))
+    assert read_test(path, experiment) == whole
+    path.write_text(json.dumps(whole | change))
+    with pytest.raises(RunDirectoryError, match=rf"test\.json': .*{told}"):
+        read_test(path, experiment)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"identity": 3}', '{"identity": {}, "threads": 1000000000}', "[" * 100_000]
+)
+def test_a_damaged_environment_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "environment.json").write_text(text)
+    with pytest.raises(RunDirectoryError, match=r"environment\.json'"):
+        saved_environment(tmp_path, {"configuration": "x"})
+
+
+def test_damaged_metrics_are_dropped_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = {"seed": 0, "method": "roli", "stage": "probe"}
+    good = [json.dumps({**place, "epoch": epoch, "loss": 1.0}) for epoch in range(3)]
+    bad = [
+        "5",
+        "{}",
+        json.dumps({**place, "epoch": "x"}),
+        json.dumps({**place, "epoch": 1, "a": []}),
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([good[0], *bad, *good[1:], '{"se']))
+    recorder = Recorder(tmp_path)
+    recorder.forget(place, 2)
+    recorder.close()
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good[:2]
+    assert "metrics.jsonl: damaged lines are dropped: [2, 3, 4, 5]" in caplog.text
