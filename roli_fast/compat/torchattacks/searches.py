@@ -1,6 +1,7 @@
 """APGD, APGD-T, FAB and Square with torchattacks' interface."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Generator, Tensor
@@ -10,7 +11,7 @@ from roli_fast.attacks import AttackResult
 from roli_fast.attacks.auto_attack import VERSIONS
 from roli_fast.attacks.base import Radius
 from roli_fast.attacks.official import Rng
-from roli_fast.compat.torchattacks.attack import Attack, logger
+from roli_fast.compat.torchattacks.attack import Attack, arguments, logger
 from roli_fast.compat.torchattacks.gradient import need, radius_of
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
@@ -29,35 +30,43 @@ def our_norm(norm: str) -> str:
 class Search(Attack):
     """An attack with a seed, which draws the same at each call.
 
-    Args:
-        name: the attack's.
-        model: images (B, ...) -> logits (B, C).
-        norm: "Linf", "L2" or "L1".
-        eps: radius, a number or one a sample (B,).
-        seed: of the draws; None takes `generator`, or torch's global generator.
-        verbose: log what each call found.
+    Attributes of all: `norm` "Linf", "L2" or "L1"; `eps` the radius, a number or one a sample (B,);
+    `seed` of the draws, None takes `generator`, or torch's global generator; `verbose` logs what
+    each call found.
     """
+
+    unread = Attack.unread | {
+        *("perturb", "attack_single_run", "attack_single_run_targeted", "check_oscillation"),
+        *("check_shape", "dlr_loss", "dlr_loss_targeted", "target_class", "_get_predicted_label"),
+        *("get_diff_logits_grads_batch", "get_diff_logits_grads_batch_targeted"),
+    }
+    norm: str
+    eps: Radius
+    seed: int | None
+    verbose: bool
+    steps: int
+    n_restarts: int
+    loss: str
+    eot_iter: int
+    thr_decr: float
+    n_target_classes: int
+    alpha_max: float
+    eta: float
+    beta: float
+    multi_targeted: bool
+    n_queries: int
+    p_init: float
+    rescale_schedule: bool
+    version: str
+    n_classes: int
+    _told: set[str]
 
     rng: Rng = "native"
     """ "official" repeats the original's draws, which depend on the batch; see the attacks."""
 
-    def __init__(  # noqa: PLR0913 - what all of them share
-        self,
-        name: str,
-        model: Model,
-        *,
-        norm: str,
-        eps: Radius,
-        seed: int | None,
-        verbose: bool,
-    ) -> None:
-        super().__init__(name, model)
-        our_norm(norm)
-        self.norm = norm
-        self.eps = eps
-        self.seed = seed
-        self.verbose = verbose
-        self._told: set[str] = set()
+    def __init__(self, name: str, model: Model, **attributes: Any) -> None:
+        our_norm(attributes["norm"])
+        super().__init__(name, model, **attributes, _told=set())
 
     def build(self, **more: Any) -> ours.Attack:
         """The attack behind it."""
@@ -111,12 +120,7 @@ class APGD(Search):
         rho: float = 0.75,
         verbose: bool = False,
     ) -> None:
-        super().__init__("APGD", model, norm=norm, eps=eps, seed=seed, verbose=verbose)
-        self.steps = steps
-        self.n_restarts = n_restarts
-        self.loss = loss
-        self.eot_iter = eot_iter
-        self.rho = rho
+        super().__init__("APGD", **arguments(locals()))
 
     def build(self, **more: Any) -> ours.Attack:
         """Name by name."""
@@ -125,7 +129,7 @@ class APGD(Search):
             restarts=self.n_restarts,
             loss=self.loss,
             eot=self.eot_iter,
-            rho=self.rho,
+            rho=self.thr_decr,
             **more,
         )
 
@@ -146,12 +150,8 @@ class APGDT(Search):
         verbose: bool = False,
         n_classes: int = 10,
     ) -> None:
-        super().__init__("APGDT", model, norm=norm, eps=eps, seed=seed, verbose=verbose)
-        self.steps = steps
-        self.n_restarts = n_restarts
-        self.eot_iter = eot_iter
-        self.rho = rho
-        self.target_classes = n_classes - 1
+        given = arguments(locals(), "n_classes")
+        super().__init__("APGDT", n_target_classes=n_classes - 1, **given)
 
     def build(self, **more: Any) -> ours.Attack:
         """Name by name."""
@@ -159,8 +159,8 @@ class APGDT(Search):
             steps=self.steps,
             restarts=self.n_restarts,
             eot=self.eot_iter,
-            rho=self.rho,
-            targets=self.target_classes,
+            rho=self.thr_decr,
+            targets=self.n_target_classes,
             **more,
         )
 
@@ -187,15 +187,9 @@ class FAB(Search):
         n_classes: int = 10,
     ) -> None:
         our_norm(norm)
-        radius = FAB_EPS[norm] if eps is None else eps
-        super().__init__("FAB", model, norm=norm, eps=radius, seed=seed, verbose=verbose)
-        self.n_restarts = n_restarts
-        self.alpha_max = alpha_max
-        self.eta = eta
-        self.beta = beta
-        self.steps = steps
-        self.multi_targeted = multi_targeted
-        self.target_classes = n_classes - 1
+        eps = FAB_EPS[norm] if eps is None else eps
+        given = arguments(locals(), "n_classes")
+        super().__init__("FAB", n_target_classes=n_classes - 1, **given)
 
     def build(self, **more: Any) -> ours.Attack:
         """Name by name."""
@@ -207,12 +201,17 @@ class FAB(Search):
             "beta": self.beta,
         }
         if self.multi_targeted:
-            return ours.FABT(targets=self.target_classes, **more)
+            return ours.FABT(targets=self.n_target_classes, **more)
         return ours.FAB(**more)
 
 
 class Square(Search):
     """Square attack."""
+
+    unread = Search.unread | {
+        *("eta", "eta_rectangles", "init_hyperparam", "lp_norm", "margin_and_loss"),
+        *("normalize_delta", "p_selection", "random_choice", "random_int"),
+    }
 
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -227,12 +226,7 @@ class Square(Search):
         seed: int | None = 0,
         verbose: bool = False,
     ) -> None:
-        super().__init__("Square", model, norm=norm, eps=eps, seed=seed, verbose=verbose)
-        self.n_queries = n_queries
-        self.p_init = p_init
-        self.n_restarts = n_restarts
-        self.loss = loss
-        self.rescale_schedule = resc_schedule
+        super().__init__("Square", **arguments(locals()))
 
     def build(self, **more: Any) -> ours.Attack:
         """Name by name."""
@@ -249,9 +243,11 @@ class Square(Search):
 class AutoAttack(Search):
     """AutoAttack with the authors' 100 steps and 5,000 queries, version standard, plus or rand.
 
-    `n_classes` has no effect: the model's number of classes decides. seed=None draws anew at
-    each call.
+    `n_classes` other than 10 gives APGD-T and FAB-T n_classes - 1 targets, as theirs. seed=None
+    draws anew at each call.
     """
+
+    unread = Search.unread | {"get_seed", "_autoattack"}
 
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -263,16 +259,28 @@ class AutoAttack(Search):
         seed: int | None = None,
         verbose: bool = False,
     ) -> None:
-        super().__init__("AutoAttack", model, norm=norm, eps=eps, seed=seed, verbose=verbose)
         if version not in VERSIONS:
             raise ArgumentError(describe("version", " or ".join(map(repr, VERSIONS)), version))
-        self.version = version
-        self.n_classes = n_classes
+        super().__init__("AutoAttack", **arguments(locals()))
 
     def build(self, **more: Any) -> ours.Attack:
         """Name by name."""
-        return ours.AutoAttack(version=self.version, **more)  # pyright: ignore[reportArgumentType]
+        if self.n_classes == 10:
+            return ours.AutoAttack(version=self.version, **more)  # pyright: ignore[reportArgumentType]
+        return _TargetsAutoAttack(version=self.version, targets=self.n_classes - 1, **more)  # pyright: ignore[reportArgumentType]
 
     def _tell(self, note: str) -> None:
         """It warns by itself; what else it notes is how many images each part fooled."""
         logger.log(logging.INFO if self.verbose else logging.DEBUG, "AutoAttack: %s", note)
+
+
+@dataclass(frozen=True)
+class _TargetsAutoAttack(ours.AutoAttack):
+    """AutoAttack with so many targets of APGD-T and FAB-T."""
+
+    targets: int = 9
+
+    def _part(self, name: str, more: dict[str, Any]) -> ours.Attack:
+        if name in ("apgd-t", "fab-t"):
+            more = more | {"targets": self.targets}
+        return super()._part(name, more)
