@@ -1,4 +1,4 @@
-"""torchattacks' interface: what its users override and set works, or is refused. Never swallowed."""
+"""torchattacks' interface: what users override and set works, or is refused. Never swallowed."""
 
 from typing import Any
 
@@ -27,11 +27,12 @@ class Grey(torchattacks.PGD):
 
 
 def test_an_overridden_forward_is_what_a_call_does() -> None:
-    attack = Grey(Mixed())
+    model = Mixed()
+    attack = Grey(model)
     assert torch.equal(attack(X, Y), torch.full_like(X, 0.25))
-    whole = torchattacks.MultiAttack([attack, torchattacks.PGD(attack.model, eps=0)])
+    whole = torchattacks.MultiAttack([attack, torchattacks.PGD(model, eps=0)])
     with torch.no_grad():
-        fooled = attack.model.eval()(torch.full_like(X, 0.25)).argmax(1) != Y
+        fooled = model.eval()(torch.full_like(X, 0.25)).argmax(1) != Y
     assert torch.equal((whole(X, Y) == 0.25).flatten(1).all(1), fooled) and fooled.any()
     plain: Any = torchattacks.PGD(Mixed())
     plain.forward = lambda images, labels: images
@@ -234,3 +235,16 @@ def test_a_divisor_that_would_matter_is_refused() -> None:
     attack.eps_for_division = 0.1
     with pytest.raises(ArgumentError, match="`eps_for_division`"):
         attack(images(2, 3, 6, 6), Y[:2])
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_note_on_train_mode_is_true(
+    training: bool, kept: bool, short_autoattack: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind a normalisation too; a model that is attacked in train mode is none in eval mode."""
+    attack = torchattacks.AutoAttack(Mixed().train(training))
+    attack.set_normalization_used([0.0] * 3, [1.0] * 3)
+    attack.set_model_training_mode(kept)
+    attack(X, Y)
+    assert ("the model was in train mode" in caplog.text) == (training and not kept)

@@ -221,7 +221,7 @@ def test_numbers_of_saved_pixels(levels: float, normalised: bool, tmp_path: Path
     if normalised:
         attack.set_normalization_used([0.5] * 3, [1.0] * 3)
     with torch.no_grad():
-        y = model(GREY).argmax(1)
+        y = model(GREY - shift).argmax(1)
     loader = DataLoader(TensorDataset(GREY - shift, y), batch_size=4)
     options: Any = dict(save_predictions=True, save_clean_inputs=True, save_type="int")
     accuracy, far, _ = attack.save(loader, tmp_path / "int.pt", return_verbose=True, **options)
@@ -230,7 +230,7 @@ def test_numbers_of_saved_pixels(levels: float, normalised: bool, tmp_path: Path
     assert torch.equal(clean, GREY) and torch.equal(labels, y)
     assert ((x_adv - clean).abs() * 255).max() <= levels + 1e-4
     with torch.no_grad():
-        seen = model(x_adv).argmax(1)
+        seen = model(x_adv - shift).argmax(1)
     assert torch.equal(seen, predictions)
     assert accuracy == pytest.approx(100 * (seen == y).float().mean().item())
     wrong = (x_adv - clean).flatten(1).norm(dim=1)[seen != y]

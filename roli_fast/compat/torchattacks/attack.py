@@ -5,7 +5,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
@@ -90,12 +90,20 @@ class Attack(ReadAttributes):
         self._in_pixels = False  # whether images are in [0, 1] now, though calls' are normalised
         self._modes = Modes()
         self._return_type = "float"
-        vars(self).update(attributes, _built=True)
+        vars(self).update(attributes, _arguments=tuple(attributes), _built=True)
         mean, std = (getattr(inner, name, None) for name in ("mean", "std"))
         if type(inner).__name__ == "RobModel" and mean is not None and std is not None:  # MAIR's
             mean, std = (torch.as_tensor(v).flatten().tolist() for v in (mean, std))
             if all(m != 0 for m in mean) or any(s != 1 for s in std):
                 self.set_normalization_used(mean, std)
+
+    if TYPE_CHECKING:  # the attributes of each attack
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def given(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """The constructor's attributes by the `fields` of ours that they stand for."""
+        return {fields[name]: getattr(self, name) for name in self._arguments if name in fields}
 
     @property
     def _parts(self) -> list["Attack"]:

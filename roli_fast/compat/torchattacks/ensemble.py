@@ -40,9 +40,6 @@ class MultiAttack(Attack):
         super().__init__("MultiAttack", attacks[0].model, attacks=attacks, verbose=verbose)
         self.device = attacks[0].device
 
-    attacks: Sequence[Attack]
-    verbose: bool
-
     def search(
         self, images: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
     ) -> AttackResult:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -17,6 +17,11 @@ from roli_fast.compat.torchattacks.attack import Attack, arguments
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 
+READ = {
+    **dict(alpha="step_size", steps="steps", random_start="random_start"),
+    **dict(decay="momentum", eot_iter="eot", loss="loss"),
+}
+"""torchattacks' attributes -> PGD's fields."""
 NATIVE_RULES = {"targeted(random)": "random", "targeted(least-likely)": "least_likely"}
 
 
@@ -45,14 +50,8 @@ class GradientAttack(Attack):
         attributes: eps, a number or one a sample (B,), and what PGD's other fields are read from.
     """
 
-    eps: Radius
-    alpha: float
-    steps: int
-    random_start: bool
-    decay: float
-    eot_iter: int
-    loss: str
-    eps_for_division: float
+    fixed: ClassVar[dict[str, Any]] = {"norm": "linf"}
+    """PGD's fields that no attribute stands for."""
 
     def __init__(self, name: str, model: Model, **attributes: Any) -> None:
         super().__init__(name, model, **attributes)
@@ -60,7 +59,10 @@ class GradientAttack(Attack):
 
     def fields(self) -> dict[str, Any]:
         """PGD's fields but eps and targets, from the attributes."""
-        raise NotImplementedError
+        given = self.given(READ)
+        if "random_start" in given:
+            given["random_start"] = bool(self.random_start)
+        return self.fixed | given
 
     def build(self, **more: Any) -> OurPGD:
         """The attack behind it."""
@@ -99,16 +101,16 @@ class GradientAttack(Attack):
 class FGSM(GradientAttack):
     """One step of length eps; targeted too."""
 
+    fixed = dict(norm="linf", step_size=1.0, steps=1, random_start=False)  # projected back
+
     def __init__(self, model: Model, eps: Radius = 8 / 255) -> None:
         super().__init__("FGSM", **arguments(locals()))
-
-    def fields(self) -> dict[str, Any]:
-        """A step of 1 leaves any ball of [0, 1] images, and is projected back."""
-        return dict(norm="linf", step_size=1.0, steps=1, random_start=False)
 
 
 class BIM(GradientAttack):
     """PGD from the image itself; `steps=0` takes the number that the paper has for eps."""
+
+    fixed = dict(norm="linf", random_start=False)
 
     def __init__(
         self, model: Model, eps: Radius = 8 / 255, alpha: float = 2 / 255, steps: int = 10
@@ -117,20 +119,14 @@ class BIM(GradientAttack):
         if steps == 0 and not isinstance(eps, Tensor):
             self.steps = int(min(eps * 255 + 4, 1.25 * eps * 255))
 
-    def fields(self) -> dict[str, Any]:
-        """As PGD without a random start."""
-        return dict(norm="linf", step_size=self.alpha, steps=self.steps, random_start=False)
-
 
 class FFGSM(GradientAttack):
     """FGSM from a random start, projected back."""
 
+    fixed = dict(norm="linf", steps=1)
+
     def __init__(self, model: Model, eps: Radius = 8 / 255, alpha: float = 10 / 255) -> None:
         super().__init__("FFGSM", **arguments(locals()))
-
-    def fields(self) -> dict[str, Any]:
-        """PGD of one step."""
-        return dict(norm="linf", step_size=self.alpha, steps=1)
 
 
 class PGD(GradientAttack):
@@ -145,11 +141,6 @@ class PGD(GradientAttack):
         random_start: bool = True,
     ) -> None:
         super().__init__("PGD", **arguments(locals()))
-
-    def fields(self) -> dict[str, Any]:
-        """Name by name."""
-        start = bool(self.random_start)
-        return dict(norm="linf", step_size=self.alpha, steps=self.steps, random_start=start)
 
 
 class EOTPGD(GradientAttack):
@@ -166,19 +157,11 @@ class EOTPGD(GradientAttack):
     ) -> None:
         super().__init__("EOTPGD", **arguments(locals()))
 
-    def fields(self) -> dict[str, Any]:
-        """Name by name."""
-        return dict(
-            norm="linf",
-            step_size=self.alpha,
-            steps=self.steps,
-            random_start=bool(self.random_start),
-            eot=self.eot_iter,
-        )
-
 
 class PGDL2(GradientAttack):
     """PGD in l2. `eps_for_division` has no effect: a zero gradient makes no step here."""
+
+    fixed = dict(norm="l2")
 
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -192,16 +175,17 @@ class PGDL2(GradientAttack):
         super().__init__("PGDL2", **arguments(locals()))
 
     def fields(self) -> dict[str, Any]:
-        """Name by name."""
+        """Once they are checked."""
         if not 0 <= self.eps_for_division <= 1e-6:
             expected = "a number too small to matter, up to 1e-6"
             raise ArgumentError(describe("eps_for_division", expected, self.eps_for_division))
-        start = bool(self.random_start)
-        return dict(norm="l2", step_size=self.alpha, steps=self.steps, random_start=start)
+        return super().fields()
 
 
 class MIFGSM(GradientAttack):
     """PGD with momentum, from the image itself."""
+
+    fixed = dict(norm="linf", random_start=False)
 
     def __init__(
         self,
@@ -212,16 +196,6 @@ class MIFGSM(GradientAttack):
         decay: float = 1.0,
     ) -> None:
         super().__init__("MIFGSM", model, eps=eps, steps=steps, decay=decay, alpha=alpha)
-
-    def fields(self) -> dict[str, Any]:
-        """Name by name."""
-        return dict(
-            norm="linf",
-            step_size=self.alpha,
-            steps=self.steps,
-            momentum=self.decay,
-            random_start=False,
-        )
 
 
 class UPGD(GradientAttack):
@@ -243,35 +217,25 @@ class UPGD(GradientAttack):
         super().__init__("UPGD", **arguments(locals()))
 
     def fields(self) -> dict[str, Any]:
-        """Name by name."""
+        """Once they are checked."""
         if self.loss not in ("ce", "dlr", "margin"):
             raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", repr(self.loss)))
         if self.loss == "dlr" and self.attack_mode == "targeted(label)":
             fix = "The dlr of a target needs the label too: take a function as the mode."
             raise ArgumentError(describe("loss", "'ce' or 'margin'", "'dlr'", fix))
-        return dict(
-            norm="linf",
-            step_size=self.alpha,
-            steps=self.steps,
-            random_start=bool(self.random_start),
-            loss=self.loss,
-            momentum=self.decay,
-            eot=self.eot_iter,
-        )
+        return super().fields()
 
 
 class TPGD(GradientAttack):
     """TRADES' attack: away from the clean logits in KL. It needs no labels."""
+
+    fixed = dict(norm="linf", loss="kl")
 
     def __init__(
         self, model: Model, eps: Radius = 8 / 255, alpha: float = 2 / 255, steps: int = 10
     ) -> None:
         super().__init__("TPGD", **arguments(locals()))
         self.supported_mode = ["default"]
-
-    def fields(self) -> dict[str, Any]:
-        """From beside the image."""
-        return dict(norm="linf", step_size=self.alpha, steps=self.steps, loss="kl")
 
     def build(self, **more: Any) -> OurPGD:
         """With TRADES' start."""

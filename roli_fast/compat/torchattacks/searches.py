@@ -1,7 +1,9 @@
 """APGD, APGD-T, FAB and Square with torchattacks' interface."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Generator, Tensor
@@ -16,6 +18,13 @@ from roli_fast.compat.torchattacks.gradient import need, radius_of
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 
+READ = {
+    **dict(steps="steps", n_restarts="restarts", loss="loss", eot_iter="eot", thr_decr="rho"),
+    **dict(n_target_classes="targets", alpha_max="alpha_max", eta="eta", beta="beta"),
+    **dict(n_queries="n_queries", p_init="p_init", rescale_schedule="rescale_schedule"),
+    **dict(version="version"),
+}
+"""torchattacks' attributes -> our fields."""
 NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 FAB_EPS = {"Linf": 0.3, "L2": 1.0, "L1": 5.0}
 
@@ -40,26 +49,8 @@ class Search(Attack):
         *("check_shape", "dlr_loss", "dlr_loss_targeted", "target_class", "_get_predicted_label"),
         *("get_diff_logits_grads_batch", "get_diff_logits_grads_batch_targeted"),
     }
-    norm: str
-    eps: Radius
-    seed: int | None
-    verbose: bool
-    steps: int
-    n_restarts: int
-    loss: str
-    eot_iter: int
-    thr_decr: float
-    n_target_classes: int
-    alpha_max: float
-    eta: float
-    beta: float
-    multi_targeted: bool
-    n_queries: int
-    p_init: float
-    rescale_schedule: bool
-    version: str
-    n_classes: int
-    _told: set[str]
+    kind: Any
+    """What it is here."""
 
     rng: Rng = "native"
     """ "official" repeats the original's draws, which depend on the batch; see the attacks."""
@@ -70,7 +61,7 @@ class Search(Attack):
 
     def build(self, **more: Any) -> ours.Attack:
         """The attack behind it."""
-        raise NotImplementedError
+        return self.kind(**self.given(READ), **more)
 
     def search(
         self, images: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
@@ -107,6 +98,8 @@ class Search(Attack):
 class APGD(Search):
     """APGD on "ce" or "dlr" (or "margin"). `steps` is 10 here; AutoAttack has 100."""
 
+    kind = ours.APGD
+
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
         model: Model,
@@ -122,20 +115,11 @@ class APGD(Search):
     ) -> None:
         super().__init__("APGD", **arguments(locals()))
 
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
-        return ours.APGD(
-            steps=self.steps,
-            restarts=self.n_restarts,
-            loss=self.loss,
-            eot=self.eot_iter,
-            rho=self.thr_decr,
-            **more,
-        )
-
 
 class APGDT(Search):
     """APGD-T towards the n_classes - 1 likeliest wrong classes, all that the model has at most."""
+
+    kind = ours.APGDT
 
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -152,17 +136,6 @@ class APGDT(Search):
     ) -> None:
         given = arguments(locals(), "n_classes")
         super().__init__("APGDT", n_target_classes=n_classes - 1, **given)
-
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
-        return ours.APGDT(
-            steps=self.steps,
-            restarts=self.n_restarts,
-            eot=self.eot_iter,
-            rho=self.thr_decr,
-            targets=self.n_target_classes,
-            **more,
-        )
 
 
 class FAB(Search):
@@ -191,22 +164,16 @@ class FAB(Search):
         given = arguments(locals(), "n_classes")
         super().__init__("FAB", n_target_classes=n_classes - 1, **given)
 
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
-        more |= {
-            "steps": self.steps,
-            "restarts": self.n_restarts,
-            "alpha_max": self.alpha_max,
-            "eta": self.eta,
-            "beta": self.beta,
-        }
-        if self.multi_targeted:
-            return ours.FABT(targets=self.n_target_classes, **more)
-        return ours.FAB(**more)
+    @property
+    def kind(self) -> Callable[..., ours.Attack]:
+        """With targets or without."""
+        return ours.FABT if self.multi_targeted else _untargeted_fab
 
 
 class Square(Search):
     """Square attack."""
+
+    kind = ours.Square
 
     unread = Search.unread | {
         *("eta", "eta_rectangles", "init_hyperparam", "lp_norm", "margin_and_loss"),
@@ -227,17 +194,6 @@ class Square(Search):
         verbose: bool = False,
     ) -> None:
         super().__init__("Square", **arguments(locals()))
-
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
-        return ours.Square(
-            n_queries=self.n_queries,
-            restarts=self.n_restarts,
-            p_init=self.p_init,
-            loss=self.loss,
-            rescale_schedule=self.rescale_schedule,
-            **more,
-        )
 
 
 class AutoAttack(Search):
@@ -263,15 +219,20 @@ class AutoAttack(Search):
             raise ArgumentError(describe("version", " or ".join(map(repr, VERSIONS)), version))
         super().__init__("AutoAttack", **arguments(locals()))
 
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
+    @property
+    def kind(self) -> Callable[..., ours.Attack]:
+        """The authors' targets, or so many as are asked for."""
         if self.n_classes == 10:
-            return ours.AutoAttack(version=self.version, **more)  # pyright: ignore[reportArgumentType]
-        return _TargetsAutoAttack(version=self.version, targets=self.n_classes - 1, **more)  # pyright: ignore[reportArgumentType]
+            return ours.AutoAttack
+        return partial(_TargetsAutoAttack, targets=self.n_classes - 1)
 
     def _tell(self, note: str) -> None:
         """It warns by itself; what else it notes is how many images each part fooled."""
         logger.log(logging.INFO if self.verbose else logging.DEBUG, "AutoAttack: %s", note)
+
+
+def _untargeted_fab(targets: int, **fields: Any) -> ours.Attack:
+    return ours.FAB(**fields)
 
 
 @dataclass(frozen=True)
