@@ -107,7 +107,7 @@ def _attack_class() -> Callable[..., Any]:
     classifier = library("art.estimators.classification.classifier", PACKAGE)
     torch_estimator = library("art.estimators.pytorch", PACKAGE)
 
-    class RoliFastAttack(ReadAttributes, art.EvasionAttack):
+    class RoliFastAttack(art.EvasionAttack, ReadAttributes):
         """One of roli_fast's attacks."""
 
         attack_params = ["attack", "batch_size", "seed", "targeted"]

@@ -89,7 +89,7 @@ def _attack_class() -> Callable[..., Any]:
     foolbox = library("foolbox", "foolbox")
     eagerpy = library("eagerpy", "foolbox")
 
-    class RoliFastAttack(ReadAttributes, foolbox.attacks.base.FixedEpsilonAttack):
+    class RoliFastAttack(foolbox.attacks.base.FixedEpsilonAttack, ReadAttributes):
         """One of roli_fast's attacks."""
 
         def __init__(self, attack: Any, generator: Generator | None) -> None:

@@ -149,7 +149,7 @@ def test_what_an_evaluation_does_not_read_is_refused(name: str) -> None:
         setattr(attack, name, "L2")
     for component in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square):
         with pytest.raises(AttributeError):
-            component.device = "cpu"
+            setattr(component, "device", "cpu")  # noqa: B010
 
 
 def test_a_custom_version(capsys: Any) -> None:

@@ -4,7 +4,6 @@ Not installed with the package's tests. To run these: `pip install foolbox`.
 """
 
 import sys
-import warnings
 from typing import Any
 
 import pytest
@@ -116,8 +115,9 @@ def test_a_training_model_is_attacked_in_eval_mode_and_given_back(
 
 @pytest.mark.parametrize("training", [False, True])
 def test_only_a_model_in_train_mode_is_said_to_be_in_it(foolbox: Any, training: bool) -> None:
-    with warnings.catch_warnings(action="ignore"):
-        module = from_foolbox_model(wrapped(foolbox, network(training)))
+    model = network()
+    module = from_foolbox_model(wrapped(foolbox, model))
+    model.train(training)
     ball = Ball(NORMS["linf"], 0.03, (0.0, 1.0))
     signs = first_look(module, X, torch.zeros(8, dtype=torch.int64), ball).signs
     assert any("train mode" in sign.text for sign in signs) == training
