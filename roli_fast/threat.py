@@ -184,3 +184,14 @@ def check_images(x: Tensor, bounds: Bounds) -> None:
                 "(`models.Normalize`); for another pixel range set `bounds`.",
             )
         )
+
+
+def as_pixels(x_adv: Tensor, x: Tensor) -> Tensor:
+    """uint8 images: `x_adv` in [0, 1] rounded to 256 levels towards `x`, so that an image within a
+    ball around images of 256 levels stays in it; what lies within 1e-4 of a level is on it.
+
+    Where no level lies between the two it is the one nearest to `x`: `as_pixels(x, x)` rounds.
+    """
+    levels, near = (255 * images.to(torch.float32) for images in (x_adv, x))
+    down, up = (levels + 1e-4).floor(), (levels - 1e-4).ceil()  # fp32 rounds 8/255 from a level off
+    return near.round().clamp(down, up).clamp(0, 255).to(torch.uint8)

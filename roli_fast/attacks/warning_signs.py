@@ -65,10 +65,13 @@ def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = 
     """
     module = bound(model).module
     signs = []
-    if module is not None and any(part.training for part in module.modules()):
-        text = "the model was in train mode; it is attacked in eval mode, and given back as it was"
-        signs.append(Sign("train-mode", text))
+    trained = module is not None and any(part.training for part in module.modules())
     with InputGradient(plain(model)) as engine, torch.no_grad():
+        if module is not None and trained and not any(p.training for p in module.modules()):
+            text = (
+                "the model was in train mode; it is attacked in eval mode, and given back as it was"
+            )
+            signs.append(Sign("train-mode", text))
         right = is_right(Passes(engine).clean(x, y), y)
         signs += before_attack(engine, x, y, right, ball, draws=draws)
         return Look(right, signs, engine.cost)

@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
 from roli_fast.attacks.passes import Passes
+from roli_fast.compat.attributes import ReadAttributes
 from roli_fast.compat.optional import library
 from roli_fast.compat.targets import aimed
 from roli_fast.engine import InputGradient
@@ -66,6 +67,7 @@ class _Estimator(nn.Module):
     def __init__(self, estimator: Any) -> None:
         super().__init__()
         self.network, self.estimator = estimator.model, estimator
+        self.training = False  # no mode of its own: what may be in train mode is the network
         if estimator.preprocessing_operations and not estimator.all_framework_preprocessing:
             got = ", ".join(type(part).__name__ for part in estimator.preprocessing_operations)
             fix = "Use ART's PyTorch versions of them."
@@ -105,7 +107,7 @@ def _attack_class() -> Callable[..., Any]:
     classifier = library("art.estimators.classification.classifier", PACKAGE)
     torch_estimator = library("art.estimators.pytorch", PACKAGE)
 
-    class RoliFastAttack(art.EvasionAttack):
+    class RoliFastAttack(art.EvasionAttack, ReadAttributes):
         """One of roli_fast's attacks."""
 
         attack_params = ["attack", "batch_size", "seed", "targeted"]
@@ -118,6 +120,7 @@ def _attack_class() -> Callable[..., Any]:
             self.attack, self.batch_size, self.seed = attack, batch_size, seed
             self._targeted = targeted
             self._check_params()
+            self._built = True
 
         def _check_params(self) -> None:
             super()._check_params()

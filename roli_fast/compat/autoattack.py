@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks import Attack, warning_signs
-from roli_fast.attacks.auto_attack import COMPONENTS, VERSIONS, component_settings
+from roli_fast.attacks.auto_attack import COMPONENTS, VERSIONS
 from roli_fast.attacks.base import Ball, check_steps
 from roli_fast.attacks.ensemble import Question, Standing, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
+from roli_fast.compat.attributes import ReadAttributes
 from roli_fast.compat.autoattack_parts import (
     APGDComponent,
     FABComponent,
@@ -34,7 +35,8 @@ from roli_fast.compat.autoattack_parts import (
 )
 from roli_fast.compat.autoattack_state import EvaluationState as EvaluationState
 from roli_fast.compat.autoattack_state import Running, digest
-from roli_fast.engine import Engine, InputGradient, plain
+from roli_fast.compat.torchattacks.view import Modes, View
+from roli_fast.engine import Engine, InputGradient, SearchModel, plain
 from roli_fast.engine.input_gradient import Model, check_tensor
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
@@ -42,20 +44,14 @@ from roli_fast.norms import NORMS
 from roli_fast.seeds import derived_generator
 from roli_fast.threat import Bounds, check_bounds, check_images, check_positive
 
-ATTRIBUTES = {
-    "restarts": ("n_restarts", 1),
-    "targets": ("n_target_classes", 9),
-    "eot": ("eot_iter", 1),
-    "large_radius": ("use_largereps", False),
-}
-"""Our field -> the original's attribute, and what a version sets where it does not say."""
 
-
-class AutoAttack:
+class AutoAttack(ReadAttributes):
     """AutoAttack as its authors' code offers it; see there for the arguments it shares.
 
     The components `apgd`, `apgd_targeted`, `fab` and `square` have the attributes that one sets:
-    `n_restarts`, `n_iter`, `n_target_classes`, `n_queries`, `eot_iter`, `use_largereps`, ...
+    `n_restarts`, `n_iter`, `n_target_classes`, `n_queries`, `eot_iter`, `use_largereps`, ...; norm
+    and radius are theirs too. `model`, `seed`, `device` and an overridden `get_logits` are read at
+    each evaluation, by all of them; what is not read is refused.
 
     Args:
         model: images (B, ...) -> logits (B, C).
@@ -74,6 +70,8 @@ class AutoAttack:
         bounds: lowest and highest valid pixel.
         search_dtype: torch.bfloat16 searches in it, and checks what it finds in fp32.
     """
+
+    unread = frozenset(("norm", "epsilon", "bounds", "rng", "is_tf_model"))
 
     def __init__(  # noqa: PLR0913, PLR0917 - the original's
         self,
@@ -102,26 +100,42 @@ class AutoAttack:
         self.attacks_to_run = list(attacks_to_run)
         self.logger = Log(log_path)
         self.device = usable_device(device, model, self.logger.log)
-        self._searched = Engine(dtype=search_dtype or torch.float32).bind(model)
+        self._engine = Engine(dtype=search_dtype or torch.float32)
+        self._engine.bind(model)  # raises where it cannot
         self.apgd = APGDComponent(norm, eps, bounds, rng)
         self.apgd_targeted = TargetedAPGDComponent(norm, eps, bounds, rng)
         self.fab = FABComponent(norm, eps, bounds, rng)
         self.square = SquareComponent(norm, eps, bounds, rng)
         if version != "custom":
             self.set_version(version)
+        self._built = True
+
+    def get_logits(self, x: Tensor) -> Tensor:
+        """Logits (B, C). Overridden, it is what all attacks see."""
+        return self.model(x)
+
+    @property
+    def _searched(self) -> SearchModel:
+        overridden = self.overrides("get_logits", AutoAttack)
+        model = View(self.model, self.get_logits, Modes()) if overridden else self.model
+        return self._engine.bind(model)
 
     def set_version(self, version: str = "standard") -> None:
-        """Choose the attacks and the settings of a version."""
+        """Choose the attacks and the settings of a version; what it does not name stays."""
         _check_version(version, tuple(VERSIONS))
         self._say(f"setting parameters for {version} version")
         self.attacks_to_run = list(VERSIONS[version])
-        more = component_settings(version, self.norm.lower())
-        for name in VERSIONS[version]:
-            settings = COMPONENTS[name][1] | more.get(name, {})
-            component = self._component(name)
-            for field, (attribute, default) in ATTRIBUTES.items():
-                if hasattr(component, attribute) and (name, field) != ("fab-t", "restarts"):
-                    setattr(component, attribute, settings.get(field, default))
+        if version == "rand":
+            self.apgd.eot_iter, self.apgd.n_restarts = 20, 1
+            return
+        wide = version == "standard" and self.norm == "L1"
+        if wide:
+            self.apgd.use_largereps = self.apgd_targeted.use_largereps = True
+        self.apgd.n_restarts = 5 if wide or version == "plus" else 1
+        self.fab.n_restarts = 5 if version == "plus" else 1
+        self.apgd_targeted.n_restarts = 1
+        self.apgd_targeted.n_target_classes = 5 if wide else 9
+        self.fab.n_target_classes = 9
         self.square.n_queries = 5000
 
     def get_seed(self) -> float:

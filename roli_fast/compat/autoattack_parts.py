@@ -62,10 +62,12 @@ class TargetedAPGDComponent(APGDComponent):
     """`AutoAttack.apgd_targeted`."""
 
     n_restarts: int = 1
+    loss: str = "dlr-targeted"
     n_target_classes: int = 9
 
     def attack(self, seed: int) -> Attack:
-        return APGDT(targets=self.n_target_classes, **self._settings(seed))
+        loss = self.loss.removesuffix("-targeted")
+        return APGDT(targets=self.n_target_classes, loss=loss, **self._settings(seed))
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
+from roli_fast.compat.attributes import ReadAttributes
 from roli_fast.compat.optional import library
 from roli_fast.compat.targets import aimed
 from roli_fast.engine.input_gradient import check_tensor
@@ -66,6 +67,7 @@ class _FoolboxModel(nn.Module):
         super().__init__()
         self.fmodel = fmodel
         self.network = _network_of(fmodel)
+        self.training = False  # no mode of its own: what may be in train mode is the network
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fmodel(x)
@@ -87,11 +89,11 @@ def _attack_class() -> Callable[..., Any]:
     foolbox = library("foolbox", "foolbox")
     eagerpy = library("eagerpy", "foolbox")
 
-    class RoliFastAttack(foolbox.attacks.base.FixedEpsilonAttack):
+    class RoliFastAttack(foolbox.attacks.base.FixedEpsilonAttack, ReadAttributes):
         """One of roli_fast's attacks."""
 
         def __init__(self, attack: Any, generator: Generator | None) -> None:
-            self.attack, self.generator = attack, generator
+            self.attack, self.generator, self._built = attack, generator, True
 
         @property
         def distance(self) -> Any:

@@ -27,6 +27,7 @@ FIELDS = (
     "adversarial_confidence",
 )
 """Of examples.npz."""
+UNROUNDED = "unrounded_prediction"
 
 
 def examples(page: Page) -> Section:
@@ -87,6 +88,8 @@ def load(file: Path) -> dict[str, np.ndarray[Any, Any]]:
     # opened here: numpy leaves a damaged one open
     with open(file, "rb") as raw, np.load(raw, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in FIELDS}
+        before = archive.get(UNROUNDED, archive["adversarial_prediction"])  # of older runs: itself
+        arrays[UNROUNDED] = before
     lengths = {len(array) for array in arrays.values()}
     images = {arrays[name].shape for name in ("clean", "adversarial", "delta")}
     if len(lengths) != 1 or len(images) != 1 or arrays["clean"].ndim != 4:
@@ -102,7 +105,8 @@ def _caption(attack: Tree) -> str:
     label = f"{attack.get('label')}, {radius(attack.get('norm'), attack.get('eps'))}"
     return (
         f"Test images, attacked by {label}. The difference is magnified as its caption says: "
-        f"{scale}. Percentages are the model's confidence, before any temperature. So few images "
+        f"{scale}. Attacked pixels are rounded towards the clean ones, and the model speaks of "
+        "these. Percentages are the model's confidence, before any temperature. So few images "
         "are no sample to judge a model by."
     )
 
@@ -110,9 +114,8 @@ def _caption(attack: Tree) -> str:
 def _example(
     arrays: dict[str, np.ndarray[Any, Any]], i: int, classes: Sequence[str], attack: Tree
 ) -> Example:
-    label, clean, attacked = (
-        int(arrays[name][i]) for name in ("label", "clean_prediction", "adversarial_prediction")
-    )
+    names = ("label", "clean_prediction", "adversarial_prediction", UNROUNDED)
+    label, clean, attacked, unrounded = (int(arrays[name][i]) for name in names)
     true, before, after = (_class(classes, k) for k in (label, clean, attacked))
     sure = {w: percent(float(arrays[f"{w}_confidence"][i]), 0) for w in ("clean", "adversarial")}
     delta = arrays["delta"][i].astype(np.float32)
@@ -125,6 +128,8 @@ def _example(
         text, fooled = f"{true}: wrong before the attack", None
     elif attacked != label:
         text, fooled = f"{true}: fooled", True
+    elif unrounded != label:
+        text, fooled = f"{true}: fooled, but not by these rounded pixels", True
     else:
         text, fooled = f"{true}: withstands the attack", False
     pictures = (

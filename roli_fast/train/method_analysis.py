@@ -19,6 +19,7 @@ from roli_fast.files import naming, read_json, write_json
 from roli_fast.models import Classifier
 from roli_fast.report.read import wrong_analysis
 from roli_fast.seeds import derive_seed
+from roli_fast.threat import as_pixels
 from roli_fast.train.analysis_plan import RADII, Plan, first_images, plan
 from roli_fast.train.context import Context
 from roli_fast.train.examples import write_examples
@@ -139,7 +140,7 @@ class MethodAnalysis:
         if part == "calibration":
             return 2 * (self._count(part) + min(self.plan.calibration, len(self.splits.val)))
         if part in AFTER_STAGES:
-            return self._count(part) * (2 if part == "examples" else 1)
+            return self._count(part) * (3 if part == "examples" else 1)  # clean, attacked, rounded
         return 4 * (train + val) + val
 
     def _count(self, part: str) -> int:
@@ -304,7 +305,13 @@ class MethodAnalysis:
         images = partial(self.images_of, self.splits.test, SHOWN)
         clean = self._survey.clean(self._final, images, keep=True)
         attacked = self._survey.attacked(self._final, images, keep=True)
-        write_examples(self.folder / EXAMPLES, clean, attacked)
+        assert clean.x is not None and attacked.x is not None
+        pixels = as_pixels(attacked.x, clean.x).to(clean.x.dtype) / 255
+        size, device = self.experiment.finetune.part_size(1), self.context.device
+        columns = [column.to(device).split(size) for column in (pixels, clean.y, clean.ids)]
+        parts = [Batch(*part) for part in zip(*columns, strict=True)]
+        rounded = self._survey.clean(self._final, lambda: parts, keep=True)
+        write_examples(self.folder / EXAMPLES, clean, attacked, rounded)
         return EXAMPLES
 
 

@@ -85,6 +85,19 @@ def test_the_model_is_given_back(art: Any, attack: Any) -> None:
     assert not model.training
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_only_a_model_in_train_mode_is_said_to_be_in_it(
+    art: Any, training: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    attack = as_art_attack(
+        AutoAttack(steps=1, n_queries=1), estimator(art, Mixed().train(training))
+    )
+    attack.generate(X[:2], np.zeros(2))
+    assert ("the model was in train mode" in caplog.text) == training
+    with pytest.raises(ArgumentError, match="`eps`: expected an attribute that RoliFastAttack"):
+        attack.eps = 0.1
+
+
 def test_the_batch_size_plays_no_part(art: Any) -> None:
     classifier = estimator(art, Mixed())
     for attack in (PGD(), Square(n_queries=20)):

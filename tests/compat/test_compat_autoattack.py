@@ -107,12 +107,15 @@ def test_the_versions_settings_are_the_attributes_that_users_set() -> None:
     attack = AutoAttack(MODEL, "L2", eps=1.0, version="plus", device="cpu", verbose=False)
     assert attack.attacks_to_run[2:4] == ["fab", "square"]
     assert (attack.apgd.n_restarts, attack.fab.n_restarts) == (5, 5)
+    attack.apgd.eot_iter = 7
     attack.set_version("standard")
     assert (attack.apgd.n_restarts, attack.attacks_to_run) == (1, NAMES)
-    attack.apgd_targeted.n_target_classes = 3
+    assert (attack.fab.n_restarts, attack.apgd.eot_iter) == (1, 7)  # what it does not name stays
+    attack.fab.n_restarts = 5
+    attack.apgd_targeted.n_target_classes, attack.apgd_targeted.loss = 3, "ce-targeted"
     attack.fab.n_target_classes, attack.square.p_init = 2, 0.5
     made: list[Any] = [attack._part(name, 7) for name in ("apgd-t", "fab-t", "fab", "square")]
-    assert made[0] == APGDT(norm="l2", eps=1.0, targets=3, rng="official", seed=7)
+    assert made[0] == APGDT(norm="l2", eps=1.0, targets=3, loss="ce", rng="official", seed=7)
     assert made[1] == FABT(norm="l2", eps=1.0, targets=2, rng="official", seed=7, minimal=False)
     assert isinstance(made[2], FAB) and (made[2].norm, made[2].restarts) == ("l2", 5)
     assert isinstance(made[3], Square) and (made[3].p_init, made[3].rescale_schedule) == (
@@ -121,6 +124,32 @@ def test_the_versions_settings_are_the_attributes_that_users_set() -> None:
     )
     with pytest.raises(AttributeError):
         attack.apgd.n_restart = 2  # type: ignore[attr-defined]
+
+
+def test_the_model_is_read_at_each_evaluation_and_get_logits_is_what_attacks_see() -> None:
+    truth = adversary(verbose=False).run_standard_evaluation(X, Y, bs=8)
+    other: Any = adversary(FixedLogits(torch.ones(5, 36)), verbose=False)
+    other.model = MODEL
+    assert torch.equal(other.run_standard_evaluation(X, Y, bs=8), truth)
+    pair: Any = adversary(lambda x: (None, MODEL(x)), verbose=False)
+    pair.get_logits = lambda x: pair.model(x)[1]
+    assert torch.equal(pair.run_standard_evaluation(X, Y, bs=8), truth)
+
+    class Own(AutoAttack):
+        def get_logits(self, x: Tensor) -> Tensor:
+            return super().get_logits(x)
+
+    assert Own(MODEL, device="cpu", verbose=False).clean_accuracy(X, Y) == pytest.approx(12 / 13)
+
+
+@pytest.mark.parametrize("name", ["norm", "eps", "epsilon", "bounds", "rng", "attack_to_run"])
+def test_what_an_evaluation_does_not_read_is_refused(name: str) -> None:
+    attack = adversary(verbose=False)
+    with pytest.raises(ArgumentError, match=f"`{name}`: expected an attribute that AutoAttack"):
+        setattr(attack, name, "L2")
+    for component in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square):
+        with pytest.raises(AttributeError):
+            setattr(component, "device", "cpu")  # noqa: B010
 
 
 def test_a_custom_version(capsys: Any) -> None:

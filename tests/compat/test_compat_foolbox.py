@@ -12,6 +12,8 @@ from tiny_models import FixedLogits, Mixed, images, untouched
 from torch import Tensor, nn
 
 from roli_fast.attacks import APGD, FAB, PGD, AutoAttack, Square
+from roli_fast.attacks.base import Ball
+from roli_fast.attacks.warning_signs import first_look
 from roli_fast.compat.foolbox import as_foolbox_attack, from_foolbox_model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, MissingPackageError
 from roli_fast.norms import NORMS
@@ -109,6 +111,23 @@ def test_a_training_model_is_attacked_in_eval_mode_and_given_back(
     with untouched(model):
         found = adapter.run(fmodel, X, foolbox.criteria.Misclassification(y), epsilon=0.03)
     assert truth is None or torch.equal(found, truth)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_only_a_model_in_train_mode_is_said_to_be_in_it(foolbox: Any, training: bool) -> None:
+    model = network()
+    module = from_foolbox_model(wrapped(foolbox, model))
+    model.train(training)
+    ball = Ball(NORMS["linf"], 0.03, (0.0, 1.0))
+    signs = first_look(module, X, torch.zeros(8, dtype=torch.int64), ball).signs
+    assert any("train mode" in sign.text for sign in signs) == training
+
+
+def test_an_attribute_that_is_not_read_is_refused(foolbox: Any) -> None:
+    attack = as_foolbox_attack(PGD())
+    attack.generator = generator()
+    with pytest.raises(ArgumentError, match="`steps`: expected an attribute that RoliFastAttack"):
+        attack.steps = 3
 
 
 def test_an_exception_leaves_the_model_as_it_was(foolbox: Any) -> None:

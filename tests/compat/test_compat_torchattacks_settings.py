@@ -1,11 +1,14 @@
 """torchattacks' interface: targets, normalisation, modes and types of what comes back."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import FixedLogits, Mixed, images, picture, same, untouched
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchattacks_cases import AIMING, X, Y, build, predicted, with_generator
 
 import roli_fast.compat.torchattacks as torchattacks
@@ -187,15 +190,49 @@ def test_a_layer_of_two_names_gets_its_statistics_back() -> None:
     assert all(one is other for one, other in zip(buffers, model[1].buffers(), strict=True))
 
 
+GREY = (X * 255).round() / 255
+"""As a file of images has them."""
+
+
 def test_return_types() -> None:
-    attack = with_generator(torchattacks.PGD(Mixed()))
-    truth = attack(X, Y)
+    attack = with_generator(torchattacks.PGD(Mixed(), eps=8 / 255))
+    truth = attack(GREY, Y)
     with_generator(attack).set_return_type("int")
-    found = attack(X, Y)
+    found = attack(GREY, Y)
     assert found.dtype == torch.uint8
-    assert (found / 255 - truth).abs().max() <= 0.5001 / 255
+    change, levels = (truth - GREY) * 255, found.int() - (GREY * 255).round().int()
+    assert torch.equal(levels, ((change.abs() + 1e-3).floor() * change.sign()).int())
+    assert levels.abs().max() == 8
     with pytest.raises(ArgumentError, match="`type`: expected 'float' or 'int', got 'double'"):
         attack.set_return_type("double")
     attack.set_normalization_used([0.5] * 3, [0.5] * 3)
     with pytest.raises(ArgumentError, match="no uint8 form"):
         attack.set_return_type("int")
+    with pytest.raises(ArgumentError, match="no uint8 form"):
+        attack(GREY * 2 - 1, Y)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("levels", [0.4, 2.7, 8])
+def test_numbers_of_saved_pixels(levels: float, normalised: bool, tmp_path: Path) -> None:
+    """Accuracy and distance are those of the file's images, which are in the ball."""
+    model, shift = Mixed().eval(), 0.5 if normalised else 0.0
+    attack = with_generator(torchattacks.PGD(model, eps=levels / 255))
+    if normalised:
+        attack.set_normalization_used([0.5] * 3, [1.0] * 3)
+    with torch.no_grad():
+        y = model(GREY - shift).argmax(1)
+    loader = DataLoader(TensorDataset(GREY - shift, y), batch_size=4)
+    options: Any = dict(save_predictions=True, save_clean_inputs=True, save_type="int")
+    accuracy, far, _ = attack.save(loader, tmp_path / "int.pt", return_verbose=True, **options)
+    loaded = attack.load(tmp_path / "int.pt", 9, load_predictions=True, load_clean_inputs=True)
+    x_adv, labels, predictions, clean = next(iter(loaded))
+    assert torch.equal(clean, GREY) and torch.equal(labels, y)
+    assert ((x_adv - clean).abs() * 255).max() <= levels + 1e-4
+    with torch.no_grad():
+        seen = model(x_adv - shift).argmax(1)
+    assert torch.equal(seen, predictions)
+    assert accuracy == pytest.approx(100 * (seen == y).float().mean().item())
+    wrong = (x_adv - clean).flatten(1).norm(dim=1)[seen != y]
+    assert far == pytest.approx(wrong.mean().item(), rel=1e-5, nan_ok=True)
+    assert (levels > 1) or accuracy == 100

@@ -142,6 +142,14 @@ def test_images_wrong_before_the_attack_do_not_pass_for_robust(run: Path) -> Non
     assert "“cat”: wrong before the attack" in page.text
 
 
+def test_an_attack_that_rounding_undoes_is_no_withstanding(run: Path) -> None:
+    path = run / "seed-0" / "roli" / "examples.npz"
+    found = dict(np.load(path))
+    np.savez(path, **found | {"unrounded_prediction": np.array([1, 0])})
+    page = read(run)
+    assert "“<b>owl</b>”: fooled, but not by these rounded pixels" in page.text
+
+
 def test_names_that_are_no_text_have_a_page(run: Path) -> None:
     change_json(run / "summary.json", classes=["caf\udce9", "b", "c"])  # latin-1 on disk
     assert "caf?, b, c" in read(run).text

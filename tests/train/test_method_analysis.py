@@ -110,6 +110,13 @@ def test_the_examples(run_dir: Path) -> None:
     assert 0 < np.abs(found["delta"]).max() <= 0.0401
     rounded = found["adversarial"].astype(int) - found["clean"].astype(int)
     assert np.abs(rounded / 255 - found["delta"]).max() <= 1 / 255
+    assert np.abs(rounded).max() <= 0.04 * 255
+    model = models.load(run_dir / "seed-0/roli/stage-2-finetune/best.safetensors").eval()
+    pixels = torch.from_numpy(found["adversarial"]).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        confidence, prediction = model(pixels).softmax(1).max(1)
+    assert found["adversarial_prediction"].tolist() == prediction.tolist()
+    assert np.allclose(found["adversarial_confidence"], confidence.numpy(), atol=1e-5)
     splits = analysed().data.load()
     assert found["label"].tolist() == first_images(splits.test, 8).labels.tolist()
 

@@ -23,13 +23,15 @@ Nothing of torchattacks is needed or used. What differs, on purpose:
   size plays no part; seed=None draws from `generator`. `attack.rng = "official"` repeats the draws
   of the original code. An image that fools is the first found (theirs: the last), FAB looks closer
   at it. APGDT gives each image its own step size in L2 (theirs: the first one's to all).
-- AutoAttack makes 100 steps (theirs: 10), and follows the model's number of classes.
+- AutoAttack makes 100 steps (theirs: 10); a model with fewer classes than n_classes is followed.
 - UPGD's "margin" goes on beyond the boundary (theirs is flat there); it takes no callable as loss.
 - A target may be the label: then the attack strengthens the class, as theirs does.
 - Messages go to the logger "roli_fast.compat", nothing prints; `verbose` and `quiet` are its level.
-- save writes once, with distances in [0, 1] units; "int" rounds to the nearest pixel, theirs down.
-- eps_for_division (PGDL2) and n_classes (AutoAttack; FAB without multi_targeted) have no effect.
-- Not there: subclasses of `Attack` with a `forward` of their own, further arguments of a call.
+- save writes once, with distances in [0, 1] units. "int" rounds towards the inputs, so that images
+  stay in the ball, and its numbers are of the file's images; theirs rounds down after measuring.
+- eps_for_division (PGDL2) has no effect and must be tiny. Further arguments of a call are refused.
+- Overridden or assigned `forward` and `get_logits` work, in subclasses of `Attack` itself too. What
+  else of theirs is set or overridden and is not read here is an error.
 """
 
 from typing import Any

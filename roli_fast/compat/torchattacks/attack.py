@@ -1,40 +1,80 @@
 """What all attacks with torchattacks' interface share: modes, normalisation, device, files."""
 
+import contextlib
+import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
 from roli_fast.attacks import AttackResult
+from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.targets import most_likely_others
+from roli_fast.compat.attributes import ReadAttributes
 from roli_fast.compat.torchattacks import files
-from roli_fast.compat.torchattacks.view import Modes, View, without_rounding
-from roli_fast.engine import SearchModel, bound
+from roli_fast.compat.torchattacks.view import Modes, View, in_place, without_rounding
+from roli_fast.engine import Cost, InputGradient, SearchModel, bound
 from roli_fast.engine.input_gradient import Model, check_tensor
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.threat import as_pixels
 
 logger = logging.getLogger("roli_fast.compat")
 
 TargetMap = Callable[[Tensor, Tensor], Tensor]
 
 
-class Attack:
-    """Base of the attacks here. Not meant to be subclassed for attacks of your own.
+RENAMED = {"rho": "thr_decr", "resc_schedule": "rescale_schedule"}
+"""torchattacks' arguments whose attributes have another name."""
 
-    Attributes may be changed between calls (`attack.eps = 4 / 255`).
+
+def arguments(given: dict[str, Any], *but: str) -> dict[str, Any]:
+    """A constructor's arguments by their attributes' names, from its `locals()`."""
+    but = (*but, "self", "__class__")
+    return {RENAMED.get(name, name): value for name, value in given.items() if name not in but}
+
+
+def also_of_parts(setter: Callable[..., None]) -> Callable[..., None]:
+    """A setter that sets it for the attacks that this one holds in its attributes too."""
+
+    @functools.wraps(setter)
+    def both(self: "Attack", *args: Any, **named: Any) -> None:
+        setter(self, *args, **named)
+        for part in self._parts:
+            getattr(part, setter.__name__)(*args, **named)
+
+    return both
+
+
+class Attack(ReadAttributes):
+    """Base of the attacks here, and of your own: overridden `forward` and `get_logits` are called.
+
+    Attributes may be changed between calls (`attack.eps = 4 / 255`); those that are not read are
+    refused.
 
     Args:
         name: the attack's.
         model: images (B, ...) -> logits (B, C).
+        attributes: what a search reads.
     """
+
+    unread = frozenset(
+        (
+            *("get_output_with_eval_nograd", "get_least_likely_label", "get_random_target_label"),
+            *("to_type", "_attacks", "_save_print", "_change_model_mode", "_recover_model_mode"),
+            *("_model_training", "_batchnorm_training", "_dropout_training"),
+            *("_normalization_applied", "_set_normalization_applied", "_set_mode_targeted"),
+            "_set_rmodel_normalization_used",
+        )
+    )
 
     generator: Generator | None = None
     """Source of the random starts; None takes torch's global generator, a number a search."""
 
-    def __init__(self, name: str, model: Model) -> None:
+    def __init__(self, name: str, model: Model, **attributes: Any) -> None:
         self.attack = name
         self.model_name = ""
         self.set_model(model)
@@ -45,11 +85,53 @@ class Attack:
         self.supported_mode = ["default"]
         self.targeted = False
         self.normalization_used: dict[str, Tensor] | None = None
-        self._target_map: TargetMap | None = None
+        self._target_map_function: TargetMap | None = None
         self._kth_min = 1
-        self._normalize: nn.Module | None = None
+        self._in_pixels = False  # whether images are in [0, 1] now, though calls' are normalised
         self._modes = Modes()
         self._return_type = "float"
+        vars(self).update(attributes, _arguments=tuple(attributes), _built=True)
+        mean, std = (getattr(inner, name, None) for name in ("mean", "std"))
+        if type(inner).__name__ == "RobModel" and mean is not None and std is not None:  # MAIR's
+            mean, std = (torch.as_tensor(v).flatten().tolist() for v in (mean, std))
+            if all(m != 0 for m in mean) or any(s != 1 for s in std):
+                self.set_normalization_used(mean, std)
+
+    if TYPE_CHECKING:  # the attributes of each attack
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def given(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """The constructor's attributes by the `fields` of ours that they stand for."""
+        return {fields[name]: getattr(self, name) for name in self._arguments if name in fields}
+
+    @property
+    def _parts(self) -> list["Attack"]:
+        """The attacks in its attributes, in lists and dicts too."""
+        held: list[Any] = []
+        for value in vars(self).values():
+            values = value.values() if isinstance(value, Mapping) else value
+            held += values if isinstance(value, (list, tuple, Mapping)) else [value]
+        return [part for part in held if isinstance(part, Attack)]
+
+    def forward(
+        self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """What a call does, on images in [0, 1] with the model in its modes; to be overridden."""
+        if args or kwargs:
+            got = f"{len(args) + len(kwargs)} more"
+            raise ArgumentTypeError(describe("forward", "inputs and labels", got))
+        return self.search(inputs, labels).x_adv
+
+    def get_logits(
+        self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Logits (B, C) of images in [0, 1] during a call, else of images in the form of a call's.
+
+        Every pass of an attack goes through it where it is overridden.
+        """
+        model = self.model.model if isinstance(self.model, SearchModel) else self.model
+        return model(self.normalize(inputs) if self._in_pixels else inputs)
 
     def search(
         self, images: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
@@ -71,7 +153,10 @@ class Attack:
             ArgumentError: images outside [0, 1] (the usual cause: normalised, and not said so).
         """
         found = self.run(inputs, labels).x_adv
-        return files.to_type(self.in_form(found), self._return_type)
+        if self._return_type == "int":
+            self.set_return_type("int")  # normalisation may have come since
+            return as_pixels(found, inputs.detach().to(found))
+        return self.in_form(found)
 
     def run(
         self, inputs: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
@@ -79,64 +164,98 @@ class Attack:
         """As a call, with cost and flags; its images are in [0, 1]."""
         check_tensor("inputs", inputs)
         images = inputs.detach().to(self.device)
-        if self.normalization_used is not None:
+        normalised = self.normalization_used is not None and not self._in_pixels
+        if normalised:
             images = without_rounding(self.inverse_normalize(images))
         if labels is not None:
             check_tensor("labels", labels)
             labels = labels.detach().to(self.device)
-        return self.search(images, labels, sample_ids)
+        if self.targeted and "targeted" not in self.supported_mode:
+            self._set_targeted(self.attack_mode, quiet=True)  # says that it cannot
+        with self._pixels(normalised):
+            if not self.overrides("forward", Attack):
+                return self.search(images, labels, sample_ids)
+            view = View(bound(self.model).model, self._logits_of_pixels, self._modes)
+            with InputGradient(view), in_place(view.copies):
+                found = self.forward(images, labels)
+            return AttackResult(found.detach(), Cost(0, 0, 0, 0))
+
+    @contextlib.contextmanager
+    def _pixels(self, normalised: bool) -> Iterator[None]:
+        """Within, this attack and its parts are given images in [0, 1]."""
+        told = [one for one in (self, *self._parts) if normalised and not one._in_pixels]
+        with contextlib.ExitStack() as inner:
+            for one in told:
+                one._in_pixels = True
+                inner.callback(setattr, one, "_in_pixels", False)
+                if one is not self:
+                    inner.enter_context(one._pixels(True))
+            yield
 
     def in_form(self, images: Tensor) -> Tensor:
         """Images in [0, 1] in the form of a call's inputs."""
-        return images if self.normalization_used is None else self.normalize(images)
+        normalised = self.normalization_used is not None and not self._in_pixels
+        return self.normalize(images) if normalised else images
 
     def view(self, modes: Modes | None = None) -> Model:
         """The model as a search sees it: for images in [0, 1], in the modes asked for."""
         modes = modes or self._modes
-        if self._normalize is None and modes == Modes():
+        overridden = self.overrides("get_logits", Attack) or self.overrides("normalize", Attack)
+        if self.normalization_used is None and modes == Modes() and not overridden:
             return self.model
-        if isinstance(self.model, SearchModel):
-            inner = View(self.model.model, self._normalize, modes)
-            return replace(self.model, model=inner)
-        return View(self.model, self._normalize, modes)
+        view = View(bound(self.model).model, self._logits_of_pixels, modes)
+        return replace(self.model, model=view) if isinstance(self.model, SearchModel) else view
 
+    def _logits_of_pixels(self, images: Tensor) -> Tensor:
+        with self._pixels(self.normalization_used is not None):
+            return self.get_logits(images)
+
+    @also_of_parts
     def set_model(self, model: Model) -> None:
         """Attack another model."""
         self.model = model
         self.model_name = type(model).__name__
 
+    @also_of_parts
     def set_device(self, device: torch.device | str) -> None:
         """Where inputs and labels are moved to."""
         self.device = torch.device(device)
 
+    @also_of_parts
     def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Say that inputs are normalised, (x - mean) / std per channel.
 
         The attack works on x in [0, 1], whose units eps has, and returns normalised images.
         """
-        from roli_fast.models import Normalize  # brings timm: only where it is needed
-
-        self._normalize = Normalize([float(v) for v in mean], [float(v) for v in std])
-        shape = (1, -1, 1, 1)
         self.normalization_used = {
-            "mean": self._normalize.mean.reshape(shape),
-            "std": self._normalize.std.reshape(shape),
+            name: torch.tensor([float(v) for v in values]).reshape(1, -1, 1, 1)
+            for name, values in (("mean", mean), ("std", std))
         }
 
     def normalize(self, inputs: Tensor) -> Tensor:
         """(x - mean) / std."""
-        assert self._normalize is not None, "set_normalization_used comes first"
-        return self._normalize.to(inputs.device)(inputs)
+        mean, std = self._mean_and_std(inputs)
+        return (inputs - mean) / std
 
     def inverse_normalize(self, inputs: Tensor) -> Tensor:
         """x * std + mean."""
-        assert self.normalization_used is not None, "set_normalization_used comes first"
-        mean, std = (self.normalization_used[k].to(inputs.device) for k in ("mean", "std"))
-        if inputs.ndim != 4 or inputs.shape[1] != mean.shape[1]:
-            expected = f"images (B, {mean.shape[1]}, H, W)"
-            raise ArgumentError(describe("inputs", expected, f"shape {tuple(inputs.shape)}"))
-        return inputs * std.to(inputs.dtype) + mean.to(inputs.dtype)
+        mean, std = self._mean_and_std(inputs)
+        return inputs * std + mean
 
+    def _mean_and_std(self, inputs: Tensor) -> list[Tensor]:
+        used = self.normalization_used
+        if used is None:
+            expected = "mean and std of this attack, by set_normalization_used"
+            raise ArgumentError(describe("normalization_used", expected, None))
+        channels = used["mean"].shape[1]
+        if inputs.ndim != 4 or inputs.shape[1] != channels:
+            expected = f"images (B, {channels}, H, W)"
+            raise ArgumentError(describe("inputs", expected, f"shape {tuple(inputs.shape)}"))
+        for name in ("mean", "std"):
+            used[name] = used[name].to(inputs.device)  # once: a copy would not be recorded
+        return [used[name].to(inputs.dtype) for name in ("mean", "std")]
+
+    @also_of_parts
     def set_model_training_mode(
         self,
         model_training: bool = False,
@@ -164,22 +283,26 @@ class Attack:
         """ "default", or "targeted(...)"."""
         return self.attack_mode
 
+    @also_of_parts
     def set_mode_default(self) -> None:
         """Away from the labels."""
         self.attack_mode, self.targeted = "default", False
         logger.info("attack mode is 'default'")
 
+    @also_of_parts
     def set_mode_targeted_by_function(
         self, target_map_function: TargetMap, quiet: bool = False
     ) -> None:
         """Towards `target_map_function(images, labels)`, classes (B,); images are in [0, 1]."""
         self._set_targeted("targeted(custom)", quiet)
-        self._target_map = target_map_function
+        self._target_map_function = target_map_function
 
+    @also_of_parts
     def set_mode_targeted_random(self, quiet: bool = False) -> None:
         """Towards a wrong class drawn for each image at each call."""
         self._set_targeted("targeted(random)", quiet)
 
+    @also_of_parts
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
         """Towards the wrong class of `kth_min`-th lowest clean logit."""
         if not isinstance(kth_min, int) or kth_min < 1:
@@ -187,6 +310,7 @@ class Attack:
         self._set_targeted("targeted(least-likely)", quiet)
         self._kth_min = kth_min
 
+    @also_of_parts
     def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
         """Towards the labels of the call, which are then targets."""
         self._set_targeted("targeted(label)", quiet)
@@ -197,6 +321,31 @@ class Attack:
             raise ArgumentError(describe("mode", expected, f"{mode} of {self.attack}"))
         self.attack_mode, self.targeted = mode, True
         logger.log(logging.DEBUG if quiet else logging.INFO, "attack mode is '%s'", mode)
+
+    def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The classes (B,) to aim at for images in [0, 1], as the mode says.
+
+        Raises:
+            ArgumentError: the mode has no targets, or fewer wrong classes than it asks for.
+        """
+        if self.attack_mode == "targeted(label)" and labels is not None:
+            return labels
+        if self.attack_mode == "targeted(custom)" and self._target_map_function is not None:
+            return self._target_map_function(inputs, labels).to(inputs.device)  # type: ignore[arg-type]
+        if self.attack_mode not in ("targeted(random)", "targeted(least-likely)"):
+            raise ArgumentError(describe("attack_mode", "one with targets", self.attack_mode))
+        anything = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+        with InputGradient(self.view()) as engine:
+            clean = Passes(engine).clean(inputs, anything if labels is None else labels)
+        labels = clean.argmax(1) if labels is None else labels
+        others = most_likely_others(clean, labels, clean.shape[1] - 1)
+        if self.attack_mode == "targeted(random)":
+            draws = torch.rand(others.shape, generator=self.generator, device=others.device)
+            return others.gather(1, draws.argmax(1, keepdim=True))[:, 0]
+        if others.shape[1] < self._kth_min:
+            expected = f"at most {others.shape[1]}, the number of wrong classes"
+            raise ArgumentError(describe("kth_min", expected, self._kth_min))
+        return others[:, -self._kth_min].contiguous()
 
     def save(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -217,7 +366,8 @@ class Attack:
             return_verbose: return them.
             save_predictions: keep the predicted classes too.
             save_clean_inputs: keep the inputs too.
-            save_type: "float", or "int" for uint8, a quarter of the size.
+            save_type: "float", or "int" for uint8, a quarter of the size, rounded towards the
+                inputs (`as_pixels`). Accuracy, distance and predictions are of what is written.
 
         Returns:
             Robust accuracy in percent, mean l2 distance of the images that fool (in [0, 1] units;
@@ -225,7 +375,7 @@ class Attack:
         """
         files.check_type(save_type, "save_type")
         say = logger.info if verbose else logger.debug
-        kept, numbers = files.collect(self, data_loader, say)
+        kept, numbers = files.collect(self, data_loader, save_type, say)
         if save_path is not None:
             names = ["adv_inputs", "labels"]
             names += ["preds"] if save_predictions else []

@@ -13,6 +13,7 @@ from roli_fast.compat.torchattacks.view import Modes, without_rounding
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.norms import NORMS
+from roli_fast.threat import as_pixels
 
 if TYPE_CHECKING:
     from roli_fast.compat.torchattacks.attack import Attack
@@ -27,15 +28,13 @@ def check_type(type: str, name: str = "type") -> None:
         raise ArgumentError(describe(name, "'float' or 'int'", repr(type)))
 
 
-def to_type(images: Tensor, type: str) -> Tensor:
-    """Images in [0, 1] as they are ("float"), or as the nearest uint8 ("int")."""
-    return (images * 255).round().to(torch.uint8) if type == "int" else images
-
-
 def collect(
-    attack: "Attack", data_loader: DataLoader[Any], say: Callable[..., object]
+    attack: "Attack", data_loader: DataLoader[Any], type: str, say: Callable[..., object]
 ) -> tuple[dict[str, Tensor], tuple[float, float, float]]:
-    """All batches attacked, un-normalised and on the CPU, and the numbers of `Attack.save`."""
+    """All batches attacked, un-normalised and on the CPU, and the numbers of `Attack.save`.
+
+    As "int" images are rounded before anything is measured.
+    """
     parts: dict[str, list[Tensor]] = {name: [] for name in (*IMAGES, "labels", "preds")}
     right, distances, seconds = 0, torch.zeros(0, dtype=torch.float64), 0.0
     accuracy = far = float("nan")
@@ -44,6 +43,8 @@ def collect(
         given, labels = inputs.detach().to(attack.device), labels.to(attack.device)
         found = attack(given, labels)
         found, given = (in_pixels(attack, images) for images in (found, given))
+        if type == "int":
+            found = as_pixels(found, given).to(given.dtype) / 255
         with InputGradient(attack.view(Modes())) as engine:
             predicted = engine.evaluate(found.to(given.dtype), labels)[1].argmax(1)
         row = (found, given, labels, predicted)
@@ -74,7 +75,8 @@ def in_pixels(attack: "Attack", images: Tensor) -> Tensor:
 def write(path: str | Path, tensors: Mapping[str, Tensor], type: str) -> None:
     """Write the tensors, images as `type`."""
     saved: dict[str, Any] = {
-        name: to_type(value, type) if name in IMAGES else value for name, value in tensors.items()
+        name: as_pixels(value, value) if name in IMAGES and type == "int" else value
+        for name, value in tensors.items()
     }
     torch.save({**saved, "save_type": type}, path)
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -11,14 +11,17 @@ from roli_fast import ops
 from roli_fast.attacks import PGD as OurPGD
 from roli_fast.attacks import AttackResult
 from roli_fast.attacks.base import Ball, Radius
-from roli_fast.attacks.passes import Passes, Samples
-from roli_fast.attacks.targets import most_likely_others
+from roli_fast.attacks.passes import Samples
 from roli_fast.compat.targets import beside
-from roli_fast.compat.torchattacks.attack import Attack
-from roli_fast.engine import InputGradient
+from roli_fast.compat.torchattacks.attack import Attack, arguments
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 
+READ = {
+    **dict(alpha="step_size", steps="steps", random_start="random_start"),
+    **dict(decay="momentum", eot_iter="eot", loss="loss"),
+}
+"""torchattacks' attributes -> PGD's fields."""
 NATIVE_RULES = {"targeted(random)": "random", "targeted(least-likely)": "least_likely"}
 
 
@@ -44,17 +47,22 @@ class GradientAttack(Attack):
     Args:
         name: the attack's.
         model: images (B, ...) -> logits (B, C).
-        eps: radius, a number or one a sample (B,).
+        attributes: eps, a number or one a sample (B,), and what PGD's other fields are read from.
     """
 
-    def __init__(self, name: str, model: Model, eps: Radius) -> None:
-        super().__init__(name, model)
-        self.eps = eps
+    fixed: ClassVar[dict[str, Any]] = {"norm": "linf"}
+    """PGD's fields that no attribute stands for."""
+
+    def __init__(self, name: str, model: Model, **attributes: Any) -> None:
+        super().__init__(name, model, **attributes)
         self.supported_mode = ["default", "targeted"]
 
     def fields(self) -> dict[str, Any]:
         """PGD's fields but eps and targets, from the attributes."""
-        raise NotImplementedError
+        given = self.given(READ)
+        if "random_start" in given:
+            given["random_start"] = bool(self.random_start)
+        return self.fixed | given
 
     def build(self, **more: Any) -> OurPGD:
         """The attack behind it."""
@@ -66,7 +74,7 @@ class GradientAttack(Attack):
         """One call of PGD."""
         labels, model = need(labels), self.view()
         field, radius = radius_of(self.eps, images)
-        rule, target = self._aim(model, images, labels)
+        rule, target = self._aim(images, labels)
         attack = self.build(eps=field, targets=rule)
         return attack.run(
             model,
@@ -78,66 +86,47 @@ class GradientAttack(Attack):
             target=target,
         )
 
-    def _aim(
-        self, model: Model, images: Tensor, labels: Tensor
-    ) -> tuple[str | None, Tensor | None]:
+    def _aim(self, images: Tensor, labels: Tensor) -> tuple[str | None, Tensor | None]:
         """PGD's own rule for the targets, or the targets; neither without targets."""
         if not self.targeted:
             return None, None
-        if self.attack_mode == "targeted(label)":
-            return None, labels
-        if self.attack_mode == "targeted(custom)":
-            assert self._target_map is not None
-            return None, self._target_map(images, labels).to(images.device)
-        if self.attack_mode == "targeted(least-likely)" and self._kth_min > 1:
-            with InputGradient(model) as engine:
-                clean = Passes(engine).clean(images, labels)
-            others = most_likely_others(clean, labels, clean.shape[1] - 1)
-            if others.shape[1] < self._kth_min:
-                expected = f"at most {others.shape[1]}, the number of wrong classes"
-                raise ArgumentError(describe("kth_min", expected, self._kth_min))
-            return None, others[:, -self._kth_min].contiguous()
-        return NATIVE_RULES[self.attack_mode], None
+        rule = NATIVE_RULES.get(self.attack_mode)
+        if rule == "least_likely" and self._kth_min > 1:
+            rule = None
+        if rule is None or self.overrides("get_target_label", Attack):
+            return None, self.get_target_label(images, labels)
+        return rule, None
 
 
 class FGSM(GradientAttack):
     """One step of length eps; targeted too."""
 
-    def __init__(self, model: Model, eps: Radius = 8 / 255) -> None:
-        super().__init__("FGSM", model, eps)
+    fixed = dict(norm="linf", step_size=1.0, steps=1, random_start=False)  # projected back
 
-    def fields(self) -> dict[str, Any]:
-        """A step of 1 leaves any ball of [0, 1] images, and is projected back."""
-        return dict(norm="linf", step_size=1.0, steps=1, random_start=False)
+    def __init__(self, model: Model, eps: Radius = 8 / 255) -> None:
+        super().__init__("FGSM", **arguments(locals()))
 
 
 class BIM(GradientAttack):
     """PGD from the image itself; `steps=0` takes the number that the paper has for eps."""
 
+    fixed = dict(norm="linf", random_start=False)
+
     def __init__(
         self, model: Model, eps: Radius = 8 / 255, alpha: float = 2 / 255, steps: int = 10
     ) -> None:
-        super().__init__("BIM", model, eps)
-        self.alpha = alpha
-        self.steps = steps
+        super().__init__("BIM", **arguments(locals()))
         if steps == 0 and not isinstance(eps, Tensor):
             self.steps = int(min(eps * 255 + 4, 1.25 * eps * 255))
-
-    def fields(self) -> dict[str, Any]:
-        """As PGD without a random start."""
-        return dict(norm="linf", step_size=self.alpha, steps=self.steps, random_start=False)
 
 
 class FFGSM(GradientAttack):
     """FGSM from a random start, projected back."""
 
-    def __init__(self, model: Model, eps: Radius = 8 / 255, alpha: float = 10 / 255) -> None:
-        super().__init__("FFGSM", model, eps)
-        self.alpha = alpha
+    fixed = dict(norm="linf", steps=1)
 
-    def fields(self) -> dict[str, Any]:
-        """PGD of one step."""
-        return dict(norm="linf", step_size=self.alpha, steps=1)
+    def __init__(self, model: Model, eps: Radius = 8 / 255, alpha: float = 10 / 255) -> None:
+        super().__init__("FFGSM", **arguments(locals()))
 
 
 class PGD(GradientAttack):
@@ -151,15 +140,7 @@ class PGD(GradientAttack):
         steps: int = 10,
         random_start: bool = True,
     ) -> None:
-        super().__init__("PGD", model, eps)
-        self.alpha = alpha
-        self.steps = steps
-        self.random_start = random_start
-
-    def fields(self) -> dict[str, Any]:
-        """Name by name."""
-        start = bool(self.random_start)
-        return dict(norm="linf", step_size=self.alpha, steps=self.steps, random_start=start)
+        super().__init__("PGD", **arguments(locals()))
 
 
 class EOTPGD(GradientAttack):
@@ -174,25 +155,13 @@ class EOTPGD(GradientAttack):
         eot_iter: int = 2,
         random_start: bool = True,
     ) -> None:
-        super().__init__("EOTPGD", model, eps)
-        self.alpha = alpha
-        self.steps = steps
-        self.eot_iter = eot_iter
-        self.random_start = random_start
-
-    def fields(self) -> dict[str, Any]:
-        """Name by name."""
-        return dict(
-            norm="linf",
-            step_size=self.alpha,
-            steps=self.steps,
-            random_start=bool(self.random_start),
-            eot=self.eot_iter,
-        )
+        super().__init__("EOTPGD", **arguments(locals()))
 
 
 class PGDL2(GradientAttack):
     """PGD in l2. `eps_for_division` has no effect: a zero gradient makes no step here."""
+
+    fixed = dict(norm="l2")
 
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -203,20 +172,20 @@ class PGDL2(GradientAttack):
         random_start: bool = True,
         eps_for_division: float = 1e-10,
     ) -> None:
-        super().__init__("PGDL2", model, eps)
-        self.alpha = alpha
-        self.steps = steps
-        self.random_start = random_start
-        self.eps_for_division = eps_for_division
+        super().__init__("PGDL2", **arguments(locals()))
 
     def fields(self) -> dict[str, Any]:
-        """Name by name."""
-        start = bool(self.random_start)
-        return dict(norm="l2", step_size=self.alpha, steps=self.steps, random_start=start)
+        """Once they are checked."""
+        if not 0 <= self.eps_for_division <= 1e-6:
+            expected = "a number too small to matter, up to 1e-6"
+            raise ArgumentError(describe("eps_for_division", expected, self.eps_for_division))
+        return super().fields()
 
 
 class MIFGSM(GradientAttack):
     """PGD with momentum, from the image itself."""
+
+    fixed = dict(norm="linf", random_start=False)
 
     def __init__(
         self,
@@ -226,24 +195,13 @@ class MIFGSM(GradientAttack):
         steps: int = 10,
         decay: float = 1.0,
     ) -> None:
-        super().__init__("MIFGSM", model, eps)
-        self.steps = steps
-        self.decay = decay
-        self.alpha = alpha
-
-    def fields(self) -> dict[str, Any]:
-        """Name by name."""
-        return dict(
-            norm="linf",
-            step_size=self.alpha,
-            steps=self.steps,
-            momentum=self.decay,
-            random_start=False,
-        )
+        super().__init__("MIFGSM", model, eps=eps, steps=steps, decay=decay, alpha=alpha)
 
 
 class UPGD(GradientAttack):
     """PGD with momentum, loss "ce", "dlr" or "margin", and EOT; `loss` as a callable is refused."""
+
+    unread = Attack.unread | {"get_loss", "ce_loss", "dlr_loss", "margin_loss"}
 
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -256,46 +214,28 @@ class UPGD(GradientAttack):
         decay: float = 1.0,
         eot_iter: int = 1,
     ) -> None:
-        super().__init__("UPGD", model, eps)
-        self.alpha = alpha
-        self.steps = steps
-        self.random_start = random_start
-        self.loss = loss
-        self.decay = decay
-        self.eot_iter = eot_iter
+        super().__init__("UPGD", **arguments(locals()))
 
     def fields(self) -> dict[str, Any]:
-        """Name by name."""
+        """Once they are checked."""
         if self.loss not in ("ce", "dlr", "margin"):
             raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", repr(self.loss)))
         if self.loss == "dlr" and self.attack_mode == "targeted(label)":
             fix = "The dlr of a target needs the label too: take a function as the mode."
             raise ArgumentError(describe("loss", "'ce' or 'margin'", "'dlr'", fix))
-        return dict(
-            norm="linf",
-            step_size=self.alpha,
-            steps=self.steps,
-            random_start=bool(self.random_start),
-            loss=self.loss,
-            momentum=self.decay,
-            eot=self.eot_iter,
-        )
+        return super().fields()
 
 
 class TPGD(GradientAttack):
     """TRADES' attack: away from the clean logits in KL. It needs no labels."""
 
+    fixed = dict(norm="linf", loss="kl")
+
     def __init__(
         self, model: Model, eps: Radius = 8 / 255, alpha: float = 2 / 255, steps: int = 10
     ) -> None:
-        super().__init__("TPGD", model, eps)
-        self.alpha = alpha
-        self.steps = steps
+        super().__init__("TPGD", **arguments(locals()))
         self.supported_mode = ["default"]
-
-    def fields(self) -> dict[str, Any]:
-        """From beside the image."""
-        return dict(norm="linf", step_size=self.alpha, steps=self.steps, loss="kl")
 
     def build(self, **more: Any) -> OurPGD:
         """With TRADES' start."""

@@ -1,6 +1,9 @@
 """APGD, APGD-T, FAB and Square with torchattacks' interface."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Generator, Tensor
@@ -10,11 +13,18 @@ from roli_fast.attacks import AttackResult
 from roli_fast.attacks.auto_attack import VERSIONS
 from roli_fast.attacks.base import Radius
 from roli_fast.attacks.official import Rng
-from roli_fast.compat.torchattacks.attack import Attack, logger
+from roli_fast.compat.torchattacks.attack import Attack, arguments, logger
 from roli_fast.compat.torchattacks.gradient import need, radius_of
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 
+READ = {
+    **dict(steps="steps", n_restarts="restarts", loss="loss", eot_iter="eot", thr_decr="rho"),
+    **dict(n_target_classes="targets", alpha_max="alpha_max", eta="eta", beta="beta"),
+    **dict(n_queries="n_queries", p_init="p_init", rescale_schedule="rescale_schedule"),
+    **dict(version="version"),
+}
+"""torchattacks' attributes -> our fields."""
 NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 FAB_EPS = {"Linf": 0.3, "L2": 1.0, "L1": 5.0}
 
@@ -29,39 +39,29 @@ def our_norm(norm: str) -> str:
 class Search(Attack):
     """An attack with a seed, which draws the same at each call.
 
-    Args:
-        name: the attack's.
-        model: images (B, ...) -> logits (B, C).
-        norm: "Linf", "L2" or "L1".
-        eps: radius, a number or one a sample (B,).
-        seed: of the draws; None takes `generator`, or torch's global generator.
-        verbose: log what each call found.
+    Attributes of all: `norm` "Linf", "L2" or "L1"; `eps` the radius, a number or one a sample (B,);
+    `seed` of the draws, None takes `generator`, or torch's global generator; `verbose` logs what
+    each call found.
     """
+
+    unread = Attack.unread | {
+        *("perturb", "attack_single_run", "attack_single_run_targeted", "check_oscillation"),
+        *("check_shape", "dlr_loss", "dlr_loss_targeted", "target_class", "_get_predicted_label"),
+        *("get_diff_logits_grads_batch", "get_diff_logits_grads_batch_targeted"),
+    }
+    kind: Any
+    """What it is here."""
 
     rng: Rng = "native"
     """ "official" repeats the original's draws, which depend on the batch; see the attacks."""
 
-    def __init__(  # noqa: PLR0913 - what all of them share
-        self,
-        name: str,
-        model: Model,
-        *,
-        norm: str,
-        eps: Radius,
-        seed: int | None,
-        verbose: bool,
-    ) -> None:
-        super().__init__(name, model)
-        our_norm(norm)
-        self.norm = norm
-        self.eps = eps
-        self.seed = seed
-        self.verbose = verbose
-        self._told: set[str] = set()
+    def __init__(self, name: str, model: Model, **attributes: Any) -> None:
+        our_norm(attributes["norm"])
+        super().__init__(name, model, **attributes, _told=set())
 
     def build(self, **more: Any) -> ours.Attack:
         """The attack behind it."""
-        raise NotImplementedError
+        return self.kind(**self.given(READ), **more)
 
     def search(
         self, images: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
@@ -98,6 +98,8 @@ class Search(Attack):
 class APGD(Search):
     """APGD on "ce" or "dlr" (or "margin"). `steps` is 10 here; AutoAttack has 100."""
 
+    kind = ours.APGD
+
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
         model: Model,
@@ -111,27 +113,13 @@ class APGD(Search):
         rho: float = 0.75,
         verbose: bool = False,
     ) -> None:
-        super().__init__("APGD", model, norm=norm, eps=eps, seed=seed, verbose=verbose)
-        self.steps = steps
-        self.n_restarts = n_restarts
-        self.loss = loss
-        self.eot_iter = eot_iter
-        self.rho = rho
-
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
-        return ours.APGD(
-            steps=self.steps,
-            restarts=self.n_restarts,
-            loss=self.loss,
-            eot=self.eot_iter,
-            rho=self.rho,
-            **more,
-        )
+        super().__init__("APGD", **arguments(locals()))
 
 
 class APGDT(Search):
     """APGD-T towards the n_classes - 1 likeliest wrong classes, all that the model has at most."""
+
+    kind = ours.APGDT
 
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -146,23 +134,8 @@ class APGDT(Search):
         verbose: bool = False,
         n_classes: int = 10,
     ) -> None:
-        super().__init__("APGDT", model, norm=norm, eps=eps, seed=seed, verbose=verbose)
-        self.steps = steps
-        self.n_restarts = n_restarts
-        self.eot_iter = eot_iter
-        self.rho = rho
-        self.target_classes = n_classes - 1
-
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
-        return ours.APGDT(
-            steps=self.steps,
-            restarts=self.n_restarts,
-            eot=self.eot_iter,
-            rho=self.rho,
-            targets=self.target_classes,
-            **more,
-        )
+        given = arguments(locals(), "n_classes")
+        super().__init__("APGDT", n_target_classes=n_classes - 1, **given)
 
 
 class FAB(Search):
@@ -187,32 +160,25 @@ class FAB(Search):
         n_classes: int = 10,
     ) -> None:
         our_norm(norm)
-        radius = FAB_EPS[norm] if eps is None else eps
-        super().__init__("FAB", model, norm=norm, eps=radius, seed=seed, verbose=verbose)
-        self.n_restarts = n_restarts
-        self.alpha_max = alpha_max
-        self.eta = eta
-        self.beta = beta
-        self.steps = steps
-        self.multi_targeted = multi_targeted
-        self.target_classes = n_classes - 1
+        eps = FAB_EPS[norm] if eps is None else eps
+        given = arguments(locals(), "n_classes")
+        super().__init__("FAB", n_target_classes=n_classes - 1, **given)
 
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
-        more |= {
-            "steps": self.steps,
-            "restarts": self.n_restarts,
-            "alpha_max": self.alpha_max,
-            "eta": self.eta,
-            "beta": self.beta,
-        }
-        if self.multi_targeted:
-            return ours.FABT(targets=self.target_classes, **more)
-        return ours.FAB(**more)
+    @property
+    def kind(self) -> Callable[..., ours.Attack]:
+        """With targets or without."""
+        return ours.FABT if self.multi_targeted else _untargeted_fab
 
 
 class Square(Search):
     """Square attack."""
+
+    kind = ours.Square
+
+    unread = Search.unread | {
+        *("eta", "eta_rectangles", "init_hyperparam", "lp_norm", "margin_and_loss"),
+        *("normalize_delta", "p_selection", "random_choice", "random_int"),
+    }
 
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -227,31 +193,17 @@ class Square(Search):
         seed: int | None = 0,
         verbose: bool = False,
     ) -> None:
-        super().__init__("Square", model, norm=norm, eps=eps, seed=seed, verbose=verbose)
-        self.n_queries = n_queries
-        self.p_init = p_init
-        self.n_restarts = n_restarts
-        self.loss = loss
-        self.rescale_schedule = resc_schedule
-
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
-        return ours.Square(
-            n_queries=self.n_queries,
-            restarts=self.n_restarts,
-            p_init=self.p_init,
-            loss=self.loss,
-            rescale_schedule=self.rescale_schedule,
-            **more,
-        )
+        super().__init__("Square", **arguments(locals()))
 
 
 class AutoAttack(Search):
     """AutoAttack with the authors' 100 steps and 5,000 queries, version standard, plus or rand.
 
-    `n_classes` has no effect: the model's number of classes decides. seed=None draws anew at
-    each call.
+    `n_classes` other than 10 gives APGD-T and FAB-T n_classes - 1 targets, as theirs. seed=None
+    draws anew at each call.
     """
+
+    unread = Search.unread | {"get_seed", "_autoattack"}
 
     def __init__(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -263,16 +215,33 @@ class AutoAttack(Search):
         seed: int | None = None,
         verbose: bool = False,
     ) -> None:
-        super().__init__("AutoAttack", model, norm=norm, eps=eps, seed=seed, verbose=verbose)
         if version not in VERSIONS:
             raise ArgumentError(describe("version", " or ".join(map(repr, VERSIONS)), version))
-        self.version = version
-        self.n_classes = n_classes
+        super().__init__("AutoAttack", **arguments(locals()))
 
-    def build(self, **more: Any) -> ours.Attack:
-        """Name by name."""
-        return ours.AutoAttack(version=self.version, **more)  # pyright: ignore[reportArgumentType]
+    @property
+    def kind(self) -> Callable[..., ours.Attack]:
+        """The authors' targets, or so many as are asked for."""
+        if self.n_classes == 10:
+            return ours.AutoAttack
+        return partial(_TargetsAutoAttack, targets=self.n_classes - 1)
 
     def _tell(self, note: str) -> None:
         """It warns by itself; what else it notes is how many images each part fooled."""
         logger.log(logging.INFO if self.verbose else logging.DEBUG, "AutoAttack: %s", note)
+
+
+def _untargeted_fab(targets: int, **fields: Any) -> ours.Attack:
+    return ours.FAB(**fields)
+
+
+@dataclass(frozen=True)
+class _TargetsAutoAttack(ours.AutoAttack):
+    """AutoAttack with so many targets of APGD-T and FAB-T."""
+
+    targets: int = 9
+
+    def _part(self, name: str, more: dict[str, Any]) -> ours.Attack:
+        if name in ("apgd-t", "fab-t"):
+            more = more | {"targets": self.targets}
+        return super()._part(name, more)

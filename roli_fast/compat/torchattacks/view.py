@@ -1,4 +1,4 @@
-"""A model as an attack sees it: behind its normalisation, in the modes that were asked for."""
+"""A model as an attack sees it: logits of images in [0, 1], in the modes that were asked for."""
 
 import contextlib
 from collections.abc import Iterator
@@ -33,16 +33,17 @@ class Modes:
 
 
 class View(nn.Module):
-    """`model`, for images in [0, 1].
+    """What an attack takes for its model: `logits` of images in [0, 1], computed by `model`.
 
-    Where it is in train mode it works on copies of its buffers, so that running statistics move in
-    the copies alone.
+    Where that is in train mode it works on copies of its buffers, so that running statistics move
+    in the copies alone.
     """
 
-    def __init__(self, model: Model, normalize: nn.Module | None, modes: Modes) -> None:
+    def __init__(self, model: Model, logits: Model, modes: Modes) -> None:
         super().__init__()
-        self.model, self.normalize, self.modes = model, normalize, modes
-        self._copies: list[_Copy] = []
+        self.model, self.logits, self.modes = model, logits, modes
+        self.training = False  # no mode of its own: what is in train mode is the model
+        self.copies: list[_Copy] = []
 
     def train(self, mode: bool = True) -> "View":
         """What the engine calls: its eval mode is `modes`."""
@@ -50,14 +51,12 @@ class View(nn.Module):
         if not mode and isinstance(self.model, nn.Module):
             self.modes.apply(self.model)
             if self.modes.model_training:
-                self._copies = copies(self.model)
+                self.copies = copies(self.model)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.normalize is not None:
-            x = self.normalize.to(x.device)(x)
-        with in_place(self._copies):
-            return self.model(x)
+        with in_place(self.copies):
+            return self.logits(x)
 
 
 class _Copy(NamedTuple):
