@@ -91,7 +91,7 @@ class ThreatModel:
         radii = {threat.norm: threat.eps for threat in self.each}
         if norm not in radii:
             have = ", ".join(radii)
-            fix = f"Add '{norm}' to threat.other_norms and its radius to threat.other_eps."
+            fix = f"Set eps too, or add '{norm}' to threat.other_norms and its radius to other_eps."
             got = f"{norm!r}, which has no eps"
             raise ArgumentError(describe("norm", f"a norm of the threat ({have})", got, fix))
         return radii[norm]

@@ -134,8 +134,8 @@ class Union(Attack):
     ) -> UnionResult:
         """As `__call__`, with cost, flags, which threat fooled what, and notes."""
         for attack in self.attacks:
-            if isinstance(attack, BallAttack) and attack.bounds is not None:
-                x = check_images(x, attack.bounds)
+            bounds = getattr(attack, "bounds", None)
+            x = x if bounds is None else check_images(x, bounds)
         model, x = bound(model, engine), x.detach()
         with InputGradient(plain(model)) as gradient, torch.no_grad():
             right = is_right(Passes(gradient).clean(x, y), y)
