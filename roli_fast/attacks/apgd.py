@@ -177,7 +177,7 @@ class APGD(BallAttack):
             else:
                 right = is_right(clean, y)
                 x_adv, fooled = self._adversarial(passes, searches, ball, starts, right)
-            notes = ball.notes + notes_on(self.loss, passes.classes) + notes
+            notes = notes_on(self.loss, passes.classes) + notes + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
     def _starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:

@@ -198,5 +198,5 @@ class AutoAttack(BallAttack):
         search_in_turn(parts, Question(model, x, y, generator, sample_ids, ball.eps), standing)
         counts = [int((standing.fooled_by == number).sum()) for number in range(len(parts))]
         signs = [*look.signs, *warning_signs.black_box(parts, counts)]
-        notes = (*ball.notes, *warning_signs.log_once(model, signs))
+        notes = (*warning_signs.log_once(model, signs), *ball.notes)
         return standing.result(look.cost, notes)

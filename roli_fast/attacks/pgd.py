@@ -142,7 +142,7 @@ class PGD(BallAttack):
             samples = Samples(x, goal, ids, ball.eps)
             climb = self._restarted if self.restarts > 1 else self._climb
             x_adv, fooled = climb(passes, samples, ball, generator)
-            notes = ball.notes + notes_on(self.loss, passes.classes)
+            notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
     def _goal(  # noqa: PLR0913 - what a choice of targets depends on

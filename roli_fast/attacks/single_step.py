@@ -78,5 +78,5 @@ class SingleStep(BallAttack):
                 )
 
             x_adv = passes.loop((self, ball.norm, ball.bounds), x_adv, samples, step)
-            notes = ball.notes + notes_on(self.loss, passes.classes)
+            notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, notes=notes)
