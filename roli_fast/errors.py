@@ -5,6 +5,8 @@ A message names the argument, says what was expected, shows what came, and gives
 The text itself stands beside the check that raises it.
 """
 
+import numbers
+
 
 class RoliFastError(Exception):
     """Base of every error that roli_fast raises on purpose."""
@@ -72,6 +74,12 @@ def describe(name: str, expected: str, got: object, fix: str = "") -> str:
     """The message for a wrong `name`: what was expected, what came, and how to mend it."""
     text = f"`{name}`: expected {expected}, got {got}."
     return f"{text} {fix}" if fix else text
+
+
+def is_number(value: object, kind: type = numbers.Real) -> bool:
+    """Whether `value` is a number (NumPy's too), or with `numbers.Integral` an integer; True is
+    none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -4,18 +4,22 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
+from roli_fast.norms import NORMS
+from roli_fast.norms.base import Bounds as Bounds
+from roli_fast.ops.reference import box_limits
 
-Bounds = tuple[float, float]
-"""Lowest and highest valid pixel value."""
+NAMES = NORMS.names()
+"""The norms that a threat can have."""
 
-NAMES = ("l1", "l2", "linf")
-"""The norms that a threat can have; `norms.NORMS` has one file for each."""
+ROUNDINGS = 4
+"""How many roundings beyond a bound a pixel may be: resizing leaves 1 + 1.2e-7, say."""
 
 
 @dataclass(frozen=True)
@@ -30,28 +34,30 @@ class ThreatModel:
     Args:
         norm: what limits the attacker: "linf", the largest change of one pixel channel, "l2", the
             Euclidean length of the change, or "l1", the sum of all changes.
-        eps: radius in the units of the images: 8/255 in [0, 1] images for linf, 0.5 for l2, 12 for
-            l1.
+        eps: radius in the units of the images; null takes the norm's usual one: 8/255 of the range
+            of pixels for linf, 0.5 for l2, 12 for l1.
         bounds: lowest and highest valid pixel value.
         other_norms: further norms that the attacker may choose, "l2,l1" say; none by default.
         other_eps: one radius for each of them, "0.5,12" say.
     """
 
     norm: str = "linf"
-    eps: float = 8 / 255
+    eps: float = None  # pyright: ignore[reportAssignmentType] - a number once it is made
     bounds: Bounds = (0.0, 1.0)
     other_norms: tuple[str, ...] = ()
     other_eps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name in ("other_norms", "other_eps"):
             object.__setattr__(self, name, _tuple(name, getattr(self, name)))
         if self.norm not in NAMES:
             raise ArgumentError(describe("norm", f"one of: {', '.join(NAMES)}", repr(self.norm)))
-        check_positive("eps", self.eps)
         check_bounds(self.bounds)
-        if self.norm == "linf":
-            check_radius(self.eps, self.bounds)
+        if self.eps is None:
+            object.__setattr__(self, "eps", usual_eps(self.norm, self.bounds))
+        check_positive("eps", self.eps)
+        check_radius(self.norm, self.eps, self.bounds)
         self._check_others()
 
     def _check_others(self) -> None:
@@ -67,8 +73,7 @@ class ThreatModel:
             raise ArgumentError(describe("other_eps", "one radius for each other norm", got, fix))
         for name, eps in zip(names, self.other_eps, strict=True):
             check_positive("other_eps", eps)
-            if name == "linf":
-                check_radius(eps, self.bounds, "other_eps")
+            check_radius(name, eps, self.bounds, name="other_eps")
 
     @property
     def each(self) -> tuple["ThreatModel", ...]:
@@ -86,7 +91,7 @@ class ThreatModel:
         radii = {threat.norm: threat.eps for threat in self.each}
         if norm not in radii:
             have = ", ".join(radii)
-            fix = f"Add '{norm}' to threat.other_norms and its radius to threat.other_eps."
+            fix = f"Set eps too, or add '{norm}' to threat.other_norms and its radius to other_eps."
             got = f"{norm!r}, which has no eps"
             raise ArgumentError(describe("norm", f"a norm of the threat ({have})", got, fix))
         return radii[norm]
@@ -97,30 +102,57 @@ def _tuple(name: str, value: object) -> tuple:
     if isinstance(value, (str, int, float)) or value is None:
         fix = "Write a list or a tuple, also of one."
         raise ArgumentTypeError(describe(name, "several values", repr(value), fix))
-    return tuple(value)  # type: ignore[arg-type]
+    return plain_number(tuple(value))  # type: ignore[arg-type]
 
 
-def check_radius(eps: float, bounds: Bounds, name: str = "eps") -> None:
-    """Raise where a linf radius covers the whole range of pixels: 8 for 8/255 is the usual slip."""
-    if eps >= bounds[1] - bounds[0]:
-        raise ArgumentError(
-            describe(
-                name,
-                f"a radius below the range of pixels {tuple(bounds)}",
-                eps,
-                f"Did you mean {eps:g}/255? eps is in the units of the images.",
-            )
-        )
+def plain_number(value: object) -> Any:
+    """A 0-d tensor or NumPy number as Python's, also in a tuple; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(plain_number, value))
+    return value.item() if getattr(value, "ndim", None) == 0 else value  # type: ignore[attr-defined]
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise `ArgumentError` unless `value` is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ArgumentTypeError(
-            describe(name, "a number > 0", repr(value), "Write 8/255 for pixel units.")
-        )
-    if not (math.isfinite(value) and value > 0):
-        raise ArgumentError(describe(name, "a number > 0", value, "Write 8/255 for pixel units."))
+def plain_numbers(config: Any) -> None:
+    """`plain_number` for every field of a dataclass, frozen or not, so that it can be written."""
+    for field in fields(config):
+        object.__setattr__(config, field.name, plain_number(getattr(config, field.name)))
+
+
+def usual_eps(norm: str, bounds: Bounds) -> float:
+    """The radius in `norm` that is taken where none is given, in the units of `bounds`."""
+    return NORMS[norm].usual_eps * (bounds[1] - bounds[0])
+
+
+def check_radius(
+    norm: str, eps: float, bounds: Bounds, size: int | None = None, *, name: str = "eps"
+) -> None:
+    """Raise where no two images within the bounds are `eps` apart: 8 for 8/255 is the usual slip.
+
+    Args:
+        norm: a name in `NORMS`.
+        eps: the radius.
+        bounds: lowest and highest valid pixel value.
+        size: number of an image's values; None where it is not known: then only linf is checked,
+            whose largest distance does not depend on it.
+        name: what the message calls `eps`.
+    """
+    order = NORMS[norm].order
+    if size is None and not math.isinf(order):
+        return
+    largest = (bounds[1] - bounds[0]) * float(size or 1) ** (1 / order)
+    if eps > largest * (1 + 1e-6):  # a radius may be rounded to the images' dtype
+        what = f"a radius in {norm} of at most {largest:.4g}, the largest distance of two images"
+        fix = f"Did you mean {eps:g}/255? eps is in the units of the images."
+        raise ArgumentError(describe(name, f"{what} within bounds {tuple(bounds)}", eps, fix))
+
+
+def check_positive(name: str, value: object, *, zero: bool = False) -> None:
+    """Raise `ArgumentError` unless `value` is a finite number above zero, or with `zero` 0."""
+    expected, fix = f"a number {'>=' if zero else '>'} 0", "Write 8/255 for pixel units."
+    if not is_number(value):
+        raise ArgumentTypeError(describe(name, expected, repr(value), fix))
+    if not (math.isfinite(value) and (value > 0 or zero and value == 0)):  # type: ignore[operator,arg-type]
+        raise ArgumentError(describe(name, expected, value, fix))
 
 
 def check_bounds(bounds: Bounds) -> None:
@@ -158,32 +190,42 @@ def values_are_known() -> bool:
     return _known.get()
 
 
-def check_images(x: Tensor, bounds: Bounds) -> None:
-    """Raise unless `x` is a floating-point batch (B, ...) inside `bounds`. One host sync on a GPU,
-    none within `known_values`.
+def check_images(x: Tensor, bounds: Bounds) -> Tensor:
+    """Return `x`, a floating-point batch (B, ...) inside `bounds`, detached. One host sync on a
+    GPU, none within `known_values`.
 
-    A normalised batch is the usual mistake: an attack on it has another radius than the one asked
-    for, so it is refused here, once per attack.
+    Pixels a few roundings beyond a bound are set to it, in a copy: the largest and smallest number
+    of the dtype that the bounds hold. A normalised batch is the usual mistake: an attack on it has
+    another radius than the one asked for, so it is refused here, once per attack.
+
+    Raises:
+        ArgumentError: pixels farther out, or NaN.
+        ArgumentTypeError: no floating-point batch.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ArgumentTypeError(
             describe("x", "a floating-point tensor (B, ...)", got, "Divide uint8 images by 255.")
         )
+    x = x.detach()
     if x.numel() == 0 or values_are_known():
-        return
-    low, high = (value.item() for value in torch.aminmax(x.detach()))
-    lowest, highest = torch.tensor(bounds, dtype=x.dtype).tolist()  # 0.3 in fp32 is above 0.3
-    if not (lowest <= low and high <= highest):  # also False for NaN
+        return x
+    low, high = (value.item() for value in torch.aminmax(x))
+    lowest, highest = box_limits(*bounds, x.dtype)
+    if lowest <= low and high <= highest:
+        return x
+    beyond = max(lowest - low, high - highest)
+    if not beyond <= ROUNDINGS * torch.finfo(x.dtype).eps * max(map(abs, bounds)):  # or NaN
         raise ArgumentError(
             describe(
                 "x",
                 f"images within bounds {tuple(bounds)}",
-                f"values from {low:.4g} to {high:.4g}",
+                f"values from {low:.4g} to {high:.4g}, up to {beyond:.2g} beyond",
                 "Pass images before normalisation and put the normalisation inside the model "
                 "(`models.Normalize`); for another pixel range set `bounds`.",
             )
         )
+    return x.clamp(lowest, highest)
 
 
 def as_pixels(x_adv: Tensor, x: Tensor) -> Tensor:

@@ -10,9 +10,7 @@ import torch
 from waits import waits
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.norms import NORMS
 from roli_fast.threat import (
-    NAMES,
     ThreatModel,
     check_bounds,
     check_images,
@@ -23,10 +21,18 @@ from roli_fast.threat import (
 
 
 def test_defaults_are_the_usual_threat() -> None:
+    """linf's radius is none of l2 or l1."""
     assert ThreatModel() == ThreatModel("linf", 8 / 255, (0.0, 1.0))
+    assert [ThreatModel(norm).eps for norm in ("l2", "l1")] == [0.5, 12.0]
 
 
-@pytest.mark.parametrize("value", [1, 1e-30, 8 / 255, np.float64(0.5)])
+def test_numbers_of_numpy_and_torch_become_pythons() -> None:
+    radii: Any = (np.float32(0.5), torch.tensor(12))
+    threat = ThreatModel("linf", np.float32(0.25), (0.0, 1.0), ("l2", "l1"), radii)  # type: ignore
+    assert repr(threat) == repr(ThreatModel("linf", 0.25, (0.0, 1.0), ("l2", "l1"), (0.5, 12)))
+
+
+@pytest.mark.parametrize("value", [1, 1e-30, 8 / 255, np.float32(0.5), np.int64(1)])
 def test_numbers_above_zero_pass(value: float) -> None:
     check_positive("eps", value)
 
@@ -37,7 +43,7 @@ def test_other_numbers_name_the_argument(value: float) -> None:
         ThreatModel(eps=value)
 
 
-@pytest.mark.parametrize("value", ["8/255", None, True, torch.tensor(0.1)])
+@pytest.mark.parametrize("value", ["8/255", [0.1], True, torch.tensor(True), torch.ones(1)])
 def test_other_types_name_the_argument(value: Any) -> None:
     with pytest.raises(ArgumentTypeError, match=r"`eps`: expected a number > 0"):
         ThreatModel(eps=value)
@@ -61,15 +67,34 @@ def test_images_on_the_edges_pass() -> None:
 def test_images_clamped_to_bounds_their_dtype_cannot_hold_pass(
     dtype: torch.dtype, bounds: tuple[float, float]
 ) -> None:
-    check_images(torch.linspace(-4, 4, 32, dtype=dtype).clamp(*bounds).view(2, 16), bounds)
+    x = torch.linspace(-4, 4, 32, dtype=dtype).clamp(*bounds).view(2, 16)
+    inside = check_images(x, bounds)
+    assert bounds[0] <= inside.double().min() and inside.double().max() <= bounds[1]
+    assert (inside - x).abs().max() <= torch.finfo(dtype).eps * bounds[1]
 
 
 @pytest.mark.parametrize("value", [-1e-6, 1.000001, math.nan, math.inf])
 def test_one_pixel_outside_is_refused_with_the_hint(value: float) -> None:
     x = torch.full((2, 3, 4, 4), 0.5)
     x[1, 2, 3, 0] = value
-    with pytest.raises(ArgumentError, match=r"`x`: expected images within bounds.*models.Normali"):
+    message = r"`x`: expected images within bounds.*(1e-06|9.5e-07|nan|inf) beyond.*models.Normali"
+    with pytest.raises(ArgumentError, match=message):
         check_images(x, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (0.25, 0.5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_few_roundings_beyond_a_bound_are_clamped(
+    dtype: torch.dtype, bounds: tuple[float, float]
+) -> None:
+    spacing = torch.finfo(dtype).eps * bounds[1]
+    low, high = bounds
+    x = torch.tensor([[low - 2 * spacing, low], [high, high + 2 * spacing]], dtype=dtype)
+    kept = x.clone()
+    assert check_images(x, bounds).tolist() == [[low, low], [high, high]]
+    assert torch.equal(x, kept)
+    with pytest.raises(ArgumentError, match="within bounds"):
+        check_images(x + 10 * spacing, bounds)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +151,6 @@ def test_a_threat_of_several_norms_is_one_threat_for_each() -> None:
 def test_lists_become_tuples_so_that_it_can_be_hashed() -> None:
     lists: Any = {"other_norms": ["l2", "l1"], "other_eps": [0.5, 12.0]}
     assert hash(ThreatModel(**lists)) == hash(THREE) and ThreatModel(**lists) == THREE
-
-
-def test_the_names_are_those_of_the_norms() -> None:
-    assert NORMS.names() == NAMES
 
 
 @pytest.mark.parametrize(

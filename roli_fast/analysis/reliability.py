@@ -1,13 +1,14 @@
 """Confidence beside accuracy, in bins: the stuff of calibration errors and reliability diagrams."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from roli_fast.attacks.objective import is_right
 from roli_fast.engine.input_gradient import check_labels
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def reliability(logits: Tensor, y: Tensor, bins: int = 15) -> list[Bin]:
         ArgumentError: no samples, shapes or labels that do not fit, logits that are not finite,
             no bins.
     """
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+    if not is_number(bins, Integral) or bins < 1:
         raise ArgumentError(describe("bins", "an integer >= 1", bins, "15 is usual."))
     logits, y = in_double(logits, y)
     confidence = logits.softmax(1).amax(1)

@@ -48,7 +48,8 @@ class APGD(BallAttack):
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
+            result then notes, and in a run that of the run's threat model.
         steps: number of gradient steps.
         loss: what the steps ascend: "ce", "dlr", "margin", or "kl" from the clean logits.
         restarts: number of searches, each from its own random start.
@@ -70,7 +71,7 @@ class APGD(BallAttack):
     """
 
     norm: str | None = "linf"
-    eps: float | None = 8 / 255
+    eps: float | None = None
     steps: int = 100
     loss: str = "ce"
     restarts: int = 1
@@ -161,7 +162,7 @@ class APGD(BallAttack):
             sample_ids: likewise.
             eps: radius in place of the field, a number or one a sample (B,).
         """
-        ball, x = self.ball(x, eps), x.detach()
+        ball, x = self.ball(x, eps)
         if self.large_radius:
             self._check_large_radius(NORMS.name_of(ball.norm))
         with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
@@ -176,7 +177,7 @@ class APGD(BallAttack):
             else:
                 right = is_right(clean, y)
                 x_adv, fooled = self._adversarial(passes, searches, ball, starts, right)
-            notes = notes_on(self.loss, passes.classes) + notes
+            notes = notes_on(self.loss, passes.classes) + notes + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
     def _starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:

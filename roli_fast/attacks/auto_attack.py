@@ -89,7 +89,8 @@ class AutoAttack(BallAttack):
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
+            result then notes, and in a run that of the run's threat model.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
         version: "standard", APGD-CE, APGD-T, FAB-T and Square (in l1 with five restarts of APGD-CE,
             5 targets of APGD-T and large radii); "plus", with APGD-DLR and FAB and five restarts;
@@ -107,7 +108,7 @@ class AutoAttack(BallAttack):
     """
 
     norm: str | None = "linf"
-    eps: float | None = 8 / 255
+    eps: float | None = None
     bounds: Bounds | None = (0.0, 1.0)
     version: Literal["standard", "plus", "rand", "apgd", "custom"] = "standard"
     attacks: tuple[str, ...] = ()
@@ -189,12 +190,13 @@ class AutoAttack(BallAttack):
             sample_ids: likewise.
             eps: radius in place of the field, a number or one a sample (B,).
         """
-        model, ball, x = bound(model, engine), self.ball(x, eps), x.detach()
+        model, (ball, x) = bound(model, engine), self.ball(x, eps)
         look = warning_signs.first_look(model, x, y, ball, draws=self.version == "rand")
         if self.rng == "official":  # the caller's draws are not needed
             generator = torch.Generator(x.device).manual_seed(self.seed)
         standing, parts = Standing.begin(x, look.right), self.parts
-        search_in_turn(parts, Question(model, x, y, generator, sample_ids, eps), standing)
+        search_in_turn(parts, Question(model, x, y, generator, sample_ids, ball.eps), standing)
         counts = [int((standing.fooled_by == number).sum()) for number in range(len(parts))]
         signs = [*look.signs, *warning_signs.black_box(parts, counts)]
-        return standing.result(look.cost, warning_signs.log_once(model, signs))
+        notes = (*warning_signs.log_once(model, signs), *ball.notes)
+        return standing.result(look.cost, notes)

@@ -1,6 +1,7 @@
 """What every attack has in common, and the table of all attacks."""
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -8,11 +9,21 @@ from torch import Generator, Tensor
 
 from roli_fast.engine import Cost, Engine
 from roli_fast.engine.input_gradient import Model
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, describe, is_number
 from roli_fast.errors import check_choice as check_choice
 from roli_fast.norms import NORMS, Norm
 from roli_fast.registry import Registry
-from roli_fast.threat import Bounds, ThreatModel, check_bounds, check_images, check_positive
+from roli_fast.threat import (
+    Bounds,
+    ThreatModel,
+    check_bounds,
+    check_images,
+    check_positive,
+    check_radius,
+    plain_number,
+    plain_numbers,
+    usual_eps,
+)
 
 Radius = float | Tensor
 """A number, or one a sample: (B,)."""
@@ -89,7 +100,8 @@ class Attack:
             model: images (B, ...) -> logits (B, C). It is attacked in eval mode with frozen
                 parameters and given back exactly as it was. `Engine.bind` makes one that has its
                 engine with it.
-            x: images (B, ...) inside the bounds, before normalisation.
+            x: images (B, ...) inside the bounds, before normalisation. Pixels a few roundings
+                beyond a bound are set to it first.
             y: labels (B,), int64.
             generator: source of the random start; None takes torch's global generator.
             engine: how the model's passes are made; None takes the model's own where it is bound to
@@ -116,6 +128,14 @@ class Ball(NamedTuple):
     norm: Norm
     eps: Radius
     bounds: Bounds
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def usual(cls, norm: str, bounds: Bounds) -> "Ball":
+        """The ball of a norm for which no eps was given; a note says so."""
+        eps = usual_eps(norm, bounds)
+        note = f"eps was not given: {eps:.4g} was taken, the usual radius in {norm}"
+        return cls(NORMS[norm], eps, bounds, (note,))
 
 
 BallAttackT = TypeVar("BallAttackT", bound="BallAttack")
@@ -129,61 +149,70 @@ class BallAttack(Attack):
     bounds: Bounds | None
 
     def check_ball(self) -> None:
-        """Raise unless norm, eps and bounds are usable or None."""
+        """Raise unless norm, eps and bounds are usable or None; NumPy's numbers become Python's."""
+        plain_numbers(self)
         if self.norm is not None:
             NORMS[self.norm]
-        if self.eps is not None:
-            check_positive("eps", self.eps)
         if self.bounds is not None:
             check_bounds(self.bounds)
+        if self.eps is not None:
+            check_positive("eps", self.eps, zero=True)
+            if self.norm is not None and self.bounds is not None:
+                check_radius(self.norm, self.eps, self.bounds)
 
     def under(self: BallAttackT, threat: ThreatModel) -> BallAttackT:
         """The same attack with every field that is None taken from `threat`.
 
-        Of a threat of several norms an attack with a norm takes that norm's radius.
+        An attack with a norm takes that norm's radius.
 
         Raises:
-            ArgumentError: the threat has several norms, and not this one.
+            ArgumentError: the threat has no radius in this norm.
         """
-        norm, eps = self.norm or threat.norm, self.eps
-        if eps is None:
-            eps = threat.radius(norm) if threat.other_norms else threat.eps
+        norm = self.norm or threat.norm
         return replace(
             self,  # pyright: ignore[reportArgumentType] - a dataclass in every subclass
             norm=norm,
-            eps=eps,
+            eps=threat.radius(norm) if self.eps is None else self.eps,
             bounds=self.bounds or threat.bounds,
         )
 
-    def ball(self, x: Tensor, eps: Radius | None = None) -> Ball:
-        """The ball of one call, after `x` is checked; `eps` takes the place of the field.
+    def ball(self, x: Tensor, eps: Radius | None = None) -> tuple[Ball, Tensor]:
+        """The ball of one call, and `x` as `check_images` returns it.
+
+        `eps` takes the place of the field; without both it is the norm's usual one.
 
         Raises:
-            ArgumentError: norm, eps or bounds are still None; images outside the bounds; an `eps`
-                that is negative, NaN, or not one number a sample.
+            ArgumentError: norm or bounds are still None; images outside the bounds; an `eps` that
+                is negative, NaN, larger than any distance in the box, or not one number a sample.
         """
-        radius = self.eps if eps is None else eps
-        if self.norm is None or radius is None or self.bounds is None:
-            values = {"norm": self.norm, "eps": radius, "bounds": self.bounds}
+        if self.norm is None or self.bounds is None:
+            values = {"norm": self.norm, "bounds": self.bounds}
             missing = ", ".join(name for name, value in values.items() if value is None)
             fix = "Set it, or call `.under(ThreatModel(...))` first."
             raise ArgumentError(describe(missing, "a value", None, fix))
-        check_images(x, self.bounds)
-        if isinstance(radius, Tensor):
-            check_radii(radius, x)
-        else:
-            check_positive("eps", radius)
-        return Ball(NORMS[self.norm], radius, self.bounds)
+        x = check_images(x, self.bounds)
+        radius = plain_number(self.eps if eps is None else eps)
+        if radius is None:
+            return Ball.usual(self.norm, self.bounds), x
+        check_radii(radius, x, self.norm, self.bounds)
+        return Ball(NORMS[self.norm], radius, self.bounds), x
 
 
-def check_radii(eps: Tensor, x: Tensor) -> None:
-    """Raise unless `eps` holds one finite radius >= 0 a sample, where `x` is. One host sync."""
+def check_radii(eps: Radius, x: Tensor, norm: str, bounds: Bounds) -> None:
+    """Raise unless `eps` is a radius >= 0 that the bounds can hold, or one a sample where `x` is:
+    one host sync."""
+    size = x.shape[1:].numel()
+    if not isinstance(eps, Tensor):
+        check_positive("eps", eps, zero=True)
+        return check_radius(norm, eps, bounds, size)
     expected = f"a number, or a floating-point tensor of shape ({len(x)},) on {x.device}"
     if eps.shape != x.shape[:1] or not eps.is_floating_point() or eps.device != x.device:
         got = f"{eps.dtype} of shape {tuple(eps.shape)} on {eps.device}"
         raise ArgumentError(describe("eps", expected, got))
     if not bool(((eps >= 0) & eps.isfinite()).all()):
         raise ArgumentError(describe("eps", "finite radii >= 0", eps.tolist()))
+    if len(eps):
+        check_radius(norm, eps.max().item(), bounds, size)
 
 
 def check_density(value: float) -> None:
@@ -194,7 +223,7 @@ def check_density(value: float) -> None:
 
 def check_steps(name: str, value: object) -> None:
     """Raise unless `value` is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_number(value, Integral) or value < 1:  # type: ignore[operator]
         raise ArgumentError(describe(name, "an integer >= 1", repr(value)))
 
 

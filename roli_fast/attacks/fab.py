@@ -58,7 +58,8 @@ class FAB(BallAttack):
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
+            result then notes, and in a run that of the run's threat model.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
         steps: number of steps of a run.
         restarts: number of runs; the first starts from x, the others from a random point within
@@ -76,7 +77,7 @@ class FAB(BallAttack):
     """
 
     norm: str | None = "linf"
-    eps: float | None = 8 / 255
+    eps: float | None = None
     bounds: Bounds | None = (0.0, 1.0)
     steps: int = 100
     restarts: int = 1
@@ -126,7 +127,7 @@ class FAB(BallAttack):
         eps: Radius | None = None,
     ) -> FABResult:
         """As `__call__`, with the cost and the distances beside the images."""
-        ball, x = self.ball(x, eps), x.detach()
+        ball, x = self.ball(x, eps)
         final_search = 0 if self.rng == "official" else self.final_search
         walk = Walk(
             str(self.norm),
@@ -162,7 +163,7 @@ class FAB(BallAttack):
                     )
             fooled = distance <= limit
             x_adv = torch.where(rows(fooled, x), x_adv, x)
-            return FABResult(x_adv, gradient.cost, fooled=fooled, distance=distance)
+            return FABResult(x_adv, gradient.cost, fooled, ball.notes, distance)
 
 
 class _Starts:

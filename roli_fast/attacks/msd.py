@@ -10,7 +10,7 @@ from roli_fast.attacks.base import ATTACKS, AttackResult, Ball, check_density, c
 from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Passes, Samples
 from roli_fast.attacks.pgd import Best
-from roli_fast.attacks.several_balls import USUAL_EPS, USUAL_NORMS, SeveralBalls
+from roli_fast.attacks.several_balls import USUAL_NORMS, SeveralBalls
 from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.norms import Norm
@@ -38,7 +38,9 @@ class MSD(SeveralBalls):
     Args:
         norms: some of "linf", "l2", "l1"; null in a run's configuration takes those of the run's
             threat model.
-        eps: a radius for each of them, in their order; null in a run takes the run's threat model.
+        eps: a radius for each of them, in their order; null takes the norms' usual ones (8/255,
+            0.5, 12 in [0, 1] images), which the result then notes, and in a run those of the run's
+            threat model.
         steps: number of gradient steps, 50 in the paper.
         step_size_linf: length of one step in multiples of eps; null takes 5 / steps, the paper's
             0.003 of 0.03 at 50 steps, and at most 1.
@@ -49,7 +51,7 @@ class MSD(SeveralBalls):
     """
 
     norms: tuple[str, ...] | None = USUAL_NORMS
-    eps: tuple[float, ...] | None = USUAL_EPS
+    eps: tuple[float, ...] | None = None
     steps: int = 10
     step_size_linf: float | None = None
     step_size_l2: float | None = None
@@ -87,7 +89,7 @@ class MSD(SeveralBalls):
         sample_ids: Tensor | None = None,
     ) -> AttackResult:
         """As `__call__`, with the cost beside the images."""
-        balls, x = self.balls(x), x.detach()
+        balls, x = self.balls(x)
         with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
             passes, best = Passes(gradient), Best()
             samples = Samples(x, Goal("ce", y), ids_of(x, sample_ids), 0.0)
@@ -99,7 +101,7 @@ class MSD(SeveralBalls):
                 x_adv, loss = self._steepest(passes, samples, x_adv, grad, balls)
                 best.update(x_adv, loss)
             assert best.images is not None
-            return AttackResult(best.images, gradient.cost)
+            return AttackResult(best.images, gradient.cost, notes=self.notes())
 
     def _steepest(
         self,

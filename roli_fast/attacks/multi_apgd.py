@@ -12,7 +12,7 @@ from roli_fast.attacks.base import ATTACKS, AttackResult, Ball, check_density, c
 from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Passes, Samples
 from roli_fast.attacks.pgd import Best
-from roli_fast.attacks.several_balls import USUAL_EPS, USUAL_NORMS, SeveralBalls
+from roli_fast.attacks.several_balls import USUAL_NORMS, SeveralBalls
 from roli_fast.engine import Cost, Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.threat import Bounds, check_positive
@@ -71,7 +71,9 @@ class MultiAPGD(SeveralBalls):
     Args:
         norms: some of "linf", "l2", "l1"; null in a run's configuration takes those of the run's
             threat model.
-        eps: a radius for each of them, in their order; null in a run takes the run's threat model.
+        eps: a radius for each of them, in their order; null takes the norms' usual ones (8/255,
+            0.5, 12 in [0, 1] images), which the result then notes, and in a run those of the run's
+            threat model.
         steps: number of gradient steps.
         l1_steps: those in l1, where they differ; null takes `steps`.
         rho: in linf and l2 a step is halved unless more than this part of the last steps raised
@@ -81,7 +83,7 @@ class MultiAPGD(SeveralBalls):
     """
 
     norms: tuple[str, ...] | None = USUAL_NORMS
-    eps: tuple[float, ...] | None = USUAL_EPS
+    eps: tuple[float, ...] | None = None
     steps: int = 10
     l1_steps: int | None = None
     rho: float = 0.75
@@ -114,7 +116,7 @@ class MultiAPGD(SeveralBalls):
     ) -> AttackResult:
         """As `__call__`, with the cost beside the images."""
         result = self.search(model, x, y, generator, engine=engine, sample_ids=sample_ids)
-        return AttackResult(result.worst, result.cost)
+        return AttackResult(result.worst, result.cost, notes=self.notes())
 
     def search(
         self,
@@ -136,7 +138,7 @@ class MultiAPGD(SeveralBalls):
             engine: likewise as for `__call__`.
             sample_ids: not used.
         """
-        balls, x = self.balls(x), x.detach()
+        balls, x = self.balls(x)
         with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
             passes = Passes(gradient)
             samples = Samples(x, Goal("ce", y), ids_of(x, sample_ids), 0.0)

@@ -20,7 +20,8 @@ class NFGSM(SingleStep):
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
+            result then notes, and in a run that of the run's threat model.
         loss: "ce", "dlr" or "margin", what the step ascends.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
         noise: radius of the uniform noise in multiples of eps, 2 in the paper.

@@ -45,7 +45,8 @@ class PGD(BallAttack):
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's
             threat model.
-        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
+            result then notes, and in a run that of the run's threat model.
         step_size: length of one step; null takes eps / 4, as RoLI does.
         steps: number of gradient steps.
         random_start: start from a random point of the ball instead of the image itself.
@@ -63,8 +64,8 @@ class PGD(BallAttack):
     """
 
     norm: str | None = "linf"
-    eps: float | None = 8 / 255
-    step_size: float | None = 2 / 255
+    eps: float | None = None
+    step_size: float | None = None
     steps: int = 10
     random_start: bool = True
     keep: Literal["last", "best", "adversarial"] = "last"
@@ -133,7 +134,7 @@ class PGD(BallAttack):
             eps: radius in place of the field, a number or one a sample (B,).
             target: classes (B,) to aim at, int64, none of them the label.
         """
-        ball, x = self.ball(x, eps), x.detach()
+        ball, x = self.ball(x, eps)
         ids = ids_of(x, sample_ids)
         with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
             passes = Passes(gradient, self.eot)
@@ -141,7 +142,7 @@ class PGD(BallAttack):
             samples = Samples(x, goal, ids, ball.eps)
             climb = self._restarted if self.restarts > 1 else self._climb
             x_adv, fooled = climb(passes, samples, ball, generator)
-            notes = notes_on(self.loss, passes.classes)
+            notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
     def _goal(  # noqa: PLR0913 - what a choice of targets depends on

@@ -6,15 +6,22 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from roli_fast.attacks.base import Attack, Ball
-from roli_fast.attacks.union import USUAL
+from roli_fast.attacks.base import Attack, Ball, check_radii
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.norms import NORMS
-from roli_fast.threat import Bounds, ThreatModel, check_bounds, check_images, check_positive
+from roli_fast.threat import (
+    Bounds,
+    ThreatModel,
+    check_bounds,
+    check_images,
+    check_positive,
+    check_radius,
+    plain_number,
+    plain_numbers,
+)
 
-USUAL_NORMS = tuple(norm for norm, _ in USUAL)
-USUAL_EPS = tuple(eps for _, eps in USUAL)
-"""The balls that multi-norm papers attack on CIFAR-10."""
+USUAL_NORMS = ("linf", "l2", "l1")
+"""The norms whose balls multi-norm papers attack."""
 
 SeveralBallsT = TypeVar("SeveralBallsT", bound="SeveralBalls")
 
@@ -28,16 +35,19 @@ class SeveralBalls(Attack):
 
     def check_balls(self) -> None:
         """Raise unless norms, eps and bounds are usable or None; lists become tuples."""
+        plain_numbers(self)
         for name in ("norms", "eps"):
             object.__setattr__(self, name, _tuple(name, getattr(self, name)))
         if self.norms is not None:
             self._check_norms(self.norms)
         for eps in self.eps or ():
-            check_positive("eps", eps)
+            check_positive("eps", eps, zero=True)
         if self.eps is not None:
             self._check_number(self.eps)
         if self.bounds is not None:
             check_bounds(self.bounds)
+            for norm, eps in zip(self.norms or (), self.eps or (), strict=False):
+                check_radius(norm, eps, self.bounds)
 
     def _check_norms(self, norms: tuple[str, ...]) -> None:
         for norm in norms:
@@ -65,13 +75,17 @@ class SeveralBalls(Attack):
         bounds = self.bounds or threat.bounds
         return self._with(norms=norms, eps=eps, bounds=bounds)
 
+    def notes(self) -> tuple[str, ...]:
+        """What a result says of radii that were not given."""
+        return tuple(note for ball in self._given().values() for note in ball.notes)
+
     def only(self: SeveralBallsT, *norms: str) -> SeveralBallsT:
         """The same attack in these of its norms alone, in this order.
 
         Raises:
             ArgumentError: a norm that has no eps here.
         """
-        radii = {ball[0]: ball[1] for ball in self._given()}
+        radii = {norm: ball.eps for norm, ball in self._given().items()}
         for norm in norms:
             if norm not in radii:
                 expected = f"norms that the attack has ({', '.join(radii)})"
@@ -83,31 +97,37 @@ class SeveralBalls(Attack):
     def _with(self: SeveralBallsT, **fields: object) -> SeveralBallsT:
         return replace(self, **fields)  # pyright: ignore - a dataclass in every subclass
 
-    def _given(self) -> list[tuple[str, float, Bounds]]:
-        if self.norms is None or self.eps is None or self.bounds is None:
-            values = {"norms": self.norms, "eps": self.eps, "bounds": self.bounds}
+    def _given(self) -> dict[str, Ball]:
+        if self.norms is None or self.bounds is None:
+            values = {"norms": self.norms, "bounds": self.bounds}
             missing = ", ".join(name for name, value in values.items() if value is None)
             fix = "Set it, or call `.under(ThreatModel(...))` first."
             raise ArgumentError(describe(missing, "a value", None, fix))
-        bounds = self.bounds
-        return [(norm, eps, bounds) for norm, eps in zip(self.norms, self.eps, strict=True)]
+        if self.eps is None:
+            return {norm: Ball.usual(norm, self.bounds) for norm in self.norms}
+        radii = zip(self.norms, self.eps, strict=True)
+        return {norm: Ball(NORMS[norm], eps, self.bounds) for norm, eps in radii}
 
-    def balls(self, x: Tensor) -> dict[str, Ball]:
-        """The ball of each norm, in the order of `norms`, after `x` is checked.
+    def balls(self, x: Tensor) -> tuple[dict[str, Ball], Tensor]:
+        """The ball of each norm, in the order of `norms`, and `x` as `check_images` returns it.
 
         Raises:
-            ArgumentError: norms, eps or bounds are still None; images outside the bounds.
+            ArgumentError: norms or bounds are still None; images outside the bounds; a radius
+                larger than any distance in the box.
         """
-        given = self._given()
-        check_images(x, given[0][2])
-        return {norm: Ball(NORMS[norm], eps, bounds) for norm, eps, bounds in given}
+        balls = self._given()
+        x = check_images(x, next(iter(balls.values())).bounds)
+        for norm, ball in balls.items():
+            if self.eps is not None:
+                check_radii(ball.eps, x, norm, ball.bounds)
+        return balls, x
 
 
 def _tuple(name: str, value: object) -> tuple | None:
     """A list of YAML as a tuple, which can be hashed."""
-    if value is None or isinstance(value, tuple):
+    if value is None:
         return value
     if isinstance(value, str) or not isinstance(value, Iterable):
         fix = "Write a tuple, also of one."
         raise ArgumentTypeError(describe(name, "one value for each norm", repr(value), fix))
-    return tuple(value)
+    return plain_number(tuple(value))

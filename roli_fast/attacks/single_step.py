@@ -20,13 +20,14 @@ class SingleStep(BallAttack):
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
+            result then notes, and in a run that of the run's threat model.
         loss: "ce", "dlr" or "margin", what the step ascends.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
     """
 
     norm: str | None = "linf"
-    eps: float | None = 8 / 255
+    eps: float | None = None
     loss: str = "ce"
     bounds: Bounds | None = (0.0, 1.0)
 
@@ -59,7 +60,7 @@ class SingleStep(BallAttack):
         eps: Radius | None = None,
     ) -> AttackResult:
         """As `__call__`, with the cost beside the images."""
-        ball, x = self.ball(x, eps), x.detach()
+        ball, x = self.ball(x, eps)
         with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
             x_adv = self.start(x, ball, generator, sample_ids)
             samples = Samples(x, Goal(self.loss, y), ids_of(x, sample_ids), ball.eps)
@@ -77,5 +78,5 @@ class SingleStep(BallAttack):
                 )
 
             x_adv = passes.loop((self, ball.norm, ball.bounds), x_adv, samples, step)
-            notes = notes_on(self.loss, passes.classes)
+            notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, notes=notes)

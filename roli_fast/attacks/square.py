@@ -51,7 +51,8 @@ class Square(BallAttack):
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius, 8/255 in [0, 1] images; null in a run takes the run's threat model.
+        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
+            result then notes, and in a run that of the run's threat model.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
         n_queries: proposals of a run.
         restarts: number of runs; a run takes the samples that no run before it fooled.
@@ -71,7 +72,7 @@ class Square(BallAttack):
     """
 
     norm: str | None = "linf"
-    eps: float | None = 8 / 255
+    eps: float | None = None
     bounds: Bounds | None = (0.0, 1.0)
     n_queries: int = 5000
     restarts: int = 1
@@ -112,7 +113,7 @@ class Square(BallAttack):
         eps: Radius | None = None,
     ) -> SquareResult:
         """As `__call__`, with the cost and the queries beside the images."""
-        ball, x = self.ball(x, eps), x.detach()
+        ball, x = self.ball(x, eps)
         checks.generator(generator, x)
         checks.sample_ids(sample_ids, x)
         moves = self._moves(ball, x)
@@ -141,7 +142,7 @@ class Square(BallAttack):
                 highest = highest.index_copy(0, rows, found.loss[better])
                 fooled = fooled.index_copy(0, left, found.fooled)
                 queries = queries.index_add(0, left, found.queries)
-            return SquareResult(x_adv, gradient.cost, fooled=fooled, queries=queries)
+            return SquareResult(x_adv, gradient.cost, fooled, ball.notes, queries)
 
     def _moves(self, ball: Ball, x: Tensor) -> LinfMoves | MassMoves:
         channels, *image = canvas(x)

@@ -22,10 +22,10 @@ from roli_fast.attacks.passes import Passes
 from roli_fast.engine import Engine, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
-from roli_fast.threat import Bounds, ThreatModel, check_images
+from roli_fast.threat import Bounds, ThreatModel, check_images, usual_eps
 
-USUAL = (("linf", 8 / 255), ("l2", 0.5), ("l1", 12.0))
-"""The threats that multi-norm papers report on CIFAR-10."""
+USUAL = (("linf", None), ("l2", None), ("l1", None))
+"""The threats that multi-norm papers report, with each norm's usual radius."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Union(Attack):
     @classmethod
     def over(
         cls,
-        threats: Sequence[tuple[str, float]] = USUAL,
+        threats: Sequence[tuple[str, float | None]] = USUAL,
         *,
         attack: Attack | None = None,
         bounds: Bounds = (0.0, 1.0),
@@ -78,7 +78,8 @@ class Union(Attack):
         """One attack under several threats.
 
         Args:
-            threats: pairs of norm and eps, in the order in which they are tried.
+            threats: pairs of norm and eps, in the order in which they are tried; None is the
+                norm's usual radius.
             attack: its fields norm and eps have to be None; AutoAttack by default.
             bounds: lowest and highest valid pixel.
             every: see `Union`.
@@ -86,11 +87,12 @@ class Union(Attack):
         attack = attack or AutoAttack(norm=None, eps=None, bounds=None)
         for name in ("norm", "eps"):
             if getattr(attack, name, None) is not None:
-                fix = "The threats tell it: PGD(norm=None, eps=None), say."
+                fix = "The threats tell it: PGD(norm=None), say."
                 raise ArgumentError(
                     describe("attack", f"one without {name}", repr(getattr(attack, name)), fix)
                 )
-        return cls(tuple(attack.under(ThreatModel(n, eps, bounds)) for n, eps in threats), every)
+        made = [ThreatModel(norm, eps, bounds) for norm, eps in threats]  # pyright: ignore
+        return cls(tuple(attack.under(threat) for threat in made), every)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,8 +134,8 @@ class Union(Attack):
     ) -> UnionResult:
         """As `__call__`, with cost, flags, which threat fooled what, and notes."""
         for attack in self.attacks:
-            if isinstance(attack, BallAttack) and attack.bounds is not None:
-                check_images(x, attack.bounds)
+            bounds = getattr(attack, "bounds", None)
+            x = x if bounds is None else check_images(x, bounds)
         model, x = bound(model, engine), x.detach()
         with InputGradient(plain(model)) as gradient, torch.no_grad():
             right = is_right(Passes(gradient).clean(x, y), y)
@@ -178,4 +180,7 @@ class Union(Attack):
 def _threat(attack: Attack) -> str:
     if not isinstance(attack, BallAttack):
         return ""
-    return f"{attack.norm} {attack.eps if attack.eps is None else format(attack.eps, '.4g')}"
+    eps = attack.eps
+    if eps is None and attack.norm and attack.bounds:
+        eps = usual_eps(attack.norm, attack.bounds)
+    return f"{attack.norm} {eps if eps is None else format(eps, '.4g')}"

@@ -11,6 +11,7 @@ x_adv = as_art_attack(PGD(eps=8 / 255), classifier, batch_size=128).generate(x, 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from roli_fast.compat.attributes import ReadAttributes
 from roli_fast.compat.optional import library
 from roli_fast.compat.targets import aimed
 from roli_fast.engine import InputGradient
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
 from roli_fast.threat import Bounds
 
 PACKAGE = "adversarial-robustness-toolbox"
@@ -124,7 +125,7 @@ def _attack_class() -> Callable[..., Any]:
 
         def _check_params(self) -> None:
             super()._check_params()
-            if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            if not is_number(self.batch_size, Integral) or self.batch_size < 1:
                 raise ArgumentError(describe("batch_size", "an integer >= 1", self.batch_size))
 
         def generate(self, x: Any, y: Any = None, **kwargs: Any) -> Any:

@@ -42,7 +42,7 @@ from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
 from roli_fast.norms import NORMS
 from roli_fast.seeds import derived_generator
-from roli_fast.threat import Bounds, check_bounds, check_images, check_positive
+from roli_fast.threat import Bounds, check_bounds, check_images, check_positive, check_radius
 
 
 class AutoAttack(ReadAttributes):
@@ -169,7 +169,7 @@ class AutoAttack(ReadAttributes):
                 that cannot be read or belongs to something else (it is left as it is), and the
                 like.
         """
-        self._check_data(x_orig, y_orig, bs)
+        x_orig = self._checked(x_orig, y_orig, bs)
         for name in self.attacks_to_run:
             self._component(name)
         path = None if state_path is None else Path(state_path)
@@ -219,7 +219,7 @@ class AutoAttack(ReadAttributes):
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """Share of the images that are classified right."""
-        self._check_data(x_orig, y_orig, bs)
+        x_orig = self._checked(x_orig, y_orig, bs)
         return (self._labels(x_orig, y_orig, bs) == y_orig).double().mean().item()
 
     def _all_attacks(  # noqa: PLR0913, PLR0917 - the evaluation's state
@@ -361,13 +361,15 @@ class AutoAttack(ReadAttributes):
             "model": "" if module is None else digest(*module.state_dict().values()),
         }
 
-    def _check_data(self, x: Tensor, y: Tensor, bs: int) -> None:
+    def _checked(self, x: Tensor, y: Tensor, bs: int) -> Tensor:
+        """`x`, without roundings beyond a bound."""
         check_steps("bs", bs)
-        check_images(x, self.bounds)
+        x = check_images(x, self.bounds)
         check_tensor("y_orig", y)
         if y.shape != x.shape[:1] or len(x) == 0:
             got = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise ArgumentError(describe("y_orig", "a label for each of one or more images", got))
+        return x
 
     def _signs(self, signs: Sequence[warning_signs.Sign]) -> None:
         for sign in signs:
@@ -385,8 +387,9 @@ def _share(flags: Tensor) -> float:
 def _check(norm: str, eps: float, bounds: Bounds, version: str, is_tf_model: bool) -> None:
     if norm not in ("Linf", "L2", "L1"):
         raise ArgumentError(describe("norm", "'Linf', 'L2' or 'L1'", repr(norm)))
-    check_positive("eps", eps)
+    check_positive("eps", eps, zero=True)
     check_bounds(bounds)
+    check_radius(norm.lower(), eps, bounds)
     _check_version(version, (*VERSIONS, "custom"))
     if is_tf_model:
         raise ArgumentError(describe("is_tf_model", "False", True, "Only PyTorch is supported."))

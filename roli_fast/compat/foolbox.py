@@ -5,7 +5,7 @@
     from roli_fast.compat.foolbox import as_foolbox_attack
 
     fmodel = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), preprocessing=dict(mean=..., ...))
-    attack = as_foolbox_attack(PGD(steps=40, step_size=None))   # step_size None: eps / 4
+    attack = as_foolbox_attack(PGD(steps=40))   # steps of eps / 4
     raw, clipped, is_adv = attack(fmodel, images, labels, epsilons=[0.0, 2 / 255, 8 / 255])
 
 A plain network needs no adapter: `foolbox.PyTorchModel(network, bounds=(0, 1))`.

@@ -31,6 +31,7 @@ from roli_fast.configuration.types import (
 from roli_fast.errors import ConfigError, RoliFastError, check_utf8, describe
 from roli_fast.files import naming
 from roli_fast.registry import Registry
+from roli_fast.threat import ThreatModel
 
 FOLLOWS_THREAT = ("norm", "norms", "eps", "step_size", "bounds")
 """Fields of an attack that are null in a configuration unless they are given."""
@@ -70,6 +71,7 @@ class Schema(Generic[Root]):
             ConfigError: what is wrong, with the field's name.
         """
         parser = self.parser()
+        overrides = [*_radius_anew(tree, overrides), *overrides]
         try:
             plain = json.dumps(self.to_class_paths(tree))
             config = parser.parse_args(["--config", plain, *self.translate(overrides, tree)])
@@ -114,6 +116,8 @@ class Schema(Generic[Root]):
         if not is_dataclass(kind):
             return dict(tree)
         known = field_types(kind)
+        if kind is ThreatModel and "norm" in tree:
+            tree = {"eps": None} | dict(tree)  # the norm's own, not the default of linf
         for name in tree:
             if name not in known:
                 raise ConfigError(
@@ -262,6 +266,14 @@ def _name_at(tree: Any, path: str) -> str | None:
     for part in path.split("."):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree.get("name") if isinstance(tree, Mapping) else tree
+
+
+def _radius_anew(tree: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """The flag by which a threat in another norm than the tree's leaves the tree's radius behind:
+    linf's says nothing of l2."""
+    norm, threat = dict(pairs(overrides)).get("--threat.norm"), tree.get("threat")
+    old = threat.get("norm", "linf") if isinstance(threat, Mapping) else "linf"
+    return [] if norm in (None, old) else ["--threat.eps=null"]
 
 
 def _join(where: str, name: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from roli_fast.engine.engine_passes import NO_VIEW, surroundings
 from roli_fast.engine.search_model import Model, SearchModel
-from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe
+from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe, is_number
 
 SHORT = (torch.bfloat16, torch.float16)
 """The dtypes that passes may be made in besides the model's own."""
@@ -71,7 +72,7 @@ class Engine:
             expected = "torch.float32, torch.bfloat16 or torch.float16, or the name of one"
             raise ArgumentError(describe("dtype", expected, repr(self.dtype)))
         size = self.batch_size
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        if size is not None and not (is_number(size, Integral) and size >= 1):
             raise ArgumentError(describe("batch_size", "an integer >= 1 or None", repr(size)))
         check_choice("attention", self.attention, ("auto", "fused", "products"))
         for name in ("channels_last", "fold", "cuda_graph"):

@@ -248,8 +248,8 @@ def check_radii(radii: Sequence[float], attack: BallAttack) -> None:
     """Raise ArgumentError unless the radii ascend, above 0, within what the bounds allow."""
     for radius in radii:
         check_positive("radii", radius)
-        if attack.norm == "linf" and attack.bounds is not None:
-            check_radius(radius, attack.bounds)
+        if attack.norm is not None and attack.bounds is not None:
+            check_radius(attack.norm, radius, attack.bounds, name="radii")
     if not radii or any(a >= b for a, b in itertools.pairwise(radii)):
         raise ArgumentError(describe("radii", "one or more numbers, ascending", tuple(radii)))
 

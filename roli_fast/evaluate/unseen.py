@@ -41,7 +41,8 @@ def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
     found: list[Unseen] = []
     for attack in attacks:
         try:
-            _check_radius(attack, threat)
+            if isinstance(attack, BallAttack) and attack.norm is None and attack.eps is not None:
+                raise ArgumentError(describe("norm", "one beside an eps", None))
             under = [*columns(attack, threat).values()]
         except RoliFastError as error:
             fix = "An attack of its own ball needs both: square@l2=1, or norm and eps in YAML."
@@ -56,17 +57,6 @@ def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
     if twice:
         raise ConfigError(describe("unseen", "different attacks", f"{', '.join(twice)} twice"))
     return found
-
-
-def _check_radius(attack: Attack, threat: ThreatModel) -> None:
-    """A ball of its own is a norm and a radius, beside a threat of one norm too: whose radius says
-    nothing in another norm."""
-    if not isinstance(attack, BallAttack):
-        return
-    if attack.norm is None and attack.eps is not None:
-        raise ArgumentError(describe("norm", "one beside an eps", None))
-    if attack.norm is not None and attack.eps is None:
-        threat.radius(attack.norm)
 
 
 def together(entries: Sequence[dict[str, Any]], union: Tensor) -> dict[str, Any] | None:

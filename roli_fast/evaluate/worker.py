@@ -93,7 +93,8 @@ class Worker:
         """
         batch = self.dataset.batch(torch.arange(rows.start, rows.stop))
         chunk, digest = self.load(number, rows), _digest(batch.x)
-        batch = Batch(batch.x.to(self.device), batch.y.to(self.device), batch.ids.to(self.device))
+        x = check_images(batch.x.to(self.device), self.assessment.threats[0].bounds)
+        batch = Batch(x, batch.y.to(self.device), batch.ids.to(self.device))
         with memory_guard("--batch_size", self.assessment.batch_size, self.device):
             self._go_on(chunk, digest, number, rows, batch)
 
@@ -118,7 +119,6 @@ class Worker:
     def _begin(self, number: int, rows: range, batch: Batch, digest: str) -> Chunk:
         """One forward on the images as they are, and a look for signs in the first chunk."""
         x, y = batch.x, batch.y
-        check_images(x, self.assessment.threats[0].bounds)
         signs: dict[str, str] = {}
         with InputGradient(plain(self.model)) as engine, torch.no_grad():
             logits = engine.evaluate(x, y, cross_entropy)[1]

@@ -5,11 +5,20 @@ from typing import Protocol
 from torch import Generator, Tensor
 
 from roli_fast.registry import Registry
-from roli_fast.threat import Bounds
+
+Bounds = tuple[float, float]
+"""Lowest and highest valid pixel value."""
 
 
 class Norm(Protocol):
-    """How an attack moves inside one kind of ball. Shapes: images (B, ...), distances (B,)."""
+    """How an attack moves inside one kind of ball. Shapes: images (B, ...), distances (B,).
+
+    `order` is the p of the norm. `usual_eps` is the radius that papers attack most on images in
+    [0, 1], on CIFAR-10 where it depends on the number of pixels.
+    """
+
+    order: float
+    usual_eps: float
 
     def random_start(
         self,

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from roli_fast import ops
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.norms.base import NORMS
-from roli_fast.threat import Bounds
+from roli_fast.norms.base import NORMS, Bounds
 
 
 @dataclass(frozen=True)
@@ -18,6 +17,9 @@ class L1:
         density: which part of an image's entries a step moves, those of largest gradient; 0.05 is
             where APGD starts in training.
     """
+
+    order = 1.0
+    usual_eps = 12.0
 
     density: float = 0.05
 

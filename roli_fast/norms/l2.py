@@ -9,6 +9,9 @@ from roli_fast.norms.base import NORMS
 class L2:
     """Steepest ascent is the gradient over its norm (Madry et al., ICLR 2018, section 2.1)."""
 
+    order = 2.0
+    usual_eps = 0.5
+
     random_start = staticmethod(ops.l2_random_start)
     """Uniform in the ball, then clipped to the box."""
 

@@ -1,5 +1,7 @@
 """The linf norm: every pixel channel may change by at most eps."""
 
+import math
+
 from torch import Tensor
 
 from roli_fast import ops
@@ -8,6 +10,9 @@ from roli_fast.norms.base import NORMS
 
 class Linf:
     """Steepest ascent is the sign of the gradient (Madry et al., ICLR 2018, section 2.1)."""
+
+    order = math.inf
+    usual_eps = 8 / 255
 
     random_start = staticmethod(ops.linf_random_start)
     """Uniform in the ball, then clipped to the box."""

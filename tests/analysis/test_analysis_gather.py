@@ -197,8 +197,8 @@ def test_wrong_calls() -> None:
         gather(model, [batch._replace(y=batch.y + 3)])
     with pytest.raises(ArgumentTypeError, match="one class a sample, an int64 tensor"):
         gather(model, [batch._replace(y=batch.y.int())])
-    with pytest.raises(ArgumentError, match="eps"):
-        gather(model, batches, PGD(eps=None))
+    with pytest.raises(ArgumentError, match="norm"):
+        gather(model, batches, PGD(norm=None))
 
 
 def test_the_callers_grad_mode_changes_nothing() -> None:

@@ -148,7 +148,7 @@ def test_density_is_that_of_the_l1_step() -> None:
         ({"steps": 0}, "`steps`: expected an integer >= 1"),
         ({"step_size_l1": 0.0}, "`step_size_l1`: expected a number > 0"),
         ({"density": -0.5}, r"`density`: expected a number in \[0, 1\]"),
-        ({"norms": ("l1",)}, "`eps`: expected one radius for each norm"),
+        ({"norms": ("l1",), "eps": (1, 2)}, "`eps`: expected one radius for each norm"),
     ],
 )
 def test_wrong_fields(options: Any, message: str) -> None:

@@ -196,8 +196,8 @@ def test_wrong_step_size(step_size: float) -> None:
 
 
 def test_all_missing_fields_are_named_together() -> None:
-    with pytest.raises(ArgumentError, match="`norm, eps`: expected a value"):
-        PGD(norm=None, eps=None)(Mixed(), images(4, 3, 6, 6), Y)
+    with pytest.raises(ArgumentError, match="`norm, bounds`: expected a value"):
+        PGD(norm=None, bounds=None)(Mixed(), images(4, 3, 6, 6), Y)
 
 
 def test_a_generator_of_another_kind() -> None:

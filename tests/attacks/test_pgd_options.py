@@ -229,7 +229,7 @@ class TestRadii:
 
     @pytest.mark.parametrize(
         "eps",
-        [-0.1, 0.0, "8/255", torch.tensor([0.1]), torch.full((8,), -0.1), torch.ones(8).long()],
+        [-0.1, 8, "8/255", torch.tensor([0.1]), torch.full((8,), -0.1), torch.ones(8).long()],
         ids=str,
     )
     def test_wrong_radii(self, eps: Any) -> None:

@@ -146,7 +146,10 @@ def test_it_is_an_evasion_attack_with_arts_parameters(art: Any) -> None:
 
 def test_clip_values_are_the_bounds(art: Any) -> None:
     wide = estimator(art, Mixed(), clip_values=(-1.0, 3.0))
-    assert as_art_attack(PGD(), wide).generate(X * 4 - 1).max() > 1
+    given = X * 4 - 1
+    found = as_art_attack(PGD(), wide).generate(given)
+    assert found.max() > 1
+    assert abs(found - given).max() == pytest.approx(4 * 8 / 255, rel=1e-3)  # of their range
     open_ended = estimator(art, Mixed(), clip_values=None)
     assert as_art_attack(PGD(), open_ended).generate(X).max() <= 1
     with pytest.raises(ArgumentError, match="`bounds`: expected bounds, or clip values"):

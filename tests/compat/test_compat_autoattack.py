@@ -298,7 +298,8 @@ def test_a_model_elsewhere_is_named() -> None:
     ("options", "message"),
     [
         (dict(norm="linf"), "`norm`: expected 'Linf', 'L2' or 'L1', got 'linf'"),
-        (dict(eps=-1), "`eps`: expected a number > 0, got -1"),
+        (dict(eps=-1), "`eps`: expected a number >= 0, got -1"),
+        (dict(eps=8), "`eps`: expected a radius in linf of at most 1.*Did you mean 8/255"),
         (dict(version="fast"), "`version`: expected one of: standard, plus, rand, custom"),
         (dict(attacks_to_run=["fab"]), "`attacks_to_run`: expected none in version standard"),
         (dict(is_tf_model=True), "`is_tf_model`: expected False"),
@@ -326,6 +327,13 @@ def test_arguments_that_cannot_be_used(options: Any, message: str) -> None:
 def test_data_that_cannot_be_used(x: Any, y: Any, bs: int, message: str, tmp_path: Path) -> None:
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         adversary(verbose=False).run_standard_evaluation(x, y, bs=bs)
+
+
+def test_a_radius_of_zero_and_a_rounding_beyond_a_bound() -> None:
+    x = torch.where(X > 0.9, 1 + 1.2e-7, X)
+    x_adv, y_adv = adversary(eps=0, verbose=False).run_standard_evaluation(x, Y, 8, True)
+    assert torch.equal(x_adv, x.clamp(max=1)) and ((y_adv == Y) == right(x_adv)).all()
+    assert adversary(verbose=False).run_standard_evaluation(x, Y).max() <= 1
 
 
 def test_an_unknown_attack_is_named() -> None:

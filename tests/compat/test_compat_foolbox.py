@@ -75,7 +75,7 @@ def test_the_same_images_as_foolboxs_pgd(foolbox: Any, norm: str, bounds: tuple[
     y = labels(fmodel, x)
     kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
     theirs = kind(steps=6, rel_stepsize=0.25, random_start=False)
-    ours = as_foolbox_attack(PGD(norm=norm, steps=6, step_size=None, random_start=False))
+    ours = as_foolbox_attack(PGD(norm=norm, steps=6, random_start=False))
     for criterion in (y, foolbox.criteria.TargetedMisclassification((y + 1) % 4)):
         truth, _, their_flags = theirs(fmodel, x, criterion, epsilons=eps)
         found, _, flags = ours(fmodel, x, criterion, epsilons=eps)

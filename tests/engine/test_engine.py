@@ -84,6 +84,7 @@ def test_what_a_model_is_bound_to() -> None:
         ({"dtype": None}, "`dtype`.*got None"),
         ({"batch_size": 0}, "`batch_size`: expected an integer >= 1 or None, got 0"),
         ({"batch_size": True}, "`batch_size`"),
+        ({"batch_size": 2.0}, "`batch_size`"),
         ({"merge": "auto"}, "`merge`: expected True or False, got 'auto'"),
         ({"merge": 1}, "`merge`: expected True or False, got 1"),
         ({"attention": "flash"}, "`attention`: expected 'auto' or 'fused' or 'products', got 'fla"),

@@ -71,7 +71,8 @@ def test_a_norm_that_the_threat_lacks_has_no_radius() -> None:
     with pytest.raises(ArgumentError, match=r"norm of the threat \(linf, l2\), got 'l1'"):
         columns(PGD(norm="l1", eps=None, step_size=None), two)
     assert PGD(norm="l2", eps=None).under(two).eps == 0.5
-    assert PGD(norm="l2", eps=None).under(ThreatModel()).eps == 8 / 255
+    with pytest.raises(ArgumentError, match="'l2', which has no eps"):
+        PGD(norm="l2", eps=None).under(ThreatModel())
 
 
 @dataclass(frozen=True)

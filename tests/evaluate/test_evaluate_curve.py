@@ -271,7 +271,9 @@ class TestErrors:
             self.call((0.0, 0.1))
         with pytest.raises(ArgumentError, match="Did you mean 8/255"):
             self.call((0.1, 8))
-        self.call((0.1, 8), FGSM(norm="l2"))
+        with pytest.raises(ArgumentError, match="radius in l2 of at most 1, .*Did you mean 8/255"):
+            self.call((0.1, 8), FGSM(norm="l2"))  # images of one pixel
+        self.call((0.1, 1.0), FGSM(norm="l2"))
 
     def test_an_attack_without_a_norm(self) -> None:
         with pytest.raises(ArgumentError, match=r"`norm`: expected a value.*under"):

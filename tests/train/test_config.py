@@ -33,6 +33,31 @@ def test_no_arguments_is_the_quickstart() -> None:
     assert experiment.note == "demo, not evidence"
 
 
+@pytest.mark.parametrize(
+    ("flags", "eps"),
+    [
+        (["--threat.norm=linf"], 0.08),
+        (["--threat.norm=l2"], 0.5),
+        (["--threat.norm=l1", "--data=digits"], 12.0),
+        (["--threat.eps=0.25", "--threat.norm=l2"], 0.25),
+    ],
+)
+def test_a_radius_of_another_norm_is_left_behind(flags: list[str], eps: float) -> None:
+    """The quickstart has 0.08 in linf, which is next to nothing in l2."""
+    assert parse(flags).experiment.threat.eps == eps
+
+
+def test_a_norm_without_a_radius_in_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data: digits\nmodel: {name: resnet18}\nthreat: {norm: l2}\n")
+    assert parse(["--config", str(file)]).experiment.threat == ThreatModel("l2", 0.5)
+    own = ["--validation.norm=l2"]
+    with pytest.raises(RoliFastError, match=r"`validation.norm`.*'l2', which has no eps"):
+        parse(["--data=digits", *own])
+    both = parse(["--data=digits", *own, "--validation.eps=0.25"]).experiment
+    assert [a.eps for a in both.evaluations("validation").values()] == [0.25]  # type: ignore
+
+
 def test_ranli_gets_the_epochs_of_both_stages() -> None:
     experiment = parse([]).experiment
     assert experiment.stages("ranli")[0][1].epochs == 16
@@ -146,7 +171,7 @@ def test_every_recipe_builds(path: Path) -> None:
         (["--finetune.epochs", "0"], ["`epochs`", "0"]),
         (["--threat.eps", "-1"], ["`eps`", "8/255"]),
         (["--threat.eps", "0"], ["`eps`", "> 0"]),
-        (["--finetune.attack.eps", "0"], ["`eps`", "> 0"]),
+        (["--finetune.attack.eps", "-1"], ["`eps`", ">= 0"]),
         (["--probe.attack.step_size", "-2/255"], ["`step_size`", "> 0"]),
         (["--methods", "roly"], ["`methods`", "roli", "'roly'"]),
         (["--head_init", "huge"], ["head_init", "huge"]),

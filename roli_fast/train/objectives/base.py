@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, describe, is_number
 from roli_fast.registry import Registry
 
 
@@ -160,8 +160,7 @@ def not_drawn(objective: str) -> ArgumentError:
 
 def check_weight(name: str, value: float) -> None:
     """Raise unless `value` is a finite number of at least 0."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
+    if not is_number(value) or not math.isfinite(value) or value < 0:
         raise ArgumentError(describe(name, "a number >= 0", repr(value), "0 leaves the term out."))
 
 
