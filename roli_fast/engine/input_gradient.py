@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.engine import graph
+from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import bound
 from roli_fast.engine.engine_passes import EnginePasses
@@ -249,7 +250,7 @@ class InputGradient:
         check_device(x, self._model.module)
 
     def _forward(self, x: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
-        logits = self._run(x)
+        logits = mended(self._run(x))
         self._forwards += 1
         self._forward_images += len(x)
         if not self._checked:

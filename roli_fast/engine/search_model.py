@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.engine_passes import EnginePasses
 from roli_fast.engine.graph import records
 
@@ -60,4 +61,4 @@ class SearchModel:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C), with a graph where autograd asks for one."""
         run, parts = self.passes(), list(self.batches(len(x)))
-        return run(x) if len(parts) == 1 else torch.cat([run(x[part]) for part in parts])
+        return mended(run(x) if len(parts) == 1 else torch.cat([run(x[part]) for part in parts]))
