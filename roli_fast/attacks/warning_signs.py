@@ -19,7 +19,7 @@ from roli_fast.attacks.base import Attack, Ball
 from roli_fast.attacks.objective import Goal, is_right
 from roli_fast.attacks.passes import Passes
 from roli_fast.attacks.square import Square
-from roli_fast.engine import Cost, InputGradient, KeptForward, bound, plain
+from roli_fast.engine import Cost, InputGradient, KeptForward, bound, in_train_mode, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import at_least_float32, margin
 
@@ -63,9 +63,8 @@ def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = 
     Raises:
         ArgumentError: labels out of range, logits that are NaN, and the like.
     """
-    module = bound(model).module
     signs = []
-    if module is not None and any(part.training for part in module.modules()):
+    if in_train_mode(bound(model).model):
         text = "the model was in train mode; it is attacked in eval mode, and given back as it was"
         signs.append(Sign("train-mode", text))
     with InputGradient(plain(model)) as engine, torch.no_grad():

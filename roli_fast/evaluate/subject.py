@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from roli_fast import models, zoo
+from roli_fast.engine import in_train_mode
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.evaluate.assessment import Subject
@@ -129,7 +130,7 @@ def _made(subject: Subject) -> Opened:
         got = f"{type(model).__name__} from '{subject.source}'"
         raise ConfigError(describe("model", "a factory that returns a model", got))
     notes: tuple[str, ...] = ()
-    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
+    if in_train_mode(model):
         notes = (f"{subject.source} gave a model in train mode; it is evaluated in eval mode",)
         model.eval()
     return _opened(model, {"factory": subject.source}, notes=notes)
