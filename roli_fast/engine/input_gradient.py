@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -249,6 +250,9 @@ class InputGradient:
         check_device(x, self._model.module)
 
     def _forward(self, x: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
+        module, short = self._model.module, self._model.engine.short_dtype
+        if self._folding is not None and not self._folding.check(cast(nn.Module, module), x, short):
+            self._run = self._model.passes()  # with weights converted anew
         logits = mended(self._run(x))
         self._forwards += 1
         self._forward_images += len(x)
