@@ -20,6 +20,7 @@ from roli_fast.engine.kept_forward import KeptForward, input_gradient
 from roli_fast.engine.look import look_at, settings
 from roli_fast.engine.merging import Merging
 from roli_fast.engine.search_model import Model as Model
+from roli_fast.engine.search_model import logits_of
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, SampleLoss, cross_entropy
 from roli_fast.threat import values_are_known
@@ -253,7 +254,7 @@ class InputGradient:
         module, short = self._model.module, self._model.engine.short_dtype
         if self._folding is not None and not self._folding.check(cast(nn.Module, module), x, short):
             self._run = self._model.passes()  # with weights converted anew
-        logits = mended(self._run(x))
+        logits = mended(logits_of(self._run, x, known=self._checked))
         self._forwards += 1
         self._forward_images += len(x)
         if not self._checked:
