@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 _changed = threading.Condition()
 _standing: list["Hold"] = []
@@ -79,6 +81,10 @@ class Hold:
                 parameter.requires_grad_(True)
 
         self.at_end(restore)
+        for part in self.model.modules():
+            if isinstance(part, DistributedDataParallel):  # inside another module
+                self.at_end(partial(vars(part).pop, "forward"))
+                vars(part)["forward"] = part.module  # without an exchange of buffers
         if any(map(_is_exported, self.model.modules())):
             for part, _ in modes:
                 part.training = False
