@@ -21,6 +21,7 @@ from roli_fast.attacks.passes import Passes
 from roli_fast.attacks.square import Square
 from roli_fast.engine import Cost, InputGradient, KeptForward, bound, in_train_mode, plain
 from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError
 from roli_fast.losses import at_least_float32, margin
 
 logger = logging.getLogger("roli_fast.attacks")
@@ -96,7 +97,11 @@ def before_attack(  # noqa: PLR0913 - what an attack is about to work on
     kept = engine.keep(x, y)
     before, logits = engine.evaluate(x, y, margin)
     signs = [*_drawing(kept.logits, logits, draws), *_probabilities(logits)]
-    grad, zero = _gradients(kept, y)
+    try:
+        grad, zero = _gradients(kept, y)
+    except ArgumentError:  # no path to x: a quantised model, which a search without gradients takes
+        text = "the model gives no gradient: only searches without gradients can attack it"
+        return [*signs, Sign("no-gradient", text)]
     return [*signs, *zero, *_flat(engine, x, y, ball, grad, before)]
 
 

@@ -132,9 +132,9 @@ class Engine:
     def bind(self, model: Model) -> SearchModel:
         """The model with this engine, taken wherever an attack takes a model.
 
-        Of DistributedDataParallel, and of DataParallel on one device, the module inside is attacked:
-        the same function, without the exchange of buffers in each pass, of which processes make
-        different numbers.
+        Of DistributedDataParallel, and of DataParallel on one device, the module inside is
+        attacked: the same function, without the exchange of buffers in each pass, of which
+        processes make different numbers.
 
         Raises:
             ArgumentError: it has an engine already, or is sharded over several processes.

@@ -67,7 +67,7 @@ def _threads(model: Model, size: int, assessment: Assessment) -> int:
         return torch.get_num_threads()
     try:
         return pick_threads(model, size, assessment.batch_size)
-    except (RuntimeError, ValueError, AssertionError, TypeError):  # `_try_out` tells it better
+    except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError):  # as `_try_out`
         return torch.get_num_threads()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from roli_fast import models, zoo
@@ -142,11 +143,13 @@ def _opened(
     classes: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Opened:
-    if isinstance(model, nn.Module):
-        described["sha256"] = fingerprint(model.state_dict())
+    state = model.state_dict() if isinstance(model, nn.Module) else None
+    if state is not None and (state or not isinstance(model, torch.jit.ScriptModule)):
+        described["sha256"] = fingerprint(state)
     else:
         described["sha256"] = None
-        notes += ("the model is no nn.Module: whether it changed cannot be told at a resume",)
+        kind = "no nn.Module" if state is None else "a frozen script"
+        notes += (f"the model is {kind}: whether it changed cannot be told at a resume",)
     return Opened(model, described, classes, notes)
 
 
