@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roli_fast.analysis.view import LinearHead, eval_mode
 from roli_fast.engine import Mergeable, MergeRequest
+from roli_fast.engine.batch_norm import ambiguous_norms, mended
 from roli_fast.errors import ArgumentError, describe
 
 Tangent = Mapping[str, Tensor]
@@ -182,8 +183,9 @@ class Network:
             materialize_grads=True,
         )
         if not batched:
+            mended(logits)
             return dict(zip(leaves, take(weights), strict=True))
-        if self._can_batch:
+        if self._can_batch and not ambiguous_norms(logits):
             try:
                 found = take(weights, is_grads_batched=True, retain_graph=True)
                 return dict(zip(leaves, found, strict=True))
@@ -191,6 +193,7 @@ class Network:
                 if not any(word in str(error).lower() for word in ("vmap", "batching rule")):
                     raise
                 self._can_batch = False
+        mended(logits)
         found = zip(*(take(row, retain_graph=True) for row in weights), strict=True)
         return {name: torch.stack(rows) for name, rows in zip(leaves, found, strict=True)}
 

@@ -19,8 +19,9 @@ from roli_fast.attacks.base import Attack, Ball
 from roli_fast.attacks.objective import Goal, is_right
 from roli_fast.attacks.passes import Passes
 from roli_fast.attacks.square import Square
-from roli_fast.engine import Cost, InputGradient, KeptForward, bound, plain
+from roli_fast.engine import Cost, InputGradient, KeptForward, bound, in_train_mode, plain
 from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError
 from roli_fast.losses import at_least_float32, margin
 
 logger = logging.getLogger("roli_fast.attacks")
@@ -63,11 +64,11 @@ def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = 
     Raises:
         ArgumentError: labels out of range, logits that are NaN, and the like.
     """
-    module = bound(model).module
     signs = []
-    trained = module is not None and any(part.training for part in module.modules())
+    own = bound(model).model
+    trained = in_train_mode(own)
     with InputGradient(plain(model)) as engine, torch.no_grad():
-        if module is not None and trained and not any(p.training for p in module.modules()):
+        if trained and not in_train_mode(own):  # one of another library may keep its own mode
             text = (
                 "the model was in train mode; it is attacked in eval mode, and given back as it was"
             )
@@ -100,7 +101,11 @@ def before_attack(  # noqa: PLR0913 - what an attack is about to work on
     kept = engine.keep(x, y)
     before, logits = engine.evaluate(x, y, margin)
     signs = [*_drawing(kept.logits, logits, draws), *_probabilities(logits)]
-    grad, zero = _gradients(kept, y)
+    try:
+        grad, zero = _gradients(kept, y)
+    except ArgumentError:  # no path to x: a quantised model, which a search without gradients takes
+        text = "the model gives no gradient: only searches without gradients can attack it"
+        return [*signs, Sign("no-gradient", text)]
     return [*signs, *zero, *_flat(engine, x, y, ball, grad, before)]
 
 

@@ -40,6 +40,7 @@ from roli_fast.engine import Engine, InputGradient, SearchModel, plain
 from roli_fast.engine.input_gradient import Model, check_tensor
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
+from roli_fast.models.weights import plain_tensors
 from roli_fast.norms import NORMS
 from roli_fast.seeds import derived_generator
 from roli_fast.threat import Bounds, check_bounds, check_images, check_positive, check_radius
@@ -358,7 +359,7 @@ class AutoAttack(ReadAttributes):
             "seed": str(self.seed),
             "search_dtype": str(self._searched.engine.short_dtype),
             "images": digest(x, y),
-            "model": "" if module is None else digest(*module.state_dict().values()),
+            "model": "" if module is None else digest(*plain_tensors(module.state_dict()).values()),
         }
 
     def _checked(self, x: Tensor, y: Tensor, bs: int) -> Tensor:

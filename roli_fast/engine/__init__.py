@@ -8,6 +8,8 @@ from roli_fast.engine.fold_plan import Foldable as Foldable
 from roli_fast.engine.folding import Folding as Folding
 from roli_fast.engine.folding import forget_folded as forget_folded
 from roli_fast.engine.graph import forget_graphs as forget_graphs
+from roli_fast.engine.hold import Hold as Hold
+from roli_fast.engine.hold import in_train_mode as in_train_mode
 from roli_fast.engine.input_gradient import Cost as Cost
 from roli_fast.engine.input_gradient import InputGradient as InputGradient
 from roli_fast.engine.kept_forward import KeptForward as KeptForward

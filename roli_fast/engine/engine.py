@@ -7,7 +7,9 @@ from numbers import Integral
 from typing import Literal
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from roli_fast.engine.engine_passes import NO_VIEW, surroundings
 from roli_fast.engine.search_model import Model, SearchModel
@@ -131,8 +133,12 @@ class Engine:
     def bind(self, model: Model) -> SearchModel:
         """The model with this engine, taken wherever an attack takes a model.
 
+        Of DistributedDataParallel, and of DataParallel on one device, the module inside is
+        attacked: the same function, without the exchange of buffers in each pass, of which
+        processes make different numbers.
+
         Raises:
-            ArgumentError: it has an engine already.
+            ArgumentError: it has an engine already, or is sharded over several processes.
             ArgumentTypeError: not callable, or a ScriptModule, whose weights cannot be replaced.
         """
         if isinstance(model, SearchModel):
@@ -143,11 +149,32 @@ class Engine:
         if not callable(model):
             got = type(model).__name__
             raise ArgumentTypeError(describe("model", "a callable from images to logits", got))
+        model = _unwrapped(model)
         changed = self.short_dtype is not None or self.rows_last
         if changed and isinstance(model, torch.jit.ScriptModule):
             fix = "Its weights cannot be replaced for a call: give the nn.Module it was made of."
             raise ArgumentTypeError(describe("model", "a plain nn.Module", "a ScriptModule", fix))
         return SearchModel(model, self)
+
+
+def _unwrapped(model: Model) -> Model:
+    """The module that another one hands its input to, where that is all it does to the logits.
+
+    Raises:
+        ArgumentError: each pass gathers weights, so that all processes must make as many.
+    """
+    while isinstance(model, (DistributedDataParallel, nn.DataParallel)):
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            break
+        model = model.module
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    parts = model.modules() if several and isinstance(model, nn.Module) else ()
+    kinds = {kind.__name__ for part in parts for kind in type(part).__mro__}  # costly to import
+    if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
+        fix = "Give each process a whole copy, from the full state dict."
+        got = f"{type(model).__name__} with shards in several processes"
+        raise ArgumentError(describe("model", "a module whose weights are all here", got, fix))
+    return model
 
 
 def bound(model: Model, engine: Engine | None = None) -> SearchModel:

@@ -48,6 +48,7 @@ class EnginePasses:
         compiled: bool = False,
         keep: bool = False,
     ) -> None:
+        self.model = model
         self._model, self._dtype, self._attention = model, dtype, attention
         if compiled:
             self._model = CompiledPasses(model)

@@ -76,12 +76,26 @@ def plan_of(model: nn.Module) -> Plan:
 
     It is made anew once a module was replaced, got a hook, or has another flag, number or word by
     which its forward may choose a way, as a model with a BN for clean and one for attacked images.
+    Of other ways to choose `forget_plan` and `refuse` are told.
     """
     structure = _structure(model)
     known = _plans.get(model)
     if known is None or known.structure != structure:
         known = _plans[model] = _planned(model, structure)
     return known
+
+
+def forget_plan(model: nn.Module) -> None:
+    """Look at the model again: its forward no longer goes the way of the plan."""
+    _plans.pop(model, None)
+
+
+def refuse(model: nn.Module) -> None:
+    """Fold no more BN of this model: its forward does not go the way that it goes on symbols."""
+    plan = plan_of(model)
+    reason = "its forward goes other ways than when it was looked at"
+    logger.info(f"BN of {type(model).__name__} is not folded: {reason}")
+    _plans[model] = plan._replace(links=[], reason=reason)
 
 
 def folded_forward(norm: nn.Module) -> Callable[[Any, Tensor], Tensor]:

@@ -17,13 +17,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from roli_fast.engine.fold_plan import Link, folded_forward, plan_of
+from roli_fast.engine.fold_plan import Link, folded_forward, forget_plan, plan_of, refuse
 from roli_fast.engine.patches import by_patches
 
 _buffers: "WeakKeyDictionary[nn.Module, dict[str, nn.Parameter]]" = WeakKeyDictionary()
 """Folded weights, kept as long as the module and filled anew for each engine, as merged ones."""
 
 _ABSENT = object()
+
+_TF32 = 2.0**-11
+"""Rounding of fp32 convolutions on a GPU, by default."""
 
 
 class Folding:
@@ -33,6 +36,7 @@ class Folding:
         self.reason: str | None = None
         """Why `fill` folded no weights, where there might be some to fold."""
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
+        self._compared: set[bool] | None = None
 
     def fill(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         """Fold whatever can be, in a model in eval mode; what an outer engine folded stays so.
@@ -50,6 +54,7 @@ class Folding:
         if links and _is_half(model, dtype):
             links, self.reason = [], "folded weights may be too small for fp16"
         folds = [fold for fold in (_fold(model, link) for link in links) if fold is not None]
+        self._compared = set() if folds else None
         with torch.inference_mode(False), torch.no_grad():
             maps = _affine_maps(folds)
             weights = [_weights(fold, maps.get(fold.norm)) for fold in folds]
@@ -65,6 +70,50 @@ class Folding:
             layer = model.get_submodule(name)
             if "forward" not in vars(layer):
                 self._put(vars(layer), "forward", MethodType(by_patches, layer))
+
+    def check(self, model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> bool:
+        """Whether the passes of images `x` (B, ...) are folded as before.
+
+        The first image is run folded and plain, once with gradients and once without: what a
+        forward chooses by (a dict, a global, the gradient mode) a plan cannot see. Where the logits
+        differ the plan is made anew, and where they still do nothing is folded.
+        """
+        mode = torch.is_grad_enabled()
+        if self._compared is None or mode in self._compared or len(x) == 0:
+            return True
+        x = x[:1].detach()
+        same = self._agrees(model, x)
+        if not same:
+            for again in (forget_plan, refuse):
+                again(model)
+                self.clear()
+                self.fill(model, dtype)
+                if self._compared is None or self._agrees(model, x):
+                    break
+        if self._compared is not None:
+            self._compared.add(mode)
+        return same
+
+    def _agrees(self, model: nn.Module, x: Tensor) -> bool:
+        kind, devices = x.device.type, [x.device] if x.is_cuda else []
+        with torch.random.fork_rng(devices):
+            folded = model(x.clone())
+        put = [(owner, name, owner[name]) for owner, name, _ in self._undo]
+        undo = list(self._undo)
+        self.clear()
+        try:
+            with torch.random.fork_rng(devices):
+                plain = model(x.clone())
+        finally:
+            for owner, name, value in put:
+                owner[name] = value
+            self._undo = undo
+        if not isinstance(plain, Tensor) or not isinstance(folded, Tensor):
+            return True  # which the caller refuses
+        short = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else plain.dtype
+        rounding = _TF32 if x.is_cuda and short == torch.float32 else torch.finfo(short).eps
+        apart = torch.linalg.vector_norm(folded.double() - plain.double())
+        return not bool(apart > rounding**0.5 * torch.linalg.vector_norm(plain.double()))
 
     def _put(self, owner: dict[str, Any], name: str, value: Any) -> None:
         self._undo.append((owner, name, owner.get(name, _ABSENT)))

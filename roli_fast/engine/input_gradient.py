@@ -3,20 +3,24 @@
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from roli_fast.engine import graph
+from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import bound
 from roli_fast.engine.engine_passes import EnginePasses
 from roli_fast.engine.folding import Folding
 from roli_fast.engine.heap import keep_heap
+from roli_fast.engine.hold import Hold
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
 from roli_fast.engine.look import look_at, settings
 from roli_fast.engine.merging import Merging
 from roli_fast.engine.search_model import Model as Model
+from roli_fast.engine.search_model import logits_of
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, SampleLoss, cross_entropy
 from roli_fast.threat import values_are_known
@@ -49,12 +53,10 @@ class InputGradient:
         self._model = bound(model)
         self._run = self._model.model
         self._loss = loss
-        self._merging = Merging()
-        self._folding = Folding()
+        self._folding: Folding | None = None
+        self._hold: Hold | None = None
         self._entered = False
         self._checked = False
-        self._training: list[tuple[nn.Module, bool]] = []
-        self._unfrozen: list[nn.Parameter] = []
         self._forwards = self._forward_images = 0
         self._backwards = self._backward_images = 0
         self.classes = 0
@@ -75,24 +77,28 @@ class InputGradient:
         self._entered = True
         keep_heap()
         module = self._model.module
-        if module is not None:
-            self._training = [(part, part.training) for part in module.modules()]
-            self._unfrozen = [p for p in module.parameters() if p.requires_grad]
         try:
             if module is not None:
-                module.eval()
-                for parameter in self._unfrozen:
-                    parameter.requires_grad_(False)
-                engine = self._model.engine
-                if engine.merge:
-                    self._merging.fill(module.modules(), engine.short_dtype)
-                if engine.folds:
-                    self._folding.fill(module, engine.short_dtype)
+                self._hold = Hold(module)
+                self._change(module, self._hold)
             self._run = self._model.passes()
         except BaseException:
             self._restore()
             raise
         return self
+
+    def _change(self, module: nn.Module, hold: Hold) -> None:
+        """Freeze, merge and fold; `hold` takes it back."""
+        hold.begin()
+        engine = self._model.engine
+        if engine.merge:
+            merging = Merging()
+            hold.at_end(merging.clear)
+            merging.fill(module.modules(), engine.short_dtype)
+        if engine.folds:
+            self._folding = Folding()
+            hold.at_end(self._folding.clear)
+            self._folding.fill(module, engine.short_dtype)
 
     def __exit__(
         self,
@@ -103,13 +109,9 @@ class InputGradient:
         self._restore()
 
     def _restore(self) -> None:
-        self._folding.clear()
-        self._merging.clear()
-        for module, training in self._training:
-            module.training = training
-        for parameter in self._unfrozen:
-            parameter.requires_grad_(True)
-        self._training, self._unfrozen = [], []
+        if self._hold is not None:
+            self._hold.end()
+        self._hold = self._folding = None
         self._run = self._model.model  # converted weights are freed, but those of recordings
         self._entered = False
 
@@ -249,7 +251,10 @@ class InputGradient:
         check_device(x, self._model.module)
 
     def _forward(self, x: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
-        logits = self._run(x)
+        module, short = self._model.module, self._model.engine.short_dtype
+        if self._folding is not None and not self._folding.check(cast(nn.Module, module), x, short):
+            self._run = self._model.passes()  # with weights converted anew
+        logits = mended(logits_of(self._run, x, known=self._checked))
         self._forwards += 1
         self._forward_images += len(x)
         if not self._checked:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.engine_passes import EnginePasses
 from roli_fast.engine.graph import records
+from roli_fast.errors import ArgumentError, describe
 
 if TYPE_CHECKING:
     from roli_fast.engine.engine import Engine
@@ -60,4 +62,45 @@ class SearchModel:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C), with a graph where autograd asks for one."""
         run, parts = self.passes(), list(self.batches(len(x)))
-        return run(x) if len(parts) == 1 else torch.cat([run(x[part]) for part in parts])
+        found = [logits_of(run, x if len(parts) == 1 else x[part]) for part in parts]
+        return mended(found[0] if len(parts) == 1 else torch.cat(found))
+
+
+def logits_of(run: Model, x: Tensor, *, known: bool = False) -> Tensor:
+    """`run(x)` of a model that leaves its input as it is.
+
+    Args:
+        run: what runs one batch.
+        x: images (B, ...).
+        known: the model was seen to do so: only the tensor's version is looked at.
+
+    Raises:
+        ArgumentError: it wrote into `x`, which has its old values again unless `known`.
+    """
+    copy = None if known else x.detach().clone()
+    version = None if x.is_inference() else x._version
+    try:
+        found = run(x)
+    except RuntimeError as error:
+        if _IN_PLACE not in str(error):
+            raise
+        raise _changed(run) from error
+    changed = version is not None and x._version != version
+    if copy is not None and not changed and x.is_cpu:  # by x.data, of which no version tells
+        changed = bool(((x.detach() != copy) & (copy == copy)).any())
+    if not changed:
+        return found
+    if copy is not None:
+        x.data.copy_(copy)
+    raise _changed(run)
+
+
+_IN_PLACE = "leaf Variable that requires grad"
+"""What torch says of an operation in place on images whose gradient is taken."""
+
+
+def _changed(run: Model) -> ArgumentError:
+    name = type(getattr(run, "model", run)).__name__
+    fix = "Write x = (x - mean) / std in its forward, not x.sub_(mean).div_(std)."
+    expected = "a model that leaves its input as it is"
+    return ArgumentError(describe("model", expected, f"{name}, which changes it in place", fix))

@@ -11,7 +11,7 @@ from roli_fast.attacks import Attack
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.recheck import search
 from roli_fast.data import Batch
-from roli_fast.engine import Engine, SearchModel, plain
+from roli_fast.engine import Engine, Hold, SearchModel, plain
 from roli_fast.engine.input_gradient import Model, check_labels, check_logits
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.seeds import derived_generator
@@ -82,11 +82,9 @@ def evaluate(
         _check_labels_differ(attacks)
         attacks = {attack.label: attack for attack in attacks}
     searched = (engine or Engine()).bind(model)
-    training = [(module, module.training) for module in model.modules()]
     clean: list[Tensor] = []
     robust: dict[str, list[Tensor]] = {name: [] for name in attacks}
-    try:
-        model.eval()
+    with Hold(model):
         for batch in batches:
             x, y = batch.x, batch.y
             right = _right(plain(searched), x, y)
@@ -96,9 +94,6 @@ def evaluate(
                 robust[name].append(_survivors(searched, batch, right, attack, generator).cpu())
             if after_batch:
                 after_batch(len(y))
-    finally:
-        for module, flag in training:
-            module.training = flag
     if not sum(map(len, clean)):
         raise ArgumentError(describe("batches", "at least one image", "none"))
     return Evaluation(torch.cat(clean), {label: torch.cat(f) for label, f in robust.items()})

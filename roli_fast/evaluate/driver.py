@@ -159,8 +159,8 @@ def _agree(
 @contextlib.contextmanager
 def _stops(model: Model, interrupt: Interrupt) -> Iterator[None]:
     """Within: a signal stops a search at its next pass, and not minutes later at its end."""
-    if not isinstance(model, nn.Module):
-        yield
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        yield  # which take no hooks
         return
 
     def check(_module: nn.Module, _inputs: tuple[Tensor, ...]) -> None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from roli_fast import models, zoo
+from roli_fast.engine import in_train_mode
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.evaluate.assessment import Subject
@@ -141,7 +143,7 @@ def _made(subject: Subject) -> Opened:
         got = f"{type(model).__name__} from '{subject.source}'"
         raise ConfigError(describe("model", "a factory that returns a model", got))
     notes: tuple[str, ...] = ()
-    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
+    if in_train_mode(model):
         notes = (f"{subject.source} gave a model in train mode; it is evaluated in eval mode",)
         model.eval()
     classes = model.card.get("classes", ()) if isinstance(model, models.Classifier) else ()
@@ -154,11 +156,13 @@ def _opened(
     classes: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Opened:
-    if isinstance(model, nn.Module):
-        described["sha256"] = fingerprint(model.state_dict())
+    state = model.state_dict() if isinstance(model, nn.Module) else None
+    if state is not None and (state or not isinstance(model, torch.jit.ScriptModule)):
+        described["sha256"] = fingerprint(state)
     else:
         described["sha256"] = None
-        notes += ("the model is no nn.Module: whether it changed cannot be told at a resume",)
+        kind = "no nn.Module" if state is None else "a frozen script"
+        notes += (f"the model is {kind}: whether it changed cannot be told at a resume",)
     return Opened(model, described, classes, notes)
 
 

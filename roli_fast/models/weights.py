@@ -232,11 +232,42 @@ def save_model(model: nn.Module, path: str | Path, *, classes: tuple[str, ...] =
     write_tensors(Path(path), backbone.state_dict(), {CARD: json.dumps(card)})
 
 
-def fingerprint(state: Mapping[str, Tensor]) -> str:
+def fingerprint(state: Mapping[str, Any]) -> str:
     """sha256 over names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+    digest, tensors = hashlib.sha256(), plain_tensors(state)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def plain_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All that a state dict holds, by name: what quantised layers and `get_extra_state` put there
+    as well, containers by their entries, and other values by their `repr` where it tells them."""
+    found: dict[str, Tensor] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and value.is_quantized:
+            found[name] = value.int_repr()
+            if value.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+                add(f"{name}.scale", (value.q_scale(), value.q_zero_point()))
+            else:
+                scales = value.q_per_channel_scales(), value.q_per_channel_zero_points()
+                add(f"{name}.scale", scales)
+        elif isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, (Mapping, list, tuple)):
+            entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+            for key, entry in entries:
+                add(f"{name}.{key}", entry)
+        else:
+            words = repr(value) if isinstance(value, _TOLD_BY_REPR) else type(value).__qualname__
+            found[name] = torch.tensor(list(words.encode()), dtype=torch.uint8)
+
+    for name, value in state.items():
+        add(name, value)
+    return found
+
+
+_TOLD_BY_REPR = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)

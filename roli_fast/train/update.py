@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.data import Batch, shares
+from roli_fast.engine.batch_norm import mended
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.train.objectives import Objective
@@ -111,7 +112,7 @@ class Updates:
         engine = self.stage.engine
         with engine.training(device):
             terms = objective(self.model, part, attack, generator, engine)
-        (terms.loss * weight).backward()
+        mended(terms.loss * weight).backward()
         right = (terms.logits.argmax(1) == part.y).sum()
         count = len(part.y)
         loss = terms.loss.detach().double()

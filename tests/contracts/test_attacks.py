@@ -292,3 +292,20 @@ def test_labels_of_another_kind_are_told_what_is_supported(
 ) -> None:
     with pytest.raises((ArgumentError, ArgumentTypeError), match=f"`y`: .*{words}"):
         short(kind, "linf")(Mixed(), X, y, generator())
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["in place", "by data"])
+def test_a_model_that_changes_its_input_is_named(attack: Attack, hidden: bool) -> None:
+    """And the images are as they were."""
+
+    class InPlace(Mixed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            (x.data if hidden else x).sub_(0.5).div_(0.25)
+            return super().forward(x)
+
+    model = InPlace()
+    with torch.inference_mode(hidden):
+        x, y = X.clone(), Y.clone()
+        with pytest.raises(ArgumentError, match=r"`model`: .* leaves its input .* got InPlace, "):
+            attack(model, x, y, generator())
+        assert torch.equal(x, X)

@@ -29,8 +29,10 @@ class TestWhatIsFolded:
         assert len(folded(model)) == count
         left = []
         for fold in (False, True):
-            with InputGradient(Engine(fold=fold).bind(model)) as engine, Operations() as operations:
-                engine(images(2, 3, 32, 32), Y[:2])
+            with InputGradient(Engine(fold=fold).bind(model)) as engine:
+                engine(images(2, 3, 32, 32), Y[:2])  # compares one image folded and plain
+                with Operations() as operations:
+                    engine(images(2, 3, 32, 32), Y[:2])
             norms = [name for name in operations.names if "batch_norm" in name]
             left.append((len(norms), operations.names.count("div")))
         divisions = left[0][1] - 2  # forward and backward
@@ -234,3 +236,71 @@ class TestPlans:
         del model
         gc.collect()
         assert [ref() for ref in gone] == [None] * len(gone)
+
+
+_SWITCH = {"norm": True}
+
+
+class Choosing(Head):
+    """Asks `self.choose()` whether its maps go through the BN."""
+
+    def __init__(self, choose: Any) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.choose = choose
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        return (self.norm(maps) if self.choose(self) else maps).mean((2, 3))
+
+
+class TestAForwardThatChooses:
+    """By what no plan can see."""
+
+    @pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}], ids=["fp32", "bf16"])
+    @pytest.mark.parametrize(
+        ("choose", "switch"),
+        [
+            (lambda m: m.cfg["norm"], lambda m, v: m.cfg.update(norm=v)),
+            (lambda m: m.listed[0], lambda m, v: m.listed.__setitem__(0, v)),
+            (lambda m: m.share > 0.5, lambda m, v: setattr(m, "share", 0.1 + 0.8 * v)),
+            (lambda _: _SWITCH["norm"], lambda _, v: _SWITCH.update(norm=v)),
+        ],
+        ids=["dict", "list", "float", "global"],
+    )
+    def test_anew_at_each_attack(self, choose: Any, switch: Any, options: Any) -> None:
+        model = drawn(Choosing(choose))
+        model.cfg, model.listed, model.share = {"norm": True}, [True], 0.9
+        near = 0.05 if options else 1e-4
+        for value in (True, False, True):
+            switch(model, value)
+            with untouched(model):
+                ours, truth = found_by(model, X, fold=True, **options), found_by(model, X)
+            assert torch.allclose(ours[2], truth[2], rtol=near, atol=near)
+        _SWITCH["norm"] = True
+
+    def test_by_the_gradient_mode(self) -> None:
+        """Folded in one mode alone, it would be wrong in the other."""
+        for choose in (torch.is_grad_enabled, lambda: not torch.is_grad_enabled()):
+            model = drawn(Choosing(lambda _, choose=choose: choose()))
+            with InputGradient(model) as plain:
+                truth = plain(X, Y)[2], plain.evaluate(X, Y)[1]
+            with untouched(model), folding_engine(model) as engine:
+                found = engine(X, Y)[2], engine.evaluate(X, Y)[1]
+            for ours, theirs in zip(found, truth, strict=True):
+                assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+            assert not torch.allclose(*truth)
+
+    def test_a_model_that_draws_stays_folded(self) -> None:
+        class Drawing(Head):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x + torch.rand_like(x))
+
+        model = drawn(Drawing(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+        with folding_engine(model) as engine:
+            before = torch.get_rng_state()
+            engine.evaluate(X, Y)
+            assert "forward" in vars(model.norm)
+            after = torch.get_rng_state()
+            torch.set_rng_state(before)
+            torch.rand_like(X)
+            assert torch.equal(torch.get_rng_state(), after)

@@ -190,3 +190,15 @@ def test_a_loss_that_forgets_its_rows_is_noticed() -> None:
             Engine(batch_size=2).bind(FixedLogits(torch.ones(4, 108).double()))
         ) as e:
             e(X, Y, lambda logits, y: weight * cross_entropy(logits, y))
+
+
+def test_a_model_that_changes_its_input_in_place_is_named() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2).flatten(1)
+
+    x = images(4, 3, 2, 2)
+    for options in ({}, {"batch_size": 3}, {"dtype": torch.bfloat16, "channels_last": False}):
+        with pytest.raises(ArgumentError, match="got InPlace, which changes it in place"):
+            Engine(**options).bind(InPlace())(x)
+        assert torch.equal(x, images(4, 3, 2, 2))

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -92,3 +93,35 @@ def drawn() -> nn.Module:
     with torch.no_grad():
         model.head.bias.add_(1e-6 * time.time_ns() % 1)
     return model
+
+
+class Extra(Nearest):
+    """Has more of a state than tensors."""
+
+    def get_extra_state(self) -> dict[str, object]:
+        return {"version": 2, "steps": [1, 2]}
+
+    def set_extra_state(self, state: object) -> None: ...
+
+
+def quantised() -> nn.Module:
+    """int8 weights: a state dict of tuples, and no gradients."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.ao.quantization.quantize_dynamic(Nearest().eval(), {nn.Linear})
+
+
+def exported() -> nn.Module:
+    """A module of torch.export, without modes."""
+    batch = ({0: torch.export.Dim("batch", min=1, max=1024)},)
+    return torch.export.export(nearest(), (_X,), dynamic_shapes=batch).module()
+
+
+def frozen() -> nn.Module:
+    """A frozen script, without modes and parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.freeze(torch.jit.trace(nearest(), _X))
+
+
+_X = torch.zeros(2, 3, SIZE, SIZE)

@@ -1,0 +1,150 @@
+"""A model that several attacks hold, in one thread or in many, and how it is given back."""
+
+import threading
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from test_merging import Low
+from tiny_models import Mixed, images, untouched
+from torch import nn
+
+from roli_fast.attacks import PGD
+from roli_fast.data import Batch
+from roli_fast.engine import Engine, Hold, InputGradient
+from roli_fast.evaluate import evaluate
+
+X, Y = images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
+ENGINES: list[dict[str, Any]] = [{}, {"fold": True}, {"dtype": torch.bfloat16}]
+
+
+class TestOneThread:
+    @pytest.mark.parametrize("first", ENGINES)
+    @pytest.mark.parametrize("second", ENGINES)
+    def test_the_first_to_begin_may_be_the_first_to_end(self, first: Any, second: Any) -> None:
+        model = Mixed()
+        with InputGradient(Engine(**second).bind(Mixed())) as alone:
+            truth = alone(X, Y)
+        with untouched(model):
+            a, b = (InputGradient(Engine(**own).bind(model)) for own in (first, second))
+            a.__enter__()
+            b.__enter__()
+            a.__exit__(None, None, None)
+            found = b(X, Y)
+            b.__exit__(None, None, None)
+        near = {"rtol": 0.1, "atol": 0.02} if second.get("dtype") else {"rtol": 1e-4, "atol": 1e-6}
+        for ours, theirs in zip(found, truth, strict=True):
+            assert torch.allclose(ours, theirs, **near)
+
+    def test_one_that_ended_may_begin_again_before_the_other_ends(self) -> None:
+        model = Mixed()
+        with untouched(model):
+            a, b = InputGradient(model), InputGradient(Engine(fold=True).bind(model))
+            for step in (a.__enter__, b.__enter__, lambda: a.__exit__(None, None, None)):
+                step()
+            with a:
+                b.__exit__(None, None, None)
+                assert not model.training and not model.head.weight.requires_grad
+                a(X, Y)
+
+    def test_merged_layers(self) -> None:
+        model = nn.Sequential(nn.Flatten(), Low(108, 4))
+        a, b = InputGradient(model), InputGradient(model)
+        a.__enter__()
+        b.__enter__()
+        a.__exit__(None, None, None)
+        merged = model[1].merged is not None
+        b.__exit__(None, None, None)
+        assert merged and model[1].merged is None
+
+    def test_other_models_are_given_back_at_once(self) -> None:
+        one, other = Mixed(), Mixed()
+        with Hold(other):
+            with untouched(one), Hold(one):
+                assert not one.training
+            assert one.training and not other.training
+
+
+class TestThreads:
+    @pytest.mark.parametrize("options", ENGINES)
+    def test_attacks_on_one_model_at_once(self, options: Any) -> None:
+        """Each finds what it finds alone, also through a wrapper of its own."""
+        attack, model = PGD(eps=0.1, step_size=0.03, steps=3), Mixed()
+        engine, found = Engine(**options), {}
+
+        def search(seed: int) -> None:
+            own = model if seed % 2 else nn.Sequential(nn.Identity(), model)
+            draw = torch.Generator().manual_seed(seed)
+            found[seed] = attack(own, X, Y, draw, engine=engine)
+
+        with untouched(model):
+            threads = [threading.Thread(target=search, args=(seed,)) for seed in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+        for seed in range(8):
+            draw = torch.Generator().manual_seed(seed)
+            assert torch.equal(found[seed], attack(Mixed(), X, Y, draw, engine=engine))
+
+    def test_a_thread_waits_for_the_model_and_not_for_others(self) -> None:
+        model, order = Mixed(), []
+
+        def hold(which: nn.Module, name: str) -> None:
+            with Hold(which):
+                order.append(name)
+
+        with Hold(model):
+            same = threading.Thread(target=hold, args=(nn.Sequential(model), "same"))
+            other = threading.Thread(target=hold, args=(Mixed(), "other"))
+            same.start()
+            other.start()
+            other.join(60)
+            assert order == ["other"]
+        same.join(60)
+        assert order == ["other", "same"] and model.training
+
+    def test_evaluations_at_once(self) -> None:
+        """Both begin before either ends; the model trains on afterwards."""
+        model, meet = Mixed(), threading.Event()
+
+        def batches() -> Any:
+            yield Batch(X, Y, torch.arange(4))
+            meet.wait(0.05)
+
+        with untouched(model):
+            threads = [
+                threading.Thread(target=lambda: evaluate(model, batches(), [])) for _ in range(2)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+
+
+class TestNothingToSwitch:
+    def test_a_frozen_script_and_an_exported_module_run_as_they_are(self) -> None:
+        """Alone and behind a normalisation; their own weights and modes are nobody's business."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 4))
+        model.eval()
+        batch = {0: torch.export.Dim("batch", min=1, max=64)}
+        exported = torch.export.export(model, (X,), dynamic_shapes=(batch,)).module()
+        frozen = _frozen(model)
+        attack = PGD(eps=0.1, step_size=0.03, steps=2)
+        truth = attack(model, X, Y, torch.Generator().manual_seed(0))
+        for other in (exported, frozen):
+            for whole in (other, nn.Sequential(nn.Identity(), other)):
+                for engine in (Engine(), Engine(fold=True)):
+                    draw = torch.Generator().manual_seed(0)
+                    found = attack(whole, X, Y, draw, engine=engine)
+                    assert torch.allclose(found, truth, atol=1e-6)
+                evaluate(whole, [Batch(X, Y, torch.arange(4))], [attack])
+
+
+def _frozen(model: nn.Module) -> Any:
+    """torch 2.11 says that TorchScript is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.freeze(torch.jit.trace(model, X))
