@@ -33,6 +33,9 @@ SUM_ERROR = 2.0**-33
 SMALLEST = 2.0**-100
 """A smaller radius counts as 0: fp32 would underflow."""
 
+LONGEST = 2.0**100
+"""A longer step counts as this long: fp32 would overflow."""
+
 
 class Limits(NamedTuple):
     """Where a sample may go; tensors broadcast over (B, ...)."""
@@ -136,6 +139,7 @@ def _total(products: Tensor) -> Tensor:
 
 
 def _step_scale(x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, limits: Limits) -> Scale:
+    step_size = step_size.clamp(max=LONGEST)
     d, g = x_adv.double() - x.double(), grad.double()
     dd, dg, gg = _total(d.square()), _total(d * g), _total(g.square())
     length = gg.sqrt()
@@ -160,7 +164,8 @@ def _step_scale(x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, limit
 def _projection(dd: Tensor, limits: Limits, dtype: torch.dtype) -> Scale:
     """Without a step. Compared as it is: a sample inside the ball stays what it is."""
     reach = (dd + SUM_ERROR * dd).sqrt() + _element_error(dtype) * dd.sqrt()
-    return _shrink(reach, dd <= limits.eps * limits.eps, limits, dtype)
+    inside = (dd <= limits.eps * limits.eps) & (limits.eps >= SMALLEST)
+    return _shrink(reach, inside, limits, dtype)
 
 
 def _shrink(reach: Tensor, inside: Tensor, limits: Limits, dtype: torch.dtype) -> Scale:
