@@ -60,7 +60,8 @@ RF_HD float inverse_power(double length) {
 // A sample whose distance will be at most `reach` unless it is shrunk. A NaN or an infinity anywhere
 // makes the whole sample NaN.
 RF_HD L2Scale l2_shrink(double reach, bool inside, const L2Limits& limits) {
-  const double ratio = limits.eps < kL2Smallest ? 0.0 : limits.eps / reach;
+  double ratio = limits.eps < kL2Smallest ? 0.0 : limits.eps / reach;
+  ratio = ratio < 0x1p-126 ? 0.0 : ratio;  // a subnormal float would be wrong by too much
   const bool known = reach < static_cast<double>(INFINITY);
   L2Scale scale;
   scale.alpha = static_cast<float>(known ? ratio : static_cast<double>(NAN));

@@ -69,7 +69,8 @@ def dense(name: str, value: Tensor) -> None:
         held = value.untyped_storage().nbytes()  # by its shape, where there is no memory at all
     except NotImplementedError:  # wrapped by torch.func
         return
-    if held < value.storage_offset() * value.element_size() + _reach(value):
+    reach = _reach(value)
+    if reach and held < value.storage_offset() * value.element_size() + reach:
         fix = "Its storage was resized; fill it before the call."
         raise ArgumentError(
             describe(name, "a tensor that has its memory", f"{held} bytes for {value.nbytes}", fix)
@@ -293,7 +294,7 @@ def fake_alike(**tensors: Tensor | None) -> None:
     if mode is None or mode.allow_non_fake_inputs:
         return
     for name, value in tensors.items():
-        if type(value) in (Tensor, Parameter):
+        if value is not None and type(value).__torch_dispatch__ is _NO_RULES:
             expected = "a fake tensor, as FakeTensorMode and the other arguments ask for"
             raise ArgumentTypeError(describe(name, expected, type(value).__name__))
 

@@ -79,6 +79,16 @@ def test_huge_numbers_stay_numbers(dtype, eps, step, scale):
     check(moves(x, x_adv, (grad * scale).to(dtype), eps, step, bounds), x, eps, bounds)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_iterates_far_beyond_the_box_end_in_the_ball(dtype):
+    """Near 3e38 the factor of the way back was a subnormal number, and differences infinite."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(20, 6, generator=generator).to(dtype)
+    x_adv = (torch.randn(20, 6, generator=generator).sign() * 3e38).to(dtype)
+    grad = torch.randn(20, 6, generator=generator).to(dtype)
+    check(moves(x, x_adv, grad, 0.5, 0.1, (0.0, 1.0)), x, 0.5, (0.0, 1.0))
+
+
 def test_a_step_that_fp32_does_not_hold_is_as_long_as_may_be():
     """A gradient of subnormal numbers made the factor of a long step infinite, and 0 * inf NaN."""
     x = torch.rand(2, 5)

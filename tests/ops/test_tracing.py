@@ -120,18 +120,18 @@ def test_a_tensor_type_with_rules_of_its_own_gets_the_operator():
     seen = []
 
     class Wrapped(Tensor):
-        inner: Tensor
+        held: Tensor
 
         @staticmethod
         def __new__(cls, inner):
             made = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-            made.inner = inner
+            made.held = inner
             return made
 
         @classmethod
         def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
             seen.append(str(func))
-            return func(*(getattr(value, "inner", value) for value in args), **(kwargs or {}))
+            return func(*(getattr(value, "held", value) for value in args), **(kwargs or {}))
 
     x, grad = torch.rand(SHAPE), torch.randn(SHAPE)
     expected = ops.linf_step_(x.clone(), grad, x, eps=0.1, step_size=0.1)

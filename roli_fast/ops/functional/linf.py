@@ -23,8 +23,9 @@ def linf_step_(  # noqa: PLR0913 - the step's own quantities
 
     Computed in fp32 (fp64 for fp64 tensors) and rounded once. The ball's limits are rounded inward,
     so that no result is outside, in any dtype, measured exactly; `eps` means its fp32 value, and
-    `bounds` their values in the dtype of the images, the nearest ones. If ball and box do not meet, the box wins. A gradient entry that is 0, NaN
-    or infinite moves nothing; a NaN in `x_adv`, `x` or `eps` gives NaN; a result of zero is +0.
+    `bounds` mean their nearest values in the dtype of the images. If ball and box do not meet, the
+    box wins. A gradient entry that is 0, NaN or infinite moves nothing; a NaN in `x_adv`, `x` or
+    `eps` gives NaN; a result of zero is +0.
 
     Contiguous and channels_last tensors (`x_adv` decides; the others are copied to its layout where
     they differ) are updated where they are. Any other strides cost one copy of `x_adv`.

@@ -171,6 +171,7 @@ def _projection(dd: Tensor, limits: Limits, dtype: torch.dtype) -> Scale:
 def _shrink(reach: Tensor, inside: Tensor, limits: Limits, dtype: torch.dtype) -> Scale:
     """A sample whose distance will be at most `reach` unless it is shrunk."""
     ratio = torch.where(limits.eps < SMALLEST, 0.0, limits.eps / reach)
+    ratio = torch.where(ratio < torch.finfo(dtype).tiny, 0.0, ratio)  # subnormal: wrong by too much
     alpha = torch.where(reach < math.inf, ratio, math.nan).to(dtype)
     toward = ~(inside & (reach + limits.slack <= limits.eps))
     return Scale(alpha, torch.ones_like(alpha), torch.zeros_like(alpha), inside, toward)
