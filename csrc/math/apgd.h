@@ -33,7 +33,8 @@ RF_HD float apgd_l2_point(float x_adv, float x_prev, float grad, float x, float 
   const float stride = l2_stride(grad, s);
   const float distance = s.alpha * (x_adv - x) + stride;
   const float u = choose(s.inside, x_adv, x) + choose(s.inside, stride, distance);
-  return apgd_point(x_adv, x_prev, clamp(u, limits.low, limits.high), momentum);
+  const float point = apgd_point(x_adv, x_prev, clamp(u, limits.low, limits.high), momentum);
+  return clamp(point, -0x1p120f, 0x1p120f);  // a number, also where iterates far apart overflow
 }
 
 }  // namespace rf

@@ -44,6 +44,7 @@ struct L2Scale {
 constexpr double kL2SumError = 0x1p-33;      // of a sum of up to 2^31 products, in any order
 constexpr double kL2ElementError = 0x1p-21;  // of the fp32 steps from d and g to a distance
 constexpr double kL2Smallest = 0x1p-100;     // below it a radius counts as 0: fp32 underflows
+constexpr double kL2Longest = 0x1p100;       // beyond it a step counts as that: fp32 overflows
 
 RF_HD float finite_or_zero(float grad) { return is_finite(grad) ? grad : 0.0f; }
 
@@ -59,7 +60,8 @@ RF_HD float inverse_power(double length) {
 // A sample whose distance will be at most `reach` unless it is shrunk. A NaN or an infinity anywhere
 // makes the whole sample NaN.
 RF_HD L2Scale l2_shrink(double reach, bool inside, const L2Limits& limits) {
-  const double ratio = limits.eps < kL2Smallest ? 0.0 : limits.eps / reach;
+  double ratio = limits.eps < kL2Smallest ? 0.0 : limits.eps / reach;
+  ratio = ratio < 0x1p-126 ? 0.0 : ratio;  // a subnormal float would be wrong by too much
   const bool known = reach < static_cast<double>(INFINITY);
   L2Scale scale;
   scale.alpha = static_cast<float>(known ? ratio : static_cast<double>(NAN));
@@ -74,12 +76,14 @@ RF_HD L2Scale l2_shrink(double reach, bool inside, const L2Limits& limits) {
 RF_HD L2Scale l2_projection(double dd, const L2Limits& limits) {
   const double distance = sqrt(dd);
   const double reach = sqrt(dd + kL2SumError * dd) + kL2ElementError * distance;
-  return l2_shrink(reach, dd <= limits.eps * limits.eps, limits);
+  const bool inside = dd <= limits.eps * limits.eps && limits.eps >= kL2Smallest;
+  return l2_shrink(reach, inside, limits);
 }
 
 // A step along g / ||g||, then into the ball.
 RF_HD L2Scale l2_scale(const L2Sums& sums, double step_size, const L2Limits& limits) {
   const double length = sqrt(sums.gg);
+  step_size = step_size > kL2Longest ? kL2Longest : step_size;
   const double rate = sums.gg > 0.0 ? step_size / length : 0.0;
   if (rate == 0.0) return l2_projection(sums.dd, limits);
   const double farthest = sqrt(sums.dd) + step_size;

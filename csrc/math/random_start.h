@@ -3,6 +3,8 @@
 // roli_fast/ops/reference/random.py; results agree with it bit for bit.
 #pragma once
 
+#include <cfloat>
+
 #include "math/draws.h"
 #include "math/grid.h"
 #include "math/linf_step.h"
@@ -37,7 +39,9 @@ RF_HD float start_scale(Norm norm, float eps, int64_t total, float extra) {
   const double sum = static_cast<double>(total) * 0x1p-24;
   const double size = norm == Norm::l2 ? sqrt(sum + 2.0 * static_cast<double>(extra))
                                        : sum + static_cast<double>(extra);
-  return static_cast<float>(static_cast<double>(eps) / size * (1.0 - 0x1p-21));
+  const float scale = static_cast<float>(static_cast<double>(eps) / size * (1.0 - 0x1p-21));
+  // Below 2^-100 products with draws would be rounded by more than that.
+  return scale < 0x1p-100f ? 0.0f : (scale > FLT_MAX ? FLT_MAX : scale);
 }
 
 // x + eps * draw, rounded to nearest, then ball and box.

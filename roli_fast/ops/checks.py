@@ -6,11 +6,18 @@ import numbers
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.ops import native
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LARGEST = 2.0**100
+"""Numbers beyond are refused: products and distances of pixels have to stay numbers of fp32."""
+
+_USUAL = (Tensor, float, type(None))
+_NO_RULES = Tensor.__torch_dispatch__
 
 
 def batch(name: str, value: object) -> None:
@@ -22,7 +29,7 @@ def batch(name: str, value: object) -> None:
     if value.dtype not in DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ArgumentTypeError(describe(name, f"one of the dtypes {names}", value.dtype))
-    _dense(name, value)
+    dense(name, value)
     if value.dim() < 1:
         raise ArgumentError(describe(name, "a batch of shape (B, ...)", "a scalar"))
 
@@ -42,7 +49,7 @@ def same_kind(name: str, value: object, other: Tensor, other_name: str = "x_adv"
         raise ArgumentTypeError(
             describe(name, f"device {other.device}, that of `{other_name}`", value.device)
         )
-    _dense(name, value)
+    dense(name, value)
     if value.shape != other.shape:
         raise ArgumentError(
             describe(
@@ -51,10 +58,31 @@ def same_kind(name: str, value: object, other: Tensor, other_name: str = "x_adv"
         )
 
 
-def _dense(name: str, value: Tensor) -> None:
+def dense(name: str, value: Tensor) -> None:
+    """`value` is strided, and its storage is as large as its shape says."""
     if value.layout is not torch.strided or value.is_nested:
         got = "a nested tensor" if value.is_nested else value.layout
         raise ArgumentTypeError(describe(name, "a dense tensor", got))
+    if torch.compiler.is_compiling() or type(value).__torch_dispatch__ is not _NO_RULES:
+        return
+    try:
+        held = value.untyped_storage().nbytes()  # by its shape, where there is no memory at all
+    except NotImplementedError:  # wrapped by torch.func
+        return
+    reach = _reach(value)
+    if reach and held < value.storage_offset() * value.element_size() + reach:
+        fix = "Its storage was resized; fill it before the call."
+        raise ArgumentError(
+            describe(name, "a tensor that has its memory", f"{held} bytes for {value.nbytes}", fix)
+        )
+
+
+def _reach(value: Tensor) -> int:
+    """Bytes from the first element to the end of the last."""
+    if value.is_contiguous() or value.nbytes == 0:
+        return value.nbytes
+    reach = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+    return (reach + 1) * value.element_size()
 
 
 def no_autograd(**values: Tensor) -> None:
@@ -72,11 +100,11 @@ def amount(name: str, value: object, x: Tensor) -> float | Tensor:
 
     The numbers inside a tensor are not looked at: on a GPU that would wait for the device.
     """
-    if type(value) is float and 0.0 <= value < math.inf:
+    if type(value) is float and 0.0 <= value <= LARGEST:
         return value
     expected, fix = "a number >= 0 or a tensor of shape (B,)", "Write 8/255 for pixel units."
     result = _scalar(name, value, x, expected, fix)
-    if isinstance(result, float) and not 0.0 <= result < math.inf:
+    if isinstance(result, float) and not 0.0 <= result <= LARGEST:
         raise ArgumentError(describe(name, expected, result, fix))
     return result
 
@@ -85,7 +113,7 @@ def number(name: str, value: object, x: Tensor) -> float | Tensor:
     """The same for a finite number of either sign."""
     expected = "a finite number or a tensor of shape (B,)"
     result = _scalar(name, value, x, expected)
-    if isinstance(result, float) and not -math.inf < result < math.inf:
+    if isinstance(result, float) and not -LARGEST <= result <= LARGEST:
         raise ArgumentError(describe(name, expected, result))
     return result
 
@@ -95,7 +123,7 @@ def _scalar(name: str, value: object, x: Tensor, expected: str, fix: str = "") -
     if isinstance(value, Tensor):
         if value.dtype not in DTYPES:
             raise ArgumentTypeError(describe(name, "a floating-point tensor (B,)", value.dtype))
-        _dense(name, value)
+        dense(name, value)
         if value.shape != x.shape[:1]:
             got = f"shape {tuple(value.shape)}"
             fix = f"B is {x.shape[0]} here; for one value write a plain number."
@@ -136,7 +164,7 @@ def sample_ids(value: object, x: Tensor) -> None:
         )
     if value.dtype != torch.int64:
         raise ArgumentTypeError(describe("sample_ids", "an int64 tensor (B,)", value.dtype))
-    _dense("sample_ids", value)
+    dense("sample_ids", value)
     if value.device != x.device:
         raise ArgumentTypeError(
             describe("sample_ids", f"one on {x.device}, where `x` is", value.device)
@@ -181,19 +209,10 @@ def pair(bounds: object) -> tuple[float, float]:
 
 
 def box(low: float, high: float) -> None:
-    """The box is finite and not empty."""
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ArgumentError(
-            describe("bounds", "finite numbers (low, high) with low < high", (low, high))
-        )
-
-
-def box_holds_a_value(low: float, high: float, dtype: torch.dtype, holds: bool) -> None:
-    """Some number of `dtype` lies within the box."""
-    if not holds:
-        raise ArgumentError(
-            describe("bounds", f"a range that holds a number of {dtype}", (low, high))
-        )
+    """The box is neither empty nor larger than 2^100."""
+    if not -LARGEST <= low < high <= LARGEST:
+        expected = "numbers (low, high) with low < high, of at most 2**100"
+        raise ArgumentError(describe("bounds", expected, (low, high)))
 
 
 def generator(value: object, x: Tensor) -> None:
@@ -235,7 +254,6 @@ def apart(written_name: str, written: Tensor, **others: object) -> None:
     for name, value in others.items():
         if not isinstance(value, Tensor):
             continue
-        fake_alike(written_name, written, name, value)
         start, end = _extent(value)
         if value is written or (start < written_end and written_start < end):
             expected = f"memory apart from `{written_name}`, which is written"
@@ -243,11 +261,42 @@ def apart(written_name: str, written: Tensor, **others: object) -> None:
             raise ArgumentError(describe(name, expected, "shared memory", fix))
 
 
-def fake_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Both are fake tensors, or neither is: torch cannot mix them."""
-    if isinstance(value, FakeTensor) != isinstance(other, FakeTensor):
-        expected = f"a fake tensor if and only if `{name}` is one"
-        raise ArgumentTypeError(describe(other_name, expected, type(other).__name__))
+def seen(**values: object) -> bool:
+    """Whether torch has to see the call as one of its operators.
+
+    It has where it compiles, traces or runs a dispatch mode, and for tensor types with rules of
+    their own. Refuses what no operator of ours can follow: vmap and forward-mode differentiation.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    usual = all(type(value) in _USUAL for value in values.values())
+    watched, followed = native.watched(), forward_ad._current_level >= 0
+    if usual and not watched and not followed and torch._C._functorch.maybe_current_level() is None:
+        return False
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    for name, value in tensors.items():
+        if torch._C._functorch.is_batchedtensor(value):
+            fix = "Call it without torch.vmap: it takes whole batches (B, ...)."
+            raise ArgumentTypeError(describe(name, "a plain tensor", "one of torch.vmap", fix))
+        if followed and forward_ad.unpack_dual(value).tangent is not None:
+            fix = "The op has no derivative: pass the tensor without its tangent."
+            raise ArgumentError(describe(name, "a tensor without a tangent", "a dual one", fix))
+    fake_alike(**tensors)
+    own_rules = (type(v).__torch_dispatch__ is not _NO_RULES for v in tensors.values())
+    return watched or any(own_rules)
+
+
+def fake_alike(**tensors: Tensor | None) -> None:
+    """All are fake tensors, or none is and no mode makes them so: torch cannot mix them."""
+    fakes = [value for value in tensors.values() if isinstance(value, FakeTensor)]
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    mode = fakes[0].fake_mode if fakes and mode is None else mode
+    if mode is None or mode.allow_non_fake_inputs:
+        return
+    for name, value in tensors.items():
+        if value is not None and type(value).__torch_dispatch__ is _NO_RULES:
+            expected = "a fake tensor, as FakeTensorMode and the other arguments ask for"
+            raise ArgumentTypeError(describe(name, expected, type(value).__name__))
 
 
 def address(tensor: Tensor) -> int:
@@ -267,7 +316,4 @@ def address(tensor: Tensor) -> int:
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """First and one-past-last byte of the elements; (0, 0) without memory."""
     start = address(tensor)
-    if start == 0 or tensor.is_contiguous():
-        return start, start + (tensor.nbytes if start else 0)
-    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (reach + 1) * tensor.element_size()
+    return start, start + (_reach(tensor) if start else 0)

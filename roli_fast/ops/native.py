@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -120,6 +121,7 @@ def _tell(message: str) -> None:
 
 
 _state = _State()
+_used: ContextVar[str] = ContextVar("used_backend")
 
 
 def _note_fork() -> None:
@@ -157,14 +159,23 @@ def cuda_driver_version() -> int:
 
 @contextmanager
 def use_backend(name: Literal["native", "reference"]) -> Iterator[None]:
-    """Take `name` for every op in this block, in all threads. Raises `ArgumentError`."""
+    """Take `name` for every op in this block, in this thread alone. Raises `ArgumentError`."""
     if name not in BACKENDS:
         raise ArgumentError(describe("name", " or ".join(BACKENDS), repr(name)))
-    before, _state.chosen = _state.chosen, name
+    token = _used.set(name)
     try:
         yield
     finally:
-        _state.chosen = before
+        _used.reset(token)
+
+
+def watched() -> bool:
+    """Whether someone compiles, traces or changes torch's operators: no kernel would be seen."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+    )
 
 
 def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> Backend:
@@ -175,7 +186,7 @@ def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> Backend:
     if op not in OPS:
         raise ArgumentError(describe("op", f"one of: {', '.join(OPS)}", repr(op)))
     place = torch.device(device)
-    if _state.chosen == "reference":
+    if _used.get(_state.chosen) == "reference":
         return Backend("reference", "the reference was asked for")
     if place.type not in ("cpu", "cuda"):
         return Backend("reference", f"there are no kernels for {place.type}")
@@ -208,8 +219,11 @@ def _missing(device: torch.device) -> str:
 
 
 def usable(op: str, tensor: Tensor) -> bool:
-    """Whether `op` has a kernel for this tensor's device and dtype. Raises `MissingKernelError`."""
-    if _state.chosen == "reference" or tensor.dtype not in OPS[op]:
+    """Whether `op` has a kernel for this tensor's device and dtype, and nobody looks on.
+
+    Raises `MissingKernelError`.
+    """
+    if _used.get(_state.chosen) == "reference" or tensor.dtype not in OPS[op] or watched():
         return False
     if tensor.is_cpu:
         missing = _state.obstacle

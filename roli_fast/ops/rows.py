@@ -10,7 +10,7 @@ from torch import Tensor
 from roli_fast.ops import native, reference
 
 MOST_COLUMNS = 4096
-_EXAMPLE = torch.empty(0, dtype=torch.bfloat16)
+_EXAMPLE = torch.empty(0, dtype=torch.bfloat16, device="cpu")
 
 
 def usable(columns: int = 1) -> bool:

@@ -47,5 +47,5 @@ def linf_step(x_adv, grad, x, *, eps, step_size, bounds, dtype) -> float:
     value = nearest(nearest(Fraction(x_adv) + sign * size, wide), dtype)
     value = max(value, ceil(Fraction(x) - radius, dtype))
     value = min(value, floor(Fraction(x) + radius, dtype))
-    value = max(value, ceil(Fraction(bounds[0]), dtype))
-    return float(min(value, floor(Fraction(bounds[1]), dtype)))
+    low, high = (nearest(nearest(Fraction(end), wide), dtype) for end in bounds)
+    return float(min(max(value, low), high))

@@ -65,6 +65,25 @@ def sliding(value: Tensor) -> Tensor:
     return memory.as_strided(value.shape, (max(inner - 1, 1), *strides[1:]))
 
 
+def freed(value: Tensor, part: int = 0) -> Any:
+    """Its memory given back, but for a part of 1 / `part`; an empty tensor has none to lose."""
+    if value.numel() < 2:
+        return "x"
+    value = value.clone(memory_format=torch.contiguous_format)
+    value.untyped_storage().resize_(value.nbytes // part if part else 0)
+    return value
+
+
+def largest(value: Tensor) -> Tensor:
+    """Numbers up to the largest that there are."""
+    return ((value.double() - 0.5) * 2 * torch.finfo(value.dtype).max).to(value.dtype)
+
+
+def subnormal(value: Tensor) -> Tensor:
+    info = torch.finfo(value.dtype)
+    return (value.double() * 64).to(value.dtype) * (info.smallest_normal * info.eps)
+
+
 def inference(value: Tensor) -> Tensor:
     with torch.inference_mode():
         return value.clone()
@@ -156,6 +175,8 @@ VIEWS = [  # of any floating-point tensor
     own("expanded", EITHER, lambda v: v[:1].expand(v.shape) if len(v) else v),
 ]
 WRONG_TENSORS = [
+    own("freed", WRONG, freed),
+    own("shrunk", WRONG, lambda v: freed(v, 2)),
     own("int64", WRONG, lambda v: v.to(torch.int64)),
     own("bool", WRONG, lambda v: v > 0),
     own("complex", WRONG, lambda v: v.to(torch.complex64)),
@@ -178,6 +199,9 @@ BATCH = [
     own("one dimension more", EITHER, lambda v: v.unsqueeze(-1)),
     own("one dimension less", EITHER, lambda v: v.flatten()),
     own("one sample more", EITHER, lambda v: torch.cat([v, v.new_zeros((1, *v.shape[1:]))])),
+    own("1e30", RIGHT, lambda v: (v.double() * 1e30).to(v.dtype)),
+    own("largest", RIGHT, largest),
+    own("subnormal", RIGHT, subnormal),
     own("NaN", RIGHT, lambda v: torch.where(v > 0.5, torch.nan, v)),
     own("infinite", RIGHT, lambda v: torch.where(v > 0.5, -torch.inf, v)),
     Change("another argument", EITHER, other_tensor),
@@ -186,7 +210,9 @@ BATCH = [
 AMOUNT = [
     *fixed(WRONG, None, *NO_TENSOR, -0.1, -1, float("nan"), float("inf"), -float("inf"), 10**400),
     *fixed(RIGHT, 0, 0.0, -0.0, 1, 5e-324, Fraction(1, 8), np.float32(0.1), np.float64(0.25)),
-    *fixed(EITHER, 1e39, np.int64(3), 2**60),
+    *fixed(RIGHT, 1e-40, 1e-310),
+    *fixed(WRONG, 1e39, 3e38),
+    *fixed(EITHER, np.int64(3), 2**60, 1e30),
     *(
         Change(
             change.name,
@@ -222,8 +248,10 @@ BOUNDS = [
         WRONG, (float("nan"), 1.0), (0.0, float("nan")), (0.0, float("inf")), (None, 1), (0, 1j)
     ),
     *fixed(WRONG, (torch.tensor(0.0), torch.tensor(1.0)), (False, True), (0, 10**400)),
-    *fixed(RIGHT, [0, 1], np.array([0.0, 1.0]), (0.1, 0.9), (-1e39, 1e39), (Fraction(0), 1)),
-    *fixed(EITHER, (0.5001, 0.5002), (-5e-324, 5e-324), (1e39, 2e39)),
+    *fixed(RIGHT, [0, 1], np.array([0.0, 1.0]), (0.1, 0.9), (0.2, 0.7), (Fraction(0), 1)),
+    *fixed(RIGHT, (-1e4, 1e4), (-1e30, 1e30), (-1 / 3, 1 / 3)),
+    *fixed(WRONG, (-1e39, 1e39), (1e39, 2e39)),
+    *fixed(EITHER, (0.5001, 0.5002), (-5e-324, 5e-324), (0.0, 1e-40), (1e29, 1e30)),
 ]
 GENERATOR = fixed(WRONG, 0, 0.5, *NO_TENSOR, np.random.default_rng(0))
 IDS = [

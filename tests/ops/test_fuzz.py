@@ -7,17 +7,23 @@ raises an error that names an argument, and changes nothing.
 import inspect
 import random
 import re
-from contextlib import nullcontext
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fuzz_values import CHANGES, RIGHT, WRONG, Change
 from torch import Generator, Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from roli_fast import ops
 from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.ops import checks
 
 OPS = {
     name: op
@@ -33,6 +39,8 @@ WRITTEN = {
 """Which arguments an op writes, where it is not just `x_adv` (or none: a name without _)."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHAPES = ((2, 3, 4, 5), (3, 7), (1, 1), (5,), (0, 3, 2), (2, 0), (4, 1, 1, 3))
+CALLS = 100
+"""Random calls for each op, some seconds in all; the slow test makes 100,000."""
 NUMBERS = {"eps": 0.1, "step_size": 0.03, "momentum": 0.75, "density": 0.3}
 NUMBERS |= {"value": -0.2, "alpha_max": 0.1, "eta": 1.05}
 
@@ -83,7 +91,12 @@ def call(op: str, values: dict[str, Any]) -> Tensor:
 
 def readable(value: object) -> bool:
     """Whether there are numbers to compare."""
-    return isinstance(value, Tensor) and not isinstance(value, FakeTensor) and not value.is_meta
+    if not isinstance(value, Tensor) or isinstance(value, FakeTensor) or value.is_meta:
+        return False
+    if value.layout is not torch.strided or value.is_nested:
+        return True
+    first = value.storage_offset() * value.element_size()
+    return value.untyped_storage().nbytes() >= first + checks._reach(value)
 
 
 def clean(value: object) -> object:
@@ -159,29 +172,99 @@ def check_success(op: str, values: dict, copies: dict, before: dict, result: Ten
             assert same(memory_of(values[name]), memory), f"{name} is not as it should be"
 
 
-def trial(op: str, values: dict[str, Any], changes: dict[str, Change], grad_mode: bool) -> None:
+def check_ball_and_box(op: str, given: dict[str, Any], result: Tensor) -> None:
+    """Exactly, for the samples of finite numbers that begin in the box."""
+    x, moved = given["x"], clean(result)
+    if not moved.numel():
+        return
+    low, high = torch.tensor([float(end) for end in given["bounds"]], dtype=x.dtype)
+    box = (x >= low) & (x <= high) & x.isfinite()
+    good = box.flatten(1).all(1) if x.dim() > 1 else box
+    for name, value in given.items():
+        if isinstance(value, Tensor) and name != "sample_ids":
+            # x_adv may lie anywhere, so differences of its numbers may overflow in fp32
+            small = value.double().abs() <= (1e30 if value.dtype != torch.float64 else 1e150)
+            good = good & (small.flatten(1).all(1) if value.dim() > 1 else small)
+    moved, x = (value[good].unsqueeze(1).flatten(1) for value in (moved, x))
+    if not moved.numel():
+        return
+    assert ((moved >= low) & (moved <= high)).all(), "a result is outside the box"
+    if "eps" not in given:
+        return
+    wide = torch.float64 if moved.dtype == torch.float64 else torch.float32
+    radius = torch.as_tensor(given["eps"], dtype=torch.float64).expand(len(good))[good]
+    radius = radius.to(wide).double().clamp(min=0)
+    change = (moved.double() - x.double()).abs()
+    if "linf" in op:
+        length = change.amax(1)
+    else:
+        length = change.sum(1) if "l1" in op else change.square().sum(1).sqrt()
+        radius = radius * (1 + 1e-14) + 1e-300  # of this sum; squares below 1e-154 are lost to it
+    assert (length <= radius).all(), f"a result is outside the ball: {length}, {radius}"
+
+
+class Passing(TorchDispatchMode):
+    """A dispatch mode that changes nothing."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+SETTINGS: dict[str, Any] = {
+    "usual": nullcontext,
+    "no grad": torch.no_grad,
+    "a dispatch mode": Passing,
+    "meta as default device": lambda: torch.device("meta"),
+    "fp16 as default dtype": lambda: default_dtype(torch.float16),
+    "inference mode": torch.inference_mode,
+    "a fake mode": FakeTensorMode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "the reference": lambda: ops.use_backend("reference"),
+}
+"""Where a call is made: it changes nothing, but that a fake mode refuses real tensors."""
+
+
+def trial(op: str, values: dict[str, Any], changes: dict[str, Change], setting: str) -> str:
     given = dict(values)
     for name, change in changes.items():
         values[name] = change.make(name, given)
     values = {**given, **{name: values[name] for name in changes}}  # `make` may move others
     copies, before = {name: clean(value) for name, value in values.items()}, snapshot(values)
     only = next(iter(changes.items())) if len(changes) == 1 else None
-    story = f"{op}, { ({n: c.name for n, c in changes.items()}) }"
+    story = f"{op}, { ({n: c.name for n, c in changes.items()}) }, {setting}"
+    plain = {name: clean(value) for name, value in values.items()}
     try:
-        with nullcontext() if grad_mode else torch.no_grad():
+        with SETTINGS[setting]():
             result = call(op, values)
     except (ArgumentError, ArgumentTypeError) as error:
         named = check_refusal(values, before, error)
-        assert not only or only[1].outcome != RIGHT, f"{story}: refused: {error}"
-        assert not only or only[1].outcome != WRONG or named == only[0], f"{story}: {error}"
-        return
+        if setting != "a fake mode":
+            assert not only or only[1].outcome != RIGHT, f"{story}: refused: {error}"
+            assert not only or only[1].outcome != WRONG or named == only[0], f"{story}: {error}"
+        return "refused"
     except Exception as error:
         raise AssertionError(f"{story}: {type(error).__name__}: {error}") from error
     assert not only or only[1].outcome != WRONG, f"{story}: was taken"
     try:
+        if setting == "a fake mode":
+            return "fake"
         check_success(op, values, copies, before, result)
+        if "bounds" in values and all(
+            readable(v) for v in values.values() if isinstance(v, Tensor)
+        ):
+            check_ball_and_box(op, plain, result)
     except AssertionError as error:
         raise AssertionError(f"{story}: {error}") from error
+    return "taken"
 
 
 def test_every_public_op_is_here():
@@ -197,15 +280,28 @@ def test_one_change(op):
     for name in inspect.signature(OPS[op]).parameters:
         for change in CHANGES[name]:
             values = good(op, rng, SHAPES[0], rng.choice(DTYPES))
-            trial(op, values, {name: change}, grad_mode=rng.random() < 0.5)
+            trial(op, values, {name: change}, rng.choice(("usual", "no grad")))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_random_changes(op):
     rng = random.Random(op)
+    for _ in range(CALLS):
+        random_trial(op, rng)
+
+
+def random_trial(op: str, rng: random.Random) -> str:
+    """A call with up to three changes in a random setting: "taken", "refused" or "fake"."""
     names = list(inspect.signature(OPS[op]).parameters)
-    for _ in range(150):
-        values = good(op, rng, rng.choice(SHAPES), rng.choice(DTYPES))
-        chosen = rng.sample(names, rng.randrange(min(3, len(names))) + 1)
-        changes = {name: rng.choice(CHANGES[name]) for name in chosen}
-        trial(op, values, changes, grad_mode=rng.random() < 0.5)
+    values = good(op, rng, rng.choice(SHAPES), rng.choice(DTYPES))
+    chosen = rng.sample(names, rng.randrange(min(4, len(names) + 1)))
+    changes = {name: rng.choice(CHANGES[name]) for name in chosen}
+    return trial(op, values, changes, rng.choice(list(SETTINGS)))
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_calls():
+    """In a process of its own: a crash is a failure like any other."""
+    command = [sys.executable, str(Path(__file__).with_name("hostile_calls.py")), "100000"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}"

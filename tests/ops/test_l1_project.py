@@ -183,7 +183,7 @@ def test_any_numbers(case):
     moved = results[0]
     assert torch.equal(*results)
     assert (lengths(moved, x) <= radius.double()).all()
-    assert (moved.double() >= bounds[0]).all() and (moved <= 1).all()
+    assert (moved >= bounds[0]).all() and (moved <= 1).all()
     assert torch.equal(project(moved, x, eps, bounds=bounds), moved)
     boxed = x_adv.clamp(*bounds)
     assert (moved >= torch.minimum(x, boxed)).all() and (moved <= torch.maximum(x, boxed)).all()

@@ -8,7 +8,6 @@ from roli_fast.ops.dispatch.linf import linf_step_ as linf_step_
 from roli_fast.ops.dispatch.lora import lora_dropout as lora_dropout
 from roli_fast.ops.dispatch.lora import lora_merge_ as lora_merge_
 from roli_fast.ops.dispatch.lora_linear import lora_linear as lora_linear
-from roli_fast.ops.dispatch.random import check_start as check_start
 from roli_fast.ops.dispatch.random import random_start as random_start
 from roli_fast.ops.dispatch.select_best import select_best_ as select_best_
 from roli_fast.ops.dispatch.update import update as update

@@ -2,21 +2,12 @@
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from roli_fast.ops import checks, native, reference
+from roli_fast.ops import native, reference
 from roli_fast.ops.dispatch.memory import Amount, addresses_of, fp32, layout_of, plain
 
 Bounds = tuple[float, float]
 _NORMS = {"linf": 0, "l2": 1, "l1": 2}
-
-
-def check_start(x: Tensor, sample_ids: Tensor | None, eps: Amount, bounds: Bounds) -> None:
-    """The box holds numbers of the dtype of `x`, and fake tensors are among themselves."""
-    reference.box_limits(bounds[0], bounds[1], x.dtype)
-    for name, value in (("sample_ids", sample_ids), ("eps", eps)):
-        if isinstance(value, Tensor):
-            checks.fake_alike("x", x, name, value)
 
 
 def random_start(  # noqa: PLR0913 - the op's own arguments
@@ -33,7 +24,7 @@ def random_start(  # noqa: PLR0913 - the op's own arguments
     """
     op = f"{norm}_random_start"
     out = torch.empty_like(x)
-    if x.numel() == 0 or isinstance(x, FakeTensor):  # outside of its mode, `key` is not fake
+    if x.numel() == 0:
         return out
     if sample_ids is None and type(eps) is float and x.is_cpu and native.usable(op, x):
         addresses = addresses_of(x, key, out)

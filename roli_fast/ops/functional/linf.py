@@ -21,10 +21,11 @@ def linf_step_(  # noqa: PLR0913 - the step's own quantities
     x_adv <- clamp(clamp(x_adv + step_size * sign(grad), x - eps, x + eps), low, high): the PGD
     update of Madry et al. 2018 (arXiv:1706.06083, section 2.1), then the range of valid pixels.
 
-    Computed in fp32 (fp64 for fp64 tensors) and rounded once. The limits of ball and box are
-    rounded inward, so that no result is outside either, in any dtype, measured exactly; `eps`
-    means its fp32 value. If ball and box do not meet, the box wins. A gradient entry that is 0, NaN
-    or infinite moves nothing; a NaN in `x_adv`, `x` or `eps` gives NaN; a result of zero is +0.
+    Computed in fp32 (fp64 for fp64 tensors) and rounded once. The ball's limits are rounded inward,
+    so that no result is outside, in any dtype, measured exactly; `eps` means its fp32 value, and
+    `bounds` mean their nearest values in the dtype of the images. If ball and box do not meet, the
+    box wins. A gradient entry that is 0, NaN or infinite moves nothing; a NaN in `x_adv`, `x` or
+    `eps` gives NaN; a result of zero is +0.
 
     Contiguous and channels_last tensors (`x_adv` decides; the others are copied to its layout where
     they differ) are updated where they are. Any other strides cost one copy of `x_adv`.
@@ -56,7 +57,7 @@ def linf_step_(  # noqa: PLR0913 - the step's own quantities
     box = checks.pair(bounds)
     if torch.is_grad_enabled():
         checks.no_autograd(x_adv=x_adv, grad=grad, x=x)
-    if torch.compiler.is_compiling():
+    if checks.seen(x_adv=x_adv, grad=grad, x=x, eps=eps, step_size=step_size):
         library.linf_step_op(x_adv, grad, x, as_amount(eps, x), as_amount(step_size, x), *box)
     else:
         dispatch.linf_step_(x_adv, grad, x, eps, step_size, box)

@@ -22,7 +22,7 @@ def matrix(name: str, value: object) -> None:
 
 def on_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Both lie on one device, or in one fake mode."""
-    checks.fake_alike(other_name, other, name, value)
+    checks.fake_alike(**{other_name: other, name: value})
     if value.device != other.device:
         expected = f"device {other.device}, that of `{other_name}`"
         raise ArgumentTypeError(describe(name, expected, value.device))
@@ -102,9 +102,9 @@ def seed(value: object, x: Tensor) -> None:
     if not isinstance(value, Tensor):
         got = type(value).__name__
         raise ArgumentTypeError(describe("seed", "an int64 tensor (1,) or None", got, fix))
-    if value.dtype != torch.int64 or value.layout is not torch.strided:
-        got = f"{value.dtype}, {value.layout}"
-        raise ArgumentTypeError(describe("seed", "a dense int64 tensor (1,)", got, fix))
+    if value.dtype != torch.int64:
+        raise ArgumentTypeError(describe("seed", "an int64 tensor (1,)", value.dtype, fix))
+    checks.dense("seed", value)
     if value.numel() != 1:
         raise ArgumentError(describe("seed", "one number", f"shape {tuple(value.shape)}", fix))
     on_device("seed", value, "x", x)

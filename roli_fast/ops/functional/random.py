@@ -4,8 +4,9 @@ from contextlib import nullcontext
 
 import torch
 from torch import Generator, Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from roli_fast.ops import checks, dispatch, library
+from roli_fast.ops import checks, dispatch, library, reference
 from roli_fast.ops.library.amounts import as_amount
 
 Bounds = tuple[float, float]
@@ -100,12 +101,13 @@ def _random_start(  # noqa: PLR0913 - the start's own quantities
     checks.generator(generator, x)
     checks.sample_ids(sample_ids, x)
     box = checks.pair(bounds)
-    compiling = torch.compiler.is_compiling()
-    with torch.no_grad() if compiling or x.requires_grad or isinstance(eps, Tensor) else _PLAIN:
+    seen = checks.seen(x=x, sample_ids=sample_ids, eps=eps)
+    with torch.no_grad() if seen or x.requires_grad or isinstance(eps, Tensor) else _PLAIN:
         eps = checks.amount("eps", eps, x)
-        if not compiling:
-            dispatch.check_start(x, sample_ids, eps, box)  # before the generator moves on
-        key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=x.device)
-        if compiling:
+        if not torch.compiler.is_compiling():
+            reference.box_limits(*box, x.dtype)  # before the generator moves on
+        with x.fake_mode if isinstance(x, FakeTensor) else _PLAIN:
+            key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=x.device)
+        if seen:
             return library.random_start_op(norm, x, key, sample_ids, as_amount(eps, x), *box)
         return dispatch.random_start(norm, x, key, sample_ids, eps, box)

@@ -36,10 +36,11 @@ def select_best_(  # noqa: PLR0913 - what is kept, and what it is taken from
             mode is on and an argument requires grad.
     """
     best, new = (best_x, best_grad, best_loss), (x_adv, grad, loss)
+    tensors = {"best_x": best_x, "best_grad": best_grad, "best_loss": best_loss}
+    tensors |= {"x_adv": x_adv, "grad": grad, "loss": loss}
     checks.selection(best, new)
     if torch.is_grad_enabled():
-        checks.no_autograd(best_x=best_x, best_grad=best_grad, best_loss=best_loss)
-        checks.no_autograd(x_adv=x_adv, grad=grad, loss=loss)
-    if torch.compiler.is_compiling():
+        checks.no_autograd(**tensors)
+    if checks.seen(**tensors):
         return library.select_best_op(*best, *new)
     return dispatch.select_best_(best, new)

@@ -36,7 +36,7 @@ def update(
     box = checks.pair(bounds)
     if torch.is_grad_enabled():
         checks.no_autograd(**tensors)
-    if torch.compiler.is_compiling():
+    if checks.seen(**tensors, **numbers):
         inputs = {name: as_amount(value, x_adv) for name, value in numbers.items()}
         getattr(library, op + "op")(**tensors, **inputs, low=box[0], high=box[1])
         return next(iter(tensors.values()))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
-from roli_fast.ops import reference
+from roli_fast.ops import checks, native, reference
 from roli_fast.ops.dispatch.lora import Rows, lora_dropout
 
 
@@ -24,6 +24,8 @@ def _(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
 
 
 def _check(x: Tensor, seed: Tensor, dropout: float) -> None:
+    checks.batch("x", x)
+    checks.dense("seed", seed)
     if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != x.device:
         got = f"{seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
         raise ArgumentTypeError(describe("seed", f"an int64 tensor (1,) on {x.device}", got))
@@ -58,7 +60,7 @@ def lora_linear(  # noqa: PLR0913 - the layer's own quantities
     bias = None if bias is None else bias.to(dtype)
     branch = x
     if dropout and seed is not None:
-        compiling = torch.compiler.is_compiling()
-        branch = (lora_dropout_op if compiling else reference.lora_dropout)(x, seed, dropout)
+        drop = lora_dropout_op if native.watched() else reference.lora_dropout
+        branch = drop(x, seed, dropout)
     gain = scale / (1.0 - dropout)
     return reference.lora_apply(branch, x, weight, bias, a, b, gain=gain, rows=rows)

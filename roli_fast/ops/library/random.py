@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
-from roli_fast.ops import checks
+from roli_fast.ops import checks, reference
 from roli_fast.ops.dispatch.random import random_start
 from roli_fast.ops.library.amounts import check_batch
 
@@ -37,7 +37,7 @@ def _(  # noqa: PLR0913 - the op's own arguments
     high: float,
 ) -> Tensor:
     _check(norm, x, key, sample_ids, eps)
-    checks.box(low, high)
+    reference.box_limits(low, high, x.dtype)
     return torch.empty_like(x)
 
 
@@ -46,6 +46,7 @@ def _check(norm: str, x: Tensor, key: Tensor, sample_ids: Tensor | None, eps: Te
         raise ArgumentError(describe("norm", f"one of: {', '.join(NORMS)}", repr(norm)))
     check_batch(x, {}, {"eps": eps}, name="x")
     checks.sample_ids(sample_ids, x)
+    checks.dense("key", key)
     if key.dtype != torch.int64 or key.shape != (1,) or key.device != x.device:
         got = f"{key.dtype} of shape {tuple(key.shape)} on {key.device}"
         raise ArgumentTypeError(describe("key", f"an int64 tensor (1,) on {x.device}", got))

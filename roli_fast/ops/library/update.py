@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from roli_fast.ops import checks, dispatch
+from roli_fast.ops import dispatch, reference
 from roli_fast.ops.library.amounts import check_batch
 
 
@@ -30,8 +30,8 @@ def _operator(op: str, tensors: tuple[str, ...], amounts: tuple[str, ...]) -> Ca
         dispatch.update(op, {written: images[written]} | images, {**numbers}, values[-2:])
 
     def fake(*values) -> None:
-        checked(values[:-2])
-        checks.box(*values[-2:])
+        images, _ = checked(values[:-2])
+        reference.box_limits(*values[-2:], images["x_adv"].dtype)
 
     operator = torch.library.custom_op(
         f"roli_fast::{op}", run, mutates_args=(written,), schema=f"({', '.join(arguments)}) -> ()"

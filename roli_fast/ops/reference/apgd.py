@@ -45,7 +45,9 @@ def apgd_l2_step(  # noqa: PLR0913 - the op's own arguments
     limits = limits_of(x, eps, bounds)
     base, distance, _ = stepped(x_adv, grad, x, step_size, limits)
     u = clamp(base + distance, limits.low, limits.high)
-    return pulled(_mixed(x_adv.to(u.dtype), x_prev, u, momentum), x, limits)
+    point = _mixed(x_adv.to(u.dtype), x_prev, u, momentum)
+    # a number, also where iterates far apart overflow
+    return pulled(clamp(point, -(2.0**120), 2.0**120), x, limits)
 
 
 def _mixed(x_adv: Tensor, x_prev: Tensor, u: Tensor, momentum: float | Tensor) -> Tensor:

@@ -68,8 +68,9 @@ def kept_rank(density: float | Tensor, x: Tensor) -> Tensor:
     """(B, 1): the ascending rank of the smallest magnitude that moves, by AutoAttack's formula."""
     numel = x[0].numel()
     fraction = per_sample(density, x).to(torch.float32).reshape(-1, 1).expand(x.shape[0], 1)
-    place = ((1 - fraction) * torch.full((), float(numel), device=x.device)).nan_to_num(0.0)
-    last = torch.full((), float(numel - 1), device=x.device)
+    exact = {"dtype": torch.float32, "device": x.device}
+    place = ((1 - fraction) * torch.full((), float(numel), **exact)).nan_to_num(0.0)
+    last = torch.full((), float(numel - 1), **exact)
     whole = torch.where(place >= last, 0.0, place.clamp(min=0.0)).long()
     return torch.where(place >= last, numel - 1, whole)
 

@@ -33,6 +33,9 @@ SUM_ERROR = 2.0**-33
 SMALLEST = 2.0**-100
 """A smaller radius counts as 0: fp32 would underflow."""
 
+LONGEST = 2.0**100
+"""A longer step counts as this long: fp32 would overflow."""
+
 
 class Limits(NamedTuple):
     """Where a sample may go; tensors broadcast over (B, ...)."""
@@ -136,6 +139,7 @@ def _total(products: Tensor) -> Tensor:
 
 
 def _step_scale(x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, limits: Limits) -> Scale:
+    step_size = step_size.clamp(max=LONGEST)
     d, g = x_adv.double() - x.double(), grad.double()
     dd, dg, gg = _total(d.square()), _total(d * g), _total(g.square())
     length = gg.sqrt()
@@ -160,12 +164,14 @@ def _step_scale(x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, limit
 def _projection(dd: Tensor, limits: Limits, dtype: torch.dtype) -> Scale:
     """Without a step. Compared as it is: a sample inside the ball stays what it is."""
     reach = (dd + SUM_ERROR * dd).sqrt() + _element_error(dtype) * dd.sqrt()
-    return _shrink(reach, dd <= limits.eps * limits.eps, limits, dtype)
+    inside = (dd <= limits.eps * limits.eps) & (limits.eps >= SMALLEST)
+    return _shrink(reach, inside, limits, dtype)
 
 
 def _shrink(reach: Tensor, inside: Tensor, limits: Limits, dtype: torch.dtype) -> Scale:
     """A sample whose distance will be at most `reach` unless it is shrunk."""
     ratio = torch.where(limits.eps < SMALLEST, 0.0, limits.eps / reach)
+    ratio = torch.where(ratio < torch.finfo(dtype).tiny, 0.0, ratio)  # subnormal: wrong by too much
     alpha = torch.where(reach < math.inf, ratio, math.nan).to(dtype)
     toward = ~(inside & (reach + limits.slack <= limits.eps))
     return Scale(alpha, torch.ones_like(alpha), torch.zeros_like(alpha), inside, toward)

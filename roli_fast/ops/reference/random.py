@@ -11,6 +11,8 @@ from roli_fast.ops.reference.linf import ball, clamped
 from roli_fast.ops.reference.rounding import box_limits, compute_dtype, per_sample
 
 Bounds = tuple[float, float]
+SMALLEST = 2.0**-100
+"""A smaller scale counts as 0: products with draws would be rounded by more than the slack."""
 _LOW = 0xFFFFFFFF
 _QUARTER_PI = 0.78539816
 
@@ -139,6 +141,7 @@ def _scaled(x: Tensor, draws: Tensor, size: Tensor, eps: float | Tensor, bounds:
     dtype = compute_dtype(x.dtype)
     radius = per_sample(eps, x).double().reshape(-1).expand(x.shape[0])
     scale = (radius / size * (1.0 - 2.0**-21)).to(dtype)
+    scale = torch.where(scale < SMALLEST, 0.0, scale.clamp(max=torch.finfo(dtype).max))
     delta = draws.to(dtype) * scale.reshape(-1, *[1] * (x.ndim - 1))
     ball_low, ball_high = ball(x, delta.abs())
     inside = torch.where(delta < 0, ball_low, ball_high)

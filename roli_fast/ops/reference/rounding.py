@@ -1,10 +1,12 @@
 """What every reference shares: compute dtypes, amounts of samples, rounding inward."""
 
+import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from roli_fast.errors import ArgumentError, describe
 from roli_fast.ops import checks
 
 BITS = {
@@ -22,12 +24,28 @@ def compute_dtype(storage: torch.dtype) -> torch.dtype:
 
 @lru_cache(maxsize=256)
 def box_limits(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
-    """The smallest and the largest value of `dtype` within [low, high]."""
+    """The bounds as numbers of `dtype`: the nearest, as torch makes them of a number.
+
+    So an image that was clamped to the bounds in its own dtype lies in the box. Made without
+    tensors, which would follow the default device and the modes that are on.
+    """
     checks.box(low, high)
-    ends = torch.tensor([low, -high], dtype=torch.float64)
-    inner_low, inner_high = round_up(ends, torch.zeros_like(ends), dtype).tolist()
-    checks.box_holds_a_value(low, high, dtype, inner_low <= -inner_high)
-    return inner_low, -inner_high
+    most = torch.finfo(dtype).max
+    ends = [min(max(_nearest(end, dtype), -most), most) for end in (low, high)]
+    if ends[0] == ends[1]:
+        expected = f"a range that holds several numbers of {dtype}"
+        raise ArgumentError(describe("bounds", expected, (low, high)))
+    return ends[0], ends[1]
+
+
+def _nearest(value: float, dtype: torch.dtype) -> float:
+    """`value` by way of fp32, as torch converts numbers; ties to even."""
+    for kind in (compute_dtype(dtype), dtype):
+        info = torch.finfo(kind)
+        exponent = math.frexp(max(abs(value), info.smallest_normal))[1] - 1
+        step = math.ldexp(info.eps, exponent)
+        value = round(value / step) * step
+    return value
 
 
 def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
