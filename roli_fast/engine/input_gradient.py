@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from roli_fast.engine import graph
 from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import bound
-from roli_fast.engine.engine_passes import EnginePasses
+from roli_fast.engine.low_precision import EnginePasses
 from roli_fast.engine.folding import Folding
 from roli_fast.engine.heap import keep_heap
 from roli_fast.engine.kept_forward import KeptForward, input_gradient

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from roli_fast.engine.engine_passes import EnginePasses
+from roli_fast.engine.low_precision import EnginePasses
 from roli_fast.engine.graph import records
 
 if TYPE_CHECKING:
