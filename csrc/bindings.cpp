@@ -17,7 +17,7 @@ using rf::pointer;
 
 namespace {
 
-constexpr int kInterface = 5;  // raise together with INTERFACE in roli_fast/ops/native.py
+constexpr int kInterface = 6;  // raise together with INTERFACE in roli_fast/ops/native.py
 
 rf::LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
                                 int64_t numel, int dtype, const Amount& eps,
@@ -69,7 +69,6 @@ PYBIND11_MODULE(_C, module) {
   rf::bind_l2(module);
   rf::bind_lora(module);
   rf::bind_random(module);
-  rf::bind_rows(module);
   rf::bind_select_best(module);
 #ifdef RF_CUDA
   module.def("linf_step_cuda", rf::on_cuda("linf_step_", linf_step_call, rf::linf_step_cuda));

@@ -70,7 +70,6 @@ void bind_l1(pybind11::module_& module);
 void bind_l2(pybind11::module_& module);
 void bind_lora(pybind11::module_& module);
 void bind_random(pybind11::module_& module);
-void bind_rows(pybind11::module_& module);
 void bind_select_best(pybind11::module_& module);
 
 }  // namespace rf

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from roli_fast.engine.engine_passes import NO_VIEW, surroundings
+from roli_fast.engine.low_precision import NO_VIEW, surroundings
 from roli_fast.engine.search_model import Model, SearchModel
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe, is_number
 
@@ -41,8 +41,8 @@ class Engine:
             device as long as there are so many. null makes one batch of all.
         merge: low-rank layers compute with weight and update in one matrix, merged once an attack.
         attention: "fused" is torch's kernel, "products" softmax(q k^T) v in three operations.
-            "auto" takes the quicker one, measured once a shape, in a short dtype on the CPU, and
-            else the fused one. Two runs may measure differently: name one to repeat last bits.
+            "auto" takes the products for gradients in a short dtype on the CPU, where they are
+            quicker, and else the fused kernel.
         channels_last: images and convolutions' weights in channels_last; "auto" in a short dtype.
             A model that asks for a view which only contiguous maps have gets these instead.
         fold: during an attack batch normalisation is part of the convolution before it, and the

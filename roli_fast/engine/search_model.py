@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.engine.batch_norm import mended
-from roli_fast.engine.engine_passes import EnginePasses
 from roli_fast.engine.graph import records
+from roli_fast.engine.low_precision import EnginePasses
 from roli_fast.errors import ArgumentError, describe
 
 if TYPE_CHECKING:

@@ -44,12 +44,8 @@ OPS = {
     "l1_random_start": _NATIVE,
     "lora_linear": (*_NATIVE, torch.float64),
     "lora_merge_": _NATIVE,
-    "rows": (torch.bfloat16,),
 }
 """Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
-
-_CPU_ONLY = ("rows",)
-"""What needs no kernel on CUDA: torch's do it at the memory's speed there."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
@@ -192,8 +188,6 @@ def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> Backend:
         return Backend("reference", f"there are no kernels for {place.type}")
     if dtype not in OPS[op]:
         return Backend("reference", f"there is no kernel for {dtype}")
-    if op in _CPU_ONLY and place.type != "cpu":
-        return Backend("reference", f"there is no kernel for {place.type}")
     missing = _missing(place)
     return Backend("reference", missing) if missing else Backend("native", "")
 
@@ -227,7 +221,7 @@ def usable(op: str, tensor: Tensor) -> bool:
         return False
     if tensor.is_cpu:
         missing = _state.obstacle
-    elif tensor.is_cuda and op not in _CPU_ONLY:
+    elif tensor.is_cuda:
         missing = _missing(tensor.device)
     else:
         return False

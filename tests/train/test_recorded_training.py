@@ -6,8 +6,7 @@ import pytest
 from cpu_recorder import recording
 from small import assert_same_weights, run_small
 
-from roli_fast.engine import lanes
-from roli_fast.ops import rows
+from roli_fast.engine import low_precision
 
 RANLI = ["--methods=ranli", "--ranli.epochs=2", "--ranli.batch_size=24"]
 FLAGS = {
@@ -17,14 +16,13 @@ FLAGS = {
     "bf16": [*RANLI, "--ranli.engine.dtype=bfloat16", "--ranli.engine.attention=fused"],
     "two stages": ["--methods=roli", "--probe.batch_size=24", "--finetune.batch_size=24"],
 }
-"""Attention named: the CPU's choice is measured, and its two ways differ in last bits."""
+"""Attention named: recordings are a GPU's, which takes the fused kernel."""
 
 
 @pytest.mark.parametrize("kind", FLAGS)
 def test_the_same_weights(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a CPU's own ways in bf16 are none that the player records: GPUs, which record, have none
-    monkeypatch.setattr(lanes, "can_pack", lambda: False)
-    monkeypatch.setattr(rows, "usable", lambda *_: False)
+    monkeypatch.setattr(low_precision, "can_pack", lambda: False)
     flags = FLAGS[kind]
     run_small(tmp_path / "plain", *flags)
     with recording(monkeypatch) as recorder:

@@ -30,10 +30,5 @@ from roli_fast.ops.reference.random import l2_random_start as l2_random_start
 from roli_fast.ops.reference.random import linf_random_start as linf_random_start
 from roli_fast.ops.reference.rounding import box_limits as box_limits
 from roli_fast.ops.reference.rounding import compute_dtype as compute_dtype
-from roli_fast.ops.reference.rows import norm_rows as norm_rows
-from roli_fast.ops.reference.rows import norm_rows_backward as norm_rows_backward
-from roli_fast.ops.reference.rows import softmax_rows as softmax_rows
-from roli_fast.ops.reference.rows import softmax_rows_backward as softmax_rows_backward
-from roli_fast.ops.reference.rows import widen_add as widen_add
 from roli_fast.ops.reference.select_best import improved as improved
 from roli_fast.ops.reference.select_best import select_best as select_best

@@ -8,7 +8,6 @@
 
 #include "lora.h"
 #include "memory.h"
-#include "rows.h"
 
 namespace {
 
@@ -141,35 +140,6 @@ void dropout(const Case& c, const Tensors& t) {
   }
 }
 
-// Rows of bf16 beside rows of fp32, and a weight or none.
-void rows(const Case& c, const Tensors& t) {
-  const int64_t count = c.shape.samples, columns = c.shape.length;
-  if (c.dtype != DType::bf16 || count == 0 || columns == 0 || columns > kMostColumns) return;
-  const Case wide = {c.shape, DType::fp32, c.shift, c.wild};
-  const Memory x = tensor(wide, 5, 1.0f, 0.5f), moments = amounts(wide, 0.0f, 1.0f);
-  const Memory weight(columns * 4, 0);
-  const auto floats = [](const Memory& m) { return reinterpret_cast<float*>(m.data()); };
-  compare("softmax_rows", c, {t.grad}, {}, [&](auto& w, int threads) {
-    softmax_rows_cpu({w[0].data(), count, columns, 0.5f}, threads);
-  });
-  compare("softmax_rows_backward", c, {t.grad}, {&t.x}, [&](auto& w, int threads) {
-    softmax_rows_backward_cpu({w[0].data(), t.x.data(), count, columns, 0.5f}, threads);
-  });
-  for (const float* scale : {floats(weight), static_cast<float*>(nullptr)}) {
-    compare("norm_rows", c, {t.grad, moments, moments}, {&x}, [&](auto& w, int threads) {
-      norm_rows_cpu({w[0].data(), floats(w[1]), floats(w[2]), floats(x), scale, scale, count,
-                     columns, 1e-5f}, threads);
-    });
-    compare("norm_rows_backward", c, {x}, {&x, &t.grad, &moments}, [&](auto& w, int threads) {
-      norm_rows_backward_cpu({floats(w[0]), t.grad.data(), floats(x), floats(moments),
-                              floats(moments), scale, count, columns}, threads);
-    });
-  }
-  compare("widen_add", c, {x}, {&x, &t.grad}, [&](auto& w, int threads) {
-    widen_add_cpu({floats(w[0]), floats(x), t.grad.data(), count * columns}, threads);
-  });
-}
-
 }  // namespace
 
 int main() {
@@ -187,7 +157,6 @@ int main() {
         starts(c, tensors);
         selections(c, tensors);
         dropout(c, tensors);
-        rows(c, tensors);
       }
     }
   }
