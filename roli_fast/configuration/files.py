@@ -46,14 +46,19 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str, kind: type[yaml.SafeLoader] = _Loader) -> Any:
     """The value of a YAML text.
+
+    Args:
+        text: of a file, or a value on the command line.
+        kind: what it is to PyYAML; `yaml.SafeLoader` for what `yaml.safe_dump` wrote of texts.
 
     Raises:
         ValueError: it is none, names a field twice, or grows beyond `MOST` values.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = kind(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -65,7 +70,8 @@ def load_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deep") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     check_plain(tree)
     return tree
 

@@ -47,8 +47,9 @@ class Engine:
             A model that asks for a view which only contiguous maps have gets these instead.
         fold: during an attack batch normalisation is part of the convolution before it, and the
             division by the images' standard deviation part of the first layer, where that is exact
-            but for rounding; on the CPU patch embeddings are a matrix product. "auto" in a short
-            dtype, where last bits are not expected anyway.
+            but for rounding, as the first image of each attack, run both ways, must show; on the
+            CPU patch embeddings are a matrix product. "auto" in a short dtype, where last bits are
+            not expected anyway.
         cuda_graph: on a GPU the loops of PGD, FGSM, RS-FGSM and N-FGSM are recorded once a shape
             and replayed, with weights read anew: the same kernels, without the time to launch them
             one by one. "auto" records what comes a second time and holds at most a quarter of

@@ -143,7 +143,7 @@ def _made(subject: Subject) -> Opened:
         got = f"{type(model).__name__} from '{subject.source}'"
         raise ConfigError(describe("model", "a factory that returns a model", got))
     notes: tuple[str, ...] = ()
-    if in_train_mode(model):
+    if isinstance(model, nn.Module) and in_train_mode(model):
         notes = (f"{subject.source} gave a model in train mode; it is evaluated in eval mode",)
         model.eval()
     classes = model.card.get("classes", ()) if isinstance(model, models.Classifier) else ()

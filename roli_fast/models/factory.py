@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from roli_fast import zoo
@@ -222,7 +223,7 @@ def published_outputs(config: Model) -> int | None:
 
 def imagenet_synsets() -> tuple[str, ...]:
     """What ImageNet calls its folders, "n01440764" first: the outputs of a classifier of 1,000."""
-    return tuple(timm.data.ImageNetInfo().label_names())
+    return tuple(ImageNetInfo().label_names())
 
 
 def _check_head(config: Model, card: dict[str, Any], num_classes: int) -> None:

@@ -36,8 +36,11 @@ def saved_axes(folder: Path) -> tuple[Axis, ...]:
     if not path.is_file():
         return ()
     with naming(path, RunDirectoryError, "--run_dir", f"a readable {SWEEP}"):
-        tree = load_yaml(read_text(path))
-        return tuple(Axis(field, tuple(values)) for field, values in tree.items())
+        tree = load_yaml(read_text(path), yaml.SafeLoader)
+        axes = tuple(Axis(field, tuple(values)) for field, values in tree.items())
+        if not all(isinstance(text, str) for axis in axes for text in (axis.field, *axis.values)):
+            raise ValueError("fields and values are texts")
+        return axes
 
 
 def read_validation(where: Path, method: str) -> list[dict[str, Any]] | None:

@@ -139,7 +139,8 @@ def _receive(reply: Any, url: str, file: Path, quiet: bool) -> None:
         raise DownloadError(describe("url", "a file that the server gives out", got, fix))
     total = int(length) if length else None
     bar = {"total": total, "desc": file.stem, "disable": quiet}
-    with open(file, "wb") as out, tqdm.wrapattr(out, "write", **bar) as shown:
+    with open(file, "wb") as out, tqdm.wrapattr(out, "write", **bar) as wrapped:
+        shown: Any = wrapped
         shutil.copyfileobj(reply, shown, 1 << 18)
     if total not in (None, size := file.stat().st_size):
         raise DownloadError(_broken(url, f"an end after {size:,} of {total:,} bytes"))

@@ -65,7 +65,7 @@ class Rows(Stem):
         return self.head(torch.tanh(self.stem(x[..., :4]).permute(0, 2, 3, 1))).mean((1, 2))
 
 
-def drawn(model: nn.Module) -> nn.Module:
+def drawn(model: nn.Module) -> Any:
     """No weight at zero, and batch norms that differ from an identity."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -33,7 +33,9 @@ class TestOneThread:
             a.__exit__(None, None, None)
             found = b(X, Y)
             b.__exit__(None, None, None)
-        near = {"rtol": 0.1, "atol": 0.02} if second.get("dtype") else {"rtol": 1e-4, "atol": 1e-6}
+        near: Any = (
+            {"rtol": 0.1, "atol": 0.02} if second.get("dtype") else {"rtol": 1e-4, "atol": 1e-6}
+        )
         for ours, theirs in zip(found, truth, strict=True):
             assert torch.allclose(ours, theirs, **near)
 

@@ -3,6 +3,7 @@
 import os
 import time
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class Extra(Nearest):
     def set_extra_state(self, state: object) -> None: ...
 
 
-def quantised() -> nn.Module:
+def quantised() -> Any:
     """int8 weights: a state dict of tuples, and no gradients."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -143,6 +143,6 @@ def test_timms_own_weights_keep_their_head(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_evaluation_without_the_field_keeps_its_identity() -> None:
     assessment = parse(TWO).assessment
     opened = Opened(Nearest(), {"sha256": "0"})
-    found = identity(assessment, [], opened)["configuration"]
+    found = identity(assessment, {}, {}, opened)["configuration"]
     assert "classes" in {name for name in Assessment.__dataclass_fields__}
-    assert found != identity(replace(assessment, classes=("a",)), [], opened)["configuration"]
+    assert found != identity(replace(assessment, classes=("a",)), {}, {}, opened)["configuration"]

@@ -12,7 +12,7 @@ from tiny_data import write_folder, write_image
 
 from roli_fast.errors import ConfigError, NonFiniteLossError, RoliFastError, RunDirectoryError
 from roli_fast.peft import Bias, Full
-from roli_fast.train import Experiment, loop, pipeline, sweep_run
+from roli_fast.train import Experiment, loop, pipeline, sweep_files, sweep_run
 from roli_fast.train.__main__ import main
 from roli_fast.train.cli import parse
 from roli_fast.train.sweep import Axis, cells
@@ -319,3 +319,20 @@ def test_the_sweep_runner_never_looks_at_a_test_to_choose(
     base = small(*QUICK, "--methods=ranli", "--ranli.epochs=1")
     run_sweep(base, axes("ranli.optimizer.lr=1e-3,2e-3"), tmp_path / "sweep", quiet=True)
     assert chosen == ["ranli"]
+
+
+def test_what_a_sweep_keeps_is_read_back_or_named(tmp_path: Path) -> None:
+    swept = (Axis("finetune.optimizer.lr", ("1e-3", "0.1")), Axis("threat.eps", ("8/255", "null")))
+    sweep_files.save_axes(tmp_path, swept)
+    assert sweep_files.saved_axes(tmp_path) == swept
+    for text in ("3", "a: [1]", "a: [x", "a: &a [*a]", "[" * 20_000):
+        (tmp_path / "sweep.yaml").write_text(text)
+        with pytest.raises(RunDirectoryError, match=r"sweep\.yaml': "):
+            sweep_files.saved_axes(tmp_path)
+    for text in ("[]", '{"lp": 3}', '{"lp": [{"seed": 0, "stages": [{"name": 1}]}]}'):
+        for name in ("diverged", "validation"):
+            (tmp_path / f"{name}.json").write_text(text)
+        with pytest.raises(RunDirectoryError, match=r"diverged\.json': "):
+            sweep_files.read_diverged(tmp_path)
+        with pytest.raises(RunDirectoryError, match=r"validation\.json': "):
+            sweep_files.read_validation(tmp_path, "lp")
