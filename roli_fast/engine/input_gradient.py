@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from roli_fast.engine import graph
 from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import bound
-from roli_fast.engine.low_precision import EnginePasses
 from roli_fast.engine.folding import Folding
 from roli_fast.engine.heap import keep_heap
 from roli_fast.engine.kept_forward import KeptForward, input_gradient
 from roli_fast.engine.look import look_at, settings
+from roli_fast.engine.low_precision import EnginePasses
 from roli_fast.engine.merging import Merging
 from roli_fast.engine.search_model import Model as Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from roli_fast.engine.low_precision import EnginePasses
 from roli_fast.engine.graph import records
+from roli_fast.engine.low_precision import EnginePasses
 
 if TYPE_CHECKING:
     from roli_fast.engine.engine import Engine

@@ -99,3 +99,10 @@ def layout_of(tensor: Tensor) -> torch.memory_format:
 def fp32(amount: Amount) -> Amount:
     """What a kernel reads: a number, or contiguous fp32. Keep the result until the launch."""
     return amount.to(torch.float32).contiguous() if isinstance(amount, Tensor) else amount
+
+
+def is_traced(*values: object) -> bool:
+    """Whether torch follows operators here: a graph is captured, or a mode or subclass looks on."""
+    if torch.compiler.is_compiling():
+        return True
+    return False
