@@ -1,4 +1,4 @@
-"""LoRA: the linear layer with low-rank updates, their merge, and dropout by Philox.
+"""LoRA: the linear layer with low-rank updates, and dropout by Philox.
 
 The layer has a backward pass of its own: nothing is stored or computed that is not needed. The
 large products are torch's, and so are the thin ones on a CPU: MKL makes them at 145 to 185 GFLOP/s
@@ -6,9 +6,6 @@ a core, as fast as the large ones (180), so that a kernel in one pass has nothin
 """
 
 import contextlib
-import math
-import numbers
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +15,20 @@ from torch.nn import functional
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.ops import checks, native
-from roli_fast.ops.memory import finish, is_traced, plain
+from roli_fast.ops.lora_merge import (
+    MOST_RANK,
+    Layer,
+    Rows,
+    check_device,
+    check_factors,
+    check_matrix,
+    check_number,
+    merge,
+    slices,
+)
+from roli_fast.ops.memory import is_traced, plain
 from roli_fast.ops.random_start import philox
-from roli_fast.ops.rounding import compute_dtype
 
-Rows = tuple[tuple[int, int], ...]
-"""Disjoint ranges ((start, stop), ...) of output rows."""
-
-MOST_RANK = 64  # kMostRank in csrc/lora.h
 _MOST_SLICES = 4
 _HALF = (torch.bfloat16, torch.float16)
 _MERGE_FROM = 4
@@ -34,22 +37,16 @@ x and y together are at least this many times the size of the weight."""
 
 
 class Branch(NamedTuple):
-    """The update of one layer: gain * (dropout(x) A_i^T) B_i^T on the rows rows[i]."""
+    """The update of one layer: gain * (dropout(x) A_i^T) B_i^T on the rows rows[i].
+
+    `dtype` is computed in; `merge`: weight and update in one matrix.
+    """
 
     gain: float
     dropout: float
     rows: Rows
-
-
-class Layer(NamedTuple):
-    """What is merged into one buffer; see `lora_merge_`."""
-
-    merged: Tensor
-    weight: Tensor
-    a: Tensor
-    b: Tensor
-    scale: float
-    rows: Rows
+    dtype: torch.dtype
+    merge: bool = False
 
 
 def lora_linear(  # noqa: PLR0913 - the layer's own quantities
@@ -97,16 +94,16 @@ def lora_linear(  # noqa: PLR0913 - the layer's own quantities
         ArgumentError: a wrong shape or number, or ranges that overlap.
     """
     _check_layer(x, weight, bias)
-    ranges = _check_factors(weight, a, b, rows)
-    scale, dropout = _number("scale", scale), _probability(dropout)
+    ranges = check_factors(weight, a, b, rows)
+    scale, dropout = check_number("scale", scale), _probability(dropout)
     _check_seed(seed, x)
     if dropout and seed is None:
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device)
     dtype = _compute_dtype(x, weight, bias)
-    branch = Branch(scale / (1.0 - dropout), dropout, ranges)
+    branch = Branch(scale / (1.0 - dropout), dropout, ranges, dtype)
     memory = all(map(checks.address, (x, weight, a, b)))
     if memory and not is_traced(x, weight, a, b) and native.usable("lora_linear", x):
-        return _layer(x, weight, bias, a, b, seed, branch, dtype)
+        return _layer(x, weight, bias, a, b, seed, branch)
     x, weight, a, b = (value.to(dtype) for value in (x, weight, a, b))
     seen = x
     if dropout and seed is not None:
@@ -128,41 +125,6 @@ def _compute_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtyp
     return x.dtype
 
 
-def lora_merge_(
-    merged: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    *,
-    scales: Sequence[float],
-    rows: Sequence[Rows | None] | None = None,
-) -> None:
-    """Write weight + update of LoRA layers into second buffers, all layers in one launch.
-
-    merged[l] = weights[l], and merged[l][rows[l][i]] += scales[l] * B_i A_i, computed in fp32 (fp64
-    for fp64 weights) and rounded once. `weights` stay as they are: there is nothing to unmerge and
-    nothing that drifts.
-
-    Args:
-        merged: buffers, written; shape and device of the weights, and their dtype, or bf16 or fp16
-            for fp32 weights.
-        weights: (out, in) each.
-        a: (k r, in) each, in the dtype of the weight or fp32; see `lora_linear`.
-        b: (rows in all ranges, r) each.
-        scales: a number a layer.
-        rows: a layer's ranges of output rows; None, for all or for one, is every row.
-
-    Raises:
-        ArgumentTypeError: an argument has a wrong type, dtype or device.
-        ArgumentError: a wrong shape or number, lists of different lengths, or a buffer that shares
-            memory with another tensor.
-    """
-    ranges = _check_merge(merged, weights, a, b, scales, rows)
-    with torch.no_grad():
-        layers = zip(merged, weights, a, b, map(float, scales), ranges, strict=True)
-        _merge([Layer(*layer) for layer in layers])
-
-
 def lora_apply(  # noqa: PLR0913 - the layer's own quantities
     seen: Tensor,
     x: Tensor,
@@ -177,7 +139,7 @@ def lora_apply(  # noqa: PLR0913 - the layer's own quantities
     y = functional.linear(x, weight, bias)
     inner = functional.linear(seen, a)
     parts = {}
-    for out, columns, factor in _slices(b, branch.rows):
+    for out, columns, factor in slices(b, branch.rows):
         update = branch.gain * functional.linear(inner[..., columns], factor)
         parts[out.start] = y[..., out] + update
     pieces, at = [], 0
@@ -185,16 +147,6 @@ def lora_apply(  # noqa: PLR0913 - the layer's own quantities
         pieces += [y[..., at:start], parts[start]]
         at = start + parts[start].shape[-1]
     return torch.cat([*pieces, y[..., at:]], dim=-1)
-
-
-def _slices(b: Tensor, rows: Rows) -> list[tuple[slice, slice, Tensor]]:
-    """Of each range: its columns of y, its columns of x A^T, and B_i."""
-    found, rank, done = [], b.shape[1], 0
-    for place, (start, stop) in enumerate(rows):
-        columns = slice(place * rank, (place + 1) * rank)
-        found.append((slice(start, stop), columns, b[done : done + stop - start]))
-        done += stop - start
-    return found
 
 
 def dropout_reference(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
@@ -230,22 +182,16 @@ def lora_dropout(x: Tensor, seed: Tensor, dropout: float, out: Tensor | None = N
 @torch.library.custom_op("roli_fast::lora_dropout", mutates_args=())
 def lora_dropout_op(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
     """Zeros where the mask of `ops.lora_linear` says so; see `dropout_reference`."""
-    _check_dropout(x, seed, dropout)
+    _check_seed(seed, x)
+    _probability(dropout)
     return lora_dropout(x, seed, dropout, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
 
 
 @lora_dropout_op.register_fake
 def _(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
-    _check_dropout(x, seed, dropout)
+    _check_seed(seed, x)
+    _probability(dropout)
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _check_dropout(x: Tensor, seed: Tensor, dropout: float) -> None:
-    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != x.device:
-        got = f"{seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
-        raise ArgumentTypeError(describe("seed", f"an int64 tensor (1,) on {x.device}", got))
-    if not 0.0 <= dropout < 1.0:
-        raise ArgumentError(describe("dropout", "a number in [0, 1)", dropout))
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
@@ -260,92 +206,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 lora_dropout_op.register_autograd(_backward, setup_context=_keep)
 
 
-def merge_reference(  # noqa: PLR0913 - the op's own quantities
-    weight: Tensor, a: Tensor, b: Tensor, *, scale: float, rows: Rows, dtype: torch.dtype
-) -> Tensor:
-    """`weight` + scale * B_i A_i on the rows rows[i], computed in fp32 (or fp64), rounded once."""
-    wide = compute_dtype(weight.dtype)
-    merged, a = weight.to(wide, copy=True), a.to(wide)
-    for out, columns, factor in _slices(b, rows):
-        merged[out] += scale * (factor.to(wide) @ a[columns])
-    return merged.to(dtype)
-
-
-def _merge(layers: Sequence[Layer]) -> None:
-    """Merge every layer: on CUDA by one launch for all that lie on one device in the same dtypes.
-
-    Types, dtypes, devices, shapes and memory have been checked.
-    """
-    groups: dict[tuple, list[Layer]] = {}
-    for layer in layers:
-        merged, weight, a, b = (value.detach() for value in layer[:4])
-        layer = Layer(merged, weight, a, b, layer.scale, layer.rows)
-        if layer.weight.is_cuda and _fits_kernel(layer):
-            key = (layer.weight.device, layer.weight.dtype, layer.merged.dtype)
-            groups.setdefault(key, []).append(layer)
-        elif layer.weight.dtype == layer.merged.dtype == layer.a.dtype == torch.float32:
-            _merge_in_place(layer)
-        else:
-            options = {"scale": layer.scale, "rows": layer.rows, "dtype": layer.merged.dtype}
-            layer.merged.copy_(merge_reference(layer.weight, layer.a, layer.b, **options))
-    for (_, weight_dtype, dtype), group in groups.items():
-        keep: list[Tensor] = []  # converted factors, until the launch
-        parts = [part for layer in group for part in _parts(layer, keep)]
-        codes = native.code(weight_dtype), native.code(dtype)
-        native.run("lora_merge", group[0].weight, parts, *codes)
-        for layer in group:
-            finish(layer.merged, layer.merged)
-
-
-def _fits_kernel(layer: Layer) -> bool:
-    dense = layer.merged.is_contiguous() and layer.weight.is_contiguous()
-    known = layer.merged.dtype in native.OPS["lora_merge_"] and layer.b.shape[1] <= MOST_RANK
-    dense = dense and layer.weight.numel() > 0 and plain(*layer[:4])
-    return dense and known and native.usable("lora_merge_", layer.weight)
-
-
-def _merge_in_place(layer: Layer) -> None:
-    """By torch's addmm, which beats loops of our own on a CPU; see benchmarks/NOTES.md."""
-    if layer.rows != ((0, layer.weight.shape[0]),):
-        layer.merged.copy_(layer.weight)
-    for out, columns, factor in _slices(layer.b, layer.rows):
-        target, a = layer.merged[out], layer.a[columns]
-        torch.addmm(layer.weight[out], factor, a, alpha=layer.scale, out=target)
-
-
-def _parts(layer: Layer, keep: list[Tensor]) -> list[tuple]:
-    """Ranges of rows as the kernel takes them: those of the update, and those between them."""
-    width, rank = layer.weight.shape[1], layer.b.shape[1]
-    a, b = layer.a.float().contiguous(), layer.b.float().contiguous()
-    keep += [a, b]
-    updates, done = [], 0
-    for place, (start, stop) in enumerate(layer.rows):
-        factors = (a.data_ptr() + place * rank * width * 4, b.data_ptr() + done * rank * 4)
-        updates.append((start, stop, *factors, rank, layer.scale))
-        done += stop - start
-    ends = [0, *(end for start, stop, *_ in sorted(updates) for end in (start, stop))]
-    ends.append(layer.weight.shape[0])
-    between = [(*pair, 0, 0, 0, 0.0) for pair in zip(ends[::2], ends[1::2], strict=True)]
-    parts, row_bytes = (
-        [],
-        (width * layer.weight.element_size(), width * layer.merged.element_size()),
-    )
-    for start, stop, *rest in sorted([*updates, *between]):
-        if start < stop:
-            weight = layer.weight.data_ptr() + start * row_bytes[0]
-            merged = layer.merged.data_ptr() + start * row_bytes[1]
-            parts.append((weight, merged, *rest[:2], stop - start, width, *rest[2:]))
-    return parts
-
-
-class Plan(NamedTuple):
-    """How a layer is computed: its update, the dtype, and whether in one matrix."""
-
-    branch: Branch
-    dtype: torch.dtype
-    merge: bool
-
-
 def _layer(  # noqa: PLR0913 - the layer's own quantities
     x: Tensor,
     weight: Tensor,
@@ -354,16 +214,15 @@ def _layer(  # noqa: PLR0913 - the layer's own quantities
     b: Tensor,
     seed: Tensor | None,
     branch: Branch,
-    dtype: torch.dtype,
 ) -> Tensor:
-    """What `lora_linear` returns. Everything has been checked; `dtype` is computed in."""
+    """What `lora_linear` returns. Everything has been checked."""
     tokens = x.numel() // max(x.shape[-1], 1)
     worth = tokens * sum(weight.shape) >= _MERGE_FROM * weight.numel()
     # A 16-bit weight would swallow updates below half its spacing: these are added to the output.
     wide = weight.dtype in (torch.float32, torch.float64)
     trains = torch.is_grad_enabled() and weight.requires_grad
     merge = worth and wide and not branch.dropout and not trains and b.shape[1] <= MOST_RANK
-    y = _LoraLinear.apply(x, weight, bias, a, b, seed, Plan(branch, dtype, merge))
+    y = _LoraLinear.apply(x, weight, bias, a, b, seed, branch._replace(merge=merge))
     return y.view(*x.shape[:-1], weight.shape[0])  # out here, so that callers may add in place
 
 
@@ -379,19 +238,19 @@ class _LoraLinear(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         seed: Tensor | None,
-        plan: Plan,
+        branch: Branch,
     ) -> Tensor:
         needs = context.needs_input_grad
         with _no_autocast(x):
-            flat = x.reshape(-1, x.shape[-1]).to(plan.dtype)
-            if plan.merge:
-                used, inner = _merged(weight, a, b, plan), None
+            flat = x.reshape(-1, x.shape[-1]).to(branch.dtype)
+            if branch.merge:
+                used, inner = _merged(weight, a, b, branch), None
             else:
-                used = weight.to(plan.dtype)
-                inner = _branch_input(flat, seed, plan.branch) @ a.to(plan.dtype).t()
-            y = functional.linear(flat, used, None if bias is None else bias.to(plan.dtype))
+                used = weight.to(branch.dtype)
+                inner = _branch_input(flat, seed, branch) @ a.to(branch.dtype).t()
+            y = functional.linear(flat, used, None if bias is None else bias.to(branch.dtype))
             if inner is not None:
-                _add_update(y, inner, b.to(plan.dtype), plan.branch)
+                _add_update(y, inner, b.to(branch.dtype), branch)
         trains = needs[1] or needs[3] or needs[4]
         context.save_for_backward(
             flat if trains else None,
@@ -399,31 +258,31 @@ class _LoraLinear(torch.autograd.Function):
             *(a, b, seed),
             inner if needs[4] else None,
         )
-        context.plan = plan
+        context.branch = branch
         context.like = (x.shape, x.dtype, weight.dtype, None if bias is None else bias.dtype)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        plan: Plan = context.plan
+        branch: Branch = context.branch
         x, weight, a, b, seed, inner = context.saved_tensors
         shape, x_dtype, weight_dtype, bias_dtype = context.like
         needs = context.needs_input_grad
         with _no_autocast(dy):
             dy = dy.reshape(-1, dy.shape[-1])
             dy = dy if dy.stride(1) == 1 and dy.stride(0) >= dy.shape[1] else dy.contiguous()
-            a_used, b_used = a.to(plan.dtype), b.to(plan.dtype)
+            a_used, b_used = a.to(branch.dtype), b.to(branch.dtype)
             grads: FactorGradients | None = None
             if needs[3] or needs[4]:
                 thin = (x, dy, a_used, b_used, seed, inner)
-                grads = _factor_gradients(*thin, plan.branch, with_ds=needs[0] and not plan.merge)
+                grads = _factor_gradients(*thin, branch, with_ds=needs[0] and not branch.merge)
             dx = None
             if needs[0]:
                 ds = None
-                if not plan.merge:
-                    ds = grads.ds if grads else _through(dy, b_used, plan.branch)
-                dx = _input_gradient(dy, weight, ds, a_used, seed, plan.branch)
+                if not branch.merge:
+                    ds = grads.ds if grads else _through(dy, b_used, branch)
+                dx = _input_gradient(dy, weight, ds, a_used, seed, branch)
                 dx = dx.to(x_dtype).view(shape)
             return (
                 dx,
@@ -443,9 +302,9 @@ def _no_autocast(x: Tensor) -> Any:
     return torch.autocast(kind, enabled=False)
 
 
-def _merged(weight: Tensor, a: Tensor, b: Tensor, plan: Plan) -> Tensor:
-    target = torch.empty(weight.shape, dtype=plan.dtype, device=weight.device)
-    _merge([Layer(target, weight, a, b, plan.branch.gain, plan.branch.rows)])
+def _merged(weight: Tensor, a: Tensor, b: Tensor, branch: Branch) -> Tensor:
+    target = torch.empty(weight.shape, dtype=branch.dtype, device=weight.device)
+    merge([Layer(target, weight, a, b, branch.gain, branch.rows)])
     return target
 
 
@@ -456,13 +315,13 @@ def _branch_input(x: Tensor, seed: Tensor | None, branch: Branch) -> Tensor:
 
 
 def _add_update(y: Tensor, inner: Tensor, b: Tensor, branch: Branch) -> None:
-    for out, columns, factor in _slices(b, branch.rows):
+    for out, columns, factor in slices(b, branch.rows):
         y[:, out].addmm_(inner[:, columns], factor.t(), alpha=branch.gain)
 
 
 def _through(dy: Tensor, b: Tensor, branch: Branch) -> Tensor:
     """dS: dy B_i side by side, (tokens, k r)."""
-    return torch.cat([dy[:, out] @ factor for out, _, factor in _slices(b, branch.rows)], dim=1)
+    return torch.cat([dy[:, out] @ factor for out, _, factor in slices(b, branch.rows)], dim=1)
 
 
 class FactorGradients(NamedTuple):
@@ -491,7 +350,7 @@ def _factor_gradients(  # noqa: PLR0913 - the layer's own quantities
     ds = _through(dy, b, branch)
     da = torch.mm(ds.t(), seen).mul_(branch.gain)
     # S^T dy is a third faster than dy^T S with MKL
-    parts = [(inner[:, s].t() @ dy[:, out]).t() for out, s, _ in _slices(b, branch.rows)]
+    parts = [(inner[:, s].t() @ dy[:, out]).t() for out, s, _ in slices(b, branch.rows)]
     return FactorGradients(da, torch.cat(parts).mul_(branch.gain), ds)
 
 
@@ -562,122 +421,15 @@ def _turned(b: Tensor, rows: Rows) -> Tensor:
     if len(rows) == 1:
         return b.t().contiguous()
     turned, done = b.new_zeros(b.shape[1] * len(rows), b.shape[0]), 0
-    for _, columns, factor in _slices(b, rows):
+    for _, columns, factor in slices(b, rows):
         turned[columns, done : done + len(factor)] = factor.t()
         done += len(factor)
     return turned
 
 
-def _check_merge(  # noqa: PLR0913 - the op's own arguments
-    merged: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    scales: Sequence[float],
-    rows: Sequence[Rows | None] | None,
-) -> list[Rows]:
-    """Every layer's rows."""
-    lists = {"merged": merged, "weights": weights, "a": a, "b": b, "scales": scales}
-    _check_lists(lists if rows is None else {**lists, "rows": rows})
-    ranges = []
-    for index, target in enumerate(merged):
-        weight = weights[index]
-        _matrix("weights", weight)
-        _matrix("merged", target)
-        _number("scales", scales[index])
-        _on_device("merged", target, "weights", weight)
-        if target.shape != weight.shape:
-            expected = f"shape {tuple(weight.shape)}, that of the weight"
-            raise ArgumentError(describe("merged", expected, tuple(target.shape)))
-        narrow = weight.dtype == torch.float32 and target.dtype != torch.float64
-        if target.dtype != weight.dtype and not narrow:
-            raise ArgumentTypeError(describe("merged", f"{weight.dtype}", target.dtype))
-        ranges.append(_check_factors(weight, a[index], b[index], rows and rows[index]))
-        checks.writable("merged", target)
-        checks.apart("merged", target, weights=weight, a=a[index], b=b[index])
-        if torch.is_grad_enabled():
-            checks.no_autograd(merged=target)
-    ordered = sorted((v for v in merged if checks.address(v)), key=checks.address)
-    for first, second in zip(ordered, ordered[1:], strict=False):
-        checks.apart("merged", first, merged=second)
-    return ranges
-
-
-def _matrix(name: str, value: object) -> None:
-    """`value` is a dense floating-point matrix."""
-    checks.batch(name, value)
-    if isinstance(value, Tensor) and value.dim() != 2:
-        raise ArgumentError(describe(name, "a matrix", f"shape {tuple(value.shape)}"))
-
-
-def _on_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Both lie on one device, or in one fake mode."""
-    checks.fake_alike(other_name, other, name, value)
-    if value.device != other.device:
-        expected = f"device {other.device}, that of `{other_name}`"
-        raise ArgumentTypeError(describe(name, expected, value.device))
-
-
-def _check_factors(weight: Tensor, a: object, b: object, rows: object) -> Rows:
-    """`rows` as a tuple, after checking that A and B fit it and `weight`."""
-    out, width = weight.shape
-    _matrix("a", a)
-    _matrix("b", b)
-    ranges = _rows(rows, out)
-    assert isinstance(a, Tensor) and isinstance(b, Tensor)
-    for name, value in (("a", a), ("b", b)):
-        _on_device(name, value, "weight", weight)
-        if value.dtype not in (weight.dtype, torch.float32):
-            fix = f"Convert it: {name}.to(weight.dtype)."
-            expected = f"{weight.dtype}, the dtype of `weight`, or torch.float32"
-            raise ArgumentTypeError(describe(name, expected, value.dtype, fix))
-    if b.dtype != a.dtype:
-        raise ArgumentTypeError(describe("b", f"{a.dtype}, the dtype of `a`", b.dtype))
-    rank, slices = b.shape[1], len(ranges)
-    covered = sum(stop - start for start, stop in ranges)
-    if rank < 1 or b.shape[0] != covered:
-        expected = f"shape ({covered}, r), a row for each of the {covered} output rows in `rows`"
-        raise ArgumentError(describe("b", expected, tuple(b.shape)))
-    if a.shape != (slices * rank, width):
-        expected = f"shape ({slices * rank}, {width}): {slices} times rank {rank}, inputs"
-        raise ArgumentError(describe("a", expected, tuple(a.shape)))
-    return ranges
-
-
-def _rows(rows: object, out: int) -> Rows:
-    """`rows` as pairs of ints; None covers everything."""
-    if rows is None:
-        return ((0, out),)
-    expected = f"disjoint ranges ((start, stop), ...) of the {out} output rows"
-    fix = "q and v of a fused qkv with width d: ((0, d), (2 * d, 3 * d))."
-    try:
-        ranges = tuple((start, stop) for start, stop in rows)  # type: ignore[attr-defined]
-        if any(
-            isinstance(end, bool) or not isinstance(end, int) for pair in ranges for end in pair
-        ):
-            raise TypeError
-    except (TypeError, ValueError):
-        raise ArgumentTypeError(describe("rows", expected, repr(rows), fix)) from None
-    stops = dict(ranges)
-    ends = [0, *(end for start in sorted(stops) for end in (start, stops[start])), out]
-    good = 0 < len(stops) == len(ranges) and all(start < stop for start, stop in ranges)
-    if not good or ends != sorted(ends):
-        raise ArgumentError(describe("rows", expected, ranges, fix))
-    return ranges
-
-
-def _number(name: str, value: object) -> float:
-    """`value` is a finite number, returned as float."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ArgumentTypeError(describe(name, "a finite number", type(value).__name__))
-    if not math.isfinite(checks.as_float(value)):
-        raise ArgumentError(describe(name, "a finite number", checks.as_float(value)))
-    return float(value)
-
-
 def _probability(value: object) -> float:
     """`dropout` is a number in [0, 1)."""
-    found = _number("dropout", value)
+    found = check_number("dropout", value)
     if not 0.0 <= found < 1.0:
         fix = "0.1 drops a tenth of the inputs."
         raise ArgumentError(describe("dropout", "a number in [0, 1)", value, fix))
@@ -697,15 +449,15 @@ def _check_seed(value: object, x: Tensor) -> None:
         raise ArgumentTypeError(describe("seed", "a dense int64 tensor (1,)", got, fix))
     if value.numel() != 1:
         raise ArgumentError(describe("seed", "one number", f"shape {tuple(value.shape)}", fix))
-    _on_device("seed", value, "x", x)
+    check_device("seed", value, "x", x)
 
 
 def _check_layer(x: object, weight: object, bias: object) -> None:
     """Images' features, weight and bias of one linear layer."""
     checks.batch("x", x)
-    _matrix("weight", weight)
+    check_matrix("weight", weight)
     assert isinstance(x, Tensor) and isinstance(weight, Tensor)
-    _on_device("weight", weight, "x", x)
+    check_device("weight", weight, "x", x)
     out, width = weight.shape
     if x.shape[-1] != width:
         expected = f"shape (..., {width}), the inputs of `weight`"
@@ -714,18 +466,6 @@ def _check_layer(x: object, weight: object, bias: object) -> None:
         return
     checks.batch("bias", bias)
     assert isinstance(bias, Tensor)
-    _on_device("bias", bias, "weight", weight)
+    check_device("bias", bias, "weight", weight)
     if bias.shape != (out,):
         raise ArgumentError(describe("bias", f"shape ({out},)", tuple(bias.shape)))
-
-
-def _check_lists(values: dict[str, Sequence]) -> None:
-    """All are lists of one length, that of the first."""
-    first = next(iter(values))
-    for name, value in values.items():
-        if not isinstance(value, (list, tuple)):
-            got = type(value).__name__
-            raise ArgumentTypeError(describe(name, "a list, one entry a layer", got))
-        if len(value) != len(values[first]):
-            expected = f"{len(values[first])} entries, one for each of `{first}`"
-            raise ArgumentError(describe(name, expected, len(value)))
