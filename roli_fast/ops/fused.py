@@ -137,7 +137,8 @@ class _Update:
             if written.numel() == 0:
                 return written
         if not (usual or plain(*values, *numbers)) or not native.usable(self.name, written):
-            return written.copy_(self.reference(**images, **amounts, bounds=bounds))
+            written.copy_(self.reference(**images, **amounts, bounds=bounds))
+            return written
         if not usual:
             values, numbers = dense(*values), [fp32(number) for number in numbers]
             addresses = [value.data_ptr() for value in values]

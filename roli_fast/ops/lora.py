@@ -101,8 +101,8 @@ def lora_linear(  # noqa: PLR0913 - the layer's own quantities
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device)
     dtype = _compute_dtype(x, weight, bias)
     branch = Branch(scale / (1.0 - dropout), dropout, ranges, dtype)
-    memory = all(map(checks.address, (x, weight, a, b)))
-    if memory and not is_traced(x, weight, a, b) and native.usable("lora_linear", x):
+    followed = is_traced(x, weight, a, b) or not all(map(checks.address, (x, weight, a, b)))
+    if not followed and native.usable("lora_linear", x):
         return _layer(x, weight, bias, a, b, seed, branch)
     x, weight, a, b = (value.to(dtype) for value in (x, weight, a, b))
     seen = x
