@@ -13,7 +13,7 @@ from torch import Tensor
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
 from roli_fast.norms import NORMS
 from roli_fast.norms.base import Bounds as Bounds
-from roli_fast.ops.reference import box_limits
+from roli_fast.ops.rounding import box_limits
 
 NAMES = NORMS.names()
 """The norms that a threat can have."""

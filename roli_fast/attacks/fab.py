@@ -26,7 +26,7 @@ from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import margin
-from roli_fast.ops.reference.rounding import compute_dtype, per_sample
+from roli_fast.ops.rounding import compute_dtype, per_sample
 from roli_fast.threat import Bounds
 
 

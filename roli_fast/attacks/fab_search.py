@@ -13,7 +13,7 @@ from roli_fast.attacks.selection import take
 from roli_fast.engine import InputGradient, KeptForward
 from roli_fast.losses import at_least_float32, margin
 from roli_fast.norms import NORMS
-from roli_fast.ops.reference import box_limits
+from roli_fast.ops.rounding import box_limits
 
 STEPS = {"linf": ops.fab_linf_step_, "l2": ops.fab_l2_step_, "l1": ops.fab_l1_step_}
 """Norm -> the fused step between the planes' ends."""

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from roli_fast.attacks.official import OfficialDraws
-from roli_fast.ops.reference.random import philox
+from roli_fast.ops.random_start import philox
 from roli_fast.seeds import derive_seed
 
 CHUNK = 32

@@ -11,7 +11,7 @@ from torch import Tensor
 from roli_fast import ops
 from roli_fast.attacks.square_draws import Draws, Proposal
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.ops.reference.rounding import compute_dtype, per_sample
+from roli_fast.ops.rounding import compute_dtype, per_sample
 
 _SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries of 10,000 after which the share of changed pixels halves."""

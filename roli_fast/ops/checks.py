@@ -174,23 +174,6 @@ def sample_ids(value: object, x: Tensor) -> None:
         raise ArgumentError(describe("sample_ids", expected, got))
 
 
-def selection(best: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> None:
-    """Iterates, gradients and losses of one batch: (B, ...), the same, (B,)."""
-    best_x, best_grad, best_loss = best
-    x_adv, grad, loss = new
-    batch("best_x", best_x)
-    for name, value in (("best_grad", best_grad), ("x_adv", x_adv), ("grad", grad)):
-        same_kind(name, value, best_x, "best_x")
-    batch("best_loss", best_loss)
-    if best_loss.shape != best_x.shape[:1]:
-        expected = f"shape {tuple(best_x.shape[:1])}, a loss a sample"
-        raise ArgumentError(describe("best_loss", expected, tuple(best_loss.shape)))
-    if best_loss.device != best_x.device:
-        expected = f"device {best_x.device}, that of `best_x`"
-        raise ArgumentTypeError(describe("best_loss", expected, best_loss.device))
-    same_kind("loss", loss, best_loss, "best_loss")
-
-
 def pair(bounds: object) -> tuple[float, float]:
     """`bounds` as (low, high); the numbers are checked by `box`."""
     if type(bounds) is tuple and len(bounds) == 2:

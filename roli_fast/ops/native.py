@@ -24,7 +24,7 @@ from roli_fast.files import read_json
 
 logger = logging.getLogger("roli_fast")
 
-INTERFACE = 5  # raise together with kInterface in csrc/bindings.cpp
+INTERFACE = 6  # raise together with kInterface in csrc/bindings.cpp
 BACKENDS = ("native", "reference")
 _NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 OPS = {

@@ -1,4 +1,4 @@
-"""Faster functions in bf16 on the CPU: as exact as torch's, taken where they may be, nowhere else."""
+"""Faster functions in bf16 on the CPU: as exact as torch's, and taken where they may be alone."""
 
 from pathlib import Path
 from typing import Any

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from references import reference
 
 from roli_fast import ops
-from roli_fast.ops import reference
 
 pytestmark = pytest.mark.usefixtures("kernels")
 WIDTH = 1111  # tails of the blocks of 32

@@ -9,8 +9,7 @@ import ctypes
 import pytest
 import torch
 from building import EMULATOR, compiled
-
-from roli_fast.ops import reference
+from references import reference
 
 pytestmark = pytest.mark.sanitize
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from references import reference
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.ops import reference
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "ops"))
 from l2_cases import same_numbers  # noqa: E402

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from building import CSRC, compiled
-
-from roli_fast.ops import reference
+from references import reference
 
 pytestmark = pytest.mark.sanitize
 

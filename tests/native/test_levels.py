@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from building import compiled, cpu_sources
-
-from roli_fast.ops import reference
+from references import reference
 
 pytestmark = pytest.mark.sanitize
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from references import reference
 
 from roli_fast import ops
-from roli_fast.ops import dispatch, library, reference
+from roli_fast.ops import lora
+from roli_fast.ops.lora import lora_dropout_op
 
 SEED = torch.tensor([-(2**62) - 5])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -19,9 +21,9 @@ def test_the_mask_equals_the_reference(dtype):
         x = torch.arange(1.0, n + 1).to(dtype)
         for dropout in (0.0, 0.1, 0.75):
             expected = reference.lora_dropout(x, SEED, dropout)
-            assert torch.equal(dispatch.lora_dropout(x, SEED, dropout), expected)
+            assert torch.equal(lora.lora_dropout(x, SEED, dropout), expected)
             inside = x.clone()
-            assert dispatch.lora_dropout(inside, SEED, dropout, out=inside) is inside
+            assert lora.lora_dropout(inside, SEED, dropout, out=inside) is inside
             assert torch.equal(inside, expected)
 
 
@@ -31,7 +33,7 @@ def test_threads_change_no_bit():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(dispatch.lora_dropout(x, SEED, 0.3))
+            results.append(lora.lora_dropout(x, SEED, 0.3))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
@@ -42,7 +44,7 @@ def test_nothing_around_the_tensor_is_written():
     for start, n in ((1, 1), (3, 17), (5, 4000)):
         buffer.fill_(9.0)
         part = buffer[start : start + n]
-        dispatch.lora_dropout(part, SEED, 0.9, out=part)
+        lora.lora_dropout(part, SEED, 0.9, out=part)
         assert (buffer[:start] == 9.0).all() and (buffer[start + n :] == 9.0).all()
 
 
@@ -90,10 +92,10 @@ def test_a_captured_layer_runs_again_with_a_new_seed():
         pytest.skip("no CUDA device")
     x = torch.randn(64, 32, device="cuda", dtype=torch.bfloat16)
     seed = torch.tensor([1], device="cuda")
-    dispatch.lora_dropout(x, seed, 0.5)
+    lora.lora_dropout(x, seed, 0.5)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = dispatch.lora_dropout(x, seed, 0.5)
+        y = lora.lora_dropout(x, seed, 0.5)
     seed.fill_(2)
     graph.replay()
     assert torch.equal(y.cpu(), reference.lora_dropout(x.cpu(), torch.tensor([2]), 0.5))
@@ -104,5 +106,5 @@ def test_fake_tensors_on_cuda_keep_shape_and_device():
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(3, 5, dtype=torch.bfloat16, device="cuda")
         seed = torch.empty(1, dtype=torch.int64, device="cuda")
-        y = library.lora_dropout_op(x, seed, 0.3)
+        y = lora_dropout_op(x, seed, 0.3)
         assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from references import reference
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.ops import reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import textbook
 import torch
+from references import reference
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.ops import reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from references import reference
 
 from roli_fast import ops
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.ops import library, reference
+from roli_fast.ops.random_start import random_start_op
+from roli_fast.ops.select_best import select_best_op
 
 SHAPE = (2, 3, 4, 5)
 NORMS = ("linf", "l2", "l1")
@@ -48,7 +50,7 @@ def test_opcheck_of_random_starts(dtype, samples):
     x, eps, key = images(dtype, samples), torch.full((samples,), 0.5), torch.tensor([77])
     for norm in NORMS:
         for ids in (None, torch.arange(samples)):
-            torch.library.opcheck(library.random_start_op, (norm, x, key, ids, eps, 0.0, 1.0))
+            torch.library.opcheck(random_start_op, (norm, x, key, ids, eps, 0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,11 @@ def test_the_random_start_operator_checks_its_arguments_itself(bad):
     norm, key, ids = bad
     tensors = [images(), key, ids, torch.full((1,), 0.1)]
     with pytest.raises((ArgumentError, ArgumentTypeError)):
-        library.random_start_op(norm, *tensors, 0.0, 1.0)
+        random_start_op(norm, *tensors, 0.0, 1.0)
     with torch._subclasses.FakeTensorMode() as mode:
         fake = [v if v is None else mode.from_tensor(v) for v in tensors]
         with pytest.raises((ArgumentError, ArgumentTypeError)):
-            library.random_start_op(norm, *fake, 0.0, 1.0)
+            random_start_op(norm, *fake, 0.0, 1.0)
 
 
 def test_select_best_is_captured_whole():
@@ -85,4 +87,4 @@ def test_select_best_is_captured_whole():
 
 
 def test_opcheck_of_select_best():
-    torch.library.opcheck(library.select_best_op, selection())
+    torch.library.opcheck(select_best_op, selection())

@@ -37,7 +37,7 @@ def cases(draw):
 
 
 def ops_box(bounds, dtype):
-    from roli_fast.ops import reference
+    from references import reference
 
     return reference.box_limits(*bounds, dtype)
 

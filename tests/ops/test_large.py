@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from references import reference
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.ops import reference
 
 LENGTH = 1024
 SAMPLES = 2**21 + 2

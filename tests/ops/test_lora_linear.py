@@ -3,11 +3,12 @@
 import pytest
 import torch
 from lora_cases import ROWS, exact, layer
+from references import reference
 from tolerances import LORA
 from torch.utils.checkpoint import checkpoint
 
 from roli_fast import ops
-from roli_fast.ops import native, reference
+from roli_fast.ops import native
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SEED = torch.tensor([20240229])

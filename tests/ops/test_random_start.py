@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from references import reference
 from scipy import stats
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.ops import native, reference
-from roli_fast.ops.reference import random as draws
+from roli_fast.ops import native
+from roli_fast.ops import random_start as draws
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NORMS = ("linf", "l2", "l1")

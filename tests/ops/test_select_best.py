@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from references import reference
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.ops import native, reference
+from roli_fast.ops import native
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHAPES = [(6,), (6, 1), (6, 3, 5, 7), (6, 3, 8, 8), (6, 4097), (1, 3), (5000, 3)]

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from l2_cases import amounts, batch
+from references import reference
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -15,7 +16,7 @@ from update_cases import UPDATES
 
 from roli_fast import ops
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.ops import native, reference
+from roli_fast.ops import native
 
 SHAPE = (2, 3, 4, 4)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -1,9 +1,10 @@
 """Every op that updates one batch, behind the one signature of l2_cases."""
 
+import torch
 from l2_cases import OPS, Op
+from references import reference
 
 from roli_fast import ops
-from roli_fast.ops import library, reference
 
 ORDER = ("x_adv", "x_prev", "grad", "x")
 """Tensors as the public ops and the operators take them; `Op.tensors` begins with the written."""
@@ -30,4 +31,4 @@ UPDATES = OPS | {
 
 def operator(name: str):
     """The op as torch.library has it."""
-    return getattr(library, name + "op")
+    return getattr(torch.ops.roli_fast, name)

@@ -1,0 +1,346 @@
+"""Random starts: uniform in the Linf, L2 or L1 ball, by Philox keyed by seed and sample id.
+
+In the reference integers are int64 tensors, and every operation on numbers is one IEEE rounding.
+Draws are fp32 numbers for every dtype of images.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Generator, Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.ops import checks, native
+from roli_fast.ops.fused import Bounds, as_tensor, check_batch
+from roli_fast.ops.linf import ball, clamped
+from roli_fast.ops.memory import Amount, addresses_of, fp32, layout_of, plain
+from roli_fast.ops.rounding import box_limits, compute_dtype, per_sample
+
+NORMS = {"linf": 0, "l2": 1, "l1": 2}
+"""Norm -> the kernel's number of it."""
+
+SMALLEST = 2.0**-100
+"""A smaller scale counts as 0: products with draws would be rounded by more than the slack."""
+
+_PLAIN = nullcontext()  # nothing here that autograd could follow
+_LOW = 0xFFFFFFFF
+_QUARTER_PI = 0.78539816
+
+
+def linf_random_start(
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    bounds: Bounds = (0.0, 1.0),
+    generator: Generator | None = None,
+    sample_ids: Tensor | None = None,
+) -> Tensor:
+    """A uniform draw from the Linf ball around `x`, clamped to the valid range: a new tensor.
+
+    clamp(x + U(-eps, eps), low, high), the random start of PGD (Madry et al. 2018,
+    arXiv:1706.06083, section 2.1). Limits are rounded inward as in `linf_step_`.
+
+    The draws come from Philox4x32-10 (Salmon et al. 2011), keyed by one 64-bit draw of the
+    generator: element i of a sample gets the same number, bit for bit, on every device, in every
+    dtype and layout and whatever batch the sample is in, as long as key and sample id are the same.
+
+    Args:
+        x: the original images, shape (B, ...), fp32, bf16, fp16 or fp64 (fp64 without a kernel).
+        eps: radius in the units of the images, a number >= 0 or a tensor (B,).
+        bounds: lowest and highest valid pixel value.
+        generator: source of the key, on the device of `x`; None takes torch's global generator.
+        sample_ids: int64 (B,), names of the samples; None takes their places in the batch.
+
+    Returns:
+        A tensor with the shape, dtype, device and layout of `x`, which autograd does not follow.
+
+    Raises:
+        ArgumentTypeError: an argument has a wrong type, dtype or device.
+        ArgumentError: a wrong shape or number.
+    """
+    return _random_start("linf", x, eps, bounds, generator, sample_ids)
+
+
+def l2_random_start(
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    bounds: Bounds = (0.0, 1.0),
+    generator: Generator | None = None,
+    sample_ids: Tensor | None = None,
+) -> Tensor:
+    """A uniform draw from the L2 ball around `x`, clamped to the valid range: a new tensor.
+
+    x + eps (g_1 .. g_d) / sqrt(|g|^2 + 2 E), with standard normal g and a standard exponential E:
+    d of the d + 2 coordinates of a uniform point on a sphere are uniform in the ball, which equals
+    a Gaussian direction times U^(1/d). Coordinates are rounded towards `x`, so that no result is
+    outside the ball, measured exactly; where they are below the spacing of bf16 or fp16 numbers,
+    `x` stays. Logarithm and sine are polynomials of our own: starts are the same bits everywhere.
+
+    Arguments, result and errors, and what the draws depend on: see `linf_random_start`. `eps` is
+    the Euclidean length over all entries of a sample, in the units of the images.
+    """
+    return _random_start("l2", x, eps, bounds, generator, sample_ids)
+
+
+def l1_random_start(
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    bounds: Bounds = (0.0, 1.0),
+    generator: Generator | None = None,
+    sample_ids: Tensor | None = None,
+) -> Tensor:
+    """A uniform draw from the L1 ball around `x`, clamped to the valid range: a new tensor.
+
+    x + eps (w_1 .. w_d) / (sum |w| + E), with Laplace draws w and a standard exponential E:
+    spacings of exponentials are uniform on the simplex, which equals a direction times U^(1/d).
+    Rounding as in `l2_random_start`.
+
+    Arguments, result and errors, and what the draws depend on: see `linf_random_start`. `eps` is
+    the sum over all entries of a sample, in the units of the images.
+    """
+    return _random_start("l1", x, eps, bounds, generator, sample_ids)
+
+
+def _random_start(  # noqa: PLR0913 - the start's own quantities
+    norm: str,
+    x: Tensor,
+    eps: float | Tensor,
+    bounds: Bounds,
+    generator: Generator | None,
+    sample_ids: Tensor | None,
+) -> Tensor:
+    checks.batch("x", x)
+    checks.generator(generator, x)
+    checks.sample_ids(sample_ids, x)
+    box = checks.pair(bounds)
+    seen = checks.seen(x=x, sample_ids=sample_ids, eps=eps)
+    with torch.no_grad() if seen or x.requires_grad or isinstance(eps, Tensor) else _PLAIN:
+        eps = checks.amount("eps", eps, x)
+        if not torch.compiler.is_compiling():
+            box_limits(*box, x.dtype)  # before the generator moves on
+        with x.fake_mode if isinstance(x, FakeTensor) else _PLAIN:
+            key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=x.device)
+        if seen:
+            return random_start_op(norm, x, key, sample_ids, as_tensor(eps, x), *box)
+        return _draw(norm, x, key, sample_ids, eps, box)
+
+
+def _draw(  # noqa: PLR0913 - the op's own arguments
+    norm: str, x: Tensor, key: Tensor, sample_ids: Tensor | None, eps: Amount, bounds: Bounds
+) -> Tensor:
+    """A new tensor in the layout of `x`. Types, dtypes, devices and shapes have been checked.
+
+    `key`: int64 (1,), `sample_ids`: int64 (B,), `eps`: a float, or a tensor of shape (B,) or (1,).
+    """
+    op, out = f"{norm}_random_start", torch.empty_like(x)
+    if x.numel() == 0:
+        return out
+    if sample_ids is None and type(eps) is float and x.is_cpu and native.usable(op, x):
+        usual = addresses_of(x, key, out)
+        if usual:
+            _launch(norm, x, (usual[2], usual[0], usual[1], 0, 0), eps, bounds)
+            return out
+    if not (plain(x, key, sample_ids, eps) and native.usable(op, x)):
+        return out.copy_(REFERENCES[norm](x, key, sample_ids, eps=eps, bounds=bounds))
+    layout = layout_of(x)
+    target = out if out.is_contiguous(memory_format=layout) else x.new_empty(x.shape)
+    x, radius = x.contiguous(memory_format=layout), fp32(eps)
+    ids = sample_ids.contiguous() if sample_ids is not None else None
+    totals = None
+    if x.is_cuda and norm != "linf":
+        totals = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    tensors = (target, x, key, ids, totals)
+    addresses = tuple(0 if value is None else value.data_ptr() for value in tensors)
+    _launch(norm, x, addresses, radius, bounds)
+    return target if target is out else out.copy_(target)
+
+
+def _launch(norm: str, x: Tensor, addresses: tuple[int, ...], eps: Amount, bounds: Bounds) -> None:
+    """The kernel, on `x` dense and not empty."""
+    numel = x.numel() // x.shape[0]
+    plane = numel if x.is_contiguous() else numel // x.shape[1]
+    sizes = (*native.size(x), plane, NORMS[norm])
+    box = box_limits(*bounds, x.dtype)
+    native.run("random_start", x, *addresses, *sizes, *native.amounts(eps), *box)
+
+
+@torch.library.custom_op("roli_fast::random_start", mutates_args=())
+def random_start_op(  # noqa: PLR0913 - the op's own arguments
+    norm: str,
+    x: Tensor,
+    key: Tensor,
+    sample_ids: Tensor | None,
+    eps: Tensor,
+    low: float,
+    high: float,
+) -> Tensor:
+    """`ops.<norm>_random_start` for a key, int64 (1,), that the caller has drawn."""
+    _check(norm, x, key, sample_ids, eps)
+    return _draw(norm, x, key, sample_ids, eps, (low, high))
+
+
+@random_start_op.register_fake
+def _(  # noqa: PLR0913 - the op's own arguments
+    norm: str,
+    x: Tensor,
+    key: Tensor,
+    sample_ids: Tensor | None,
+    eps: Tensor,
+    low: float,
+    high: float,
+) -> Tensor:
+    _check(norm, x, key, sample_ids, eps)
+    box_limits(low, high, x.dtype)
+    return torch.empty_like(x)
+
+
+def _check(norm: str, x: Tensor, key: Tensor, sample_ids: Tensor | None, eps: Tensor) -> None:
+    if norm not in NORMS:
+        raise ArgumentError(describe("norm", f"one of: {', '.join(NORMS)}", repr(norm)))
+    check_batch(x, {}, {"eps": eps}, name="x")
+    checks.sample_ids(sample_ids, x)
+    checks.dense("key", key)
+    if key.dtype != torch.int64 or key.shape != (1,) or key.device != x.device:
+        got = f"{key.dtype} of shape {tuple(key.shape)} on {key.device}"
+        raise ArgumentTypeError(describe("key", f"an int64 tensor (1,) on {x.device}", got))
+
+
+def _linf_reference(
+    x: Tensor, key: Tensor, sample_ids: Tensor | None, *, eps: float | Tensor, bounds: Bounds
+) -> Tensor:
+    """What `ops.linf_random_start` returns for a key. See there."""
+    radius = per_sample(eps, x)
+    draws = _as(x, signed_uniform(words(key, ids_of(x, sample_ids), x))).to(radius.dtype)
+    return clamped((x.to(radius.dtype) + radius * draws).to(x.dtype), x, eps, bounds)
+
+
+def _l2_reference(
+    x: Tensor, key: Tensor, sample_ids: Tensor | None, *, eps: float | Tensor, bounds: Bounds
+) -> Tensor:
+    """What `ops.l2_random_start` returns for a key. See there."""
+    ids = ids_of(x, sample_ids)
+    draws = _as(x, gaussians(words(key, ids, x)))
+    size = (_total(draws * draws) + 2.0 * _sample_draw(key, ids).double()).sqrt()
+    return _scaled(x, draws, size, eps, bounds)
+
+
+def _l1_reference(
+    x: Tensor, key: Tensor, sample_ids: Tensor | None, *, eps: float | Tensor, bounds: Bounds
+) -> Tensor:
+    """What `ops.l1_random_start` returns for a key. See there."""
+    ids = ids_of(x, sample_ids)
+    drawn = _as(x, words(key, ids, x))
+    draws = exponential(drawn)
+    size = _total(draws) + _sample_draw(key, ids).double()
+    return _scaled(x, torch.where((drawn & 1) == 1, -draws, draws), size, eps, bounds)
+
+
+REFERENCES = {"linf": _linf_reference, "l2": _l2_reference, "l1": _l1_reference}
+"""Norm -> (x, key, sample_ids, eps=, bounds=) -> the starts, in plain torch."""
+
+
+def philox(key: Tensor, low: Tensor, high: Tensor) -> list[Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011): four words for each counter.
+
+    Args:
+        key: int64, 64 bits of key.
+        low: int64, the lower 64 bits of the counters.
+        high: int64, the upper 64 bits.
+    """
+    first, second, third, fourth = low & _LOW, (low >> 32) & _LOW, high & _LOW, (high >> 32) & _LOW
+    key_low, key_high = key & _LOW, (key >> 32) & _LOW
+    for _ in range(10):
+        left, right = first * 0xD2511F53, third * 0xCD9E8D57  # int64 keeps all 64 bits
+        first, second = ((right >> 32) & _LOW) ^ second ^ key_low, right & _LOW
+        third, fourth = ((left >> 32) & _LOW) ^ fourth ^ key_high, left & _LOW
+        key_low, key_high = (key_low + 0x9E3779B9) & _LOW, (key_high + 0xBB67AE85) & _LOW
+    return [first, second, third, fourth]
+
+
+def words(key: Tensor, ids: Tensor, x: Tensor) -> Tensor:
+    """(B, n): words for the elements of `x`, number (element mod 4) of counter (element div 4, id).
+
+    n is the number of elements, rounded up to a multiple of 4.
+    """
+    numel = x.numel() // max(x.shape[0], 1)
+    counters = torch.arange((numel + 3) // 4, device=x.device).expand(x.shape[0], -1)
+    drawn = philox(key, counters, ids.reshape(-1, 1).expand_as(counters))
+    return torch.stack(drawn, dim=2).flatten(1)
+
+
+def ids_of(x: Tensor, sample_ids: Tensor | None) -> Tensor:
+    """The samples' ids, their places in the batch by default."""
+    return torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
+
+
+def signed_uniform(word: Tensor) -> Tensor:
+    """Odd multiples of 2^-24 in (-1, 1)."""
+    signed = (word ^ 2**31) - 2**31
+    return ((signed >> 7) | 1).to(torch.float32) * 2.0**-24
+
+
+def exponential(word: Tensor) -> Tensor:
+    """-log of odd multiples of 2^-24 in (0, 1), which are made of all but the lowest 9 bits."""
+    uniform = ((word >> 8) | 1).to(torch.float32) * 2.0**-24
+    bits = uniform.view(torch.int32)
+    exponent = (bits - 0x3F350000) >> 23
+    m = (bits - exponent * 0x800000).view(torch.float32)
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    series = z * (0.33333334 + z * (0.2 + z * (0.14285715 + z * 0.11111111)))
+    return (-exponent).to(torch.float32) * 0.6931472 - 2.0 * (s + s * series)
+
+
+def gaussians(word: Tensor) -> Tensor:
+    """Standard normal draws, two of each pair of neighbours in (B, n) (Box and Muller 1958)."""
+    turn = word[:, 1::2]
+    radius = _sqrt(2.0 * exponential(word[:, 0::2]))
+    angle = signed_uniform((turn << 2) & _LOW) * _QUARTER_PI
+    z = angle * angle
+    sine = angle + angle * (z * (-0.16666655 + z * (0.0083321609 + z * -0.00019515296)))
+    cosine = (1.0 - 0.5 * z) + z * z * (0.041666646 + z * (-0.0013887316 + z * 0.000024433157))
+    a, b, quarter = radius * cosine, radius * sine, turn >> 30
+    first = torch.where(quarter % 2 == 1, b, a)
+    second = torch.where(quarter % 2 == 1, a, b)
+    first = torch.where((quarter == 1) | (quarter == 2), -first, first)
+    second = torch.where(quarter >= 2, -second, second)
+    return torch.stack([first, second], dim=2).flatten(1)
+
+
+def _sqrt(value: Tensor) -> Tensor:
+    """The fp32 number nearest to the root; torch's own on a CPU misses it once in 200 times."""
+    return value.double().sqrt().to(torch.float32)
+
+
+def _as(x: Tensor, values: Tensor) -> Tensor:
+    """The first of the values of each sample, as many as `x` has and in its shape."""
+    return values[:, : x.numel() // max(x.shape[0], 1)].reshape(x.shape)
+
+
+def _total(sizes: Tensor) -> Tensor:
+    """The sum over each sample of terms rounded up to multiples of 2^-24: exact in any order."""
+    shares = (sizes * 2.0**24).to(torch.int64) + 1
+    return shares.reshape(shares.shape[0], -1).sum(1).double() * 2.0**-24
+
+
+def _sample_draw(key: Tensor, ids: Tensor) -> Tensor:
+    """One more exponential draw for each sample, of a counter beyond those of the elements."""
+    return exponential(philox(key, torch.full_like(ids, -1), ids)[0])
+
+
+def _scaled(x: Tensor, draws: Tensor, size: Tensor, eps: float | Tensor, bounds: Bounds) -> Tensor:
+    """x + eps * draws / size, rounded towards x, in the box; NaN where `x` or `eps` is NaN."""
+    dtype = compute_dtype(x.dtype)
+    radius = per_sample(eps, x).double().reshape(-1).expand(x.shape[0])
+    scale = (radius / size * (1.0 - 2.0**-21)).to(dtype)
+    scale = torch.where(scale < SMALLEST, 0.0, scale.clamp(max=torch.finfo(dtype).max))
+    delta = draws.to(dtype) * scale.reshape(-1, *[1] * (x.ndim - 1))
+    ball_low, ball_high = ball(x, delta.abs())
+    inside = torch.where(delta < 0, ball_low, ball_high)
+    low, high = box_limits(*bounds, x.dtype)
+    inside = torch.where(inside < low, low, inside)
+    inside = torch.where(inside > high, high, inside)
+    return torch.where(torch.isnan(x.to(dtype) + delta), torch.nan, inside).to(x.dtype) + 0.0

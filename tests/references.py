@@ -1,0 +1,28 @@
+"""The readable references of all ops by their kernels' names, and what else tests compare with."""
+
+from types import SimpleNamespace
+
+from roli_fast import ops
+from roli_fast.ops import lora, lora_merge, random_start, rounding, select_best
+
+STEPS = {name[:-1]: op.reference for name, op in vars(ops).items() if hasattr(op, "reference")}
+
+
+def _lora_linear(x, weight, bias, a, b, seed, *, scale, dropout, rows):  # noqa: PLR0913
+    """Plain torch, followed by autograd; all tensors have one dtype."""
+    seen = x if seed is None or dropout == 0.0 else lora.dropout_reference(x, seed, dropout)
+    branch = lora.Branch(scale / (1.0 - dropout), dropout, rows, x.dtype)
+    return lora.lora_apply(seen, x, weight, bias, a, b, branch)
+
+
+reference = SimpleNamespace(
+    **STEPS,
+    **{f"{norm}_random_start": found for norm, found in random_start.REFERENCES.items()},
+    select_best=lambda *six: select_best.reference(six[:3], six[3:]),
+    lora_linear=_lora_linear,
+    lora_dropout=lora.dropout_reference,
+    lora_merge=lora_merge.merge_reference,
+    dropout_threshold=lora.dropout_threshold,
+    box_limits=rounding.box_limits,
+    compute_dtype=rounding.compute_dtype,
+)
