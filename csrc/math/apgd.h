@@ -1,6 +1,6 @@
 // The rules of APGD's momentum step (Croce & Hein 2020, arXiv:2003.01690, Algorithm 1, line 7):
 // x_adv + a (u - x_adv) + (1 - a) (x_adv - x_prev), where u is a step along the gradient, projected.
-// The specification is roli_fast/ops/reference/apgd.py.
+// The specification is roli_fast/ops/linf.py and l2.py.
 #pragma once
 
 #include "math/l2.h"

@@ -1,6 +1,6 @@
 // The rules of FAB's step (Croce & Hein 2020, arXiv:1907.02044, equations 4 to 8): each end, the
 // point and x, goes the shortest way to the plane gap + normal . d = 0 that stays in the box; the
-// step ends between the two. The specification is roli_fast/ops/reference/fab.py. Sums and what
+// step ends between the two. The specification is roli_fast/ops/fab.py. Sums and what
 // follows from them once a sample are fp64, an element is fp32.
 #pragma once
 

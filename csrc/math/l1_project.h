@@ -1,5 +1,5 @@
 // The scalar rules of l1_project_: every coordinate moves towards x by one threshold, which is
-// found on the floats' own order. The specification is roli_fast/ops/reference/l1.py.
+// found on the floats' own order. The specification is roli_fast/ops/l1.py.
 #pragma once
 
 #include "math/bits.h"

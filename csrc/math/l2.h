@@ -1,5 +1,5 @@
 // The rules of the L2 ops: the scale of a sample from its three sums, and the move of one element.
-// The specification is roli_fast/ops/reference/l2.py, which also says why results stay in the ball.
+// The specification is roli_fast/ops/l2.py, which also says why results stay in the ball.
 // Sums and what follows from them once a sample are fp64, an element is fp32.
 #pragma once
 

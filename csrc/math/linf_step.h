@@ -1,5 +1,5 @@
 // The scalar rule of linf_step_: one signed-gradient step, then the Linf ball, then the box.
-// The specification is roli_fast/ops/reference/linf.py; results agree with it bit for bit.
+// The specification is roli_fast/ops/linf.py; results agree with it bit for bit.
 #pragma once
 
 #include "math/amount.h"

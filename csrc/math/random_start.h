@@ -1,6 +1,6 @@
 // The scalar rules of the random starts. An element's words are philox(key, element / 4, sample's
 // id)[element % 4], `element` counted in logical order. The specification is
-// roli_fast/ops/reference/random.py; results agree with it bit for bit.
+// roli_fast/ops/random_start.py; results agree with it bit for bit.
 #pragma once
 
 #include <cfloat>
