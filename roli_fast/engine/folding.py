@@ -10,6 +10,7 @@ convolution, w' = w / std. The subtraction stays: a border of zeros is one only 
 about zero lose less in bf16 than those in [0, 1], and its backward does nothing.
 """
 
+import contextlib
 from types import MethodType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from roli_fast.engine.fold_plan import Link, folded_forward, forget_plan, plan_of, refuse
 from roli_fast.engine.patches import by_patches
+from roli_fast.threat import values_are_known
 
 _buffers: "WeakKeyDictionary[nn.Module, dict[str, nn.Parameter]]" = WeakKeyDictionary()
 """Folded weights, kept as long as the module and filled anew for each engine, as merged ones."""
@@ -81,28 +83,32 @@ class Folding:
         mode, wrong = torch.is_grad_enabled(), dtype is not None and x.dtype != torch.float32
         if self._compared is None or mode in self._compared or len(x) == 0 or wrong:
             return True  # `EnginePasses` tells of a wrong dtype
+        if values_are_known():  # it would wait for the device, each update of a training
+            return True
         x = x[:1].detach()
-        same = self._agrees(model, x)
+        same = self._agrees(model, x, dtype)
         if not same:
             for again in (forget_plan, refuse):
                 again(model)
                 self.clear()
                 self.fill(model, dtype)
-                if self._compared is None or self._agrees(model, x):
+                if self._compared is None or self._agrees(model, x, dtype):
                     break
         if self._compared is not None:
             self._compared.add(mode)
         return same
 
-    def _agrees(self, model: nn.Module, x: Tensor) -> bool:
+    def _agrees(self, model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> bool:
+        """In the precision of the passes, which merged low-rank layers are in already."""
         kind, devices = x.device.type, [x.device] if x.is_cuda else []
-        with torch.random.fork_rng(devices):
+        short = torch.autocast(kind, dtype) if dtype else contextlib.nullcontext()
+        with torch.random.fork_rng(devices), short:
             folded = model(x.clone())
         put = [(owner, name, owner[name]) for owner, name, _ in self._undo]
         undo = list(self._undo)
         self.clear()
         try:
-            with torch.random.fork_rng(devices):
+            with torch.random.fork_rng(devices), short:
                 plain = model(x.clone())
         finally:
             for owner, name, value in put:
@@ -110,8 +116,10 @@ class Folding:
             self._undo = undo
         if not isinstance(plain, Tensor) or not isinstance(folded, Tensor):
             return True  # which the caller refuses
-        short = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else plain.dtype
-        rounding = _TF32 if x.is_cuda and short == torch.float32 else torch.finfo(short).eps
+        if dtype is None and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        dtype = dtype or plain.dtype
+        rounding = _TF32 if x.is_cuda and dtype == torch.float32 else torch.finfo(dtype).eps
         apart = torch.linalg.vector_norm(folded.double() - plain.double())
         return not bool(apart > rounding**0.5 * torch.linalg.vector_norm(plain.double()))
 

@@ -11,6 +11,7 @@ from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.graph import records
 from roli_fast.engine.low_precision import EnginePasses
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.threat import values_are_known
 
 if TYPE_CHECKING:
     from roli_fast.engine.engine import Engine
@@ -86,7 +87,8 @@ def logits_of(run: Model, x: Tensor, *, known: bool = False) -> Tensor:
             raise
         raise _changed(run) from error
     changed = version is not None and x._version != version
-    if copy is not None and not changed and x.is_cpu:  # by x.data, of which no version tells
+    looks = x.is_cpu and not values_are_known()  # on a GPU, and in training, it would wait
+    if copy is not None and not changed and looks:  # by x.data, of which no version tells
         changed = bool(((x.detach() != copy) & (copy == copy)).any())
     if not changed:
         return found

@@ -271,6 +271,8 @@ def seen(**values: object) -> bool:
 
 def fake_alike(**tensors: Tensor | None) -> None:
     """All are fake tensors, or none is and no mode makes them so: torch cannot mix them."""
+    if torch.compiler.is_compiling():  # all of them are
+        return
     fakes = [value for value in tensors.values() if isinstance(value, FakeTensor)]
     mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     mode = fakes[0].fake_mode if fakes and mode is None else mode

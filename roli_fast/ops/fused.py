@@ -110,7 +110,8 @@ class _Update:
         box = checks.pair(bounds)
         if torch.is_grad_enabled():
             checks.no_autograd(**images)
-        if checks.seen(**images, **numbers):
+        first = {self.written: images[self.written]}  # of those that are wrong it is named
+        if checks.seen(**(first | images), **numbers):
             amounts = [as_tensor(number, x_adv) for number in numbers.values()]
             self.operator(*values, *amounts, *box)
             return images[self.written]

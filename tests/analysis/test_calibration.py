@@ -169,7 +169,7 @@ def test_costs_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
         (torch.zeros(0, 3), torch.zeros(0).long(), "`logits`: expected shape"),
         (torch.zeros(2, 1), torch.zeros(2).long(), "`logits`: expected shape"),
         (torch.zeros(2, 3, 1), torch.zeros(2).long(), "`logits`: expected shape"),
-        (torch.zeros(2, 3), torch.zeros(3).long(), "`y`: expected shape"),
+        (torch.zeros(2, 3), torch.zeros(3).long(), "`y`: expected one class a sample"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), "`y`: expected labels in"),
         (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "1 of 1 samples"),
         (torch.tensor([[0.0, math.inf]]), torch.tensor([0]), "1 of 1 samples"),

@@ -111,8 +111,8 @@ def test_the_likeliest_other_classes_in_order() -> None:
     [
         (Y, "`target`: expected other classes than `y`.*sample 0"),
         (TARGET + 9, r"`target`: expected labels in \[0, 4\)"),
-        (TARGET[:2], r"`target`: expected shape \(4,\)"),
-        (TARGET.int(), "`target`: expected an int64 tensor"),
+        (TARGET[:2], r"`target`: expected one class a sample, .* of shape \(4,\)"),
+        (TARGET.int(), "`target`: expected one class a sample, an int64 tensor"),
         ([1, 2, 3, 0], "`target`: expected a torch.Tensor"),
     ],
 )

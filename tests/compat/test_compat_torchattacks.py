@@ -105,7 +105,7 @@ def test_a_sample_does_not_depend_on_the_others(name: str) -> None:
     [
         ((X - 0.45) / 0.225, Y, r"`x`: expected images within bounds"),
         (X, Y + 9, r"`y`: expected labels in \[0, 4\)"),
-        (X, Y.int(), "`y`: expected an int64"),
+        (X, Y.int(), "`y`: expected one class a sample, an int64"),
         (X.numpy(), Y, "`inputs`: expected a torch.Tensor"),
         (X, Y.tolist(), "`labels`: expected a torch.Tensor"),
         (X, None, "`labels`: expected labels"),

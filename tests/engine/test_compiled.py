@@ -78,11 +78,11 @@ def test_compiled_once_a_model(backend: Backend) -> None:
 def test_an_attack(backend: Backend) -> None:
     model = tiny("vit_tiny_patch16_224")
     x, y = images(3, 3, 8, 8), torch.tensor([0, 4, 2])
-    attack = PGD(steps=3, random_start=False)
+    attack = PGD(eps=8 / 255, steps=3, random_start=False)
     with untouched(model):
         found = attack(model, x, y, engine=ON)
     plain = attack(model, x, y)
-    assert (found - plain).abs().max() <= 2 * attack.eps and (found == plain).float().mean() > 0.99
+    assert (found - plain).abs().max() <= 16 / 255 and (found == plain).float().mean() > 0.99
     assert backend.graphs >= 1
 
 

@@ -140,7 +140,7 @@ def test_the_call_from_python(library, monkeypatch, rows, with_ds):
     assert (found.ds is not None) == with_ds
     wide_a, wide_b = (v.double().requires_grad_() for v in (a, b))
     weight, seen = torch.zeros(48, 32).double(), reference.lora_dropout(x, SEED, 0.3).double()
-    y = reference.lora_apply(seen, seen, weight, None, wide_a, wide_b, gain=0.75, rows=rows)
+    y = lora.lora_apply(seen, seen, weight, None, wide_a, wide_b, branch)
     y.backward(dy.double())
     close(found.a, wide_a.grad, 2**-8)
     close(found.b, wide_b.grad, 2**-8)

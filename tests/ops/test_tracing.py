@@ -110,13 +110,6 @@ def test_a_traced_lora_layer_keeps_its_dropout(trace):
     torch.testing.assert_close(traced(x), layer(x))
 
 
-def test_the_engines_rows_are_seen():
-    scores = torch.rand(2, 8).bfloat16()
-    with Calls() as calls:
-        ops.rows.softmax_(scores, 1.0)
-    assert "aten.copy_.default" in calls.names
-
-
 def test_a_tensor_type_with_rules_of_its_own_gets_the_operator():
     seen = []
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from roli_fast.errors import ArgumentError, ConfigError
 from roli_fast.evaluate.cli import parse as parse_evaluation
 from roli_fast.running import device
 from roli_fast.running.folder import dated
-from roli_fast.running.memory import explained
 from roli_fast.train import __main__ as program
 from roli_fast.train import recorder, run_directory
 from roli_fast.train.checks import check
@@ -111,21 +109,6 @@ def test_threads_are_chosen_without_a_pass(
 @pytest.mark.parametrize("name", ["cait_xxs24_224", "vit_base_patch16_siglip_224"])
 def test_networks_that_torch_cannot_count(name: str) -> None:
     check(small(f"--model.name={name}"))
-
-
-def test_an_estimate_that_fails_does_not_hide_that_memory_is_out() -> None:
-    class Meter:
-        name, tries = "x", 1
-
-        def free(self) -> int:
-            raise AssertionError
-
-        def peak(self, work: Any) -> int:
-            raise AttributeError
-
-    with pytest.raises(MemoryError, match="`batch_size`.*what would fit cannot be measured"):
-        with explained("batch_size", 8, print, Meter()):
-            raise torch.OutOfMemoryError
 
 
 @pytest.mark.parametrize(
