@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from roli_fast import zoo

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ LARGEST = 2.0**100
 """Numbers beyond are refused: products and distances of pixels have to stay numbers of fp32."""
 
 _USUAL = (Tensor, float, type(None))
-_NO_RULES = Tensor.__torch_dispatch__
+_NO_RULES: object = Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def batch(name: str, value: object) -> None:
@@ -63,7 +65,7 @@ def dense(name: str, value: Tensor) -> None:
     if value.layout is not torch.strided or value.is_nested:
         got = "a nested tensor" if value.is_nested else value.layout
         raise ArgumentTypeError(describe(name, "a dense tensor", got))
-    if torch.compiler.is_compiling() or type(value).__torch_dispatch__ is not _NO_RULES:
+    if torch.compiler.is_compiling() or _has_rules(value):
         return
     try:
         held = value.untyped_storage().nbytes()  # by its shape, where there is no memory at all
@@ -244,6 +246,11 @@ def apart(written_name: str, written: Tensor, **others: object) -> None:
             raise ArgumentError(describe(name, expected, "shared memory", fix))
 
 
+def _has_rules(value: Tensor) -> bool:
+    """Whether its type has rules of its own for torch's operators, as fake tensors have."""
+    return type(value).__torch_dispatch__ is not _NO_RULES  # type: ignore[attr-defined]
+
+
 def seen(**values: object) -> bool:
     """Whether torch has to see the call as one of its operators.
 
@@ -254,19 +261,34 @@ def seen(**values: object) -> bool:
         return True
     usual = all(type(value) in _USUAL for value in values.values())
     watched, followed = native.watched(), forward_ad._current_level >= 0
-    if usual and not watched and not followed and torch._C._functorch.maybe_current_level() is None:
+    if usual and not watched and not followed and _functorch.maybe_current_level() is None:
         return False
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     for name, value in tensors.items():
-        if torch._C._functorch.is_batchedtensor(value):
+        if _functorch.is_batchedtensor(value):
             fix = "Call it without torch.vmap: it takes whole batches (B, ...)."
             raise ArgumentTypeError(describe(name, "a plain tensor", "one of torch.vmap", fix))
         if followed and forward_ad.unpack_dual(value).tangent is not None:
             fix = "The op has no derivative: pass the tensor without its tangent."
             raise ArgumentError(describe(name, "a tensor without a tangent", "a dual one", fix))
     fake_alike(**tensors)
-    own_rules = (type(v).__torch_dispatch__ is not _NO_RULES for v in tensors.values())
-    return watched or any(own_rules)
+    return watched or any(map(_has_rules, tensors.values()))
+
+
+def can_be_written(*values: Tensor) -> bool:
+    """Whether an operator can write these: torch's fallback for views that negate fails there."""
+    return torch.compiler.is_compiling() or not any(value.is_neg() for value in values)
+
+
+def no_inference(**values: Tensor) -> None:
+    """Refuse tensors of inference mode that autograd would have to keep."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    if any(value.requires_grad for value in values.values()):
+        for name, value in values.items():
+            if value.is_inference():
+                fix = "Clone it outside of torch.inference_mode()."
+                raise ArgumentError(describe(name, "a normal tensor", "an inference tensor", fix))
 
 
 def fake_alike(**tensors: Tensor | None) -> None:
@@ -276,10 +298,15 @@ def fake_alike(**tensors: Tensor | None) -> None:
     fakes = [value for value in tensors.values() if isinstance(value, FakeTensor)]
     mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     mode = fakes[0].fake_mode if fakes and mode is None else mode
+    if any(fake.fake_mode is not mode for fake in fakes):
+        name = next(name for name, value in tensors.items() if isinstance(value, FakeTensor))
+        raise ArgumentTypeError(
+            describe(name, "fake tensors of one FakeTensorMode", "of several", "Make all in one.")
+        )
     if mode is None or mode.allow_non_fake_inputs:
         return
     for name, value in tensors.items():
-        if value is not None and type(value).__torch_dispatch__ is _NO_RULES:
+        if value is not None and not _has_rules(value):
             expected = "a fake tensor, as FakeTensorMode and the other arguments ask for"
             raise ArgumentTypeError(describe(name, expected, type(value).__name__))
 

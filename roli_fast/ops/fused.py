@@ -111,7 +111,7 @@ class _Update:
         if torch.is_grad_enabled():
             checks.no_autograd(**images)
         first = {self.written: images[self.written]}  # of those that are wrong it is named
-        if checks.seen(**(first | images), **numbers):
+        if checks.seen(**(first | images), **numbers) and checks.can_be_written(*first.values()):
             amounts = [as_tensor(number, x_adv) for number in numbers.values()]
             self.operator(*values, *amounts, *box)
             return images[self.written]

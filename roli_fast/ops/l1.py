@@ -130,7 +130,7 @@ def l1_step_(  # noqa: PLR0913 - the step's own quantities
     length = size / count
     step = torch.where(moves.view(x.shape), torch.where(grad < 0, -length, length), 0.0)
     moved = (x_adv.to(size.dtype) + step).to(x.dtype)
-    return l1_project_.reference(moved, x, eps=eps, bounds=bounds)
+    return l1_project_.reference(moved, x, eps=eps, bounds=bounds)  # type: ignore[attr-defined]
 
 
 def kept_rank(density: float | Tensor, x: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ def lora_linear(  # noqa: PLR0913 - the layer's own quantities
     ranges = check_factors(weight, a, b, rows)
     scale, dropout = check_number("scale", scale), _probability(dropout)
     _check_seed(seed, x)
+    checks.no_inference(x=x, weight=weight, a=a, b=b, **({} if bias is None else {"bias": bias}))
     if dropout and seed is None:
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device)
     dtype = _compute_dtype(x, weight, bias)

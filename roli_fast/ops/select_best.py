@@ -47,7 +47,7 @@ def select_best_(  # noqa: PLR0913 - what is kept, and what it is taken from
     tensors |= {"x_adv": x_adv, "grad": grad, "loss": loss}
     if torch.is_grad_enabled():
         checks.no_autograd(**tensors)
-    if checks.seen(**tensors):
+    if checks.seen(**tensors) and checks.can_be_written(*best):
         return select_best_op(*best, *new)
     return _select(best, new)
 

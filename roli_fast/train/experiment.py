@@ -85,7 +85,7 @@ class Experiment:
     data: DataSource
     model: Model = field(default_factory=Model)
     methods: tuple[str, ...] = ("roli", "ranli")
-    threat: ThreatModel = field(default_factory=ThreatModel)
+    threat: ThreatModel = field(default_factory=lambda: ThreatModel())
     probe: Stage = field(default_factory=default_probe)
     finetune: Stage = field(default_factory=default_finetune)
     ranli: Stage | None = None

@@ -210,3 +210,28 @@ def test_use_backend_holds_in_its_thread_and_ends_in_any_order():
     steps[1].set()
     thread.join()
     assert [*seen, chosen()] == [usual] * 3
+
+
+def test_a_view_that_negates_is_written_in_a_dispatch_mode(op):
+    tensors = batch(op, SHAPE, torch.float32)
+    expected = step_of(op)(*tensors)
+    tensors[0] = torch.imag(torch.complex(tensors[0], -tensors[0]).conj())
+    assert tensors[0].is_neg()
+    with Calls():
+        found = op.run(*tensors, **amounts(op, 0.3))
+    assert torch.equal(found, expected)
+
+
+def test_fake_tensors_of_two_modes_are_refused_by_name(op):
+    tensors = batch(op, SHAPE, torch.float32)
+    fakes = [FakeTensorMode().from_tensor(value) for value in tensors]
+    with pytest.raises(ArgumentTypeError, match="fake tensors of one FakeTensorMode"):
+        op.run(*fakes, **amounts(op, 0.3))
+
+
+def test_inference_tensors_in_a_layer_that_trains_are_refused_by_name():
+    with torch.inference_mode():
+        a = torch.ones(2, 4)
+    x = torch.ones(3, 4, requires_grad=True)
+    with pytest.raises(ArgumentError, match="^`a`: expected a normal tensor"):
+        ops.lora_linear(x, torch.ones(5, 4), None, a, torch.ones(5, 2), scale=1.0)
