@@ -39,7 +39,7 @@ def linf_random_start(
     """A uniform draw from the Linf ball around `x`, clamped to the valid range: a new tensor.
 
     clamp(x + U(-eps, eps), low, high), the random start of PGD (Madry et al. 2018,
-    arXiv:1706.06083, section 2.1). Limits are rounded inward as in `linf_step_`.
+    arXiv:1706.06083, section 2.1). Ball and box are those of `linf_step_`.
 
     The draws come from Philox4x32-10 (Salmon et al. 2011), keyed by one 64-bit draw of the
     generator: element i of a sample gets the same number, bit for bit, on every device, in every
