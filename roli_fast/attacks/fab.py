@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_choice,
     check_steps,
     restart_generators,
@@ -22,8 +22,6 @@ from roli_fast.attacks.hyperplane import ORDERS, check_norm
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.official import OfficialDraws, Rng
 from roli_fast.attacks.passes import Passes, take
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import margin
 from roli_fast.ops.rounding import compute_dtype, per_sample
@@ -115,19 +113,9 @@ class FAB(BallAttack):
         if logits.shape[1] > 1:
             yield NearestPlane(str(self.norm), logits.shape[1] - 1)
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> FABResult:
-        """As `__call__`, with the cost and the distances beside the images."""
-        ball, x = self.ball(x, eps)
+    def search(self, inputs: AttackInputs) -> FABResult:
+        ball, inputs = self.ball(inputs)
+        x, y = inputs.x, inputs.y
         final_search = 0 if self.rng == "official" else self.final_search
         walk = Walk(
             str(self.norm),
@@ -140,8 +128,8 @@ class FAB(BallAttack):
             self.minimal,
         )
         limit = per_sample(ball.eps, x).double().reshape(-1).expand(len(x))
-        starts = _Starts(self, ball, generator, sample_ids, x.device)
-        with InputGradient(bound(model, engine), margin) as gradient, torch.no_grad():
+        starts = _Starts(self, ball, inputs)
+        with inputs.gradient(margin) as gradient:
             logits = Passes(gradient).clean(x, y)
             clean_margin = margin(logits, y)
             x_adv = x.clone()
@@ -169,20 +157,14 @@ class FAB(BallAttack):
 class _Starts:
     """Where the runs start."""
 
-    def __init__(
-        self,
-        attack: FAB,
-        ball: Ball,
-        generator: Generator | None,
-        sample_ids: Tensor | None,
-        device: torch.device,
-    ) -> None:
-        self._attack, self._ball, self._ids = attack, ball, sample_ids
+    def __init__(self, attack: FAB, ball: Ball, inputs: AttackInputs) -> None:
+        self._attack, self._ball, self._ids = attack, ball, inputs.ids
+        device = inputs.x.device
         self._official = self._sources = None
         if attack.rng == "official":
             self._official = OfficialDraws(attack.seed, device)
         else:
-            self._sources = restart_generators(generator, attack.restarts, device)
+            self._sources = restart_generators(inputs.generator, attack.restarts, device)
 
     def draw(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
         """Starts for the samples `left` of the batch `x`."""
