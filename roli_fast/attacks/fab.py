@@ -7,21 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_steps,
     restart_generators,
 )
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes, take
-from roli_fast.engine import Engine, InputGradient, KeptForward, bound
-from roli_fast.engine.input_gradient import Model
+from roli_fast.engine import InputGradient, KeptForward
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import at_least_float32, margin
 from roli_fast.norms import NORMS, Norm
@@ -109,32 +108,16 @@ class FAB(BallAttack):
         if logits.shape[1] > 1:
             yield NearestPlane(NORMS[str(self.norm)], logits.shape[1] - 1)
 
-    def starts(
-        self,
-        ball: Ball,
-        generator: Generator | None,
-        sample_ids: Tensor | None,
-        device: torch.device,
-    ) -> "Starts":
+    def starts(self, inputs: AttackInputs, ball: Ball) -> "Starts":
         """The source of the later runs' starts, for a subclass that draws otherwise."""
-        return OwnStarts(ball, restart_generators(generator, self.restarts, device), sample_ids)
+        return OwnStarts(inputs, ball, self.restarts)
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> FABResult:
-        """As `__call__`, with the cost and the distances beside the images."""
-        ball, x = self.ball(x, eps)
+    def search(self, inputs: AttackInputs) -> FABResult:
+        ball, inputs = self.ball(inputs)
+        x, y = inputs.x, inputs.y
         limit = per_sample(ball.eps, x).double().reshape(-1).expand(len(x))
-        starts = self.starts(ball, generator, sample_ids, x.device)
-        with InputGradient(bound(model, engine), margin) as gradient, torch.no_grad():
+        starts = self.starts(inputs, ball)
+        with inputs.gradient(margin) as gradient:
             walk = Walk(self, ball, gradient)
             logits = Passes(gradient).clean(x, y)
             clean_margin = margin(logits, y)
@@ -203,13 +186,9 @@ class Starts(Protocol):
 class OwnStarts:
     """Random points within eps / 2 of x: by the generator, the run and the sample's id alone."""
 
-    def __init__(
-        self,
-        ball: Ball,
-        generators: list[Generator | None],
-        sample_ids: Tensor | None,
-    ) -> None:
-        self._ball, self._generators, self._ids = ball, generators, sample_ids
+    def __init__(self, inputs: AttackInputs, ball: Ball, restarts: int) -> None:
+        self._generators = restart_generators(inputs.generator, restarts, inputs.x.device)
+        self._ball, self._ids = ball, inputs.ids
 
     def __call__(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
         """See `Starts`."""

@@ -6,22 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_choice,
     check_steps,
-    ids_of,
 )
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes, take
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
+from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, margin
 from roli_fast.norms.base import check_offers
@@ -96,25 +94,13 @@ class Square(BallAttack):
         """ "square-5000" for 5,000 queries; restarts follow."""
         return f"square-{self.n_queries}" + (f"-r{self.restarts}" if self.restarts > 1 else "")
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> SquareResult:
-        """As `__call__`, with the cost and the queries beside the images."""
-        ball, x = self.ball(x, eps)
-        checks.generator(generator, x)
-        checks.sample_ids(sample_ids, x)
-        moves = self.moves(ball, x)
-        ids = ids_of(x, sample_ids)
-        draws = self.draws(generator, x.device)
-        with InputGradient(bound(model, engine), _LOSSES[self.loss]) as gradient, torch.no_grad():
+    def search(self, inputs: AttackInputs) -> SquareResult:
+        ball, inputs = self.ball(inputs)
+        x, y, ids = inputs.x, inputs.y, inputs.ids
+        checks.generator(inputs.generator, x)
+        checks.sample_ids(ids, x)
+        moves, draws = self.moves(ball, x), self.draws(inputs)
+        with inputs.gradient(_LOSSES[self.loss]) as gradient:
             logits = Passes(gradient).clean(x, y)
             fooled = ~is_right(logits, y)
             x_adv, highest = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
@@ -134,14 +120,13 @@ class Square(BallAttack):
                 queries = queries.index_add(0, left, found.queries)
             return SquareResult(x_adv, gradient.cost, fooled, ball.notes, queries)
 
-    def draws(
-        self, generator: Generator | None, device: torch.device
-    ) -> Callable[[int, Tensor], Draws]:
+    def draws(self, inputs: AttackInputs) -> Callable[[int, Tensor], Draws]:
         """(number of a run, sample ids) -> that run's numbers, for a subclass that draws otherwise.
 
         Here they depend on one draw of the generator, the run, the sample's id and the query alone.
         """
-        key = one_number(generator, device)
+        source, device = inputs.generator, inputs.x.device
+        key = int(torch.randint(2**62, (1,), generator=source, device=device))
         return lambda restart, ids: SampleDraws(("square", key, restart), ids)
 
     def moves(self, ball: Ball, x: Tensor) -> Moves:
@@ -291,8 +276,3 @@ def _signs(words: Tensor, count: int) -> Tensor:
     places = torch.arange(32, device=words.device)
     bits = (words[:, :, None] >> places) & 1
     return (bits.flatten(1)[:, :count] * 2 - 1).to(torch.float32)
-
-
-def one_number(generator: Generator | None, device: torch.device) -> int:
-    """One 62-bit draw of the generator, or of torch's global one: it names all that follows."""
-    return int(torch.randint(2**62, (1,), generator=generator, device=device))

@@ -16,11 +16,10 @@ from torch import Generator, Tensor
 from roli_fast import ops
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, Attack, AutoAttack, Square
 from roli_fast.attacks.apgd_start import Starts
-from roli_fast.attacks.base import Ball
+from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
 from roli_fast.attacks.fab import rows
 from roli_fast.attacks.passes import Samples
-from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import margin
 from roli_fast.norms.l1 import L1Moves
 from roli_fast.norms.windows import Draws, MassMoves, Moves, Proposal
@@ -176,9 +175,9 @@ class _APGDDraws:
     seed: int
     large_radius: bool
 
-    def starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:
+    def starts(self, inputs: AttackInputs, count: int) -> Starts:
         """Those of `seed`."""
-        return OfficialAPGDStarts(self.seed, device, 3 if self.large_radius else 1)
+        return OfficialAPGDStarts(self.seed, inputs.x.device, 3 if self.large_radius else 1)
 
 
 class _FABDraws:
@@ -186,15 +185,9 @@ class _FABDraws:
 
     seed: int
 
-    def starts(
-        self,
-        ball: Ball,
-        generator: Generator | None,
-        sample_ids: Tensor | None,
-        device: torch.device,
-    ) -> OfficialFABStarts:
+    def starts(self, inputs: AttackInputs, ball: Ball) -> OfficialFABStarts:
         """Those of `seed`."""
-        return OfficialFABStarts(OfficialDraws(self.seed, device), ball)
+        return OfficialFABStarts(OfficialDraws(self.seed, inputs.x.device), ball)
 
 
 @dataclass(frozen=True)
@@ -237,11 +230,9 @@ class OriginalSquare(Square):
 
     seed: int = 0
 
-    def draws(
-        self, generator: Generator | None, device: torch.device
-    ) -> Callable[[int, Tensor], Draws]:
+    def draws(self, inputs: AttackInputs) -> Callable[[int, Tensor], Draws]:
         """Those of `seed`, one run after another."""
-        drawn, shared = OfficialDraws(self.seed, device), self.norm == "linf"
+        drawn, shared = OfficialDraws(self.seed, inputs.x.device), self.norm == "linf"
         return lambda _restart, ids: OfficialSquareDraws(drawn, len(ids), shared_signs=shared)
 
     def moves(self, ball: Ball, x: Tensor) -> Moves:
@@ -266,17 +257,10 @@ class OriginalAutoAttack(AutoAttack):
         """One component with the original's draws."""
         return with_original_draws(super().part(name, more), self.seed)
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        **options: Any,
-    ) -> EnsembleResult:
+    def search(self, inputs: AttackInputs) -> EnsembleResult:
         """The caller's draws are not needed."""
-        generator = Generator(x.device).manual_seed(self.seed)
-        return super().run(model, x, y, generator, **options)
+        generator = Generator(inputs.x.device).manual_seed(self.seed)
+        return super().search(replace(inputs, generator=generator))
 
 
 ORIGINALS: dict[type[Attack], Callable[..., Attack]] = {

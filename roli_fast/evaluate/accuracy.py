@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.attacks import Attack
+from roli_fast.attacks.base import AttackInputs
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.recheck import search
 from roli_fast.data import Batch
@@ -128,7 +129,8 @@ def _survivors(
     if bool(right.any()):
         x, y = batch.x[right], batch.y[right]
         ids = batch.ids.to(x.device)[right]
-        found = search(attack, model, x, y, generator, sample_ids=ids).result
+        inputs = AttackInputs(model, x, y, generator, sample_ids=ids)
+        found = search(attack, inputs).result
         assert found.fooled is not None
         survivors[right] = ~found.fooled
     return survivors

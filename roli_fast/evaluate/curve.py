@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks import FAB, PGD, Attack
-from roli_fast.attacks.base import BallAttack
+from roli_fast.attacks.base import AttackInputs, BallAttack
 from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.recheck import search
@@ -199,9 +199,9 @@ class _Survey:
         if len(rows):
             x, y, ids = (tensor[rows] for tensor in self._on_device(batch))
             attack = replace(attack, minimal=False)
-            found = attack.run(
-                self.model, x, y, self._generator(x), sample_ids=ids, eps=self.radii[0]
-            )
+            eps = self.radii[0]
+            inputs = AttackInputs(self.model, x, y, self._generator(x), sample_ids=ids, eps=eps)
+            found = attack.search(inputs)
             self.costs.append(found.cost)
             assert found.distance is not None
             radii = torch.tensor(self.radii, dtype=x.dtype, device=x.device).double()
@@ -211,8 +211,8 @@ class _Survey:
     def _withstands(self, batch: Batch, rows: Tensor, eps: Tensor) -> Tensor:
         """Whether the samples at `rows` are right after an attack at `eps`, both (K,)."""
         x, y, ids = (tensor[rows] for tensor in self._on_device(batch))
-        source = self._generator(x)
-        found = search(self.attack, self.model, x, y, source, sample_ids=ids, eps=eps).result
+        inputs = AttackInputs(self.model, x, y, self._generator(x), sample_ids=ids, eps=eps)
+        found = search(self.attack, inputs).result
         self.costs.append(found.cost)
         assert found.fooled is not None
         return ~found.fooled

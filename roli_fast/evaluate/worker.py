@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks import Attack, AutoAttack
-from roli_fast.attacks.base import Ball
-from roli_fast.attacks.ensemble import Question, Standing, search_in_turn, total
+from roli_fast.attacks.base import AttackInputs, Ball
+from roli_fast.attacks.ensemble import AttackState, search_in_turn, total
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.warning_signs import before_attack
 from roli_fast.data import Batch, ImageDataset
@@ -156,21 +156,21 @@ class Worker:
         began = time.perf_counter()
         seed = (self.assessment.seed, norm, search.label)
         generator = derived_generator("evaluation", *seed, device=self.device)
-        standing = Standing.begin(batch.x, alive.to(self.device))
-        asked = Question(self.model, batch.x, batch.y, generator, batch.ids)
-        search_in_turn((search.attack,), asked, standing, (search.label,))
-        fooled = standing.fooled_by >= 0
+        state = AttackState.begin(batch.x, alive.to(self.device))
+        inputs = AttackInputs(self.model, batch.x, batch.y, generator, sample_ids=batch.ids)
+        search_in_turn((search.attack,), inputs, state, (search.label,))
+        fooled = state.fooled_by >= 0
         if images is not None and norm in images:
-            images[norm][fooled] = standing.x_adv[fooled]
-        notes = (note.removeprefix(f"{search.label}: ") for note in standing.notes)
+            images[norm][fooled] = state.x_adv[fooled]
+        notes = (note.removeprefix(f"{search.label}: ") for note in state.notes)
         chunk.found.append(
             Found(
                 norm,
                 search.label,
                 int(alive.sum()),
                 fooled.cpu(),
-                standing.lost,
-                total(standing.costs),
+                state.lost,
+                total(state.costs),
                 time.perf_counter() - began,
                 tuple(notes),
             )
