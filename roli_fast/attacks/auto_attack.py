@@ -158,9 +158,8 @@ class AutoAttack(BallAttack):
         ball, inputs = self.ball(inputs)
         draws = self.version == "rand"
         look = warning_signs.first_look(model, inputs.x, inputs.y, ball, draws=draws)
-        inputs = replace(inputs, model=model, engine=None)
         state, parts = AttackState.begin(inputs.x, look.right), self.parts
-        search_in_turn(parts, inputs, state)
+        search_in_turn(parts, replace(inputs, model=model, engine=None), state)
         counts = [int((state.fooled_by == number).sum()) for number in range(len(parts))]
         signs = [*look.signs, *warning_signs.black_box(parts, counts)]
         notes = (*warning_signs.log_once(model, signs), *ball.notes)
