@@ -9,21 +9,19 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_choice,
     check_steps,
-    ids_of,
 )
 from roli_fast.attacks.hyperplane import check_norm
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes, take
 from roli_fast.attacks.square_draws import Draws, SampleDraws, one_number
 from roli_fast.attacks.square_moves import LinfMoves, MassMoves, canvas, share_of
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
+from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, margin
 from roli_fast.ops import checks
@@ -88,25 +86,14 @@ class Square(BallAttack):
         """ "square-5000" for 5,000 queries; restarts follow."""
         return f"square-{self.n_queries}" + (f"-r{self.restarts}" if self.restarts > 1 else "")
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> SquareResult:
-        """As `__call__`, with the cost and the queries beside the images."""
-        ball, x = self.ball(x, eps)
+    def search(self, inputs: AttackInputs) -> SquareResult:
+        ball, inputs = self.ball(inputs)
+        x, y, generator, ids = inputs.x, inputs.y, inputs.generator, inputs.ids
         checks.generator(generator, x)
-        checks.sample_ids(sample_ids, x)
+        checks.sample_ids(ids, x)
         moves = self.moves(ball, x)
-        ids = ids_of(x, sample_ids)
         draws = self.draws(generator, x.device)
-        with InputGradient(bound(model, engine), _LOSSES[self.loss]) as gradient, torch.no_grad():
+        with inputs.gradient(_LOSSES[self.loss]) as gradient:
             logits = Passes(gradient).clean(x, y)
             fooled = ~is_right(logits, y)
             x_adv, highest = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
