@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from roli_fast import ops
 from roli_fast.attacks.apgd_schedule import large_radius_stages
 from roli_fast.attacks.apgd_search import Found, Plan, climb
 from roli_fast.attacks.apgd_start import OwnStarts, Starts
@@ -99,7 +98,7 @@ class APGD(BallAttack):
                 raise ArgumentError(describe(name, "one that needs no random start", got, fix))
 
     def _check_large_radius(self, norm: str | None) -> None:
-        if norm not in (None, "l1"):
+        if norm is not None and not NORMS[norm].sparse:
             fix = "Set norm='l1' or large_radius=False."
             raise ArgumentError(describe("large_radius", "False", f"True in {norm}", fix))
         if min(steps for _, steps in large_radius_stages(self.steps)) < 1:
@@ -201,7 +200,7 @@ class APGD(BallAttack):
         for factor, steps in stages:
             part = replace(samples, eps=samples.eps * factor)
             if found is not None:
-                start = ops.l1_project_(found.x_adv, part.x, eps=part.eps, bounds=ball.bounds)
+                start = ball.norm.project_(found.x_adv, part.x, eps=part.eps, bounds=ball.bounds)
             plan = Plan(
                 stepping=OneNorm(norm, self.rho, None if large else self.density),
                 bounds=ball.bounds,
