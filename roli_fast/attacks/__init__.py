@@ -7,7 +7,7 @@ from roli_fast.attacks.base import ATTACKS as ATTACKS
 from roli_fast.attacks.base import Attack as Attack
 from roli_fast.attacks.base import AttackResult as AttackResult
 from roli_fast.attacks.fab import FAB as FAB
-from roli_fast.attacks.fab_t import FABT as FABT
+from roli_fast.attacks.fab import FABT as FABT
 from roli_fast.attacks.msd import MSD as MSD
 from roli_fast.attacks.multi_apgd import MultiAPGD as MultiAPGD
 from roli_fast.attacks.pgd import PGD as PGD

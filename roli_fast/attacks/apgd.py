@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast import ops
 from roli_fast.attacks.apgd_schedule import large_radius_stages
@@ -139,7 +139,7 @@ class APGD(BallAttack):
             passes = Passes(gradient, self.eot)
             clean = passes.clean(x, y) if self._needs_clean else None
             goals, notes = self._goals(y, clean)
-            starts = self.starts(inputs.generator, len(goals), x.device)
+            starts = self.starts(inputs, len(goals))
             searches = [Samples(x, goal, inputs.ids, ball.eps) for goal in goals]
             if self.keep == "best" or clean is None:
                 x_adv, fooled = self._highest_loss(passes, searches, ball, starts), None
@@ -149,9 +149,9 @@ class APGD(BallAttack):
             notes = notes_on(self.loss, passes.classes) + notes + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
-    def starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:
+    def starts(self, inputs: AttackInputs, count: int) -> Starts:
         """The source of the starts of `count` searches, for a subclass that draws otherwise."""
-        return OwnStarts(generator, count, device)
+        return OwnStarts(inputs.generator, count, inputs.x.device)
 
     def _adversarial(  # noqa: PLR0913 - the searches and where they begin
         self,
