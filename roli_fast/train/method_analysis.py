@@ -17,6 +17,7 @@ from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate import robustness_curve
 from roli_fast.files import naming, read_json, write_json
 from roli_fast.models import Classifier
+from roli_fast.norms import NORMS
 from roli_fast.report.read import wrong_analysis
 from roli_fast.seeds import derive_seed
 from roli_fast.threat import as_pixels
@@ -285,7 +286,7 @@ class MethodAnalysis:
             attack = replace(attack, step_size=None)  # a quarter of each radius
         whole = bounds[1] - bounds[0]
         radii = [eps * share for share in RADII]
-        radii = [r for r in radii if attack.norm != "linf" or r < whole]
+        radii = [r for r in radii if r < whole * NORMS[str(attack.norm)].largest(None)]
         images = self.images_of(self.splits.test, self.plan.points)
         curve = robustness_curve(
             self._final,
