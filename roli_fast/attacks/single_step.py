@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import AttackResult, Ball, BallAttack, Radius, ids_of
+from roli_fast.attacks.base import AttackResult, Ball, BallAttack, Radius
 from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
-from roli_fast.attacks.passes import Passes, Samples
+from roli_fast.attacks.passes import Passes
 from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
@@ -63,20 +63,15 @@ class SingleStep(BallAttack):
         ball, x = self.ball(x, eps)
         with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
             x_adv = self.start(x, ball, generator, sample_ids)
-            samples = Samples(x, Goal(self.loss, y), ids_of(x, sample_ids), ball.eps)
             passes = Passes(gradient)
-
-            def step(x_adv: Tensor, some: Samples) -> Tensor:
-                grad, _loss, _logits = passes.gradient(x_adv, some.goal)
-                return ball.norm.step_(
-                    x_adv,
-                    grad,
-                    some.x,
-                    eps=some.eps * self.reach,
-                    step_size=some.eps * self.step_share,
-                    bounds=ball.bounds,
-                )
-
-            x_adv = passes.loop((self, ball.norm, ball.bounds), x_adv, samples, step)
+            grad, _loss, _logits = passes.gradient(x_adv, Goal(self.loss, y))
+            ball.norm.step_(
+                x_adv,
+                grad,
+                x,
+                eps=ball.eps * self.reach,
+                step_size=ball.eps * self.step_share,
+                bounds=ball.bounds,
+            )
             notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, notes=notes)

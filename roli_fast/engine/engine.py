@@ -1,6 +1,6 @@
 """How model passes are made: one value, taken by attacks, stages and evaluations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -11,9 +11,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from roli_fast.engine.low_precision import NO_VIEW, surroundings
-from roli_fast.engine.search_model import Model, SearchModel
+from roli_fast.engine import graph
+from roli_fast.engine.batch_norm import mended
+from roli_fast.engine.low_precision import NO_VIEW, EnginePasses, surroundings
+from roli_fast.engine.second_weights import forget_second_weights
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe, is_number
+from roli_fast.threat import values_are_known
+
+Model = Callable[[Tensor], Tensor]
 
 SHORT = (torch.bfloat16, torch.float16)
 """The dtypes that passes may be made in besides the model's own."""
@@ -50,11 +55,12 @@ class Engine:
             but for rounding, as the first image of each attack, run both ways, must show; on the
             CPU patch embeddings are a matrix product. "auto" in a short dtype, where last bits are
             not expected anyway.
-        cuda_graph: on a GPU the loops of PGD, FGSM, RS-FGSM and N-FGSM are recorded once a shape
-            and replayed, with weights read anew: the same kernels, without the time to launch them
-            one by one. "auto" records what comes a second time and holds at most a quarter of
-            the device's memory, True records at once. What cannot be recorded runs as it is, and
-            the log says why. In a replay a model's Python code does not run: hooks, counters.
+        cuda_graph: on a GPU a pass, forward and input-backward, is recorded once a shape and
+            replayed, in every attack, with weights read anew: the same kernels, without the time to
+            launch them one by one. "auto" records what comes a fifth time and holds at most a
+            quarter of the device's memory, True records at once. What cannot be recorded runs as it
+            is, and the log says why. In a replay a model's Python code does not run: hooks,
+            counters.
         compile: passes through torch.compile, compiled once a model and shape, minutes where it
             must; a model that cannot be compiled runs as it is, and the log says why.
     """
@@ -131,7 +137,7 @@ class Engine:
             return images
         return images.contiguous(memory_format=torch.channels_last)
 
-    def bind(self, model: Model) -> SearchModel:
+    def bind(self, model: Model) -> "SearchModel":
         """The model with this engine, taken wherever an attack takes a model.
 
         Of DistributedDataParallel, and of DataParallel on one device, the module inside is
@@ -178,6 +184,54 @@ def _unwrapped(model: Model) -> Model:
     return model
 
 
+@dataclass(frozen=True, eq=False)
+class SearchModel:
+    """Made by `Engine.bind`; itself a model, (B, ...) images -> (B, C) logits.
+
+    The model inside is what an attack freezes, puts into eval mode and gives back. It is never
+    changed: passes in another dtype or layout have their own copies of its weights.
+
+    Args:
+        model: images (B, ...) -> logits (B, C), an `nn.Module` or any differentiable callable.
+        engine: how passes are made.
+    """
+
+    model: Model
+    engine: Engine
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The model inside where it is a module: what has modes, weights and buffers."""
+        return self.model if isinstance(self.model, nn.Module) else None
+
+    def batches(self, count: int) -> Iterator[slice]:
+        """How a pass over `count` images is split; one empty batch for none."""
+        size = self.engine.batch_size or max(count, 1)
+        for start in range(0, max(count, 1), size):
+            yield slice(start, min(start + size, count))
+
+    def passes(self) -> Model:
+        """What runs one batch; weights are converted here, once for as long as it is used."""
+        engine = self.engine
+        form = engine.short_dtype is not None or engine.rows_last or engine.attention == "products"
+        if not form and not engine.compile:
+            return self.model
+        return EnginePasses(
+            self.model,
+            engine.short_dtype,
+            rows_last=engine.rows_last,
+            attention=engine.attention,
+            compiled=engine.compile,
+            keep=engine.cuda_graph is not False and graph.records(self.model),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, C), with a graph where autograd asks for one."""
+        run, parts = self.passes(), list(self.batches(len(x)))
+        found = [logits_of(run, x if len(parts) == 1 else x[part]) for part in parts]
+        return mended(found[0] if len(parts) == 1 else torch.cat(found))
+
+
 def bound(model: Model, engine: Engine | None = None) -> SearchModel:
     """`model` bound to `engine`; without one to its own, if it is bound, or to the default."""
     if isinstance(model, SearchModel) and engine is None:
@@ -189,3 +243,50 @@ def plain(model: Model) -> SearchModel:
     """The model in its own precision, in the batches that its engine makes."""
     own = bound(model)
     return replace(own, engine=own.engine.plain)
+
+
+def forget_graphs(model: nn.Module) -> None:
+    """Free the recordings of a model and the converted weights that they read."""
+    graph.forget_recordings(model)
+    forget_second_weights(model)
+
+
+def logits_of(run: Model, x: Tensor, *, known: bool = False) -> Tensor:
+    """`run(x)` of a model that leaves its input as it is.
+
+    Args:
+        run: what runs one batch.
+        x: images (B, ...).
+        known: the model was seen to do so: only the tensor's version is looked at.
+
+    Raises:
+        ArgumentError: it wrote into `x`, which has its old values again unless `known`.
+    """
+    copy = None if known else x.detach().clone()
+    version = None if x.is_inference() else x._version
+    try:
+        found = run(x)
+    except RuntimeError as error:
+        if _IN_PLACE not in str(error):
+            raise
+        raise _changed(run) from error
+    changed = version is not None and x._version != version
+    looks = x.is_cpu and not values_are_known()  # on a GPU, and in training, it would wait
+    if copy is not None and not changed and looks:  # by x.data, of which no version tells
+        changed = bool(((x.detach() != copy) & (copy == copy)).any())
+    if not changed:
+        return found
+    if copy is not None:
+        x.data.copy_(copy)
+    raise _changed(run)
+
+
+_IN_PLACE = "leaf Variable that requires grad"
+"""What torch says of an operation in place on images whose gradient is taken."""
+
+
+def _changed(run: Model) -> ArgumentError:
+    name = type(getattr(run, "model", run)).__name__
+    fix = "Write x = (x - mean) / std in its forward, not x.sub_(mean).div_(std)."
+    expected = "a model that leaves its input as it is"
+    return ArgumentError(describe("model", expected, f"{name}, which changes it in place", fix))
