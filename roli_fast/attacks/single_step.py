@@ -2,14 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import AttackResult, Ball, BallAttack, Radius
+from roli_fast.attacks.base import AttackInputs, AttackResult, Ball, BallAttack
 from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
 from roli_fast.attacks.passes import Passes
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
 
@@ -48,23 +45,13 @@ class SingleStep(BallAttack):
         """Length of the step in multiples of eps."""
         return 1.0
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> AttackResult:
-        """As `__call__`, with the cost beside the images."""
-        ball, x = self.ball(x, eps)
-        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
-            x_adv = self.start(x, ball, generator, sample_ids)
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        ball, inputs = self.ball(inputs)
+        with inputs.gradient() as gradient:
+            x = inputs.x
+            x_adv = self.start(x, ball, inputs.generator, inputs.ids)
             passes = Passes(gradient)
-            grad, _loss, _logits = passes.gradient(x_adv, Goal(self.loss, y))
+            grad, _loss, _logits = passes.gradient(x_adv, Goal(self.loss, inputs.y))
             ball.norm.step_(
                 x_adv,
                 grad,
