@@ -13,8 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from roli_fast.engine import graph
 from roli_fast.engine.batch_norm import mended
-from roli_fast.engine.low_precision import NO_VIEW, EnginePasses, surroundings
-from roli_fast.engine.second_weights import forget_second_weights
+from roli_fast.engine.low_precision import (
+    NO_VIEW,
+    EnginePasses,
+    forget_second_weights,
+    surroundings,
+)
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe, is_number
 from roli_fast.threat import values_are_known
 
@@ -216,14 +220,8 @@ class SearchModel:
         form = engine.short_dtype is not None or engine.rows_last or engine.attention == "products"
         if not form and not engine.compile:
             return self.model
-        return EnginePasses(
-            self.model,
-            engine.short_dtype,
-            rows_last=engine.rows_last,
-            attention=engine.attention,
-            compiled=engine.compile,
-            keep=engine.cuda_graph is not False and graph.records(self.model),
-        )
+        keep = engine.cuda_graph is not False and graph.records(self.model)
+        return EnginePasses(self.model, engine, keep=keep)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C), with a graph where autograd asks for one."""

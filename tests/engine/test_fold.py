@@ -232,15 +232,6 @@ class TestTheModelComesBack:
         forget_folded(model)
         assert folded(model.double()) == {"norm"}
 
-    def test_copies_inside_and_after(self) -> None:
-        model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
-        expected = model(X)
-        with folding_engine(model):
-            inside = copy.deepcopy(model)
-        after = copy.deepcopy(model)
-        assert torch.allclose(inside(X), expected, rtol=1e-5, atol=1e-6)
-        assert torch.equal(after(X), expected)
-
     def test_inside_inference_mode(self) -> None:
         model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
         with torch.inference_mode():
@@ -288,16 +279,6 @@ def test_beside_merged_layers() -> None:
         found = found_by(model, X, fold=True)
     assert set(low.ways) == {"torch.float32"} and low.merged is None
     assert torch.allclose(found[0], truth[0], rtol=1e-3, atol=1e-6)
-
-
-def test_compiled_passes() -> None:
-    model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    with folding_engine(model):
-        inside = compiled(X)
-    assert torch.allclose(inside, model(X), rtol=1e-5, atol=1e-6)
-    assert torch.equal(compiled(X), model(X))
-    assert not folded(compiled)  # a wrapper whose code is fixed
 
 
 def test_a_script_module_and_a_callable_run_as_they_are() -> None:
@@ -679,14 +660,6 @@ def test_a_view_of_contiguous_maps_still_works() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         with InputGradient(Engine(dtype=dtype, fold=True).bind(Viewing())) as engine:
             assert engine(images(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))[2].shape == (4, 5)
-
-
-def test_under_the_callers_autocast() -> None:
-    layer, x = nn.Conv2d(3, 5, 4, 4), images(2, 3, 8, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        (maps, _), (ours, _) = both_ways(layer, x)
-    assert ours.dtype == maps.dtype == torch.bfloat16
-    assert torch.allclose(ours, maps, rtol=0, atol=2**-7)
 
 
 @pytest.mark.gpu

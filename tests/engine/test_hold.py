@@ -50,16 +50,6 @@ class TestOneThread:
                 assert not model.training and not model.head.weight.requires_grad
                 a(X, Y)
 
-    def test_merged_layers(self) -> None:
-        model = nn.Sequential(nn.Flatten(), Low(108, 4))
-        a, b = InputGradient(model), InputGradient(model)
-        a.__enter__()
-        b.__enter__()
-        a.__exit__(None, None, None)
-        merged = model[1].merged is not None
-        b.__exit__(None, None, None)
-        assert merged and model[1].merged is None
-
     def test_other_models_are_given_back_at_once(self) -> None:
         one, other = Mixed(), Mixed()
         with Hold(other):
@@ -106,24 +96,6 @@ class TestThreads:
             assert order == ["other"]
         same.join(60)
         assert order == ["other", "same"] and model.training
-
-    def test_evaluations_at_once(self) -> None:
-        """Both begin before either ends; the model trains on afterwards."""
-        model, meet = Mixed(), threading.Event()
-
-        def batches() -> Any:
-            yield Batch(X, Y, torch.arange(4))
-            meet.wait(0.05)
-
-        with untouched(model):
-            threads = [
-                threading.Thread(target=lambda: evaluate(model, batches(), [])) for _ in range(2)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(60)
-
 
 class TestNothingToSwitch:
     def test_a_frozen_script_and_an_exported_module_run_as_they_are(self) -> None:

@@ -49,16 +49,6 @@ def test_passes_are_counted_and_the_model_is_given_back() -> None:
     assert (engine.cost.forward_images, engine.cost.backward_images) == (4, 12)
 
 
-@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
-def test_under_other_gradient_modes(around) -> None:
-    with InputGradient(Mixed()) as engine:
-        truth = engine(X, Y)[0]
-    model = Mixed()
-    with around(), InputGradient(model) as engine:
-        grad, _ = engine.keep(X.clone(), Y.clone()).gradient(cross_entropy)
-        assert torch.equal(grad, truth)
-
-
 def test_after_the_last_gradient_the_graph_is_gone() -> None:
     with InputGradient(Mixed()) as engine:
         kept = engine.keep(X, Y)

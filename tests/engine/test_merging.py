@@ -151,13 +151,3 @@ def test_buffers_in_autocasts_dtype() -> None:
     assert model[0].ways == ["torch.bfloat16"]
     assert torch.allclose(merged, gradient_of(model), rtol=0.1, atol=0.1)
 
-
-def test_inside_inference_mode() -> None:
-    model = network()
-    with torch.inference_mode():
-        inside = gradient_of(model)
-    assert torch.equal(gradient_of(model), inside)
-
-
-def test_who_takes_part() -> None:
-    assert isinstance(Low(3, 3), Mergeable) and not isinstance(nn.Linear(3, 3), Mergeable)

@@ -125,14 +125,6 @@ def test_a_callable_is_served_by_autocast() -> None:
     assert torch.allclose(logits, truth, rtol=0.02) and not torch.equal(logits, truth)
 
 
-def test_as_a_model() -> None:
-    model = Mixed().eval()
-    short = Engine(batch_size=3, dtype=torch.bfloat16).bind(model)
-    with untouched(model), torch.no_grad():
-        logits = short(X)
-        assert logits.dtype == torch.float32 and torch.allclose(logits, model(X), atol=0.05)
-
-
 def test_a_weight_that_changes_between_searches_is_read_again() -> None:
     linear = FixedLogits(torch.ones(2, 1))
     model = Engine(dtype=torch.bfloat16).bind(linear)
@@ -272,13 +264,6 @@ class TestViews:
             engine(X, Y)
 
 
-def test_fp32_is_no_short_dtype() -> None:
-    with InputGradient(Mixed()) as engine:
-        truth = engine(X, Y)
-    with InputGradient(Engine(dtype=torch.float32).bind(Mixed())) as engine:
-        assert all(map(torch.equal, engine(X, Y), truth))
-
-
 def test_what_cannot_be_searched_in_it() -> None:
     with pytest.raises(ArgumentTypeError, match="`x`: expected fp32 images, got torch.float64"):
         with InputGradient(Engine(dtype=torch.bfloat16).bind(Mixed())) as engine:
@@ -336,13 +321,6 @@ class TestChannelsLast:
         with InputGradient(Engine(channels_last=True).bind(model)) as engine:
             assert torch.allclose(engine(self.X.double(), self.Y)[0], truth, rtol=1e-12, atol=1e-15)
         assert model.seen[-1] == (True, True, True)
-
-    def test_a_model_that_asks_for_a_view_gets_contiguous_maps(self) -> None:
-        model = Layout(view=True)
-        with InputGradient(Engine(channels_last=True).bind(model)) as engine:
-            engine(self.X, self.Y), engine(self.X, self.Y)
-        assert model.seen == [(True, True, True)] + [(False, False, False)] * 2
-
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

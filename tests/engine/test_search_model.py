@@ -75,15 +75,6 @@ def test_the_same_gradient_loss_and_logits(size: int, loss: Any) -> None:
     assert (engine.cost.forward_images, engine.cost.backward_images) == (14, 7)
 
 
-def test_the_engines_own_loss_is_split_too() -> None:
-    loss = Towards(torch.linspace(1, 4, 7).double())
-    with InputGradient(net(), loss) as engine:
-        truth = engine(X, Y)
-    with InputGradient(Engine(batch_size=3).bind(net()), loss) as engine:
-        for ours, theirs in zip(engine(X, Y), truth, strict=True):
-            assert torch.allclose(ours, theirs, **EXACT)
-
-
 def test_one_batch_is_kept_and_not_more() -> None:
     model = Counting(net())
     with InputGradient(Engine(batch_size=3).bind(model)) as engine:
@@ -102,17 +93,6 @@ def test_no_images_are_one_empty_batch() -> None:
     assert grad.shape == (0, 3, 6, 6) and loss.shape == (0,) and logits.shape == (0, 4)
 
 
-@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
-def test_in_any_gradient_mode(around: Any) -> None:
-    with InputGradient(net()) as engine:
-        truth = engine(X, Y)[0]
-    model = net()
-    with around(), InputGradient(Engine(batch_size=3).bind(model)) as engine:
-        grad = engine(X.clone(), Y.clone())[0]
-    assert torch.allclose(grad, truth, **EXACT)
-    grad.add_(1)  # no inference tensor
-
-
 def test_it_is_a_model_itself() -> None:
     model = net().eval()
     whole, split = Engine().bind(model), Engine(batch_size=3).bind(model)
@@ -123,32 +103,6 @@ def test_it_is_a_model_itself() -> None:
     with torch.no_grad():
         assert torch.equal(whole(X), model(X))
         assert torch.allclose(split(X), model(X), **EXACT)
-
-
-def test_the_module_inside() -> None:
-    model, plain = net(), Engine().bind(lambda x: x.flatten(1))
-    assert Engine().bind(model).module is model and plain.module is None
-    assert bound(plain) is plain and bound(model).model is model
-    with InputGradient(Engine(batch_size=2).bind(plain.model)) as engine:
-        assert engine(X, Y)[0].shape == X.shape
-
-
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_the_model_is_given_back_after_an_exception(at: int) -> None:
-    class Failing(Mixed):
-        left = at
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.left -= 1
-            if not self.left:
-                raise RuntimeError("boom")
-            return super().forward(x)
-
-    for dtype in (torch.float32, torch.bfloat16):
-        model = Failing()
-        with untouched(model), pytest.raises(RuntimeError, match="boom"):
-            with InputGradient(Engine(batch_size=2, dtype=dtype).bind(model)) as engine:
-                engine(X.float(), Y)
 
 
 @pytest.mark.parametrize(
@@ -191,14 +145,3 @@ def test_a_loss_that_forgets_its_rows_is_noticed() -> None:
         ) as e:
             e(X, Y, lambda logits, y: weight * cross_entropy(logits, y))
 
-
-def test_a_model_that_changes_its_input_in_place_is_named() -> None:
-    class InPlace(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.mul_(2).flatten(1)
-
-    x = images(4, 3, 2, 2)
-    for options in ({}, {"batch_size": 3}, {"dtype": torch.bfloat16, "channels_last": False}):
-        with pytest.raises(ArgumentError, match="got InPlace, which changes it in place"):
-            Engine(**options).bind(InPlace())(x)
-        assert torch.equal(x, images(4, 3, 2, 2))
