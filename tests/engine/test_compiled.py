@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import SIZES, Mixed, images, tiny, untouched
+from tiny_models import Mixed, images, untouched
 from torch import Tensor, nn
 
-from roli_fast.attacks import PGD
 from roli_fast.engine import Engine, InputGradient, compiled, forget_compiled
 from roli_fast.errors import ArgumentTypeError
 
