@@ -24,7 +24,7 @@ from roli_fast.threat import values_are_known
 
 Model = Callable[[Tensor], Tensor]
 
-SHORT = (torch.bfloat16, torch.float16)
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 """The dtypes that passes may be made in besides the model's own."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,21 +43,21 @@ class Engine:
     Args:
         dtype: torch.bfloat16 or torch.float16, or their names: passes by autocast, with weights
             converted once; images, logits, losses and gradients stay in fp32. float32 leaves the
-            model in its own. What a search finds in a short dtype holds for the plain model only
+            model in its own. What a search finds in low precision holds for the plain model only
             once that has looked.
         batch_size: every pass is split into batches of this many images, and what is left: so a
             search may be given a pool of many images, and those that are still in it fill the
             device as long as there are so many. null makes one batch of all.
         merge: low-rank layers compute with weight and update in one matrix, merged once an attack.
         attention: "fused" is torch's kernel, "products" softmax(q k^T) v in three operations.
-            "auto" takes the products for gradients in a short dtype on the CPU, where they are
+            "auto" takes the products for gradients in low precision on the CPU, where they are
             quicker, and else the fused kernel.
-        channels_last: images and convolutions' weights in channels_last; "auto" in a short dtype.
+        channels_last: images and convolutions' weights in channels_last; "auto" in low precision.
             A model that asks for a view which only contiguous maps have gets these instead.
         fold: during an attack batch normalisation is part of the convolution before it, and the
             division by the images' standard deviation part of the first layer, where that is exact
             but for rounding, as the first image of each attack, run both ways, must show; on the
-            CPU patch embeddings are a matrix product. "auto" in a short dtype, where last bits are
+            CPU patch embeddings are a matrix product. "auto" in low precision, where last bits are
             not expected anyway.
         cuda_graph: on a GPU a pass, forward and input-backward, is recorded once a shape and
             replayed, in every attack, with weights read anew: the same kernels, without the time to
@@ -81,7 +81,7 @@ class Engine:
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str):  # of a caller without a type checker
             object.__setattr__(self, "dtype", DTYPES.get(self.dtype, self.dtype))
-        if self.dtype not in (torch.float32, *SHORT):
+        if self.dtype not in (torch.float32, *LOW_PRECISION):
             expected = "torch.float32, torch.bfloat16 or torch.float16, or the name of one"
             raise ArgumentError(describe("dtype", expected, repr(self.dtype)))
         size = self.batch_size
@@ -94,25 +94,29 @@ class Engine:
             check_choice(name, getattr(self, name), (True, False))
 
     @property
-    def short_dtype(self) -> torch.dtype | None:
+    def low_precision_dtype(self) -> torch.dtype | None:
         """The dtype of the passes where that is not the model's own."""
-        return self.dtype if self.dtype in SHORT else None
+        return self.dtype if self.dtype in LOW_PRECISION else None
 
     @property
     def rows_last(self) -> bool:
         """Whether maps lie in channels_last."""
-        return self.short_dtype is not None if self.channels_last == "auto" else self.channels_last
+        return (
+            self.low_precision_dtype is not None
+            if self.channels_last == "auto"
+            else self.channels_last
+        )
 
     @property
     def folds(self) -> bool:
         """Whether batch normalisation and the input's division are folded."""
-        return self.short_dtype is not None if self.fold == "auto" else self.fold
+        return self.low_precision_dtype is not None if self.fold == "auto" else self.fold
 
     @property
     def exact(self) -> bool:
         """Whether passes give what the model itself does, but for what merging rounds."""
         changed = self.rows_last or self.folds or self.compile or self.attention == "products"
-        return self.short_dtype is None and not changed
+        return self.low_precision_dtype is None and not changed
 
     @property
     def plain(self) -> "Engine":
@@ -124,7 +128,7 @@ class Engine:
         """What a training step's forward runs inside, on this device: autocast, which leaves
         weights and their gradients in fp32, and the way of attention. Nothing by default."""
         try:
-            with surroundings(device.type, self.short_dtype, self.attention, cache=True):
+            with surroundings(device.type, self.low_precision_dtype, self.attention, cache=True):
                 yield
         except RuntimeError as error:
             if not self.rows_last or NO_VIEW not in str(error):
@@ -161,7 +165,7 @@ class Engine:
             got = type(model).__name__
             raise ArgumentTypeError(describe("model", "a callable from images to logits", got))
         model = _unwrapped(model)
-        changed = self.short_dtype is not None or self.rows_last
+        changed = self.low_precision_dtype is not None or self.rows_last
         if changed and isinstance(model, torch.jit.ScriptModule):
             fix = "Its weights cannot be replaced for a call: give the nn.Module it was made of."
             raise ArgumentTypeError(describe("model", "a plain nn.Module", "a ScriptModule", fix))
@@ -217,7 +221,11 @@ class SearchModel:
     def passes(self) -> Model:
         """What runs one batch; weights are converted here, once for as long as it is used."""
         engine = self.engine
-        form = engine.short_dtype is not None or engine.rows_last or engine.attention == "products"
+        form = (
+            engine.low_precision_dtype is not None
+            or engine.rows_last
+            or engine.attention == "products"
+        )
         if not form and not engine.compile:
             return self.model
         keep = engine.cuda_graph is not False and graph.records(self.model)

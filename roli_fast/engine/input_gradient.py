@@ -90,9 +90,9 @@ class InputGradient:
         if engine.merge:
             merging = Merging()
             hold.at_end(merging.clear)
-            merging.fill(module.modules(), engine.short_dtype)
+            merging.fill(module.modules(), engine.low_precision_dtype)
         if engine.folds:
-            self._folding = Folding(module, engine.short_dtype)
+            self._folding = Folding(module, engine.low_precision_dtype)
             hold.at_end(self._folding.clear)
             self._folding.fill()
 

@@ -50,7 +50,7 @@ class EnginePasses:
     ) -> None:
         self.model = model
         self._model = CompiledPasses(model) if engine.compile else model
-        self._dtype, self._attention = engine.short_dtype, engine.attention
+        self._dtype, self._attention = engine.low_precision_dtype, engine.attention
         rows_last = engine.rows_last
         self._layout = torch.channels_last if rows_last else torch.preserve_format
         self._weights: SecondWeights | None = None
@@ -66,10 +66,10 @@ class EnginePasses:
         return self._weights.tensors if self._weights else []
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits, in fp32 where the passes are in a short dtype.
+        """Logits, in fp32 where the passes are in low precision.
 
         Raises:
-            ArgumentTypeError: images that are not fp32, for passes in a short dtype.
+            ArgumentTypeError: images that are not fp32, for passes in low precision.
         """
         if self._dtype is None:
             return self._logits(x)
@@ -246,15 +246,15 @@ def surroundings(
     Args:
         kind: "cpu" or "cuda".
         dtype: torch.bfloat16 or torch.float16; None leaves the model's own.
-        attention: "auto" takes products for gradients in a short dtype on the CPU.
+        attention: "auto" takes products for gradients in low precision on the CPU.
         cache: whether a weight that requires a gradient is converted once for all passes inside.
         packed: linear layers' weights.
     """
     products = attention == "products"
     products_back = products or (attention == "auto" and dtype is not None and kind == "cpu")
-    in_short = torch.autocast(kind, dtype, cache_enabled=cache) if dtype else _NOTHING
+    autocast = torch.autocast(kind, dtype, cache_enabled=cache) if dtype else _NOTHING
     faster = Faster(products, products_back, packed) if products_back or packed else _NOTHING
-    with in_short, faster:
+    with autocast, faster:
         yield
 
 
@@ -364,8 +364,8 @@ class PackedWeights:
             return None
         if not x.is_floating_point() or (bias is not None and bias.requires_grad):
             return None
-        short = None if bias is None else bias.to(torch.bfloat16)
-        found = _Product.apply(x.to(torch.bfloat16), packed, short)
+        bias = None if bias is None else bias.to(torch.bfloat16)
+        found = _Product.apply(x.to(torch.bfloat16), packed, bias)
         assert isinstance(found, Tensor)
         return found
 

@@ -28,7 +28,7 @@ def test_dtypes_have_names(name: Any, dtype: torch.dtype) -> None:
     engine = Engine(dtype=name)
     assert engine.dtype is dtype and engine == Engine(dtype=dtype)
     assert hash(engine) == hash(Engine(dtype=dtype))
-    assert engine.short_dtype is (None if dtype == torch.float32 else dtype)
+    assert engine.low_precision_dtype is (None if dtype == torch.float32 else dtype)
 
 
 def test_it_is_frozen() -> None:

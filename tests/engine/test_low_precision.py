@@ -288,14 +288,14 @@ def resident() -> int:
 
 X = images(4, 3, 6, 6)
 Y = torch.tensor([0, 3, 1, 2])
-SHORT = [torch.bfloat16, torch.float16]
+LOW_PRECISION = [torch.bfloat16, torch.float16]
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     return functional.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)
 
 
-@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
 @pytest.mark.parametrize("name", SIZES)
 def test_close_to_fp32_and_fp32_outside(name: str, dtype: torch.dtype) -> None:
     model, side = tiny(name), SIZES[name]
@@ -379,7 +379,7 @@ def functional_loss(logits: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(logits, y, reduction="none")
 
 
-def test_low_rank_layers_are_merged_in_the_short_dtype() -> None:
+def test_low_rank_layers_are_merged_in_low_precision() -> None:
     model, x = network(), images(4, 12)
     with untouched(model), InputGradient(Engine(dtype=torch.bfloat16).bind(model)) as engine:
         engine(x, Y)
@@ -426,7 +426,7 @@ class Caching(nn.Module):
 def test_what_a_model_keeps_of_its_parameters_stays_fp32() -> None:
     model = Caching().eval()
     truth = model(X)
-    model.cache = None  # made anew by a short pass
+    model.cache = None  # made anew by a pass in bf16
     with untouched(model), InputGradient(Engine(dtype=torch.bfloat16).bind(model)) as engine:
         engine.evaluate(X, Y)
     assert model.cache is not None and torch.equal(model(X), truth)
@@ -458,7 +458,7 @@ COMPUTED = {
 }
 
 
-@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
 @pytest.mark.parametrize("name", COMPUTED)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_a_weight_computed_from_another(name: str, dtype: torch.dtype) -> None:
@@ -500,7 +500,7 @@ class Pixels(nn.Module):
 
 
 class TestViews:
-    @pytest.mark.parametrize("dtype", SHORT, ids=str)
+    @pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
     @pytest.mark.parametrize("make", [Viewing, Pixels])
     def test_as_in_fp32(self, make: type[nn.Module], dtype: torch.dtype) -> None:
         model = make()

@@ -117,7 +117,7 @@ def searched(
     ids = batch.ids.to(batch.x.device, non_blocking=True)  # pinned where that is a GPU
     # the attack's passes see to their own precision: those around it are the training forward's
     apart: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if engine.short_dtype is not None:
+    if engine.low_precision_dtype is not None:
         apart = torch.autocast(batch.x.device.type, enabled=False)
     with apart:
         return search(AttackInputs(model, batch.x, batch.y, generator, engine, ids))
