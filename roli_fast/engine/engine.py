@@ -139,7 +139,7 @@ class Engine:
                 describe("channels_last", expected, repr(self.channels_last), fix)
             ) from error
 
-    def laid_out(self, images: Tensor) -> Tensor:
+    def to_memory_format(self, images: Tensor) -> Tensor:
         """Images (B, ...) in the layout of the passes: all maps of a forward follow them."""
         if not self.rows_last or images.ndim != 4:
             return images

@@ -128,8 +128,8 @@ def attacked(
 ) -> Tensor:
     """The images to train on, (B, ...), in the engine's layout; clean ones without an attack."""
     if attack is None:
-        return engine.laid_out(batch.x)
-    return engine.laid_out(searched(attack.search, model, batch, generator, engine).x_adv)
+        return engine.to_memory_format(batch.x)
+    return engine.to_memory_format(searched(attack.search, model, batch, generator, engine).x_adv)
 
 
 def needs_attack(attack: Attack | None, objective: str) -> Attack:
