@@ -24,9 +24,6 @@ from roli_fast.threat import values_are_known
 
 Model = Callable[[Tensor], Tensor]
 
-LOW_PRECISION = (torch.bfloat16, torch.float16)
-"""The dtypes that passes may be made in besides the model's own."""
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a configuration writes -> the dtype."""
 
@@ -81,7 +78,7 @@ class Engine:
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str):  # of a caller without a type checker
             object.__setattr__(self, "dtype", DTYPES.get(self.dtype, self.dtype))
-        if self.dtype not in (torch.float32, *LOW_PRECISION):
+        if self.dtype not in DTYPES.values():
             expected = "torch.float32, torch.bfloat16 or torch.float16, or the name of one"
             raise ArgumentError(describe("dtype", expected, repr(self.dtype)))
         size = self.batch_size
@@ -96,16 +93,13 @@ class Engine:
     @property
     def low_precision_dtype(self) -> torch.dtype | None:
         """The dtype of the passes where that is not the model's own."""
-        return self.dtype if self.dtype in LOW_PRECISION else None
+        return None if self.dtype == torch.float32 else self.dtype
 
     @property
-    def rows_last(self) -> bool:
+    def in_channels_last(self) -> bool:
         """Whether maps lie in channels_last."""
-        return (
-            self.low_precision_dtype is not None
-            if self.channels_last == "auto"
-            else self.channels_last
-        )
+        low = self.low_precision_dtype is not None
+        return low if self.channels_last == "auto" else self.channels_last
 
     @property
     def folds(self) -> bool:
@@ -115,7 +109,9 @@ class Engine:
     @property
     def exact(self) -> bool:
         """Whether passes give what the model itself does, but for what merging rounds."""
-        changed = self.rows_last or self.folds or self.compile or self.attention == "products"
+        changed = (
+            self.in_channels_last or self.folds or self.compile or self.attention == "products"
+        )
         return self.low_precision_dtype is None and not changed
 
     @property
@@ -131,7 +127,7 @@ class Engine:
             with surroundings(device.type, self.low_precision_dtype, self.attention, cache=True):
                 yield
         except RuntimeError as error:
-            if not self.rows_last or NO_VIEW not in str(error):
+            if not self.in_channels_last or NO_VIEW not in str(error):
                 raise
             expected = "False for a model that asks for views of contiguous maps"
             fix = "Set it, or use flatten or reshape in the model."
@@ -141,7 +137,7 @@ class Engine:
 
     def to_memory_format(self, images: Tensor) -> Tensor:
         """Images (B, ...) in the layout of the passes: all maps of a forward follow them."""
-        if not self.rows_last or images.ndim != 4:
+        if not self.in_channels_last or images.ndim != 4:
             return images
         return images.contiguous(memory_format=torch.channels_last)
 
@@ -165,7 +161,7 @@ class Engine:
             got = type(model).__name__
             raise ArgumentTypeError(describe("model", "a callable from images to logits", got))
         model = _unwrapped(model)
-        changed = self.low_precision_dtype is not None or self.rows_last
+        changed = self.low_precision_dtype is not None or self.in_channels_last
         if changed and isinstance(model, torch.jit.ScriptModule):
             fix = "Its weights cannot be replaced for a call: give the nn.Module it was made of."
             raise ArgumentTypeError(describe("model", "a plain nn.Module", "a ScriptModule", fix))
@@ -221,12 +217,8 @@ class SearchModel:
     def passes(self) -> Model:
         """What runs one batch; weights are converted here, once for as long as it is used."""
         engine = self.engine
-        form = (
-            engine.low_precision_dtype is not None
-            or engine.rows_last
-            or engine.attention == "products"
-        )
-        if not form and not engine.compile:
+        low = engine.low_precision_dtype is not None or engine.in_channels_last
+        if not low and engine.attention != "products" and not engine.compile:
             return self.model
         keep = engine.cuda_graph is not False and graph.records(self.model)
         return EnginePasses(self.model, engine, keep=keep)

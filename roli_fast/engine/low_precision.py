@@ -51,12 +51,12 @@ class EnginePasses:
         self.model = model
         self._model = CompiledPasses(model) if engine.compile else model
         self._dtype, self._attention = engine.low_precision_dtype, engine.attention
-        rows_last = engine.rows_last
-        self._layout = torch.channels_last if rows_last else torch.preserve_format
+        last = engine.in_channels_last
+        self._layout = torch.channels_last if last else torch.preserve_format
         self._weights: SecondWeights | None = None
-        if isinstance(model, nn.Module) and (self._dtype or rows_last):
+        if isinstance(model, nn.Module) and (self._dtype or last):
             make = SecondWeights.kept if keep else SecondWeights
-            self._weights = make(model, self._dtype, rows_last=rows_last)
+            self._weights = make(model, self._dtype, channels_last=last)
         self._compiled = engine.compile
         self._packed = self._pack()
 
@@ -146,22 +146,23 @@ class SecondWeights:
     Args:
         model: whose weights they are.
         dtype: of the second tensors, which only fp32 weights have; None keeps each weight's.
-        rows_last: whether those of two-dimensional convolutions lie in channels_last.
+        channels_last: whether those of two-dimensional convolutions lie in channels_last.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None, *, rows_last: bool) -> None:
-        self._form = dtype, rows_last
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None, *, channels_last: bool) -> None:
+        self._form = dtype, channels_last
         self._weights = list(self._chosen(model))
         self._second: dict[nn.Parameter, nn.Parameter] = {}
         with torch.inference_mode(False), torch.no_grad():
             for own in {weight.own: None for weight in self._weights}:
-                rows = torch.channels_last if rows_last and own.ndim == 4 else torch.preserve_format
-                second = own.detach().to(dtype or own.dtype, memory_format=rows, copy=True)
+                maps = channels_last and own.ndim == 4
+                layout = torch.channels_last if maps else torch.preserve_format
+                second = own.detach().to(dtype or own.dtype, memory_format=layout, copy=True)
                 self._second[own] = nn.Parameter(second, requires_grad=False)
 
     def _chosen(self, model: nn.Module) -> Iterator[_Weight]:
         """Weights that have another form."""
-        dtype, rows_last = self._form
+        dtype, channels_last = self._form
         for module in model.modules():
             if not isinstance(module, _CONVERTED):
                 continue
@@ -170,16 +171,20 @@ class SecondWeights:
                 # `weight_g` and `weight_v` of weight_norm, in fp32 as its buffers are
                 if own is None or name.rpartition("_")[0] in module.__dict__:
                     continue
-                if own.dtype == torch.float32 if dtype else rows_last and own.ndim == 4:
+                if own.dtype == torch.float32 if dtype else channels_last and own.ndim == 4:
                     yield _Weight(module._parameters, name, own)
 
     @staticmethod
-    def kept(model: nn.Module, dtype: torch.dtype | None, *, rows_last: bool) -> "SecondWeights":
+    def kept(
+        model: nn.Module, dtype: torch.dtype | None, *, channels_last: bool
+    ) -> "SecondWeights":
         """Those of the last time, refilled where they lie, as recordings read them there."""
         mine = _kept.setdefault(model, {})
-        found = mine.get((dtype, rows_last))
+        found = mine.get((dtype, channels_last))
         if found is None or not found._refill(model):
-            found = mine[dtype, rows_last] = SecondWeights(model, dtype, rows_last=rows_last)
+            found = mine[dtype, channels_last] = SecondWeights(
+                model, dtype, channels_last=channels_last
+            )
         return found
 
     def _refill(self, model: nn.Module) -> bool:

@@ -47,7 +47,7 @@ def test_it_is_frozen() -> None:
     ],
 )
 def test_where_maps_lie_in_channels_last(dtype: Any, channels_last: Any, expected: bool) -> None:
-    assert Engine(dtype=dtype, channels_last=channels_last).rows_last is expected
+    assert Engine(dtype=dtype, channels_last=channels_last).in_channels_last is expected
 
 
 def test_the_plain_one_has_the_same_batches_and_nothing_else() -> None:

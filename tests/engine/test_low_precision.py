@@ -621,9 +621,9 @@ def test_on_a_gpu(name: str, engine: Engine) -> None:
 
 
 def kept(
-    model: nn.Module, dtype: torch.dtype = torch.bfloat16, *, rows_last: bool = True
+    model: nn.Module, dtype: torch.dtype = torch.bfloat16, *, channels_last: bool = True
 ) -> SecondWeights:
-    return SecondWeights.kept(model, dtype, rows_last=rows_last)
+    return SecondWeights.kept(model, dtype, channels_last=channels_last)
 
 
 def places(weights: SecondWeights) -> list[int]:
@@ -640,7 +640,7 @@ def test_filled_again_where_they_are() -> None:
             parameter.add_(1.0)
     again = kept(model)
     assert places(again) == before
-    fresh = SecondWeights(model, torch.bfloat16, rows_last=True)
+    fresh = SecondWeights(model, torch.bfloat16, channels_last=True)
     assert all(torch.equal(a, b) for a, b in zip(again.tensors, fresh.tensors, strict=True))
 
 
@@ -653,7 +653,7 @@ def test_a_model_with_other_weights(change: str) -> None:
     else:
         model.append(nn.Linear(4, 2))
     found = kept(model)
-    fresh = SecondWeights(model, torch.bfloat16, rows_last=True)
+    fresh = SecondWeights(model, torch.bfloat16, channels_last=True)
     assert found is not before and len(found.tensors) == len(fresh.tensors)
     assert all(torch.equal(a, b) for a, b in zip(found.tensors, fresh.tensors, strict=True))
 
