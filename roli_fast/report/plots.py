@@ -178,7 +178,7 @@ def radii(found: Sequence[Tree]) -> dict[float, list[Tree]]:
 def evaluated(name: str, tree: Tree) -> tuple[list[Chart], list[Key]]:
     """The curves of an evaluation, an attack each, and their legend."""
     found = tree.get("curves") or ()
-    keys = [Key(curve["attack"], look % LOOKS, look // LOOKS) for look, curve in enumerate(found)]
+    keys = [Key(curve["attack"], look % LOOKS, look) for look, curve in enumerate(found)]
     if not found:
         return [], []
     drawn = [_curve(key, [curve]) for key, curve in zip(keys, found, strict=True)]
