@@ -9,7 +9,7 @@ import torch
 from shared_data import REPOSITORY
 from tiny_models import images, tiny
 
-from roli_fast.analyze import cli as analyze
+from roli_fast import analyze
 from roli_fast.data import Batch
 from roli_fast.train.cli import parse
 
