@@ -17,8 +17,9 @@ from roli_fast.analysis.view import LinearHead
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import check_labels
-from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.losses import at_least_float32, margin
+from roli_fast.norms import NORMS
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,6 @@ def residual_size(logits: Tensor, y: Tensor) -> Tensor:
     return residual(logits, y).norm(dim=1)
 
 
-DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
-"""Norm of the perturbation -> q of the norm that its gradient is measured in, 1/p + 1/q = 1."""
-
-
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
     """How strongly each sample's margin m = z_y - max_{k != y} z_k depends on its input.
@@ -255,21 +252,20 @@ def margin_sensitivity(
     Args:
         model: images (B, ...) -> logits (B, C), or the view of it; the head need not be linear.
         batches: (x, y, ids) on the model's device.
-        norm: "linf", "l2" or "l1", of the perturbations; q is its dual.
+        norm: of the perturbations, one of `NORMS`; q is that of its dual.
         engine: how the passes are made.
 
     Raises:
         ArgumentError: another norm, or no images.
     """
-    check_choice("norm", norm, tuple(DUAL))
+    measure = NORMS[norm].dual
     slopes: list[Tensor] = []
     margins: list[Tensor] = []
     network = model.model if isinstance(model, LinearHead) else model
     with InputGradient(bound(network, engine), margin) as gradient:
         for x, y, _ids in batches:
             grad, loss, _logits = gradient(x, y)
-            rows = at_least_float32(grad.flatten(1))
-            slopes.append(torch.linalg.vector_norm(rows, DUAL[norm], dim=1).cpu())
+            slopes.append(measure(grad).cpu())
             margins.append(-loss.cpu())
     if not sum(map(len, slopes)):
         raise ArgumentError(describe("batches", "at least one image", "none"))

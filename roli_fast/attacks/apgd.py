@@ -5,28 +5,24 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from roli_fast import ops
 from roli_fast.attacks.apgd_schedule import large_radius_stages
 from roli_fast.attacks.apgd_search import Found, Plan, climb
-from roli_fast.attacks.apgd_start import OfficialStarts, OwnStarts, Starts
+from roli_fast.attacks.apgd_start import OwnStarts, Starts
 from roli_fast.attacks.apgd_stepping import OneNorm
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_choice,
     check_density,
     check_steps,
-    ids_of,
 )
 from roli_fast.attacks.objective import LOSSES, Goal, check_loss_name, is_right, notes_on
 from roli_fast.attacks.passes import Passes, Samples, take
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds, check_positive
@@ -64,9 +60,6 @@ class APGD(BallAttack):
         eot: passes an iterate, over which gradient and loss are averaged: for models that draw.
         compact: an image leaves the batch as soon as it is misclassified; false keeps all shapes as
             they are, without any wait for the device within a restart. The result is the same.
-        rng: "native" draws by the generator and the sample's id; "official" repeats the draws of
-            github.com/fra31/auto-attack for this batch and `seed`, to compare with it.
-        seed: of the official draws.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
     """
 
@@ -82,8 +75,6 @@ class APGD(BallAttack):
     large_radius: bool = False
     eot: int = 1
     compact: bool = True
-    rng: Literal["native", "official"] = "native"
-    seed: int = 0
     bounds: Bounds | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -92,7 +83,6 @@ class APGD(BallAttack):
             check_steps(name, getattr(self, name))
         check_loss_name(self.loss)
         check_choice("keep", self.keep, ("adversarial", "best"))
-        check_choice("rng", self.rng, ("native", "official"))
         check_positive("rho", self.rho)
         check_density(self.density)
         if not self.random_start:
@@ -102,14 +92,13 @@ class APGD(BallAttack):
 
     def _check_no_random_start(self) -> None:
         wrong = {"restarts": self.restarts > 1, "loss": self.loss == "kl"}
-        wrong["rng"] = self.rng == "official"
         for name, is_wrong in wrong.items():
             if is_wrong:
                 got, fix = repr(getattr(self, name)), "Set random_start=True."
                 raise ArgumentError(describe(name, "one that needs no random start", got, fix))
 
     def _check_large_radius(self, norm: str | None) -> None:
-        if norm not in (None, "l1"):
+        if norm is not None and not NORMS[norm].sparse:
             fix = "Set norm='l1' or large_radius=False."
             raise ArgumentError(describe("large_radius", "False", f"True in {norm}", fix))
         if min(steps for _, steps in large_radius_stages(self.steps)) < 1:
@@ -140,38 +129,17 @@ class APGD(BallAttack):
         goal = Goal(self.loss, y, clean=clean if from_clean else None)
         return [goal] * self.restarts, ()
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> AttackResult:
-        """As `__call__`, with cost, flags and notes beside the images.
-
-        Args:
-            model: as for `__call__`, like all that is not named here.
-            x: likewise.
-            y: likewise.
-            generator: likewise.
-            engine: likewise.
-            sample_ids: likewise.
-            eps: radius in place of the field, a number or one a sample (B,).
-        """
-        ball, x = self.ball(x, eps)
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        ball, inputs = self.ball(inputs)
         if self.large_radius:
             self._check_large_radius(NORMS.name_of(ball.norm))
-        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
+        x, y = inputs.x, inputs.y
+        with inputs.gradient() as gradient:
             passes = Passes(gradient, self.eot)
             clean = passes.clean(x, y) if self._needs_clean else None
             goals, notes = self._goals(y, clean)
-            starts = self._starts(generator, len(goals), x.device)
-            ids = ids_of(x, sample_ids)
-            searches = [Samples(x, goal, ids, ball.eps) for goal in goals]
+            starts = self.starts(inputs, len(goals))
+            searches = [Samples(x, goal, inputs.ids, ball.eps) for goal in goals]
             if self.keep == "best" or clean is None:
                 x_adv, fooled = self._highest_loss(passes, searches, ball, starts), None
             else:
@@ -180,10 +148,9 @@ class APGD(BallAttack):
             notes = notes_on(self.loss, passes.classes) + notes + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
-    def _starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:
-        if self.rng == "official":
-            return OfficialStarts(self.seed, device, 3 if self.large_radius else 1)
-        return OwnStarts(generator, count, device)
+    def starts(self, inputs: AttackInputs, count: int) -> Starts:
+        """The source of the starts of `count` searches, for a subclass that draws otherwise."""
+        return OwnStarts(inputs.generator, count, inputs.x.device)
 
     def _adversarial(  # noqa: PLR0913 - the searches and where they begin
         self,
@@ -233,7 +200,7 @@ class APGD(BallAttack):
         for factor, steps in stages:
             part = replace(samples, eps=samples.eps * factor)
             if found is not None:
-                start = ops.l1_project_(found.x_adv, part.x, eps=part.eps, bounds=ball.bounds)
+                start = ball.norm.project_(found.x_adv, part.x, eps=part.eps, bounds=ball.bounds)
             plan = Plan(
                 stepping=OneNorm(norm, self.rho, None if large else self.density),
                 bounds=ball.bounds,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, Attack, Square
+from roli_fast.compat.original_draws import with_original_draws
 from roli_fast.engine import bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
@@ -27,10 +28,11 @@ class Common:
     rng: Literal["native", "official"]
     seed: int | None = None
 
-    def _threat(self, seed: int) -> dict[str, Any]:
-        return dict(
-            norm=self.norm.lower(), eps=self.eps, bounds=self.bounds, rng=self.rng, seed=seed
-        )
+    def _threat(self) -> dict[str, Any]:
+        return dict(norm=self.norm.lower(), eps=self.eps, bounds=self.bounds)
+
+    def _drawn(self, attack: Attack, seed: int) -> Attack:
+        return with_original_draws(attack, seed) if self.rng == "official" else attack
 
 
 @dataclass(slots=True)
@@ -45,10 +47,10 @@ class APGDComponent(Common):
     loss: str = "ce"
 
     def attack(self, seed: int) -> Attack:
-        return APGD(loss=self.loss, **self._settings(seed))
+        return self._drawn(APGD(loss=self.loss, **self._settings()), seed)
 
-    def _settings(self, seed: int) -> dict[str, Any]:
-        return self._threat(seed) | dict(
+    def _settings(self) -> dict[str, Any]:
+        return self._threat() | dict(
             restarts=self.n_restarts,
             steps=self.n_iter,
             eot=self.eot_iter,
@@ -67,7 +69,8 @@ class TargetedAPGDComponent(APGDComponent):
 
     def attack(self, seed: int) -> Attack:
         loss = self.loss.removesuffix("-targeted")
-        return APGDT(targets=self.n_target_classes, loss=loss, **self._settings(seed))
+        attack = APGDT(targets=self.n_target_classes, loss=loss, **self._settings())
+        return self._drawn(attack, seed)
 
 
 @dataclass(slots=True)
@@ -83,7 +86,7 @@ class FABComponent(Common):
     n_target_classes: int = 9
 
     def attack(self, seed: int) -> Attack:
-        settings = self._threat(seed)
+        settings = self._threat()
         settings |= dict(
             steps=self.n_iter,
             alpha_max=self.alpha_max,
@@ -92,8 +95,8 @@ class FABComponent(Common):
             minimal=False,
         )
         if self.targeted:
-            return FABT(targets=self.n_target_classes, **settings)
-        return FAB(restarts=self.n_restarts, **settings)
+            return self._drawn(FABT(targets=self.n_target_classes, **settings), seed)
+        return self._drawn(FAB(restarts=self.n_restarts, **settings), seed)
 
 
 @dataclass(slots=True)
@@ -107,14 +110,15 @@ class SquareComponent(Common):
     rescale_schedule: bool = False
 
     def attack(self, seed: int) -> Attack:
-        return Square(
+        attack = Square(
             restarts=self.n_restarts,
             n_queries=self.n_queries,
             p_init=self.p_init,
             loss=self.loss,
             rescale_schedule=self.rescale_schedule,
-            **self._threat(seed),
+            **self._threat(),
         )
+        return self._drawn(attack, seed)
 
 
 class Log:

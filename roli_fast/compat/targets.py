@@ -1,6 +1,5 @@
 """Targets where another library names the target and not the label."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ def aimed(attack: Attack, target: Tensor) -> tuple[Tensor, dict[str, Any]]:
     Raises:
         ArgumentError: an attack that takes no target, or whose loss needs the label beside it.
     """
-    if "target" not in inspect.signature(attack.run).parameters:
+    if "target" not in attack.options:
         expected = "an attack that takes a target (PGD)"
         raise ArgumentError(describe("attack", expected, attack.label))
     loss = getattr(attack, "loss", None)

@@ -24,10 +24,10 @@ from roli_fast.attacks.base import BallAttack
 from roli_fast.data import Batch, ImageDataset, Splits, batches
 from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate import robustness_curve
-from roli_fast.evaluate.samples import mixed_order
-from roli_fast.files import naming, read_json, write_bytes, write_json
+from roli_fast.evaluate.prepare import mixed_order
+from roli_fast.files import naming, write_bytes, write_json
 from roli_fast.models import Classifier
-from roli_fast.report.read import wrong_analysis
+from roli_fast.report.read import parse_analysis
 from roli_fast.seeds import derive_seed
 from roli_fast.threat import as_pixels
 from roli_fast.train.context import Context
@@ -417,10 +417,7 @@ def read_analysis(path: Path) -> dict[str, Any]:
         RunDirectoryError: it is damaged, or of another version; the field is named.
     """
     with naming(path, RunDirectoryError, "RUN", "an analysis of this version"):
-        tree = read_json(path)
-        if told := wrong_analysis(tree):
-            raise ValueError(told)
-        return tree
+        return parse_analysis(path)
 
 
 def write_examples(path: Path, clean: Gathered, attacked: Gathered, rounded: Gathered) -> None:

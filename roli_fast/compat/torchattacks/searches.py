@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Generator, Tensor
 
@@ -12,7 +12,7 @@ from roli_fast import attacks as ours
 from roli_fast.attacks import AttackResult
 from roli_fast.attacks.auto_attack import VERSIONS
 from roli_fast.attacks.base import Radius
-from roli_fast.attacks.official import Rng
+from roli_fast.compat.original_draws import OriginalAutoAttack, with_original_draws
 from roli_fast.compat.torchattacks.attack import Attack, arguments, logger
 from roli_fast.compat.torchattacks.gradient import need, radius_of
 from roli_fast.engine.input_gradient import Model
@@ -52,8 +52,8 @@ class Search(Attack):
     kind: Any
     """What it is here."""
 
-    rng: Rng = "native"
-    """ "official" repeats the original's draws, which depend on the batch; see the attacks."""
+    rng: Literal["native", "official"] = "native"
+    """ "official" repeats the original's draws, which depend on the batch."""
 
     def __init__(self, name: str, model: Model, **attributes: Any) -> None:
         our_norm(attributes["norm"])
@@ -68,7 +68,11 @@ class Search(Attack):
     ) -> AttackResult:
         """One call."""
         field, radius = radius_of(self.eps, images)
-        attack = self.build(norm=our_norm(self.norm), eps=field, **self._rng())
+        attack = self.build(norm=our_norm(self.norm), eps=field)
+        if self.rng == "official":
+            if self.seed is None:
+                raise ArgumentError(describe("seed", "a seed with rng='official'", None))
+            attack = self.originally(attack, self.seed)
         generator = self.generator
         if self.seed is not None:
             generator = Generator(images.device).manual_seed(self.seed)
@@ -89,10 +93,9 @@ class Search(Attack):
             self._told.add(note)
             logger.warning("%s: %s", self.attack, note)
 
-    def _rng(self) -> dict[str, Any]:
-        if self.rng == "official" and self.seed is None:
-            raise ArgumentError(describe("seed", "a seed with rng='official'", None))
-        return {"rng": self.rng, "seed": self.seed or 0}
+    def originally(self, attack: ours.Attack, seed: int) -> ours.Attack:
+        """The attack with the original's draws."""
+        return with_original_draws(attack, seed)
 
 
 class APGD(Search):
@@ -226,6 +229,13 @@ class AutoAttack(Search):
             return ours.AutoAttack
         return partial(_TargetsAutoAttack, targets=self.n_classes - 1)
 
+    def originally(self, attack: ours.Attack, seed: int) -> ours.Attack:
+        """The same also for other numbers of targets."""
+        if isinstance(attack, _TargetsAutoAttack):
+            settings = {field.name: getattr(attack, field.name) for field in fields(attack)}
+            return _OriginalTargetsAutoAttack(**settings, seed=seed)
+        return super().originally(attack, seed)
+
     def _tell(self, note: str) -> None:
         """It warns by itself; what else it notes is how many images each part fooled."""
         logger.log(logging.INFO if self.verbose else logging.DEBUG, "AutoAttack: %s", note)
@@ -241,7 +251,13 @@ class _TargetsAutoAttack(ours.AutoAttack):
 
     targets: int = 9
 
-    def _part(self, name: str, more: dict[str, Any]) -> ours.Attack:
+    def part(self, name: str, more: dict[str, Any]) -> ours.Attack:
+        """With these targets."""
         if name in ("apgd-t", "fab-t"):
             more = more | {"targets": self.targets}
-        return super()._part(name, more)
+        return super().part(name, more)
+
+
+@dataclass(frozen=True)
+class _OriginalTargetsAutoAttack(_TargetsAutoAttack, OriginalAutoAttack):
+    """The same with the original's draws."""
