@@ -6,10 +6,9 @@ from pathlib import Path
 
 from roli_fast.errors import ConfigError, RunDirectoryError, describe
 from roli_fast.running.folder import CONFIG
-from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import SCHEMA, Experiment
 from roli_fast.train.starting import stage_folder
-from roli_fast.train.sweep_files import SWEEP
+from roli_fast.train.sweep import SWEEP
 
 
 @dataclass(frozen=True)

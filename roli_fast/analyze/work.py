@@ -22,9 +22,9 @@ from roli_fast.train.aftermath import analysis_table, quiet_costs
 from roli_fast.train.context import Context
 from roli_fast.train.images import all_parts, as_begun
 from roli_fast.train.method_analysis import MethodAnalysis
-from roli_fast.train.recorder import NoRecorder
+from roli_fast.train.metrics import NoRecorder
 from roli_fast.train.run_directory import identity, saved_environment
-from roli_fast.train.sweep_files import SWEEP
+from roli_fast.train.sweep import SWEEP
 
 logger = logging.getLogger("roli_fast.analyze")
 

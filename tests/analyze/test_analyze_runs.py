@@ -17,8 +17,7 @@ from roli_fast.analyze.cli import parse
 from roli_fast.analyze.targets import targets
 from roli_fast.errors import ConfigError, InterruptedRunError, RunDirectoryError
 from roli_fast.train.method_analysis import MethodAnalysis
-from roli_fast.train.sweep import Axis
-from roli_fast.train.sweep_run import run_sweep
+from roli_fast.train.sweep import Axis, run_sweep
 
 QUICK = ("--finetune.epochs=1", "--data.max_per_class=12", "--analysis_images=20")
 
