@@ -27,10 +27,10 @@ from roli_fast.errors import (
 )
 from roli_fast.files import naming, read_json, read_text, write_json
 from roli_fast.running.text import align
-from roli_fast.train.aftermath import report_or_warn
 from roli_fast.train.checks import check
 from roli_fast.train.experiment import PLACE_FIELDS, SCHEMA, STAGES, Experiment, same_experiment
 from roli_fast.train.pipeline import run
+from roli_fast.train.postprocess import report_or_warn
 from roli_fast.train.run_directory import (
     as_result,
     identity,
