@@ -35,15 +35,14 @@ from roli_fast.running.folder import CONFIG
 from roli_fast.running.lock import RunLock
 from roli_fast.running.signals import Interrupt
 from roli_fast.train.analysis import FILE, MethodAnalysis, read_analysis
-from roli_fast.train.config import SCHEMA
 from roli_fast.train.context import Context
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import SCHEMA, Experiment
 from roli_fast.train.images import all_parts, as_begun
+from roli_fast.train.metrics import NoRecorder
 from roli_fast.train.postprocess import analysis_table
-from roli_fast.train.recorder import NoRecorder
 from roli_fast.train.run_directory import identity, saved_environment
 from roli_fast.train.starting import stage_folder
-from roli_fast.train.sweep_files import SWEEP
+from roli_fast.train.sweep import SWEEP
 
 logger = logging.getLogger("roli_fast.analyze")
 

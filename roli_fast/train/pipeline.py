@@ -27,8 +27,8 @@ from roli_fast.train.experiment import Experiment
 from roli_fast.train.images import leave_out, record_images
 from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
+from roli_fast.train.metrics import NoRecorder, Recorder
 from roli_fast.train.postprocess import analyse, write_report
-from roli_fast.train.recorder import NoRecorder, Recorder
 from roli_fast.train.run_directory import (
     identity,
     open_run_dir,

@@ -16,8 +16,7 @@ from roli_fast.analyze import check_budget, main, parse, run, targets
 from roli_fast.errors import ConfigError, InterruptedRunError, RunDirectoryError
 from roli_fast.running.lock import RunLock
 from roli_fast.train.analysis import MethodAnalysis
-from roli_fast.train.sweep import Axis
-from roli_fast.train.sweep_run import run_sweep
+from roli_fast.train.sweep import Axis, run_sweep
 
 QUICK = ("--finetune.epochs=1", "--data.max_per_class=12", "--analysis_images=20")
 

@@ -16,16 +16,15 @@ from roli_fast.peft import METHODS, Full, LoRA
 from roli_fast.threat import ThreatModel
 from roli_fast.train import run
 from roli_fast.train.cli import parse
-from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import SCHEMA, Experiment
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial
 from roli_fast.train.objectives.avg import AVG
 from roli_fast.train.objectives.eat import EAT
 from roli_fast.train.objectives.ramp import RAMP
 from roli_fast.train.objectives.sat import SAT
-from roli_fast.train.published_norms import NORM_RECIPES
-from roli_fast.train.schedules import Schedule, Step, Triangle
+from roli_fast.train.optim import Schedule, Step, Triangle
+from roli_fast.train.recipes import NORM_RECIPES
 from roli_fast.train.stage import Stage, pgd_in_run
 
 PREACT, RN50, XCIT = "preact_resnet18", "resnet50", "xcit_small_12_p16_224"

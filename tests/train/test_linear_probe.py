@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression as Reference
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError
-from roli_fast.train import logistic
-from roli_fast.train.logistic import LogisticRegression, best, score, strongest_first
+from roli_fast.train import linear_probe
+from roli_fast.train.linear_probe import LogisticRegression, best, score, strongest_first
 
 
 def problem(classes: int = 3, count: int = 60) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def test_the_minimum_is_one_whatever_the_way(monkeypatch: pytest.MonkeyPatch) ->
     """From another solution, in parts of 7 rows, of moved features: only the bias moves."""
     features, y = problem()
     straight = LogisticRegression(features, y, 3).solve(0.01, tolerance=1e-9)
-    monkeypatch.setattr(logistic, "ROWS", 7)
+    monkeypatch.setattr(linear_probe, "ROWS", 7)
     moved = LogisticRegression(features + 2.0, y, 3)
     warm = moved.solve(0.01, start=moved.solve(1.0), tolerance=1e-9)
     torch.testing.assert_close(warm.weight, straight.weight, rtol=1e-6, atol=1e-8)

@@ -13,9 +13,8 @@ from roli_fast.errors import ConfigError
 from roli_fast.peft import Adapter, Bias, Full, Linear, LoRA, Prompt
 from roli_fast.train import run
 from roli_fast.train.cli import parse
-from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import Experiment
-from roli_fast.train.published import DATA, NAMES, TUNINGS, setting, settings
+from roli_fast.train.experiment import SCHEMA, Experiment
+from roli_fast.train.recipes import DATA, NAMES, TUNINGS, setting, settings
 from roli_fast.zoo import named
 
 PACKAGE = Path(__file__).resolve().parents[2]
