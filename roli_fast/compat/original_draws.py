@@ -15,9 +15,10 @@ from torch import Generator, Tensor
 
 from roli_fast import ops
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, Attack, AutoAttack, Square
-from roli_fast.attacks.apgd_start import Starts
+from roli_fast.attacks.apgd_start import Starts as APGDStarts
 from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
+from roli_fast.attacks.fab import Starts as FABStarts
 from roli_fast.attacks.fab import rows
 from roli_fast.attacks.passes import Samples
 from roli_fast.losses import margin
@@ -105,26 +106,6 @@ class OfficialAPGDStarts:
         return ops.l1_project_(shifted - x, x, eps=eps, bounds=bounds)
 
 
-class OfficialFABStarts:
-    """A point at half the radius in a random direction, cut to the box."""
-
-    def __init__(self, draws: OfficialDraws, ball: Ball) -> None:
-        self._draws, self._ball = draws, ball
-
-    def __call__(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
-        """One draw for the samples that are left, whichever run it is."""
-        x, order = x[left], self._ball.norm.order
-        eps = self._ball.eps[left] if isinstance(self._ball.eps, Tensor) else self._ball.eps
-        if math.isinf(order):
-            drawn = 2 * self._draws.uniform(*x.shape) - 1
-        else:
-            drawn = self._draws.normal(*x.shape)
-        drawn = drawn.to(compute_dtype(x.dtype))
-        length = torch.linalg.vector_norm(drawn.flatten(1), order, dim=1)
-        radius = eps * torch.ones_like(length)
-        return (x + rows(radius / length * 0.5, x) * drawn).to(x.dtype).clamp(*self._ball.bounds)
-
-
 class OfficialSquareDraws:
     """Square's numbers for `count` samples in lockstep.
 
@@ -175,7 +156,7 @@ class _APGDDraws:
     seed: int
     large_radius: bool
 
-    def starts(self, inputs: AttackInputs, count: int) -> Starts:
+    def starts(self, inputs: AttackInputs, count: int) -> APGDStarts:
         """Those of `seed`."""
         return OfficialAPGDStarts(self.seed, inputs.x.device, 3 if self.large_radius else 1)
 
@@ -185,9 +166,20 @@ class _FABDraws:
 
     seed: int
 
-    def starts(self, inputs: AttackInputs, ball: Ball) -> OfficialFABStarts:
-        """Those of `seed`."""
-        return OfficialFABStarts(OfficialDraws(self.seed, inputs.x.device), ball)
+    def starts(self, inputs: AttackInputs, ball: Ball) -> FABStarts:
+        """Those of `seed`: half the radius away in a random direction, cut to the box."""
+        draws, order = OfficialDraws(self.seed, inputs.x.device), ball.norm.order
+
+        def drawn(_restart: int, left: Tensor) -> Tensor:
+            x = inputs.x[left]
+            eps = ball.eps[left] if isinstance(ball.eps, Tensor) else ball.eps
+            noise = 2 * draws.uniform(*x.shape) - 1 if math.isinf(order) else draws.normal(*x.shape)
+            noise = noise.to(compute_dtype(x.dtype))
+            length = torch.linalg.vector_norm(noise.flatten(1), order, dim=1)
+            radius = eps * torch.ones_like(length)
+            return (x + rows(radius / length * 0.5, x) * noise).to(x.dtype).clamp(*ball.bounds)
+
+        return drawn
 
 
 @dataclass(frozen=True)
