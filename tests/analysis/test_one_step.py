@@ -1,11 +1,12 @@
-"""One gradient and one Jacobian product give what the explicit kernels do, and predict a step."""
+"""One gradient and one Jacobian product give what the explicit kernels do, and predict a step;
+scaling the head does exactly s and s^2 with residuals held fixed."""
 
 import math
 
 import pytest
 import torch
 from explicit import Mlp, close, jacobians
-from networks import KINDS, Cubed, case
+from networks import KINDS, Case, Cubed, case
 from tiny_models import images, tiny, untouched
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,8 +17,8 @@ from roli_fast.analysis import (
     LinearHead,
     actual_change,
     first_update,
+    head_scale,
     one_step,
-    one_step_cost,
 )
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
@@ -27,6 +28,7 @@ from roli_fast.train.optim import Optimizer
 
 TRAIN, TEST = slice(0, 4), slice(3, 6)
 LR = 0.01
+PGD2 = PGD(norm="linf", eps=0.05, bounds=(0.0, 1.0), steps=2)
 
 
 def residual(logits: Tensor, y: Tensor) -> Tensor:
@@ -37,9 +39,7 @@ def residual(logits: Tensor, y: Tensor) -> Tensor:
 def test_the_matrix_free_way_is_the_explicit_one(kind: str) -> None:
     own = case(kind)
     with untouched(own.model):
-        found = one_step(
-            own.model, own.batches(TRAIN), own.batches(TEST), names=own.names, lr=LR, head=own.head
-        )
+        found = one_step(own.view, own.batches(TRAIN), own.batches(TEST), names=own.names, lr=LR)
     train = jacobians(own.model, own.head, own.names, own.x[TRAIN])
     test = jacobians(own.model, own.head, own.names, own.x[TEST])
     delta = residual(train.logits, own.y[TRAIN]).flatten()
@@ -87,14 +87,13 @@ def test_it_predicts_a_step_to_first_order() -> None:
 
 def test_under_attack_the_update_sees_the_attacked_images() -> None:
     own = case("vit_tiny_patch16_224")
-    attack = PGD(norm="linf", eps=0.05, bounds=(0.0, 1.0), steps=2)
     train = own.batches(TRAIN)
-    found = one_step(own.model, train, own.batches(TEST), attack=attack, seed=7)
+    found = one_step(own.model, train, own.batches(TEST), attack=PGD2, seed=7)
     own.model.eval()
     by_hand = []
     for batch in train:
-        generator = derived_generator("evaluate", 7, attack.label)
-        x = attack(own.model, batch.x, batch.y, generator, sample_ids=batch.ids)
+        generator = derived_generator("evaluate", 7, PGD2.label)
+        x = PGD2(own.model, batch.x, batch.y, generator, sample_ids=batch.ids)
         by_hand.append(batch._replace(x=x))
     again = one_step(own.model, by_hand, own.batches(TEST))
     assert torch.equal(found.features, again.features) and found.residual == again.residual
@@ -105,15 +104,14 @@ def test_under_attack_the_update_sees_the_attacked_images() -> None:
 def test_the_attack_sees_the_model_as_it_is() -> None:
     """In fp32, also where the rest is computed in fp64."""
     model, x, y = tiny(), images(3, 3, 8, 8), torch.arange(3)
-    attack = PGD(norm="linf", eps=0.05, bounds=(0.0, 1.0), steps=2)
     batches = [Batch(x, y, torch.arange(3))]
-    wide = one_step(model, batches, batches, attack=attack, dtype=torch.float64)
-    generator = derived_generator("evaluate", 0, attack.label)
-    x_adv = attack(model, x, y, generator, sample_ids=torch.arange(3))
+    wide = one_step(model, batches, batches, attack=PGD2, dtype=torch.float64)
+    generator = derived_generator("evaluate", 0, PGD2.label)
+    x_adv = PGD2(model, x, y, generator, sample_ids=torch.arange(3))
     twin = tiny().double()
     by_hand = one_step(twin, [Batch(x_adv.double(), y, y)], [Batch(x.double(), y, y)])
     assert torch.equal(wide.features, by_hand.features)
-    narrow = one_step(model, batches, batches, attack=attack)
+    narrow = one_step(model, batches, batches, attack=PGD2)
     assert narrow.features.dtype == torch.float32 and close(narrow.features, wide.features, 1e-4)
 
 
@@ -246,26 +244,8 @@ def test_bad_calls_are_refused_by_name() -> None:
             actual_change(own.model, {}, [])
 
 
-def test_it_says_its_cost_before(caplog: pytest.LogCaptureFixture) -> None:
-    own = case("mlp")
-    with caplog.at_level("INFO", "roli_fast.analysis"):
-        one_step(own.model, own.batches(TRAIN), own.batches(TEST))
-        tangent = {"body.0.weight": torch.ones(6, 5).double()}
-        one_step(own.model, [], own.batches(TEST), tangent=tangent)
-        one_step(own.model, iter(own.batches(TRAIN)), own.batches(TEST))
-        one_step(own.model, own.batches(TRAIN), iter(own.batches(TEST)))
-    assert [message.split(",")[:2] for message in caplog.messages] == [
-        ["one step: 7 forwards", " 4 weight gradients"],
-        ["one step: 3 forwards", " 3 JVPs"],
-        *2 * [["one step", " a sample: 2 forwards"]],
-    ]
-    attack = PGD(norm="linf", eps=0.05, bounds=(0.0, 1.0), steps=2)
-    cost = one_step_cost(LinearHead.of(own.model), 4, 3, attack)
-    assert cost.weight_backwards == 4 and cost.input_backwards == 8 and cost.jvps == 3
-
-
 @pytest.mark.parametrize("kind", ["vit_tiny_patch16_224", "text"])
-def test_its_cost_is_what_is_said(kind: str) -> None:
+def test_it_costs_six_forwards(kind: str) -> None:
     """In matrix products: what the units leave out is the input's own gradient, and the head's."""
     own = case(kind)
     view = LinearHead.of(own.model, own.head)
@@ -273,5 +253,63 @@ def test_its_cost_is_what_is_said(kind: str) -> None:
         own.model(own.x[TRAIN])
     with FlopCounterMode(display=False) as counter:
         one_step(view, own.batches(TRAIN), own.batches(TRAIN))
-    units = counter.get_total_flops() / forward.get_total_flops() * 4
-    assert units == pytest.approx(one_step_cost(view, 4, 4).forward_units, rel=0.15)
+    # a gradient is a forward and twice its products, and so is a Jacobian product
+    assert counter.get_total_flops() / forward.get_total_flops() == pytest.approx(6, rel=0.15)
+
+
+def scaled(own: Case, scale: float) -> Case:
+    for name in ("weight", "bias"):
+        own.model.get_parameter(f"{own.head}.{name}").data *= scale
+    return own
+
+
+def test_with_residuals_held_fixed_it_is_s_and_s_squared() -> None:
+    own = case("vit_tiny_patch16_224")
+    scales, done = (0.1, 1.0, 10.0), []
+    train, test = own.batches(TRAIN), own.batches(TEST)
+    with untouched(own.model):
+        rows = head_scale(
+            own.model, train, test, scales, lr=0.1, attack=PGD2, after_batch=done.append
+        )
+    assert sum(done) == 2 * 3 * (4 + 3)
+    one = rows[1]
+    assert [row.scale for row in rows] == [0.1, 1.0, 10.0]
+    assert one.fixed.features == pytest.approx(one.features, rel=1e-12)
+    assert one.fixed.logits_F == pytest.approx(one.logits_F, rel=1e-12)
+    for row in rows:
+        assert row.fixed.features == pytest.approx(row.scale * one.features, rel=1e-9)
+        assert row.fixed.logits_F == pytest.approx(row.scale**2 * one.logits_F, rel=1e-9)
+        per_logit = row.fixed.features / row.fixed.logits_F
+        assert per_logit == pytest.approx(one.features / one.logits_F / row.scale, rel=1e-9)
+
+
+@pytest.mark.parametrize("attack", [None, PGD2])
+def test_else_everything_is_that_of_the_scaled_model(attack: PGD | None) -> None:
+    own = case("vit_tiny_patch16_224")
+    (row,) = head_scale(
+        own.model, own.batches(TRAIN), own.batches(TEST), (4.0,), lr=0.1, attack=attack, seed=5
+    )
+    twin = scaled(case("vit_tiny_patch16_224"), 4.0)
+    truth = one_step(
+        twin.model, own.batches(TRAIN), own.batches(TEST), lr=0.1, attack=attack, seed=5
+    )
+    assert row.features == pytest.approx(truth.size, rel=1e-12)
+    assert row.logits_F == pytest.approx(float(truth.backbone_part.norm(dim=1).mean()), rel=1e-12)
+    assert row.ft_ratio == pytest.approx(truth.ft_ratio, rel=1e-12)
+    assert row.residual == pytest.approx(truth.residual, rel=1e-12)
+
+
+def test_a_larger_head_has_a_larger_backbone_share() -> None:
+    own = case("text")
+    train, test = own.batches(TRAIN), own.batches(TEST)
+    rows = head_scale(own.view, train, test, (0.01, 0.1, 1.0), names=own.names)
+    ratios = [row.ft_ratio for row in rows]
+    assert ratios == sorted(ratios) and ratios[0] < 1e-3
+
+
+def test_scales_that_are_refused() -> None:
+    own = case("mlp")
+    with pytest.raises(ArgumentError, match="`scales`"):
+        head_scale(own.model, own.batches(TRAIN), own.batches(TEST), (1.0, 0.0))
+    with pytest.raises(ArgumentError, match="`train`"):
+        head_scale(own.model, [], own.batches(TEST))

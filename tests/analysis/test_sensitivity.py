@@ -1,19 +1,16 @@
 """How fast margins move with the images."""
 
-import logging
 import math
 from typing import Any
 
 import pytest
 import torch
-from passes_counted import counted
 from text_encoder import TextEncoder, token_batches
 from tiny_models import SIZES, SMALL, FixedLogits, Mixed, images, tiny, untouched
 from torch.autograd.functional import jacobian
 
 from roli_fast import PGD
 from roli_fast.analysis import LinearHead, gather, margin_sensitivity, residual_size
-from roli_fast.analysis.sensitivity import margin_sensitivity_cost
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
@@ -90,16 +87,6 @@ def test_batches_and_engines_give_the_same() -> None:
     split = margin_sensitivity(LinearHead.of(model), iter(parts), "l2", engine=Engine(batch_size=1))
     assert torch.allclose(whole.samples, split.samples, rtol=1e-4)
     assert torch.allclose(whole.margins, split.margins, rtol=1e-4, atol=1e-6)
-
-
-def test_it_costs_what_it_says(caplog: pytest.LogCaptureFixture) -> None:
-    model, batches = tiny(), one_batch(images(5, 3, 8, 8), torch.arange(5))
-    with counted(model) as count, caplog.at_level(logging.INFO, "roli_fast.analysis"):
-        margin_sensitivity(model, batches, "l2")
-    cost = margin_sensitivity_cost(5)
-    assert (count.forwards, count.input_backwards, count.weight_backwards) == (5, 5, 0)
-    assert (cost.forwards, cost.input_backwards) == (5, 5)
-    assert caplog.messages == [str(cost)]
 
 
 def test_wrong_calls() -> None:

@@ -1,8 +1,6 @@
 """What follows the training of a run: its analysis, its report, and a short table of both."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +8,30 @@ from roli_fast import report
 from roli_fast.errors import InterruptedRunError, PeerError
 from roli_fast.report.read import values
 from roli_fast.running.text import align
+from roli_fast.train.analysis import FILE, MethodAnalysis, read_analysis
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.method_analysis import FILE, MethodAnalysis, read_analysis
 
 logger = logging.getLogger("roli_fast.train")
 
 
 def analyse(analysis: MethodAnalysis) -> None:
-    """Make what is missing of a method's light analysis, in the leading process; the others wait.
+    """Make a method's light analysis, in the leading process; the others wait.
 
     An analysis that fails loses nothing of the run: it is told, with the command that repeats it.
 
     Raises:
-        InterruptedRunError: a signal came; a resume goes on after the last finished part.
+        InterruptedRunError: a signal came; a resume makes the analysis anew.
         PeerError: another process is gone.
     """
-    context, steps = analysis.context, _guarded(analysis)
-    while context.team.from_first(context.team.leads and next(steps, None) is not None):
-        context.check()
-
-
-def _guarded(analysis: MethodAnalysis) -> Iterator[str]:
-    if not analysis.experiment.analysis_images:
+    team = analysis.context.team
+    if not team.leads:
+        while team.from_first(None):  # a word between two batches, see `MethodAnalysis.watch`
+            analysis.context.check()
         return
     try:
-        with quiet_costs():
-            yield from analysis.steps()
+        if analysis.experiment.analysis_images:
+            analysis.make()
     except (InterruptedRunError, PeerError):
         raise
     except Exception as error:  # whatever it is, hours of training are worth more
@@ -45,18 +40,7 @@ def _guarded(analysis: MethodAnalysis) -> Iterator[str]:
         kind = type(error).__name__
         logger.warning("no analysis of %s: %s: %s", analysis.folder, kind, error)
         logger.warning("the run goes on; repeat the analysis with: %s", again)
-
-
-@contextlib.contextmanager
-def quiet_costs() -> Iterator[None]:
-    """Within, the many small parts of an analysis do not state their costs one by one."""
-    parts = logging.getLogger("roli_fast.analysis")
-    level = parts.level
-    parts.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        parts.setLevel(level)
+    team.from_first(False)
 
 
 def write_report(experiment: Experiment, run_dir: Path, context: Context) -> None:

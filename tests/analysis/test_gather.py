@@ -1,17 +1,12 @@
 """Features, logits, labels and ids of many samples, clean and attacked."""
 
-import logging
-from collections.abc import Iterator
-from dataclasses import astuple
-
 import pytest
 import torch
-from passes_counted import counted
 from text_encoder import TextEncoder, token_batches
 from tiny_models import SIZES, SMALL, Mixed, images, tiny, untouched
 
 from roli_fast import PGD
-from roli_fast.analysis import LinearHead, gather, gather_cost, margin_sensitivity, robust_drift
+from roli_fast.analysis import LinearHead, gather, margin_sensitivity, robust_drift
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, InputGradient
 from roli_fast.errors import ArgumentError, ArgumentTypeError
@@ -70,14 +65,14 @@ def test_attacked_samples_of_real_networks(name: str) -> None:
 def test_a_text_encoder() -> None:
     model, batches = TextEncoder().train(), token_batches()
     with untouched(model):
-        found = gather(model, batches, head="out", keep_images=True)
+        found = gather(LinearHead.of(model, "out"), batches, keep_images=True)
     x, y, ids = whole(batches)
     assert found.features.shape == (7, 8) and found.logits.shape == (7, 3)
     assert torch.equal(found.y, y) and torch.equal(found.ids, ids)
     assert found.x is not None and torch.equal(found.x, x) and found.x.dtype == torch.int64
     assert torch.allclose(found.logits, model.eval()(x), atol=1e-6)
     with pytest.raises(ArgumentTypeError, match="floating-point tensor"):
-        gather(model, batches, PGD(), head="out")
+        gather(LinearHead.of(model, "out"), batches, PGD())
 
 
 def test_a_draw_depends_on_the_id_and_not_on_the_batch() -> None:
@@ -117,44 +112,6 @@ def test_engines_attack_and_the_plain_model_looks() -> None:
     assert torch.equal(short.features, model.eval().features(short.x))
 
 
-@pytest.mark.parametrize("attacked", [False, True])
-def test_it_costs_what_it_says(attacked: bool, caplog: pytest.LogCaptureFixture) -> None:
-    model, batches, attack = tiny(), batches_of(5, 8, 2), PGD(steps=3) if attacked else None
-    expected = gather_cost(model, 5, attack)
-    with counted(model) as count, caplog.at_level(logging.INFO, "roli_fast.analysis"):
-        found = gather(model, batches, attack)
-    assert (count.forwards, count.input_backwards) == ((20, 15) if attacked else (5, 0))
-    assert count.weight_backwards == 0
-    assert (expected.forwards, expected.input_backwards) == (count.forwards, count.input_backwards)
-    assert astuple(found.cost) == astuple(expected)
-    assert caplog.messages == [str(expected)]
-    parts = (found.features, found.logits, found.y, found.ids)
-    assert sum(part.nbytes for part in parts) == expected.bytes
-
-
-def test_the_bytes_of_kept_images(caplog: pytest.LogCaptureFixture) -> None:
-    model, batches = tiny(), batches_of(5, 8, 2)
-    with caplog.at_level(logging.INFO, "roli_fast.analysis"):
-        found = gather(model, batches, keep_images=True)
-    assert found.x is not None
-    expected = gather_cost(model, 5, kept_bytes=found.x[0].nbytes)
-    assert found.cost.bytes == expected.bytes > gather_cost(model, 5).bytes
-    assert caplog.messages == [str(expected)]
-
-
-def test_of_an_unknown_number_the_cost_of_one_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    def stream() -> Iterator[Batch]:
-        assert len(caplog.messages) == 1  # said before anything is run
-        yield from batches_of(5, 8, 2)
-
-    with caplog.at_level(logging.INFO, "roli_fast.analysis"):
-        found = gather(tiny(), stream(), PGD(steps=3))
-    assert found.cost.forwards == 20
-    assert caplog.messages[0].startswith(
-        "features under pgd-3, a sample: 4 forwards, 3 input gradients"
-    )
-
-
 def test_a_model_in_fp64_or_half_and_a_view() -> None:
     model, batches = tiny().double(), batches_of(3, 8, 2)
     wide = [batch._replace(x=batch.x.double()) for batch in batches]
@@ -173,7 +130,7 @@ def test_a_stop_gives_the_model_back() -> None:
             raise KeyboardInterrupt
 
     with untouched(model), pytest.raises(KeyboardInterrupt):
-        gather(model, batches_of(5, 6, 2, 4), PGD(steps=1), head="head", after_batch=stop)
+        gather(LinearHead.of(model, "head"), batches_of(5, 6, 2, 4), PGD(steps=1), after_batch=stop)
     assert done == [2, 2] and not model.head._forward_hooks
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from analysed_run import analysed, analysis_of, run_analysed
 
-from roli_fast.analyze import deep, work
-from roli_fast.analyze.__main__ import main
-from roli_fast.analyze.cli import parse
-from roli_fast.analyze.targets import targets
+from roli_fast.analysis.deep import PARTS
+from roli_fast.analyze import check_budget, main, parse, run, targets
 from roli_fast.errors import ConfigError, InterruptedRunError, RunDirectoryError
-from roli_fast.train.method_analysis import MethodAnalysis
+from roli_fast.running.lock import RunLock
+from roli_fast.train.analysis import MethodAnalysis
 from roli_fast.train.sweep import Axis
 from roli_fast.train.sweep_run import run_sweep
 
@@ -37,17 +36,16 @@ def run_dir(plain: Path, tmp_path: Path) -> Path:
 
 
 def analyse(*arguments: object) -> str:
-    return "".join(work.run(parse(list(map(str, arguments))), quiet=True))
+    return "".join(run(parse(list(map(str, arguments))), quiet=True))
 
 
 def test_a_run_is_analysed_as_it_would_have_been(run_dir: Path, tmp_path: Path) -> None:
     run_analysed(tmp_path / "other", *QUICK)
     text = analyse(run_dir, "--seeds", "0")
+    assert analysis_of(run_dir)["left_out"]  # a second of training pays for no more
+    again = analyse(run_dir, "--seeds", "0", "--images", 20)
     own, other = analysis_of(run_dir), analysis_of(tmp_path / "other")
     assert own.keys() == other.keys()
-    assert own["images"] != other["images"]  # 64 of them at least: nobody said 20 to this run
-    again = analyse(run_dir, "--seeds", "0", "--images", 20, "--again")
-    own = analysis_of(run_dir)
     assert own["stages"] == other["stages"]
     assert own["calibration"] == other["calibration"]
     assert (run_dir / "report.html").is_file()
@@ -72,9 +70,9 @@ def test_deep_parts_are_added_and_kept(run_dir: Path, monkeypatch: pytest.Monkey
     def never(*_: object) -> None:
         raise AssertionError("made already")
 
-    made = dict(deep.PARTS)
+    made = dict(PARTS)
     for flag, part in made.items():
-        monkeypatch.setitem(deep.PARTS, flag, replace(part, make=never))
+        monkeypatch.setitem(PARTS, flag, replace(part, make=never))
     analyse(where, "--all")
     monkeypatch.undo()
     analyse(where, "--ft_ratio", "--images", 8, "--again")
@@ -86,14 +84,14 @@ def test_deep_parts_are_added_and_kept(run_dir: Path, monkeypatch: pytest.Monkey
 
 def test_a_stop_keeps_what_is_finished(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = run_dir / "seed-0" / "roli"
-    original = deep.PARTS["head_scale"]
+    original = PARTS["head_scale"]
 
-    def stopping(start: Any, command: Any) -> Any:
+    def stopping(start: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
-        return original.make(start, command)
+        return original.make(start)
 
     stopped = replace(original, make=stopping)
-    monkeypatch.setitem(deep.PARTS, "head_scale", stopped)
+    monkeypatch.setitem(PARTS, "head_scale", stopped)
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
         analyse(where, "--all", "--images", 6)
     stage = analysis_of(run_dir)["stages"][1]
@@ -109,14 +107,14 @@ def test_a_stop_in_a_repetition_loses_no_deep_part(
     where = run_dir / "seed-0" / "roli"
     analyse(where, "--ft_ratio", "--images", 6)
     before = analysis_of(run_dir)
-    original = MethodAnalysis._stage
+    original = MethodAnalysis.last_model
 
     def stopping(self: MethodAnalysis, number: int) -> Any:
         if number == 2:
             signal.raise_signal(signal.SIGTERM)
         return original(self, number)
 
-    monkeypatch.setattr(MethodAnalysis, "_stage", stopping)
+    monkeypatch.setattr(MethodAnalysis, "last_model", stopping)
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
         analyse(where, "--images", 5, "--again")
     monkeypatch.undo()
@@ -217,12 +215,10 @@ def test_a_kernel_above_the_budget_is_refused(
     assert "N x C = 54" in caplog.text
     enough = re.search(r"--memory (\d+)", caplog.text)
     assert enough
-    deep.check_budget(parse(["a", "--kernel", "--images", "9", "--memory", enough[1]]), 3)
+    check_budget(parse(["a", "--kernel", "--images", "9", "--memory", enough[1]]), 3)
     assert not list(run_dir.rglob("analysis.json"))  # told before anything is made
 
 
 def test_a_run_in_use_is_left_alone(run_dir: Path) -> None:
-    from roli_fast.running.lock import RunLock
-
     with RunLock(run_dir), pytest.raises(RunDirectoryError, match="in use"):
         analyse(run_dir)

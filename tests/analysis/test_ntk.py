@@ -8,15 +8,9 @@ from tiny_models import images, untouched
 from torch import Tensor
 from torch.func import functional_call, jacrev
 
-from roli_fast.analysis import Kernel, LinearHead, empirical_ntk, empirical_ntk_cost, one_step
+from roli_fast.analysis import Kernel, diagonal_of_F, empirical_ntk, one_step, top_eigenvalues
 from roli_fast.analysis.derivatives import network
-from roli_fast.analysis.gram import Piece, blocks, gram
-from roli_fast.analysis.spectrum import (
-    diagonal_of_F,
-    sum_of_logits_kernel,
-    sum_of_logits_kernel_cost,
-    top_eigenvalues,
-)
+from roli_fast.analysis.ntk import Piece, blocks, gradient_passes, gram
 from roli_fast.errors import ArgumentError
 
 
@@ -31,7 +25,7 @@ def test_the_kernel_is_the_explicit_one(kind: str) -> None:
     own = case(kind)
     some = slice(0, 3)
     with untouched(own.model):
-        found = empirical_ntk(own.model, own.x[some], names=own.names, head=own.head)
+        found = empirical_ntk(own.view, own.x[some], names=own.names)
     head, backbone = explicit(own, some)
     assert close(found.F, backbone)
     assert close(found.matrix("P"), head) and close(found.matrix("F"), backbone)
@@ -52,20 +46,18 @@ def test_blocks_play_no_part() -> None:
     least = 8 * 8 * 18**2  # what a kernel of 18 rows needs: 54 of 64 parameters fit beside it
     little = empirical_ntk(own.model, own.x, memory=least)
     assert close(little.F, whole.F, 1e-12) and torch.equal(little.P_gram, whole.P_gram)
-    cost = empirical_ntk_cost(own.model, 6, memory=least)
-    assert (cost.weight_backwards, cost.forwards) == (2 * 18, 3 * 6)
+    assert (gradient_passes(18, 8, 64, least), gradient_passes(18, 8, 64)) == (2, 1)
     done: list[int] = []
     empirical_ntk(own.model, own.x, memory=least, after_batch=done.append)
-    assert sum(done) == cost.forwards
-    assert empirical_ntk_cost(own.model, 6).weight_backwards == 18
+    assert sum(done) == (1 + 2) * 6
 
 
 def test_so_does_the_split_of_an_inputs_logits() -> None:
     own = case("text")
-    with network(LinearHead.of(own.model, "out")) as net:
+    with network(own.view) as net:
         eye = torch.eye(3).double()
-        whole = gram(net, own.x[:2], eye, memory=2**30)
-        apart = gram(net, own.x[:2], eye, memory=2400)  # one of three at a time
+        whole = gram(net, own.x[:2], eye)
+        apart = gram(net, own.x[:2], eye, memory=2400 + 4 * 8 * 6**2)  # one of three at a time
     assert close(apart, whole, 1e-12)
 
 
@@ -77,7 +69,6 @@ def test_parameters_are_cut_into_blocks_in_order() -> None:
         [Piece("b", 6, 10)],
         [Piece("b", 10, 12), Piece("c", 0, 1)],
     ]
-    assert [sum(piece.width for piece in block) for block in found] == [4, 4, 3]
     assert list(blocks([], 4)) == [] and list(blocks(pieces, 99)) == [pieces]
 
 
@@ -90,8 +81,8 @@ def test_without_a_rule_for_batched_gradients_it_goes_one_by_one() -> None:
 
 def test_the_step_is_the_kernel_times_residuals() -> None:
     own = case("text")
-    kernel = empirical_ntk(own.model, own.x, head="out")
-    found = one_step(own.model, own.batches(slice(0, 4)), own.batches(slice(4, 6)), head="out")
+    kernel = empirical_ntk(own.view, own.x)
+    found = one_step(own.view, own.batches(slice(0, 4)), own.batches(slice(4, 6)))
     train, test = torch.arange(4), torch.arange(4, 6)
     own.model.eval()
     logits = own.model(own.x[:4]).detach()
@@ -160,13 +151,13 @@ def test_above_the_budget_it_is_refused_before_it_runs(caplog: pytest.LogCapture
         "`x`: expected N x C whose kernel takes at most 1/8 of `memory`, 9,216 bytes, got"
         " 6 inputs x 3 classes = 18: 2,592 bytes. At most 4 inputs of 3 classes fit: take fewer,"
         " or set `memory` to 20,736; or use what builds no such kernel: one_step, top_eigenvalues,"
-        " sum_of_logits_kernel."
+        " or summed=True."
     )
     assert not caplog.records
     assert empirical_ntk(model, x[:4], memory=8 * 8 * 12**2).images == 4
     assert empirical_ntk(model, x, memory=20736).images == 6
     with pytest.raises(ArgumentError, match="1000 inputs x 3 classes = 3,000"):
-        empirical_ntk_cost(model, 1000, memory=2**20)
+        empirical_ntk(model, x.repeat(200, 1)[:1000], memory=2**20)
     with pytest.raises(ArgumentError, match="at least one input"):
         empirical_ntk(model, x[:0])
 
@@ -175,34 +166,32 @@ def test_above_the_budget_it_is_refused_before_it_runs(caplog: pytest.LogCapture
 def test_top_eigenvalues_without_the_kernel(part) -> None:
     own = case("text")
     with untouched(own.model):
-        found = top_eigenvalues(
-            own.model, own.batches(slice(None)), 4, part=part, head="out", tol=1e-12
-        )
-    truth = empirical_ntk(own.model, own.x, head="out").spectrum(part)[:4]
+        found = top_eigenvalues(own.view, own.batches(slice(None)), 4, part=part, tol=1e-12)
+    truth = empirical_ntk(own.view, own.x).spectrum(part)[:4]
     assert close(found, truth, 1e-9)
     with pytest.raises(ArgumentError, match="`count`: expected .* from 1 to 17"):
-        top_eigenvalues(own.model, own.batches(slice(None)), 18, head="out")
+        top_eigenvalues(own.view, own.batches(slice(None)), 18)
 
 
 def test_the_kernel_of_summed_logits() -> None:
     own = case("mlp")
     whole = empirical_ntk(own.model, own.x)
-    found = sum_of_logits_kernel(own.model, own.x, own.y)
+    found = empirical_ntk(own.model, own.x, own.y, summed=True)
     for part in ("P", "F", "NTK"):
         sums = whole.matrix(part).view(6, 3, 6, 3).sum((1, 3))
         assert close(found.matrix(part), sums)
-    assert found.classes == 1 and sum_of_logits_kernel_cost(own.model, 6).weight_backwards == 6
+    assert found.classes == 1
 
 
 @pytest.mark.parametrize("kind", ["text", "lora"])
 def test_the_diagonal_without_the_kernel(kind: str) -> None:
     own = case(kind)
     with untouched(own.model):
-        found = diagonal_of_F(own.model, own.x, names=own.names, head=own.head)
-        little = diagonal_of_F(own.model, own.x, names=own.names, head=own.head, memory=1)
-    kernel = empirical_ntk(own.model, own.x, names=own.names, head=own.head)
+        found = diagonal_of_F(own.view, own.x, names=own.names)
+        little = diagonal_of_F(own.view, own.x, names=own.names, memory=1)
+    kernel = empirical_ntk(own.view, own.x, names=own.names)
     assert close(found.flatten(), kernel.F.diagonal()) and close(little, found, 1e-12)
     assert float(found.sum()) == pytest.approx(float(kernel.spectrum("F").sum()))
-    assert not diagonal_of_F(own.model, own.x, names=[], head=own.head).any()
+    assert not diagonal_of_F(own.view, own.x, names=[]).any()
     with pytest.raises(ArgumentError, match="`x`"):
-        diagonal_of_F(own.model, own.x[:0], head=own.head)
+        diagonal_of_F(own.view, own.x[:0])

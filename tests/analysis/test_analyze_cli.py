@@ -1,19 +1,19 @@
-"""The command line: what it reads, and what it refuses."""
+"""The command line of `python -m roli_fast.analyze`: what it reads, and what it refuses."""
 
 from pathlib import Path
 
 import pytest
 
-from roli_fast.analyze.__main__ import main
-from roli_fast.analyze.cli import Command, parse
+from roli_fast.analyze import main, parse
 from roli_fast.errors import ConfigError
 
 
 def test_what_is_asked_for() -> None:
     plain = parse(["a", "b/seed-0/roli"])
-    assert plain == Command((Path("a"), Path("b/seed-0/roli")))
+    assert plain.runs == [Path("a"), Path("b/seed-0/roli")]
+    assert (plain.deep, plain.methods, plain.images, plain.again) == ((), None, None, False)
     full = parse(
-        "a --ft_ratio --kernel --methods roli,ranli --seeds 0,2 --images 30 --memory 500MB "
+        "a --kernel --ft_ratio --methods roli,ranli --seeds 0,2 --images 30 --memory 500MB "
         "--device cpu --workers 0 --again".split()
     )
     assert full.deep == ("ft_ratio", "kernel")
@@ -32,14 +32,14 @@ def test_sizes(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("", "`RUN`: expected one or more runs"),
+        ("", "required: RUN"),
         ("a --kernels", "--kernels"),
-        ("a --images 0", "`--images`: expected an integer >= 1"),
-        ("a --images many", "`--images`"),
-        ("a --seeds one", "`--seeds`: expected integers, separated by commas"),
-        ("a --memory lots", "`--memory`: expected a size"),
-        ("a --memory 1.2.3G", "`--memory`"),
-        ("a --memory 0", "`--memory`"),
+        ("a --images 0", "--images: expected an integer >= 1, got '0'"),
+        ("a --images many", "--images: expected"),
+        ("a --seeds one", "--seeds: expected integers, separated by commas, got 'one'"),
+        ("a --memory lots", "--memory: expected a size"),
+        ("a --memory 1.2.3G", "--memory"),
+        ("a --memory 0", "--memory"),
     ],
 )
 def test_a_mistake_is_named(arguments: str, words: str) -> None:

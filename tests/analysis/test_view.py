@@ -7,8 +7,6 @@ import torch
 from text_encoder import TextEncoder
 from tiny_models import SIZES, SMALL, FixedLogits, Mixed, images, tiny, untouched
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from roli_fast import peft
 from roli_fast.analysis import LinearHead
@@ -101,36 +99,6 @@ def test_eval_mode_gives_every_mode_back() -> None:
         assert not any(module.training for module in model.modules())
         raise KeyError
     assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
-
-
-def test_other_weights_take_the_place_of_the_models() -> None:
-    model, x = tiny().eval(), images(3, 3, 8, 8)
-    view = LinearHead.of(model)
-    other = {name: 1.1 * p.detach() for name, p in view.backbone().items()}
-    with untouched(model):
-        phi, logits = view.features_and_logits(x, other)
-    assert torch.equal(logits, functional_call(model, other, (x,)))
-    assert not torch.allclose(phi, view.features(x))
-    model.load_state_dict(other, strict=False)
-    assert torch.equal(phi, view.features(x))
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # inside torch, once
-def test_a_tangent_along_the_weights_passes() -> None:
-    model = TextEncoder().eval().double()
-    view, x = LinearHead.of(model, "out"), text_encoder.token_batches()[0].x
-    weights = view.backbone()
-    tangent = {name: torch.ones_like(p) for name, p in weights.items()}
-    with forward_ad.dual_level():
-        dual = {n: forward_ad.make_dual(p.detach(), tangent[n]) for n, p in weights.items()}
-        moved = forward_ad.unpack_dual(view.features(x, dual)).tangent
-    step = 1e-5
-    high, low = (
-        view.features(x, {n: p + s * tangent[n] for n, p in weights.items()}) for s in (step, -step)
-    )
-    assert moved is not None
-    assert torch.allclose(moved, (high - low) / (2 * step), atol=1e-8)
-    assert moved.abs().max() > 0.1
 
 
 def test_the_backbone_is_all_but_the_head() -> None:
