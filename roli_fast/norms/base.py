@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms.windows import Moves, Size
+from roli_fast.ops.linf import momentum_point
 from roli_fast.ops.rounding import compute_dtype
 from roli_fast.registry import Registry
 
@@ -33,7 +34,7 @@ class Norm:
     msd_length: float = 5.0
     """All steps of MSD together, in multiples of eps."""
     sparse: bool = False
-    """Whether a step moves few entries: what APGD and AutoAttack do otherwise in l1."""
+    """Whether APGD takes `sparse_step_` and adapts its density, instead of `apgd_step_`."""
 
     def random_start(
         self,
@@ -102,6 +103,39 @@ class Norm:
     def with_density(self, density: float) -> "Norm":
         """The same norm with steps that move this part of an image's entries, if it is sparse."""
         return self
+
+    def apgd_step_(  # noqa: PLR0913 - a step's own quantities
+        self,
+        x_adv: Tensor,
+        x_prev: Tensor,
+        grad: Tensor,
+        x: Tensor,
+        *,
+        eps: float | Tensor,
+        step_size: float | Tensor,
+        momentum: float,
+        bounds: Bounds,
+    ) -> Tensor:
+        """APGD's step with momentum, in the memory of `x_prev`, the iterate before `x_adv`; see
+        `ops.apgd_linf_step_`. With momentum 1 `x_prev` is not looked at."""
+        u = self.step_(x_adv.clone(), grad, x, eps=eps, step_size=step_size, bounds=bounds)
+        wide = compute_dtype(x.dtype)
+        x_prev.copy_(momentum_point(x_adv.to(wide), x_prev, u.to(wide), momentum))
+        return self.project_(x_prev, x, eps=eps, bounds=bounds)
+
+    def sparse_step_(  # noqa: PLR0913 - a step's own quantities
+        self,
+        x_adv: Tensor,
+        grad: Tensor,
+        x: Tensor,
+        *,
+        eps: float | Tensor,
+        step_size: float | Tensor,
+        density: float | Tensor,
+        bounds: Bounds,
+    ) -> Tensor:
+        """As `step_`, with the part of an image's entries that moves, a number or (B,)."""
+        raise NotImplementedError
 
     def fab_step_(  # noqa: PLR0913 - a step's own quantities
         self,

@@ -38,6 +38,7 @@ class L1(Norm):
     """Uniform in the ball, then clipped to the box."""
 
     project_ = staticmethod(ops.l1_project_)
+    sparse_step_ = staticmethod(ops.l1_step_)
     fab_step_ = staticmethod(ops.fab_l1_step_)
 
     def search_start(

@@ -23,6 +23,7 @@ class L2(Norm):
     """One fused step along the gradient, radial projection and clamp."""
 
     project_ = staticmethod(ops.l2_project_)
+    apgd_step_ = staticmethod(ops.apgd_l2_step_)
     fab_step_ = staticmethod(ops.fab_l2_step_)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:

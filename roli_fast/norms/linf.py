@@ -25,6 +25,7 @@ class Linf(Norm):
     step_ = staticmethod(ops.linf_step_)
     """One fused signed step, projection and clamp."""
 
+    apgd_step_ = staticmethod(ops.apgd_linf_step_)
     fab_step_ = staticmethod(ops.fab_linf_step_)
 
     def project_(self, x_adv: Tensor, x: Tensor, *, eps: float | Tensor, bounds: Bounds) -> Tensor:
