@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from roli_fast import ops
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, Attack, AutoAttack, Square
-from roli_fast.attacks.apgd_start import Starts as APGDStarts
+from roli_fast.attacks.apgd import Starts as APGDStarts
 from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
 from roli_fast.attacks.fab import Starts as FABStarts
@@ -73,27 +73,25 @@ class OfficialAPGDStarts:
         self._device = self._cpu if on_cpu else Generator(device).manual_seed(seed)
         self._stages = stages
 
-    def __call__(self, number: int, norm: str, samples: Samples, bounds: Bounds) -> Tensor:
+    def __call__(self, number: int, ball: Ball, samples: Samples) -> Tensor:
         """As that code draws: at the ball's boundary in linf and l2, projected noise in l1."""
-        x, eps = samples.x, samples.eps
+        x, eps, order = samples.x, samples.eps, ball.norm.order
         if self._stages > 1:
-            return self._large_radius(samples, bounds)
-        draw = torch.rand if norm == "linf" else torch.randn
+            return self._large_radius(samples, ball.bounds)
+        draw = torch.rand if math.isinf(order) else torch.randn
         noise = draw(x.shape, generator=self._cpu).to(x.device)
         column = [-1, *[1] * (x.ndim - 1)]
         radius = eps.view(column) if isinstance(eps, Tensor) else eps
-        if norm == "linf":
+        if math.isinf(order):
             noise = 2 * noise - 1
             unit = noise / (noise.abs().flatten(1).amax(1).view(column) + 1e-12)
-            start = (x + radius * torch.ones_like(x) * unit).to(x.dtype)
-            # a step of 0 is the projection, which rounds into the ball
-            return ops.linf_step_(start, x, x, eps=eps, step_size=0.0, bounds=bounds)
-        if norm == "l2":
+            noise = radius * torch.ones_like(x) * unit
+        elif order == 2:
             length = noise.square().flatten(1).sum(1).sqrt()
             unit = noise / (length.view(column) + 1e-12)
-            start = (x + radius * torch.ones_like(x) * unit).to(x.dtype)
-            return ops.l2_project_(start, x, eps=eps, bounds=bounds)
-        return ops.l1_project_((x + noise).to(x.dtype), x, eps=eps, bounds=bounds)
+            noise = radius * torch.ones_like(x) * unit
+        start = (x + noise).to(x.dtype)
+        return ball.norm.project_(start, x, eps=eps, bounds=ball.bounds)
 
     def _large_radius(self, samples: Samples, bounds: Bounds) -> Tensor:
         """That code projects x + noise as if it were a change of x, and takes the projected change
