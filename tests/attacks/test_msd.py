@@ -57,7 +57,7 @@ def test_it_equals_a_plain_version(steps: int, given: bool) -> None:
     options: dict[str, Any] = {}
     if given:
         sizes = {"linf": 0.4, "l2": 0.38, "l1": 0.4}
-        options = {f"step_size_{norm}": size for norm, size in sizes.items()}
+        options = {"step_sizes": tuple(sizes.values())}
     found = attack(steps=steps, **options)(model, x, y)
     taken = set()
     for i in range(8):
@@ -79,7 +79,7 @@ def test_the_choice_worked_by_hand() -> None:
         a = torch.tensor(weight)
         model = FixedLogits(torch.stack([a, torch.zeros_like(a)]))
         x, y = torch.full((1, len(a)), 0.5), torch.tensor([1])
-        sizes: dict[str, Any] = dict(steps=1, step_size_linf=1, step_size_l2=1, step_size_l1=1)
+        sizes: dict[str, Any] = dict(steps=1, step_sizes=(1, 1, 1))
         x_adv = MSD(norms=NORMS, eps=(0.1, 0.2, 0.25), **sizes)(model, x, y)
         moves = {
             "linf": torch.full_like(a, 0.1),
@@ -127,11 +127,11 @@ def test_nothing_waits_for_the_device() -> None:
 def test_the_paper_s_step_sizes() -> None:
     """0.003 of 0.03, 0.05 of 0.5 and 1 of 12 at 50 steps; fewer are longer, and none beyond eps."""
     msd = MSD(steps=50)
-    assert [msd.step_size(norm) for norm in NORMS] == pytest.approx([0.1, 0.1, 1 / 12])
+    assert msd.lengths() == pytest.approx({"linf": 0.1, "l2": 0.1, "l1": 1 / 12})
     msd = MSD(steps=10)
-    assert [msd.step_size(norm) for norm in NORMS] == pytest.approx([0.5, 0.5, 5 / 12])
-    assert [MSD(steps=2).step_size(norm) for norm in NORMS] == [1.0, 1.0, 1.0]
-    assert MSD(step_size_l2=1.5).step_size("l2") == 1.5
+    assert msd.lengths() == pytest.approx({"linf": 0.5, "l2": 0.5, "l1": 5 / 12})
+    assert set(MSD(steps=2).lengths().values()) == {1.0}
+    assert MSD(norms=("l2", "linf"), step_sizes=[1.5, 1]).lengths() == {"l2": 1.5, "linf": 1}
 
 
 def test_density_is_that_of_the_l1_step() -> None:
@@ -146,7 +146,8 @@ def test_density_is_that_of_the_l1_step() -> None:
     ("options", "message"),
     [
         ({"steps": 0}, "`steps`: expected an integer >= 1"),
-        ({"step_size_l1": 0.0}, "`step_size_l1`: expected a number > 0"),
+        ({"step_sizes": (1, 1, 0.0)}, "`step_sizes`: expected a number > 0"),
+        ({"step_sizes": (1,)}, "`step_sizes`: expected one length for each norm"),
         ({"density": -0.5}, r"`density`: expected a number in \[0, 1\]"),
         ({"norms": ("l1",), "eps": (1, 2)}, "`eps`: expected one radius for each norm"),
     ],

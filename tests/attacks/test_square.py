@@ -31,8 +31,9 @@ def within(norm: str, x_adv: Tensor, x: Tensor, eps: float) -> bool:
     return bool(inside) and 0 <= x_adv.min().item() and x_adv.max().item() <= 1
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("loss", ["margin", "ce"])
+@pytest.mark.parametrize(
+    ("norm", "loss"), [("linf", "margin"), ("linf", "ce"), ("l2", "ce"), ("l1", "margin")]
+)
 def test_flags_queries_and_images_are_true(norm: str, loss: str) -> None:
     model = Net()
     x, y = batch(16, model)
@@ -307,7 +308,7 @@ def test_a_samples_numbers_are_its_own() -> None:
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3, 40])
+@pytest.mark.parametrize("channels", [1, 40])
 def test_numbers_are_even(channels: int) -> None:
     draws = SampleDraws(("even",), torch.arange(4000))
     proposal = draws.query(7, (4, 0), channels)
