@@ -89,15 +89,14 @@ def test_what_comes_a_fifth_time_is_recorded(recorder: CpuRecorder) -> None:
     assert recorder.log == ["record limited", *["replay"] * 7]
 
 
-@pytest.mark.parametrize("fold", [False, True], ids=["as it is", "folded"])
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_networks_in_all_forms(
-    recorder: CpuRecorder, name: str, dtype: torch.dtype, fold: bool
+def test_networks_as_they_are_and_converted_and_folded(
+    recorder: CpuRecorder, name: str, dtype: torch.dtype
 ) -> None:
     """Converted and folded weights are filled again in each call, where the recording reads."""
     model, side = tiny(name), SIZES[name]
-    on = Engine(dtype=dtype, cuda_graph=True, attention="fused", fold=fold)
+    on = Engine(dtype=dtype, cuda_graph=True, attention="fused")
     off = replace(on, cuda_graph=False)
     y = torch.tensor([0, 3, 4, 4])
     for seed in range(3):
