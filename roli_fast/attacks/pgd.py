@@ -19,13 +19,14 @@ from roli_fast.attacks.base import (
 )
 from roli_fast.attacks.objective import (
     LOSSES,
+    RULES,
     Goal,
     check_loss_name,
     check_target,
+    choose,
     notes_on,
 )
 from roli_fast.attacks.passes import Passes, Samples, take
-from roli_fast.attacks.targets import RULES, choose
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds, check_positive
 

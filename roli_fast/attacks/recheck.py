@@ -6,8 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from roli_fast.attacks.base import Attack, AttackInputs, AttackResult
-from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.targets import RULES
+from roli_fast.attacks.objective import RULES, is_right
 from roli_fast.engine import Cost, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import cross_entropy

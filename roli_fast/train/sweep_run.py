@@ -11,11 +11,11 @@ from roli_fast.data import DataSource
 from roli_fast.errors import NonFiniteLossError, RunDirectoryError
 from roli_fast.files import write_json
 from roli_fast.running.text import align
-from roli_fast.train.aftermath import report_or_warn
 from roli_fast.train.checks import check
 from roli_fast.train.config import SCHEMA
 from roli_fast.train.experiment import Experiment, same_experiment
 from roli_fast.train.pipeline import run
+from roli_fast.train.postprocess import report_or_warn
 from roli_fast.train.run_directory import identity, open_run_dir, saved_environment
 from roli_fast.train.summary import percent, summarise
 from roli_fast.train.sweep import Axis, Cell, cells

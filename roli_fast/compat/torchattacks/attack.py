@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
 from roli_fast.attacks import AttackResult
+from roli_fast.attacks.objective import most_likely_others
 from roli_fast.attacks.passes import Passes
-from roli_fast.attacks.targets import most_likely_others
 from roli_fast.compat.attributes import ReadAttributes
 from roli_fast.compat.torchattacks import files
 from roli_fast.compat.torchattacks.view import Modes, View, in_place, without_rounding
