@@ -438,7 +438,7 @@ def fits(page: Page) -> list[Of]:
         Of(s.label, found, word)
         for s in page.subjects
         for condition, word in CONDITIONS.items()
-        if (found := [f for a in s.analyses if (f := at(a, "calibration", condition))])
+        if (found := [f for a in s.method.analyses if (f := at(a, "calibration", condition))])
     ]
 
 
