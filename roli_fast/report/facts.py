@@ -5,7 +5,7 @@ from typing import Any
 
 from roli_fast.report.read import Run, Tree, at
 from roli_fast.report.subjects import Page
-from roli_fast.report.tables import Columns, Table, table
+from roli_fast.report.tables import Table, table
 from roli_fast.report.text import NONE, count, listed, radius
 from roli_fast.running.folder import CONFIG
 
@@ -72,20 +72,11 @@ def stages(run: Run) -> Table:
     names = [name for method in run.methods for name in method.stages]
     if run.config.get("source") and names:
         names.insert(0, "pretrain")
-    found: Columns = {
-        "stage": lambda r: r["title"],
-        "epochs": lambda r: str(r["epochs"]),
-        "trains": lambda r: _named(r.get("tuning"), ("rank", "alpha")),
-        "objective": _objective,
-        "attack": lambda r: attack_text(r.get("attack")),
-        "optimiser": lambda r: _optimizer(r.get("optimizer") or {}),
-        "batch": lambda r: str(r.get("batch_size")),
-    }
-    return table(found, [row for name in dict.fromkeys(names) if (row := _stage(run, name))])
+    return table([row for name in dict.fromkeys(names) if (row := _stage(run, name))])
 
 
-def _stage(run: Run, name: str) -> Tree | None:
-    """The configuration of a stage, with its title; None where there is none."""
+def _stage(run: Run, name: str) -> dict[str, str] | None:
+    """A row of the table; None where the configuration has no such stage."""
     stage, title = run.config.get(name), name
     if stage is None and (other := FOLLOWS.get(name)):
         other = other if run.config.get(other) else "finetune"
@@ -95,7 +86,15 @@ def _stage(run: Run, name: str) -> Tree | None:
     if not isinstance(stage, dict):
         return None
     done = [s for s in results(run) if s["name"] == name] or [stage]
-    return stage | {"title": title, "epochs": done[0].get("epochs")}
+    return {
+        "stage": title,
+        "epochs": str(done[0].get("epochs")),
+        "trains": _named(stage.get("tuning"), ("rank", "alpha")),
+        "objective": _objective(stage),
+        "attack": attack_text(stage.get("attack")),
+        "optimiser": _optimizer(stage.get("optimizer") or {}),
+        "batch": str(stage.get("batch_size")),
+    }
 
 
 def _objective(stage: Tree) -> str:
@@ -123,12 +122,12 @@ def differing(page: Page) -> Table:
     """Fields of the configurations that differ between the runs."""
     flat = [dict(_flat(run.config)) for run in page.runs]
     names = dict.fromkeys(name for one in flat for name in one if name.split(".")[0] not in ASIDE)
-    rows = [name for name in names if len({one.get(name) for one in flat}) > 1]
-    cells: Columns = {
-        name: lambda field, one=one: one.get(field, NONE)
-        for name, one in zip(page.names, flat, strict=True)
-    }
-    return table({"field": str, **cells}, rows)
+    return table(
+        {"field": name}
+        | {run: one.get(name, NONE) for run, one in zip(page.names, flat, strict=True)}
+        for name in names
+        if len({one.get(name) for one in flat}) > 1
+    )
 
 
 def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
