@@ -154,7 +154,7 @@ def read(folder: Path, without: Mapping[Path, str] | None = None) -> Run:
     evaluations = {
         path.parent.as_posix(): tree
         for file in sorted(folder.rglob("evaluation.json"))
-        if (tree := files.load(path := file.relative_to(folder), _evaluation))
+        if (tree := files.load(path := file.relative_to(folder), _object))
     }
     return Run(
         *(folder, config, summary, environment, methods, metrics, evaluations),
@@ -231,13 +231,6 @@ def _object(file: Path) -> Tree:
     tree = read_json(file)
     if not isinstance(tree, dict):
         raise ValueError("not a JSON object")
-    return tree
-
-
-def _evaluation(file: Path) -> Tree:
-    tree = _object(file)
-    if not {"clean", "norms", "images", "data"} <= tree.keys():
-        raise ValueError("not an evaluation of this version")
     return tree
 
 

@@ -96,8 +96,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    parts: dict[str, Any] = {m.__name__.split(".")[-1]: m for m in (examples, facts, plots, tables)}
-    found.globals |= parts | {"words": words, "listed": text.listed, "count": text.count}
-    found.filters |= {"quoted": lambda path: shlex.quote(str(path)), "percent": text.percent}
-    found.filters["method"] = text.method_name
+    parts: dict[str, Any] = {
+        **{"examples": examples, "facts": facts, "plots": plots, "tables": tables, "words": words},
+        **{"listed": text.listed, "count": text.count},
+    }
+    found.globals |= parts
+    found.filters |= {"percent": text.percent, "whole": text.whole, "method": text.method_name}
+    found.filters["quoted"] = lambda path: shlex.quote(str(path))
     return found
