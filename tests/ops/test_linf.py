@@ -1,8 +1,9 @@
 """What the Linf step computes: hand-worked numbers, the exact truth, and special values."""
 
-import exact
+import oracles
 import pytest
 import torch
+from cases import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -10,16 +11,8 @@ from torch import Tensor
 from roli_fast import ops
 from roli_fast.ops import native
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EPS, STEP = 8 / 255, 2 / 255
 HUGE = 4.0  # a step that reaches the limit of any ball below
-
-
-@pytest.fixture(params=native.BACKENDS)
-def backend(request):
-    """Every test here runs on both implementations (twice on the reference without `_C`)."""
-    with ops.use_backend(request.param):
-        yield request.param
 
 
 def step(x_adv, grad, x, **options) -> Tensor:
@@ -196,7 +189,7 @@ def cases(draw):
 def test_equals_exact_arithmetic(case):
     x_adv, grad, x, options = case
     expected = [
-        exact.linf_step(*values, **options, dtype=x.dtype)
+        oracles.linf_step(*values, **options, dtype=x.dtype)
         for values in zip(x_adv[0].tolist(), grad[0].tolist(), x[0].tolist(), strict=True)
     ]
     for name in native.BACKENDS:

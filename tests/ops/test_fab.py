@@ -1,26 +1,19 @@
-"""FAB's fused steps: numbers by hand, the formula by sorting in fp64, special values, batches."""
+"""FAB's steps: by hand, the formula by sorting in fp64, special values, scipy's solvers."""
 
 import math
 
-import fab_exact
+import numpy as np
+import oracles
 import pytest
 import torch
+from cases import DTYPES
+from scipy import optimize
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.errors import ArgumentError
-from roli_fast.ops import native
 
-NORMS = tuple(fab_exact.ORDERS)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NORMS = tuple(oracles.ORDERS)
 NAN, INF = math.nan, math.inf
-
-
-@pytest.fixture(params=native.BACKENDS)
-def backend(request):
-    """Every test here runs on both implementations (twice on the reference without `_C`)."""
-    with ops.use_backend(request.param):
-        yield request.param
 
 
 @pytest.fixture(params=NORMS)
@@ -126,7 +119,7 @@ def test_agrees_with_the_formula(backend, norm, dtype):
                 options = {
                     k: v if k == "bounds" or v.ndim else v.item() for k, v in options.items()
                 }
-            expected = fab_exact.step(norm, *tensors, **options)
+            expected = oracles.fab_step(norm, *tensors, **options)
             worst = (step(norm, *tensors, **options).double() - expected).abs().max().item()
             # rounded once, within [-.5, 2]; fp32's arithmetic before that costs some 1e-7
             allowed = 1e-12 if dtype == torch.float64 else torch.finfo(dtype).eps + 5e-7
@@ -140,7 +133,7 @@ def test_a_normal_of_any_magnitude_serves(backend, norm, scale):
     value = 0.3 * grad.double().abs().sum(1)
     if not (value.float().isfinite() & (value.float() > 0)).all():
         return
-    expected = fab_exact.step(norm, x_adv, grad, x, value=value.float(), alpha_max=0.1, eta=1.05)
+    expected = oracles.fab_step(norm, x_adv, grad, x, value=value.float(), alpha_max=0.1, eta=1.05)
     moved = step(norm, x_adv, grad, x, value=value.float(), alpha_max=0.1, eta=1.05)
     assert (moved.double() - expected).abs().max() <= 1e-6
 
@@ -202,21 +195,94 @@ def test_equal_normals_share_what_is_left_in_l1(backend):
     assert moved[0].tolist() == pytest.approx([0.25, 0.0, 0.75, 0.05], abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("name", "number", "message"),
-    [
-        ("value", INF, "`value`: expected a finite number or a tensor of shape (B,), got inf."),
-        ("value", torch.zeros(3), "`value`: expected a finite number or a tensor of shape (B,), "),
-        ("alpha_max", 1.5, "`alpha_max`: expected a number in [0, 1] or a tensor (B,), got 1.5"),
-        ("eta", -1.0, "`eta`: expected a number >= 0 or a tensor of shape (B,), got -1.0"),
-    ],
-)
-def test_a_wrong_number_is_named(norm, name, number, message):
-    with pytest.raises(ArgumentError) as caught:
-        step(norm, [[0.5, 0.5]], [[2.0, -1.0]], **{name: number})
-    assert str(caught.value).startswith(message)
+DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 
 
-def test_empty_batches(backend, norm):
-    for shape in ((0, 3, 4, 4), (2, 0), (0,)):
-        assert step(norm, torch.zeros(shape), torch.zeros(shape)).shape == shape
+def way_of(norm: str, points: Tensor, weight: Tensor, gap: Tensor) -> Tensor:
+    """d for points (2, B, D), planes (B, D) and gaps (2, B), one set of points after the other."""
+    step = getattr(ops, f"fab_{norm}_step_")
+    options = {"alpha_max": 0.0, "eta": 1.0}
+    ends = [
+        step(p.clone(), weight, p.clone(), value=g, **options)
+        for p, g in zip(points, gap, strict=True)
+    ]
+    return torch.stack(ends) - points
+
+
+def closed(seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Points, some at walls, normals with zeros and ties, and gaps that can be closed or not."""
+    source = torch.Generator().manual_seed(seed)
+    points = torch.rand(2, 1, size, generator=source).double()
+    points[0, 0, ::3], points[1, 0, 1::3] = 0.0, 1.0
+    weight = torch.randn(1, size, generator=source).double()
+    weight[0, size // 2] = 0.0
+    weight[0, -1] = -weight[0, 0]
+    reach = torch.where(weight > 0, points, 1 - points).mul(weight.abs()).sum(-1)
+    return points, weight, reach * torch.rand(2, 1, generator=source).double() * 1.1
+
+
+def shortest(norm: str, point: np.ndarray, weight: np.ndarray, gap: float) -> float | None:
+    """The least length by a general solver; None where the plane is out of reach."""
+    size = len(point)
+    if norm == "l2":
+        found = optimize.minimize(
+            lambda d: d @ d,
+            np.zeros(size),
+            jac=lambda d: 2 * d,
+            bounds=np.stack([-point, 1 - point], 1),
+            constraints={"type": "eq", "fun": lambda d: gap + weight @ d, "jac": lambda d: weight},
+            method="SLSQP",
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        return float(np.sqrt(found.fun)) if found.success else None
+    # d = up - down; linf: one more variable above all, l1: their sum
+    box = [(0, 1 - p) for p in point] + [(0, p) for p in point]
+    plane = np.concatenate([weight, -weight])
+    if norm == "l1":
+        found = optimize.linprog(np.ones(2 * size), A_eq=plane[None], b_eq=[-gap], bounds=box)
+    else:
+        below = np.concatenate([np.eye(2 * size), -np.ones((2 * size, 1))], 1)
+        found = optimize.linprog(
+            [0] * 2 * size + [1],
+            A_ub=below,
+            b_ub=np.zeros(2 * size),
+            A_eq=np.append(plane, 0)[None],
+            b_eq=[-gap],
+            bounds=[*box, (0, None)],
+        )
+    return float(found.fun) if found.success else None
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [2, 7, 12])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_solver_finds_a_shorter_way(norm: str, size: int, seed: int) -> None:
+    points, weight, gap = closed(seed, size)
+    d = way_of(norm, points, weight, gap)
+    length = torch.linalg.vector_norm(d, oracles.ORDERS[norm], dim=2)
+    for which in range(2):
+        truth = shortest(norm, points[which, 0].numpy(), weight[0].numpy(), gap[which].item())
+        left = (gap[which] + (weight * d[which]).sum()).item()
+        if truth is None:  # all the way into the corner, and still on this side
+            corner = torch.where(weight[0] > 0, -points[which, 0], 1 - points[which, 0])
+            assert torch.allclose(d[which, 0], torch.where(weight[0] != 0, corner, 0.0))
+            assert left > 0
+        else:
+            assert left == pytest.approx(0, abs=1e-12)
+            assert length[which].item() == pytest.approx(truth, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_problems_are_solved_inside_the_box(norm: str, dtype: torch.dtype) -> None:
+    source = torch.Generator().manual_seed(0)
+    points = torch.rand(2, 5, 3000, generator=source).to(dtype)
+    weight = torch.randn(5, 3000, generator=source).to(dtype) ** 3
+    reach = torch.where(weight > 0, points, 1 - points).mul(weight.abs()).sum(-1)
+    gap = reach * torch.tensor([0.001, 0.1, 0.5, 0.9, 0.999], dtype=dtype)
+    d = way_of(norm, points, weight, gap)
+    slack = 4 * torch.finfo(dtype).eps
+    assert (points + d).min() >= -slack and (points + d).max() <= 1 + slack
+    assert torch.allclose((weight * d).sum(-1), -gap, rtol=2000 * torch.finfo(dtype).eps)
+    plain = gap / torch.linalg.vector_norm(weight, DUAL[norm], dim=1)
+    assert (torch.linalg.vector_norm(d, oracles.ORDERS[norm], dim=2) >= plain * (1 - 1e-4)).all()
