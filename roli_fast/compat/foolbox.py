@@ -20,9 +20,7 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
-from roli_fast.compat.attributes import ReadAttributes
-from roli_fast.compat.optional import library
-from roli_fast.compat.targets import aimed
+from roli_fast.compat.peers import ReadAttributes, aimed, library
 from roli_fast.engine.input_gradient import check_tensor
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 

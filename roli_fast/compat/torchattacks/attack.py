@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from roli_fast.attacks import AttackResult
 from roli_fast.attacks.passes import Passes
 from roli_fast.attacks.targets import most_likely_others
-from roli_fast.compat.attributes import ReadAttributes
+from roli_fast.compat.peers import ReadAttributes
 from roli_fast.compat.torchattacks import files
-from roli_fast.compat.torchattacks.view import Modes, View, in_place, without_rounding
+from roli_fast.compat.view import Modes, View, in_place, without_rounding
 from roli_fast.engine import Cost, InputGradient, SearchModel, bound
 from roli_fast.engine.input_gradient import Model, check_tensor
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe

@@ -10,7 +10,7 @@ from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.objective import is_right
 from roli_fast.compat.torchattacks.attack import Attack, logger
 from roli_fast.compat.torchattacks.gradient import need
-from roli_fast.compat.torchattacks.view import Modes
+from roli_fast.compat.view import Modes
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
 

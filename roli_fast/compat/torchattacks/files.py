@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from roli_fast.compat.torchattacks.view import Modes, without_rounding
+from roli_fast.compat.view import Modes, without_rounding
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.norms import NORMS

@@ -12,7 +12,7 @@ from roli_fast.attacks import PGD as OurPGD
 from roli_fast.attacks import AttackResult
 from roli_fast.attacks.base import Ball, Radius
 from roli_fast.attacks.passes import Samples
-from roli_fast.compat.targets import beside
+from roli_fast.compat.peers import beside
 from roli_fast.compat.torchattacks.attack import Attack, arguments
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
