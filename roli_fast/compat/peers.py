@@ -125,13 +125,12 @@ def aimed(attack: Attack, target: Tensor) -> tuple[Tensor, dict[str, Any]]:
 
 
 def add_modules(package: str, modules: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make the peer's modules importable: `package.name` for each name, with these members; parents
-    before their children.
+    """Make the peer's modules importable: `package.name` for each name, with these members.
 
     They are there too where `package` stands in for the peer, which takes one line:
     `sys.modules["peer"] = package`. Then `import peer.name` gives the same module, not a copy.
     """
-    for name, members in modules.items():
+    for name, members in sorted(modules.items()):  # parents before their children
         module = ModuleType(f"{package}.{name}", f"The names of `{name}`.")
         vars(module).update(members)
         if any(other.startswith(f"{name}.") for other in modules):

@@ -1,11 +1,10 @@
-"""A model as an attack sees it: logits of images in [0, 1], in the modes that were asked for."""
+"""A model as an attack sees it: logits by way of a method, in the modes that were asked for."""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -15,7 +14,7 @@ from roli_fast.engine.input_gradient import Model
 
 @dataclass(frozen=True)
 class Modes:
-    """The arguments of `set_model_training_mode`."""
+    """The arguments of torchattacks' `set_model_training_mode`; all of it in eval mode."""
 
     model_training: bool = False
     batchnorm_training: bool = False
@@ -33,17 +32,17 @@ class Modes:
 
 
 class View(nn.Module):
-    """What an attack takes for its model: `logits` of images in [0, 1], computed by `model`.
+    """What an attack takes for its model: `logits`, a method that calls `model`.
 
     Where that is in train mode it works on copies of its buffers, so that running statistics move
     in the copies alone.
     """
 
-    def __init__(self, model: Model, logits: Model, modes: Modes) -> None:
+    def __init__(self, model: Model, logits: Model, modes: Modes = Modes()) -> None:  # noqa: B008
         super().__init__()
         self.model, self.logits, self.modes = model, logits, modes
         self.training = False  # no mode of its own: what is in train mode is the model
-        self.copies: list[_Copy] = []
+        self.copies: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
 
     def train(self, mode: bool = True) -> "View":
         """What the engine calls: its eval mode is `modes`."""
@@ -51,51 +50,29 @@ class View(nn.Module):
         if not mode and isinstance(self.model, nn.Module):
             self.modes.apply(self.model)
             if self.modes.model_training:
-                self.copies = copies(self.model)
+                made: dict[Tensor, Tensor] = {}  # one that several modules share stays shared
+                self.copies = [
+                    (module._buffers, name, own, made.setdefault(own, own.clone()))
+                    for module in self.model.modules()
+                    for name, own in module._buffers.items()
+                    if own is not None
+                ]
         return self
 
+    @contextlib.contextmanager
+    def with_copies(self) -> Iterator[None]:
+        """Within, the copies are in the place of the modules' own buffers.
+
+        `torch.func.functional_call` leaves them in a module that has two names.
+        """
+        try:
+            for owner, name, _own, copy in self.copies:
+                owner[name] = copy
+            yield
+        finally:
+            for owner, name, own, _copy in self.copies:
+                owner[name] = own
+
     def forward(self, x: Tensor) -> Tensor:
-        with in_place(self.copies):
+        with self.with_copies():
             return self.logits(x)
-
-
-class _Copy(NamedTuple):
-    """A buffer, where its module keeps it, and what takes its place."""
-
-    owner: dict[str, Tensor | None]
-    name: str
-    own: Tensor
-    copy: Tensor
-
-
-def copies(model: nn.Module) -> list[_Copy]:
-    """Copies of a model's buffers; one that several modules share stays shared."""
-    made: dict[Tensor, Tensor] = {}
-    return [
-        _Copy(module._buffers, name, own, made.setdefault(own, own.clone()))
-        for module in model.modules()
-        for name, own in module._buffers.items()
-        if own is not None
-    ]
-
-
-@contextlib.contextmanager
-def in_place(replaced: list[_Copy]) -> Iterator[None]:
-    """The copies in the place of the modules' own.
-
-    `torch.func.functional_call` leaves them in a module that has two names.
-    """
-    try:
-        for owner, name, _own, copy in replaced:
-            owner[name] = copy
-        yield
-    finally:
-        for owner, name, own, _copy in replaced:
-            owner[name] = own
-
-
-def without_rounding(images: Tensor) -> Tensor:
-    """Un-normalised images that leave [0, 1] by a rounding, back inside; others as they are."""
-    inside = images.clamp(0, 1)
-    close = (images - inside).abs() <= 8 * torch.finfo(images.dtype).eps
-    return torch.where(close, inside, images)

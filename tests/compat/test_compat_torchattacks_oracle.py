@@ -85,13 +85,10 @@ def test_constructors_have_the_same_signature(name: str) -> None:
 
 
 PUBLIC = [n for n in vars(theirs.attacks.pgd.Attack) if not n.startswith("_")]
-NOT_THERE = {"get_output_with_eval_nograd", "to_type"}
-NOT_THERE |= {"get_least_likely_label", "get_random_target_label"}
 
 
 def test_methods_have_the_same_signature() -> None:
-    assert {n for n in PUBLIC if not hasattr(ours.Attack, n)} == NOT_THERE
-    for method in sorted(set(PUBLIC) - NOT_THERE):
+    for method in PUBLIC:
         other = getattr(theirs.attacks.pgd.Attack, method)
         if "func" in inspect.getclosurevars(other).nonlocals:  # their decorator hides it
             other = inspect.getclosurevars(other).nonlocals["func"]
@@ -131,12 +128,15 @@ def test_every_attack_of_theirs_is_there_or_named() -> None:
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_repr_and_attributes(name: str) -> None:
+    def shown(attack: Any) -> list[str]:
+        return sorted(repr(attack).removesuffix(")").replace("(", ", ", 1).split(", "))
+
     own, other = both(name, Model(), **DETERMINISTIC[name])
-    assert repr(own) == repr(other)
+    assert shown(own) == shown(other)
     for one in (own, other):
         one.set_mode_targeted_by_label(quiet=True)
         one.set_normalization_used(MEAN, STD)
-    assert repr(own) == repr(other)
+    assert shown(own) == shown(other)
     assert own.attack == other.attack and own.model is other.model
     assert own.supported_mode == other.supported_mode
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from roli_fast import attacks as ours
 from roli_fast.compat.autoattack.other_utils import Logger
 from roli_fast.compat.peers import ReadAttributes, constructor, our_norm
-from roli_fast.compat.view import Modes, View
+from roli_fast.compat.view import View
 from roli_fast.engine import Engine, InputGradient, SearchModel, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
@@ -220,5 +220,5 @@ class SquareAttack(Component):
 def seen(model: Model, get_logits: Model | None, engine: Engine) -> SearchModel:
     """What a search sees of a model: itself, or what an overridden `get_logits` makes of it."""
     if get_logits is not None:
-        model = View(bound(model).model, get_logits, Modes())
+        model = View(bound(model).model, get_logits)
     return engine.bind(model)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from roli_fast.compat.view import Modes, without_rounding
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, CheckpointError, describe
+from roli_fast.files import naming, read_tensors
 from roli_fast.norms import NORMS
-from roli_fast.threat import as_pixels
+from roli_fast.threat import as_pixels, check_images
 
 if TYPE_CHECKING:
     from roli_fast.compat.torchattacks.attack import Attack
@@ -45,7 +45,7 @@ def collect(
         found, given = (in_pixels(attack, images) for images in (found, given))
         if type == "int":
             found = as_pixels(found, given).to(given.dtype) / 255
-        with InputGradient(attack.view(Modes())) as engine:
+        with InputGradient(attack.view(eval_mode=True)) as engine:
             predicted = engine.evaluate(found.to(given.dtype), labels)[1].argmax(1)
         row = (found, given, labels, predicted)
         for name, value in zip(("adv_inputs", "clean_inputs", "labels", "preds"), row, strict=True):
@@ -69,7 +69,13 @@ def in_pixels(attack: "Attack", images: Tensor) -> Tensor:
         return images.float() / 255
     if attack.normalization_used is None:
         return images
-    return without_rounding(attack.inverse_normalize(images))
+    return check_images(attack.inverse_normalize(images), (0.0, 1.0))
+
+
+def names(predictions: bool, clean_inputs: bool) -> list[str]:
+    """The tensors of a file, in the order of `load`."""
+    more = {"preds": predictions, "clean_inputs": clean_inputs}
+    return ["adv_inputs", "labels", *(name for name, wanted in more.items() if wanted)]
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], type: str) -> None:
@@ -102,34 +108,21 @@ def load(
     Raises:
         CheckpointError: no such file, not of this kind, or without what is asked for.
     """
-    names = ["adv_inputs", "labels"]
-    names += ["preds"] if load_predictions else []
-    names += ["clean_inputs"] if load_clean_inputs else []
-    saved = read(load_path, names)
+    wanted = names(load_predictions, load_clean_inputs)
+    with naming(load_path, CheckpointError, "load_path", "a file of Attack.save"):
+        saved = read_tensors(Path(load_path))
+    known = saved if isinstance(saved, dict) else {}
+    missing = [name for name in (*wanted, "save_type") if name not in known]
+    if missing:
+        got = f"'{load_path}' without {', '.join(missing)}"
+        raise CheckpointError(describe("load_path", "a file of Attack.save", got))
     for name in IMAGES:
-        if name not in names:
+        if name not in wanted:
             continue
         if saved["save_type"] == "int":
             saved[name] = saved[name].float() / 255
         if normalize is not None:
-            from roli_fast.models import Normalize  # brings timm: only where it is needed
-
-            saved[name] = Normalize(normalize["mean"], normalize["std"])(saved[name])
-    data = TensorDataset(*[saved[name] for name in names])
+            mean, std = (torch.tensor(normalize[n]).view(-1, 1, 1) for n in ("mean", "std"))
+            saved[name] = (saved[name] - mean) / std
+    data = TensorDataset(*[saved[name] for name in wanted])
     return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
-
-
-def read(path: str | Path, names: list[str]) -> dict[str, Any]:
-    """The file's dict, which has all of `names`."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds
-        raise CheckpointError(
-            describe("load_path", "a file of Attack.save", f"'{path}': {error}")
-        ) from error
-    known = saved if isinstance(saved, dict) else {}
-    missing = [name for name in (*names, "save_type") if name not in known]
-    if missing:
-        got = f"'{path}' without {', '.join(missing)}"
-        raise CheckpointError(describe("load_path", "a file of Attack.save", got))
-    return saved
