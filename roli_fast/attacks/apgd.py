@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from roli_fast import ops
 from roli_fast.attacks.apgd_schedule import large_radius_stages
 from roli_fast.attacks.apgd_search import Found, Plan, climb
-from roli_fast.attacks.apgd_start import OfficialStarts, OwnStarts, Starts
+from roli_fast.attacks.apgd_start import OwnStarts, Starts
 from roli_fast.attacks.apgd_stepping import OneNorm
 from roli_fast.attacks.base import (
     ATTACKS,
@@ -64,9 +64,6 @@ class APGD(BallAttack):
         eot: passes an iterate, over which gradient and loss are averaged: for models that draw.
         compact: an image leaves the batch as soon as it is misclassified; false keeps all shapes as
             they are, without any wait for the device within a restart. The result is the same.
-        rng: "native" draws by the generator and the sample's id; "official" repeats the draws of
-            github.com/fra31/auto-attack for this batch and `seed`, to compare with it.
-        seed: of the official draws.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
     """
 
@@ -82,8 +79,6 @@ class APGD(BallAttack):
     large_radius: bool = False
     eot: int = 1
     compact: bool = True
-    rng: Literal["native", "official"] = "native"
-    seed: int = 0
     bounds: Bounds | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -92,7 +87,6 @@ class APGD(BallAttack):
             check_steps(name, getattr(self, name))
         check_loss_name(self.loss)
         check_choice("keep", self.keep, ("adversarial", "best"))
-        check_choice("rng", self.rng, ("native", "official"))
         check_positive("rho", self.rho)
         check_density(self.density)
         if not self.random_start:
@@ -102,7 +96,6 @@ class APGD(BallAttack):
 
     def _check_no_random_start(self) -> None:
         wrong = {"restarts": self.restarts > 1, "loss": self.loss == "kl"}
-        wrong["rng"] = self.rng == "official"
         for name, is_wrong in wrong.items():
             if is_wrong:
                 got, fix = repr(getattr(self, name)), "Set random_start=True."
@@ -169,7 +162,7 @@ class APGD(BallAttack):
             passes = Passes(gradient, self.eot)
             clean = passes.clean(x, y) if self._needs_clean else None
             goals, notes = self._goals(y, clean)
-            starts = self._starts(generator, len(goals), x.device)
+            starts = self.starts(generator, len(goals), x.device)
             ids = ids_of(x, sample_ids)
             searches = [Samples(x, goal, ids, ball.eps) for goal in goals]
             if self.keep == "best" or clean is None:
@@ -180,9 +173,8 @@ class APGD(BallAttack):
             notes = notes_on(self.loss, passes.classes) + notes + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
-    def _starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:
-        if self.rng == "official":
-            return OfficialStarts(self.seed, device, 3 if self.large_radius else 1)
+    def starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:
+        """The source of the starts of `count` searches, for a subclass that draws otherwise."""
         return OwnStarts(generator, count, device)
 
     def _adversarial(  # noqa: PLR0913 - the searches and where they begin

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Generator, Tensor
 
 from roli_fast.attacks import warning_signs
@@ -27,7 +26,6 @@ from roli_fast.attacks.ensemble import (
 )
 from roli_fast.attacks.fab import FAB
 from roli_fast.attacks.fab_t import FABT
-from roli_fast.attacks.official import Rng
 from roli_fast.attacks.square import Square
 from roli_fast.engine import Engine, bound
 from roli_fast.engine.input_gradient import Model
@@ -102,9 +100,6 @@ class AutoAttack(BallAttack):
             five restarts of APGD and FAB and no large radii; `compat.autoattack` keeps that).
         steps: of every gradient attack.
         n_queries: of Square.
-        rng: "native" draws depend on the generator and a sample's id alone; "official" repeats
-            those of github.com/fra31/auto-attack for this batch and `seed`, to compare with it.
-        seed: of the official draws.
     """
 
     norm: str | None = "linf"
@@ -114,15 +109,12 @@ class AutoAttack(BallAttack):
     attacks: tuple[str, ...] = ()
     steps: int = STEPS
     n_queries: int = QUERIES
-    rng: Rng = "native"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         self.check_ball()
         check_choice("version", self.version, (*PRESETS, "custom"))
         for name in ("steps", "n_queries"):
             check_steps(name, getattr(self, name))
-        check_choice("rng", self.rng, ("native", "official"))
         object.__setattr__(self, "attacks", tuple(self.attacks))  # a list from YAML
         self._check_attacks()
         _ = self.parts  # raises where a component cannot take these settings
@@ -159,14 +151,15 @@ class AutoAttack(BallAttack):
     def parts(self) -> tuple[Attack, ...]:
         """The components as attacks."""
         more = component_settings(self.version, str(self.norm))
-        return tuple(self._part(name, more.get(name, {})) for name in self.names)
+        return tuple(self.part(name, more.get(name, {})) for name in self.names)
 
-    def _part(self, name: str, more: dict[str, Any]) -> Attack:
+    def part(self, name: str, more: dict[str, Any]) -> Attack:
+        """One component, with `more` than its settings in every version: a subclass may have
+        others."""
         kind, settings = COMPONENTS[name]
         size = dict(n_queries=self.n_queries) if name == "square" else dict(steps=self.steps)
         common = dict(norm=self.norm, eps=self.eps, bounds=self.bounds)
-        drawn = dict(rng=self.rng, seed=self.seed)
-        return kind(**common, **settings | more, **size, **drawn)
+        return kind(**common, **settings | more, **size)
 
     def run(
         self,
@@ -192,8 +185,6 @@ class AutoAttack(BallAttack):
         """
         model, (ball, x) = bound(model, engine), self.ball(x, eps)
         look = warning_signs.first_look(model, x, y, ball, draws=self.version == "rand")
-        if self.rng == "official":  # the caller's draws are not needed
-            generator = torch.Generator(x.device).manual_seed(self.seed)
         standing, parts = Standing.begin(x, look.right), self.parts
         search_in_turn(parts, Question(model, x, y, generator, sample_ids, ball.eps), standing)
         counts = [int((standing.fooled_by == number).sum()) for number in range(len(parts))]

@@ -3,6 +3,7 @@ with a fast adaptive boundary attack", ICML 2020, arXiv:1907.02044)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -13,20 +14,18 @@ from roli_fast.attacks.base import (
     Ball,
     BallAttack,
     Radius,
-    check_choice,
     check_steps,
     restart_generators,
 )
 from roli_fast.attacks.fab_search import NearestPlane, Planes, Samples, Walk, rows
-from roli_fast.attacks.hyperplane import ORDERS, check_norm
+from roli_fast.attacks.hyperplane import check_norm
 from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.official import OfficialDraws, Rng
 from roli_fast.attacks.passes import Passes, take
 from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import margin
-from roli_fast.ops.rounding import compute_dtype, per_sample
+from roli_fast.ops.rounding import per_sample
 from roli_fast.threat import Bounds
 
 
@@ -68,12 +67,9 @@ class FAB(BallAttack):
         eta: overshoot, 1.05 is 5 % beyond the boundary.
         beta: a step back leaves this share of the distance.
         final_search: steps of a secant method between x and what was found, at the end of a run, a
-            forward each. rng="official" makes none, as AutoAttack's code.
+            forward each; 0 makes none, as AutoAttack's code.
         minimal: keep on looking for a closer image after one within eps was met. False lets such a
             sample leave the batch: the same samples are fooled, at less cost.
-        rng: "native" starts depend on the generator and a sample's id alone; "official" repeats
-            those of github.com/fra31/auto-attack for this batch and `seed`, to compare with it.
-        seed: of the official draws.
     """
 
     norm: str | None = "linf"
@@ -86,8 +82,6 @@ class FAB(BallAttack):
     beta: float = 0.9
     final_search: int = 3
     minimal: bool = True
-    rng: Rng = "native"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         self.check_ball()
@@ -100,7 +94,6 @@ class FAB(BallAttack):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ArgumentError(describe(name, f"a number in [{low}, {high}]", repr(value)))
-        check_choice("rng", self.rng, ("native", "official"))
 
     @property
     def label(self) -> str:
@@ -115,6 +108,16 @@ class FAB(BallAttack):
         if logits.shape[1] > 1:
             yield NearestPlane(str(self.norm), logits.shape[1] - 1)
 
+    def starts(
+        self,
+        ball: Ball,
+        generator: Generator | None,
+        sample_ids: Tensor | None,
+        device: torch.device,
+    ) -> "Starts":
+        """The source of the later runs' starts, for a subclass that draws otherwise."""
+        return OwnStarts(ball, restart_generators(generator, self.restarts, device), sample_ids)
+
     def run(
         self,
         model: Model,
@@ -128,7 +131,6 @@ class FAB(BallAttack):
     ) -> FABResult:
         """As `__call__`, with the cost and the distances beside the images."""
         ball, x = self.ball(x, eps)
-        final_search = 0 if self.rng == "official" else self.final_search
         walk = Walk(
             str(self.norm),
             ball.bounds,
@@ -136,11 +138,11 @@ class FAB(BallAttack):
             self.alpha_max,
             self.eta,
             self.beta,
-            final_search,
+            self.final_search,
             self.minimal,
         )
         limit = per_sample(ball.eps, x).double().reshape(-1).expand(len(x))
-        starts = _Starts(self, ball, generator, sample_ids, x.device)
+        starts = self.starts(ball, generator, sample_ids, x.device)
         with InputGradient(bound(model, engine), margin) as gradient, torch.no_grad():
             logits = Passes(gradient).clean(x, y)
             clean_margin = margin(logits, y)
@@ -152,7 +154,8 @@ class FAB(BallAttack):
                     if len(left) == 0:
                         break
                     samples = take(Samples(x, y, x, planes, clean_margin, limit), left)
-                    samples = replace(samples, point=starts.draw(restart, x, left))
+                    if restart > 0:
+                        samples = replace(samples, point=starts(restart, x, left))
                     closest = walk.run(gradient, samples)
                     walk.refine(gradient, samples, closest)
                     closer = closest.distance < distance[left]
@@ -166,50 +169,32 @@ class FAB(BallAttack):
             return FABResult(x_adv, gradient.cost, fooled, ball.notes, distance)
 
 
-class _Starts:
-    """Where the runs start."""
+class Starts(Protocol):
+    """Where the runs after the first begin."""
+
+    def __call__(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
+        """The starts of run number `restart` for the samples `left` of the batch `x`."""
+        ...
+
+
+class OwnStarts:
+    """Random points within eps / 2 of x: by the generator, the run and the sample's id alone."""
 
     def __init__(
         self,
-        attack: FAB,
         ball: Ball,
-        generator: Generator | None,
+        generators: list[Generator | None],
         sample_ids: Tensor | None,
-        device: torch.device,
     ) -> None:
-        self._attack, self._ball, self._ids = attack, ball, sample_ids
-        self._official = self._sources = None
-        if attack.rng == "official":
-            self._official = OfficialDraws(attack.seed, device)
-        else:
-            self._sources = restart_generators(generator, attack.restarts, device)
+        self._ball, self._generators, self._ids = ball, generators, sample_ids
 
-    def draw(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
-        """Starts for the samples `left` of the batch `x`."""
-        if restart == 0:
-            return x[left]
-        if self._official is not None:
-            return self._like_the_original(self._official, x[left], left)
-        assert self._sources is not None
-        radius = self._ball.eps * 0.5
+    def __call__(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
+        """See `Starts`."""
         start = self._ball.norm.random_start(
             x,
-            eps=radius,
+            eps=self._ball.eps * 0.5,
             bounds=self._ball.bounds,
-            generator=self._sources[restart],
+            generator=self._generators[restart],
             sample_ids=self._ids,
         )
         return start[left]
-
-    def _like_the_original(self, draws: OfficialDraws, x: Tensor, left: Tensor) -> Tensor:
-        """A point at half the radius in a random direction, cut to the box."""
-        eps = self._ball.eps[left] if isinstance(self._ball.eps, Tensor) else self._ball.eps
-        if self._attack.norm == "linf":
-            drawn = 2 * draws.uniform(*x.shape) - 1
-        else:
-            drawn = draws.normal(*x.shape)
-        drawn = drawn.to(compute_dtype(x.dtype))
-        order = ORDERS[str(self._attack.norm)]
-        length = torch.linalg.vector_norm(drawn.flatten(1), order, dim=1)
-        radius = eps * torch.ones_like(length)
-        return (x + rows(radius / length * 0.5, x) * drawn).to(x.dtype).clamp(*self._ball.bounds)

@@ -1,6 +1,7 @@
 """Square attack: random search that never sees a gradient (Andriushchenko et al., "Square Attack: a
 query-efficient black-box adversarial attack via random search", ECCV 2020, arXiv:1912.00049)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,8 @@ from roli_fast.attacks.base import (
 )
 from roli_fast.attacks.hyperplane import check_norm
 from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.official import OfficialDraws, Rng
 from roli_fast.attacks.passes import Passes, take
-from roli_fast.attacks.square_draws import Draws, OfficialSquareDraws, SampleDraws, one_number
+from roli_fast.attacks.square_draws import Draws, SampleDraws, one_number
 from roli_fast.attacks.square_moves import LinfMoves, MassMoves, canvas, share_of
 from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
@@ -62,13 +62,6 @@ class Square(BallAttack):
             halves it after the numbers of queries that are meant for 10,000, as AutoAttack does.
         compact: samples leave the batch as soon as they are fooled; false keeps all shapes as they
             are, without any wait for the device within a run. The result is the same.
-        rng: "native" draws depend on one draw of the generator, the sample's id and the query
-            alone; each sample has its own windows. "official" repeats the draws of
-            github.com/fra31/auto-attack for this batch and `seed`, to compare with it: windows are
-            shared by the batch, and in l2 and l1 draws depend on how many samples are left. There a
-            tie counts as fooled, and windows never reach the last row and column. Its l2 and l1
-            exist for square images only, with a side that five tiles fill.
-        seed: of the official draws.
     """
 
     norm: str | None = "linf"
@@ -80,8 +73,6 @@ class Square(BallAttack):
     loss: str = "margin"
     rescale_schedule: bool = True
     compact: bool = True
-    rng: Rng = "native"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         self.check_ball()
@@ -91,10 +82,6 @@ class Square(BallAttack):
         if not isinstance(self.p_init, (int, float)) or not 0 < self.p_init <= 1:
             raise ArgumentError(describe("p_init", "a share in (0, 1]", repr(self.p_init)))
         check_choice("loss", self.loss, tuple(_LOSSES))
-        check_choice("rng", self.rng, ("native", "official"))
-        if self.rng == "official" and self.norm != "linf" and not self.compact:
-            fix = "In l2 and l1 the original's draws depend on how many samples are left."
-            raise ArgumentError(describe("compact", "True with rng='official'", False, fix))
 
     @property
     def label(self) -> str:
@@ -116,10 +103,9 @@ class Square(BallAttack):
         ball, x = self.ball(x, eps)
         checks.generator(generator, x)
         checks.sample_ids(sample_ids, x)
-        moves = self._moves(ball, x)
+        moves = self.moves(ball, x)
         ids = ids_of(x, sample_ids)
-        official = OfficialDraws(self.seed, x.device) if self.rng == "official" else None
-        key = one_number(generator, x.device) if official is None else 0
+        draws = self.draws(generator, x.device)
         with InputGradient(bound(model, engine), _LOSSES[self.loss]) as gradient, torch.no_grad():
             logits = Passes(gradient).clean(x, y)
             fooled = ~is_right(logits, y)
@@ -129,13 +115,9 @@ class Square(BallAttack):
                 left = (~fooled).nonzero()[:, 0]
                 if len(left) == 0:
                     break
-                if official is None:
-                    draws = SampleDraws(("square", key, restart), ids[left])
-                else:
-                    shared = self.norm == "linf"
-                    draws = OfficialSquareDraws(official, len(left), shared_signs=shared)
                 radius = ball.eps[left] if isinstance(ball.eps, Tensor) else ball.eps
-                found = self._search(gradient, moves, draws, _Batch(x[left], y[left], radius))
+                batch = _Batch(x[left], y[left], radius)
+                found = self._search(gradient, moves, draws(restart, ids[left]), batch)
                 better = found.fooled | (found.loss > highest[left]) | (restart == 0)
                 rows = left[better]
                 x_adv = x_adv.index_copy(0, rows, found.image[better])
@@ -144,14 +126,23 @@ class Square(BallAttack):
                 queries = queries.index_add(0, left, found.queries)
             return SquareResult(x_adv, gradient.cost, fooled, ball.notes, queries)
 
-    def _moves(self, ball: Ball, x: Tensor) -> LinfMoves | MassMoves:
+    def draws(
+        self, generator: Generator | None, device: torch.device
+    ) -> Callable[[int, Tensor], Draws]:
+        """(number of a run, sample ids) -> that run's numbers, for a subclass that draws otherwise.
+
+        Here they depend on one draw of the generator, the run, the sample's id and the query alone.
+        """
+        key = one_number(generator, device)
+        return lambda restart, ids: SampleDraws(("square", key, restart), ids)
+
+    def moves(self, ball: Ball, x: Tensor) -> LinfMoves | MassMoves:
+        """How images are proposed."""
         channels, *image = canvas(x)
         size = (image[0], image[1])
         if self.norm == "linf":
             return LinfMoves(ball.bounds, channels, size)
         order = 2 if self.norm == "l2" else 1
-        if self.rng == "official":
-            return MassMoves(order, ball.bounds, channels, size, spare=1e-6, cancelled=0.0)
         return MassMoves(order, ball.bounds, channels, size)
 
     def _search(
@@ -192,9 +183,11 @@ class Square(BallAttack):
     def _score(self, engine: InputGradient, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss that decides (B,), and which samples are fooled."""
         loss, logits = engine.evaluate(x_adv, y)
-        if self.rng == "official":
-            return loss, margin(logits, y) >= 0
-        return loss, ~is_right(logits, y)
+        return loss, self.reached(logits, y)
+
+    def reached(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Which samples are fooled, (B,)."""
+        return ~is_right(logits, y)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The random numbers of the Square attack: a sample's own, or the original's."""
+"""The random numbers of the Square attack."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,7 +6,6 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.official import OfficialDraws
 from roli_fast.ops.random_start import philox
 from roli_fast.seeds import derive_seed
 
@@ -101,50 +100,6 @@ class SampleDraws:
         low = counters.expand(len(self._ids), -1)
         drawn = philox(self._key, low, self._ids[:, None].expand_as(low))
         return torch.stack(drawn, dim=2).flatten(1)
-
-
-class OfficialSquareDraws:
-    """The order of draws in AutoAttack's code, for `n` samples in lockstep.
-
-    Windows are shared by all samples, and so are the signs of the linf attack; those of l2 and l1
-    are drawn for every sample that is left. The last row and column are never reached.
-    """
-
-    def __init__(self, draws: OfficialDraws, count: int, *, shared_signs: bool) -> None:
-        self._draws, self._count, self._shared = draws, count, shared_signs
-
-    def stripes(self, channels: int, width: int) -> Tensor:
-        return self._draws.sign(self._count, channels, 1, width)[:, :, 0]
-
-    def tiles(self, count: int, channels: int) -> tuple[Tensor, Tensor]:
-        drawn = [(self._flip(), self._signs(channels)) for _ in range(count)]
-        flips, signs = zip(*drawn, strict=True)
-        return torch.stack(flips, dim=1), torch.stack(signs, dim=1)
-
-    def query(self, number: int, room: tuple[int, int], channels: int) -> Proposal:
-        windows = 1 if self._shared else 2
-        places = [[self._draws.below(side) for side in room] for _ in range(windows)]
-        if self._shared:
-            signs, flip = self._draws.sign(channels, 1, 1).view(1, channels), None
-        else:
-            flip = self._flip()
-            signs = self._signs(channels)
-        device = signs.device
-        top, left = (
-            torch.tensor([[place[axis] for place in places]], device=device) for axis in (0, 1)
-        )
-        return Proposal(
-            top, left, signs, torch.zeros(1, device=device) > 0 if flip is None else flip
-        )
-
-    def keep(self, index: Tensor) -> None:
-        self._count = len(index)
-
-    def _flip(self) -> Tensor:
-        return self._draws.uniform(1) > 0.5
-
-    def _signs(self, channels: int) -> Tensor:
-        return self._draws.sign(self._count, channels, 1, 1)[:, :, 0, 0]
 
 
 def _signs(words: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from roli_fast.analysis.light import look_cost
 from roli_fast.attacks import Attack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.data import ImageDataset, Splits
-from roli_fast.evaluate.samples import mixed_order
+from roli_fast.evaluate.prepare import mixed_order
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.stage import Stage
 

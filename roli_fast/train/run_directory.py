@@ -11,8 +11,7 @@ from roli_fast.configuration import Schema
 from roli_fast.data import Splits
 from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate import UNION
-from roli_fast.evaluate.accuracy import accuracy
-from roli_fast.evaluate.state import to_flags
+from roli_fast.evaluate.shares import accuracy, to_flags
 from roli_fast.files import naming, read_json, write_json
 from roli_fast.report.shape import TEST, wrong
 from roli_fast.running.device import saved_threads

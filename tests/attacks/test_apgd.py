@@ -10,6 +10,7 @@ from wavy import Wavy, pictures, predicted
 
 from roli_fast import ops
 from roli_fast.attacks import APGD, APGDT
+from roli_fast.compat.original_draws import OriginalAPGD
 from roli_fast.engine import Cost
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.losses import cross_entropy
@@ -195,7 +196,7 @@ class TestDraws:
         """As the authors' code draws from the global generator after `torch.manual_seed(seed)`."""
         net = Wavy(dtype=torch.float32)
         before = torch.get_rng_state()
-        APGD(norm=norm, eps=0.3, steps=1, keep="best", rng="official", seed=7)(net, X, Y)
+        OriginalAPGD(norm=norm, eps=0.3, steps=1, keep="best", seed=7)(net, X, Y)
         assert torch.equal(torch.get_rng_state(), before)
         with torch.random.fork_rng():
             torch.manual_seed(7)
@@ -213,7 +214,7 @@ class TestDraws:
 
     def test_official_draws_of_the_second_restart_follow_those_of_the_first(self) -> None:
         net = Wavy(dtype=torch.float32)
-        attack = APGD(norm="l1", eps=0.3, steps=1, restarts=2, keep="best", rng="official")
+        attack = OriginalAPGD(norm="l1", eps=0.3, steps=1, restarts=2, keep="best")
         attack(net, X, Y)
         noise = self.official_noise(2)
         start = ops.l1_project_(X + noise, X, eps=0.3)
@@ -224,7 +225,7 @@ class TestDraws:
         x + noise for a change of x, and the projected change for a point."""
         net = Wavy(dtype=torch.float32)
         options: dict[str, Any] = dict(norm="l1", eps=0.3, keep="best", large_radius=True)
-        APGD(**options, steps=3, restarts=2, rng="official")(net, X, Y)
+        OriginalAPGD(**options, steps=3, restarts=2)(net, X, Y)
         change = ops.l1_project_(X + (X + self.official_noise(5)), X, eps=0.9) - X
         start = ops.l1_project_(change, X, eps=0.9)
         assert torch.equal(net.seen[6], start)
@@ -333,8 +334,6 @@ class TestBadInput:
     [
         ({"steps": 0}, "`steps`: expected an integer >= 1"),
         ({"restarts": 2, "random_start": False}, "`restarts`.*random_start=True"),
-        ({"rng": "official", "random_start": False}, "`rng`.*random_start=True"),
-        ({"rng": "torch"}, "`rng`: expected 'native' or 'official'"),
         ({"keep": "last"}, "`keep`: expected 'adversarial' or 'best'"),
         ({"rho": 0.0}, "`rho`: expected a number > 0"),
         ({"density": 1.5}, r"`density`: expected a number in \[0, 1\]"),

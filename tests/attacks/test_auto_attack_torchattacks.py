@@ -1,4 +1,4 @@
-"""AutoAttack's components, and the whole, beside torchattacks', with rng="official".
+"""AutoAttack's components, and the whole, beside torchattacks', with the original's draws.
 
 Flags are compared attack by attack on the official survivors: those that torchattacks' components
 left right. In fp64 they are equal. In fp32 at most 0.5 % may differ: two ways of adding up the same
@@ -17,9 +17,9 @@ from oracle import Net, batch, margins, peer_in, torchattacks
 from tiny_models import untouched
 from torch import Tensor
 
-from roli_fast.attacks import AutoAttack
 from roli_fast.attacks.auto_attack import VERSIONS
 from roli_fast.compat.autoattack import AutoAttack as CompatAutoAttack
+from roli_fast.compat.original_draws import OriginalAutoAttack
 
 torchattacks()
 
@@ -49,8 +49,8 @@ def asked(dtype: torch.dtype) -> Asked:
     return model, x.to(dtype), y
 
 
-def ours(norm: str, eps: float) -> AutoAttack:
-    return AutoAttack(norm=norm, eps=eps, steps=STEPS, n_queries=QUERIES, rng="official", seed=0)
+def ours(norm: str, eps: float) -> OriginalAutoAttack:
+    return OriginalAutoAttack(norm=norm, eps=eps, steps=STEPS, n_queries=QUERIES, seed=0)
 
 
 def differing(ours: Tensor, theirs: Tensor, x_adv: Tensor, asked: Asked) -> list[Any]:

@@ -10,10 +10,12 @@ from tiny_models import Counting, FixedLogits, Mixed, images, untouched
 from torch import Tensor, nn
 
 from roli_fast.attacks.square import Square
+from roli_fast.compat.original_draws import OriginalSquare
 from roli_fast.engine import Cost
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 
+KINDS = (Square, OriginalSquare)
 EPS = {"linf": 0.25, "l2": 5.0, "l1": 60.0}
 
 
@@ -109,12 +111,12 @@ def test_batch_and_order_do_not_matter(norm: str, restarts: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "rng"), [("linf", "native"), ("l2", "native"), ("l1", "native"), ("linf", "official")]
+    ("norm", "kind"), [("linf", Square), ("l2", Square), ("l1", Square), ("linf", OriginalSquare)]
 )
-def test_leaving_the_batch_changes_nothing_but_the_cost(norm: str, rng: Any) -> None:
+def test_leaving_the_batch_changes_nothing_but_the_cost(norm: str, kind: Any) -> None:
     model = Net()
     x, y = batch(9, model)
-    attack = Square(norm=norm, eps=EPS[norm] * 1.6, n_queries=40, rng=rng)
+    attack = kind(norm=norm, eps=EPS[norm] * 1.6, n_queries=40)
     leaving = attack.run(model, x, y, generator())
     staying = replace(attack, compact=False).run(model, x, y, generator())
     assert 2 < leaving.fooled.sum() < 9  # pyright: ignore
@@ -141,14 +143,14 @@ def test_one_number_of_the_generator_is_drawn(restarts: int) -> None:
     [(24, 40), (40, 24), (5, 3), (2, 9), (1, 1), (1, 8), (8, 1), (4, 4), (17,), (3, 11)],
     ids=str,
 )
-@pytest.mark.parametrize("rng", ["native", "official"])
-def test_images_of_any_shape(norm: str, shape: tuple[int, ...], rng: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_any_shape(norm: str, shape: tuple[int, ...], kind: Any) -> None:
     full = (3, 2, *shape) if len(shape) == 2 and shape != (3, 11) else (3, *shape)
     x, eps = images(*full), {"linf": 0.1, "l2": 0.3, "l1": 0.5}[norm]
     weight = torch.randn(3, x[0].numel(), generator=generator(1))
     model = FixedLogits(weight)
     y = model(x).argmax(1)
-    attack = Square(norm=norm, eps=eps, n_queries=40, rng=rng)
+    attack = kind(norm=norm, eps=eps, n_queries=40)
     result = attack.run(model, x, y, generator())
     assert within(norm, result.x_adv, x, eps)
     assert (margins(model, result.x_adv, y) > margins(model, x, y)).all()
@@ -166,13 +168,14 @@ class Rising(nn.Module):
         return torch.tensor([self.height, 1.0, -9.0]).expand(len(x), 3)
 
 
-@pytest.mark.parametrize(("rng", "reached"), [("native", 4), ("official", 3)])
-def test_every_pixel_can_change(rng: Any, reached: int) -> None:
-    """The original's windows never reach the last row and column; those of "native" do."""
+@pytest.mark.parametrize(("kind", "reached"), [(Square, 4), (OriginalSquare, 3)])
+def test_every_pixel_can_change(kind: Any, reached: int) -> None:
+    """The original's windows never reach the last row and column; ours do."""
     x, seen = torch.full((60, 1, 4, 4), 0.5), torch.zeros(4, 4, dtype=torch.bool)
-    attack = Square(eps=0.25, n_queries=1, p_init=0.05, rescale_schedule=False, rng=rng)
+    attack = kind(eps=0.25, n_queries=1, p_init=0.05, rescale_schedule=False)
     for seed in range(40):
-        moved = replace(attack, seed=seed)(Rising(), x, torch.ones(60).long(), generator(seed))
+        own = replace(attack, seed=seed) if kind is OriginalSquare else attack
+        moved = own(Rising(), x, torch.ones(60).long(), generator(seed))
         stripes = moved.median(dim=2, keepdim=True).values  # one of four rows may differ
         seen |= (moved != stripes).any(0)[0]
     assert seen[:reached, :reached].all() and seen.sum() == reached**2
@@ -212,14 +215,14 @@ class Failing(Mixed):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("rng", ["native", "official"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at", [1, 2, 5])
-def test_after_an_exception_everything_is_as_it_was(at: int, rng: Any) -> None:
+def test_after_an_exception_everything_is_as_it_was(at: int, kind: Any) -> None:
     model, x = Failing(at), images(6, 3, 6, 6)
     with torch.no_grad():
         y = Mixed().eval()(x).argmax(1)
     with untouched(model), pytest.raises(KeyboardInterrupt):
-        Square(n_queries=9, eps=1e-3, rng=rng)(model, x, y, generator())
+        kind(n_queries=9, eps=1e-3)(model, x, y, generator())
 
 
 @pytest.mark.parametrize(
@@ -230,8 +233,6 @@ def test_after_an_exception_everything_is_as_it_was(at: int, rng: Any) -> None:
         ({"p_init": 0}, "p_init"),
         ({"p_init": "1"}, "p_init"),
         ({"loss": "dlr"}, "loss"),
-        ({"rng": None}, "rng"),
-        ({"rng": "official", "compact": False, "norm": "l2"}, "compact"),
     ],
     ids=str,
 )

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from roli_fast.attacks.official import OfficialDraws
 from roli_fast.attacks.square_draws import CHUNK, SampleDraws
 from roli_fast.attacks.square_moves import canvas, pattern, share_of, window
+from roli_fast.compat.original_draws import OfficialDraws
 from roli_fast.errors import ArgumentError
 
 

@@ -15,8 +15,9 @@ from tiny_models import FixedLogits, images, untouched
 from torch import Tensor
 
 import roli_fast.compat.autoattack as package
-from roli_fast.attacks import APGDT, FAB, FABT, Square
+from roli_fast.attacks import FAB, Square
 from roli_fast.compat.autoattack import AutoAttack, EvaluationState, evaluation, other_utils
+from roli_fast.compat.original_draws import OriginalAPGDT, OriginalFABT
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
 NAMES = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -120,8 +121,8 @@ def test_the_versions_settings_are_the_attributes_that_users_set() -> None:
     attack.apgd_targeted.n_target_classes, attack.apgd_targeted.loss = 3, "ce-targeted"
     attack.fab.n_target_classes, attack.square.p_init = 2, 0.5
     made: list[Any] = [attack._part(name, 7) for name in ("apgd-t", "fab-t", "fab", "square")]
-    assert made[0] == APGDT(norm="l2", eps=1.0, targets=3, loss="ce", rng="official", seed=7)
-    assert made[1] == FABT(norm="l2", eps=1.0, targets=2, rng="official", seed=7, minimal=False)
+    assert made[0] == OriginalAPGDT(norm="l2", eps=1.0, targets=3, loss="ce", seed=7)
+    assert made[1] == OriginalFABT(norm="l2", eps=1.0, targets=2, seed=7, minimal=False)
     assert isinstance(made[2], FAB) and (made[2].norm, made[2].restarts) == ("l2", 5)
     assert isinstance(made[3], Square) and (made[3].p_init, made[3].rescale_schedule) == (
         0.5,

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from roli_fast import attacks as ours
 from roli_fast.compat.autoattack.other_utils import Logger
+from roli_fast.compat.original_draws import with_original_draws
 from roli_fast.compat.peers import ReadAttributes, constructor, our_norm
 from roli_fast.compat.view import View
 from roli_fast.engine import Engine, InputGradient, SearchModel, bound
@@ -108,7 +109,8 @@ class Component(ReadAttributes):
         """The attack behind it, with the draws of `seed`."""
         fields = {FIELDS[name]: value for name, value in vars(self).items() if name in FIELDS}
         threat = dict(norm=our_norm(self.norm), eps=self.eps, bounds=self.bounds)
-        return self._kind(fields | threat | dict(rng=self.rng, seed=seed))
+        attack = self._kind(fields | threat)
+        return with_original_draws(attack, seed) if self.rng == "official" else attack
 
     def _kind(self, fields: dict[str, Any]) -> ours.Attack:
         raise NotImplementedError

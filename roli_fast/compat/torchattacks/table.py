@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -19,11 +19,11 @@ from roli_fast.attacks.base import Ball, Radius
 from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.fab_search import Planes, TargetPlane
 from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.official import Rng
 from roli_fast.attacks.passes import Samples
 from roli_fast.compat.autoattack.components import FIELDS as OFFICIAL_FIELDS
 from roli_fast.compat.autoattack.components import RENAMED, USUAL_EPS
 from roli_fast.compat.criterion import CriterionPGD
+from roli_fast.compat.original_draws import with_original_draws
 from roli_fast.compat.peers import beside, constructor, our_norm
 from roli_fast.compat.torchattacks.attack import Attack, logger
 from roli_fast.compat.view import View
@@ -96,12 +96,16 @@ class Listed(Attack):
         eps, radius = radius_of(self.eps, images)
         target = self.get_target_label(images, labels) if self.targeted else None
         options: dict[str, Any] = dict(sample_ids=sample_ids, eps=radius)
-        attack = self.build(eps, target)
+        attack = self._drawn(self.build(eps, target))
         if target is not None and not isinstance(attack, _AimedFAB):
             labels, options["target"] = beside(labels, target), target
         result = attack.run(self.view(), images, labels, self._draws(images), **options)
         self._report(attack, result, len(images))
         return result
+
+    def _drawn(self, attack: ours.Attack) -> ours.Attack:
+        """The attack with the draws that are asked for."""
+        return attack
 
     def _draws(self, images: Tensor) -> Generator | None:
         return self.generator
@@ -189,18 +193,22 @@ class Seeded(Listed):
         *("eta_rectangles", "init_hyperparam", "lp_norm", "margin_and_loss", "normalize_delta"),
         *("p_selection", "random_choice", "random_int", "_autoattack"),
     }
-    rng: Rng = "native"
-    """ "official" repeats the original's draws, which depend on the batch; see the attacks."""
+    rng: Literal["native", "official"] = "native"
+    """ "official" repeats the original's draws, which depend on the batch."""
 
     def _attributes(self, given: dict[str, Any]) -> dict[str, Any]:
         our_norm(given["norm"])
         return given
 
     def fields(self) -> dict[str, Any]:
-        if self.rng == "official" and self.seed is None:
+        return super().fields() | {"norm": our_norm(self.norm)}
+
+    def _drawn(self, attack: ours.Attack) -> ours.Attack:
+        if self.rng != "official":
+            return attack
+        if self.seed is None:
             raise ArgumentError(describe("seed", "a seed with rng='official'", None))
-        drawn = {"rng": self.rng, "seed": self.seed or 0}
-        return super().fields() | drawn | {"norm": our_norm(self.norm)}
+        return with_original_draws(attack, self.seed)
 
     def _draws(self, images: Tensor) -> Generator | None:
         if self.seed is None:
@@ -280,10 +288,10 @@ class _TargetsAutoAttack(ours.AutoAttack):
 
     targets: int = 9
 
-    def _part(self, name: str, more: dict[str, Any]) -> ours.Attack:
+    def part(self, name: str, more: dict[str, Any]) -> ours.Attack:
         if name in ("apgd-t", "fab-t"):
             more = more | {"targets": self.targets}
-        return super()._part(name, more)
+        return super().part(name, more)
 
 
 def radius_of(eps: Radius, images: Tensor) -> tuple[float, Tensor | None]:

@@ -1,18 +1,53 @@
-"""Attacks that a model was not trained against, beside those that its robustness is measured by."""
+"""Under which threats an attack searches: the columns and groups of results that it makes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from roli_fast.attacks import Attack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.errors import ArgumentError, ConfigError, RoliFastError, describe
-from roli_fast.evaluate.by_norm import columns
-from roli_fast.evaluate.state import UNSEEN, accuracy_of, to_flags
 from roli_fast.threat import ThreatModel
+
+UNION = "union"
+"""The column of images that stay right in all the others."""
+
+
+def columns(attack: Attack, threat: ThreatModel) -> dict[str, Attack]:
+    """Column -> attack, as a training run validates and tests.
+
+    With one norm that is the attack under its label. With several it is the attack in each of them
+    under the norm's name; an image counts for the union where it is right in every column. That is
+    so for attacks in several norms as well (multi_apgd, msd): each norm is searched by itself, with
+    the steps that the attack makes there.
+
+    An attack that has norms of its own is one attack, under its label, and the measure by itself:
+    a cheap validation in the weakest norm (eps left out is the threat's for that norm), a
+    multi_apgd of the two norms that are trained on, or a `Union`.
+
+    Args:
+        attack: as it is configured.
+        threat: what it follows.
+
+    Raises:
+        ArgumentError: a radius or step size is given and no norm, where there are several norms: it
+            would be the same in all of them.
+    """
+    fields: dict[str, Any] = vars(attack)
+    if not threat.other_norms or fields.get("norm") or fields.get("norms"):
+        return _one(attack.under(threat))
+    for name in ("eps", "step_size"):
+        if fields.get(name) is not None:
+            what = f"null for an attack in several norms ({', '.join(t.norm for t in threat.each)})"
+            fix = "Leave it out: the radii are the threat's. Or give the attack a norm as well."
+            raise ArgumentError(describe(name, what, fields[name], fix))
+    each = {alone.norm: attack.under(alone) for alone in threat.each}
+    first = each[threat.norm]
+    return _one(first) if all(other == first for other in each.values()) else each
+
+
+def _one(attack: Attack) -> dict[str, Attack]:
+    return {attack.label: attack}
 
 
 @dataclass(frozen=True)
@@ -25,7 +60,7 @@ class Unseen:
     @property
     def group(self) -> str:
         """ "unseen square-5000 l2 0.5"."""
-        return f"{UNSEEN} {self.attack.label} {self.threat.norm} {self.threat.eps:.4g}"
+        return f"unseen {self.attack.label} {self.threat.norm} {self.threat.eps:.4g}"
 
 
 def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
@@ -57,31 +92,3 @@ def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
     if twice:
         raise ConfigError(describe("unseen", "different attacks", f"{', '.join(twice)} twice"))
     return found
-
-
-def together(entries: Sequence[dict[str, Any]], union: Tensor) -> dict[str, Any] | None:
-    """What evaluation.json says of unseen attacks; None without any.
-
-    Args:
-        entries: one for each, with its accuracy and flags as "robust".
-        union: bool (N,), which images stay right under all the norms of the evaluation.
-    """
-    if not entries:
-        return None
-    flags = torch.stack([to_flags(entry["robust"]["flags"]) for entry in entries]).all(0)
-    return {
-        "attacks": list(entries),
-        "mean_accuracy": sum(entry["robust"]["accuracy"] for entry in entries) / len(entries),
-        "union": accuracy_of(flags),
-        "union_with_norms": accuracy_of(flags & union),
-    }
-
-
-def with_corruptions(unseen: dict[str, Any], shifts: dict[str, Any] | None) -> dict[str, Any]:
-    """What `together` made, and who stays right under every corruption at every severity too; null
-    without corruptions."""
-    kinds = shifts["corruptions"].values() if shifts else ()
-    levels = [level["flags"] for kind in kinds for level in kind.values()]
-    flags = [to_flags(text) for text in (unseen["union_with_norms"]["flags"], *levels)]
-    whole = accuracy_of(torch.stack(flags).all(0)) if levels else None
-    return unseen | {"union_with_corruptions": whole}

@@ -1,7 +1,8 @@
-"""Writes the README's figures from results/*.json: `python benchmarks/readme.py [--check]`.
+"""Writes the tables of README.md and docs/results.md from results/*.json:
+`python benchmarks/tables.py [--check]`.
 
-A block stands between `<!-- NAME -->` and `<!-- end -->`; nothing inside it is typed by hand. The
-README must have every block whose results are there.
+A block stands between `<!-- NAME -->` and `<!-- end -->`; nothing inside it is typed by hand. A
+page must have every block of its own whose results are there.
 """
 
 import json
@@ -18,6 +19,8 @@ from runs import percent
 from several_norms import table as norms_table
 
 ROOT = Path(__file__).resolve().parent.parent
+FROM_DOCS = f"../{FIGURES.relative_to(ROOT)}"
+"""Where figures lie, seen from docs/."""
 
 
 def quickstart() -> str:
@@ -128,6 +131,33 @@ def _against_usual(result: dict[str, Any], case: str) -> list[str]:
 PEERS = ("torchattacks", "torchattacks frozen", "foolbox", "ART", "RoLI's loop")
 
 
+def speed() -> str | None:
+    """PGD beside the libraries as one would use them, for README."""
+    attacks = read("pgd-cpu")
+    if attacks is None:
+        return None
+    columns = {
+        "ours, bf16": "ours bf16",
+        "torchattacks, weights frozen": "torchattacks frozen",
+        "foolbox": "foolbox",
+        "ART": "ART",
+        "RoLI's loop": "RoLI's loop",
+    }
+    lines = [f"| PGD-10 | ours, fp32 | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 2)}"]
+    for case in attacks["case"]:
+        rows = {row["name"]: row for row in attacks["rows"] if row["case"] == case}
+        ratios = [times_of(attacks, case).ratio(name, "ours fp32") for name in columns.values()]
+        cells = [_milliseconds(rows["ours fp32"]), *map(_times, ratios)]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    lines.append("")
+    lines.append(
+        f"Others in multiples of our time in fp32; b is the batch. {where(attacks)}, random "
+        "weights, rows of a network interleaved (`make bench`). What makes the difference is that "
+        "weights need no gradient in an attack; torchattacks has it once one freezes them."
+    )
+    return "\n".join(lines)
+
+
 def throughput() -> str | None:
     """PGD and training steps beside the libraries."""
     attacks, updates = read("pgd-cpu"), read("train-cpu")
@@ -150,8 +180,7 @@ def throughput() -> str | None:
         cells = [_milliseconds(rows["ours fp32"])]
         cells += [_times(times_of(updates, case).ratio(name, "ours fp32")) for name in others]
         lines.append(f"| {case} | {' | '.join(cells)} |")
-    figures = FIGURES.relative_to(ROOT)
-    lines += ["", f"![speed beside the libraries]({figures}/speed-cpu.png)", ""]
+    lines += ["", f"![speed beside the libraries]({FROM_DOCS}/speed-cpu.png)", ""]
     lines.append(
         "Ours in fp32, and the others in multiples of that time; b is the batch. "
         f"{where(attacks)}, random weights, all rows of a network interleaved, medians of the "
@@ -179,7 +208,7 @@ def growth() -> str | None:
     results = read("growth-cpu")
     if results is None:
         return None
-    figure = FIGURES.relative_to(ROOT) / "growth-cpu.png"
+    figure = f"{FROM_DOCS}/growth-cpu.png"
     start = ", ".join(f"{axis} {value}" for axis, value in results["case"]["start"].items())
     return (
         f"![time of an attack against batch, resolution, steps and depth]({figure})\n\n"
@@ -278,44 +307,48 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-BLOCKS = {
-    "quickstart": quickstart,
-    "ops-cpu": ops_cpu,
-    "tuning": tuning,
-    "autoattack": autoattack,
+README = {"quickstart": quickstart, "speed": speed}
+RESULTS_PAGE = {
     "throughput": throughput,
     "switches": switches,
     "growth": growth,
     "memory": memory,
     "endtoend": endtoend,
+    "autoattack": autoattack,
+    "ops-cpu": ops_cpu,
+    "tuning": tuning,
     "several-norms": several_norms,
     "lpft": lpft,
 }
+PAGES = {"README.md": README, "docs/results.md": RESULTS_PAGE}
+"""Page -> its blocks."""
 
 
-def rendered(text: str) -> str:
-    """`text` with every block made anew."""
-    for name, make in BLOCKS.items():
+def rendered(page: str, text: str) -> str:
+    """`text` of a page with every block made anew."""
+    for name, make in PAGES[page].items():
         made = make()
         if made is None:
             continue
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
         if len(pattern.findall(text)) != 1:
-            raise SystemExit(f"README.md: expected one block <!-- {name} --> ... <!-- end -->")
+            raise SystemExit(f"{page}: expected one block <!-- {name} --> ... <!-- end -->")
         block = f"{made}\n"
         text = pattern.sub(lambda match, block=block: match[1] + block + match[2], text)
     return text
 
 
 def main() -> int:
-    """Rewrite the README, or with --check say whether it is what the results give."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    new = rendered(text)
-    if "--check" in sys.argv[1:]:
-        return int(new != text)
-    readme.write_text(new, encoding="utf-8")
-    return 0
+    """Rewrite the pages, or with --check say whether they are what the results give."""
+    changed = False
+    for page in PAGES:
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        new = rendered(page, text)
+        changed |= new != text
+        if "--check" not in sys.argv[1:]:
+            path.write_text(new, encoding="utf-8")
+    return int(changed and "--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":

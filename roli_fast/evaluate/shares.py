@@ -1,9 +1,61 @@
-"""How far an accuracy measured on some images may be from that on all of them."""
+"""Shares of images that are right: flags, their text in files, and how sure a share is."""
 
 import math
+from collections.abc import Iterable
 from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from roli_fast.errors import ArgumentError, describe
+
+
+def accuracy(flags: Tensor) -> float:
+    """Share of true flags."""
+    return flags.double().mean().item()
+
+
+def to_text(flags: Tensor) -> str:
+    """One character a sample, "1" for true."""
+    return "".join("1" if flag else "0" for flag in flags.tolist())
+
+
+def to_flags(text: str) -> Tensor:
+    """The flags, bool (N,), of such a text."""
+    if set(text) - {"0", "1"}:
+        raise ValueError(f"flags are 0 and 1, got {text!r}")
+    return torch.tensor([letter == "1" for letter in text], dtype=torch.bool)
+
+
+def accuracy_of(flags: Tensor) -> dict[str, Any]:
+    """A share of true flags with its 95 % interval, and the flags."""
+    right = int(flags.sum())
+    return {
+        "accuracy": right / len(flags),
+        "interval_95": list(wilson_interval(right, len(flags))),
+        "flags": to_text(flags),
+    }
+
+
+def mean_accuracy(entries: Iterable[dict[str, Any]]) -> float:
+    """The mean over what `accuracy_of` made."""
+    shares = [entry["accuracy"] for entry in entries]
+    return sum(shares) / len(shares)
+
+
+def standard_error(accuracy: float, count: int) -> float:
+    """Binomial standard error sqrt(a (1 - a) / n) of an accuracy `a` measured on n images.
+
+    Args:
+        accuracy: share in [0, 1].
+        count: number of images, at least one.
+    """
+    if not 0 <= accuracy <= 1:
+        raise ArgumentError(describe("accuracy", "a share in [0, 1]", accuracy))
+    if count < 1:
+        raise ArgumentError(describe("count", "at least one image", count))
+    return math.sqrt(accuracy * (1 - accuracy) / count)
 
 
 def wilson_interval(
