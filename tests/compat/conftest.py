@@ -1,4 +1,4 @@
-"""PEFT itself, the other side; and a short AutoAttack."""
+"""A short AutoAttack."""
 
 import functools
 from dataclasses import replace
@@ -8,12 +8,6 @@ import pytest
 
 import roli_fast.compat.torchattacks as torchattacks
 from roli_fast import attacks as ours
-
-
-@pytest.fixture(scope="module")
-def hf() -> Any:
-    """The other side, of the extra `test`."""
-    return pytest.importorskip("peft", reason="PEFT is not installed: pip install '.[test]'")
 
 
 @pytest.fixture
