@@ -14,19 +14,16 @@ from roli_fast.attacks.apgd_start import OwnStarts, Starts
 from roli_fast.attacks.apgd_stepping import OneNorm
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_choice,
     check_density,
     check_steps,
-    ids_of,
 )
 from roli_fast.attacks.objective import LOSSES, Goal, check_loss_name, is_right, notes_on
 from roli_fast.attacks.passes import Passes, Samples, take
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds, check_positive
@@ -133,38 +130,17 @@ class APGD(BallAttack):
         goal = Goal(self.loss, y, clean=clean if from_clean else None)
         return [goal] * self.restarts, ()
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> AttackResult:
-        """As `__call__`, with cost, flags and notes beside the images.
-
-        Args:
-            model: as for `__call__`, like all that is not named here.
-            x: likewise.
-            y: likewise.
-            generator: likewise.
-            engine: likewise.
-            sample_ids: likewise.
-            eps: radius in place of the field, a number or one a sample (B,).
-        """
-        ball, x = self.ball(x, eps)
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        ball, inputs = self.ball(inputs)
         if self.large_radius:
             self._check_large_radius(NORMS.name_of(ball.norm))
-        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
+        x, y = inputs.x, inputs.y
+        with inputs.gradient() as gradient:
             passes = Passes(gradient, self.eot)
             clean = passes.clean(x, y) if self._needs_clean else None
             goals, notes = self._goals(y, clean)
-            starts = self.starts(generator, len(goals), x.device)
-            ids = ids_of(x, sample_ids)
-            searches = [Samples(x, goal, ids, ball.eps) for goal in goals]
+            starts = self.starts(inputs.generator, len(goals), x.device)
+            searches = [Samples(x, goal, inputs.ids, ball.eps) for goal in goals]
             if self.keep == "best" or clean is None:
                 x_adv, fooled = self._highest_loss(passes, searches, ball, starts), None
             else:

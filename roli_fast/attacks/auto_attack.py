@@ -2,10 +2,8 @@
 diverse parameter-free attacks", arXiv:2003.01690; L1: "Mind the box", arXiv:2103.01208)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-from torch import Generator, Tensor
 
 from roli_fast.attacks import warning_signs
 from roli_fast.attacks.apgd import APGD
@@ -13,22 +11,16 @@ from roli_fast.attacks.apgd_t import APGDT
 from roli_fast.attacks.base import (
     ATTACKS,
     Attack,
+    AttackInputs,
     BallAttack,
-    Radius,
     check_choice,
     check_steps,
 )
-from roli_fast.attacks.ensemble import (
-    EnsembleResult,
-    Question,
-    Standing,
-    search_in_turn,
-)
+from roli_fast.attacks.ensemble import AttackState, EnsembleResult, search_in_turn
 from roli_fast.attacks.fab import FAB
 from roli_fast.attacks.fab_t import FABT
 from roli_fast.attacks.square import Square
-from roli_fast.engine import Engine, bound
-from roli_fast.engine.input_gradient import Model
+from roli_fast.engine import bound
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
 
@@ -161,33 +153,14 @@ class AutoAttack(BallAttack):
         common = dict(norm=self.norm, eps=self.eps, bounds=self.bounds)
         return kind(**common, **settings | more, **size)
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> EnsembleResult:
-        """As `__call__`, with cost, flags, which component fooled what, and notes.
-
-        Args:
-            model: as for `__call__`, like all that is not named here.
-            x: likewise.
-            y: likewise.
-            generator: likewise; one draw is taken from it.
-            engine: likewise.
-            sample_ids: likewise.
-            eps: radius in place of the field, a number or one a sample (B,).
-        """
-        model, (ball, x) = bound(model, engine), self.ball(x, eps)
-        look = warning_signs.first_look(model, x, y, ball, draws=self.version == "rand")
-        standing, parts = Standing.begin(x, look.right), self.parts
-        search_in_turn(parts, Question(model, x, y, generator, sample_ids, ball.eps), standing)
-        counts = [int((standing.fooled_by == number).sum()) for number in range(len(parts))]
+    def search(self, inputs: AttackInputs) -> EnsembleResult:
+        model = bound(inputs.model, inputs.engine)
+        ball, inputs = self.ball(inputs)
+        draws = self.version == "rand"
+        look = warning_signs.first_look(model, inputs.x, inputs.y, ball, draws=draws)
+        state, parts = AttackState.begin(inputs.x, look.right), self.parts
+        search_in_turn(parts, replace(inputs, model=model, engine=None), state)
+        counts = [int((state.fooled_by == number).sum()) for number in range(len(parts))]
         signs = [*look.signs, *warning_signs.black_box(parts, counts)]
         notes = (*warning_signs.log_once(model, signs), *ball.notes)
-        return standing.result(look.cost, notes)
+        return state.result(look.cost, notes)

@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_steps,
     restart_generators,
 )
@@ -21,8 +21,6 @@ from roli_fast.attacks.fab_search import NearestPlane, Planes, Samples, Walk, ro
 from roli_fast.attacks.hyperplane import check_norm
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes, take
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import margin
 from roli_fast.ops.rounding import per_sample
@@ -108,29 +106,14 @@ class FAB(BallAttack):
         if logits.shape[1] > 1:
             yield NearestPlane(str(self.norm), logits.shape[1] - 1)
 
-    def starts(
-        self,
-        ball: Ball,
-        generator: Generator | None,
-        sample_ids: Tensor | None,
-        device: torch.device,
-    ) -> "Starts":
+    def starts(self, ball: Ball, inputs: AttackInputs) -> "Starts":
         """The source of the later runs' starts, for a subclass that draws otherwise."""
-        return OwnStarts(ball, restart_generators(generator, self.restarts, device), sample_ids)
+        sources = restart_generators(inputs.generator, self.restarts, inputs.x.device)
+        return OwnStarts(ball, sources, inputs.ids)
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> FABResult:
-        """As `__call__`, with the cost and the distances beside the images."""
-        ball, x = self.ball(x, eps)
+    def search(self, inputs: AttackInputs) -> FABResult:
+        ball, inputs = self.ball(inputs)
+        x, y = inputs.x, inputs.y
         walk = Walk(
             str(self.norm),
             ball.bounds,
@@ -142,8 +125,8 @@ class FAB(BallAttack):
             self.minimal,
         )
         limit = per_sample(ball.eps, x).double().reshape(-1).expand(len(x))
-        starts = self.starts(ball, generator, sample_ids, x.device)
-        with InputGradient(bound(model, engine), margin) as gradient, torch.no_grad():
+        starts = self.starts(ball, inputs)
+        with inputs.gradient(margin) as gradient:
             logits = Passes(gradient).clean(x, y)
             clean_margin = margin(logits, y)
             x_adv = x.clone()
@@ -180,12 +163,7 @@ class Starts(Protocol):
 class OwnStarts:
     """Random points within eps / 2 of x: by the generator, the run and the sample's id alone."""
 
-    def __init__(
-        self,
-        ball: Ball,
-        generators: list[Generator | None],
-        sample_ids: Tensor | None,
-    ) -> None:
+    def __init__(self, ball: Ball, generators: list[Generator | None], sample_ids: Tensor) -> None:
         self._ball, self._generators, self._ids = ball, generators, sample_ids
 
     def __call__(self, restart: int, x: Tensor, left: Tensor) -> Tensor:

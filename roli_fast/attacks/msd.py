@@ -4,15 +4,20 @@ Multiple Perturbation Models", arXiv:1909.04068, Algorithm 1)."""
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from roli_fast.attacks.base import ATTACKS, AttackResult, Ball, check_density, check_steps, ids_of
+from roli_fast.attacks.base import (
+    ATTACKS,
+    AttackInputs,
+    AttackResult,
+    Ball,
+    check_density,
+    check_steps,
+)
 from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Passes, Samples
 from roli_fast.attacks.pgd import Best
 from roli_fast.attacks.several_balls import USUAL_NORMS, SeveralBalls
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
 from roli_fast.norms import Norm
 from roli_fast.norms.l1 import L1
 from roli_fast.threat import Bounds, check_positive
@@ -78,21 +83,12 @@ class MSD(SeveralBalls):
         given = getattr(self, f"step_size_{norm}")
         return min(1.0, LENGTHS[norm] / self.steps) if given is None else given
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> AttackResult:
-        """As `__call__`, with the cost beside the images."""
-        balls, x = self.balls(x)
-        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        balls, inputs = self.balls(inputs)
+        x = inputs.x
+        with inputs.gradient() as gradient:
             passes, best = Passes(gradient), Best()
-            samples = Samples(x, Goal("ce", y), ids_of(x, sample_ids), 0.0)
+            samples = Samples(x, Goal("ce", inputs.y), inputs.ids, 0.0)
             x_adv = x
             for step in range(self.steps):
                 grad, loss, _logits = passes.gradient(x_adv, samples.goal)

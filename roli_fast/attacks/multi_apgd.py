@@ -1,20 +1,26 @@
 """APGD in several norms at once, the attack of multi-norm training (RAMP, Jiang & Singh 2024,
 arXiv:2402.06827; E-AT, Croce & Hein 2022, arXiv:2105.12508)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.attacks.apgd_search import Pass, Plan, climb
 from roli_fast.attacks.apgd_stepping import OneNorm, SeveralNorms
-from roli_fast.attacks.base import ATTACKS, AttackResult, Ball, check_density, check_steps, ids_of
+from roli_fast.attacks.base import (
+    ATTACKS,
+    AttackInputs,
+    AttackResult,
+    Ball,
+    check_density,
+    check_steps,
+)
 from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Passes, Samples
 from roli_fast.attacks.pgd import Best
 from roli_fast.attacks.several_balls import USUAL_NORMS, SeveralBalls
-from roli_fast.engine import Cost, Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
 from roli_fast.threat import Bounds, check_positive
 
 
@@ -33,26 +39,21 @@ class NormFound:
     robust: Tensor
 
 
+def worst_of(found: Iterable[NormFound]) -> Tensor:
+    """Sample by sample the images of highest loss, (B, ...)."""
+    best = Best()
+    for each in found:
+        best.update(each.x_adv, each.loss)
+    assert best.images is not None
+    return best.images
+
+
 @dataclass(frozen=True)
-class MultiFound:
-    """What the searches in all norms found.
+class MultiResult(AttackResult):
+    """What the searches in all norms found: `x_adv` has the images of highest loss, sample by
+    sample, at equal losses the first's, and `found` each norm's own, in the order of `norms`."""
 
-    Args:
-        found: norm -> its result, in the order of the attack's `norms`.
-        cost: of all searches together.
-    """
-
-    found: dict[str, NormFound]
-    cost: Cost
-
-    @property
-    def worst(self) -> Tensor:
-        """Sample by sample the images of highest loss, (B, ...); at equal losses the first's."""
-        best = Best()
-        for each in self.found.values():
-            best.update(each.x_adv, each.loss)
-        assert best.images is not None
-        return best.images
+    found: dict[str, NormFound] = field(default_factory=dict)
 
 
 @ATTACKS.register("multi_apgd")
@@ -66,7 +67,7 @@ class MultiAPGD(SeveralBalls):
     1 + m (n - 1) input-backwards an image, where m attacks would cost m (n + 1) and m n.
 
     `attack(model, x, y)` gives each image's worst of all norms: training on it is the strategy MAX
-    (Tramer & Boneh 2019, arXiv:1904.13000). `search` gives them all.
+    (Tramer & Boneh 2019, arXiv:1904.13000). `found` of `run`'s result has them all.
 
     Args:
         norms: some of "linf", "l2", "l1"; null in a run's configuration takes those of the run's
@@ -104,49 +105,19 @@ class MultiAPGD(SeveralBalls):
         own = self.l1_steps not in (None, self.steps)
         return f"multi-apgd-{self.steps}" + (f"-l1-{self.l1_steps}" if own else "")
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> AttackResult:
-        """As `__call__`, with the cost beside the images."""
-        result = self.search(model, x, y, generator, engine=engine, sample_ids=sample_ids)
-        return AttackResult(result.worst, result.cost, notes=self.notes())
-
-    def search(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> MultiFound:
-        """What each norm finds, without a wait for the device between the steps.
-
-        Args:
-            model: as for `__call__`, like all that is not named here.
-            x: likewise.
-            y: likewise.
-            generator: not used, for nothing is drawn.
-            engine: likewise as for `__call__`.
-            sample_ids: not used.
-        """
-        balls, x = self.balls(x)
-        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
+    def search(self, inputs: AttackInputs) -> MultiResult:
+        """All norms' results, without a wait for the device between the steps; nothing is drawn."""
+        balls, inputs = self.balls(inputs)
+        with inputs.gradient() as gradient:
             passes = Passes(gradient)
-            samples = Samples(x, Goal("ce", y), ids_of(x, sample_ids), 0.0)
-            first = passes.gradient(x, samples.goal)
+            samples = Samples(inputs.x, Goal("ce", inputs.y), inputs.ids, 0.0)
+            first = passes.gradient(inputs.x, samples.goal)
             found: dict[str, NormFound] = {}
             for steps, group in self._groups(balls).items():
                 found |= self._side_by_side(passes, samples, first, group, steps)
-            return MultiFound({norm: found[norm] for norm in balls}, gradient.cost)
+            found = {norm: found[norm] for norm in balls}
+            worst = worst_of(found.values())
+            return MultiResult(worst, gradient.cost, notes=self.notes(), found=found)
 
     def _groups(self, balls: dict[str, Ball]) -> dict[int, dict[str, Ball]]:
         """Number of steps -> the norms that make so many."""

@@ -9,13 +9,12 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_choice,
     check_steps,
-    ids_of,
     restart_generators,
 )
 from roli_fast.attacks.objective import (
@@ -27,8 +26,6 @@ from roli_fast.attacks.objective import (
 )
 from roli_fast.attacks.passes import Passes, Samples, take
 from roli_fast.attacks.targets import RULES, choose
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds, check_positive
 
@@ -77,6 +74,8 @@ class PGD(BallAttack):
     eot: int = 1
     compact: bool = True
 
+    options = ("eps", "target")
+
     def __post_init__(self) -> None:
         self.check_ball()
         if self.step_size is not None:
@@ -110,50 +109,19 @@ class PGD(BallAttack):
         """What keeps the best iterate with keep="best"."""
         return Best()
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-        target: Tensor | None = None,
-    ) -> AttackResult:
-        """As `__call__`, with the cost beside the images.
-
-        Args:
-            model: as for `__call__`, like all that is not named here.
-            x: likewise.
-            y: likewise.
-            generator: likewise.
-            engine: likewise.
-            sample_ids: likewise.
-            eps: radius in place of the field, a number or one a sample (B,).
-            target: classes (B,) to aim at, int64, none of them the label.
-        """
-        ball, x = self.ball(x, eps)
-        ids = ids_of(x, sample_ids)
-        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        ball, inputs = self.ball(inputs)
+        with inputs.gradient() as gradient:
             passes = Passes(gradient, self.eot)
-            goal = self._goal(passes, x, y, target, generator, ids)
-            samples = Samples(x, goal, ids, ball.eps)
+            goal = self._goal(passes, inputs)
+            samples = Samples(inputs.x, goal, inputs.ids, ball.eps)
             climb = self._restarted if self.restarts > 1 else self._climb
-            x_adv, fooled = climb(passes, samples, ball, generator)
+            x_adv, fooled = climb(passes, samples, ball, inputs.generator)
             notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
-    def _goal(  # noqa: PLR0913 - what a choice of targets depends on
-        self,
-        passes: Passes,
-        x: Tensor,
-        y: Tensor,
-        target: Tensor | None,
-        generator: Generator | None,
-        ids: Tensor,
-    ) -> Goal:
+    def _goal(self, passes: Passes, inputs: AttackInputs) -> Goal:
+        x, y, target = inputs.x, inputs.y, inputs.target
         if target is not None:
             if self.targets:
                 fix = "Give either the field or the argument."
@@ -162,7 +130,8 @@ class PGD(BallAttack):
             check_target(target, y, passes.clean(x, y))
             return Goal(self.loss, y, target)
         if self.targets:
-            return Goal(self.loss, y, choose(self.targets, passes.clean(x, y), y, generator, ids))
+            clean = passes.clean(x, y)
+            return Goal(self.loss, y, choose(self.targets, clean, y, inputs.generator, inputs.ids))
         from_clean = LOSSES[self.loss].from_clean
         return Goal(self.loss, y, clean=passes.clean(x, y) if from_clean else None)
 

@@ -4,9 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from torch import Tensor
-
-from roli_fast.attacks.base import Attack, Ball, check_radii
+from roli_fast.attacks.base import Attack, AttackInputs, Ball, check_radii
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.norms import NORMS
 from roli_fast.threat import (
@@ -108,19 +106,20 @@ class SeveralBalls(Attack):
         radii = zip(self.norms, self.eps, strict=True)
         return {norm: Ball(NORMS[norm], eps, self.bounds) for norm, eps in radii}
 
-    def balls(self, x: Tensor) -> tuple[dict[str, Ball], Tensor]:
-        """The ball of each norm, in the order of `norms`, and `x` as `check_images` returns it.
+    def balls(self, inputs: AttackInputs) -> tuple[dict[str, Ball], AttackInputs]:
+        """The ball of each norm, in the order of `norms`, and the inputs with `x` as `check_images`
+        returns it.
 
         Raises:
             ArgumentError: norms or bounds are still None; images outside the bounds; a radius
                 larger than any distance in the box.
         """
         balls = self._given()
-        x = check_images(x, next(iter(balls.values())).bounds)
+        x = check_images(inputs.x, next(iter(balls.values())).bounds)
         for norm, ball in balls.items():
             if self.eps is not None:
                 check_radii(ball.eps, x, norm, ball.bounds)
-        return balls, x
+        return balls, replace(inputs, x=x)
 
 
 def _tuple(name: str, value: object) -> tuple | None:

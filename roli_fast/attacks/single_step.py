@@ -2,14 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import AttackResult, Ball, BallAttack, Radius, ids_of
+from roli_fast.attacks.base import AttackInputs, AttackResult, Ball, BallAttack
 from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
 from roli_fast.attacks.passes import Passes, Samples
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
 
@@ -48,22 +45,12 @@ class SingleStep(BallAttack):
         """Length of the step in multiples of eps."""
         return 1.0
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> AttackResult:
-        """As `__call__`, with the cost beside the images."""
-        ball, x = self.ball(x, eps)
-        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
-            x_adv = self.start(x, ball, generator, sample_ids)
-            samples = Samples(x, Goal(self.loss, y), ids_of(x, sample_ids), ball.eps)
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        ball, inputs = self.ball(inputs)
+        with inputs.gradient() as gradient:
+            x, ids = inputs.x, inputs.ids
+            x_adv = self.start(x, ball, inputs.generator, ids)
+            samples = Samples(x, Goal(self.loss, inputs.y), ids, ball.eps)
             passes = Passes(gradient)
 
             def step(x_adv: Tensor, some: Samples) -> Tensor:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from roli_fast.attacks import PGD
+from roli_fast.attacks.base import AttackInputs
 from roli_fast.attacks.objective import Goal
+from roli_fast.attacks.passes import Passes
 from roli_fast.errors import ArgumentError, describe
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -21,8 +22,8 @@ class CriterionPGD(PGD):
 
     criterion: Criterion | None = None
 
-    def _goal(self, *given: Any, **named: Any) -> Goal:
-        goal = super()._goal(*given, **named)
+    def _goal(self, passes: Passes, inputs: AttackInputs) -> Goal:
+        goal = super()._goal(passes, inputs)
         if self.criterion is None:
             return goal
         return _CriterionGoal(goal.loss, goal.y, criterion=self.criterion)

@@ -17,13 +17,12 @@ from torch import Generator, Tensor
 from roli_fast import ops
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, Attack, AutoAttack, Square
 from roli_fast.attacks.apgd_start import Starts
-from roli_fast.attacks.base import Ball
+from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
 from roli_fast.attacks.fab_search import rows
 from roli_fast.attacks.passes import Samples
 from roli_fast.attacks.square_draws import Draws, Proposal
 from roli_fast.attacks.square_moves import LinfMoves, MassMoves
-from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import margin
 from roli_fast.ops.rounding import compute_dtype
 from roli_fast.threat import Bounds
@@ -190,15 +189,9 @@ class _FABDraws:
 
     seed: int
 
-    def starts(
-        self,
-        ball: Ball,
-        generator: Generator | None,
-        sample_ids: Tensor | None,
-        device: torch.device,
-    ) -> OfficialFABStarts:
+    def starts(self, ball: Ball, inputs: AttackInputs) -> OfficialFABStarts:
         """Those of `seed`."""
-        return OfficialFABStarts(OfficialDraws(self.seed, device), ball)
+        return OfficialFABStarts(OfficialDraws(self.seed, inputs.x.device), ball)
 
 
 @dataclass(frozen=True)
@@ -268,17 +261,10 @@ class OriginalAutoAttack(AutoAttack):
         """One component with the original's draws."""
         return with_original_draws(super().part(name, more), self.seed)
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        **options: Any,
-    ) -> EnsembleResult:
+    def search(self, inputs: AttackInputs) -> EnsembleResult:
         """The caller's draws are not needed."""
-        generator = Generator(x.device).manual_seed(self.seed)
-        return super().run(model, x, y, generator, **options)
+        generator = Generator(inputs.x.device).manual_seed(self.seed)
+        return super().search(replace(inputs, generator=generator))
 
 
 ORIGINALS: dict[type, Any] = {
@@ -297,9 +283,9 @@ def with_original_draws(attack: Attack, seed: int) -> Attack:
 
 @cache
 def _original(kind: type[Attack]) -> Callable[..., Attack]:
-    """The class with the original's draws; of a subclass too, whose methods come first."""
+    """The class with the original's draws, of a subclass too."""
     if kind in ORIGINALS:
         return ORIGINALS[kind]
     base = next(base for base in kind.__mro__ if base in ORIGINALS)
-    made = type(f"Original{kind.__name__}", (kind, ORIGINALS[base]), {})
+    made = type(f"Original{kind.__name__}", (ORIGINALS[base], kind), {})
     return dataclass(frozen=True, eq=False)(made)

@@ -115,8 +115,8 @@ def aimed(attack: Attack, target: Tensor) -> tuple[Tensor, dict[str, Any]]:
     Raises:
         ArgumentError: an attack that takes no target, or whose loss needs the label beside it.
     """
-    if "target" not in inspect.signature(attack.run).parameters:
-        expected = "an attack that takes a target (PGD)"
+    if "target" not in attack.options:
+        expected = "an attack that takes a target (PGD, Square)"
         raise ArgumentError(describe("attack", expected, attack.label))
     if getattr(attack, "loss", None) == "dlr":
         fix = "The dlr of a target depends on the label, which is not known here."

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
+from roli_fast.attacks.base import AttackInputs, Radius
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.recheck import Checked, search
 from roli_fast.data import Batch
@@ -113,9 +113,9 @@ def attacked(
     alive: Tensor,
     attack: Attack,
     generator: Generator,
-    **options: Any,
+    eps: Radius | None = None,
 ) -> tuple[Tensor, Checked | None]:
-    """Attack the samples in `alive` (B,); `options` are further ones of `recheck.search` for them.
+    """Attack the samples in `alive` (B,), at `eps`, a number or one for each of them.
 
     Returns:
         Which samples (B,) the plain model takes for something else now, none outside `alive`, and
@@ -126,7 +126,8 @@ def attacked(
         return fooled, None
     ids = batch.ids.to(rows.device)[rows]
     x, y = batch.x[rows], batch.y[rows]
-    found = search(attack, model, x, y, generator, sample_ids=ids, **options)
+    inputs = AttackInputs(model, x, y, generator, sample_ids=ids, eps=eps)
+    found = search(attack, inputs)
     assert found.result.fooled is not None
     fooled[rows] = found.result.fooled
     return fooled, found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks import FAB, PGD, Attack
-from roli_fast.attacks.base import BallAttack
+from roli_fast.attacks.base import AttackInputs, BallAttack
 from roli_fast.attacks.ensemble import total
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, SearchModel, bound
@@ -177,8 +177,8 @@ def _by_distance(  # noqa: PLR0913 - likewise
     generator = derived_generator("evaluate", seed, attack.label, device=device)
     x, y, ids = batch.x[rows], batch.y[rows], batch.ids.to(device)[rows]
     assert isinstance(attack, FAB)
-    search = replace(attack, minimal=False)
-    found = search.run(model, x, y, generator, sample_ids=ids, eps=radii[0])
+    inputs = AttackInputs(model, x, y, generator, sample_ids=ids, eps=radii[0])
+    found = replace(attack, minimal=False).search(inputs)
     distance = found.distance
     assert distance is not None
     limits = torch.tensor(radii, dtype=x.dtype, device=device).double()

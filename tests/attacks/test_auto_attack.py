@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, APGDT, ATTACKS, Attack, AttackResult, AutoAttack
-from roli_fast.attacks.ensemble import Question, Standing, search_in_turn
+from roli_fast.attacks.base import AttackInputs
+from roli_fast.attacks.ensemble import AttackState, search_in_turn
 from roli_fast.compat.original_draws import ORIGINALS, OriginalAutoAttack
 from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
@@ -115,11 +116,12 @@ class Claims(Attack):
     def label(self) -> str:
         return self.name
 
-    def run(self, model: Any, x: Tensor, y: Tensor, generator: Any = None, **options: Any) -> Any:
-        ids = options["sample_ids"]
-        SEEN.append((self.name, ids.tolist(), generator.initial_seed()))
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        ids, source = inputs.ids, inputs.generator
+        assert source is not None
+        SEEN.append((self.name, ids.tolist(), source.initial_seed()))
         hit = torch.isin(ids, torch.tensor(self.ids))
-        x_adv = x.clone()
+        x_adv = inputs.x.clone()
         x_adv[hit, 0] = 1.0
         return AttackResult(x_adv, Cost(2, 1), hit if self.flags else None, ("a note",))
 
@@ -136,25 +138,25 @@ class Threshold(nn.Module):
 
 
 @pytest.fixture
-def asked() -> Question:
+def asked() -> AttackInputs:
     SEEN.clear()
     x = torch.tensor([[0.0, 0.5], [0.0, 0.0], [0.0, 0.5], [0.0, 0.5], [1.0, 0.5]])
     ids = torch.tensor([10, 11, 12, 13, 14])
-    return Question(Threshold(), x, torch.zeros(5, dtype=torch.int64), None, ids)
+    return AttackInputs(Threshold(), x, torch.zeros(5, dtype=torch.int64), sample_ids=ids)
 
 
-def test_each_part_gets_what_is_left_and_what_it_says_is_checked(asked: Question) -> None:
+def test_each_part_gets_what_is_left_and_what_it_says_is_checked(asked: AttackInputs) -> None:
     """Sample 14 is wrong to begin with; 11 stays right whatever the first part claims."""
-    standing = Standing.begin(asked.x, torch.tensor([True, True, True, True, False]))
+    state = AttackState.begin(asked.x, torch.tensor([True, True, True, True, False]))
     parts = (Claims((10, 11), "one"), Claims((11, 12), "two", flags=False), Claims((), "three"))
-    search_in_turn(parts, asked, standing)
+    search_in_turn(parts, asked, state)
     assert [(name, ids) for name, ids, _ in SEEN] == [
         ("one", [10, 11, 12, 13]),
         ("two", [11, 12, 13]),
         ("three", [11, 13]),
     ]
     assert len({seed for _, _, seed in SEEN}) == 3
-    result = standing.result(Cost(1, 0), ["first"])
+    result = state.result(Cost(1, 0), ["first"])
     assert result.fooled is not None and result.fooled_by is not None
     assert result.fooled.tolist() == [True, False, True, False, True]
     assert result.fooled_by.tolist() == [0, -1, 1, -1, -1]

@@ -406,6 +406,18 @@ def test_a_parts_settings_are_read() -> None:
         package.FABAttack_PT(MODEL, loss_fn=print)
 
 
+def test_square_goes_towards_a_class() -> None:
+    attack = package.SquareAttack(MODEL, eps=0.5, n_queries=150, targeted=True)
+    target = (MODEL(X).argmax(1) + 1) % 5
+    with untouched(MODEL):
+        found = attack.perturb(X, target)
+    reached, moved = MODEL(found).argmax(1) == target, (found != X).flatten(1).any(1)
+    assert torch.equal(reached, moved) and reached.sum() >= 5
+    torch.manual_seed(0)
+    drawn = attack.perturb(X)
+    assert (MODEL(drawn).argmax(1) != MODEL(X).argmax(1)).sum() >= 5
+
+
 SIGNATURES = {
     package.APGDAttack: "predict n_iter norm n_restarts eps seed loss eot_iter rho topk verbose",
     package.APGDAttack_targeted: "predict n_iter norm n_restarts eps seed eot_iter rho topk",

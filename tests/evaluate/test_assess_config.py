@@ -18,7 +18,7 @@ from roli_fast.attacks import (
     MultiAPGD,
     Square,
 )
-from roli_fast.configuration.types import descriptions, field_types
+from roli_fast.configuration.values import descriptions, field_types
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
 from roli_fast.evaluate import read_report

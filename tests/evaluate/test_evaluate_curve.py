@@ -15,7 +15,7 @@ from tiny_models import Counting, FixedLogits, Mixed, images, untouched
 from torch import Tensor
 
 from roli_fast.attacks import FAB, FGSM, PGD, AutoAttack, Union
-from roli_fast.attacks.base import AttackResult, BallAttack
+from roli_fast.attacks.base import AttackInputs, AttackResult, BallAttack
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError, DataError
@@ -83,10 +83,11 @@ class Falls(BallAttack):
     def label(self) -> str:
         return "falls"
 
-    def run(self, model: Any, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> AttackResult:
-        self.models.append(model)
-        eps, ids = options["eps"], options["sample_ids"]
-        assert eps.shape == ids.shape == y.shape and eps.dtype == x.dtype
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        self.models.append(inputs.model)
+        x, eps, ids = inputs.x, inputs.eps, inputs.ids
+        assert isinstance(eps, Tensor)
+        assert eps.shape == ids.shape == inputs.y.shape and eps.dtype == x.dtype
         self.seen.append((ids.tolist(), [round(value, 4) for value in eps.tolist()]))
         falls = (eps > ids / 10 + 1e-6) & ((eps - self.lucky).abs() > 1e-6)
         return AttackResult(torch.where(falls[:, None], 1.0, x), Cost(3, 2))
@@ -201,13 +202,13 @@ class TestOnANetwork:
     ) -> None:
         """One run a radius, and what it returns is shown to the plain model."""
         runs: list[Any] = []
-        run = FAB.run
+        search = FAB.search
 
-        def noted(*arguments: Any, **options: Any) -> Any:
-            runs.append(options["eps"])
-            return run(*arguments, **options)
+        def noted(self: FAB, inputs: AttackInputs) -> Any:
+            runs.append(inputs.eps)
+            return search(self, inputs)
 
-        monkeypatch.setattr(FAB, "run", noted)
+        monkeypatch.setattr(FAB, "search", noted)
         self.curve(attack=FAB(steps=3))
         assert runs == [RADII[0]]
         self.curve(attack=FAB(steps=3), model=Engine(dtype=torch.bfloat16).bind(Mixed()))

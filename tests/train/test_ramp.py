@@ -181,7 +181,7 @@ def test_with_real_attacks_the_loss_is_that_of_what_they_find() -> None:
     model = tiny("vit_tiny_patch16_224", num_classes=4).double()
     batch = Batch(images(6, 3, 8, 8).double(), torch.arange(6) % 4, torch.arange(6))
     attack = replace(REAL, steps=3)
-    found = attack.only("linf", "l1").search(model, batch.x, batch.y).found
+    found = attack.only("linf", "l1").run(model, batch.x, batch.y).found
     same = trained_on(RAMP("linf", "l1"), model, batch, given(**found))
     terms = trained_on(RAMP("linf", "l1"), model, batch, attack)
     assert terms.loss.item() == pytest.approx(same.loss.item(), rel=1e-12)

@@ -9,9 +9,10 @@ import torch
 from torch import Generator, Tensor
 
 from roli_fast import attacks as ours
+from roli_fast.attacks.targets import choose
 from roli_fast.compat.autoattack.other_utils import Logger
 from roli_fast.compat.original_draws import with_original_draws
-from roli_fast.compat.peers import ReadAttributes, constructor, our_norm
+from roli_fast.compat.peers import ReadAttributes, beside, constructor, our_norm
 from roli_fast.compat.view import View
 from roli_fast.engine import Engine, InputGradient, SearchModel, bound
 from roli_fast.engine.input_gradient import Model
@@ -124,23 +125,27 @@ class Component(ReadAttributes):
         """
         return self._perturb(x, y)
 
-    def _perturb(self, x: Tensor, y: Tensor | None, **changed: Any) -> Tensor:
+    def _perturb(
+        self, x: Tensor, y: Tensor | None, target: Tensor | None = None, **changed: Any
+    ) -> Tensor:
         x = x if self.device is None else x.to(self.device)
         model = self.searched()
-        if y is None:
-            with InputGradient(model) as engine, torch.no_grad():
-                y = engine.evaluate(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))[1]
-                y = y.argmax(1)
+        y = _logits(model, x).argmax(1) if y is None else y.to(x.device)
         seed = int(time.time() if self.seed is None else self.seed)
         generator = Generator(x.device).manual_seed(seed)
         attack: Any = replace(self.attack(seed), **changed)  # type: ignore[type-var]
-        found = attack.run(model, x, y.to(x.device), generator)
+        found = attack.run(model, x, y, generator, target=target)
         if found.fooled is None:
             return found.x_adv
         if self.verbose:
             line = f"{attack.label}: fooled {int(found.fooled.sum())} of {len(x)}"
             (getattr(self, "logger", None) or Logger(None)).log(line)
         return torch.where(found.fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x)
+
+
+def _logits(model: SearchModel, x: Tensor) -> Tensor:
+    with InputGradient(model) as engine, torch.no_grad():
+        return engine.evaluate(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))[1]
 
 
 _APGD = dict(n_iter=100, norm="Linf", n_restarts=1, eps=None, seed=0)
@@ -209,7 +214,6 @@ class FABAttack_PT(Component):  # noqa: N801
 class SquareAttack(Component):
     """Square; `loss` is "margin" or "ce"."""
 
-    refused = Component.refused | {"targeted": False}
     __init__ = arguments(
         dict(norm="Linf", n_queries=5000, eps=None, p_init=0.8, n_restarts=1, seed=0)
         | dict(verbose=False, targeted=False, loss="margin", resc_schedule=True, device=None)
@@ -217,6 +221,16 @@ class SquareAttack(Component):
 
     def _kind(self, fields: dict[str, Any]) -> ours.Attack:
         return ours.Square(**fields)
+
+    def perturb(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """With `targeted`, `y` are the classes to go towards; None draws wrong ones."""
+        if not self.targeted:
+            return super().perturb(x, y)
+        if y is None:
+            clean = _logits(self.searched(), x)
+            ids = torch.arange(len(x), device=x.device)
+            y = choose("random", clean, clean.argmax(1), None, ids)
+        return self._perturb(x, beside(y, y), y)
 
 
 def seen(model: Model, get_logits: Model | None, engine: Engine) -> SearchModel:

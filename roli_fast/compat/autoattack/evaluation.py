@@ -11,8 +11,8 @@ from torch import Tensor
 
 from roli_fast.attacks import Attack, warning_signs
 from roli_fast.attacks.auto_attack import COMPONENTS, VERSIONS
-from roli_fast.attacks.base import Ball, check_steps
-from roli_fast.attacks.ensemble import Question, Standing, search_in_turn
+from roli_fast.attacks.base import AttackInputs, Ball, check_steps
+from roli_fast.attacks.ensemble import AttackState, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
 from roli_fast.compat.autoattack.components import (
@@ -278,16 +278,16 @@ class AutoAttack(ReadAttributes):
                     self._say(f"note: {note}")
             notes.update(standing.notes)
 
-    def _search(self, name: str, x: Tensor, y: Tensor, place: Tensor) -> Standing:
+    def _search(self, name: str, x: Tensor, y: Tensor, place: Tensor) -> AttackState:
         x, y = x.to(self.device), y.to(self.device)
         everyone = torch.ones_like(y, dtype=torch.bool)  # is right, as the pass before has seen
-        standing = Standing.begin(x, everyone)
+        state = AttackState.begin(x, everyone)
         seed = int(self.get_seed())
         generator = derived_generator("autoattack", seed, name, device=self.device)
-        model = self._component(name).searched()
-        asked = Question(model, x, y, generator, place.to(self.device))
-        search_in_turn((self._part(name, seed),), asked, standing)
-        return standing
+        ids, model = place.to(self.device), self._component(name).searched()
+        inputs = AttackInputs(model, x, y, generator, sample_ids=ids)
+        search_in_turn((self._part(name, seed),), inputs, state)
+        return state
 
     def _part(self, name: str, seed: int = 0) -> Attack:
         component = self._component(name)

@@ -27,7 +27,8 @@ differs, on purpose:
   at it. APGDT gives each image its own step size in L2 (theirs: the first one's to all).
 - AutoAttack makes 100 steps (theirs: 10); a model with fewer classes than n_classes is followed.
 - UPGD's "margin" goes on beyond the boundary (theirs is flat there).
-- A target may be the label: then the attack strengthens the class, as theirs does.
+- A target may be the label: then the attack strengthens the class, as theirs does. FAB's targets
+  belong to their images (theirs shift them once an image is wrong).
 - Messages go to the logger "roli_fast.compat", nothing prints; `verbose` and `quiet` are its level.
 - save writes once, with distances in [0, 1] units. "int" rounds towards the inputs, so that images
   stay in the ball, and its numbers are of the file's images; theirs rounds down after measuring.

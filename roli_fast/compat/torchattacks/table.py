@@ -395,7 +395,6 @@ TABLE = {
         "Square attack.",
         ours.Square,
         base=_Square,
-        aims=False,
     ),
     "AutoAttack": Row(
         _NORM | dict(version="standard", n_classes=10, seed=None, verbose=False),

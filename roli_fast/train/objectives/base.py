@@ -2,13 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
+from roli_fast.attacks.base import AttackInputs
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, describe, is_number
@@ -100,31 +101,18 @@ class Objective:
         raise NotImplementedError
 
 
-FoundT = TypeVar("FoundT", covariant=True)
-
-
-class Search(Protocol[FoundT]):
-    """An attack, or one of its methods, called as attacks are."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> FoundT:
-        """What it finds for a batch."""
-        ...
+FoundT = TypeVar("FoundT")
 
 
 def searched(
-    search: Search[FoundT], model: nn.Module, batch: Batch, generator: Generator, engine: Engine
+    search: Callable[[AttackInputs], FoundT],
+    model: nn.Module,
+    batch: Batch,
+    generator: Generator,
+    engine: Engine,
 ) -> FoundT:
-    """What `search` finds for a batch. What is drawn for a sample depends on the generator and its
-    id alone, neither on its place in the batch nor on how large that is.
+    """What an attack's `search` finds for a batch. What is drawn for a sample depends on the
+    generator and its id alone, neither on its place in the batch nor on how large that is.
     """
     ids = batch.ids.to(batch.x.device, non_blocking=True)  # pinned where that is a GPU
     # the attack's passes see to their own precision: those around it are the training forward's
@@ -132,7 +120,7 @@ def searched(
     if engine.short_dtype is not None:
         apart = torch.autocast(batch.x.device.type, enabled=False)
     with apart:
-        return search(model, batch.x, batch.y, generator, engine=engine, sample_ids=ids)
+        return search(AttackInputs(model, batch.x, batch.y, generator, engine, ids))
 
 
 def attacked(
@@ -141,7 +129,7 @@ def attacked(
     """The images to train on, (B, ...), in the engine's layout; clean ones without an attack."""
     if attack is None:
         return engine.laid_out(batch.x)
-    return engine.laid_out(searched(attack, model, batch, generator, engine))
+    return engine.laid_out(searched(attack.search, model, batch, generator, engine).x_adv)
 
 
 def needs_attack(attack: Attack | None, objective: str) -> Attack:
