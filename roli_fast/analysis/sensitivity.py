@@ -10,11 +10,9 @@ from roli_fast.analysis.costs import Cost, count_of, say_for
 from roli_fast.analysis.view import LinearHead
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.errors import ArgumentError, check_choice, describe
-from roli_fast.losses import at_least_float32, margin
-
-DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
-"""Norm of the perturbation -> q of the norm that its gradient is measured in, 1/p + 1/q = 1."""
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.losses import margin
+from roli_fast.norms import NORMS
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +64,13 @@ def margin_sensitivity(
     Args:
         model: images (B, ...) -> logits (B, C), or the view of it; the head need not be linear.
         batches: (x, y, ids) on the model's device.
-        norm: "linf", "l2" or "l1", of the perturbations; q is its dual.
+        norm: of the perturbations, one of `NORMS`; q is that of its dual.
         engine: how the passes are made.
 
     Raises:
         ArgumentError: another norm, or no images.
     """
-    check_choice("norm", norm, tuple(DUAL))
+    measure = NORMS[norm].dual
     count = count_of(batches)
     say_for(count, margin_sensitivity_cost(count or 1))
     slopes: list[Tensor] = []
@@ -81,8 +79,7 @@ def margin_sensitivity(
     with InputGradient(bound(network, engine), margin) as gradient:
         for x, y, _ids in batches:
             grad, loss, _logits = gradient(x, y)
-            rows = at_least_float32(grad.flatten(1))
-            slopes.append(torch.linalg.vector_norm(rows, DUAL[norm], dim=1).cpu())
+            slopes.append(measure(grad).cpu())
             margins.append(-loss.cpu())
     if not sum(map(len, slopes)):
         raise ArgumentError(describe("batches", "at least one image", "none"))

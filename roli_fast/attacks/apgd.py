@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from roli_fast import ops
 from roli_fast.attacks.apgd_schedule import large_radius_stages
 from roli_fast.attacks.apgd_search import Found, Plan, climb
 from roli_fast.attacks.apgd_start import OwnStarts, Starts
@@ -99,7 +98,7 @@ class APGD(BallAttack):
                 raise ArgumentError(describe(name, "one that needs no random start", got, fix))
 
     def _check_large_radius(self, norm: str | None) -> None:
-        if norm not in (None, "l1"):
+        if norm is not None and not NORMS[norm].sparse:
             fix = "Set norm='l1' or large_radius=False."
             raise ArgumentError(describe("large_radius", "False", f"True in {norm}", fix))
         if min(steps for _, steps in large_radius_stages(self.steps)) < 1:
@@ -139,7 +138,7 @@ class APGD(BallAttack):
             passes = Passes(gradient, self.eot)
             clean = passes.clean(x, y) if self._needs_clean else None
             goals, notes = self._goals(y, clean)
-            starts = self.starts(inputs.generator, len(goals), x.device)
+            starts = self.starts(inputs, len(goals))
             searches = [Samples(x, goal, inputs.ids, ball.eps) for goal in goals]
             if self.keep == "best" or clean is None:
                 x_adv, fooled = self._highest_loss(passes, searches, ball, starts), None
@@ -149,9 +148,9 @@ class APGD(BallAttack):
             notes = notes_on(self.loss, passes.classes) + notes + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
-    def starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:
+    def starts(self, inputs: AttackInputs, count: int) -> Starts:
         """The source of the starts of `count` searches, for a subclass that draws otherwise."""
-        return OwnStarts(generator, count, device)
+        return OwnStarts(inputs.generator, count, inputs.x.device)
 
     def _adversarial(  # noqa: PLR0913 - the searches and where they begin
         self,
@@ -201,7 +200,7 @@ class APGD(BallAttack):
         for factor, steps in stages:
             part = replace(samples, eps=samples.eps * factor)
             if found is not None:
-                start = ops.l1_project_(found.x_adv, part.x, eps=part.eps, bounds=ball.bounds)
+                start = ball.norm.project_(found.x_adv, part.x, eps=part.eps, bounds=ball.bounds)
             plan = Plan(
                 stepping=OneNorm(norm, self.rho, None if large else self.density),
                 bounds=ball.bounds,

@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from roli_fast import ops
 from roli_fast.attacks.base import Radius
 from roli_fast.attacks.passes import Samples
+from roli_fast.norms import Norm
 from roli_fast.threat import Bounds
 
 MOMENTUM = 0.75
@@ -79,10 +79,10 @@ class Control(Protocol):
 
 @dataclass
 class Halving:
-    """Linf and L2: steps with momentum, of 2 eps at first, halved where they no longer help.
+    """Steps with momentum, of 2 eps at first, halved where they no longer help.
 
     Args:
-        step: `ops.apgd_linf_step_` or `ops.apgd_l2_step_`.
+        step: the norm's `apgd_step_`.
         looks: see `checkpoints`.
         rho: a step is halved unless more than this part of the last steps raised the loss.
         step_size: (B,).
@@ -104,11 +104,11 @@ class Halving:
 
     @staticmethod
     def begin(
-        norm: str, looks: Mapping[int, int], rho: float, samples: Samples, loss: Tensor
+        norm: Norm, looks: Mapping[int, int], rho: float, samples: Samples, loss: Tensor
     ) -> "Halving":
         """The state before the first step from a start of this loss (B,)."""
         return Halving(
-            step=ops.apgd_linf_step_ if norm == "linf" else ops.apgd_l2_step_,
+            step=norm.apgd_step_,
             looks=looks,
             rho=rho,
             step_size=2 * per_sample(samples),
@@ -160,9 +160,10 @@ class Halving:
 
 @dataclass
 class Sparsity:
-    """L1: sparse steps of eps at first; step size and density follow the best point's sparsity.
+    """Sparse steps of eps at first, in L1; step size and density follow the best point's sparsity.
 
     Args:
+        step: the norm's `sparse_step_`.
         looks: see `sparse_checkpoints`.
         largest: eps of each sample, (B,): the longest step. The shortest is a tenth of it.
         step_size: (B,).
@@ -170,6 +171,7 @@ class Sparsity:
         changed: how many entries the best point had changed at the last look, (B,).
     """
 
+    step: Callable[..., Tensor]
     looks: Mapping[int, int]
     largest: Tensor
     step_size: Tensor
@@ -177,10 +179,11 @@ class Sparsity:
     changed: Tensor
 
     @staticmethod
-    def begin(looks: Mapping[int, int], samples: Samples, density: float) -> "Sparsity":
+    def begin(norm: Norm, looks: Mapping[int, int], samples: Samples, density: float) -> "Sparsity":
         """The state before the first step, with the same density for all samples."""
         largest = per_sample(samples)
         return Sparsity(
+            step=norm.sparse_step_,
             looks=looks,
             largest=largest,
             step_size=largest.clone(),
@@ -189,9 +192,11 @@ class Sparsity:
         )
 
     @staticmethod
-    def from_start(looks: Mapping[int, int], samples: Samples, start: Tensor) -> "Sparsity":
+    def from_start(
+        norm: Norm, looks: Mapping[int, int], samples: Samples, start: Tensor
+    ) -> "Sparsity":
         """The same, with the density that a start already has."""
-        control = Sparsity.begin(looks, samples, 0.0)
+        control = Sparsity.begin(norm, looks, samples, 0.0)
         control.changed = entries_changed(start, samples.x, control.largest.dtype)
         control.density = control.changed / samples.x.shape[1:].numel() / SHRINK
         return control
@@ -206,7 +211,7 @@ class Sparsity:
         first: bool,
     ) -> tuple[Tensor, Tensor]:
         """One sparse step, in place: there is no momentum."""
-        ops.l1_step_(
+        self.step(
             x_adv,
             grad,
             samples.x,

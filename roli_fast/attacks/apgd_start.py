@@ -1,12 +1,10 @@
 """Where APGD starts."""
 
-import math
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from roli_fast import ops
 from roli_fast.attacks.base import restart_generators
 from roli_fast.attacks.passes import Samples
 from roli_fast.norms import NORMS
@@ -28,20 +26,11 @@ class OwnStarts:
         self._generators = restart_generators(generator, count, device)
 
     def __call__(self, number: int, norm: str, samples: Samples, bounds: Bounds) -> Tensor:
-        """Uniform in the ball; in L1, where that is dense, a Gaussian point projected on it."""
-        x, eps, source = samples.x, samples.eps, self._generators[number]
-        if norm != "l1":
-            return NORMS[norm].random_start(
-                x, eps=eps, bounds=bounds, generator=source, sample_ids=samples.ids
-            )
-        # uniform in the ball of radius sqrt(d): standard normal entries, but for an O(1/d)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        noise = ops.l2_random_start(
-            torch.zeros_like(x, dtype=wide),
-            eps=math.sqrt(x.shape[1:].numel()),
-            bounds=(-1e30, 1e30),
-            generator=source,
+        """By the norm's `search_start`."""
+        return NORMS[norm].search_start(
+            samples.x,
+            eps=samples.eps,
+            bounds=bounds,
+            generator=self._generators[number],
             sample_ids=samples.ids,
         )
-        start = (x + (bounds[1] - bounds[0]) * noise).to(x.dtype)
-        return ops.l1_project_(start, x, eps=eps, bounds=bounds)

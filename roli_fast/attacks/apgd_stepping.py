@@ -15,6 +15,7 @@ from roli_fast.attacks.apgd_schedule import (
 )
 from roli_fast.attacks.base import Radius
 from roli_fast.attacks.passes import Samples, take
+from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds
 
 
@@ -31,7 +32,7 @@ class OneNorm:
     """All samples step in the same norm.
 
     Args:
-        norm: "linf", "l2" or "l1".
+        norm: its name.
         rho: see `Halving`.
         density: L1: that of the first steps; None takes the start's own.
     """
@@ -42,12 +43,13 @@ class OneNorm:
 
     def control(self, samples: Samples, start: Tensor, loss: Tensor, steps: int) -> Control:
         """See `Stepping`."""
-        if self.norm != "l1":
-            return Halving.begin(self.norm, checkpoints(steps), self.rho, samples, loss)
+        norm = NORMS[self.norm]
+        if not norm.sparse:
+            return Halving.begin(norm, checkpoints(steps), self.rho, samples, loss)
         looks = sparse_checkpoints(steps)
         if self.density is None:
-            return Sparsity.from_start(looks, samples, start)
-        return Sparsity.begin(looks, samples, self.density)
+            return Sparsity.from_start(norm, looks, samples, start)
+        return Sparsity.begin(norm, looks, samples, self.density)
 
 
 @dataclass(frozen=True)

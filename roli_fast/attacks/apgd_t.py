@@ -6,8 +6,7 @@ from torch import Tensor
 
 from roli_fast.attacks.apgd import APGD
 from roli_fast.attacks.base import ATTACKS, check_steps
-from roli_fast.attacks.objective import Goal, check_loss_name
-from roli_fast.attacks.targets import most_likely_others
+from roli_fast.attacks.objective import Goal, check_loss_name, most_likely_others
 
 
 @ATTACKS.register("apgd-t")

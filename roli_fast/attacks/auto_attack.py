@@ -17,11 +17,11 @@ from roli_fast.attacks.base import (
     check_steps,
 )
 from roli_fast.attacks.ensemble import AttackState, EnsembleResult, search_in_turn
-from roli_fast.attacks.fab import FAB
-from roli_fast.attacks.fab_t import FABT
+from roli_fast.attacks.fab import FAB, FABT
 from roli_fast.attacks.square import Square
 from roli_fast.engine import bound
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds
 
 STEPS, QUERIES = 100, 5000
@@ -48,13 +48,13 @@ COMPONENTS: dict[str, tuple[Callable[..., Attack], dict[str, Any]]] = {
 """Component -> attack and its settings in every version. FAB need not find the closest image."""
 
 
-def component_settings(version: str, norm: str) -> dict[str, dict[str, Any]]:
+def component_settings(version: str, norm: str | None) -> dict[str, dict[str, Any]]:
     """Component -> what this version and norm add to `COMPONENTS`, as in the authors' code."""
     if version == "plus":
         return {name: dict(restarts=5) for name in ("apgd-ce", "apgd-dlr", "fab")}
     if version == "rand":
         return {name: dict(eot=20) for name in ("apgd-ce", "apgd-dlr")}
-    if norm != "l1":
+    if norm is None or not NORMS[norm].sparse:
         return {}
     return {
         "apgd-ce": dict(restarts=5, large_radius=True),
@@ -73,7 +73,7 @@ class AutoAttack(BallAttack):
     2 input-backwards on up to 64 of them for the warnings (`warning_signs`), and 1 forward an
     attack on what it found. Fewer classes than 10 or 4 are followed, and the result says so.
 
-    With an engine of a short dtype it searches in that, and what fools the model there
+    With an engine of low precision it searches in that, and what fools the model there
     but not in its own precision does not count and is searched again in that. `lost` of the result
     says how many these were.
 
@@ -142,7 +142,7 @@ class AutoAttack(BallAttack):
     @property
     def parts(self) -> tuple[Attack, ...]:
         """The components as attacks."""
-        more = component_settings(self.version, str(self.norm))
+        more = component_settings(self.version, self.norm)
         return tuple(self.part(name, more.get(name, {})) for name in self.names)
 
     def part(self, name: str, more: dict[str, Any]) -> Attack:

@@ -18,13 +18,8 @@ from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Passes, Samples
 from roli_fast.attacks.pgd import Best
 from roli_fast.attacks.several_balls import USUAL_NORMS, SeveralBalls
-from roli_fast.norms import Norm
-from roli_fast.norms.l1 import L1
+from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds, check_positive
-
-LENGTHS = {"linf": 50 * 0.003 / 0.03, "l2": 50 * 0.05 / 0.5, "l1": 50 * 1.0 / 12}
-"""Norm -> all steps together in multiples of eps, in the paper's 50 steps on CIFAR-10: 5, 5, 4.17.
-"""
 
 
 @ATTACKS.register("msd")
@@ -67,10 +62,10 @@ class MSD(SeveralBalls):
     def __post_init__(self) -> None:
         self.check_balls()
         check_steps("steps", self.steps)
-        for norm in LENGTHS:
-            size = getattr(self, f"step_size_{norm}")
+        for name in ("step_size_linf", "step_size_l2", "step_size_l1"):
+            size = getattr(self, name)
             if size is not None:
-                check_positive(f"step_size_{norm}", size)
+                check_positive(name, size)
         check_density(self.density)
 
     @property
@@ -80,8 +75,8 @@ class MSD(SeveralBalls):
 
     def step_size(self, norm: str) -> float:
         """Length of one step in this norm, in multiples of its eps."""
-        given = getattr(self, f"step_size_{norm}")
-        return min(1.0, LENGTHS[norm] / self.steps) if given is None else given
+        given = getattr(self, f"step_size_{norm}", None)
+        return min(1.0, NORMS[norm].msd_length / self.steps) if given is None else given
 
     def search(self, inputs: AttackInputs) -> AttackResult:
         balls, inputs = self.balls(inputs)
@@ -112,7 +107,7 @@ class MSD(SeveralBalls):
         parts = dict(zip(balls, candidates.chunk(len(balls)), strict=True))
         for norm, ball in balls.items():
             size = self.step_size(norm) * ball.eps
-            self._norm(norm, ball).step_(
+            ball.norm.with_density(self.density).step_(
                 parts[norm], grad, samples.x, eps=ball.eps, step_size=size, bounds=ball.bounds
             )
         goal = Goal("ce", torch.cat([samples.goal.y] * len(balls)))
@@ -122,6 +117,3 @@ class MSD(SeveralBalls):
             chosen.update(part, loss)
         assert chosen.images is not None and chosen.loss is not None
         return chosen.images, chosen.loss
-
-    def _norm(self, name: str, ball: Ball) -> Norm:
-        return L1(self.density) if name == "l1" else ball.norm

@@ -1,13 +1,11 @@
 """An attack's model passes, all through the engine, and its batch of samples."""
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from roli_fast.attacks.base import Radius
 from roli_fast.attacks.objective import Goal
-from roli_fast.attacks.selection import parts_of, with_tensors
 from roli_fast.attacks.selection import take as take
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
@@ -68,23 +66,6 @@ class Passes:
             loss = loss + other
         self.classes = logits.shape[1]
         return loss / self.eot, logits
-
-    def loop(
-        self,
-        key: Hashable,
-        start: Tensor,
-        samples: Samples,
-        work: Callable[[Tensor, Samples], Tensor],
-    ) -> Tensor:
-        """`work(start, samples)`, which may change `start` in place; see `InputGradient.loop`."""
-        tensors, rest = parts_of(samples)
-
-        def run(x_adv: Tensor, *own: Tensor) -> Tensor:
-            return work(x_adv, with_tensors(samples, iter(own)))
-
-        found = self.engine.loop((key, rest), (start, *tensors), samples.goal.y, run)
-        self.classes = self.engine.classes
-        return found
 
     def clean(self, x: Tensor, y: Tensor) -> Tensor:
         """Logits (B, C) of the original images: one pass.

@@ -6,8 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from roli_fast.attacks.base import Attack, AttackInputs, AttackResult
-from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.targets import RULES
+from roli_fast.attacks.objective import RULES, is_right
 from roli_fast.engine import Cost, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import cross_entropy
@@ -32,7 +31,7 @@ class Checked:
 def search(attack: Attack, inputs: AttackInputs) -> Checked:
     """Run an attack, show what it found to the plain model, and keep what fools that too.
 
-    In a short dtype an image next to the boundary may look fooled, one that is right by the plain
+    In low precision an image next to the boundary may look fooled, one that is right by the plain
     model may even look wrong to begin with and is then not searched at all. So what was lost is
     searched once more by the plain model, with the same draws. So it is in fp32 with an engine that
     changes last bits, by folding, say.

@@ -1,11 +1,12 @@
 """Square attack: random search that never sees a gradient (Andriushchenko et al., "Square Attack: a
 query-efficient black-box adversarial attack via random search", ECCV 2020, arXiv:1912.00049)."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
@@ -16,18 +17,25 @@ from roli_fast.attacks.base import (
     check_choice,
     check_steps,
 )
-from roli_fast.attacks.hyperplane import check_norm
 from roli_fast.attacks.objective import check_target, is_right
 from roli_fast.attacks.passes import Passes, take
-from roli_fast.attacks.square_draws import Draws, SampleDraws, one_number
-from roli_fast.attacks.square_moves import LinfMoves, MassMoves, canvas, share_of
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, margin
+from roli_fast.norms.base import check_offers
+from roli_fast.norms.windows import Draws, Moves, Proposal
 from roli_fast.ops import checks
+from roli_fast.ops.random_start import philox
+from roli_fast.seeds import derive_seed
 from roli_fast.threat import Bounds
 
 _LOSSES = {"margin": margin, "ce": cross_entropy}
+_SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Queries of 10,000 after which the share of changed pixels halves."""
+CHUNK = 32
+"""Queries whose numbers are made at once: a small tensor operation costs its call, not its size."""
+_START = 2**40
+"""First counter of the numbers for the start; those of queries are below."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Square(BallAttack):
 
     def __post_init__(self) -> None:
         self.check_ball()
-        check_norm(self.norm)
+        check_offers(self.norm, "square_moves")
         for name in ("n_queries", "restarts"):
             check_steps(name, getattr(self, name))
         if not isinstance(self.p_init, (int, float)) or not 0 < self.p_init <= 1:
@@ -91,13 +99,11 @@ class Square(BallAttack):
 
     def search(self, inputs: AttackInputs) -> SquareResult:
         ball, inputs = self.ball(inputs)
-        x, generator, ids = inputs.x, inputs.generator, inputs.ids
-        towards = inputs.target is not None
+        x, ids, towards = inputs.x, inputs.ids, inputs.target is not None
         y = inputs.y if inputs.target is None else inputs.target
-        checks.generator(generator, x)
+        checks.generator(inputs.generator, x)
         checks.sample_ids(ids, x)
-        moves = self.moves(ball, x)
-        draws = self.draws(generator, x.device)
+        moves, draws = self.moves(ball, x), self.draws(inputs)
         with inputs.gradient(_LOSSES[self.loss]) as gradient:
             logits = Passes(gradient).clean(x, y)
             if towards:
@@ -120,29 +126,24 @@ class Square(BallAttack):
                 queries = queries.index_add(0, left, found.queries)
             return SquareResult(x_adv, gradient.cost, fooled, ball.notes, queries)
 
-    def draws(
-        self, generator: Generator | None, device: torch.device
-    ) -> Callable[[int, Tensor], Draws]:
+    def draws(self, inputs: AttackInputs) -> Callable[[int, Tensor], Draws]:
         """(number of a run, sample ids) -> that run's numbers, for a subclass that draws otherwise.
 
         Here they depend on one draw of the generator, the run, the sample's id and the query alone.
         """
-        key = one_number(generator, device)
+        source, device = inputs.generator, inputs.x.device
+        key = int(torch.randint(2**62, (1,), generator=source, device=device))
         return lambda restart, ids: SampleDraws(("square", key, restart), ids)
 
-    def moves(self, ball: Ball, x: Tensor) -> LinfMoves | MassMoves:
+    def moves(self, ball: Ball, x: Tensor) -> Moves:
         """How images are proposed."""
-        channels, *image = canvas(x)
-        size = (image[0], image[1])
-        if self.norm == "linf":
-            return LinfMoves(ball.bounds, channels, size)
-        order = 2 if self.norm == "l2" else 1
-        return MassMoves(order, ball.bounds, channels, size)
+        channels, rows, columns = canvas(x)
+        return ball.norm.square_moves(ball.bounds, channels, (rows, columns))
 
     def _search(
         self,
         engine: InputGradient,
-        moves: LinfMoves | MassMoves,
+        moves: Moves,
         draws: Draws,
         batch: "_Batch",
     ) -> "_Found":
@@ -209,3 +210,82 @@ class _Found:
         self.image = self.image.index_copy(0, index, image)
         self.loss = self.loss.index_copy(0, index, loss)
         self.fooled = self.fooled.index_copy(0, index, fooled)
+
+
+def share_of(query: int, p_init: float, n_queries: int, rescale: bool) -> float:
+    """The share of pixels that query number `query` changes (section 3.2 of the paper)."""
+    place = int(query / n_queries * 10000) if rescale else query
+    return p_init / 2 ** bisect_left(_SHRINKS, place)
+
+
+def canvas(x: Tensor) -> tuple[int, int, int]:
+    """Channels, rows and columns of a batch; (B, D) and (B, C, L) have one row.
+
+    Raises:
+        ArgumentError: another number of dimensions.
+    """
+    if x.ndim == 2:
+        return 1, 1, x.shape[1]
+    if x.ndim == 3:
+        return x.shape[1], 1, x.shape[2]
+    if x.ndim == 4:
+        return x.shape[1], x.shape[2], x.shape[3]
+    expected = "a batch (B, C, H, W), (B, C, L) or (B, D)"
+    raise ArgumentError(describe("x", expected, f"shape {tuple(x.shape)}"))
+
+
+class SampleDraws:
+    """Philox words keyed by the run and counted by (query, sample id): the same in any batch.
+
+    Args:
+        key: names the run; restarts have different ones.
+        ids: int64 (n,), names of the samples.
+    """
+
+    def __init__(self, key: tuple[int | str, ...], ids: Tensor) -> None:
+        self._key = torch.tensor(derive_seed(*key), device=ids.device)
+        self._ids = ids
+        self._table = torch.empty(0, device=ids.device)
+        self._first, self._width = -1, 0
+
+    def stripes(self, channels: int, width: int) -> Tensor:
+        return self._bits(_START, channels * width).view(-1, channels, width)
+
+    def tiles(self, count: int, channels: int) -> tuple[Tensor, Tensor]:
+        bits = self._bits(_START, count * (channels + 1)).view(-1, count, channels + 1)
+        return bits[..., 0] > 0, bits[..., 1:]
+
+    def query(self, number: int, room: tuple[int, int], channels: int) -> Proposal:
+        blocks = 1 + (5 + (channels + 31) // 32 - 1) // 4
+        chunk = number // CHUNK
+        if chunk != self._first or blocks != self._width:
+            self._first, self._width = chunk, blocks
+            words = self._words(chunk * CHUNK * blocks, CHUNK * blocks)
+            self._table = words.view(-1, CHUNK, 4 * blocks)
+        words = self._table[:, number % CHUNK]
+        # a word of 32 bits times the number of places: its upper half is the place
+        top = (words[:, 0:2] * (room[0] + 1)) >> 32
+        left = (words[:, 2:4] * (room[1] + 1)) >> 32
+        return Proposal(top, left, _signs(words[:, 5:], channels), (words[:, 4] & 1) == 1)
+
+    def keep(self, index: Tensor) -> None:
+        self._ids = self._ids[index]
+        if self._first >= 0:
+            self._table = self._table[index]
+
+    def _bits(self, first: int, count: int) -> Tensor:
+        return _signs(self._words(first, (count + 127) // 128), count)
+
+    def _words(self, first: int, blocks: int) -> Tensor:
+        """(n, 4 blocks) words of 32 bits."""
+        counters = torch.arange(first, first + blocks, device=self._ids.device)
+        low = counters.expand(len(self._ids), -1)
+        drawn = philox(self._key, low, self._ids[:, None].expand_as(low))
+        return torch.stack(drawn, dim=2).flatten(1)
+
+
+def _signs(words: Tensor, count: int) -> Tensor:
+    """(n, w) words of 32 bits -> (n, count) of -1 and 1, one of each bit."""
+    places = torch.arange(32, device=words.device)
+    bits = (words[:, :, None] >> places) & 1
+    return (bits.flatten(1)[:, :count] * 2 - 1).to(torch.float32)

@@ -19,16 +19,13 @@ from roli_fast.attacks import APGD, APGDT, FAB, FABT, Attack, AutoAttack, Square
 from roli_fast.attacks.apgd_start import Starts
 from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
-from roli_fast.attacks.fab_search import rows
+from roli_fast.attacks.fab import rows
 from roli_fast.attacks.passes import Samples
-from roli_fast.attacks.square_draws import Draws, Proposal
-from roli_fast.attacks.square_moves import LinfMoves, MassMoves
 from roli_fast.losses import margin
+from roli_fast.norms.l1 import L1Moves
+from roli_fast.norms.windows import Draws, MassMoves, Moves, Proposal
 from roli_fast.ops.rounding import compute_dtype
 from roli_fast.threat import Bounds
-
-ROUNDING: dict[str, Any] = dict(spare=1e-6, cancelled=0.0)
-"""See `MassMoves`."""
 
 
 class OfficialDraws:
@@ -179,9 +176,9 @@ class _APGDDraws:
     seed: int
     large_radius: bool
 
-    def starts(self, generator: Generator | None, count: int, device: torch.device) -> Starts:
+    def starts(self, inputs: AttackInputs, count: int) -> Starts:
         """Those of `seed`."""
-        return OfficialAPGDStarts(self.seed, device, 3 if self.large_radius else 1)
+        return OfficialAPGDStarts(self.seed, inputs.x.device, 3 if self.large_radius else 1)
 
 
 class _FABDraws:
@@ -189,7 +186,7 @@ class _FABDraws:
 
     seed: int
 
-    def starts(self, ball: Ball, inputs: AttackInputs) -> OfficialFABStarts:
+    def starts(self, inputs: AttackInputs, ball: Ball) -> OfficialFABStarts:
         """Those of `seed`."""
         return OfficialFABStarts(OfficialDraws(self.seed, inputs.x.device), ball)
 
@@ -234,17 +231,17 @@ class OriginalSquare(Square):
 
     seed: int = 0
 
-    def draws(
-        self, generator: Generator | None, device: torch.device
-    ) -> Callable[[int, Tensor], Draws]:
+    def draws(self, inputs: AttackInputs) -> Callable[[int, Tensor], Draws]:
         """Those of `seed`, one run after another."""
-        drawn, shared = OfficialDraws(self.seed, device), self.norm == "linf"
+        drawn, shared = OfficialDraws(self.seed, inputs.x.device), self.norm == "linf"
         return lambda _restart, ids: OfficialSquareDraws(drawn, len(ids), shared_signs=shared)
 
-    def moves(self, ball: Ball, x: Tensor) -> LinfMoves | MassMoves:
+    def moves(self, ball: Ball, x: Tensor) -> Moves:
         """With the original's treatment of rounding errors."""
         moves = super().moves(ball, x)
-        return replace(moves, **ROUNDING) if isinstance(moves, MassMoves) else moves
+        if isinstance(moves, L1Moves):
+            moves = replace(moves, spare=1e-6)
+        return replace(moves, cancelled=0.0) if isinstance(moves, MassMoves) else moves
 
     def reached(self, logits: Tensor, y: Tensor) -> Tensor:
         """Ties too."""

@@ -21,6 +21,7 @@ from roli_fast.errors import ArgumentError, ArgumentTypeError, ConfigError, desc
 from roli_fast.evaluate.accuracy import attacked, right_flags
 from roli_fast.evaluate.shares import wilson_interval
 from roli_fast.files import write_bytes
+from roli_fast.norms import NORMS
 from roli_fast.seeds import derived_generator
 from roli_fast.threat import ThreatModel, check_positive, check_radius
 
@@ -238,12 +239,7 @@ def curve_attacks(
     return found
 
 
-UNITS = {"linf": 255.0, "l2": 1.0, "l1": 1.0}
-"""By what a radius is multiplied on the axis: linf is read in grey levels."""
-
 STYLES = ("-", "--", ":", "-.")
-
-LABELS = {"linf": "linf radius, in 1/255", "l2": "l2 radius", "l1": "l1 radius"}
 
 
 def plot_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -280,7 +276,8 @@ def draw_curves(curves: Sequence[Mapping[str, Any]]) -> "Figure":
     for panel, norm in zip(panels, norms, strict=True):
         for curve in (curve for curve in curves if curve["norm"] == norm):
             _draw(panel, curve, colours[curve["name"]], styles[curve["attack"]])
-        panel.set_xlabel(LABELS[norm])
+        unit = NORMS[norm].unit
+        panel.set_xlabel(f"{norm} radius" + (f", in 1/{unit:g}" if unit != 1 else ""))
         panel.set_xlim(left=0)
         panel.set_ylim(0, 100)
         panel.grid(alpha=0.3)
@@ -300,7 +297,7 @@ def _numbered(
 
 def _draw(panel: Any, curve: Mapping[str, Any], colour: str, style: str) -> None:
     points = curve["points"]
-    radii = [point["eps"] * UNITS[curve["norm"]] for point in points]
+    radii = [point["eps"] * NORMS[curve["norm"]].unit for point in points]
     low, middle, high = (
         [100 * point[key] for point in points] for key in ("low", "accuracy", "high")
     )

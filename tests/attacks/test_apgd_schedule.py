@@ -13,6 +13,7 @@ from roli_fast.attacks.apgd_schedule import (
 )
 from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Samples
+from roli_fast.norms import NORMS
 
 
 def samples(count: int, entries: int = 10) -> Samples:
@@ -50,7 +51,7 @@ def test_large_radius_stages(steps: int, stages: tuple[int, ...]) -> None:
 
 class TestHalving:
     def begin(self, loss: list[float], looks: dict[int, int]) -> Halving:
-        return Halving.begin("linf", looks, 0.75, samples(len(loss)), torch.tensor(loss))
+        return Halving.begin(NORMS["linf"], looks, 0.75, samples(len(loss)), torch.tensor(loss))
 
     def test_the_first_step_is_two_eps(self) -> None:
         control = self.begin([0.0], {})
@@ -96,7 +97,7 @@ class TestHalving:
 
 class TestSparsity:
     def test_it_starts_with_eps_and_counts_all_entries(self) -> None:
-        control = Sparsity.begin({}, samples(2), 0.2)
+        control = Sparsity.begin(NORMS["l1"], {}, samples(2), 0.2)
         assert control.step_size.tolist() == [0.5, 0.5]
         assert control.density.tolist() == pytest.approx([0.2, 0.2])
         assert control.changed.tolist() == [10, 10]
@@ -105,14 +106,14 @@ class TestSparsity:
         part = samples(1)
         start = part.x.clone()
         start[0, :3] += 0.1
-        control = Sparsity.from_start({}, part, start)
+        control = Sparsity.from_start(NORMS["l1"], {}, part, start)
         assert control.density.tolist() == pytest.approx([3 / 10 / 1.5])
         assert control.changed.tolist() == [3]
 
     def test_sparser_means_long_steps_from_the_best_and_else_shorter_ones(self) -> None:
         """Changed entries 10 -> 9 (0.9 < 0.95: restart) and 10 -> 10."""
         part = samples(2)
-        control = Sparsity.begin({1: 1}, part, 0.2)
+        control = Sparsity.begin(NORMS["l1"], {1: 1}, part, 0.2)
         best = part.x + 0.01
         best[0, 0] = 0.5
         assert control.look_back(2, best, torch.zeros(2), part.x) is None  # it is not time

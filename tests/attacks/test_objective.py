@@ -10,11 +10,12 @@ from roli_fast.attacks.objective import (
     LOSSES,
     Goal,
     check_target,
+    choose,
     defined_for,
     is_right,
+    most_likely_others,
     notes_on,
 )
-from roli_fast.attacks.targets import choose, most_likely_others
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.losses import cross_entropy, dlr, dlr_targeted, margin
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from roli_fast.attacks.square_draws import CHUNK, SampleDraws
-from roli_fast.attacks.square_moves import canvas, pattern, share_of, window
+from roli_fast.attacks.square import CHUNK, SampleDraws, canvas, share_of
 from roli_fast.compat.original_draws import OfficialDraws
 from roli_fast.errors import ArgumentError
+from roli_fast.norms.windows import pattern, window
 
 
 @pytest.mark.parametrize(

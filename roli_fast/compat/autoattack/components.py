@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from roli_fast import attacks as ours
-from roli_fast.attacks.targets import choose
+from roli_fast.attacks.objective import choose
 from roli_fast.compat.autoattack.other_utils import Logger
 from roli_fast.compat.original_draws import with_original_draws
 from roli_fast.compat.peers import ReadAttributes, beside, constructor, our_norm

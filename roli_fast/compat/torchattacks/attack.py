@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
 from roli_fast.attacks import AttackResult
-from roli_fast.attacks.targets import choose, most_likely_others
+from roli_fast.attacks.objective import choose, most_likely_others
 from roli_fast.compat.peers import ReadAttributes
 from roli_fast.compat.torchattacks import files
 from roli_fast.compat.view import Modes, View

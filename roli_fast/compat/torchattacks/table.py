@@ -17,7 +17,7 @@ from roli_fast.attacks import AttackResult
 from roli_fast.attacks.auto_attack import VERSIONS
 from roli_fast.attacks.base import Ball, Radius
 from roli_fast.attacks.ensemble import total
-from roli_fast.attacks.fab_search import Planes, TargetPlane
+from roli_fast.attacks.fab import Planes, TargetPlane
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Samples
 from roli_fast.compat.autoattack.components import FIELDS as OFFICIAL_FIELDS
