@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks import Attack
+from roli_fast.attacks.passes import Passes
+from roli_fast.engine import InputGradient
+from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, MissingPackageError, describe
 
 NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
@@ -94,6 +97,13 @@ class ReadAttributes:
     def _refuse(cls, name: str) -> None:
         fix = "Nothing reads it here: it would have no effect."
         raise ArgumentError(describe(name, f"an attribute that {cls.__name__} reads", name, fix))
+
+
+def clean_logits(model: Model, x: Tensor) -> Tensor:
+    """Logits (B, C) of images, of the model in eval mode: one forward."""
+    anything = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    with InputGradient(model) as engine, torch.no_grad():
+        return Passes(engine).clean(x, anything)
 
 
 def beside(labels: Tensor, target: Tensor) -> Tensor:

@@ -402,6 +402,8 @@ def test_a_parts_settings_are_read() -> None:
             package.APGDAttack(MODEL, eps=0.1, **change)  # pyright: ignore
     with pytest.raises(ArgumentError, match="`x_init`: expected None"):
         truth.perturb(X, Y, x_init=X)
+    with pytest.raises(ArgumentError, match="`eps`: expected a radius, got None"):
+        package.APGDAttack(MODEL).perturb(X, Y)
     with pytest.raises(ArgumentError, match="`loss_fn`: expected None"):
         package.FABAttack_PT(MODEL, loss_fn=print)
 

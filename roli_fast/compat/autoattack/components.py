@@ -1,9 +1,9 @@
 """AutoAttack's parts, alone or inside an evaluation: a table of their arguments over one class."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -12,9 +12,9 @@ from roli_fast import attacks as ours
 from roli_fast.attacks.objective import choose
 from roli_fast.compat.autoattack.other_utils import Logger
 from roli_fast.compat.original_draws import with_original_draws
-from roli_fast.compat.peers import ReadAttributes, beside, constructor, our_norm
+from roli_fast.compat.peers import ReadAttributes, beside, clean_logits, constructor, our_norm
 from roli_fast.compat.view import View
-from roli_fast.engine import Engine, InputGradient, SearchModel, bound
+from roli_fast.engine import Engine, SearchModel, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
@@ -53,7 +53,9 @@ class Component(ReadAttributes):
     use_rs = True
     owner: "AutoAttack | None" = None
 
-    if TYPE_CHECKING:  # the attributes of each attack
+    if TYPE_CHECKING:  # the arguments and attributes of each attack
+
+        def __init__(self, predict: Model, *args: Any, **named: Any) -> None: ...
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -108,6 +110,8 @@ class Component(ReadAttributes):
 
     def attack(self, seed: int) -> ours.Attack:
         """The attack behind it, with the draws of `seed`."""
+        if self.eps is None:
+            raise ArgumentError(describe("eps", "a radius", None, "Write 8/255 for pixel units."))
         fields = {FIELDS[name]: value for name, value in vars(self).items() if name in FIELDS}
         threat = dict(norm=our_norm(self.norm), eps=self.eps, bounds=self.bounds)
         attack = self._kind(fields | threat)
@@ -130,7 +134,7 @@ class Component(ReadAttributes):
     ) -> Tensor:
         x = x if self.device is None else x.to(self.device)
         model = self.searched()
-        y = _logits(model, x).argmax(1) if y is None else y.to(x.device)
+        y = clean_logits(model, x).argmax(1) if y is None else y.to(x.device)
         seed = int(time.time() if self.seed is None else self.seed)
         generator = Generator(x.device).manual_seed(seed)
         attack: Any = replace(self.attack(seed), **changed)  # type: ignore[type-var]
@@ -143,24 +147,25 @@ class Component(ReadAttributes):
         return torch.where(found.fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x)
 
 
-def _logits(model: SearchModel, x: Tensor) -> Tensor:
-    with InputGradient(model) as engine, torch.no_grad():
-        return engine.evaluate(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))[1]
-
+Kind = TypeVar("Kind", bound=Component)
 
 _APGD = dict(n_iter=100, norm="Linf", n_restarts=1, eps=None, seed=0)
 _MORE = dict(verbose=False, device=None, use_largereps=False, is_tf_model=False, logger=None)
 
 
-def arguments(more: Mapping[str, Any]) -> Any:
-    """The constructor (self, predict, **more)."""
-    return constructor(Component._begin, "predict", more)
+def called_with(more: Mapping[str, Any]) -> Callable[[type[Kind]], type[Kind]]:
+    """Give a class the constructor (predict, **more)."""
+
+    def finished(kind: type[Kind]) -> type[Kind]:
+        kind.__init__ = constructor(Component._begin, "predict", more)
+        return kind
+
+    return finished
 
 
+@called_with(_APGD | dict(loss="ce", eot_iter=1, rho=0.75, topk=None) | _MORE)
 class APGDAttack(Component):
     """APGD; `loss` is "ce" or "dlr"."""
-
-    __init__ = arguments(_APGD | dict(loss="ce", eot_iter=1, rho=0.75, topk=None) | _MORE)
 
     def _kind(self, fields: dict[str, Any]) -> ours.Attack:
         return ours.APGD(**fields)
@@ -179,14 +184,15 @@ class APGDAttack(Component):
         return self._perturb(x, y, keep="best" if best_loss else "adversarial")
 
 
+@called_with(_APGD | dict(eot_iter=1, rho=0.75, topk=None, n_target_classes=9) | _MORE)
 class APGDAttack_targeted(APGDAttack):  # noqa: N801 - the original's
     """APGD towards the likeliest wrong classes; `loss` is "dlr-targeted" or "ce-targeted"."""
 
-    __init__ = arguments(_APGD | dict(eot_iter=1, rho=0.75, topk=None, n_target_classes=9) | _MORE)
     loss = "dlr-targeted"
 
     def _kind(self, fields: dict[str, Any]) -> ours.Attack:
-        return ours.APGDT(**fields | dict(loss=self.loss.removesuffix("-targeted")))
+        fields["loss"] = self.loss.removesuffix("-targeted")
+        return ours.APGDT(**fields)
 
     def perturb(  # type: ignore[override]
         self, x: Tensor, y: Tensor | None = None, x_init: Tensor | None = None
@@ -195,14 +201,13 @@ class APGDAttack_targeted(APGDAttack):  # noqa: N801 - the original's
         return super().perturb(x, y, x_init=x_init)
 
 
+@called_with(
+    dict(norm="Linf", n_restarts=1, n_iter=100, eps=None, alpha_max=0.1, eta=1.05, beta=0.9)
+    | dict(loss_fn=None, verbose=False, seed=0, targeted=False, device=None)
+    | dict(n_target_classes=9)
+)
 class FABAttack_PT(Component):  # noqa: N801
     """FAB; `targeted` goes towards the `n_target_classes` likeliest wrong classes in turn."""
-
-    __init__ = arguments(
-        dict(norm="Linf", n_restarts=1, n_iter=100, eps=None, alpha_max=0.1, eta=1.05, beta=0.9)
-        | dict(loss_fn=None, verbose=False, seed=0, targeted=False, device=None)
-        | dict(n_target_classes=9)
-    )
 
     def _kind(self, fields: dict[str, Any]) -> ours.Attack:
         targets = fields.pop("targets")
@@ -211,13 +216,12 @@ class FABAttack_PT(Component):  # noqa: N801
         return ours.FAB(minimal=False, **fields)
 
 
+@called_with(
+    dict(norm="Linf", n_queries=5000, eps=None, p_init=0.8, n_restarts=1, seed=0)
+    | dict(verbose=False, targeted=False, loss="margin", resc_schedule=True, device=None)
+)
 class SquareAttack(Component):
     """Square; `loss` is "margin" or "ce"."""
-
-    __init__ = arguments(
-        dict(norm="Linf", n_queries=5000, eps=None, p_init=0.8, n_restarts=1, seed=0)
-        | dict(verbose=False, targeted=False, loss="margin", resc_schedule=True, device=None)
-    )
 
     def _kind(self, fields: dict[str, Any]) -> ours.Attack:
         return ours.Square(**fields)
@@ -227,7 +231,7 @@ class SquareAttack(Component):
         if not self.targeted:
             return super().perturb(x, y)
         if y is None:
-            clean = _logits(self.searched(), x)
+            clean = clean_logits(self.searched(), x)
             ids = torch.arange(len(x), device=x.device)
             y = choose("random", clean, clean.argmax(1), None, ids)
         return self._perturb(x, beside(y, y), y)

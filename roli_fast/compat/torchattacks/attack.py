@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from roli_fast.attacks import AttackResult
 from roli_fast.attacks.objective import choose, most_likely_others
-from roli_fast.compat.peers import ReadAttributes
+from roli_fast.compat.peers import ReadAttributes, clean_logits
 from roli_fast.compat.torchattacks import files
 from roli_fast.compat.view import Modes, View
 from roli_fast.engine import Cost, InputGradient, SearchModel, bound
@@ -77,7 +77,6 @@ class Attack(ReadAttributes):
         self._kth_min = 1
         self._in_pixels = False  # whether images are in [0, 1] now, though calls' are normalised
         self._modes = Modes()
-        self._return_type = "float"
         vars(self).update(attributes, _built=True)
         mean, std = (getattr(inner, name, None) for name in ("mean", "std"))
         if type(inner).__name__ == "RobModel" and mean is not None and std is not None:  # MAIR's
@@ -140,11 +139,7 @@ class Attack(ReadAttributes):
         Raises:
             ArgumentError: images outside [0, 1] (the usual cause: normalised, and not said so).
         """
-        found = self.run(inputs, labels, None, *args, **kwargs).x_adv
-        if self._return_type == "int":
-            self.set_return_type("int")  # normalisation may have come since
-            return as_pixels(found, inputs.detach().to(found))
-        return self.in_form(found)
+        return self.in_form(self.run(inputs, labels, None, *args, **kwargs).x_adv)
 
     def run(
         self,
@@ -264,14 +259,6 @@ class Attack(ReadAttributes):
         """
         self._modes = Modes(model_training, batchnorm_training, dropout_training)
 
-    def set_return_type(self, type: str) -> None:
-        """ "float" for images in [0, 1], "int" for uint8 (as torchattacks had it before 3.5)."""
-        if type == "int" and self.normalization_used is not None:
-            fix = "Normalised images have no uint8 form."
-            raise ArgumentError(describe("type", "'float'", "'int'", fix))
-        files.check_type(type)
-        self._return_type = type
-
     def get_mode(self) -> str:
         """ "default", or "targeted(...)"."""
         return self.attack_mode
@@ -344,10 +331,7 @@ class Attack(ReadAttributes):
 
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
         """Logits (B, C) of the model in eval mode, for images as `get_logits` takes them."""
-        anything = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
-        view = View(bound(self.model).model, self.get_logits)
-        with InputGradient(view) as engine:
-            return engine.evaluate(inputs, anything)[1]
+        return clean_logits(View(bound(self.model).model, self.get_logits), inputs)
 
     @staticmethod
     def to_type(inputs: Tensor, type: str) -> Tensor:
@@ -387,8 +371,9 @@ class Attack(ReadAttributes):
         say = logger.info if verbose else logger.debug
         kept, numbers = files.collect(self, data_loader, save_type, say)
         if save_path is not None:
-            names = files.names(save_predictions, save_clean_inputs)
-            files.write(save_path, {name: kept[name] for name in names}, save_type)
+            files.write(
+                save_path, kept, files.names(save_predictions, save_clean_inputs), save_type
+            )
         return numbers if return_verbose else None
 
     load = staticmethod(files.load)

@@ -36,25 +36,22 @@ def collect(
     As "int" images are rounded before anything is measured.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in (*IMAGES, "labels", "preds")}
-    right, distances, seconds = 0, torch.zeros(0, dtype=torch.float64), 0.0
+    distances, seconds = torch.zeros(0, dtype=torch.float64), 0.0
     accuracy = far = float("nan")
     for number, (inputs, labels) in enumerate(data_loader, start=1):
         start = time.perf_counter()
         given, labels = inputs.detach().to(attack.device), labels.to(attack.device)
-        found = attack(given, labels)
-        found, given = (in_pixels(attack, images) for images in (found, given))
+        found, given = (in_pixels(attack, images) for images in (attack(given, labels), given))
         if type == "int":
             found = as_pixels(found, given).to(given.dtype) / 255
         with InputGradient(attack.view(eval_mode=True)) as engine:
-            predicted = engine.evaluate(found.to(given.dtype), labels)[1].argmax(1)
-        row = (found, given, labels, predicted)
-        for name, value in zip(("adv_inputs", "clean_inputs", "labels", "preds"), row, strict=True):
+            predicted = engine.evaluate(found, labels)[1].argmax(1)
+        for name, value in zip(parts, (found, given, labels, predicted), strict=True):
             parts[name].append(value.cpu())
-        wrong = predicted != labels
-        right += int((~wrong).sum())
-        distance = NORMS["l2"].distance(found, given)[wrong].cpu()
-        distances = torch.cat([distances, distance])
-        accuracy = 100 * right / sum(map(len, parts["labels"]))
+        distance = NORMS["l2"].distance(found, given)[predicted != labels]
+        distances = torch.cat([distances, distance.cpu()])
+        count = sum(map(len, parts["labels"]))
+        accuracy = 100 * (count - len(distances)) / count
         far = distances.mean().item() if len(distances) else float("nan")
         seconds = time.perf_counter() - start
         shown = (number, len(data_loader), accuracy, far, seconds)
@@ -65,8 +62,6 @@ def collect(
 
 def in_pixels(attack: "Attack", images: Tensor) -> Tensor:
     """Images of a call, in [0, 1]."""
-    if images.dtype == torch.uint8:
-        return images.float() / 255
     if attack.normalization_used is None:
         return images
     return check_images(attack.inverse_normalize(images), (0.0, 1.0))
@@ -78,12 +73,11 @@ def names(predictions: bool, clean_inputs: bool) -> list[str]:
     return ["adv_inputs", "labels", *(name for name, wanted in more.items() if wanted)]
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], type: str) -> None:
-    """Write the tensors, images as `type`."""
-    saved: dict[str, Any] = {
-        name: as_pixels(value, value) if name in IMAGES and type == "int" else value
-        for name, value in tensors.items()
-    }
+def write(path: str | Path, kept: Mapping[str, Tensor], wanted: list[str], type: str) -> None:
+    """Write the tensors that are wanted, images as `type`."""
+    saved: dict[str, Any] = {name: kept[name] for name in wanted}
+    for name in set(wanted) & set(IMAGES) if type == "int" else ():
+        saved[name] = as_pixels(kept[name], kept[name])
     torch.save({**saved, "save_type": type}, path)
 
 

@@ -168,7 +168,7 @@ class _UPGD(Listed):
     ) -> AttackResult:
         """A loss that is a callable sees images, labels and targets (None without), and its value
         of all images is what the steps raise."""
-        loss = self.loss
+        loss: Any = self.loss
         if not callable(loss):
             return super().search(images, labels, sample_ids)
         target = self.get_target_label(images, need(labels)) if self.targeted else None
@@ -232,7 +232,7 @@ class _Targets(Seeded):
 
 class _FAB(_Targets):
     def build(self, eps: float, target: Tensor | None = None) -> ours.Attack:
-        fields = self.fields() | {"eps": eps}
+        fields: dict[str, Any] = self.fields() | {"eps": eps}
         if self.multi_targeted:
             return ours.FABT(**fields)
         del fields["targets"]
@@ -267,7 +267,7 @@ class _TradesPGD(ours.PGD):
         Uniform in an l2 ball of D dimensions, whose entries are Gaussian as nearly as matters.
         """
         radius = 0.001 * math.sqrt(samples.x[:1].numel() + 2)
-        draws = dict(generator=generator, sample_ids=samples.ids)
+        draws: Any = dict(generator=generator, sample_ids=samples.ids)
         return ops.l2_random_start(samples.x, eps=radius, bounds=ball.bounds, **draws)
 
 
@@ -419,7 +419,8 @@ def made(name: str) -> type[Listed]:
         row=row,
         name=name,
     )
-    return type(name, (row.base or Listed,), members)
+    kind: Any = type(name, (row.base or Listed,), members)
+    return kind
 
 
 class MultiAttack(Attack):
@@ -503,7 +504,3 @@ class MultiAttack(Attack):
         count, *left = self._left
         rates = [100 * (1 - right / count) if count else float("nan") for right in left]
         return (numbers[0], rates, *numbers[1:]) if return_verbose else None
-
-    def set_return_type(self, type: str) -> None:
-        """Of the whole; its attacks stay at "float"."""
-        raise ArgumentError(describe("type", "'float' for a MultiAttack", repr(type)))
