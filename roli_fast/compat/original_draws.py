@@ -8,6 +8,7 @@ l1 at each query. Generators of their own are seeded as that code seeds torch's 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -253,7 +254,7 @@ class OriginalAutoAttack(AutoAttack):
         return super().search(replace(inputs, generator=generator))
 
 
-ORIGINALS: dict[type[Attack], Callable[..., Attack]] = {
+ORIGINALS: dict[type, Any] = {
     **{APGD: OriginalAPGD, APGDT: OriginalAPGDT, FAB: OriginalFAB, FABT: OriginalFABT},
     **{Square: OriginalSquare, AutoAttack: OriginalAutoAttack},
 }
@@ -264,4 +265,14 @@ def with_original_draws(attack: Attack, seed: int) -> Attack:
     """The same attack with the original's draws by `seed`; FAB without a final search."""
     settings = {field.name: getattr(attack, field.name) for field in fields(attack)}  # pyright: ignore
     settings.pop("final_search", None)
-    return ORIGINALS[type(attack)](**settings, seed=seed)
+    return _original(type(attack))(**settings, seed=seed)
+
+
+@cache
+def _original(kind: type[Attack]) -> Callable[..., Attack]:
+    """The class with the original's draws, of a subclass too."""
+    if kind in ORIGINALS:
+        return ORIGINALS[kind]
+    base = next(base for base in kind.__mro__ if base in ORIGINALS)
+    made = type(f"Original{kind.__name__}", (ORIGINALS[base], kind), {})
+    return dataclass(frozen=True, eq=False)(made)

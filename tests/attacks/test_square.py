@@ -64,6 +64,26 @@ def test_what_is_not_fooled_is_returned_where_the_loss_was_highest(norm: str) ->
     assert (heights[0] < heights[2]).all()
 
 
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("loss", ["margin", "ce"])
+def test_towards_a_target(norm: str, loss: str) -> None:
+    """An image is fooled when it is classified as its target; what was so is not searched."""
+    model = Net()
+    x, y = batch(16, model)
+    with torch.no_grad():
+        likeliest, target = model(x).topk(2).indices.T.contiguous()
+        target[3] = likeliest[3]
+    y = torch.where(y == target, (target + 1) % 10, y)
+    attack = Square(norm=norm, eps=EPS[norm], n_queries=60, loss=loss)
+    result = attack.run(model, x, y, generator(), target=target)
+    with torch.no_grad():
+        reached = model(result.x_adv).argmax(1) == target
+    assert torch.equal(result.fooled, reached) and within(norm, result.x_adv, x, EPS[norm])
+    assert torch.equal(result.x_adv[3], x[3]) and 2 <= reached.sum() <= 16
+    with pytest.raises(ArgumentError, match="`target`: expected other classes than `y`"):
+        attack.run(model, x, y, generator(), target=y)
+
+
 class Unmoved(nn.Module):
     """Class 1 of 3 whatever comes; it fails where a gradient is asked for."""
 

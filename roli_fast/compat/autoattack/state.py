@@ -54,7 +54,7 @@ class EvaluationState:
     def __init__(self, path: Path | None, asked: Mapping[str, str]) -> None:
         self.path, self.asked = path, dict(asked)
         self.clean_accuracy = float("nan")
-        self.run_attacks: list[str] = []
+        self.finished: list[str] = []
         self.robust: Tensor | None = None
         self.running: Running | None = None
 
@@ -62,6 +62,21 @@ class EvaluationState:
     def robust_flags(self) -> Tensor | None:
         """1 where a sample is robust, 0 elsewhere, (N,) fp32; None before the clean pass."""
         return None if self.robust is None else self.robust.float()
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of robust samples; NaN before the clean pass."""
+        return float("nan") if self.robust is None else self.robust.double().mean().item()
+
+    @property
+    def attacks_to_run(self) -> set[str]:
+        """The attacks that were asked for."""
+        return set(filter(None, self.asked.get("attacks", "").split(", ")))
+
+    @property
+    def run_attacks(self) -> set[str]:
+        """Those that are finished."""
+        return set(self.finished)
 
     @classmethod
     def from_disk(cls, path: str | Path) -> "EvaluationState":
@@ -78,7 +93,7 @@ class EvaluationState:
                 raise ValueError(f"format {tree['format']!r}")
             state = cls(path, tree["asked"])
             state.clean_accuracy = float(tree["clean_accuracy"])
-            state.run_attacks = [str(name) for name in tree["run_attacks"]]
+            state.finished = [str(name) for name in tree["run_attacks"]]
             state.robust = None if tree["robust"] is None else _flags(tree["robust"])
             state.running = Running.of(tree["running"])
             kept = [state.robust, state.running.begun if state.running else state.robust]
@@ -121,7 +136,7 @@ class EvaluationState:
             "format": FORMAT,
             "asked": self.asked,
             "clean_accuracy": self.clean_accuracy,
-            "run_attacks": self.run_attacks,
+            "run_attacks": self.finished,
             "running": None if self.running is None else self.running.tree(),
             "robust": None if self.robust is None else _digits(self.robust),
         }

@@ -1,17 +1,8 @@
-"""The interface of github.com/fra31/auto-attack: change the import and nothing else.
-
-    from roli_fast.compat.autoattack import AutoAttack
-
-    adversary = AutoAttack(model, norm="Linf", eps=8/255, seed=0, device="cuda")
-    x_adv = adversary.run_standard_evaluation(x, y, bs=250, state_path="state.json")
-
-The draws are the original's too, batch by batch, unless rng="native". What differs: the model is
-attacked in eval mode whatever mode it is in, images outside the bounds are refused, torch's global
-generator is left alone, and a resumed evaluation returns the images of the runs before it as well.
-"""
+"""AutoAttack's evaluation: its attacks in turn, each on what those before left right."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,19 +15,18 @@ from roli_fast.attacks.base import AttackInputs, Ball, check_steps
 from roli_fast.attacks.ensemble import AttackState, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
-from roli_fast.compat.attributes import ReadAttributes
-from roli_fast.compat.autoattack_parts import (
-    APGDComponent,
-    FABComponent,
-    Log,
-    SquareComponent,
-    TargetedAPGDComponent,
-    usable_device,
+from roli_fast.compat.autoattack.components import (
+    APGDAttack,
+    APGDAttack_targeted,
+    Component,
+    FABAttack_PT,
+    SquareAttack,
+    seen,
 )
-from roli_fast.compat.autoattack_state import EvaluationState as EvaluationState
-from roli_fast.compat.autoattack_state import Running, digest
-from roli_fast.compat.torchattacks.view import Modes, View
-from roli_fast.engine import Engine, InputGradient, SearchModel, plain
+from roli_fast.compat.autoattack.other_utils import Logger
+from roli_fast.compat.autoattack.state import EvaluationState, Running, digest
+from roli_fast.compat.peers import ReadAttributes, our_norm
+from roli_fast.engine import Engine, InputGradient, SearchModel, bound, plain
 from roli_fast.engine.input_gradient import Model, check_tensor
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
@@ -44,6 +34,22 @@ from roli_fast.models.weights import plain_tensors
 from roli_fast.norms import NORMS
 from roli_fast.seeds import derived_generator
 from roli_fast.threat import Bounds, check_bounds, check_images, check_positive, check_radius
+
+
+@dataclass
+class _Evaluation:
+    """What is evaluated, and what was found so far: images (N, ...) and the state."""
+
+    x: Tensor
+    y: Tensor
+    bs: int
+    x_adv: Tensor
+    state: EvaluationState
+
+    @property
+    def robust(self) -> Tensor:
+        assert self.state.robust is not None
+        return self.state.robust
 
 
 class AutoAttack(ReadAttributes):
@@ -72,7 +78,7 @@ class AutoAttack(ReadAttributes):
         search_dtype: torch.bfloat16 searches in it, and checks what it finds in fp32.
     """
 
-    unread = frozenset(("norm", "epsilon", "bounds", "rng", "is_tf_model"))
+    unread = frozenset(("norm", "epsilon", "bounds", "rng", "is_tf_model", "engine"))
 
     def __init__(  # noqa: PLR0913, PLR0917 - the original's
         self,
@@ -99,14 +105,17 @@ class AutoAttack(ReadAttributes):
         self.model, self.norm, self.epsilon, self.seed = model, norm, float(eps), seed
         self.verbose, self.version, self.rng, self.bounds = verbose, version, rng, bounds
         self.attacks_to_run = list(attacks_to_run)
-        self.logger = Log(log_path)
-        self.device = usable_device(device, model, self.logger.log)
-        self._engine = Engine(dtype=search_dtype or torch.float32)
-        self._engine.bind(model)  # raises where it cannot
-        self.apgd = APGDComponent(norm, eps, bounds, rng)
-        self.apgd_targeted = TargetedAPGDComponent(norm, eps, bounds, rng)
-        self.fab = FABComponent(norm, eps, bounds, rng)
-        self.square = SquareComponent(norm, eps, bounds, rng)
+        self.logger = Logger(log_path)
+        self.device = usable_device(device, model, self.logger)
+        self.engine = Engine(dtype=search_dtype or torch.float32)
+        self.engine.bind(model)  # raises where it cannot
+        common = dict(norm=norm, eps=self.epsilon, seed=seed)
+        self.apgd = APGDAttack(model, n_restarts=5, **common)
+        self.apgd_targeted = APGDAttack_targeted(model, **common)
+        self.fab = FABAttack_PT(model, n_restarts=5, **common)
+        self.square = SquareAttack(model, resc_schedule=False, **common)
+        for component in (self.apgd, self.apgd_targeted, self.fab, self.square):
+            vars(component).update(owner=self, rng=rng, bounds=bounds)
         if version != "custom":
             self.set_version(version)
         self._built = True
@@ -115,11 +124,10 @@ class AutoAttack(ReadAttributes):
         """Logits (B, C). Overridden, it is what all attacks see."""
         return self.model(x)
 
-    @property
-    def _searched(self) -> SearchModel:
+    def searched(self) -> SearchModel:
+        """The model as the attacks see it."""
         overridden = self.overrides("get_logits", AutoAttack)
-        model = View(self.model, self.get_logits, Modes()) if overridden else self.model
-        return self._engine.bind(model)
+        return seen(self.model, self.get_logits if overridden else None, self.engine)
 
     def set_version(self, version: str = "standard") -> None:
         """Choose the attacks and the settings of a version; what it does not name stays."""
@@ -178,20 +186,20 @@ class AutoAttack(ReadAttributes):
         state = EvaluationState.open(path, self._asked(path, x_orig, y_orig), len(x_orig))
         if path is not None:
             self._say(f"{'Restored state from' if restored else 'Created state in'} {path}")
-        todo = [name for name in self.attacks_to_run if name not in state.run_attacks]
+        todo = [name for name in self.attacks_to_run if name not in state.finished]
         self._say(f"using {self.version} version including {', '.join(todo)}.")
-        if state.run_attacks:
-            self._say(f"{', '.join(state.run_attacks)} was/were already run.")
+        if state.finished:
+            self._say(f"{', '.join(state.finished)} was/were already run.")
         if todo:
             self._look(x_orig[:bs], y_orig[:bs])
-        self._clean(state, x_orig, y_orig, bs)
-        x_adv = x_orig.clone().detach()
+        run = _Evaluation(x_orig, y_orig, bs, x_orig.clone().detach(), state)
+        self._clean(run)
         for place, images in state.saved_images():
-            x_adv[place.to(x_adv.device)] = images.to(x_adv)
-        fooled = self._all_attacks(todo, state, x_orig, y_orig, x_adv, bs)
+            run.x_adv[place.to(x_orig.device)] = images.to(run.x_adv)
+        fooled = self._all_attacks(todo, run)
         self._signs(warning_signs.black_box([self._part(n) for n in fooled], [*fooled.values()]))
-        self._summary(state, x_orig, x_adv)
-        return (x_adv, self._labels(x_adv, y_orig, bs)) if return_labels else x_adv
+        self._summary(run)
+        return (run.x_adv, self._labels(run.x_adv, y_orig, bs)) if return_labels else run.x_adv
 
     def run_standard_evaluation_individual(
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
@@ -223,55 +231,44 @@ class AutoAttack(ReadAttributes):
         x_orig = self._checked(x_orig, y_orig, bs)
         return (self._labels(x_orig, y_orig, bs) == y_orig).double().mean().item()
 
-    def _all_attacks(  # noqa: PLR0913, PLR0917 - the evaluation's state
-        self,
-        todo: list[str],
-        state: EvaluationState,
-        x: Tensor,
-        y: Tensor,
-        x_adv: Tensor,
-        bs: int,
-    ) -> dict[str, int]:
+    def _all_attacks(self, todo: list[str], run: _Evaluation) -> dict[str, int]:
         """Name -> how many it fooled, for what was run here."""
-        assert state.robust is not None
         begun, fooled = time.time(), {}
         for name in todo:
-            before = int(state.robust.sum())
+            before = int(run.robust.sum())
             if before == 0:
                 break
-            self._one_attack(name, state, x, y, x_adv, bs)
-            state.run_attacks.append(name)
-            state.running = None
-            state.to_disk()
-            fooled[name] = before - int(state.robust.sum())
+            self._one_attack(name, run)
+            run.state.finished.append(name)
+            run.state.running = None
+            run.state.to_disk()
+            fooled[name] = before - int(run.robust.sum())
             self._say(
-                f"robust accuracy after {name.upper()}: {_share(state.robust):.2%} "
+                f"robust accuracy after {name.upper()}: {_share(run.robust):.2%} "
                 f"(total time {time.time() - begun:.1f} s)"
             )
         return fooled
 
-    def _one_attack(  # noqa: PLR0913, PLR0917 - the evaluation's state
-        self, name: str, state: EvaluationState, x: Tensor, y: Tensor, x_adv: Tensor, bs: int
-    ) -> None:
+    def _one_attack(self, name: str, run: _Evaluation) -> None:
         """The batches of those that were right when it began, from where the state stands."""
-        assert state.robust is not None
-        if state.running is None or (state.running.attack, state.running.bs) != (name, bs):
-            state.running = Running(name, bs, state.robust.clone())
+        state = run.state
+        if state.running is None or (state.running.attack, state.running.bs) != (name, run.bs):
+            state.running = Running(name, run.bs, run.robust.clone())
         running = state.running
-        batches = running.begun.nonzero()[:, 0].split(bs)
+        batches = running.begun.nonzero()[:, 0].split(run.bs)
         notes: set[str] = set()
         for number, place in enumerate(batches):
             if number < running.batches:
                 continue
-            at = place.to(x.device)
-            standing = self._search(name, x[at], y[at], place)
+            at = place.to(run.x.device)
+            standing = self._search(name, run.x[at], run.y[at], place)
             gone = standing.fooled.cpu()
             found = standing.x_adv[standing.fooled]
             state.save_images(name, place[gone], found)
-            state.robust[place[gone]] = False
+            run.robust[place[gone]] = False
             running.batches = number + 1
             state.to_disk()
-            x_adv[at[gone.to(at.device)]] = found.to(x_adv)
+            run.x_adv[at[gone.to(at.device)]] = found.to(run.x_adv)
             self._say(
                 f"{name} - {number + 1}/{len(batches)} - {int(gone.sum())} out of "
                 f"{len(place)} successfully perturbed"
@@ -287,10 +284,9 @@ class AutoAttack(ReadAttributes):
         state = AttackState.begin(x, everyone)
         seed = int(self.get_seed())
         generator = derived_generator("autoattack", seed, name, device=self.device)
-        part = self._part(name, seed)
-        ids = place.to(self.device)
-        inputs = AttackInputs(self._searched, x, y, generator, sample_ids=ids)
-        search_in_turn((part,), inputs, state)
+        ids, model = place.to(self.device), self._component(name).searched()
+        inputs = AttackInputs(model, x, y, generator, sample_ids=ids)
+        search_in_turn((self._part(name, seed),), inputs, state)
         return state
 
     def _part(self, name: str, seed: int = 0) -> Attack:
@@ -299,9 +295,10 @@ class AutoAttack(ReadAttributes):
             component.loss = name.removeprefix("apgd-")
         if name.startswith("fab"):
             component.targeted = name == "fab-t"
-        return component.attack(seed)
+        attack: Any = component.attack(seed)
+        return replace(attack, restarts=1) if name == "fab-t" else attack  # as the original's
 
-    def _component(self, name: str) -> Any:
+    def _component(self, name: str) -> Component:
         kinds = {"apgd-t": self.apgd_targeted, "square": self.square}
         if name not in COMPONENTS:
             known = ", ".join(COMPONENTS)
@@ -311,20 +308,21 @@ class AutoAttack(ReadAttributes):
     def _look(self, x: Tensor, y: Tensor) -> None:
         """What the model shows before it is attacked."""
         x, y = x.to(self.device), y.to(self.device)
-        ball = Ball(NORMS[self.norm.lower()], self.epsilon, self.bounds)
+        ball = Ball(NORMS[our_norm(self.norm)], self.epsilon, self.bounds)
         draws = self.version == "rand"
-        self._signs(warning_signs.first_look(self._searched, x, y, ball, draws=draws).signs)
+        self._signs(warning_signs.first_look(self.searched(), x, y, ball, draws=draws).signs)
 
-    def _clean(self, state: EvaluationState, x: Tensor, y: Tensor, bs: int) -> None:
+    def _clean(self, run: _Evaluation) -> None:
         """The clean pass, unless the state has it."""
+        state = run.state
         if state.robust is not None:
             self._say(f"initial clean accuracy: {state.clean_accuracy:.2%}")
             robust = _share(state.robust)
             self._say(f"robust accuracy at the time of restoring the state: {robust:.2%}")
             return
         flags = []
-        with InputGradient(plain(self._searched)) as engine, torch.no_grad():
-            for some, labels in zip(x.split(bs), y.split(bs), strict=True):
+        with InputGradient(plain(self.searched())) as engine, torch.no_grad():
+            for some, labels in zip(run.x.split(run.bs), run.y.split(run.bs), strict=True):
                 some, labels = some.to(self.device), labels.to(self.device)
                 flags.append(is_right(Passes(engine).clean(some, labels), labels).cpu())
         state.robust = torch.cat(flags)
@@ -334,31 +332,30 @@ class AutoAttack(ReadAttributes):
 
     def _labels(self, x: Tensor, y: Tensor, bs: int) -> Tensor:
         found = []
-        with InputGradient(plain(self._searched)) as engine, torch.no_grad():
+        with InputGradient(plain(self.searched())) as engine, torch.no_grad():
             for some, labels in zip(x.split(bs), y.split(bs), strict=True):
                 some, labels = some.to(self.device), labels.to(self.device)
                 found.append(engine.evaluate(some, labels, cross_entropy)[1].argmax(1))
         return torch.cat(found).to(y)
 
-    def _summary(self, state: EvaluationState, x: Tensor, x_adv: Tensor) -> None:
-        assert state.robust is not None
-        far = NORMS[self.norm.lower()].distance(x_adv, x).max()
+    def _summary(self, run: _Evaluation) -> None:
+        found, far = run.x_adv, NORMS[our_norm(self.norm)].distance(run.x_adv, run.x).max()
         self._say(
-            f"max {self.norm} perturbation: {far:.5f}, nan in tensor: {int(x_adv.isnan().sum())}, "
-            f"max: {x_adv.max():.5f}, min: {x_adv.min():.5f}"
+            f"max {self.norm} perturbation: {far:.5f}, nan in tensor: {int(found.isnan().sum())}, "
+            f"max: {found.max():.5f}, min: {found.min():.5f}"
         )
-        self._say(f"robust accuracy: {_share(state.robust):.2%}")
+        self._say(f"robust accuracy: {_share(run.robust):.2%}")
 
     def _asked(self, path: Path | None, x: Tensor, y: Tensor) -> dict[str, str]:
         """What a state file has to agree on."""
         if path is None:
             return {}
-        module = self._searched.module
+        module = bound(self.model).module
         return {
             "attacks": ", ".join(self.attacks_to_run),
             "settings": "; ".join(repr(self._part(name)) for name in self.attacks_to_run),
             "seed": str(self.seed),
-            "search_dtype": str(self._searched.engine.low_precision_dtype),
+            "search_dtype": str(self.engine.low_precision_dtype),
             "images": digest(x, y),
             "model": "" if module is None else digest(*plain_tensors(module.state_dict()).values()),
         }
@@ -387,11 +384,9 @@ def _share(flags: Tensor) -> float:
 
 
 def _check(norm: str, eps: float, bounds: Bounds, version: str, is_tf_model: bool) -> None:
-    if norm not in ("Linf", "L2", "L1"):
-        raise ArgumentError(describe("norm", "'Linf', 'L2' or 'L1'", repr(norm)))
     check_positive("eps", eps, zero=True)
     check_bounds(bounds)
-    check_radius(norm.lower(), eps, bounds)
+    check_radius(our_norm(norm), eps, bounds)
     _check_version(version, (*VERSIONS, "custom"))
     if is_tf_model:
         raise ArgumentError(describe("is_tf_model", "False", True, "Only PyTorch is supported."))
@@ -400,3 +395,30 @@ def _check(norm: str, eps: float, bounds: Bounds, version: str, is_tf_model: boo
 def _check_version(version: str, known: tuple[str, ...]) -> None:
     if version not in known:
         raise ArgumentError(describe("version", f"one of: {', '.join(known)}", repr(version)))
+
+
+def usable_device(device: str | torch.device, model: Model, logger: Logger) -> torch.device:
+    """The device to send images to.
+
+    Args:
+        device: as the user says it.
+        model: its parameters have to be there.
+        logger: told where "cuda" becomes "cpu", because there is none.
+
+    Raises:
+        ArgumentError: the model is elsewhere.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        logger.log("no CUDA device is available: running on the CPU")
+        device = torch.device("cpu")
+    module = bound(model).module
+    weight = None if module is None else next(module.parameters(), None)
+    if weight is None:
+        return device
+    index_differs = device.index is not None and device.index != weight.device.index
+    if weight.device.type != device.type or (device.type == "cuda" and index_differs):
+        fix = f"Set device='{weight.device}', or move the model there."
+        expected = f"the model's device, {weight.device}"
+        raise ArgumentError(describe("device", expected, str(device), fix))
+    return device
