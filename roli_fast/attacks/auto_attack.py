@@ -72,7 +72,7 @@ class AutoAttack(BallAttack):
     2 input-backwards on up to 64 of them for the warnings (`warning_signs`), and 1 forward an
     attack on what it found. Fewer classes than 10 or 4 are followed, and the result says so.
 
-    With an engine of a short dtype it searches in that, and what fools the model there
+    With an engine of low precision it searches in that, and what fools the model there
     but not in its own precision does not count and is searched again in that. `lost` of the result
     says how many these were.
 

@@ -18,7 +18,7 @@ class EnsembleResult(AttackResult):
 
     `fooled_by` (B,), int64: which of the attack's parts fooled a sample, -1 where none did, also
     where it was wrong to begin with. `lost` counts the times that a search took an image for
-    adversarial (in a short dtype, or by a draw of the model) and the plain model classified it
+    adversarial (in low precision, or by a draw of the model) and the plain model classified it
     right when asked again; an image can be lost by every part.
     """
 
@@ -75,8 +75,8 @@ def search_in_turn(
     """Run each part on the samples that are not yet fooled.
 
     What a part takes for adversarial is shown once more to the plain model, and counts only if it
-    still fools: 1 forward a part on what it found. What is lost that way after a search in a short
-    dtype is searched again by the plain model (see `recheck.search`).
+    still fools: 1 forward a part on what it found. What is lost that way after a search in low
+    precision is searched again by the plain model (see `recheck.search`).
 
     Args:
         parts: the searches; each gets its own generator, all derived from one draw.

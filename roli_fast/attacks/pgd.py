@@ -156,20 +156,12 @@ class PGD(BallAttack):
     ) -> tuple[Tensor, Tensor | None]:
         """One search, and who is fooled where it looks."""
         if self.keep == "adversarial":
-            passes.engine.no_loop('keep="adversarial" looks at each iterate')
             return self._climb_until_fooled(passes, samples, ball, generator)
         x_adv = self._start(samples, ball, generator)
-        if self.restarts > 1:
-            passes.engine.no_loop("restarts go on with the images that are left")
-            return self._ascend(passes, x_adv, samples, ball), None
-
-        def steps(x_adv: Tensor, samples: Samples) -> Tensor:
-            return self._ascend(passes, x_adv, samples, ball)
-
-        return passes.loop((self, ball.norm, ball.bounds), x_adv, samples, steps), None
+        return self._ascend(passes, x_adv, samples, ball), None
 
     def _ascend(self, passes: Passes, x_adv: Tensor, samples: Samples, ball: Ball) -> Tensor:
-        """All steps from `x_adv`, which they change, without a decision on the host."""
+        """All steps from `x_adv`, which they change."""
         best = self.keeper() if self.keep == "best" else None
         velocity = None
         for _ in range(self.steps):

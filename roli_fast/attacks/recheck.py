@@ -31,7 +31,7 @@ class Checked:
 def search(attack: Attack, inputs: AttackInputs) -> Checked:
     """Run an attack, show what it found to the plain model, and keep what fools that too.
 
-    In a short dtype an image next to the boundary may look fooled, one that is right by the plain
+    In low precision an image next to the boundary may look fooled, one that is right by the plain
     model may even look wrong to begin with and is then not searched at all. So what was lost is
     searched once more by the plain model, with the same draws. So it is in fp32 with an engine that
     changes last bits, by folding, say.

@@ -12,7 +12,7 @@ from roli_fast.attacks.base import (
     BallAttack,
 )
 from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
-from roli_fast.attacks.passes import Passes, Samples
+from roli_fast.attacks.passes import Passes
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds, check_positive
 
@@ -53,22 +53,17 @@ class SingleStep(BallAttack):
     def search(self, inputs: AttackInputs) -> AttackResult:
         ball, inputs = self.ball(inputs)
         with inputs.gradient() as gradient:
-            x_adv = self._start(inputs, ball)
-            samples = Samples(inputs.x, Goal(self.loss, inputs.y), inputs.ids, ball.eps)
+            x, x_adv = inputs.x, self._start(inputs, ball)
             passes = Passes(gradient)
-
-            def step(x_adv: Tensor, some: Samples) -> Tensor:
-                grad, _loss, _logits = passes.gradient(x_adv, some.goal)
-                return ball.norm.step_(
-                    x_adv,
-                    grad,
-                    some.x,
-                    eps=some.eps * self.reach,
-                    step_size=some.eps * self.step_share,
-                    bounds=ball.bounds,
-                )
-
-            x_adv = passes.loop((self, ball.norm, ball.bounds), x_adv, samples, step)
+            grad, _loss, _logits = passes.gradient(x_adv, Goal(self.loss, inputs.y))
+            ball.norm.step_(
+                x_adv,
+                grad,
+                x,
+                eps=ball.eps * self.reach,
+                step_size=ball.eps * self.step_share,
+                bounds=ball.bounds,
+            )
             notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, notes=notes)
 

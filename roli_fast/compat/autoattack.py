@@ -358,7 +358,7 @@ class AutoAttack(ReadAttributes):
             "attacks": ", ".join(self.attacks_to_run),
             "settings": "; ".join(repr(self._part(name)) for name in self.attacks_to_run),
             "seed": str(self.seed),
-            "search_dtype": str(self._searched.engine.short_dtype),
+            "search_dtype": str(self._searched.engine.low_precision_dtype),
             "images": digest(x, y),
             "model": "" if module is None else digest(*plain_tensors(module.state_dict()).values()),
         }

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from roli_fast.engine.reasons import first_line, say_once
+from roli_fast.engine.graph import first_line, say_once
 
 logger = logging.getLogger("roli_fast.engine")
 

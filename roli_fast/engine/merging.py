@@ -82,13 +82,13 @@ def forget_merged(model: nn.Module) -> None:
         _buffers.pop(module, None)
 
 
-def _buffer(module: nn.Module, weight: Tensor, short: torch.dtype | None) -> Tensor:
+def _buffer(module: nn.Module, weight: Tensor, low: torch.dtype | None) -> Tensor:
     """The module's buffer from the last time, if it still fits."""
     dtype, kind = weight.dtype, weight.device.type
-    if short is None and torch.is_autocast_enabled(kind):
-        short = torch.get_autocast_dtype(kind)
-    if short is not None and dtype == torch.float32:
-        dtype = short
+    if low is None and torch.is_autocast_enabled(kind):
+        low = torch.get_autocast_dtype(kind)
+    if low is not None and dtype == torch.float32:
+        dtype = low
     found = _buffers.get(module)
     same = found is not None and (found.shape, found.dtype) == (weight.shape, dtype)
     if found is None or not same or found.device != weight.device:

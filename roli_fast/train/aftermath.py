@@ -8,6 +8,7 @@ from typing import Any
 
 from roli_fast import report
 from roli_fast.errors import InterruptedRunError, PeerError
+from roli_fast.report.read import values
 from roli_fast.running.text import align
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
@@ -115,14 +116,8 @@ def _count(trees: list[dict[str, Any]]) -> int:
 
 def _mean(trees: list[dict[str, Any]], *path: str | int) -> float | None:
     """The mean of a number over analyses; None where one of them lacks it."""
-    values = []
-    for tree in trees:
-        found: Any = tree
-        for key in path:
-            has = isinstance(key, int) or (isinstance(found, dict) and key in found)
-            found = found[key] if has else None
-        values.append(found)
-    return None if None in values else sum(values) / len(values)
+    found = values(trees, *path)
+    return sum(found) / len(found) if len(found) == len(trees) else None
 
 
 def _short(value: float | None, form: str) -> str:

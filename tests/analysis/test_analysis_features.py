@@ -199,7 +199,7 @@ def test_centred_cosines_of_one_length_say_nothing() -> None:
     assert pairwise_cosine(circle, centred=True) == pytest.approx(-1 / 5)
 
 
-def test_short_dtypes_are_widened_and_nothing_is_changed() -> None:
+def test_low_precisions_are_widened_and_nothing_is_changed() -> None:
     before, after = normal(6, 4).half(), normal(6, 4, seed=1).half().requires_grad_()
     copies = before.clone(), after.detach().clone()
     assert feature_drift(before, after) == feature_drift(before.double(), after.double())

@@ -1,4 +1,4 @@
-"""A search in a short dtype: what it reports holds for the plain model."""
+"""A search in low precision: what it reports holds for the plain model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +81,7 @@ class Fixed(Attack):
 
     def search(self, inputs: AttackInputs) -> AttackResult:
         draw = torch.rand(1, generator=inputs.generator).item()
-        self.calls.append((bound(inputs.model).engine.short_dtype, draw, inputs))
+        self.calls.append((bound(inputs.model).engine.low_precision_dtype, draw, inputs))
         rows = inputs.ids
         return AttackResult(self.found[0][rows], Cost(3, 2, 30, 20), self.found[1][rows], ("a",))
 

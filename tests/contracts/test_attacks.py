@@ -183,7 +183,7 @@ def test_an_engine_that_splits_the_batch_finds_the_same(attack: Attack, size: in
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16], ids=str)
-def test_an_engine_in_a_short_dtype_stays_in_ball_and_box(
+def test_an_engine_in_low_precision_stays_in_ball_and_box(
     attack: Attack, norm: str, dtype: Any
 ) -> None:
     model = Mixed()

@@ -111,7 +111,7 @@ class NearSighted(nn.Module):
         return logits + torch.tensor([-9.0, 9.0]) if torch.is_autocast_enabled("cpu") else logits
 
 
-def test_what_is_wrong_in_a_short_dtype_alone_is_attacked_all_the_same() -> None:
+def test_what_is_wrong_in_low_precision_alone_is_attacked_all_the_same() -> None:
     """Radius 1/8: 0.4 falls and 0.2 does not; in bf16 both look wrong, and are left as they are."""
     attack = APGD(norm="linf", eps=0.125, bounds=(0.0, 1.0), steps=3)
     x, y = torch.tensor([[0.4], [0.2]]), torch.tensor([0, 0])

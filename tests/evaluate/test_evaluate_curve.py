@@ -197,7 +197,7 @@ class TestOnANetwork:
         )
         assert all(given is model for given in attack.models)
 
-    def test_fab_in_a_short_dtype_is_not_taken_at_its_word(
+    def test_fab_in_low_precision_is_not_taken_at_its_word(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """One run a radius, and what it returns is shown to the plain model."""

@@ -117,7 +117,7 @@ def searched(
     ids = batch.ids.to(batch.x.device, non_blocking=True)  # pinned where that is a GPU
     # the attack's passes see to their own precision: those around it are the training forward's
     apart: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if engine.short_dtype is not None:
+    if engine.low_precision_dtype is not None:
         apart = torch.autocast(batch.x.device.type, enabled=False)
     with apart:
         return search(AttackInputs(model, batch.x, batch.y, generator, engine, ids))
@@ -128,8 +128,8 @@ def attacked(
 ) -> Tensor:
     """The images to train on, (B, ...), in the engine's layout; clean ones without an attack."""
     if attack is None:
-        return engine.laid_out(batch.x)
-    return engine.laid_out(searched(attack.search, model, batch, generator, engine).x_adv)
+        return engine.to_memory_format(batch.x)
+    return engine.to_memory_format(searched(attack.search, model, batch, generator, engine).x_adv)
 
 
 def needs_attack(attack: Attack | None, objective: str) -> Attack:

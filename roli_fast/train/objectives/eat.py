@@ -96,7 +96,7 @@ class _Drawn(EAT):
         norm = self.norms[self.place]
         search = in_norms(attack, [norm], "eat").search
         found = searched(search, model, batch, generator, engine).found[norm]
-        logits = model(engine.laid_out(found.x_adv))
+        logits = model(engine.to_memory_format(found.x_adv))
         counts[self.place] = found.robust.sum()
         counts[self.place + len(self.norms)].fill_(len(batch.y))
         return Terms(cross_entropy(logits, batch.y).mean(), logits.detach(), counts)

@@ -49,6 +49,6 @@ def logits_of(model: nn.Module, images: Sequence[Tensor], engine: Engine) -> lis
     a BatchNorm normalises each by its own statistics, and its running ones see all.
     """
     if len(images) > 1 and is_independent(model):
-        together = model(engine.laid_out(torch.cat([*images])))
+        together = model(engine.to_memory_format(torch.cat([*images])))
         return [*together.split([len(batch) for batch in images])]
-    return [model(engine.laid_out(batch)) for batch in images]
+    return [model(engine.to_memory_format(batch)) for batch in images]

@@ -1,0 +1,479 @@
+"""Every table of a page: columns (heading, what a row says there) over rows.
+
+What the headings mean stands in page/page.html.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any, NamedTuple
+
+from roli_fast.report import plots
+from roli_fast.report.plots import share, spreads
+from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
+from roli_fast.report.subjects import Page, Subject, steps
+from roli_fast.report.text import (
+    NONE,
+    change,
+    duration,
+    given,
+    method_name,
+    number,
+    over_seeds,
+    p_value,
+    percent,
+    percent_over_seeds,
+    percent_within,
+    points,
+    radius,
+    whole,
+)
+
+Says = Callable[[Any], str]
+Column = tuple[str, Says]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings, the rows' one first, and rows of as many texts."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns are of numbers, that stand to the right."""
+        cells = [[row[i] for row in self.rows] for i in range(len(self.columns))]
+        return [i > 0 and all(map(_is_number, column)) for i, column in enumerate(cells)]
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1] in "0123456789−+–×" or cell.startswith(("p ", "not fitted"))
+
+
+class Of(NamedTuple):
+    """What a row is about: its name, the same thing of every seed, which part, and a remark."""
+
+    label: str
+    trees: Sequence[Tree]
+    part: str = ""
+    told: str = ""
+
+
+def table(columns: Sequence[Column], rows: Sequence[Any]) -> Table:
+    """The texts of all columns over all rows."""
+    return Table([name for name, _ in columns], [[says(r) for _, says in columns] for r in rows])
+
+
+def over(*path: str | int, one: Callable[[Sequence[float]], str] = over_seeds) -> Says:
+    """The mean over seeds of what is at `path`, ± its deviation."""
+    return lambda row: one(values(row.trees, *path))
+
+
+def share_over(*path: str | int) -> Says:
+    """The same of shares, in percent."""
+    return over(*path, one=percent_over_seeds)
+
+
+def first(*path: str | int, one: Callable[[Any], str]) -> Says:
+    """What the first seed says, where all say the same."""
+    return lambda row: one(at(row.trees, 0, *path))
+
+
+def moved(*path: str, ends: tuple[str, str] = ("start", "end"), one: Says = over_seeds) -> Says:
+    """From one value to another."""
+    return lambda row: change(*(values(row.trees, end, *path) for end in ends), one)
+
+
+LABEL: Says = lambda row: row.label  # noqa: E731
+PART: Says = lambda row: row.part  # noqa: E731
+SEEDS: Column = ("seeds", lambda row: str(len(row.trees)))
+
+
+def columns(subjects: Sequence[Subject]) -> list[str]:
+    """The columns of robust accuracy: the attack's label, or each norm and their union."""
+    tests = [test for s in subjects for test in (s.method.test, *(x.test for x in s.method.seeds))]
+    return list(dict.fromkeys(c for test in tests for c in at(test, "robust_accuracy") or ()))
+
+
+def _shares(page: Page, one: Callable[[Any, str], str]) -> list[Column]:
+    """A column for clean images and each attack."""
+    found: list[Column] = [("clean", lambda row: one(row, "clean"))]
+    return found + [(f"robust, {c}", lambda row, c=c: one(row, c)) for c in columns(page.subjects)]
+
+
+def accuracy(page: Page) -> Table:
+    """Test accuracy of every method: the table that methods are compared by."""
+
+    def within(s: Subject, column: str) -> str:
+        return percent_within(share(s.method.test, column), spreads(s.method.test).get(column))
+
+    def stages(s: Subject) -> str:
+        return " + ".join(f"{t['name']} {t['epochs']}" for t in s.method.seeds[0].stages)
+
+    def time(s: Subject) -> str:
+        return duration(mean(sum(t["train_seconds"] for t in x.stages) for x in s.method.seeds))
+
+    head: list[Column] = [("method", LABEL), *_shares(page, within)]
+    head += [("seeds", lambda s: str(len(s.method.seeds))), ("stages and epochs", stages)]
+    return table([*head, ("training time", time)], page.tested)
+
+
+def comparisons(page: Page) -> Table:
+    """The paired tests of every run."""
+    rows = [
+        (f"{name}: " if page.several else "", entry)
+        for name, run in zip(page.names, page.runs, strict=True)
+        for entry in run.summary.get("comparisons") or ()
+    ]
+    head: list[Column] = [
+        ("methods", lambda r: r[0] + " − ".join(map(method_name, r[1]["methods"]))),
+        ("attack", lambda r: r[1]["attack"]),
+        ("difference", lambda r: points(r[1]["difference"])),
+        ("p", lambda r: p_value(r[1]["p_value"])),
+        ("test", lambda r: r[1]["test"]),
+    ]
+    return table(head, rows)
+
+
+def per_seed(page: Page) -> Table:
+    """What every seed has, also of an unfinished run."""
+    head: list[Column] = [
+        ("method", lambda r: r[0]),
+        ("seed", lambda r: str(r[1].number)),
+        ("last stage", lambda r: str(at(r[1].stages, -1, "name") or NONE)),
+        ("validation", lambda r: percent(at(r[1].stages, -1, "best_validation_accuracy"))),
+        *_shares(page, lambda r, column: percent(share(r[1].test, column))),
+    ]
+    return table(head, [(s.label, seed) for s in page.subjects for seed in s.method.seeds])
+
+
+def sweep(run: Run) -> Table:
+    """The cells of a sweep, and which were chosen."""
+    head: list[Column] = [
+        ("cell", lambda r: str(r["cell"])),
+        ("method", lambda r: method_name(r["method"])),
+        ("validation", lambda r: percent_within(r["validation_accuracy"], r["sd"])),
+        ("outcome", lambda r: "chosen" if r["chosen"] else "diverged" if r["diverged"] else ""),
+    ]
+    return table(head, at(run.summary, "sweep", "cells") or ())
+
+
+def curve(page: Page, norm: str) -> Table:
+    """Accuracy at every radius of a norm, a column a subject."""
+    found = [(s, [c for c in plots.curves(s) if c["norm"] == norm]) for s in page.subjects]
+    drawn = [(s, plots.radii(own)) for s, own in found if own]
+    shares: list[Column] = [
+        (s.label, lambda x, own=own: percent_over_seeds(values(own.get(x, ()), "accuracy")))
+        for s, own in drawn
+    ]
+    unit = "radius in 1/255" if norm == "linf" else "radius"
+    return table(
+        [(unit, lambda x: f"{x:.4g}"), *shares], sorted({x for _, own in drawn for x in own})
+    )
+
+
+def _interval(entry: Tree | None) -> str:
+    if not entry:
+        return NONE
+    low, high = entry["interval_95"]
+    return f"{percent(entry['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def evaluations(run: Run) -> Table:
+    """What each evaluation of a run found: a row for every norm, and one for their union."""
+    rows = []
+    for name, tree in run.evaluations.items():
+        norms = [(radius(n, e.get("eps")), e.get("robust")) for n, e in tree["norms"].items()]
+        norms += [("union", tree.get("union"))] * (len(norms) > 1)
+        model = str(at(tree, "model", "source") or at(tree, "model", "file"))
+        rows += [(name, "/".join(model.split("/")[-3:]), tree, *norm) for norm in norms]
+    head: list[Column] = [
+        ("evaluation", lambda r: r[0]),
+        ("model", lambda r: r[1]),
+        ("attacks", lambda r: " + ".join(str(a.get("name")) for a in r[2].get("attacks") or ())),
+        ("threat", lambda r: r[3]),
+        ("images", lambda r: whole(r[2]["images"])),
+        ("clean", lambda r: _interval(r[2]["clean"])),
+        ("robust", lambda r: _interval(r[4])),
+    ]
+    return table(head, rows)
+
+
+def searches(tree: Tree) -> Table:
+    """Every attack of an evaluation, and what it found of the images that were left to it."""
+    head: list[Column] = [
+        ("attack", lambda r: str(r[1]["part"])),
+        ("norm", lambda r: r[0]),
+        ("images left", lambda r: whole(r[1]["attacked"])),
+        ("fooled", lambda r: whole(r[1]["fooled"])),
+    ]
+    norms = tree["norms"].items()
+    return table(head, [(norm, s) for norm, e in norms for s in e.get("searches") or ()])
+
+
+TOGETHER = {
+    "union": "all of these",
+    "union_with_norms": "these and the attacks above",
+    "union_with_corruptions": "these, the attacks above and every corruption",
+}
+
+
+def unseen(tree: Tree) -> Table:
+    """Attacks that the model was not trained against, each on its own, and together."""
+    found = tree.get("unseen") or {}
+    alone = found.get("attacks") or ()
+    rows = [(f"{e['attack']}, {radius(e['norm'], e['eps'])}", e["robust"]) for e in alone]
+    rows += [(text, found[name]) for name, text in TOGETHER.items() if found.get(name)]
+    return table([("right under", lambda r: r[0]), ("accuracy", lambda r: _interval(r[1]))], rows)
+
+
+def corruptions(tree: Tree) -> Table:
+    """Accuracy on corrupted images by kind and severity, and on a second data set."""
+    found = at(tree, "shifts", "corruptions") or {}
+    severities = sorted({severity for levels in found.values() for severity in levels})
+    head: list[Column] = [("images", lambda r: r[0])]
+    head += [(f"severity {s}", lambda r, s=s: percent(at(r[1], s, "accuracy"))) for s in severities]
+    head.append(("mean", lambda r: percent(mean(values(list(r[1].values()), "accuracy")))))
+    rows = list(found.items())
+    if other := at(tree, "shifts", "ood"):
+        rows.append(("the second data set", {"": other}))
+    return table(head, rows)
+
+
+def _of_stages(page: Page) -> list[Of]:
+    return [Of(s.staged(name), own) for s, name, own in steps(page.subjects)]
+
+
+def _rows_of_classes(row: Of) -> str:
+    """Between which norms the rows of the head lie, means over seeds."""
+    ends = [values(at(stage, "end", "head", "rows") or ()) for stage in row.trees]
+    lows, highs = [min(rows) for rows in ends if rows], [max(rows) for rows in ends if rows]
+    return f"{number(mean(lows))} to {number(mean(highs))}" if lows else NONE
+
+
+def head(page: Page) -> Table:
+    """Head and residual of each stage, start → end."""
+    found: list[Column] = [
+        ("stage", LABEL),
+        ("epochs", first("epochs", one=whole)),
+        ("rate", first("lr", one=given)),
+        ("head norm ‖V‖", moved("head", "norm")),
+        ("rows at the end", _rows_of_classes),
+        ("residual, clean", moved("residual", "clean")),
+        ("residual, attacked", moved("residual", "adversarial")),
+    ]
+    return table(found, _of_stages(page))
+
+
+def features(page: Page) -> Table:
+    """How far each stage moved the features of validation images."""
+    measures = {"relative": "relative", "cosine": "cosine", "CKA": "cka"}
+    found: list[Column] = [
+        ("stage", LABEL),
+        ("absolute, clean", over("change", "clean", "absolute")),
+        *(
+            (f"{name}, {word}", over("change", condition, key))
+            for name, key in measures.items()
+            for condition, word in CONDITIONS.items()
+        ),
+    ]
+    return table(found, _of_stages(page))
+
+
+def shape(page: Page) -> Table:
+    """Shape of the features, start → end."""
+    measures = {"separation": "separation", "cosine between images": "pairwise_cosine"}
+    found: list[Column] = [
+        ("stage", LABEL),
+        *(
+            (f"{name}, {word}", moved(key, condition))
+            for name, key in measures.items()
+            for condition, word in CONDITIONS.items()
+        ),
+        ("robust drift, relative", moved("robust_drift", "relative")),
+    ]
+    return table(found, _of_stages(page))
+
+
+def strengths(page: Page) -> Table:
+    """What clean probes solved by L-BFGS tried: a row a strength; none where none was."""
+    rows = []
+    for s in page.subjects:
+        for name, own in s.method.stages.items():
+            tried = [row for stage in own for row in stage.get("strengths") or ()]
+            grid = sorted({row["strength"] for row in tried})
+            for strength in grid:
+                same = [row for row in tried if row["strength"] == strength]
+                chosen = sum(stage.get("strength") == strength for stage in own)
+                end = chosen and len(grid) > 1 and strength in (grid[0], grid[-1])
+                told = f"{chosen}, an end of the grid" if end else str(chosen)
+                rows.append(Of(s.staged(name), same, given(strength), told))
+    found: list[Column] = [
+        ("stage", LABEL),
+        ("L2 strength", PART),
+        ("head norm ‖V‖", over("head_norm")),
+        ("validation", share_over("validation_accuracy")),
+        ("validation NLL", over("validation_nll")),
+        ("training loss", over("train_loss")),
+        ("chosen", lambda row: row.told),
+    ]
+    return table(found, rows)
+
+
+def _having(page: Page, key: str) -> Iterator[tuple[str, list[Tree]]]:
+    """(stage, that part of every seed which has it)."""
+    for s, name, own in steps(page.subjects):
+        if found := [stage[key] for stage in own if stage.get(key)]:
+            yield s.staged(name), found
+
+
+def _steps(page: Page) -> list[Of]:
+    return [
+        Of(name, trees, word)
+        for name, own in _having(page, "one_step")
+        for condition, word in CONDITIONS.items()
+        if (trees := [one[condition] for one in own if one.get(condition)])
+    ]
+
+
+PREDICTION: Sequence[Column] = (
+    ("FT ratio", over("ft_ratio")),
+    ("rate", first("lr", one=given)),
+    ("predicted", over("predicted")),
+    ("actual", over("actual")),
+    ("relative error", share_over("relative_error")),
+    SEEDS,
+)
+
+
+def one_step(page: Page) -> Table:
+    """One plain gradient step of each stage, predicted and taken."""
+    return table([("stage", LABEL), ("images", PART), *PREDICTION], _steps(page))
+
+
+def first_update(page: Page) -> Table:
+    """The same for a step of the stage's own optimiser."""
+    rows = []
+    for row in _steps(page):
+        own = [
+            tree["first_update"] | {"lr": tree.get("lr")}
+            for tree in row.trees
+            if tree.get("first_update")
+        ]
+        rows += [row._replace(trees=own)] if own else []
+    head: list[Column] = [("stage", LABEL), ("images", PART)]
+    return table([*head, ("optimiser", first("optimizer", one=str)), *PREDICTION], rows)
+
+
+def head_scale(page: Page) -> Table:
+    """Predicted change by the same step from a head that is scaled."""
+    rows = []
+    for name, own in _having(page, "head_scale"):
+        tried = [row for one in own for row in one]
+        for scale in dict.fromkeys(row["scale"] for row in tried):
+            same = [row for row in tried if row["scale"] == scale]
+            rows.append(Of(name, same, f"× {given(scale)}"))
+    found: list[Column] = [
+        ("stage", LABEL),
+        ("head", PART),
+        ("residual", over("residual")),
+        ("features", over("features")),
+        ("logits through F", over("logits_F")),
+        ("FT ratio", over("ft_ratio")),
+        ("features, residual held", over("fixed_features")),
+        ("logits through F, residual held", over("fixed_logits_F")),
+    ]
+    return table(found, rows)
+
+
+def kernel(page: Page) -> Table:
+    """The tangent kernel where each stage began, and its two parts."""
+    found: list[Column] = [("stage", LABEL), ("images × classes", PART)]
+    for name in ("P", "F", "NTK"):
+        rank = over(
+            name, "rank", one=lambda n: over_seeds(n) if len(n) > 1 else whole(*n or [None])
+        )
+        found += [(f"{name} rank", rank), (f"{name} norm", over(name, "frobenius"))]
+    fits = {"accuracy, training": "train", "accuracy, validation": "test", "trivial": "trivial"}
+    found += [(name, share_over("regression", key)) for name, key in fits.items()]
+    sizes = [(name, own, own[0]) for name, own in _having(page, "kernel")]
+    return table(
+        found, [Of(n, own, f"{x.get('images')} × {x.get('classes')}") for n, own, x in sizes]
+    )
+
+
+def _images(row: Of) -> str:
+    """ "120 / 200", of several seeds "118–120 / 200"."""
+    told = []
+    for name in ("validation_images", "test_images"):
+        found = sorted({round(v) for v in values(row.trees, name)})
+        told.append("–".join(map(str, dict.fromkeys((*found[:1], *found[-1:])))) or NONE)
+    return " / ".join(told)
+
+
+def _temperature(row: Of) -> str:
+    fitted = any(fit.get("fitted") for fit in row.trees)
+    return over_seeds(values(row.trees, "temperature")) if fitted else "not fitted"
+
+
+def _fits(page: Page) -> list[Of]:
+    return [
+        Of(s.label, found, word)
+        for s in page.subjects
+        for condition, word in CONDITIONS.items()
+        if (found := [f for a in s.analyses if (f := at(a, "calibration", condition))])
+    ]
+
+
+def calibration(page: Page) -> Table:
+    """Errors of calibration before and after a temperature, on test images."""
+    found: list[Column] = [
+        ("method", LABEL),
+        ("images", PART),
+        ("T", _temperature),
+        ("ECE as trained", share_over("before", "ece")),
+        ("ECE after T", share_over("after", "ece")),
+        ("ECE with T of clean images", share_over("with_clean_temperature", "ece")),
+        ("validation / test images", _images),
+        SEEDS,
+    ]
+    return table(found, _fits(page))
+
+
+def measures(page: Page) -> Table:
+    """MCE, NLL and Brier score, before → after."""
+    ends = ("before", "after")
+    found: list[Column] = [
+        ("method", LABEL),
+        ("images", PART),
+        ("accuracy", share_over("before", "accuracy")),
+        ("MCE", moved("mce", ends=ends, one=percent_over_seeds)),
+        ("NLL", moved("nll", ends=ends)),
+        ("Brier", moved("brier", ends=ends)),
+    ]
+    return table(found, _fits(page))
+
+
+def costs(page: Page) -> Table:
+    """Throughput and time of every stage."""
+    rows = []
+    for run in page.runs:
+        if found := run.summary.get("pretrain"):
+            name = f"pretraining of {run.name}" if page.several else "pretraining"
+            rows.append(Of(name, [found], found["name"]))
+    for s in page.subjects:
+        rows += [Of(s.label, own, name) for name, own in s.method.stages.items()]
+    head: list[Column] = [
+        ("method", LABEL),
+        ("stage", PART),
+        ("epochs", first("epochs", one=whole)),
+        ("trained parameters", first("trainable_parameters", one=whole)),
+        ("best validation", share_over("best_validation_accuracy")),
+        ("images/s", over("train_images_per_second")),
+        ("time", over("train_seconds", one=lambda t: duration(mean(t)) if t else NONE)),
+        ("waited for data", share_over("data_wait_share")),
+    ]
+    if any(values(row.trees, "strength") for row in rows):
+        head.append(("L2 strength", over("strength")))
+    return table(head, rows)
