@@ -51,6 +51,11 @@ def take(item: T, rows: Tensor | slice) -> T:
     return replace(item, **changed)  # pyright: ignore[reportArgumentType]
 
 
+def column(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) shaped to broadcast over (B, ...)."""
+    return values.view(-1, *[1] * (x.ndim - 1))
+
+
 class Passes:
     """The passes of one attack.
 

@@ -9,13 +9,12 @@ from tiny_models import untouched
 from torch import Tensor, nn
 from wavy import Wavy, pictures, predicted
 
-from roli_fast.attacks import APGD, APGDT, ATTACKS, Attack, AttackResult, AutoAttack
+from roli_fast.attacks import APGD, APGDT, Attack, AttackResult, AutoAttack
 from roli_fast.attacks.base import AttackInputs
 from roli_fast.attacks.ensemble import AttackState, search_in_turn
 from roli_fast.compat.original_draws import ORIGINALS, OriginalAutoAttack
-from roli_fast.engine import Cost, Engine
+from roli_fast.engine import Cost
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.threat import ThreatModel
 
 EPS = {"linf": 0.02, "l2": 0.12, "l1": 0.8}
 QUICK: dict[str, Any] = dict(steps=4, n_queries=10)
@@ -71,37 +70,11 @@ def test_the_protocol_of_multi_norm_papers_is_ten_runs_of_apgd(norm: str) -> Non
     assert (ce.restarts, targeted.targets) == ((5, 5) if norm == "l1" else (1, 9))
     assert ce.steps == targeted.steps == 100 and targeted.restarts == 1
     assert ce.large_radius == targeted.large_radius == (norm == "l1")
-    assert AutoAttack(version="apgd").label == "autoattack-apgd"
 
 
 def test_the_official_draws_are_every_components() -> None:
     parts: list[Any] = list(OriginalAutoAttack(version="plus", seed=7).parts)
     assert {(type(part) in ORIGINALS.values(), part.seed) for part in parts} == {(True, 7)}
-
-
-def test_a_custom_one_runs_what_is_named_in_that_order() -> None:
-    attack = AutoAttack(version="custom", attacks=("square", "fab"), **QUICK)
-    assert [part.label for part in attack.parts] == ["square-10", "fab-4"]
-    assert attack.label == "autoattack-square+fab-4-q10"
-    assert ATTACKS["autoattack"] is AutoAttack
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(version="fast"), "`version`: expected .*'standard'.*got 'fast'"),
-        (dict(attacks=("fab",)), "`attacks`: expected none.*version='custom'"),
-        (dict(version="custom"), "`attacks`: expected some of: apgd-ce.*got"),
-        (dict(version="custom", attacks=("pgd",)), "`attacks`: expected some of: apgd-ce.*pgd"),
-        (dict(version="custom", attacks=("fab", "fab")), "`attacks`: expected each .* once"),
-        (dict(steps=0), "`steps`: expected"),
-        (dict(n_queries=0), "`n_queries`: expected"),
-        (dict(norm="l1", steps=1), "`steps`: expected .*large_radius"),
-    ],
-)
-def test_what_it_cannot_be_is_named(options: Any, message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        AutoAttack(**options)
 
 
 @dataclass(frozen=True)
@@ -200,29 +173,6 @@ def test_nobody_is_left_and_nobody_comes() -> None:
     assert AutoAttack(**QUICK).run(model, x[:0], wrong[:0]).x_adv.shape == (0, 3, 8, 8)
 
 
-def test_a_samples_answer_does_not_depend_on_its_batch() -> None:
-    model, x = Wavy(), pictures(9)
-    y, ids = predicted(model, x), torch.arange(9)
-    attack = AutoAttack(norm="linf", eps=EPS["linf"], **QUICK)
-    whole = attack.run(model, x, y, torch.Generator().manual_seed(1))
-    assert whole.fooled is not None and 0 < whole.fooled.sum() < 9
-    order = torch.tensor([5, 2, 8])
-    some = attack.run(
-        model, x[order], y[order], torch.Generator().manual_seed(1), sample_ids=ids[order]
-    )
-    assert torch.equal(some.x_adv, whole.x_adv[order])
-
-
-def test_the_generator_moves_on_alike_whatever_is_found() -> None:
-    model, x = Wavy(), pictures(3)
-    y, after = predicted(model, x), []
-    for eps in (1e-6, 0.5):
-        generator = torch.Generator().manual_seed(1)
-        AutoAttack(norm="linf", eps=eps, **QUICK).run(model, x, y, generator)
-        after.append(generator.get_state())
-    assert torch.equal(*after)
-
-
 def test_the_official_draws_need_no_generator_and_leave_the_global_one_alone() -> None:
     model, x = Wavy(), pictures(6)
     y = predicted(model, x)
@@ -255,23 +205,6 @@ def test_few_classes_are_followed(classes: int, version: Any) -> None:
     assert (fallback in notes) == (classes < 4)
 
 
-def test_images_found_in_bf16_fool_the_model_in_its_own_precision() -> None:
-    model, x = Wavy(dtype=torch.float32), pictures(40, torch.float32)
-    y = predicted(model, x)
-    attack = AutoAttack(norm="linf", eps=0.01, **QUICK)
-    with untouched(model):
-        found = attack.run(
-            Engine(batch_size=16, dtype=torch.bfloat16).bind(model),
-            x,
-            y,
-            torch.Generator().manual_seed(0),
-        )
-    assert found.fooled is not None and 3 <= found.fooled.sum() <= 37
-    assert torch.equal(predicted(model, found.x_adv) != y, found.fooled)
-    said = sum(int(n.split("; ")[1].split()[0]) for n in found.notes if "asked again" in n)
-    assert found.lost == said
-
-
 class Broken(Wavy):
     """Its logits are what a test says."""
 
@@ -298,8 +231,3 @@ def test_models_that_cannot_be_attacked(change: Any, message: str) -> None:
     with untouched(model), pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         y, generator = torch.zeros(2, dtype=torch.int64), torch.Generator().manual_seed(0)
         AutoAttack(**QUICK)(model, pictures(2), y, generator)
-
-
-def test_the_threat_can_come_later() -> None:
-    attack = AutoAttack(norm=None, eps=None, bounds=None).under(ThreatModel("l1", 12.0))
-    assert [part.label for part in attack.parts][0] == "apgd-ce-100-r5-large"
