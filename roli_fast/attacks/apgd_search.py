@@ -13,7 +13,7 @@ from torch import Tensor
 
 from roli_fast import ops
 from roli_fast.attacks.base import Radius
-from roli_fast.attacks.passes import Passes, Samples, take
+from roli_fast.attacks.passes import Passes, Samples, column, take
 from roli_fast.norms import Norm
 from roli_fast.ops.rounding import compute_dtype
 from roli_fast.threat import Bounds
@@ -143,7 +143,7 @@ def climb(  # noqa: PLR0913 - a loop's settings
             _keep_best(state, step)
     best = state.best_x
     if collect:
-        best = torch.where(_column(found.fooled[state.place], best), found.x_adv[state.place], best)
+        best = torch.where(column(found.fooled[state.place], best), found.x_adv[state.place], best)
     found.x_adv[state.place] = best
     found.loss[state.place] = state.best_loss.double()
     return found
@@ -156,7 +156,7 @@ def _note_fooled(
     reached = state.samples.goal.reached(logits)
     if not (collect and compact):
         if collect:
-            new = _column(reached & ~found.fooled, state.x_adv)
+            new = column(reached & ~found.fooled, state.x_adv)
             found.x_adv.copy_(torch.where(new, state.x_adv, found.x_adv))
         found.fooled.logical_or_(reached)
         return state
@@ -178,11 +178,6 @@ def _keep_best(state: SearchState, step: int) -> None:
         number = back.to(state.loss.dtype)  # 1 beats 1/2: a copy of these rows in one pass
         half = torch.full_like(number, 0.5)
         ops.select_best_(state.x_adv, state.grad, half, state.best_x, state.best_grad, number)
-
-
-def _column(flags: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to broadcast over (B, ...)."""
-    return flags.view(-1, *[1] * (x.ndim - 1))
 
 
 def control_for(

@@ -1,20 +1,22 @@
-"""APGD in several norms at once: each norm as alone, the cost, and who was right throughout."""
+"""Attacks in several norms: MultiAPGD is each norm's APGD alone, in one batch; MSD equals a plain
+version of its paper, and its choice of a norm is worked by hand."""
 
 from typing import Any
 
 import pytest
 import torch
+from given_norms import Passes
 from one_by_one import OneByOne
-from textbook_apgd import apgd, of_model
-from tiny_models import Counting, FixedLogits, Mixed, untouched
+from textbook_apgd import apgd, of_model, project, sparse
+from tiny_models import Counting, FixedLogits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from waits import waits
 from wavy import Wavy, pictures, predicted
 
-from roli_fast.attacks import APGD, MultiAPGD
-from roli_fast.engine import Engine
-from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.attacks import APGD, MSD, MultiAPGD
+from roli_fast.engine import Cost, Engine
+from roli_fast.errors import ArgumentError
 from roli_fast.norms import NORMS
 from roli_fast.threat import ThreatModel, known_values
 
@@ -31,23 +33,27 @@ def multi(*norms: str, **options: Any) -> Any:
     return MultiAPGD(norms=names, eps=tuple(EPS[name] for name in names), **options)
 
 
-def alone(norm: str, steps: int) -> APGD:
-    return APGD(
-        norm=norm, eps=EPS[norm], steps=steps, keep="best", random_start=False, density=0.05
-    )
+def alone(norm: str, steps: int, **more: Any) -> APGD:
+    more = {"density": 0.05} | more
+    return APGD(norm=norm, eps=EPS[norm], steps=steps, keep="best", random_start=False, **more)
 
 
 class TestEachNormIsAsAlone:
     @pytest.mark.parametrize(("steps", "l1_steps"), [(10, None), (5, 15), (7, 3), (1, None)])
-    @pytest.mark.parametrize("size", [None, 7, COUNT])
-    def test_to_the_last_bit(self, steps: int, l1_steps: int | None, size: int | None) -> None:
+    @pytest.mark.parametrize(
+        ("size", "more"), [(None, {}), (7, {"rho": 0.5, "density": 0.3}), (COUNT, {})], ids=str
+    )
+    def test_to_the_last_bit(
+        self, steps: int, l1_steps: int | None, size: int | None, more: dict[str, float]
+    ) -> None:
         """The logits of OneByOne do not depend on the batch, as a plain model's may."""
         model, engine = OneByOne(NET), Engine(batch_size=size)
-        found = multi(steps=steps, l1_steps=l1_steps).run(model, X, Y, engine=engine).found
+        attack = multi(steps=steps, l1_steps=l1_steps, **more)
+        found = attack.run(model, X, Y, engine=engine).found
         assert list(found) == ["linf", "l2", "l1"]
         for norm, result in found.items():
             own = (l1_steps or steps) if norm == "l1" else steps
-            truth = alone(norm, own).run(model, X, Y, engine=engine).x_adv
+            truth = alone(norm, own, **more).run(model, X, Y, engine=engine).x_adv
             assert torch.equal(result.x_adv, truth) and not torch.equal(truth, X)
             with torch.no_grad():
                 loss = cross_entropy(model(truth), Y, reduction="none")
@@ -63,21 +69,6 @@ class TestEachNormIsAsAlone:
                 assert torch.equal(result.x_adv, truth[norm].x_adv)
                 assert torch.equal(result.loss, truth[norm].loss)
                 assert torch.equal(result.robust, truth[norm].robust)
-
-    def test_channels_last_images(self) -> None:
-        rows = X.contiguous(memory_format=torch.channels_last)
-        found = multi().run(OneByOne(NET), rows, Y).found
-        for norm in EPS:
-            assert torch.equal(found[norm].x_adv, alone(norm, 10)(OneByOne(NET), rows, Y))
-            assert found[norm].x_adv.is_contiguous(memory_format=torch.channels_last)
-
-    @pytest.mark.parametrize(("rho", "density"), [(0.5, 0.05), (0.75, 0.3)])
-    def test_rho_and_density_are_passed_on(self, rho: float, density: float) -> None:
-        more: dict[str, Any] = dict(rho=rho, density=density, steps=12)
-        found = multi(**more).run(OneByOne(NET), X, Y).found
-        for norm in EPS:
-            own = APGD(norm=norm, eps=EPS[norm], keep="best", random_start=False, **more)
-            assert torch.equal(found[norm].x_adv, own(OneByOne(NET), X, Y))
 
 
 class TestTextbook:
@@ -125,25 +116,6 @@ class TestTextbook:
             assert found.robust.item() is robust
 
 
-class Rows(nn.Module):
-    """Counts the images of every forward and of every backward to the input."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-        self.forward_images = self.backward_images = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.forward_images += len(x)
-        if x.requires_grad:
-            x = x.clone()
-            x.register_hook(self._count)
-        return self.inner(x)
-
-    def _count(self, grad: Tensor) -> None:
-        self.backward_images += len(grad)
-
-
 class TestCost:
     @pytest.mark.parametrize(
         ("norms", "forwards", "backwards"),
@@ -158,13 +130,11 @@ class TestCost:
         self, norms: tuple[str, ...], forwards: int, backwards: int, size: int | None
     ) -> None:
         """RAMP and E-AT, MAX: the published numbers of spec section 9, the clean pass shared."""
-        model = Rows(NET)
+        model = Passes(NET)
         cost = multi(*norms).run(model, X, Y, engine=Engine(batch_size=size)).cost
         assert (cost.forward_images, cost.backward_images) == (COUNT * forwards, COUNT * backwards)
-        assert (model.forward_images, model.backward_images) == (
-            cost.forward_images,
-            cost.backward_images,
-        )
+        assert model.forwards == cost.forward_images
+        assert model.to_input == cost.backward_images
         if size is None:  # all norms in one call of the model
             assert (cost.forwards, cost.backwards) == (11, 10)
 
@@ -237,31 +207,6 @@ class TestBallAndBox:
             assert (found[norm].loss - loss).abs().max() < (0.1 if dtype == "bfloat16" else 1e-5)
             assert not found[norm].robust[::6].any()
 
-    def test_images_of_sixteen_bits(self) -> None:
-        model, x = Wavy(dtype=torch.bfloat16), X.bfloat16()
-        found = multi().run(model, x, Y).found
-        for norm, radius in EPS.items():
-            assert found[norm].x_adv.dtype == torch.bfloat16
-            distance = NORMS[norm].distance(found[norm].x_adv, x)
-            assert (distance <= torch.tensor(radius).double()).all()
-
-
-class TestModel:
-    def test_it_is_given_back(self) -> None:
-        model, x = Mixed(), pictures(6, torch.float32)[:, :, :6, :6]
-        y = torch.zeros(6, dtype=torch.int64)
-        with untouched(model):
-            found = multi().run(model, x, y).found
-        for each in found.values():
-            assert not (each.x_adv.requires_grad or each.loss.requires_grad)
-        truth = multi().run(Mixed().eval(), x, y).found
-        assert all(torch.equal(found[norm].x_adv, truth[norm].x_adv) for norm in EPS)
-
-    def test_no_images(self) -> None:
-        result = multi(l1_steps=2).run(NET, X[:0], Y[:0])
-        assert result.x_adv.shape == (0, 3, 8, 8)
-        assert result.found["l1"].robust.shape == (0,)
-
 
 class TestNorms:
     def test_only(self) -> None:
@@ -295,29 +240,126 @@ class TestNorms:
         assert MultiAPGD(**lists) == MultiAPGD(norms=("linf",), eps=(0.1,))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norms": ()}, "`norms`: expected one or more different norms"),
-        ({"norms": ("l1", "l1"), "eps": (1, 2)}, "`norms`: expected one or more different"),
-        ({"norms": ("l1", "l9"), "eps": (1, 2)}, "`norms`: expected each one of: .*got 'l9'"),
-        ({"norms": "l1"}, "`norms`: expected one value for each norm"),
-        ({"norms": ("l1",), "eps": (1, 2, 3)}, "`eps`: expected one radius.*got 3 for 1"),
-        ({"eps": 0.1}, "`eps`: expected one value for each norm"),
-        ({"eps": ()}, "`eps`: expected one radius for each norm, got 0 for 3"),
-        ({"eps": (0.1, -1, 1)}, "`eps`: expected a number >= 0"),
-        ({"steps": 0}, "`steps`: expected an integer >= 1"),
-        ({"l1_steps": 0}, "`l1_steps`: expected an integer >= 1"),
-        ({"rho": 0.0}, "`rho`: expected a number > 0"),
-        ({"density": 1.5}, r"`density`: expected a number in \[0, 1\]"),
-        ({"bounds": (1, 0)}, "`bounds`"),
-    ],
-)
-def test_wrong_fields(options: Any, message: str) -> None:
-    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-        MultiAPGD(**options)
+MSD_EPS: dict[str, float] = {"linf": 0.09, "l2": 0.88, "l1": 5.7}
+NAMES = tuple(MSD_EPS)
 
 
-def test_labels() -> None:
-    assert MultiAPGD().label == multi(l1_steps=10).label == "multi-apgd-10"
-    assert multi(steps=5, l1_steps=15).label == "multi-apgd-5-l1-15"
+def msd(**options: Any) -> MSD:
+    return MSD(norms=NAMES, eps=tuple(MSD_EPS.values()), **options)
+
+
+def plain(
+    model: Any, x: Tensor, y: Tensor, sizes: dict[str, float], steps: int
+) -> tuple[Tensor, list[str]]:
+    """Algorithm 1 of arXiv:1909.04068 for one image, and whose step was taken each time."""
+    gradient = of_model(model, y)
+    here = x
+    grad, loss = gradient(x)
+    best, taken = (loss, x), []
+    for _ in range(steps):
+        tried = []
+        for norm, eps in MSD_EPS.items():
+            move = grad / grad.norm() if norm == "l2" else grad.sign()
+            if norm == "l1":
+                move = sparse(grad, 0.05)
+                move = move / move.abs().sum()
+            point = project(here + sizes[norm] * eps * move, x, eps, norm)
+            tried.append((gradient(point)[1], norm, point))
+        loss, norm, here = max(tried, key=lambda item: item[0])
+        taken.append(norm)
+        grad, _ = gradient(here)
+        if loss > best[0]:
+            best = (loss, here)
+    return best[1], taken
+
+
+@pytest.mark.parametrize("steps", [1, 4, 12])
+@pytest.mark.parametrize("given", [False, True])
+def test_it_equals_a_plain_version(steps: int, given: bool) -> None:
+    model, x = Wavy(), pictures(8)
+    y = predicted(model, x)
+    sizes = {"linf": min(1, 5 / steps), "l2": min(1, 5 / steps), "l1": min(1, 50 / 12 / steps)}
+    options: dict[str, Any] = {}
+    if given:
+        sizes = {"linf": 0.4, "l2": 0.38, "l1": 0.4}
+        options = {"step_sizes": tuple(sizes.values())}
+    found = msd(steps=steps, **options)(model, x, y)
+    taken = set()
+    for i in range(8):
+        truth, norms = plain(model, x[i], y[i], sizes, steps)
+        assert torch.allclose(found[i], truth, rtol=0, atol=1e-9)
+        taken |= set(norms)
+    assert len(taken) > 1 or steps == 1
+
+
+def test_the_choice_worked_by_hand() -> None:
+    """Two pixels at 1/2, logits (a . x, 0), label 1: the loss grows with a . x alone. One step of
+    eps: linf 0.1, l2 0.2, l1 0.25.
+
+    a = (1, 1) gains 0.2, 0.283 and, one entry or both moved, 0.25: l2. a = (1, 0.01) gains 0.101,
+    0.200 and 0.25: l1. With five pixels, a all ones: 0.5, 0.447 and 0.25: linf.
+    """
+    cases = [([1.0, 1.0], "l2"), ([1.0, 0.01], "l1"), ([1.0] * 5, "linf")]
+    for weight, winner in cases:
+        a = torch.tensor(weight)
+        model = FixedLogits(torch.stack([a, torch.zeros_like(a)]))
+        x, y = torch.full((1, len(a)), 0.5), torch.tensor([1])
+        sizes: dict[str, Any] = dict(steps=1, step_sizes=(1, 1, 1))
+        x_adv = MSD(norms=NAMES, eps=(0.1, 0.2, 0.25), **sizes)(model, x, y)
+        moves = {
+            "linf": torch.full_like(a, 0.1),
+            "l2": 0.2 * a / a.norm(),
+            "l1": torch.tensor([0.25, 0.0]),
+        }
+        assert torch.allclose(x_adv[0] - 0.5, moves[winner], atol=1e-6), winner
+
+
+def test_images_of_one_batch_choose_for_themselves() -> None:
+    """In one step: linf and l2 move all entries, l1 5 % of them."""
+    model, x = Wavy(dtype=torch.float32), pictures(24, torch.float32)
+    y = predicted(model, x)
+    delta = (msd(steps=1)(model, x, y) - x).flatten(1)
+    by_l1 = (delta != 0).sum(1) < 30
+    assert 0 < by_l1.sum() < 24
+    alone = torch.cat([msd(steps=1)(model, x[i : i + 1], y[i : i + 1]) for i in range(24)])
+    assert torch.allclose(x + delta.view_as(x), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(("norms", "steps"), [(("linf",), 3), (("linf", "l1"), 10), (NAMES, 10)])
+def test_cost(norms: tuple[str, ...], steps: int) -> None:
+    """A step in m norms: 1 + m forwards and one input-backward an image."""
+    model, x = Counting(Wavy(dtype=torch.float32)), pictures(6, torch.float32)
+    y = torch.zeros(6, dtype=torch.int64)
+    attack = MSD(norms=norms, eps=tuple(MSD_EPS[norm] for norm in norms), steps=steps)
+    cost = attack.run(model, x, y).cost
+    assert cost == Cost(2 * steps, steps) == Cost(model.forwards, model.backwards)
+    assert cost.forward_images == 6 * steps * (1 + len(norms))
+    assert cost.backward_images == 6 * steps
+    split = attack.run(model, x, y, engine=Engine(batch_size=4)).cost
+    assert (split.forward_images, split.backward_images) == (
+        cost.forward_images,
+        cost.backward_images,
+    )
+
+
+def test_nothing_waits_for_the_device() -> None:
+    model, x = Wavy(dtype=torch.float32), pictures(4, torch.float32)
+    y = torch.zeros(4, dtype=torch.int64)
+    with known_values():
+        assert waits(lambda: msd(steps=3)(model, x, y)) == []
+
+
+def test_the_paper_s_step_sizes() -> None:
+    """0.003 of 0.03, 0.05 of 0.5 and 1 of 12 at 50 steps; fewer are longer, and none beyond eps."""
+    assert MSD(steps=50).lengths() == pytest.approx({"linf": 0.1, "l2": 0.1, "l1": 1 / 12})
+    assert MSD(steps=10).lengths() == pytest.approx({"linf": 0.5, "l2": 0.5, "l1": 5 / 12})
+    assert set(MSD(steps=2).lengths().values()) == {1.0}
+    assert MSD(norms=("l2", "linf"), step_sizes=[1.5, 1]).lengths() == {"l2": 1.5, "linf": 1}
+
+
+def test_density_is_that_of_the_l1_step() -> None:
+    model, x = Wavy(dtype=torch.float32), pictures(2, torch.float32)
+    y = predicted(model, x)
+    for density, entries in ((0.0, 1), (0.05, 10), (0.25, 48)):
+        x_adv = MSD(norms=("l1",), eps=(0.01,), steps=1, density=density)(model, x, y)
+        assert ((x_adv != x).flatten(1).sum(1) == entries).all()
