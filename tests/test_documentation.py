@@ -12,8 +12,7 @@ import torch
 from shared_data import REPOSITORY
 from tiny_models import images, tiny
 
-from roli_fast import peft
-from roli_fast.analyze import cli as analyze
+from roli_fast import analyze, peft
 from roli_fast.data import Batch
 from roli_fast.evaluate import cli as evaluate
 from roli_fast.train import cli as train

@@ -116,6 +116,11 @@ class Schema(Generic[Root]):
                 node = self._names(inner, before)
             tree[name] = dict(node)
             self._put(tree[name], inner, before, rest, text, where)
+        elif text.startswith("{") and (is_dataclass(inner) or inner in self.components):
+            try:
+                tree[name] = load_yaml(text)
+            except ValueError as error:
+                raise ConfigError(describe(where, "fields as YAML has them", text)) from error
         elif text in NULL or inner not in self._written:
             tree[name] = Text(text)
         elif inner in self.components:

@@ -11,14 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from roli_fast.engine import graph
+from roli_fast.engine import compiled, fold, graph, low_precision, merging
 from roli_fast.engine.batch_norm import mended
-from roli_fast.engine.low_precision import (
-    NO_VIEW,
-    EnginePasses,
-    forget_second_weights,
-    surroundings,
-)
+from roli_fast.engine.low_precision import NO_VIEW, EnginePasses, surroundings
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe, is_number
 from roli_fast.threat import values_are_known
 
@@ -243,10 +238,14 @@ def plain(model: Model) -> SearchModel:
     return replace(own, engine=own.engine.plain)
 
 
-def forget_graphs(model: nn.Module) -> None:
-    """Free the recordings of a model and the converted weights that they read."""
-    graph.forget_recordings(model)
-    forget_second_weights(model)
+def forget(model: nn.Module) -> None:
+    """Free what is kept of a model from one attack to the next, as long as it lives: recordings,
+    its compiled function, and converted, folded and merged weights."""
+    for kept in (graph.recordings, compiled.states, low_precision.kept_weights):
+        kept.pop(model, None)
+    for module in model.modules():
+        fold.buffers.pop(module, None)
+        merging.buffers.pop(module, None)
 
 
 def logits_of(run: Model, x: Tensor, *, known: bool = False) -> Tensor:

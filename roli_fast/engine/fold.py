@@ -92,7 +92,7 @@ class Folding:
         norm: Any = self._model.get_submodule(link.norm) if link.norm else None
         scaling: Any = self._model.get_submodule(link.scaling) if link.scaling else None
         weight, bias, divisor = layer._parameters.get("weight"), layer.bias, None
-        if type(weight) is not nn.Parameter or weight is _buffers.get(layer, {}).get("weight"):
+        if type(weight) is not nn.Parameter or weight is buffers.get(layer, {}).get("weight"):
             return  # another's, or ours already
         if norm is not None and not _is_fixed(norm, layer):
             norm = None
@@ -180,13 +180,13 @@ class Folding:
                 owner[name] = value
 
 
-_buffers: "WeakKeyDictionary[nn.Module, dict[str, nn.Parameter]]" = WeakKeyDictionary()
+buffers: "WeakKeyDictionary[nn.Module, dict[str, nn.Parameter]]" = WeakKeyDictionary()
 """Folded weights, kept as long as the module and filled anew for each engine, as merged ones."""
 
 
 def _second(layer: nn.Module, name: str, value: Tensor) -> nn.Parameter:
     """The layer's second tensor, where it was the last time if it still fits."""
-    held = _buffers.setdefault(layer, {})
+    held = buffers.setdefault(layer, {})
     found = held.get(name)
     form = (value.shape, value.dtype, value.device, value.stride())
     if found is None or (found.shape, found.dtype, found.device, found.stride()) != form:
@@ -195,19 +195,14 @@ def _second(layer: nn.Module, name: str, value: Tensor) -> nn.Parameter:
     return found
 
 
-def forget_folded(model: nn.Module) -> None:
-    """Free the buffers of a model's modules; the next attack makes new ones."""
-    for module in model.modules():
-        _buffers.pop(module, None)
-
-
 def _is_fixed(norm: Any, layer: Any) -> bool:
     """Whether this BN is one affine map, for as many channels as the layer has."""
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    turned_in_groups = getattr(layer, "transposed", False) and layer.groups > 1
+    if getattr(layer, "transposed", False) and layer.groups > 1:
+        return False  # whose weights torch's fusion takes for those of one group
     mean, var = norm.running_mean, norm.running_var
     known = mean is not None and var is not None and mean.numel() == channels
-    return known and not norm.training and "forward" not in vars(norm) and not turned_in_groups
+    return known and not norm.training and "forward" not in vars(norm)
 
 
 def _left_over(norm: nn.Module) -> Callable[[Any, Tensor], Tensor]:

@@ -90,7 +90,7 @@ class _Recordings:
         return found
 
 
-_recordings: "WeakKeyDictionary[nn.Module, _Recordings]" = WeakKeyDictionary()
+recordings: "WeakKeyDictionary[nn.Module, _Recordings]" = WeakKeyDictionary()
 """Kept as long as the model, and not in it: its copies and state dicts know nothing of it."""
 
 
@@ -137,7 +137,7 @@ class Replays:
         if parts is None:
             return work(x, y, loss, check is None)
         assert isinstance(self._model, nn.Module)
-        own = _recordings.setdefault(self._model, _Recordings())
+        own = recordings.setdefault(self._model, _Recordings())
         if own.reason:
             return work(x, y, loss, check is None)
         inputs = (x, y, *parts.tensors)
@@ -221,16 +221,9 @@ def _replay(shape: _Shape, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(output.clone() for output in shape.outputs)
 
 
-def forget_recordings(model: nn.Module) -> None:
-    """Free the recordings of a model, and forget why there are no more."""
-    own = _recordings.pop(model, None)
-    if own is not None:
-        own.clear()
-
-
 def free_recordings() -> bool:
     """Free the memory of all models' recordings; whether there were any."""
-    return any([own.clear() for own in list(_recordings.values())])
+    return any([own.clear() for own in list(recordings.values())])
 
 
 def records(model: object) -> bool:

@@ -179,7 +179,7 @@ class SecondWeights:
         model: nn.Module, dtype: torch.dtype | None, *, channels_last: bool
     ) -> "SecondWeights":
         """Those of the last time, refilled where they lie, as recordings read them there."""
-        mine = _kept.setdefault(model, {})
+        mine = kept_weights.setdefault(model, {})
         found = mine.get((dtype, channels_last))
         if found is None or not found._refill(model):
             found = mine[dtype, channels_last] = SecondWeights(
@@ -227,14 +227,9 @@ class SecondWeights:
                 table[name] = own
 
 
-_kept: "WeakKeyDictionary[nn.Module, dict[tuple[torch.dtype | None, bool], SecondWeights]]" = (
-    WeakKeyDictionary()
-)
-
-
-def forget_second_weights(model: nn.Module) -> None:
-    """Free what is kept of a model's converted weights."""
-    _kept.pop(model, None)
+_Form = tuple[torch.dtype | None, bool]
+kept_weights: "WeakKeyDictionary[nn.Module, dict[_Form, SecondWeights]]" = WeakKeyDictionary()
+"""What `SecondWeights.kept` returned, by dtype and layout, as long as the model."""
 
 
 @contextlib.contextmanager

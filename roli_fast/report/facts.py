@@ -5,7 +5,7 @@ from typing import Any
 
 from roli_fast.report.read import Run, Tree, at
 from roli_fast.report.subjects import Page
-from roli_fast.report.tables import Column, Table, table
+from roli_fast.report.tables import Columns, Table, table
 from roli_fast.report.text import NONE, count, listed, radius, whole
 from roli_fast.running.folder import CONFIG
 
@@ -112,15 +112,15 @@ def stages(run: Run) -> Table:
     names = [name for method in run.methods for name in method.stages]
     if run.config.get("source") and names:
         names.insert(0, "pretrain")
-    found: list[Column] = [
-        ("stage", lambda r: r["title"]),
-        ("epochs", lambda r: str(r["epochs"])),
-        ("trains", lambda r: _named(r.get("tuning"), ("rank", "alpha"))),
-        ("objective", _objective),
-        ("attack", lambda r: attack_text(r.get("attack"))),
-        ("optimiser", lambda r: _optimizer(r.get("optimizer") or {})),
-        ("batch", lambda r: str(r.get("batch_size"))),
-    ]
+    found: Columns = {
+        "stage": lambda r: r["title"],
+        "epochs": lambda r: str(r["epochs"]),
+        "trains": lambda r: _named(r.get("tuning"), ("rank", "alpha")),
+        "objective": _objective,
+        "attack": lambda r: attack_text(r.get("attack")),
+        "optimiser": lambda r: _optimizer(r.get("optimizer") or {}),
+        "batch": lambda r: str(r.get("batch_size")),
+    }
     return table(found, [row for name in dict.fromkeys(names) if (row := _stage(run, name))])
 
 
@@ -164,11 +164,11 @@ def differing(page: Page) -> Table:
     flat = [dict(_flat(run.config)) for run in page.runs]
     names = dict.fromkeys(name for one in flat for name in one if name.split(".")[0] not in ASIDE)
     rows = [name for name in names if len({one.get(name) for one in flat}) > 1]
-    cells: list[Column] = [
-        (name, lambda field, one=one: one.get(field, NONE))
+    cells: Columns = {
+        name: lambda field, one=one: one.get(field, NONE)
         for name, one in zip(page.names, flat, strict=True)
-    ]
-    return table([("field", str), *cells], rows)
+    }
+    return table({"field": str, **cells}, rows)
 
 
 def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -3,20 +3,19 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, stdev
-from typing import NamedTuple
-
-from markupsafe import Markup
 
 from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
 from roli_fast.report.subjects import LOOKS, Key, Subject, steps
-from roli_fast.report.svg import Axis, Line, Point, Row, dots, lines
-from roli_fast.report.text import change, number, percent_over_seeds
+from roli_fast.report.svg import Axis, Chart, Line, Point, Row, dots, lines
+from roli_fast.report.text import change, percent_over_seeds
 
 GREY = 255.0
 """Grey levels of an image, in which linf radii are read."""
 
 FEW = 10
 """Images of a bin below which its point says little."""
+
+PERCENT = Axis("accuracy in %", low=0, high=100)
 
 STEEP = 20
 """Ratio of head norms from which on their axis is logarithmic."""
@@ -32,13 +31,6 @@ AS_TRAINED, SCALED = Key("as trained", 0, hollow=True), Key("after temperature",
 """Series of a reliability diagram."""
 
 
-class Chart(NamedTuple):
-    """One drawing under its title."""
-
-    title: str
-    svg: Markup
-
-
 def accuracy(subjects: Sequence[Subject], columns: Sequence[str]) -> list[Chart]:
     """Test accuracy of every subject with its spread, a chart for clean images and each column."""
     charts = []
@@ -52,9 +44,8 @@ def accuracy(subjects: Sequence[Subject], columns: Sequence[str]) -> list[Chart]
             around = 100 * spread if spread else None
             rows.append(Row(s.label, 100 * value, around, [100 * v for v in singles], s.look))
         title = "Clean accuracy" if column == "clean" else f"Robust accuracy, {column}"
-        told = "; ".join(f"{row.label} {row.value:.1f} %" for row in rows)
         if rows:
-            charts.append(Chart(title, dots(f"{title}: {told}", rows, Axis("accuracy in %"))))
+            charts.append(dots(title, rows, Axis("accuracy in %")))
     return charts
 
 
@@ -74,16 +65,9 @@ def training(subjects: Sequence[Subject]) -> list[Chart]:
     charts = []
     for name, (title, factor) in EPOCHS.items():
         drawn = [line for s in subjects for line in _over_epochs(s, name, factor)]
-        if not any(line.points for line in drawn):
-            continue
-        told = "; ".join(
-            f"{line.label} ends at {line.points[-1][1]:.3g}"
-            for line in drawn
-            if line.label and not line.thin and line.points
-        )
-        y = Axis("accuracy in %", low=0, high=100) if factor > 1 else Axis("loss", low=0)
-        x = Axis("epoch", low=0, high=_furthest(drawn))
-        charts.append(Chart(title, lines(f"{title} over epochs: {told}", drawn, x, y)))
+        y = PERCENT if factor > 1 else Axis("loss", low=0)
+        if any(line.points for line in drawn):
+            charts.append(lines(title, drawn, Axis("epoch", low=0), y))
     return charts
 
 
@@ -137,10 +121,7 @@ def pretraining(run: Run) -> list[Chart]:
             drawn.append(Line(f"{key.label}, seed {seed}", points, key.look, key.dash))
     if not any(line.points for line in drawn):
         return []
-    title = "Pretraining, validation accuracy"
-    x = Axis("epoch", low=0, high=_furthest(drawn))
-    y = Axis("accuracy in %", low=0, high=100)
-    return [Chart(title, lines(f"{title} over epochs", drawn, x, y))]
+    return [lines("Pretraining, validation accuracy", drawn, Axis("epoch", low=0), PERCENT)]
 
 
 def curves(subject: Subject) -> list[Tree]:
@@ -167,9 +148,7 @@ def against_radius(subjects: Sequence[Subject]) -> dict[str, Chart]:
 
 def _radius_chart(title: str, norm: str, drawn: Sequence[Line]) -> Chart:
     label = "linf radius in 1/255" if norm == "linf" else f"{norm} radius"
-    told = "; ".join(f"{x.label} {x.points[0][1]:.0f} % to {x.points[-1][1]:.0f} %" for x in drawn)
-    x, y = Axis(label, low=0, high=_furthest(drawn)), Axis("accuracy in %", low=0, high=100)
-    return Chart(title, lines(f"Accuracy against the {label}: {told}", drawn, x, y))
+    return lines(title, drawn, Axis(label, low=0), PERCENT)
 
 
 def _curve(key: Key, found: Sequence[Tree]) -> Line:
@@ -199,7 +178,7 @@ def radii(found: Sequence[Tree]) -> dict[float, list[Tree]]:
 def evaluated(name: str, tree: Tree) -> tuple[list[Chart], list[Key]]:
     """The curves of an evaluation, an attack each, and their legend."""
     found = tree.get("curves") or ()
-    keys = [Key(curve["attack"], look % LOOKS, look // LOOKS) for look, curve in enumerate(found)]
+    keys = [Key(curve["attack"], look % LOOKS, look) for look, curve in enumerate(found)]
     if not found:
         return [], []
     drawn = [_curve(key, [curve]) for key, curve in zip(keys, found, strict=True)]
@@ -218,10 +197,8 @@ def heads(subjects: Sequence[Subject]) -> list[Chart]:
                 spread = stdev(moved) if len(moved) > 1 else None
                 rows.append(Row(subject.staged(name), mean(moved), spread, moved, subject.look))
         if rows:
-            title = f"Feature drift, {word} images"
-            told = "; ".join(f"{row.label} {number(row.value)}" for row in rows)
-            drawing = dots(f"{title}: {told}", rows, Axis("relative to ‖φ before‖", low=0))
-            charts.append(Chart(title, drawing))
+            x = Axis("relative to ‖φ before‖", low=0)
+            charts.append(dots(f"Feature drift, {word} images", rows, x))
     return charts
 
 
@@ -241,15 +218,13 @@ def _norms(subjects: Sequence[Subject]) -> Chart:
         band = [(float(x), mean(c) - spread, mean(c) + spread) for x, c, spread in around]
         drawn.append(Line(s.label, points, s.look, s.dash, band, sizes=[3.0] * len(points)))
     drawn = [line for line in drawn if line.points]
-    last = int(_furthest(drawn))
+    last = max((len(line.points) for line in drawn), default=2) - 1
     marks = [(0.0, "start"), *((float(i), f"after stage {i}") for i in range(1, last + 1))]
-    ends = [(x.label, number(x.points[0][1]), number(x.points[-1][1])) for x in drawn]
-    told = "; ".join(f"{label} {first} to {end}" for label, first, end in ends)
     every = [v for line in drawn for _, v in line.points if v > 0]
     log = bool(every) and max(every) > STEEP * min(every)
     x, y = Axis("", low=-0.3, high=last + 0.3, ticks=marks), Axis("‖V‖", low=0, log=log)
     title = "Head norm ‖V‖, logarithmic" if log else "Head norm ‖V‖"
-    return Chart(title, lines(f"Head norm through the stages: {told}", drawn, x, y))
+    return lines(title, drawn, x, y)
 
 
 def fits(subject: Subject, condition: str, when: str) -> list[Tree]:
@@ -268,14 +243,13 @@ def reliability(subjects: Sequence[Subject]) -> tuple[list[Chart], list[Key]]:
             errors = [values(measures, "ece") for measures in found]
             told = percent_over_seeds(errors[0])
             if any(at(a, "calibration", condition, "fitted") for a in subject.analyses):
-                told, keys = change(*errors, percent_over_seeds), [AS_TRAINED, SCALED]
+                told, keys = change(errors[0], errors[1], percent_over_seeds), [AS_TRAINED, SCALED]
             else:
                 found = found[:1]
             if any(b["count"] for b in _pooled(found[0])):
                 drawn = [_bins(key, m) for key, m in zip((AS_TRAINED, SCALED), found, strict=False)]
                 title = f"{subject.label}, {word}: ECE {told}"
-                drawing = lines(f"Reliability of {title}", drawn, *axes, size=(300, 270))
-                charts.append(Chart(title, drawing))
+                charts.append(lines(title, drawn, *axes, size=(300, 270)))
     return charts, keys
 
 
@@ -293,10 +267,11 @@ def _pooled(measures: Sequence[Tree]) -> list[Tree]:
     out = []
     for same in zip(*(m.get("bins") or () for m in measures), strict=False):
         count = sum(b["count"] or 0 for b in same)
-        pooled = {"count": count}
-        for k in ("confidence", "accuracy"):
-            pooled[k] = sum((b["count"] or 0) * (b[k] or 0) for b in same) / max(count, 1)
-        out.append(pooled)
+        sums = {
+            k: sum((b["count"] or 0) * (b[k] or 0) for b in same)
+            for k in ("confidence", "accuracy")
+        }
+        out.append({"count": count} | {k: total / max(count, 1) for k, total in sums.items()})
     return out
 
 
@@ -312,10 +287,4 @@ def spectrum(subjects: Sequence[Subject]) -> tuple[list[Chart], list[Key]]:
     if not drawn:
         return [], []
     axes = Axis("eigenvalue number", low=0), Axis("over the largest", log=True)
-    drawing = lines("Largest eigenvalues of the kernel over the largest one", drawn, *axes)
-    return [Chart("Spectrum", drawing)], [Key(x.label, x.look, x.dash) for x in drawn]
-
-
-def _furthest(drawn: Sequence[Line]) -> float:
-    """The largest x of all points."""
-    return max((x for line in drawn for x, _ in line.points), default=1.0)
+    return [lines("Spectrum", drawn, *axes)], [Key(x.label, x.look, x.dash) for x in drawn]

@@ -67,19 +67,30 @@ class Row(NamedTuple):
     look: int
 
 
+class Chart(NamedTuple):
+    """One drawing under its title."""
+
+    title: str
+    svg: Markup
+
+
 def lines(
     title: str, drawn: Sequence[Line], x: Axis, y: Axis, *, size: Point = (WIDTH, HEIGHT)
-) -> Markup:
-    """Lines over two axes; `title` is read aloud in place of the chart. Where `x` and `y` both
-    reach from 0 to 1, the diagonal is drawn."""
-    drawn = [_shown(line, _log if y.log else float) for line in drawn]
+) -> Chart:
+    """Lines over two axes, read aloud by where each begins and ends. Where `x` and `y` both reach
+    from 0 to 1, the diagonal is drawn."""
+    kept = [_shown(line, float) for line in drawn]
+    ends = [(line.label, line.points[0][1], line.points[-1][1]) for line in kept if _told(line)]
+    told = "; ".join(f"{label} {first:.3g} to {last:.3g}" for label, first, last in ends)
+    drawn = [_shown(line, _log) for line in kept] if y.log else kept
     xs = [a for line in drawn for a, _ in line.points]
     ys = [b for line in drawn for _, b in line.points]
     ys += [v for line in drawn for part in line.band for v in part[1:]]
-    across, up = span(x, xs), _powers(ys) if y.log else span(y, ys)
+    across = span(replace(x, high=max(xs, default=1.0)) if x.high is None else x, xs)
+    up = _powers(ys) if y.log else span(y, ys)
     yticks = _power_ticks(*up) if y.log else ticks(*up)
     left = max(LEFT, round(24 + LETTER * max(len(text) for _, text in yticks)))
-    frame = _Frame(title, across, up, (left, *size))
+    frame = _Frame(f"{title}, {y.label}: {told}", across, up, (left, *size))
     frame.axes(x, y.label, yticks)
     if (x.low, x.high, y.low, y.high) == (0, 1, 0, 1):
         frame.path([(0, 0), (1, 1)], "rule dashed")
@@ -92,7 +103,12 @@ def lines(
         sizes = line.sizes or [3.5] * (len(line.points) == 1)
         for point, radius in zip(line.points, sizes, strict=False):
             frame.circle(*point, radius, css)
-    return frame.markup()
+    return Chart(title, frame.markup())
+
+
+def _told(line: Line) -> bool:
+    """Whether it is read aloud: not of marks alone, nor one of several."""
+    return bool(line.label and line.points) and not line.thin
 
 
 def _shown(line: Line, height: Callable[[float], float]) -> Line:
@@ -108,14 +124,16 @@ def _shown(line: Line, height: Callable[[float], float]) -> Line:
     )
 
 
-def dots(title: str, rows: Sequence[Row], x: Axis) -> Markup:
+def dots(title: str, rows: Sequence[Row], x: Axis) -> Chart:
     """Rows of values with their spreads, and single values as small dots, from the top."""
+    told = "; ".join(f"{row.label} {row.value:.3g}" for row in rows)
     most = min(21, max(len(row.label) for row in rows))
     left = most * LETTER + 12
     ends = [v for r in rows for v in (r.value - (r.spread or 0), r.value + (r.spread or 0))]
     ends += [v for row in rows for v in row.singles]
     room, height = 24, TOP + BOTTOM + 24 * len(rows)
-    frame = _Frame(title, span(x, ends), (len(rows), 0), (left, WIDTH, height))
+    title_told = f"{title}, {x.label}: {told}"
+    frame = _Frame(title_told, span(x, ends), (len(rows), 0), (left, WIDTH, height))
     frame.axes(x, "", ())
     for place, row in enumerate(rows):
         y, middle, colour = TOP + room * place, place + 0.5, f"c{row.look}"
@@ -128,7 +146,7 @@ def dots(title: str, rows: Sequence[Row], x: Axis) -> Markup:
             frame.circle(single, middle, 2.2, f"single {colour}")
         frame.circle(row.value, middle, 4.5, f"dot {colour}")
         frame.add("line", "grid", x1=0, x2=WIDTH - RIGHT, y1=y + room, y2=y + room)
-    return frame.markup()
+    return Chart(title, frame.markup())
 
 
 class _Frame:

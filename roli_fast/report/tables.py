@@ -3,7 +3,7 @@
 What the headings mean stands in page/page.html.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from roli_fast.report.text import (
 )
 
 Says = Callable[[Any], str]
-Column = tuple[str, Says]
+Columns = Mapping[str, Says]
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,11 @@ class Of(NamedTuple):
     told: str = ""
 
 
-def table(columns: Sequence[Column], rows: Sequence[Any]) -> Table:
-    """The texts of all columns over all rows."""
-    return Table([name for name, _ in columns], [[says(r) for _, says in columns] for r in rows])
+def table(columns: Columns, rows: Sequence[Any]) -> Table:
+    """The texts of all columns over all rows; a column of which nothing is known is left out."""
+    found = {name: [says(row) for row in rows] for name, says in columns.items()}
+    found = {name: cells for name, cells in found.items() if {*cells} - {NONE} or not cells}
+    return Table(list(found), list(zip(*found.values(), strict=True)))
 
 
 def over(*path: str | int, one: Callable[[Sequence[float]], str] = over_seeds) -> Says:
@@ -82,12 +84,13 @@ def first(*path: str | int, one: Callable[[Any], str]) -> Says:
 
 def moved(*path: str, ends: tuple[str, str] = ("start", "end"), one: Says = over_seeds) -> Says:
     """From one value to another."""
-    return lambda row: change(*(values(row.trees, end, *path) for end in ends), one)
+    first, last = ends
+    return lambda row: change(values(row.trees, first, *path), values(row.trees, last, *path), one)
 
 
 LABEL: Says = lambda row: row.label  # noqa: E731
 PART: Says = lambda row: row.part  # noqa: E731
-SEEDS: Column = ("seeds", lambda row: str(len(row.trees)))
+SEEDS: Says = lambda row: str(len(row.trees))  # noqa: E731
 
 
 def columns(subjects: Sequence[Subject]) -> list[str]:
@@ -96,10 +99,10 @@ def columns(subjects: Sequence[Subject]) -> list[str]:
     return list(dict.fromkeys(c for test in tests for c in at(test, "robust_accuracy") or ()))
 
 
-def _shares(page: Page, one: Callable[[Any, str], str]) -> list[Column]:
+def _shares(page: Page, one: Callable[[Any, str], str]) -> Columns:
     """A column for clean images and each attack."""
-    found: list[Column] = [("clean", lambda row: one(row, "clean"))]
-    return found + [(f"robust, {c}", lambda row, c=c: one(row, c)) for c in columns(page.subjects)]
+    robust = {f"robust, {c}": lambda row, c=c: one(row, c) for c in columns(page.subjects)}
+    return {"clean": lambda row: one(row, "clean")} | robust
 
 
 def accuracy(page: Page) -> Table:
@@ -114,9 +117,8 @@ def accuracy(page: Page) -> Table:
     def time(s: Subject) -> str:
         return duration(mean(sum(t["train_seconds"] for t in x.stages) for x in s.method.seeds))
 
-    head: list[Column] = [("method", LABEL), *_shares(page, within)]
-    head += [("seeds", lambda s: str(len(s.method.seeds))), ("stages and epochs", stages)]
-    return table([*head, ("training time", time)], page.tested)
+    head = {"method": LABEL, **_shares(page, within), "seeds": lambda s: str(len(s.method.seeds))}
+    return table(head | {"stages and epochs": stages, "training time": time}, page.tested)
 
 
 def comparisons(page: Page) -> Table:
@@ -126,36 +128,36 @@ def comparisons(page: Page) -> Table:
         for name, run in zip(page.names, page.runs, strict=True)
         for entry in run.summary.get("comparisons") or ()
     ]
-    head: list[Column] = [
-        ("methods", lambda r: r[0] + " − ".join(map(method_name, r[1]["methods"]))),
-        ("attack", lambda r: r[1]["attack"]),
-        ("difference", lambda r: points(r[1]["difference"])),
-        ("p", lambda r: p_value(r[1]["p_value"])),
-        ("test", lambda r: r[1]["test"]),
-    ]
+    head: Columns = {
+        "methods": lambda r: r[0] + " − ".join(map(method_name, r[1]["methods"])),
+        "attack": lambda r: r[1]["attack"],
+        "difference": lambda r: points(r[1]["difference"]),
+        "p": lambda r: p_value(r[1]["p_value"]),
+        "test": lambda r: r[1]["test"],
+    }
     return table(head, rows)
 
 
 def per_seed(page: Page) -> Table:
     """What every seed has, also of an unfinished run."""
-    head: list[Column] = [
-        ("method", lambda r: r[0]),
-        ("seed", lambda r: str(r[1].number)),
-        ("last stage", lambda r: str(at(r[1].stages, -1, "name") or NONE)),
-        ("validation", lambda r: percent(at(r[1].stages, -1, "best_validation_accuracy"))),
-        *_shares(page, lambda r, column: percent(share(r[1].test, column))),
-    ]
+    head: Columns = {
+        "method": lambda r: r[0],
+        "seed": lambda r: str(r[1].number),
+        "last stage": lambda r: str(at(r[1].stages, -1, "name") or NONE),
+        "validation": lambda r: percent(at(r[1].stages, -1, "best_validation_accuracy")),
+        **_shares(page, lambda r, column: percent(share(r[1].test, column))),
+    }
     return table(head, [(s.label, seed) for s in page.subjects for seed in s.method.seeds])
 
 
 def sweep(run: Run) -> Table:
     """The cells of a sweep, and which were chosen."""
-    head: list[Column] = [
-        ("cell", lambda r: str(r["cell"])),
-        ("method", lambda r: method_name(r["method"])),
-        ("validation", lambda r: percent_within(r["validation_accuracy"], r["sd"])),
-        ("outcome", lambda r: "chosen" if r["chosen"] else "diverged" if r["diverged"] else ""),
-    ]
+    head: Columns = {
+        "cell": lambda r: str(r["cell"]),
+        "method": lambda r: method_name(r["method"]),
+        "validation": lambda r: percent_within(r["validation_accuracy"], r["sd"]),
+        "outcome": lambda r: "chosen" if r["chosen"] else "diverged" if r["diverged"] else "",
+    }
     return table(head, at(run.summary, "sweep", "cells") or ())
 
 
@@ -163,14 +165,13 @@ def curve(page: Page, norm: str) -> Table:
     """Accuracy at every radius of a norm, a column a subject."""
     found = [(s, [c for c in plots.curves(s) if c["norm"] == norm]) for s in page.subjects]
     drawn = [(s, plots.radii(own)) for s, own in found if own]
-    shares: list[Column] = [
-        (s.label, lambda x, own=own: percent_over_seeds(values(own.get(x, ()), "accuracy")))
+    shares: Columns = {
+        s.label: lambda x, own=own: percent_over_seeds(values(own.get(x, ()), "accuracy"))
         for s, own in drawn
-    ]
+    }
     unit = "radius in 1/255" if norm == "linf" else "radius"
-    return table(
-        [(unit, lambda x: f"{x:.4g}"), *shares], sorted({x for _, own in drawn for x in own})
-    )
+    rows = sorted({x for _, own in drawn for x in own})
+    return table({unit: lambda x: f"{x:.4g}", **shares}, rows)
 
 
 def _interval(entry: Tree | None) -> str:
@@ -188,26 +189,26 @@ def evaluations(run: Run) -> Table:
         norms += [("union", tree.get("union"))] * (len(norms) > 1)
         model = str(at(tree, "model", "source") or at(tree, "model", "file"))
         rows += [(name, "/".join(model.split("/")[-3:]), tree, *norm) for norm in norms]
-    head: list[Column] = [
-        ("evaluation", lambda r: r[0]),
-        ("model", lambda r: r[1]),
-        ("attacks", lambda r: " + ".join(str(a.get("name")) for a in r[2].get("attacks") or ())),
-        ("threat", lambda r: r[3]),
-        ("images", lambda r: whole(r[2]["images"])),
-        ("clean", lambda r: _interval(r[2]["clean"])),
-        ("robust", lambda r: _interval(r[4])),
-    ]
+    head: Columns = {
+        "evaluation": lambda r: r[0],
+        "model": lambda r: r[1],
+        "attacks": lambda r: " + ".join(str(a.get("name")) for a in r[2].get("attacks") or ()),
+        "threat": lambda r: r[3],
+        "images": lambda r: whole(r[2]["images"]),
+        "clean": lambda r: _interval(r[2]["clean"]),
+        "robust": lambda r: _interval(r[4]),
+    }
     return table(head, rows)
 
 
 def searches(tree: Tree) -> Table:
     """Every attack of an evaluation, and what it found of the images that were left to it."""
-    head: list[Column] = [
-        ("attack", lambda r: str(r[1]["part"])),
-        ("norm", lambda r: r[0]),
-        ("images left", lambda r: whole(r[1]["attacked"])),
-        ("fooled", lambda r: whole(r[1]["fooled"])),
-    ]
+    head: Columns = {
+        "attack": lambda r: str(r[1]["part"]),
+        "norm": lambda r: r[0],
+        "images left": lambda r: whole(r[1]["attacked"]),
+        "fooled": lambda r: whole(r[1]["fooled"]),
+    }
     norms = tree["norms"].items()
     return table(head, [(norm, s) for norm, e in norms for s in e.get("searches") or ()])
 
@@ -225,24 +226,20 @@ def unseen(tree: Tree) -> Table:
     alone = found.get("attacks") or ()
     rows = [(f"{e['attack']}, {radius(e['norm'], e['eps'])}", e["robust"]) for e in alone]
     rows += [(text, found[name]) for name, text in TOGETHER.items() if found.get(name)]
-    return table([("right under", lambda r: r[0]), ("accuracy", lambda r: _interval(r[1]))], rows)
+    return table({"right under": lambda r: r[0], "accuracy": lambda r: _interval(r[1])}, rows)
 
 
 def corruptions(tree: Tree) -> Table:
     """Accuracy on corrupted images by kind and severity, and on a second data set."""
     found = at(tree, "shifts", "corruptions") or {}
     severities = sorted({severity for levels in found.values() for severity in levels})
-    head: list[Column] = [("images", lambda r: r[0])]
-    head += [(f"severity {s}", lambda r, s=s: percent(at(r[1], s, "accuracy"))) for s in severities]
-    head.append(("mean", lambda r: percent(mean(values(list(r[1].values()), "accuracy")))))
+    head: dict[str, Says] = {"images": lambda r: r[0]}
+    head |= {f"severity {s}": lambda r, s=s: percent(at(r[1], s, "accuracy")) for s in severities}
+    head["mean"] = lambda r: percent(mean(values(list(r[1].values()), "accuracy")))
     rows = list(found.items())
     if other := at(tree, "shifts", "ood"):
         rows.append(("the second data set", {"": other}))
     return table(head, rows)
-
-
-def _of_stages(page: Page) -> list[Of]:
-    return [Of(s.staged(name), own) for s, name, own in steps(page.subjects)]
 
 
 def _rows_of_classes(row: Of) -> str:
@@ -252,52 +249,55 @@ def _rows_of_classes(row: Of) -> str:
     return f"{number(mean(lows))} to {number(mean(highs))}" if lows else NONE
 
 
-def head(page: Page) -> Table:
-    """Head and residual of each stage, start → end."""
-    found: list[Column] = [
-        ("stage", LABEL),
-        ("epochs", first("epochs", one=whole)),
-        ("rate", first("lr", one=given)),
-        ("head norm ‖V‖", moved("head", "norm")),
-        ("rows at the end", _rows_of_classes),
-        ("residual, clean", moved("residual", "clean")),
-        ("residual, attacked", moved("residual", "adversarial")),
-    ]
-    return table(found, _of_stages(page))
+HEAD: Columns = {
+    "stage": LABEL,
+    "epochs": first("epochs", one=whole),
+    "rate": first("lr", one=given),
+    "head norm ‖V‖": moved("head", "norm"),
+    "rows at the end": _rows_of_classes,
+    "residual, clean": moved("residual", "clean"),
+    "residual, attacked": moved("residual", "adversarial"),
+}
+
+FEATURES: Columns = {
+    "stage": LABEL,
+    "absolute, clean": over("change", "clean", "absolute"),
+    "relative, clean": over("change", "clean", "relative"),
+    "relative, attacked": over("change", "adversarial", "relative"),
+    "cosine, clean": over("change", "clean", "cosine"),
+    "cosine, attacked": over("change", "adversarial", "cosine"),
+    "CKA, clean": over("change", "clean", "cka"),
+    "CKA, attacked": over("change", "adversarial", "cka"),
+}
+
+SHAPE: Columns = {
+    "stage": LABEL,
+    "separation, clean": moved("separation", "clean"),
+    "separation, attacked": moved("separation", "adversarial"),
+    "cosine between images, clean": moved("pairwise_cosine", "clean"),
+    "cosine between images, attacked": moved("pairwise_cosine", "adversarial"),
+    "robust drift, relative": moved("robust_drift", "relative"),
+}
 
 
-def features(page: Page) -> Table:
-    """How far each stage moved the features of validation images."""
-    measures = {"relative": "relative", "cosine": "cosine", "CKA": "cka"}
-    found: list[Column] = [
-        ("stage", LABEL),
-        ("absolute, clean", over("change", "clean", "absolute")),
-        *(
-            (f"{name}, {word}", over("change", condition, key))
-            for name, key in measures.items()
-            for condition, word in CONDITIONS.items()
-        ),
-    ]
-    return table(found, _of_stages(page))
+def stages(page: Page) -> list[Of]:
+    """Every stage as analysed."""
+    return [Of(s.staged(name), own) for s, name, own in steps(page.subjects)]
 
 
-def shape(page: Page) -> Table:
-    """Shape of the features, start → end."""
-    measures = {"separation": "separation", "cosine between images": "pairwise_cosine"}
-    found: list[Column] = [
-        ("stage", LABEL),
-        *(
-            (f"{name}, {word}", moved(key, condition))
-            for name, key in measures.items()
-            for condition, word in CONDITIONS.items()
-        ),
-        ("robust drift, relative", moved("robust_drift", "relative")),
-    ]
-    return table(found, _of_stages(page))
+STRENGTHS: Columns = {
+    "stage": LABEL,
+    "L2 strength": PART,
+    "head norm ‖V‖": over("head_norm"),
+    "validation": share_over("validation_accuracy"),
+    "validation NLL": over("validation_nll"),
+    "training loss": over("train_loss"),
+    "chosen": lambda row: row.told,
+}
 
 
-def strengths(page: Page) -> Table:
-    """What clean probes solved by L-BFGS tried: a row a strength; none where none was."""
+def strengths(page: Page) -> list[Of]:
+    """Every strength that a clean probe solved by L-BFGS tried."""
     rows = []
     for s in page.subjects:
         for name, own in s.method.stages.items():
@@ -309,26 +309,57 @@ def strengths(page: Page) -> Table:
                 end = chosen and len(grid) > 1 and strength in (grid[0], grid[-1])
                 told = f"{chosen}, an end of the grid" if end else str(chosen)
                 rows.append(Of(s.staged(name), same, given(strength), told))
-    found: list[Column] = [
-        ("stage", LABEL),
-        ("L2 strength", PART),
-        ("head norm ‖V‖", over("head_norm")),
-        ("validation", share_over("validation_accuracy")),
-        ("validation NLL", over("validation_nll")),
-        ("training loss", over("train_loss")),
-        ("chosen", lambda row: row.told),
-    ]
-    return table(found, rows)
+    return rows
 
 
-def _having(page: Page, key: str) -> Iterator[tuple[str, list[Tree]]]:
+ONE_STEP: Columns = {
+    "stage": LABEL,
+    "images": PART,
+    "FT ratio": over("ft_ratio"),
+    "rate": first("lr", one=given),
+    "predicted": over("predicted"),
+    "actual": over("actual"),
+    "relative error": share_over("relative_error"),
+    "seeds": SEEDS,
+}
+
+FIRST_UPDATE: Columns = {"stage": LABEL, "optimiser": first("optimizer", one=str)} | ONE_STEP
+
+SCALE: Columns = {
+    "stage": LABEL,
+    "head": PART,
+    "residual": over("residual"),
+    "features": over("features"),
+    "logits through F": over("logits_F"),
+    "FT ratio": over("ft_ratio"),
+    "features, residual held": over("fixed_features"),
+    "logits through F, residual held": over("fixed_logits_F"),
+}
+
+KERNEL: Columns = {
+    "stage": LABEL,
+    "images × classes": PART,
+    "P rank": first("P", "rank", one=whole),
+    "P norm": over("P", "frobenius"),
+    "F rank": first("F", "rank", one=whole),
+    "F norm": over("F", "frobenius"),
+    "NTK rank": first("NTK", "rank", one=whole),
+    "NTK norm": over("NTK", "frobenius"),
+    "accuracy, training": share_over("regression", "train"),
+    "accuracy, validation": share_over("regression", "test"),
+    "trivial": share_over("regression", "trivial"),
+}
+
+
+def _having(page: Page, key: str) -> Iterator[tuple[str, list[Any]]]:
     """(stage, that part of every seed which has it)."""
     for s, name, own in steps(page.subjects):
         if found := [stage[key] for stage in own if stage.get(key)]:
             yield s.staged(name), found
 
 
-def _steps(page: Page) -> list[Of]:
+def one_step(page: Page) -> list[Of]:
+    """One plain gradient step of each stage, on clean and on attacked images."""
     return [
         Of(name, trees, word)
         for name, own in _having(page, "one_step")
@@ -337,70 +368,33 @@ def _steps(page: Page) -> list[Of]:
     ]
 
 
-PREDICTION: Sequence[Column] = (
-    ("FT ratio", over("ft_ratio")),
-    ("rate", first("lr", one=given)),
-    ("predicted", over("predicted")),
-    ("actual", over("actual")),
-    ("relative error", share_over("relative_error")),
-    SEEDS,
-)
-
-
-def one_step(page: Page) -> Table:
-    """One plain gradient step of each stage, predicted and taken."""
-    return table([("stage", LABEL), ("images", PART), *PREDICTION], _steps(page))
-
-
-def first_update(page: Page) -> Table:
+def first_update(page: Page) -> list[Of]:
     """The same for a step of the stage's own optimiser."""
     rows = []
-    for row in _steps(page):
-        own = [
-            tree["first_update"] | {"lr": tree.get("lr")}
-            for tree in row.trees
-            if tree.get("first_update")
-        ]
-        rows += [row._replace(trees=own)] if own else []
-    head: list[Column] = [("stage", LABEL), ("images", PART)]
-    return table([*head, ("optimiser", first("optimizer", one=str)), *PREDICTION], rows)
+    for row in one_step(page):
+        made = [tree for tree in row.trees if tree.get("first_update")]
+        own = [tree["first_update"] | {"lr": tree.get("lr")} for tree in made]
+        rows += [row._replace(trees=own)] * bool(own)
+    return rows
 
 
-def head_scale(page: Page) -> Table:
-    """Predicted change by the same step from a head that is scaled."""
+def head_scale(page: Page) -> list[Of]:
+    """The same plain step from a head that is scaled."""
     rows = []
     for name, own in _having(page, "head_scale"):
         tried = [row for one in own for row in one]
         for scale in dict.fromkeys(row["scale"] for row in tried):
             same = [row for row in tried if row["scale"] == scale]
             rows.append(Of(name, same, f"× {given(scale)}"))
-    found: list[Column] = [
-        ("stage", LABEL),
-        ("head", PART),
-        ("residual", over("residual")),
-        ("features", over("features")),
-        ("logits through F", over("logits_F")),
-        ("FT ratio", over("ft_ratio")),
-        ("features, residual held", over("fixed_features")),
-        ("logits through F, residual held", over("fixed_logits_F")),
+    return rows
+
+
+def kernels(page: Page) -> list[Of]:
+    """The tangent kernel where each stage began."""
+    return [
+        Of(name, own, f"{own[0].get('images')} × {own[0].get('classes')}")
+        for name, own in _having(page, "kernel")
     ]
-    return table(found, rows)
-
-
-def kernel(page: Page) -> Table:
-    """The tangent kernel where each stage began, and its two parts."""
-    found: list[Column] = [("stage", LABEL), ("images × classes", PART)]
-    for name in ("P", "F", "NTK"):
-        rank = over(
-            name, "rank", one=lambda n: over_seeds(n) if len(n) > 1 else whole(*n or [None])
-        )
-        found += [(f"{name} rank", rank), (f"{name} norm", over(name, "frobenius"))]
-    fits = {"accuracy, training": "train", "accuracy, validation": "test", "trivial": "trivial"}
-    found += [(name, share_over("regression", key)) for name, key in fits.items()]
-    sizes = [(name, own, own[0]) for name, own in _having(page, "kernel")]
-    return table(
-        found, [Of(n, own, f"{x.get('images')} × {x.get('classes')}") for n, own, x in sizes]
-    )
 
 
 def _images(row: Of) -> str:
@@ -417,7 +411,29 @@ def _temperature(row: Of) -> str:
     return over_seeds(values(row.trees, "temperature")) if fitted else "not fitted"
 
 
-def _fits(page: Page) -> list[Of]:
+CALIBRATION: Columns = {
+    "method": LABEL,
+    "images": PART,
+    "T": _temperature,
+    "ECE as trained": share_over("before", "ece"),
+    "ECE after T": share_over("after", "ece"),
+    "ECE with T of clean images": share_over("with_clean_temperature", "ece"),
+    "validation / test images": _images,
+    "seeds": SEEDS,
+}
+
+MEASURES: Columns = {
+    "method": LABEL,
+    "images": PART,
+    "accuracy": share_over("before", "accuracy"),
+    "MCE": moved("mce", ends=("before", "after"), one=percent_over_seeds),
+    "NLL": moved("nll", ends=("before", "after")),
+    "Brier": moved("brier", ends=("before", "after")),
+}
+
+
+def fits(page: Page) -> list[Of]:
+    """The calibration of every method, on clean and on attacked images."""
     return [
         Of(s.label, found, word)
         for s in page.subjects
@@ -426,37 +442,21 @@ def _fits(page: Page) -> list[Of]:
     ]
 
 
-def calibration(page: Page) -> Table:
-    """Errors of calibration before and after a temperature, on test images."""
-    found: list[Column] = [
-        ("method", LABEL),
-        ("images", PART),
-        ("T", _temperature),
-        ("ECE as trained", share_over("before", "ece")),
-        ("ECE after T", share_over("after", "ece")),
-        ("ECE with T of clean images", share_over("with_clean_temperature", "ece")),
-        ("validation / test images", _images),
-        SEEDS,
-    ]
-    return table(found, _fits(page))
+COSTS: Columns = {
+    "method": LABEL,
+    "stage": PART,
+    "epochs": first("epochs", one=whole),
+    "trained parameters": first("trainable_parameters", one=whole),
+    "best validation": share_over("best_validation_accuracy"),
+    "images/s": over("train_images_per_second"),
+    "time": over("train_seconds", one=lambda t: duration(mean(t)) if t else NONE),
+    "waited for data": share_over("data_wait_share"),
+    "L2 strength": over("strength"),
+}
 
 
-def measures(page: Page) -> Table:
-    """MCE, NLL and Brier score, before → after."""
-    ends = ("before", "after")
-    found: list[Column] = [
-        ("method", LABEL),
-        ("images", PART),
-        ("accuracy", share_over("before", "accuracy")),
-        ("MCE", moved("mce", ends=ends, one=percent_over_seeds)),
-        ("NLL", moved("nll", ends=ends)),
-        ("Brier", moved("brier", ends=ends)),
-    ]
-    return table(found, _fits(page))
-
-
-def costs(page: Page) -> Table:
-    """Throughput and time of every stage."""
+def trained(page: Page) -> list[Of]:
+    """Every stage as trained, those of pretraining first."""
     rows = []
     for run in page.runs:
         if found := run.summary.get("pretrain"):
@@ -464,16 +464,4 @@ def costs(page: Page) -> Table:
             rows.append(Of(name, [found], found["name"]))
     for s in page.subjects:
         rows += [Of(s.label, own, name) for name, own in s.method.stages.items()]
-    head: list[Column] = [
-        ("method", LABEL),
-        ("stage", PART),
-        ("epochs", first("epochs", one=whole)),
-        ("trained parameters", first("trainable_parameters", one=whole)),
-        ("best validation", share_over("best_validation_accuracy")),
-        ("images/s", over("train_images_per_second")),
-        ("time", over("train_seconds", one=lambda t: duration(mean(t)) if t else NONE)),
-        ("waited for data", share_over("data_wait_share")),
-    ]
-    if any(values(row.trees, "strength") for row in rows):
-        head.append(("L2 strength", over("strength")))
-    return table(head, rows)
+    return rows

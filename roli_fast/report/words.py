@@ -58,8 +58,9 @@ def _highest(run: Run) -> str:
     said = []
     for column in ("clean", *columns(Page([run]).tested)):
         means = {m.name: v for m in run.methods if (v := share(m.test, column)) is not None}
-        best = [method_name(name) for name, v in means.items() if v == max(means.values())]
-        said.append(f"{column} {listed(best)} ({percent(max(means.values()))})")
+        best = max(means.values(), default=None)
+        names = [method_name(name) for name, v in means.items() if v == best]
+        said.append(f"{column} {listed(names)} ({percent(best)})")
     return f"Highest mean accuracy: {'; '.join(said)}. The paired differences stand below."
 
 
@@ -81,7 +82,7 @@ def unanalysed(run: Run) -> str:
 def evaluate(run: Run) -> str:
     """The command that evaluates the run's first model by AutoAttack."""
     place, name = run.folder, "model"
-    for method in (m for m in run.methods[:1] if m.seeds):
+    for method in [m for m in run.methods if m.seeds][:1]:
         place, name = method.folder / f"seed-{method.seeds[0].number}" / method.name, method.name
     model, out = shlex.quote(str(place)), shlex.quote(str(run.folder / "evaluation" / name))
     return f"python -m roli_fast.evaluate --model {model} --out {out}"

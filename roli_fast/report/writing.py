@@ -79,7 +79,7 @@ def _page(folders: Sequence[Path], where: Path) -> str:
 def _rendered(runs: Sequence[Run], where: Path) -> str:
     """The page as text; links to files lead from the folder `where`."""
     template = _environment().get_template("page.html")
-    return template.render(page=Page(runs), link=functools.partial(_link, where))
+    return template.render(page=Page(runs), link=functools.partial(_link, where)).lstrip()
 
 
 def _link(where: Path, run: Run, file: Path) -> str:

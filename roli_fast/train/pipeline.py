@@ -20,15 +20,15 @@ from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
-from roli_fast.train.aftermath import analyse, write_report
+from roli_fast.train.analysis import MethodAnalysis
 from roli_fast.train.checks import Checked, check, check_same_images
 from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.images import leave_out, record_images
 from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
-from roli_fast.train.method_analysis import MethodAnalysis
-from roli_fast.train.recorder import NoRecorder, Recorder
+from roli_fast.train.metrics import NoRecorder, Recorder
+from roli_fast.train.postprocess import analyse, write_report
 from roli_fast.train.run_directory import (
     identity,
     open_run_dir,

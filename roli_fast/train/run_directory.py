@@ -17,8 +17,7 @@ from roli_fast.running.device import saved_threads
 from roli_fast.running.environment import environment, hash_samples, hash_text
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
-from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import PLACE_FIELDS, Experiment, default_lp, in_one_part
+from roli_fast.train.experiment import PLACE_FIELDS, SCHEMA, Experiment, default_lp, in_one_part
 from roli_fast.train.images import all_parts
 from roli_fast.train.stage import StageResult
 

@@ -11,7 +11,7 @@ import torch
 from tiny_models import Mixed, images, untouched
 from torch import Tensor, nn
 
-from roli_fast.engine import Engine, InputGradient, compiled, forget_compiled
+from roli_fast.engine import Engine, InputGradient, compiled, forget
 from roli_fast.errors import ArgumentTypeError
 
 X, Y = images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
@@ -87,7 +87,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(
     both(model)
     assert backend.graphs == tried
     backend.problem = None
-    forget_compiled(model)
+    forget(model)
     assert close(both(model)) and backend.graphs > tried
 
 
@@ -190,5 +190,5 @@ def test_by_a_real_compiler() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 16), nn.Tanh(), nn.Linear(16, 4))
     with untouched(model):
         assert close(both(model))
-    assert compiled._states[model].call is not None
+    assert compiled.states[model].call is not None
     torch.compiler.reset()

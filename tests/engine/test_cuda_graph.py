@@ -18,7 +18,7 @@ from tiny_models import SIZES, Mixed, images, tiny, untouched
 from torch import Tensor, nn
 
 from roli_fast.attacks import APGD, FGSM, PGD, Attack
-from roli_fast.engine import Engine, compiled, forget_graphs, graph
+from roli_fast.engine import Engine, compiled, forget, graph
 from roli_fast.engine.graph import CudaRecorder
 from roli_fast.peft import Adapter, LoRA, Prompt, apply
 
@@ -240,7 +240,7 @@ def change(model: nn.Module) -> None:
 
 
 def recorded(model: nn.Module) -> bool:
-    own = graph._recordings[model]
+    own = graph.recordings[model]
     return own.reason == "" and any(shape.replay for shape in own.shapes.values())
 
 
@@ -350,7 +350,7 @@ class TestOnADevice:
         model, attack = Mixed().cuda(), PGD(steps=6)
         assert same(run(model, AUTO, 0, 6, attack), run(model, OFF, 0, 6, attack))
         assert "GiB of device memory (cuda_graph=True allows it)" in caplog.text
-        forget_graphs(model)
+        forget(model)
         run(model, ON, 0, 6, attack)
         assert recorded(model)
 
@@ -388,4 +388,4 @@ class TestOnADevice:
         for seed in range(3):
             found, plain = run(model, on, seed, 6, attack), run(model, OFF, seed, 6, attack)
             assert (found != plain).float().mean() < 0.05  # compiled kernels round differently
-        assert recorded(model) and compiled._states[model].call is not None
+        assert recorded(model) and compiled.states[model].call is not None

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from roli_fast import engine as engines
 from roli_fast.attacks import PGD
-from roli_fast.engine import Engine, Foldable, InputGradient, forget_folded
+from roli_fast.engine import Engine, Foldable, InputGradient, forget
 from roli_fast.engine.fold import Folding, by_patches, cuts_patches
 from roli_fast.errors import RoliFastError
 from roli_fast.models import Normalize
@@ -229,7 +229,7 @@ class TestTheModelComesBack:
                 found.append(engine(X, Y)[0])
             assert torch.allclose(found[-1], found_by(model, X)[0], rtol=1e-4, atol=1e-7)
         assert len(set(addresses)) == 1 and not torch.equal(found[0], found[1])
-        forget_folded(model)
+        forget(model)
         assert folded(model.double()) == {"norm"}
 
     def test_inside_inference_mode(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from roli_fast.attacks import APGD, FGSM, MSD, NFGSM, PGD, RSFGSM, Attack, MultiAPGD, Square
 from roli_fast.attacks.objective import Goal
-from roli_fast.engine import Cost, Engine, InputGradient, forget_graphs, graph
+from roli_fast.engine import Cost, Engine, InputGradient, forget, graph
 from roli_fast.errors import ArgumentError
 from roli_fast.losses import cross_entropy
 
@@ -265,7 +265,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(
             "RuntimeError: called a synchronizing CUDA operation",
         )
     ]
-    forget_graphs(model)
+    forget(model)
     run(model, ON)
     assert recorder.log == ["record", "record"]
 
@@ -409,15 +409,15 @@ def test_a_loss_taken_apart() -> None:
     assert a.joined(b.tensors) == second
     assert graph._taken_apart(Weighted(torch.ones(2), 2)).rest != a.rest  # type: ignore[union-attr]
     assert graph._taken_apart(Weighted(torch.ones(2), [1])) is None  # nobody sees it change
-    target, clean = (Goal("kl", Y, **{name: X}) for name in ("target", "clean"))
-    assert graph._taken_apart(target).rest != graph._taken_apart(clean).rest  # type: ignore[union-attr]
+    target, clean = (graph._taken_apart(Goal("kl", Y, *at)) for at in ((X, None), (None, X)))
+    assert target is not None and clean is not None and target.rest != clean.rest
     assert graph._taken_apart(nn.CrossEntropyLoss(reduction="none")) is None
 
 
 @pytest.fixture
-def tf32() -> Iterator[tuple[Any, Any]]:
+def tf32() -> Iterator[list[Any]]:
     """Where TF32 is set by torch's newer names, after which it raises where the older are read."""
-    places = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
+    places: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)]
     if not hasattr(places[1], "fp32_precision"):
         pytest.skip("torch < 2.9")
     before = [place.fp32_precision for place in places]
@@ -427,7 +427,7 @@ def tf32() -> Iterator[tuple[Any, Any]]:
     torch.set_float32_matmul_precision("highest")
 
 
-def test_settings_of_torch(tf32: tuple[Any, Any]) -> None:
+def test_settings_of_torch(tf32: list[Any]) -> None:
     device = torch.device("cpu")
     seen = [graph.settings(device)]
 

@@ -15,14 +15,13 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from roli_fast.engine import Engine, InputGradient, low_precision
+from roli_fast.engine import Engine, InputGradient, forget, low_precision
 from roli_fast.engine.input_gradient import keep_freed_memory
 from roli_fast.engine.low_precision import (
     Faster,
     PackedWeights,
     SecondWeights,
     can_pack,
-    forget_second_weights,
     is_recomputed,
     surroundings,
 )
@@ -673,7 +672,7 @@ def test_they_go_with_the_model_or_when_asked() -> None:
     tensor = weakref.ref(kept(model).tensors[0])
     gc.collect()
     assert tensor() is not None
-    forget_second_weights(model)
+    forget(model)
     gc.collect()
     assert tensor() is None
     tensor, gone = weakref.ref(kept(model).tensors[0]), weakref.ref(model)

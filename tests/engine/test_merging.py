@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from roli_fast import ops
 from roli_fast.attacks import PGD
-from roli_fast.engine import Cost, Engine, InputGradient, MergeRequest, forget_merged
+from roli_fast.engine import Cost, Engine, InputGradient, MergeRequest, forget
 
 X, Y = images(4, 12), torch.tensor([0, 3, 1, 2])
 ROWS = ((0, 3), (6, 8))
@@ -107,7 +107,7 @@ def test_buffers_are_kept_and_follow_the_weights() -> None:
             model[0].b.add_(1.0)
     assert len(set(addresses)) == 1
     assert not torch.equal(results[0], results[1])
-    forget_merged(model)
+    forget(model)
     gradient_of(model)
     model.double()
     with InputGradient(model):

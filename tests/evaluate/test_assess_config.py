@@ -29,7 +29,7 @@ from roli_fast.evaluate.cli import parse
 from roli_fast.evaluate.driver import run
 from roli_fast.models import save_model
 from roli_fast.train.cli import parse as parse_train
-from roli_fast.train.config import SCHEMA as TRAINING
+from roli_fast.train.experiment import SCHEMA as TRAINING
 
 BASE = ["--model=evaluated_models:nearest", "--data=digits", f"--data.image_size={SIZE}"]
 

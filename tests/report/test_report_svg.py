@@ -35,18 +35,18 @@ def places(root: ET.Element) -> list[tuple[float, float]]:
 
 def test_points_lie_where_the_axes_say() -> None:
     title = '<a> & "b"'
-    root = ET.fromstring(lines(title, [Line("a", [(0, 0), (5, 50), (10, 100)])], X, Y))
+    root = ET.fromstring(lines(title, [Line("a", [(0, 0), (5, 50), (10, 100)])], X, Y).svg)
     left, right, bottom = LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM
     middle = ((left + right) / 2, (TOP + bottom) / 2)
     assert places(root) == [(left, bottom), middle, (right, TOP)]
-    assert root.attrib["role"] == "img" and root.attrib["aria-label"] == title
+    assert root.attrib["role"] == "img" and root.attrib["aria-label"] == f"{title}, y: a 0 to 100"
 
 
 def test_what_is_not_finite_is_left_out() -> None:
     nan, inf = float("nan"), float("inf")
     points = [(0, 0), (1, nan), (2, inf), (10, 100)]
     line = Line("a", points, sizes=[1, 2, 3, 4], band=[(0, nan, 1), (1, 0, 1), (2, 0, 1)])
-    root = ET.fromstring(lines("t", [line], X, Y))
+    root = ET.fromstring(lines("t", [line], X, Y).svg)
     assert len(places(root)) == 2
     assert [c.attrib["r"] for c in root.findall("circle")] == ["1.0", "4.0"]
     assert len(root.find("polygon").attrib["points"].split()) == 4  # type: ignore[union-attr]
@@ -54,7 +54,7 @@ def test_what_is_not_finite_is_left_out() -> None:
 
 def test_a_logarithmic_axis_has_powers_of_ten_in_equal_steps() -> None:
     points = [(0.0, 0.1), (1.0, 10.0), (2.0, 1000.0), (3.0, 0.0), (4.0, -1.0)]
-    root = ET.fromstring(lines("t", [Line("a", points)], X, Axis("y", log=True)))
+    root = ET.fromstring(lines("t", [Line("a", points)], X, Axis("y", log=True)).svg)
     heights = [y for _, y in places(root)]
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
     assert len(heights) == 3  # what is not above 0 is left out
@@ -63,7 +63,7 @@ def test_a_logarithmic_axis_has_powers_of_ten_in_equal_steps() -> None:
 
 
 def test_no_values_are_an_empty_chart() -> None:
-    root = ET.fromstring(lines("t", [Line("a", [])], Axis("x"), Axis("y")))
+    root = ET.fromstring(lines("t", [Line("a", [])], Axis("x"), Axis("y")).svg)
     assert root.find("polyline") is None
 
 
@@ -94,7 +94,7 @@ def test_every_value_lies_within_the_axis(values: list[float]) -> None:
 
 def test_rows_of_dots_have_values_spreads_and_seeds() -> None:
     rows = [Row("<b>", 50.0, 10.0, [40.0, 60.0], 0), Row("a name " * 9, 20.0, None, [20.0], 1)]
-    root = ET.fromstring(dots("t", rows, Axis("x", low=0, high=100)))
+    root = ET.fromstring(dots("t", rows, Axis("x", low=0, high=100)).svg)
     (spread,) = (line for line in root.findall("polyline") if line.attrib["class"] == "line c0")
     ends = [float(pair.split(",")[0]) for pair in spread.attrib["points"].split()]
     single = [c for c in root.findall("circle") if c.attrib["class"].startswith("single")]

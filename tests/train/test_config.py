@@ -15,8 +15,7 @@ from roli_fast.models import Model
 from roli_fast.peft import Full, Linear
 from roli_fast.threat import ThreatModel
 from roli_fast.train.cli import parse
-from roli_fast.train.config import COMPONENTS, SCHEMA
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import COMPONENTS, SCHEMA, Experiment
 from roli_fast.train.optim import Optimizer
 from roli_fast.train.stage import Stage
 

@@ -16,7 +16,7 @@ from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
 from roli_fast.threat import ThreatModel
-from roli_fast.train.objectives.passes import is_independent
+from roli_fast.train.objectives.base import is_independent
 from roli_fast.train.objectives.ramp import RAMP
 
 L3 = math.log(3.0)

@@ -14,7 +14,7 @@ from roli_fast.errors import DataError, RoliFastError, RunDirectoryError
 from roli_fast.files import write_json
 from roli_fast.train import run
 from roli_fast.train.cli import parse
-from roli_fast.train.recorder import Recorder
+from roli_fast.train.metrics import Recorder
 from roli_fast.train.run_directory import read_result, read_test, saved_environment
 from roli_fast.train.stage import StageResult
 

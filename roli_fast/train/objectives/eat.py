@@ -13,8 +13,15 @@ from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.losses import cross_entropy
 from roli_fast.train.objectives.adversarial import Adversarial
-from roli_fast.train.objectives.base import OBJECTIVES, Objective, Terms, not_drawn, searched
-from roli_fast.train.objectives.several import check_norms, in_norms
+from roli_fast.train.objectives.base import (
+    OBJECTIVES,
+    Objective,
+    Terms,
+    check_norms,
+    in_norms,
+    not_drawn,
+    searched,
+)
 
 
 @OBJECTIVES.register("eat")
