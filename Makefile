@@ -11,7 +11,7 @@ export GOMP_SPINCOUNT ?= 5000
 # two workers of one thread each; the tests of a file share its fixtures, so they stay together
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-slow sanitize check types bench bench-ops figures clean
+.PHONY: demo test test-slow sanitize check types docs bench bench-ops figures clean
 
 demo: $(VENV)/.built  ## install into .venv and run RoLI beside RanLI on small images
 	$(BIN)/python -m roli_fast.train
@@ -34,15 +34,19 @@ check: $(VENV)/.tested  ## style, the tests, the sanitizers: what CI runs
 types: $(VENV)/.tested
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.built  ## docs/_build/html; a broken link or reference is an error
+	$(PIP) --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 bench: $(VENV)/.benched  ## every benchmark beside its peers, some 25 minutes; the table comes last
 	env -u GOMP_SPINCOUNT $(BIN)/python benchmarks/bench.py $(GROUPS)  # idle, as in a user's program
 
 bench-ops: GROUPS = ops
 bench-ops: bench  ## the fused ops alone
 
-figures:  ## README's figures and tables anew, from benchmarks/results
+figures:  ## the figures and tables of README and docs anew, from benchmarks/results
 	$(BIN)/python benchmarks/plot.py
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/tables.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

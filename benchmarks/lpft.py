@@ -10,7 +10,7 @@ the fresh heads of a seed are the same, so that features move by what differs: t
 attack. LP is L-BFGS on cached features, RoLI's probe a few epochs under attack.
 
 `digits` is the quickstart: each seed pretrains its own backbone on other digits. `caltech101` takes
-five images a class at 32x32 and a weight file (`Two real examples` in README has its network).
+five images a class at 32x32 and a weight file (its network: docs/train.md, `Two real examples`).
 
 It can be stopped and called again. results/lpft.json has, for each data set, every seed's numbers,
 what is claimed of them (lpft_claims.py), and what each analysis costs (lpft_costs.py).

@@ -3,12 +3,13 @@
     pip install --no-deps torchattacks requests
     python benchmarks/official.py MODEL --data image_folder --root cifar10 --images 256
 
-No times: what is compared is who is fooled, `rng="official"`, at the published 100 steps and 5000
-queries, in fp32 and fp64. Each component attacks those that the official ones before it left right
-("chain"; APGD-DLR, which version standard lacks, after APGD-CE, as in version plus), and each that
-the chain leaves little to do also attacks all images that are right ("alone"). A flag that differs
-is listed with the margin of our image and of theirs (largest other logit minus the label's; above 0
-is fooled). `tests/attacks/official_chain.py` says where torchattacks is put right first.
+No times: what is compared is who is fooled with `compat.original_draws`, at the published 100 steps
+and 5000 queries, in fp32 and fp64. Each component attacks those that the official ones before it
+left right ("chain"; APGD-DLR, which version standard lacks, after APGD-CE, as in version plus), and
+each that the chain leaves little to do also attacks all images that are right ("alone"). A flag
+that differs is listed with the margin of our image and of theirs (largest other logit minus the
+label's; above 0 is fooled). `tests/attacks/official_chain.py` says where torchattacks is put right
+first.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from harness.report import machine
 from roli_fast import models
-from roli_fast.attacks import APGD, Attack, AutoAttack
+from roli_fast.attacks import Attack
+from roli_fast.compat.original_draws import OriginalAPGD, OriginalAutoAttack
 from roli_fast.data import DATASETS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "attacks"))
@@ -47,9 +49,9 @@ def theirs(model: nn.Module, norm: str, args: argparse.Namespace) -> dict[str, A
 
 def ours(norm: str, args: argparse.Namespace) -> dict[str, Attack]:
     """Ours, by the same names."""
-    shared: dict[str, Any] = dict(norm=norm, eps=EPS[norm], rng="official", seed=0)
-    whole = AutoAttack(**shared, steps=args.steps, n_queries=args.queries)
-    dlr = APGD(**shared, steps=args.steps, loss="dlr")
+    shared: dict[str, Any] = dict(norm=norm, eps=EPS[norm], seed=0)
+    whole = OriginalAutoAttack(**shared, steps=args.steps, n_queries=args.queries)
+    dlr = OriginalAPGD(**shared, steps=args.steps, loss="dlr")
     return {**dict(zip(whole.names, whole.parts, strict=True)), "apgd-dlr": dlr}
 
 

@@ -35,7 +35,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         try:
             return self._items[name]
-        except KeyError:
+        except (KeyError, TypeError):  # a list, say, cannot be looked up
             known = ", ".join(self.names())
             raise ArgumentError(describe(self.kind, f"one of: {known}", repr(name))) from None
 

@@ -15,9 +15,6 @@ from roli_fast.norms import NORMS
 from roli_fast.norms.base import Bounds as Bounds
 from roli_fast.ops.rounding import box_limits
 
-NAMES = NORMS.names()
-"""The norms that a threat can have."""
-
 ROUNDINGS = 4
 """How many roundings beyond a bound a pixel may be: resizing leaves 1 + 1.2e-7, say."""
 
@@ -51,8 +48,7 @@ class ThreatModel:
         plain_numbers(self)
         for name in ("other_norms", "other_eps"):
             object.__setattr__(self, name, _tuple(name, getattr(self, name)))
-        if self.norm not in NAMES:
-            raise ArgumentError(describe("norm", f"one of: {', '.join(NAMES)}", repr(self.norm)))
+        NORMS[self.norm]  # raises where there is none
         check_bounds(self.bounds)
         if self.eps is None:
             object.__setattr__(self, "eps", usual_eps(self.norm, self.bounds))
@@ -61,7 +57,7 @@ class ThreatModel:
         self._check_others()
 
     def _check_others(self) -> None:
-        others = [name for name in NAMES if name != self.norm]
+        others = [name for name in NORMS if name != self.norm]
         names = self.other_norms
         if any(name not in others for name in names) or len(set(names)) < len(names):
             expected = f"different norms of: {', '.join(others)}"
@@ -136,10 +132,7 @@ def check_radius(
             whose largest distance does not depend on it.
         name: what the message calls `eps`.
     """
-    order = NORMS[norm].order
-    if size is None and not math.isinf(order):
-        return
-    largest = (bounds[1] - bounds[0]) * float(size or 1) ** (1 / order)
+    largest = (bounds[1] - bounds[0]) * NORMS[norm].largest(size)
     if eps > largest * (1 + 1e-6):  # a radius may be rounded to the images' dtype
         what = f"a radius in {norm} of at most {largest:.4g}, the largest distance of two images"
         fix = f"Did you mean {eps:g}/255? eps is in the units of the images."

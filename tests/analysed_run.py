@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from roli_fast.train import Experiment, run
+import pytest
+
+from roli_fast.train import Experiment, analysis, run
 from roli_fast.train.cli import parse
 
 FLAGS = (
@@ -23,8 +25,10 @@ def analysed(*more: str) -> Experiment:
 
 
 def run_analysed(folder: Path, *more: str, **options: Any) -> dict[str, Any]:
-    """Run it in `folder`, or go on there."""
-    return run(analysed(*more), folder, resume=folder.exists(), quiet=True, **options)
+    """Run it in `folder`, or go on there; its analysis is whole, however little is trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "SHARE", 1e9)
+        return run(analysed(*more), folder, resume=folder.exists(), quiet=True, **options)
 
 
 def analysis_of(folder: Path, method: str = "roli", seed: int = 0) -> dict[str, Any]:

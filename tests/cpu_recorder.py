@@ -44,32 +44,32 @@ class _Taken(TorchDispatchMode):
 
 
 class CpuRecorder:
-    """Takes part as `graph.Recorder`; `log` says what came."""
+    """In the place of `graph.CudaRecorder`; `log` says what came."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
         self.problem: Exception | None = None
 
     def record(
-        self, work: Callable[[], Tensor], *, limited: bool
-    ) -> tuple[Callable[[], None], Tensor]:
+        self, work: Callable[[], tuple[Tensor, ...]], *, limited: bool
+    ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
         self.log.append("record limited" if limited else "record")
         if self.problem is not None:
             raise self.problem
         taken = _Taken()
         with torch.random.fork_rng([]), patch("torch.compiler.is_compiling", lambda: True), taken:
-            output = work()
+            outputs = work()
 
         def replay() -> None:
             self.log.append("replay")
             taken.replay()
 
-        return replay, output
+        return replay, outputs
 
 
 @contextlib.contextmanager
 def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuRecorder]:
-    """Within, the CPU is a device whose loops are recorded."""
+    """Within, the CPU is a device whose passes are recorded."""
     recorder = CpuRecorder()
     with monkeypatch.context() as patched:
         patched.setitem(graph.RECORDERS, "cpu", lambda device: recorder)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.attacks import MultiAPGD
-from roli_fast.attacks.multi_apgd import MultiFound, NormFound
+from roli_fast.attacks.several_norms import MultiResult, NormFound, worst_of
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, Engine
 from roli_fast.train.objectives import Objective, Terms
@@ -26,9 +26,10 @@ class Given(MultiAPGD):
 
     results: dict[str, NormFound] = field(default_factory=dict)
 
-    def search(self, *_args: Any, **_options: Any) -> MultiFound:
+    def search(self, inputs: Any) -> MultiResult:
         """The results of the norms that are left."""
-        return MultiFound({norm: self.results[norm] for norm in self.norms or ()}, Cost(0, 0))
+        found = {norm: self.results[norm] for norm in self.norms or ()}
+        return MultiResult(worst_of(found.values()), Cost(0, 0), found=found)
 
 
 def given(**results: NormFound) -> Given:

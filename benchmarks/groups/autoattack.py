@@ -26,6 +26,7 @@ from harness.networks import SmallCNN
 from harness.report import Options, Report
 from roli_fast import models
 from roli_fast.attacks import PGD, Attack, AutoAttack
+from roli_fast.attacks.base import AttackInputs
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.recheck import search
 from roli_fast.data import DATASETS
@@ -60,7 +61,8 @@ def ours(model: Any, part: Attack, **options: Any) -> Search:
 
     def run(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         generator = torch.Generator(x.device).manual_seed(0)
-        return search(part, model, x, y, generator, sample_ids=ids).result.x_adv
+        inputs = AttackInputs(model, x, y, generator, sample_ids=ids)
+        return search(part, inputs).result.x_adv
 
     return run
 

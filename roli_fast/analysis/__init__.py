@@ -1,50 +1,40 @@
-"""Why a fine-tuning works: pure functions of (model, data, attack or none).
+"""Why a fine-tuning works: pure functions of (features, logits, y), and of (model, images, attack).
 
-    >>> from roli_fast import analysis
-    >>> clean = analysis.gather(model, batches)
-    >>> attacked = analysis.gather(model, batches, PGD(eps=8 / 255, steps=10))
-    >>> analysis.robust_drift(clean.features, attacked.features)
-
-Each states its cost before it runs (logger "roli_fast.analysis", level INFO), and its sibling
-`..._cost`, in the same module, gives it beforehand.
+>>> from roli_fast import analysis
+>>> clean = analysis.gather(model, batches)
+>>> attacked = analysis.gather(model, batches, PGD(eps=8 / 255, steps=10))
+>>> analysis.robust_drift(clean.features, attacked.features)
 """
 
 from roli_fast.analysis import calibration as calibration
-from roli_fast.analysis.costs import Cost as Cost
-from roli_fast.analysis.costs import attack_cost as attack_cost
 from roli_fast.analysis.features import Drift as Drift
+from roli_fast.analysis.features import HeadNorms as HeadNorms
 from roli_fast.analysis.features import RobustDrift as RobustDrift
+from roli_fast.analysis.features import Sensitivity as Sensitivity
 from roli_fast.analysis.features import class_separation as class_separation
 from roli_fast.analysis.features import feature_drift as feature_drift
+from roli_fast.analysis.features import head_norms as head_norms
 from roli_fast.analysis.features import linear_cka as linear_cka
+from roli_fast.analysis.features import margin_sensitivity as margin_sensitivity
 from roli_fast.analysis.features import pairwise_cosine as pairwise_cosine
+from roli_fast.analysis.features import residual_size as residual_size
 from roli_fast.analysis.features import robust_drift as robust_drift
-from roli_fast.analysis.gathering import Gathered as Gathered
-from roli_fast.analysis.gathering import gather as gather
-from roli_fast.analysis.gathering import gather_cost as gather_cost
-from roli_fast.analysis.head import HeadNorms as HeadNorms
-from roli_fast.analysis.head import head_norms as head_norms
-from roli_fast.analysis.head_scale import ScaleRow as ScaleRow
-from roli_fast.analysis.head_scale import head_scale as head_scale
-from roli_fast.analysis.head_scale import head_scale_cost as head_scale_cost
 from roli_fast.analysis.kernel_regression import Regression as Regression
 from roli_fast.analysis.kernel_regression import kernel_regression as kernel_regression
 from roli_fast.analysis.lora_kernel import LoraKernel as LoraKernel
 from roli_fast.analysis.lora_kernel import lora_kernel as lora_kernel
 from roli_fast.analysis.ntk import Kernel as Kernel
+from roli_fast.analysis.ntk import diagonal_of_F as diagonal_of_F
 from roli_fast.analysis.ntk import empirical_ntk as empirical_ntk
-from roli_fast.analysis.ntk import empirical_ntk_cost as empirical_ntk_cost
+from roli_fast.analysis.ntk import top_eigenvalues as top_eigenvalues
 from roli_fast.analysis.one_step import Change as Change
 from roli_fast.analysis.one_step import OneStep as OneStep
+from roli_fast.analysis.one_step import ScaleRow as ScaleRow
 from roli_fast.analysis.one_step import actual_change as actual_change
 from roli_fast.analysis.one_step import first_update as first_update
+from roli_fast.analysis.one_step import head_scale as head_scale
 from roli_fast.analysis.one_step import one_step as one_step
-from roli_fast.analysis.one_step import one_step_cost as one_step_cost
-from roli_fast.analysis.residual import residual_size as residual_size
-from roli_fast.analysis.sensitivity import Sensitivity as Sensitivity
-from roli_fast.analysis.sensitivity import margin_sensitivity as margin_sensitivity
-from roli_fast.analysis.sensitivity import margin_sensitivity_cost as margin_sensitivity_cost
-from roli_fast.analysis.spectrum import diagonal_of_F as diagonal_of_F
-from roli_fast.analysis.spectrum import sum_of_logits_kernel as sum_of_logits_kernel
-from roli_fast.analysis.spectrum import top_eigenvalues as top_eigenvalues
+from roli_fast.analysis.passes import attack_passes as attack_passes
+from roli_fast.analysis.view import Gathered as Gathered
 from roli_fast.analysis.view import LinearHead as LinearHead
+from roli_fast.analysis.view import gather as gather

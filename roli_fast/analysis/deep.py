@@ -4,28 +4,26 @@ Model, images and attack in, trees for a JSON file out.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from roli_fast.analysis.costs import Cost, attack_cost
-from roli_fast.analysis.descent import attacked
-from roli_fast.analysis.head_scale import SCALES, head_scale, head_scale_cost
-from roli_fast.analysis.kernel_regression import FOLDS, kernel_regression, kernel_regression_cost
+from roli_fast.analysis.kernel_regression import FOLDS, kernel_regression
 from roli_fast.analysis.light import Images, number, numbers
-from roli_fast.analysis.ntk import COPIES, Kernel, Part, empirical_ntk, empirical_ntk_cost
+from roli_fast.analysis.ntk import COPIES, MEMORY, Kernel, empirical_ntk, gradient_passes
+from roli_fast.analysis.ntk import Part as KernelPart
 from roli_fast.analysis.one_step import (
+    SCALES,
     OneStep,
     Optimize,
     actual_change,
-    actual_change_cost,
     first_update,
-    first_update_cost,
+    head_scale,
     one_step,
-    one_step_cost,
 )
-from roli_fast.analysis.view import LinearHead
+from roli_fast.analysis.passes import attack_passes
+from roli_fast.analysis.view import LinearHead, attacked, counted
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 
@@ -49,7 +47,8 @@ class Start:
         counts: of training and validation images.
         attacks: whether the stage trains on attacked images.
         seed: of the attack's draws.
-        after_batch: called with the number of images done, `one_step_looks` and its like in all; a
+        memory: bytes that a kernel may take.
+        after_batch: called with the number of images done, as many as `Part.work` says in all; a
             progress bar, or a stop.
     """
 
@@ -64,6 +63,7 @@ class Start:
     counts: tuple[int, int]
     attacks: bool = True
     seed: int = 0
+    memory: int = MEMORY
     after_batch: Callable[[int], None] | None = None
 
     def kinds(self) -> dict[str, Attack | None]:
@@ -72,20 +72,23 @@ class Start:
 
     def seen(self, attack: Attack | None) -> list[Batch]:
         """The validation images, attacked at this model where there is an attack."""
-        images = self.counted(self.validation())
+        images = counted(self.validation(), self.after_batch)
         return list(attacked(self.model, images, attack, seed=self.seed))
 
-    def seen_cost(self, attack: Attack | None) -> Cost:
-        """Of `seen`."""
-        classes = LinearHead.of(self.model).classes
-        return attack_cost(attack, self.counts[1], classes=classes) if attack else Cost("")
+    def passes(self, attack: Attack | None) -> int:
+        """Of an attack on one image."""
+        return attack_passes(attack, LinearHead.of(self.model).classes)
 
-    def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches; `after_batch` is called after each is used."""
-        for batch in batches:
-            yield batch
-            if self.after_batch:
-                self.after_batch(len(batch.y))
+
+class Work(NamedTuple):
+    """What a part takes, about: the images that its progress counts, and forwards of one image (a
+    gradient of the weights counts two and so does a Jacobian product, besides the forward of each:
+    one matrix product a layer is W x, two are W^T g and g x^T, or W dx and dW x), and FLOP besides.
+    """
+
+    images: int
+    forwards: float
+    flop: float = 0.0
 
 
 def one_step_tree(start: Start) -> dict[str, Any]:
@@ -102,26 +105,12 @@ def one_step_tree(start: Start) -> dict[str, Any]:
     return {kind: _one_step(start, attack) for kind, attack in start.kinds().items()}
 
 
-def one_step_looks(start: Start) -> int:
-    """How many images `one_step_tree` goes through, all passes counted."""
-    train, validation = start.counts
-    return len(start.kinds()) * (2 * train + 5 * validation)
-
-
-def one_step_tree_cost(start: Start) -> Cost:
-    """Of both kinds two predictions, one first step of the optimiser, and what really happens."""
-    train, images = start.counts
-    total = Cost("")
-    for attack in start.kinds().values():
-        parts = [
-            one_step_cost(start.model, train, images, attack),
-            first_update_cost(start.model, train, attack),
-            one_step_cost(start.model, 0, images),
-            actual_change_cost(2 * images),
-        ]
-        for part in (*parts, start.seen_cost(attack)):
-            total += part.named("")
-    return total.named("first update, predicted and actual")
+def one_step_work(start: Start) -> Work:
+    """Of each kind two gradients, two products, and four forwards for what really happens."""
+    (train, images), attacks = start.counts, list(start.kinds().values())
+    forwards = len(attacks) * (2 * 3 * train + 2 * 3 * images + 4 * images)
+    forwards += sum((2 * train + images) * start.passes(attack) for attack in attacks)
+    return Work(len(attacks) * (2 * train + 5 * images), forwards)
 
 
 def head_scale_tree(start: Start) -> list[dict[str, Any]]:
@@ -143,44 +132,38 @@ def head_scale_tree(start: Start) -> list[dict[str, Any]]:
         after_batch=start.after_batch,
     )
     return [
-        numbers(
-            {
-                "scale": row.scale,
-                "features": row.features,
-                "logits_F": row.logits_F,
-                "ft_ratio": row.ft_ratio,
-                "residual": row.residual,
-                "fixed_features": row.fixed.features,
-                "fixed_logits_F": row.fixed.logits_F,
-            }
-        )
+        {
+            **numbers({name: getattr(row, name) for name in SCALED}),
+            "fixed_features": number(row.fixed.features),
+            "fixed_logits_F": number(row.fixed.logits_F),
+        }
         for row in rows
     ]
 
 
-def head_scale_looks(start: Start) -> int:
-    """As `one_step_looks`."""
-    return 2 * len(SCALES) * sum(start.counts) + start.counts[1]
+SCALED = ("scale", "features", "logits_F", "ft_ratio", "residual")
 
 
-def head_scale_tree_cost(start: Start) -> Cost:
-    """See `head_scale_cost`; and the attack on the images that are looked at."""
-    attack = start.attack if start.attacks else None
-    cost = head_scale_cost(start.model, *start.counts, len(SCALES), attack)
-    return (cost + start.seen_cost(attack)).named("head scale")
+def head_scale_work(start: Start) -> Work:
+    """At each scale two gradients and two products; the attacks, once more at the start."""
+    (train, images), scales = start.counts, len(SCALES)
+    attack = start.passes(start.attack if start.attacks else None)
+    forwards = train + 2 * 3 * scales * (train + images)
+    searches = (scales + 1) * train + images
+    return Work(2 * scales * (train + images) + images, forwards + searches * attack)
 
 
-def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
+def kernel_tree(start: Start) -> dict[str, Any]:
     """P, F and their sum at the stage's start, in fp64, on clean images whatever the stage trains
     on: training images for rank, norm and spectrum; validation images for the test of kernel
     regression, null with fewer training images than it has folds.
 
     Raises:
-        ArgumentError: N x C is above what fits into `memory`.
+        ArgumentError: N x C is above what fits into `start.memory`.
     """
     train, test = _stacked(start.train()), _stacked(start.validation())
     x, y = torch.cat([train.x, test.x]), torch.cat([train.y, test.y]).cpu()
-    options: dict[str, Any] = {"names": start.names, "memory": memory, "dtype": torch.float64}
+    options: dict[str, Any] = {"names": start.names, "memory": start.memory, "dtype": torch.float64}
     whole = empirical_ntk(start.model, x, y, after_batch=start.after_batch, **options)
     ours, theirs = torch.arange(len(train.y)), torch.arange(len(train.y), len(y))
     own = Kernel(whole.P_gram[ours][:, ours], whole.matrix("F", ours, ours), whole.classes)
@@ -189,7 +172,7 @@ def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
     if len(ours) >= FOLDS:
         square, across = (whole.matrix("NTK", rows, ours) for rows in (ours, theirs))
         fit = kernel_regression(square, y[ours], across, y[theirs])
-    parts: tuple[Part, ...] = ("P", "F", "NTK")
+    parts: tuple[KernelPart, ...] = ("P", "F", "NTK")
     return {
         "images": len(ours),
         "test_images": len(theirs),
@@ -200,22 +183,44 @@ def kernel_tree(start: Start, memory: int) -> dict[str, Any]:
     }
 
 
-def kernel_tree_cost(start: Start, memory: int) -> Cost:
-    """See `empirical_ntk_cost` and `kernel_regression_cost`.
-
-    Raises:
-        ArgumentError: N x C is above what fits into `memory`.
-    """
-    train, test = start.counts
-    options: dict[str, Any] = {"names": start.names, "memory": memory, "dtype": torch.float64}
-    kernel = empirical_ntk_cost(start.model, train + test, **options)
-    classes = LinearHead.of(start.model).classes
-    return (kernel + kernel_regression_cost(train, classes)).named("tangent kernel")
+def kernel_work(start: Start) -> Work:
+    """Of each block of parameters a forward and C gradients of every image, and their products."""
+    view, images = LinearHead.of(start.model), sum(start.counts)
+    rows = images * view.classes
+    parameters = sum(p.numel() for p in view.backbone(start.names).values())
+    blocks = gradient_passes(rows, 8, parameters, start.memory)
+    forwards = images * (1 + blocks)
+    return Work(forwards, forwards + 2 * rows * blocks, 2.0 * rows**2 * parameters)
 
 
 def most_kernel_images(classes: int, memory: int) -> int:
     """How many training images, and as many others, have a kernel in fp64 that fits."""
     return int((memory / (COPIES * 8)) ** 0.5) // classes // 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that is made when asked for.
+
+    Args:
+        field: its name in a stage of analysis.json.
+        make: the part.
+        work: what it takes.
+        one_by_one: whether images pass the model one by one.
+    """
+
+    field: str
+    make: Callable[[Start], Any]
+    work: Callable[[Start], Work]
+    one_by_one: bool = False
+
+
+PARTS = {
+    "ft_ratio": Part("one_step", one_step_tree, one_step_work),
+    "head_scale": Part("head_scale", head_scale_tree, head_scale_work),
+    "kernel": Part("kernel", kernel_tree, kernel_work, one_by_one=True),
+}
+"""By the flags of `python -m roli_fast.analyze`."""
 
 
 def _stacked(batches: Iterable[Batch]) -> Batch:
@@ -227,11 +232,13 @@ def _one_step(start: Start, attack: Attack | None) -> dict[str, Any]:
     options: dict[str, Any] = {"names": start.names, "attack": attack, "seed": start.seed}
 
     def train() -> Iterator[Batch]:
-        return start.counted(start.train())
+        return counted(start.train(), start.after_batch)
 
-    step = one_step(model, train(), start.counted(seen), lr=start.lr / count, **options)
+    step = one_step(
+        model, train(), counted(seen, start.after_batch), lr=start.lr / count, **options
+    )
     tangent = first_update(model, train(), start.optimize, **options)
-    own = one_step(model, (), start.counted(seen), tangent=tangent, names=start.names)
+    own = one_step(model, (), counted(seen, start.after_batch), tangent=tangent, names=start.names)
     return {
         "ft_ratio": number(step.ft_ratio),
         "lr": start.lr,
@@ -251,7 +258,7 @@ def _one_step(start: Start, attack: Attack | None) -> dict[str, Any]:
 def _compared(start: Start, step: OneStep, seen: list[Batch]) -> dict[str, float | None]:
     """What was predicted beside what happens, which is measured in fp64: at small rates it would
     drown in fp32's rounding."""
-    images = start.counted(seen)
+    images = counted(seen, start.after_batch)
     change = actual_change(start.model, step.tangent, images, dtype=torch.float64)
     size = change.features.norm(dim=1).mean()
     off = (step.features.double() - change.features).norm(dim=1).mean()

@@ -1,19 +1,20 @@
 """Gradients and Jacobian products of a network's features and logits, with respect to its weights.
 
-The only place beside the engine and the trainer's update where derivatives are taken.
+The only place beside the engine and the trainer's update where derivatives are taken. Products with
+a tangent are `torch.func.jvp`'s; gradients are `torch.autograd.grad`'s and not `torch.func.vjp`'s,
+which takes no `autograd.Function` of the old form and hides the graph that `mended` reads.
 """
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.backends import mha
-from torch.func import functional_call
+from torch.func import functional_call, jvp
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -31,13 +32,11 @@ class Pulled(NamedTuple):
 
     Args:
         features: phi(x), (B, D).
-        logits: (B, C).
         weights: what the logits were weighted with, (B, C).
         gradient: d(sum of weights * logits) / d(parameter), by name.
     """
 
     features: Tensor
-    logits: Tensor
     weights: Tensor
     gradient: dict[str, Tensor]
 
@@ -123,7 +122,7 @@ class Network:
             features, logits = self(x, leaves)
             weights = weigh(logits.detach())
         gradient = self._gradient(logits, leaves, weights, batched=False)
-        return Pulled(features.detach(), logits.detach(), weights, gradient)
+        return Pulled(features.detach(), weights, gradient)
 
     def rows(self, x: Tensor, weights: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Rows of the Jacobian of one input's logits: weights (K, C) -> {name: (K, *shape)}."""
@@ -144,22 +143,18 @@ class Network:
                 features, _ = self(x)
                 return features, torch.zeros_like(features)
             if not self.notes:
+                start = {name: self.parameters[name] for name in moving}
                 try:
-                    return self._forward_mode(x, moving)
+                    with warnings.catch_warnings():  # torch's own, of scripts that it loads once
+                        warnings.simplefilter("ignore", DeprecationWarning)
+                        found = jvp(lambda values: self(x, values)[0], (start,), (moving,))
+                    return found[0], found[1]
                 except (NotImplementedError, RuntimeError) as error:
                     if not _lacks_forward_mode(error):
                         raise
                     reason = str(error).splitlines()[0]
                     self.notes.append(f"central differences in place of forward mode: {reason}")
             return self._difference(x, moving)
-
-    def _forward_mode(self, x: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
-        with forward_ad.dual_level():
-            with warnings.catch_warnings():  # torch's own, of the scripts it loads the first time
-                warnings.simplefilter("ignore", DeprecationWarning)
-                duals = {n: forward_ad.make_dual(self.parameters[n], t) for n, t in tangent.items()}
-            features, moved = forward_ad.unpack_dual(self(x, duals)[0])
-        return features, torch.zeros_like(features) if moved is None else moved
 
     def _difference(self, x: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
         """Steps of eps^(1/3) of the weights' size: rounding and the third derivative balance."""
@@ -175,31 +170,31 @@ class Network:
         if not leaves or not logits.requires_grad:
             lead = weights.shape[:1] if batched else ()
             return {name: leaf.new_zeros(*lead, *leaf.shape) for name, leaf in leaves.items()}
-        take = partial(
-            torch.autograd.grad,
-            logits,
-            list(leaves.values()),
-            allow_unused=True,
-            materialize_grads=True,
-        )
+
+        def take(weights: Tensor, **options: bool) -> dict[str, Tensor]:
+            options |= {"allow_unused": True, "materialize_grads": True}
+            found = torch.autograd.grad(logits, list(leaves.values()), weights, **options)
+            return dict(zip(leaves, found, strict=True))
+
         if not batched:
             mended(logits)
-            return dict(zip(leaves, take(weights), strict=True))
+            return take(weights)
         if self._can_batch and not ambiguous_norms(logits):
             try:
-                found = take(weights, is_grads_batched=True, retain_graph=True)
-                return dict(zip(leaves, found, strict=True))
+                return take(weights, is_grads_batched=True, retain_graph=True)
             except RuntimeError as error:  # an autograd.Function, say, without a rule for vmap
                 if not any(word in str(error).lower() for word in ("vmap", "batching rule")):
                     raise
                 self._can_batch = False
         mended(logits)
-        found = zip(*(take(row, retain_graph=True) for row in weights), strict=True)
-        return {name: torch.stack(rows) for name, rows in zip(leaves, found, strict=True)}
+        rows = [take(row, retain_graph=True) for row in weights]
+        return {name: torch.stack([row[name] for row in rows]) for name in leaves}
 
 
 @contextlib.contextmanager
-def network(head: LinearHead, names: Sequence[str] | None = None) -> Iterator[Network]:
+def network(
+    head: LinearHead, names: Sequence[str] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Network]:
     """Hold a model in the state in which its derivatives are taken; given back exactly as found.
 
     Eval mode: no dropout, no stochastic depth, BN by its running statistics. No parameter requires
@@ -208,7 +203,10 @@ def network(head: LinearHead, names: Sequence[str] | None = None) -> Iterator[Ne
     Args:
         head: the model and its head.
         names: see `moving_names`.
+        dtype: of a copy that is taken in place of the model; None is the model itself.
     """
+    if dtype not in (None, head.layer.weight.dtype):
+        head = LinearHead.of(copy.deepcopy(head.model).to(dtype), head.name)
     model = head.model
     chosen = moving_names(head, names)
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -1,17 +1,25 @@
-"""How far features move: from one model to another, and from clean images to attacked ones."""
+"""Measures of features, logits and heads: how far features move, how well they separate classes,
+how large the head is, what is left to learn, and how fast margins move with the image.
+
+All but `margin_sensitivity` are functions of tensors that `gather` gives, and make no pass through
+a model; sums are taken in fp64 on the CPU.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, one_hot
 
-from roli_fast.analysis.costs import Cost, say
-from roli_fast.analysis.gathering import Gathered as Gathered
-from roli_fast.analysis.gathering import gather as gather
-from roli_fast.analysis.gathering import gather_cost as gather_cost
+from roli_fast.analysis.view import LinearHead
+from roli_fast.data import Batch
+from roli_fast.engine import Engine, InputGradient, bound
+from roli_fast.engine.input_gradient import check_labels
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.losses import at_least_float32, margin
+from roli_fast.norms import NORMS
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,6 @@ class RobustDrift:
     relative: float
 
 
-def feature_drift_cost(images: int, dimensions: int) -> Cost:
-    """No pass: the features are given."""
-    return linear_cka_cost(images, dimensions).named("feature drift")
-
-
 def feature_drift(before: Tensor, after: Tensor) -> Drift:
     """Drift from features `before` (N, D) to `after` (N, D), of the same samples in the same order.
 
@@ -57,31 +60,15 @@ def feature_drift(before: Tensor, after: Tensor) -> Drift:
         ArgumentError: shapes that differ, or values that are not finite.
     """
     before, after = _pair(before, after, "before", "after")
-    say(feature_drift_cost(*before.shape))
     moved = _moved(before, after)
     cosine = cosine_similarity(before, after, dim=1, eps=0.0).mean().item()
     return Drift(moved.absolute, moved.relative, cosine, _cka(before, after))
 
 
-def robust_drift_cost(images: int, dimensions: int) -> Cost:
-    """No pass: the features are given."""
-    return Cost("robust drift", flops=5.0 * images * dimensions, bytes=16 * images * dimensions)
-
-
 def robust_drift(clean: Tensor, adversarial: Tensor) -> RobustDrift:
     """Drift from features of clean images (N, D) to those of attacked ones, by the same model."""
     clean, adversarial = _pair(clean, adversarial, "clean", "adversarial")
-    say(robust_drift_cost(*clean.shape))
     return _moved(clean, adversarial)
-
-
-def linear_cka_cost(images: int, dimensions: int, *, debiased: bool = False) -> Cost:
-    """No pass: three products between dimensions, or two between samples, who are fewer or
-    debiased."""
-    by_sample = debiased or images < dimensions
-    small, products = (images, 2) if by_sample else (dimensions, 3)
-    held = 8 * (4 * images * dimensions + products * small**2)
-    return Cost("linear CKA", flops=2.0 * products * images * dimensions * small, bytes=held)
 
 
 def linear_cka(first: Tensor, second: Tensor, *, debiased: bool = False) -> float:
@@ -105,19 +92,12 @@ def linear_cka(first: Tensor, second: Tensor, *, debiased: bool = False) -> floa
     first, second = _matrix("first", first), _matrix("second", second)
     if len(first) != len(second):
         raise ArgumentError(describe("second", f"{len(first)} samples, as first", len(second)))
-    widest = max(first.shape[1], second.shape[1])
-    say(linear_cka_cost(len(first), widest, debiased=debiased))
     if not debiased:
         return _cka(first, second)
     if len(first) < 4:
         raise ArgumentError(describe("first", "at least 4 samples to debias", len(first)))
     own, other = _u_centred(first), _u_centred(second)
     return _ratio((own * other).sum().item(), (own.norm() * other.norm()).item())
-
-
-def class_separation_cost(images: int, dimensions: int) -> Cost:
-    """No pass."""
-    return Cost("class separation", flops=8.0 * images * dimensions, bytes=16 * images * dimensions)
 
 
 def class_separation(phi: Tensor, y: Tensor) -> float:
@@ -133,7 +113,6 @@ def class_separation(phi: Tensor, y: Tensor) -> float:
     if y.shape != phi.shape[:1] or y.is_floating_point():
         got = f"{y.dtype} of shape {tuple(y.shape)}"
         raise ArgumentError(describe("y", f"integer labels of shape ({len(phi)},)", got))
-    say(class_separation_cost(*phi.shape))
     _, place = y.cpu().unique(return_inverse=True)
     counts = place.bincount().double()
     means = torch.zeros(len(counts), phi.shape[1], dtype=torch.float64)
@@ -141,11 +120,6 @@ def class_separation(phi: Tensor, y: Tensor) -> float:
     spread = (means - phi.mean(0)).square().sum(1)
     within = (phi - means[place]).square().sum().item()
     return _ratio((spread * counts).sum().item(), within)
-
-
-def pairwise_cosine_cost(images: int, dimensions: int) -> Cost:
-    """No pass."""
-    return Cost("pairwise cosine", flops=6.0 * images * dimensions, bytes=16 * images * dimensions)
 
 
 def pairwise_cosine(phi: Tensor, *, centred: bool = False) -> float:
@@ -164,7 +138,6 @@ def pairwise_cosine(phi: Tensor, *, centred: bool = False) -> float:
         left.
     """
     phi = _matrix("phi", phi)
-    say(pairwise_cosine_cost(*phi.shape))
     if centred:
         phi = phi - phi.mean(0)
     length = phi.norm(dim=1)
@@ -173,6 +146,130 @@ def pairwise_cosine(phi: Tensor, *, centred: bool = False) -> float:
     if count < 2:
         return math.nan
     return (unit.sum(0).square().sum().item() - count) / (count * (count - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class HeadNorms:
+    """Norms of a head V (C, D), b (C,).
+
+    Args:
+        norm: ||V||_F, the bias apart: Norm(C) of Tomihari & Sato 2024 (arXiv:2405.16747), table 1.
+        rows: ||v_c||_2, (C,) on the CPU; their squares add up to that of `norm`.
+        bias: ||b||_2; 0 without a bias.
+        cosines: of the rows with one another, (C, C) on the CPU; 0 for a row of zeros.
+    """
+
+    norm: float
+    rows: Tensor
+    bias: float
+    cosines: Tensor
+
+
+def head_norms(head: nn.Linear) -> HeadNorms:
+    """Norms of a linear head's weight.
+
+    Raises:
+        ArgumentTypeError: no linear layer; `LinearHead.of(model).layer` finds it.
+    """
+    if not isinstance(head, nn.Linear):
+        fix = "Give LinearHead.of(model).layer."
+        raise ArgumentTypeError(describe("head", "an nn.Linear", type(head).__name__, fix))
+    weight = at_least_float32(head.weight.detach()).cpu().double()
+    rows = weight.norm(dim=1)
+    unit = weight / torch.where(rows > 0, rows, 1.0)[:, None]
+    bias = 0.0 if head.bias is None else head.bias.detach().double().norm().item()
+    return HeadNorms(rows.norm().item(), rows.float(), bias, (unit @ unit.T).float())
+
+
+def residual(logits: Tensor, y: Tensor) -> Tensor:
+    """delta_i = e_y - softmax(z), minus the cross-entropy's gradient in the logits, (N, C).
+
+    Tomihari & Sato 2024 (arXiv:2405.16747), proposition 4.1: a step of gradient descent changes the
+    model by sums over these.
+
+    Args:
+        logits: z, (N, C).
+        y: labels (N,), int64.
+    """
+    if logits.ndim != 2:
+        raise ArgumentError(describe("logits", "shape (N, C)", tuple(logits.shape)))
+    check_labels(y, logits)
+    logits = at_least_float32(logits)
+    return one_hot(y, logits.shape[1]).to(logits.dtype) - logits.softmax(1)
+
+
+def residual_size(logits: Tensor, y: Tensor) -> Tensor:
+    """||e_y - softmax(z)||_2 of each sample, (N,): from 0, all right, to sqrt(2), surely wrong.
+
+    Args:
+        logits: z, (N, C).
+        y: labels (N,), int64.
+    """
+    return residual(logits, y).norm(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """How strongly each sample's margin m = z_y - max_{k != y} z_k depends on its input.
+
+    Args:
+        norm: of the perturbations.
+        samples: ||d m / d x||_q, (N,) on the CPU; the head's difference v_y - v_k through the
+            features' Jacobian.
+        margins: m, (N,): above 0 where a sample is right.
+    """
+
+    norm: str
+    samples: Tensor = field(repr=False)
+    margins: Tensor = field(repr=False)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the samples."""
+        return self.samples.double().mean().item()
+
+    @property
+    def radii(self) -> Tensor:
+        """margin / sensitivity, (N,): how far the boundary is to first order, below 0 where a
+        sample is wrong; 0 / 0 is NaN."""
+        return self.margins / self.samples
+
+    def __float__(self) -> float:
+        return self.mean
+
+
+def margin_sensitivity(
+    model: nn.Module | LinearHead,
+    batches: Iterable[Batch],
+    norm: str,
+    *,
+    engine: Engine | None = None,
+) -> Sensitivity:
+    """||(v_y - v_k) d phi / d x||_q of each sample, k the runner-up: the likeliest wrong class.
+
+    To first order a perturbation of size r moves the margin by at most r times this.
+
+    Args:
+        model: images (B, ...) -> logits (B, C), or the view of it; the head need not be linear.
+        batches: (x, y, ids) on the model's device.
+        norm: of the perturbations, one of `NORMS`; q is that of its dual.
+        engine: how the passes are made.
+
+    Raises:
+        ArgumentError: another norm, or no images.
+    """
+    measure = NORMS[norm].dual
+    slopes: list[Tensor] = []
+    margins: list[Tensor] = []
+    network = model.model if isinstance(model, LinearHead) else model
+    with InputGradient(bound(network, engine), margin) as gradient:
+        for x, y, _ids in batches:
+            grad, loss, _logits = gradient(x, y)
+            slopes.append(measure(grad).cpu())
+            margins.append(-loss.cpu())
+    if not sum(map(len, slopes)):
+        raise ArgumentError(describe("batches", "at least one image", "none"))
+    return Sensitivity(norm, torch.cat(slopes), torch.cat(margins))
 
 
 def _moved(before: Tensor, after: Tensor) -> RobustDrift:

@@ -11,7 +11,6 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from roli_fast.analysis.costs import Cost, say
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.seeds import derived_generator
 
@@ -44,7 +43,7 @@ class Regression:
     scores: Tensor = field(repr=False)
 
 
-def kernel_regression(  # noqa: PLR0913 - one call, and each option is independent of the others
+def kernel_regression(
     kernel_train: Tensor,
     y: Tensor,
     kernel_test: Tensor,
@@ -73,7 +72,6 @@ def kernel_regression(  # noqa: PLR0913 - one call, and each option is independe
         ArgumentError: shapes that do not fit, or fewer samples than folds.
     """
     classes = _classes(kernel_train, y, kernel_test, y_test, folds)
-    say(kernel_regression_cost(len(y), classes, strengths=len(strengths), folds=folds))
     train, test = _coordinates(kernel_train, kernel_test, classes)
     labels, test_labels = y.cpu().numpy(), y_test.cpu().numpy()
     fold = _folds(labels, folds, seed)
@@ -98,16 +96,6 @@ def kernel_regression(  # noqa: PLR0913 - one call, and each option is independe
         validation=validation,
         scores=torch.from_numpy(scores),
     )
-
-
-def kernel_regression_cost(
-    samples: int, classes: int, *, strengths: int = len(STRENGTHS), folds: int = FOLDS
-) -> Cost:
-    """One eigendecomposition, and some 100 iterations of each fit."""
-    rows = samples * classes
-    fits = strengths * folds + 1
-    flops = 10.0 * rows**3 + fits * 100 * 4.0 * rows**2
-    return Cost("kernel regression", flops=flops, bytes=4 * 8 * rows**2)
 
 
 def _classes(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, folds: int) -> int:

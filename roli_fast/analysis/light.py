@@ -11,21 +11,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from roli_fast.analysis import calibration
-from roli_fast.analysis.costs import Cost, attack_cost
 from roli_fast.analysis.features import (
-    Gathered,
+    Drift,
+    HeadNorms,
+    RobustDrift,
     class_separation,
     feature_drift,
-    gather,
+    head_norms,
     pairwise_cosine,
+    residual_size,
     robust_drift,
 )
-from roli_fast.analysis.head import HeadNorms, head_norms
-from roli_fast.analysis.residual import residual_size
-from roli_fast.analysis.view import LinearHead
+from roli_fast.analysis.view import Gathered, LinearHead, gather
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 
@@ -35,15 +35,16 @@ Images = Callable[[], Iterable[Batch]]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """One split as one model sees it: its clean images, and those attacked at that model."""
+    """One split as one model sees it: its clean images, and those attacked at that model; None
+    where attacked ones are not looked at."""
 
     clean: Gathered
-    adversarial: Gathered
+    adversarial: Gathered | None
 
     def both(self, measure: Callable[[Gathered], float]) -> dict[str, float | None]:
         """A number of the clean images and one of the attacked ones."""
         parts = {"clean": self.clean, "adversarial": self.adversarial}
-        return {name: number(measure(part)) for name, part in parts.items()}
+        return {name: None if own is None else number(measure(own)) for name, own in parts.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +57,12 @@ class Point:
 
     def as_json(self) -> dict[str, Any]:
         """Head norms, residuals on training images, and the features of validation images."""
-        validation = self.validation
-        moved = robust_drift(validation.clean.features, validation.adversarial.features)
+        validation, moved = self.validation, RobustDrift(math.nan, math.nan)
+        if validation.adversarial:
+            moved = robust_drift(validation.clean.features, validation.adversarial.features)
+        head = {"norm": self.head.norm, "rows": self.head.rows.tolist(), "bias": self.head.bias}
         return {
-            "head": head_tree(self.head),
+            "head": head,
             "residual": self.train.both(lambda g: residual_size(g.logits, g.y).mean().item()),
             "separation": validation.both(lambda g: class_separation(g.features, g.y)),
             "pairwise_cosine": validation.both(lambda g: pairwise_cosine(g.features)),
@@ -72,37 +75,34 @@ class Survey:
     """The same images and the same attack for every model that is looked at.
 
     Args:
-        attack: under the threat already; its draws depend on `seed` and the sample's id.
+        attack: under the threat already; its draws depend on `seed` and the sample's id. None looks
+            at clean images alone.
         train: training images, for residuals.
         validation: held-out images, for features.
         seed: of the attack's draws.
         after_batch: called with the number of images done; a progress bar, or a stop.
     """
 
-    attack: Attack
+    attack: Attack | None
     train: Images
     validation: Images
     seed: int = 0
     after_batch: Callable[[int], None] | None = None
 
     def look(self, model: nn.Module, images: Images, *, keep: bool = False) -> Look:
-        """A split as the model sees it; `keep` keeps the attacked images as well."""
-        return Look(self.clean(model, images), self.attacked(model, images, keep=keep))
+        """A split as the model sees it; `keep` keeps the images as well."""
+        return Look(self.clean(model, images, keep), self.attacked(model, images, keep))
 
-    def clean(self, model: nn.Module, images: Images, *, keep: bool = False) -> Gathered:
-        """Features and logits of clean images; `keep` keeps the images as well."""
+    def clean(self, model: nn.Module, images: Images, keep: bool = False) -> Gathered:
+        """Features and logits of clean images."""
         return gather(model, images(), keep_images=keep, after_batch=self.after_batch)
 
-    def attacked(self, model: nn.Module, images: Images, *, keep: bool = False) -> Gathered:
+    def attacked(self, model: nn.Module, images: Images, keep: bool = False) -> Gathered | None:
         """Features and logits of images attacked at this model."""
-        return gather(
-            model,
-            images(),
-            self.attack,
-            seed=self.seed,
-            keep_images=keep,
-            after_batch=self.after_batch,
-        )
+        if self.attack is None:
+            return None
+        options: dict[str, Any] = {"keep_images": keep, "after_batch": self.after_batch}
+        return gather(model, images(), self.attack, seed=self.seed, **options)
 
     def point(self, model: nn.Module, like: Point | None = None) -> Point:
         """Look at a model.
@@ -113,9 +113,8 @@ class Survey:
                 clean features and logits agree bit for bit, its attacked images are taken.
         """
         head = head_norms(LinearHead.of(model).layer)
-        train = self.clean(model, self.train)
-        validation = self.clean(model, self.validation)
-        if like and same(like.train.clean, train) and same(like.validation.clean, validation):
+        train, validation = self.clean(model, self.train), self.clean(model, self.validation)
+        if like and _same(like.train.clean, train) and _same(like.validation.clean, validation):
             return replace(like, head=head)
         return Point(
             head,
@@ -126,16 +125,18 @@ class Survey:
     def change(self, start: Point, model: nn.Module, end: Point) -> dict[str, Any]:
         """How far the features of validation images went from `start` to `end`, which is `model`:
         of clean images, and of those attacked at the start, held fixed."""
-        held = gather(model, self._held(start), after_batch=self.after_batch)
-        before, after = start.validation, {"clean": end.validation.clean, "adversarial": held}
-        return {
-            name: numbers(asdict(feature_drift(getattr(before, name).features, found.features)))
-            for name, found in after.items()
-        }
+        before, after = start.validation, end.validation
+        clean = feature_drift(before.clean.features, after.clean.features)
+        adversarial = Drift(*4 * [math.nan])
+        if before.adversarial:
+            held = gather(model, self._held(before.adversarial), after_batch=self.after_batch)
+            adversarial = feature_drift(before.adversarial.features, held.features)
+        drifts = {"clean": clean, "adversarial": adversarial}
+        return {name: numbers(asdict(drift)) for name, drift in drifts.items()}
 
-    def _held(self, start: Point) -> Iterator[Batch]:
+    def _held(self, found: Gathered) -> Iterator[Batch]:
         """The images attacked at the start, in batches as they were attacked."""
-        found, place = start.validation.adversarial, 0
+        place = 0
         assert found.x is not None, "a point keeps the attacked validation images"
         for batch in self.validation():
             rows = slice(place, place := place + len(batch.y))
@@ -144,38 +145,19 @@ class Survey:
 
 def calibrate(validation: Look, test: Look) -> dict[str, Any]:
     """`calibration.report` of one model's validation and test images."""
-    parts = [
-        (found.logits, found.y)
-        for look in (validation, test)
-        for found in (look.clean, look.adversarial)
-    ]
-    return calibration.report(*parts)
-
-
-def look_cost(attack: Attack, images: int, classes: int) -> Cost:
-    """What one split of so many images costs, as one model sees it, clean and attacked."""
-    twice = Cost("light analysis", forwards=2 * images)
-    return (twice + attack_cost(attack, images, classes=classes)).named("light analysis")
-
-
-def head_tree(head: HeadNorms) -> dict[str, Any]:
-    """Norms of the head: of all of it, of each class's row, and of the bias."""
-    return {"norm": head.norm, "rows": head.rows.tolist(), "bias": head.bias}
-
-
-def same(a: Gathered, b: Gathered) -> bool:
-    """Whether features and logits agree in every bit."""
-    return torch.equal(a.features, b.features) and torch.equal(a.logits, b.logits)
+    looks = (validation.clean, validation.adversarial, test.clean, test.adversarial)
+    return calibration.report(*((own.logits, own.y) for own in looks if own is not None))
 
 
 def joined(a: Gathered, b: Gathered) -> Gathered:
     """Further images behind `a`; attacked images themselves are dropped."""
+    names = ("features", "logits", "y", "ids")
+    return Gathered(*(torch.cat([getattr(a, name), getattr(b, name)]) for name in names))
 
-    def both(name: str) -> Tensor:
-        return torch.cat([getattr(a, name), getattr(b, name)])
 
-    cost = a.cost + b.cost
-    return Gathered(both("features"), both("logits"), both("y"), both("ids"), cost)
+def _same(a: Gathered, b: Gathered) -> bool:
+    """Whether features and logits agree in every bit."""
+    return torch.equal(a.features, b.features) and torch.equal(a.logits, b.logits)
 
 
 def number(value: float) -> float | None:

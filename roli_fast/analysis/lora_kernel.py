@@ -10,15 +10,13 @@ the distance of one draw for a linear network.)
 
 import copy
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from roli_fast.analysis.costs import Cost, say
 from roli_fast.analysis.derivatives import network
-from roli_fast.analysis.descent import in_dtype
-from roli_fast.analysis.gram import Piece, gram, passes
-from roli_fast.analysis.ntk import MEMORY, check_memory, room_for_gradients
+from roli_fast.analysis.ntk import MEMORY, Piece, check_memory, gram
 from roli_fast.analysis.view import LinearHead
 from roli_fast.models import Classifier
 from roli_fast.peft import LoRA, apply
@@ -47,7 +45,7 @@ class LoraKernel:
         return _distance(self.mean, self.expected)
 
 
-def lora_kernel(  # noqa: PLR0913 - one call, and each option is independent of the others
+def lora_kernel(
     model: Classifier,
     method: LoRA,
     x: Tensor,
@@ -71,21 +69,20 @@ def lora_kernel(  # noqa: PLR0913 - one call, and each option is independent of 
     Raises:
         ArgumentError: LoRA cannot be applied, or N x C is above what fits into `memory`.
     """
-    say(lora_kernel_cost(model, method, len(x), draws=draws, memory=memory, dtype=dtype))
     view, adapted = LinearHead.of(model), _adapted(model, method)
+    check_memory(len(x), view.classes, (dtype or view.layer.weight.dtype).itemsize, memory)
     expected = torch.zeros(())
-    with network(in_dtype(view, dtype), [layer.name for layer in adapted]) as net:
+    with network(view, [layer.name for layer in adapted], dtype) as net:
         eye = torch.eye(view.classes).to(net.head.layer.weight.detach())
-        room = room_for_gradients(len(x) * view.classes, eye.element_size(), memory)
         for layer in adapted:
-            own = gram(net, x, eye, memory=room, pieces=layer.pieces())
+            own = gram(net, x, eye, memory=memory, pieces=layer.pieces)
             expected = expected.to(own) + layer.scale * own
     mean, errors = torch.zeros_like(expected), []
     for draw in range(draws):
         drawn = copy.deepcopy(model)
         names = apply(drawn, method, seed=derive_seed("lora_kernel", seed, draw))
-        with network(in_dtype(LinearHead.of(drawn), dtype), names) as net:
-            own = gram(net, x, eye, memory=room)
+        with network(LinearHead.of(drawn), names, dtype) as net:
+            own = gram(net, x, eye, memory=memory)
         mean += own / draws
         errors.append(_distance(own, expected))
     scales = {layer.name.removesuffix(".weight"): layer.scale for layer in adapted}
@@ -97,61 +94,12 @@ def start_variance(inputs: int) -> float:
     return 1 / (3 * inputs)
 
 
-def lora_kernel_cost(  # noqa: PLR0913 - each is independent of the others
-    model: Classifier,
-    method: LoRA,
-    images: int,
-    *,
-    draws: int = 8,
-    memory: int = MEMORY,
-    dtype: torch.dtype | None = None,
-) -> Cost:
-    """Of each adapted matrix, and of each draw, a forward of every input and C backwards; more
-    where their gradients do not fit into `memory` at once.
-
-    Raises:
-        ArgumentError: as `lora_kernel`.
-    """
-    view, adapted = LinearHead.of(model), _adapted(model, method)
-    item = (dtype or view.layer.weight.dtype).itemsize
-    check_memory(images, view.classes, item, memory)
-    rows = images * view.classes
-    room = room_for_gradients(rows, item, memory)
-    every = sum(passes(rows, item, layer.full, room) for layer in adapted)
-    low = sum(layer.low for layer in adapted)
-    every += draws * passes(rows, item, low, room)
-    return Cost(
-        "LoRA kernel",
-        forwards=images * every,
-        weight_backwards=rows * every,
-        bytes=memory,
-    )
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A matrix that LoRA takes: its parameter, its row length, ranges of its rows, the rank."""
+class _Layer(NamedTuple):
+    """A matrix that LoRA takes: its parameter, the entries that LoRA moves, their factor."""
 
     name: str
-    width: int
-    ranges: tuple[tuple[int, int], ...]
-    rank: int
+    pieces: list[Piece]
     scale: float
-
-    def pieces(self) -> list[Piece]:
-        """The entries that LoRA moves."""
-        return [Piece(self.name, i * self.width, j * self.width) for i, j in self.ranges]
-
-    @property
-    def full(self) -> int:
-        """How many these are."""
-        return sum(piece.width for piece in self.pieces())
-
-    @property
-    def low(self) -> int:
-        """How many A and B have."""
-        rows = sum(stop - start for start, stop in self.ranges)
-        return self.rank * (len(self.ranges) * self.width + rows)
 
 
 def _adapted(model: Classifier, method: LoRA) -> list[_Layer]:
@@ -161,9 +109,10 @@ def _adapted(model: Classifier, method: LoRA) -> list[_Layer]:
     for name, rows in method.find(model).items():
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear), "LoRA.find finds nothing else"
-        ranges, width = rows or ((0, layer.out_features),), layer.in_features
-        scale = factor * start_variance(width)
-        found.append(_Layer(f"{name}.weight", width, ranges, method.rank, scale))
+        weight, width = f"{name}.weight", layer.in_features
+        ranges = rows or ((0, layer.out_features),)
+        pieces = [Piece(weight, start * width, stop * width) for start, stop in ranges]
+        found.append(_Layer(weight, pieces, factor * start_variance(width)))
     return found
 
 

@@ -3,22 +3,25 @@
 Entry ((n, c), (m, d)) is the inner product of the gradients of logit c of input n and logit d of
 input m. With f(x) = V phi(x) + b it is P + F (Tomihari & Sato 2024, arXiv:2405.16747, proposition
 4.1): P = (<phi(x), phi(x')> + 1) I_C by the head's weight and bias, F = V J(x) J(x')^T V^T by the
-backbone. For anything larger use `one_step`, which never builds it.
+backbone. `diagonal_of_F`, `top_eigenvalues` and `one_step` tell of one that is too large to build.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
-from roli_fast.analysis.costs import Cost, say
-from roli_fast.analysis.derivatives import Network, moving_names, network
-from roli_fast.analysis.descent import in_dtype
-from roli_fast.analysis.gram import gram, passes
+from roli_fast.analysis.derivatives import Network, network
+from roli_fast.analysis.one_step import descend
 from roli_fast.analysis.view import LinearHead
+from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError, check_choice, describe
+from roli_fast.seeds import derived_generator
 
 MEMORY = 2 * 2**30
 """Bytes that a kernel may take, with what it takes to build and to analyse it."""
@@ -62,22 +65,15 @@ class Kernel:
             columns: indices of inputs, int64.
         """
         check_choice("part", part, ("P", "F", "NTK"))
-        count, each = self.images, self.classes
-        if rows is None and columns is None:
-            found = torch.zeros_like(self.F) if part == "P" else self.F.clone()
-            found = found.view(count, each, count, each)
-        else:
-            every = torch.arange(count)
-            rows, columns = (every if where is None else where for where in (rows, columns))
-            found = self.F.new_zeros(len(rows), each, len(columns), each)
-            if part != "P":
-                whole = self.F.view(count, each, count, each)
-                for place, row in enumerate(rows.tolist()):
-                    found[place] = whole[row][:, columns]
+        every = torch.arange(self.images)
+        rows, columns = (every if where is None else where for where in (rows, columns))
+        whole = self.F.view(self.images, self.classes, self.images, self.classes)
+        found = whole[rows][:, :, columns]
+        if part == "P":
+            found.zero_()
         if part != "F":
-            own = self.P_gram if rows is None else self.P_gram[rows][:, columns]
             diagonal = torch.diagonal(found, dim1=1, dim2=3)  # (rows, columns, C), a view
-            diagonal += own[..., None]
+            diagonal += self.P_gram[rows][:, columns, None]
         return found.flatten(2).flatten(0, 1)
 
     def spectrum(self, part: Part = "NTK") -> Tensor:
@@ -125,14 +121,14 @@ class Kernel:
         return (member.t() @ norms @ member) / pairs
 
 
-def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent of the others
+def empirical_ntk(
     model: nn.Module | LinearHead,
     x: Tensor,
     y: Tensor | None = None,
     *,
+    summed: bool = False,
     names: Sequence[str] | None = None,
     memory: int = MEMORY,
-    head: str | None = None,
     dtype: torch.dtype | None = None,
     after_batch: Callable[[int], None] | None = None,
 ) -> Kernel:
@@ -142,16 +138,19 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
     parameters at a time, as much as fits into `memory`: no Jacobian is stored.
 
     Args:
-        model: inputs (B, ...) -> logits (B, C), with a linear head.
+        model: inputs (B, ...) -> logits (B, C), with a linear head, or the view of it.
         x: N inputs; attacked ones for the kernel under attack.
         y: labels (N,), kept for `Kernel.trace_by_class`.
+        summed: take the sum of each input's logits for its one logit: sums of the whole kernel over
+            classes, for 1 / C of its backwards and 1 / C^2 of its size. It shows how alike inputs
+            are to the backbone; residuals sum to zero over classes, so that it is no part of what a
+            step of the cross-entropy does.
         names: the tensors that train; see `one_step`.
         memory: bytes it may take.
-        head: name of the head where it cannot be found.
         dtype: compute in this dtype, in a copy of the model; None is the model's own. Ranks want
             float64.
-        after_batch: called with the number of inputs done, `empirical_ntk_cost(...).forwards` in
-            all; a progress bar, or a stop.
+        after_batch: called with the number of inputs done, N times 1 + `gradient_passes` in all; a
+            progress bar, or a stop.
 
     Returns:
         The kernel, on the CPU.
@@ -159,59 +158,226 @@ def empirical_ntk(  # noqa: PLR0913 - one call, and each option is independent o
     Raises:
         ArgumentError: N x C is above what fits into `memory`; no linear head; no inputs.
     """
-    view = LinearHead.of(model, head)
-    say(empirical_ntk_cost(view, len(x), names=names, memory=memory, dtype=dtype))
-    with network(in_dtype(view, dtype), names) as net:
-        weights = torch.eye(view.classes).to(net.head.layer.weight.detach())
-        own = head_gram(net, x, after_batch)
-        room = room_for_gradients(len(x) * view.classes, weights.element_size(), memory)
-        found = gram(net, x, weights, memory=room, after_batch=after_batch)
-    return Kernel(own.cpu(), found.cpu(), view.classes, None if y is None else y.cpu())
+    view = LinearHead.of(model)
+    each = 1 if summed else view.classes
+    check_memory(len(x), each, (dtype or view.layer.weight.dtype).itemsize, memory)
+    with network(view, names, dtype) as net:
+        like = net.head.layer.weight.detach()
+        weights = like.new_ones(1, view.classes) if summed else torch.eye(each).to(like)
+        own = _head_gram(net, x, after_batch) * (view.classes if summed else 1)
+        found = gram(net, x, weights, memory=memory, after_batch=after_batch)
+    return Kernel(own.cpu(), found.cpu(), each, None if y is None else y.cpu())
 
 
-def empirical_ntk_cost(
+def diagonal_of_F(
     model: nn.Module | LinearHead,
-    images: int,
+    x: Tensor,
     *,
     names: Sequence[str] | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype | None = None,
-) -> Cost:
-    """Of each block a forward of every input and C backwards; then the products of gradients.
+) -> Tensor:
+    """F's diagonal, the squared size of every logit's gradient in the backbone; its sum is the
+    trace of F, the sum of all its eigenvalues.
+
+    Args:
+        model: inputs (B, ...) -> logits (B, C), with a linear head.
+        x: inputs (N, ...), of which one is looked at at a time.
+        names: the tensors that train; see `one_step`.
+        memory: bytes for gradients; those of one logit are held in any case.
+        dtype: compute in this dtype, in a copy of the model; None is the model's own.
+
+    Returns:
+        (N, C), on the CPU.
+    """
+    if not len(x):
+        raise ArgumentError(describe("x", "at least one input", "none"))
+    view = LinearHead.of(model)
+    rows: list[Tensor] = []
+    with network(view, names, dtype) as net:
+        eye = torch.eye(view.classes).to(net.head.layer.weight.detach())
+        each = sum(value.numel() for value in net.parameters.values()) * eye.element_size()
+        for one in x.split(1):
+            for run in eye.split(max(1, memory // max(each, 1))):
+                found = net.rows(one, run, net.names).values()
+                squares = [part.flatten(1).square().sum(1) for part in found]
+                rows.append(torch.stack(squares).sum(0) if squares else run.new_zeros(len(run)))
+    return torch.cat(rows).view(-1, view.classes).cpu()
+
+
+def top_eigenvalues(
+    model: nn.Module | LinearHead,
+    batches: Iterable[Batch],
+    count: int = 10,
+    *,
+    part: Part = "F",
+    names: Sequence[str] | None = None,
+    tol: float = 1e-4,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """The largest eigenvalues of F, or of P + F, by Lanczos; the kernel is never built.
+
+    Each of its products with a vector is one gradient and one Jacobian product of every input.
+
+    Args:
+        model: inputs (B, ...) -> logits (B, C), with a linear head.
+        batches: the N inputs of the kernel; all are kept for the time of the call.
+        count: how many, below N C.
+        part: "F", or "NTK" for P + F. (P alone is a Gram matrix of features.)
+        names: the tensors that train; see `one_step`.
+        tol: relative accuracy of an eigenvalue.
+        dtype: compute in this dtype, in a copy of the model; None is the model's own.
+        seed: of the first vector.
+
+    Returns:
+        (count,), fp64, largest first.
 
     Raises:
-        ArgumentError: N x C is above what fits into `memory`.
+        ArgumentError: `count` is not between 1 and N C - 1.
     """
-    view = LinearHead.of(model)
-    return kernel_cost("empirical NTK", view, images, view.classes, (names, memory, dtype))
+    check_choice("part", part, ("F", "NTK"))
+    view, kept = LinearHead.of(model), list(batches)
+    images = sum(len(batch.y) for batch in kept)
+    size = images * view.classes
+    if not 1 <= count < size:
+        expected = f"a number of eigenvalues from 1 to {size - 1}, below N C"
+        raise ArgumentError(describe("count", expected, count))
+    start = torch.randn(size, generator=derived_generator("lanczos", seed), dtype=torch.float64)
+    with network(view, names, dtype) as net:
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            return _product(net, kept, torch.from_numpy(vector.reshape(images, -1)), part)
+
+        operator = LinearOperator((size, size), matvec=product, dtype=np.float64)  # pyright: ignore
+        values = eigsh(
+            operator,
+            k=count,
+            which="LA",
+            v0=start.numpy(),
+            tol=tol,  # pyright: ignore[reportArgumentType] - scipy's stubs read the default 0
+            return_eigenvectors=False,
+        )
+    return torch.from_numpy(np.sort(values)[::-1].copy())
 
 
-def kernel_cost(
-    what: str,
-    view: LinearHead,
-    images: int,
-    each: int,
-    options: tuple[Sequence[str] | None, int, torch.dtype | None],
-) -> Cost:
-    """Of a kernel of so many rows an input; `options` are names, memory, dtype."""
-    names, memory, dtype = options
-    item = (dtype or view.layer.weight.dtype).itemsize
-    check_memory(images, each, item, memory)
-    rows = images * each
-    ours = view.backbone()
-    parameters = sum(ours[name].numel() for name in moving_names(view, names))
-    room = room_for_gradients(rows, item, memory)
-    count = passes(rows, item, parameters, room)
-    return Cost(
-        what,
-        forwards=images * (count + 1),
-        weight_backwards=rows * count,
-        flops=2.0 * rows**2 * parameters,
-        bytes=min(memory, 4 * rows**2 * item + rows * parameters * item * 4 // 3),
-    )
+def _product(net: Network, batches: list[Batch], vector: Tensor, part: Part) -> np.ndarray:
+    """The kernel times a vector (N, C): `descend` with it in place of the residuals, then push."""
+    rows = iter(vector.to(net.head.layer.weight).split([len(batch.y) for batch in batches]))
+    tangent = descend(net, batches, lambda batch, logits: next(rows)).tangent
+    out: list[Tensor] = []
+    for batch in batches:
+        features, moved = net.push(batch.x, tangent)
+        logits = moved @ net.head.layer.weight.detach().t()
+        out.append(logits + net.head_part(features, tangent) if part == "NTK" else logits)
+    return torch.cat(out).double().cpu().flatten().numpy()
 
 
-def head_gram(net: Network, x: Tensor, after_batch: Callable[[int], None] | None = None) -> Tensor:
+class Piece(NamedTuple):
+    """Entries [start, stop) of a flattened parameter."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def blocks(pieces: Iterable[Piece], width: int) -> Iterator[list[Piece]]:
+    """The pieces in order, in blocks of at most `width` entries; a long piece is cut."""
+    block: list[Piece] = []
+    room = width
+    for name, start, stop in pieces:
+        while start < stop:
+            taken = min(room, stop - start)
+            block.append(Piece(name, start, start + taken))
+            start, room = start + taken, room - taken
+            if not room:
+                yield block
+                block, room = [], width
+    if block:
+        yield block
+
+
+def _room(rows: int, item: int, memory: int) -> int:
+    """Bytes for gradients that four kernels of so many rows leave."""
+    return memory - 4 * item * rows**2
+
+
+def _width(rows: int, item: int, memory: int) -> int:
+    """Parameters in a block, at least one. Its gradients, of so many rows, take 3/4 of the room;
+    the rest is for those of one input before the block's share is taken.
+    """
+    return max(1, _room(rows, item, memory) // 4 * 3 // (rows * item))
+
+
+def gradient_passes(rows: int, item: int, parameters: int, memory: int = MEMORY) -> int:
+    """How often `gram` goes through its inputs: as many blocks as so many parameters make."""
+    return math.ceil(parameters / _width(rows, item, memory))
+
+
+def gram(
+    net: Network,
+    x: Tensor,
+    weights: Tensor,
+    *,
+    memory: int = MEMORY,
+    pieces: Sequence[Piece] | None = None,
+    after_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """<J_a, J_b> of all rows a, b: the gradients of weights[k] . logits(x[n]), row n * K + k.
+
+    Block by block of parameters, so that no Jacobian is kept. Each block costs one forward of every
+    input and K backwards, batched, whatever it holds.
+
+    Args:
+        net: the network.
+        x: inputs (N, ...).
+        weights: combinations of logits, (K, C); the identity for every logit.
+        memory: bytes for the result, three more of its size, and the gradients of a block.
+        pieces: which parameters; None is all that move.
+        after_batch: called with 1 after each input of each block.
+
+    Returns:
+        (N K, N K), symmetric, in the model's dtype and on its device.
+    """
+    count, item = len(x) * len(weights), weights.element_size()
+    total = weights.new_zeros(count, count)
+    if pieces is None:
+        pieces = [Piece(name, 0, value.numel()) for name, value in net.parameters.items()]
+    for block in blocks(pieces, _width(count, item, memory)):
+        rows = total.new_empty(count, sum(stop - start for _, start, stop in block))
+        for number in range(len(x)):
+            place = number * len(weights)
+            one, room = x[number : number + 1], _room(count, item, memory) // 4
+            for run in _rows(net, one, weights, block, room):
+                rows[place : place + len(run)] = run
+                place += len(run)
+            if after_batch:
+                after_batch(1)
+        for part in _strips(count):  # what lies left of a strip's diagonal is known by symmetry
+            total[part, part.start :].addmm_(rows[part], rows[part.start :].t())
+    for part in _strips(count):
+        total[part.stop :, part] = total[part, part.stop :].t()
+    return total
+
+
+def _strips(rows: int) -> list[slice]:
+    """All rows, in up to eight runs."""
+    step = max(1, math.ceil(rows / 8))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _rows(
+    net: Network, x: Tensor, weights: Tensor, block: list[Piece], memory: int
+) -> Iterator[Tensor]:
+    """Rows (k, width) of one input, so many combinations at a time."""
+    names = list(dict.fromkeys(piece.name for piece in block))
+    each = sum(net.parameters[name].numel() for name in names) * weights.element_size()
+    for run in weights.split(max(1, memory // each)):
+        found = net.rows(x, run, names)
+        yield torch.cat([found[name].flatten(1)[:, i:j] for name, i, j in block], dim=1)
+
+
+def _head_gram(net: Network, x: Tensor, after_batch: Callable[[int], None] | None = None) -> Tensor:
     """<phi(x), phi(x')> + 1 of N inputs, (N, N); without the 1 where the head has no bias."""
     rows: list[Tensor] = []
     for part in x.split(64):
@@ -221,11 +387,6 @@ def head_gram(net: Network, x: Tensor, after_batch: Callable[[int], None] | None
             after_batch(len(part))
     features = torch.cat(rows)
     return features @ features.t() + (net.head.layer.bias is not None)
-
-
-def room_for_gradients(rows: int, item: int, memory: int) -> int:
-    """Bytes that four kernels of so many rows leave."""
-    return memory - 4 * item * rows**2
 
 
 def check_memory(images: int, classes: int, item: int, memory: int) -> None:
@@ -243,6 +404,6 @@ def check_memory(images: int, classes: int, item: int, memory: int) -> None:
             f"{images} inputs x {classes} classes = {rows:,}: {rows**2 * item:,} bytes",
             f"At most {most} inputs of {classes} classes fit: take fewer, or set `memory` to"
             f" {COPIES * rows**2 * item:,}; or use what builds no such kernel: one_step,"
-            " top_eigenvalues, sum_of_logits_kernel.",
+            " top_eigenvalues, or summed=True.",
         )
     )

@@ -9,27 +9,88 @@ Probing then Fine-tuning Language Models from NTK Perspective", NeurIPS 2024, ar
 F(x, x') = V J(x) J(x')^T V^T by the backbone, P(x, x') = (<phi(x), phi(x')> + 1) I by the head. No
 kernel is built: g = sum_i J(x_i)^T V^T delta_i is minus a gradient, d phi = eta J(x) g one product
 along it, and the F part of d f is V d phi. Memory is a few copies of what trains.
+
+What the size of the head does to it, V -> s V and b -> s b before it: at fixed residuals and rate
+d phi grows as s and the backbone's part of d f as s^2, so that features move less for each unit
+that logits move (section 4). At the same rate they move more: what reverses it in practice are
+smaller residuals and smaller rates.
 """
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from roli_fast.analysis.costs import Cost, attack_cost, count_of, say_for
 from roli_fast.analysis.derivatives import Network, Tangent, moving_names, network
-from roli_fast.analysis.descent import Descent, attacked, descend, in_dtype
-from roli_fast.analysis.residual import residual
-from roli_fast.analysis.view import LinearHead
+from roli_fast.analysis.features import residual
+from roli_fast.analysis.view import LinearHead, attacked, counted
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import check_positive
 
+SCALES = (0.1, 1.0, 10.0)
+
 Optimize = Callable[[nn.Module, list[str]], torch.optim.Optimizer]
 """(model, names) -> an optimiser over these parameters; `train`'s `Optimizer.build` is one."""
+
+Weigh = Callable[[Batch, Tensor], Tensor]
+"""(batch, logits (B, C)) -> delta (B, C), what each logit is weighted with."""
+
+
+def of_labels(batch: Batch, logits: Tensor) -> Tensor:
+    """The cross-entropy's: delta = e_y - softmax(logits)."""
+    return residual(logits, batch.y)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where the summed loss falls fastest.
+
+    Args:
+        tangent: minus the gradient, by parameter name: sum_i J(x_i)^T V^T delta_i of the backbone,
+            sum_i delta_i phi(x_i)^T and sum_i delta_i of the head.
+        residual: mean |delta_i|.
+        images: how many were summed.
+    """
+
+    tangent: dict[str, Tensor] = field(repr=False)
+    residual: float
+    images: int
+
+
+def descend(net: Network, batches: Iterable[Batch], weigh: Weigh) -> Descent:
+    """One forward and one backward for each image; memory for one sum of gradients.
+
+    Args:
+        net: the network.
+        batches: the images, on any device.
+        weigh: gives delta.
+
+    Raises:
+        ArgumentError: no images.
+    """
+    total = {name: torch.zeros_like(value) for name, value in net.parameters.items()}
+    layer = net.head.layer
+    weight = torch.zeros_like(layer.weight, requires_grad=False)
+    bias = weight.new_zeros(layer.out_features)
+    size, images = 0.0, 0
+    for batch in batches:
+        own = batch._replace(y=batch.y.to(weight.device))
+        phi, delta, gradient = net.pull(batch.x, lambda logits, own=own: weigh(own, logits))
+        for name, value in gradient.items():
+            total[name] += value
+        weight += delta.t() @ phi
+        bias += delta.sum(0)
+        size += float(delta.double().norm(dim=1).sum())
+        images += len(own.y)
+    if not images:
+        raise ArgumentError(describe("train", "at least one image", "none"))
+    total |= net.of_head(weight, bias)
+    return Descent(total, size / images, images)
 
 
 @dataclass(frozen=True)
@@ -94,7 +155,6 @@ def one_step(  # noqa: PLR0913 - one call, and each option is independent of the
     lr: float = 1.0,
     attack: Attack | None = None,
     tangent: Tangent | None = None,
-    head: str | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> OneStep:
@@ -117,7 +177,6 @@ def one_step(  # noqa: PLR0913 - one call, and each option is independent of the
         attack: a complete one (`.under(threat)`), for `train`; None is clean training.
         tangent: an update to take in place of lr times the gradient, of `first_update` say; the
             head stays where it is not named. `train` is then not looked at.
-        head: name of the head where it cannot be found.
         dtype: compute in this dtype, in a copy of the model; None is the model's own. The attack
             always sees the model as it is.
         seed: of the attack's random start, by sample id.
@@ -129,17 +188,12 @@ def one_step(  # noqa: PLR0913 - one call, and each option is independent of the
         ArgumentError: a model without a linear head, no images, names it does not have.
     """
     check_positive("lr", lr)
-    view = LinearHead.of(model, head)
-    gradients = 0 if tangent is not None else count_of(train)
-    products = None if gradients is None else count_of(batches)
-    if gradients is None or products is None:
-        gradients = int(tangent is None)
-    say_for(products, one_step_cost(view, gradients, products or 1, attack))
+    view = LinearHead.of(model)
     moving = list(tangent) if tangent is not None and names is None else names
-    with network(in_dtype(view, dtype), moving) as net:
+    with network(view, moving, dtype) as net:
         if tangent is None:
             seen = attacked(view.model, train, attack, seed=seed)
-            found = descend(net, seen, lambda batch, logits: residual(logits, batch.y))
+            found = descend(net, seen, of_labels)
             update = {name: lr * value for name, value in found.tangent.items()}
             return predict(net, update, batches, lr=lr, descent=found)
         net.check(tangent)
@@ -190,7 +244,6 @@ def actual_change(
     tangent: Tangent,
     batches: Iterable[Batch],
     *,
-    head: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Change:
     """What an update really does: phi(theta + tangent) - phi(theta), and the same of the logits.
@@ -201,14 +254,11 @@ def actual_change(
         model: inputs (B, ...) -> logits (B, C), with a linear head.
         tangent: parameter name -> change, `OneStep.tangent` say; the head's too.
         batches: where the change is wanted.
-        head: name of the head where it cannot be found.
         dtype: compute in this dtype, in a copy of the model; None is the model's own, whose
             rounding hides a small update: take float64 then.
     """
-    view, rows = LinearHead.of(model, head), []
-    count = count_of(batches)
-    say_for(count, actual_change_cost(count or 1))
-    with network(in_dtype(view, dtype), []) as net:
+    view, rows = LinearHead.of(model), []
+    with network(view, [], dtype) as net:
         net.check(tangent)
         for batch in batches:
             after, before = net.moved(batch.x, tangent), net.moved(batch.x, {})
@@ -218,14 +268,13 @@ def actual_change(
     return Change(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def first_update(  # noqa: PLR0913 - one call, and each option is independent of the others
+def first_update(
     model: nn.Module | LinearHead,
     train: Iterable[Batch],
     optimizer: Optimize,
     *,
     names: Sequence[str] | None = None,
     attack: Attack | None = None,
-    head: str | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
@@ -241,22 +290,19 @@ def first_update(  # noqa: PLR0913 - one call, and each option is independent of
             `train`'s `Optimizer` is one, at the peak rate: a warm-up begins below it.
         names: the tensors that train; the head's are added.
         attack: as for `one_step`.
-        head: name of the head where it cannot be found.
         dtype: the copy's; None is the model's own.
         seed: of the attack's random start.
 
     Returns:
         Parameter name -> change, of the backbone's tensors and of the head's.
     """
-    view = LinearHead.of(model, head)
-    count = count_of(train)
-    say_for(count, first_update_cost(view, count or 1, attack))
+    view = LinearHead.of(model)
     stepped = LinearHead.of(
         copy.deepcopy(view.model).to(dtype or view.layer.weight.dtype), view.name
     )
     with network(stepped, moving_names(view, names)) as net:
         seen = attacked(view.model, train, attack, seed=seed)
-        found = descend(net, seen, lambda batch, logits: residual(logits, batch.y))
+        found = descend(net, seen, of_labels)
     own = dict(stepped.model.named_parameters())
     before = {name: own[name].detach().clone() for name in found.tangent}
     for name, value in found.tangent.items():
@@ -265,40 +311,88 @@ def first_update(  # noqa: PLR0913 - one call, and each option is independent of
     return {name: own[name].detach() - old for name, old in before.items()}
 
 
-def one_step_cost(
-    model: nn.Module | LinearHead, train_images: int, images: int, attack: Attack | None = None
-) -> Cost:
-    """A gradient for each training image, after its attack, and a JVP for each image."""
+class Moved(NamedTuple):
+    """Mean |d phi| over the images, and mean |V d phi|, the backbone's part of the logits'."""
+
+    features: float
+    logits_F: float
+
+
+@dataclass(frozen=True)
+class ScaleRow:
+    """One scale s.
+
+    Args:
+        scale: s.
+        features: mean predicted |d phi|, everything computed at this scale.
+        logits_F: mean predicted |V d phi|, likewise.
+        ft_ratio: likewise; see `OneStep`.
+        residual: mean |delta_i| over the training images, likewise.
+        fixed: with the residuals, and the attacked images, of scale 1: s and s^2 times those there.
+    """
+
+    scale: float
+    features: float
+    logits_F: float
+    ft_ratio: float
+    residual: float
+    fixed: Moved
+
+
+def head_scale(  # noqa: PLR0913 - one call, and each option is independent of the others
+    model: nn.Module | LinearHead,
+    train: Iterable[Batch],
+    batches: Iterable[Batch],
+    scales: Sequence[float] = SCALES,
+    *,
+    names: Sequence[str] | None = None,
+    lr: float = 1.0,
+    attack: Attack | None = None,
+    seed: int = 0,
+    after_batch: Callable[[int], None] | None = None,
+) -> list[ScaleRow]:
+    """The predicted change under one SGD step, for the head times each scale.
+
+    A large scale saturates the softmax: residuals vanish, and so do the gradients of an attack on
+    the cross-entropy, which then only seems to fail. Attack by a scale-free loss, DLR say.
+
+    Args:
+        model: inputs (B, ...) -> logits (B, C), with a linear head; it is copied.
+        train: the images that the update sees; all are kept, attacked, for the time of the call.
+        batches: where the change is wanted.
+        scales: numbers > 0.
+        names: the tensors that train; see `one_step`.
+        lr: the rate on the SUM of the losses, the same for all scales.
+        attack: for `train`, made anew at every scale but for `ScaleRow.fixed`.
+        seed: of the attack's random start.
+        after_batch: called with the number of images done, 2 len(scales) times all of both; a
+            progress bar, or a stop.
+    """
+    for scale in scales:
+        check_positive("scales", scale)
     view = LinearHead.of(model)
-    held = _bytes_of(view) * 2 + images * 4 * (view.dimensions + 3 * view.classes)
-    cost = Cost(
-        "one step",
-        forwards=train_images + images,
-        weight_backwards=train_images,
-        jvps=images,
-        bytes=held,
-    )
-    return cost + attack_cost(attack, train_images, classes=view.classes) if attack else cost
+    train, batches, moving = list(train), list(batches), moving_names(view, names)
+    own = LinearHead.of(copy.deepcopy(view.model), view.name)
 
+    def step(seen: list[Batch], weigh: Weigh) -> OneStep:
+        with network(own, moving) as net:
+            found = descend(net, counted(seen, after_batch), weigh)
+            update = {name: lr * value for name, value in found.tangent.items()}
+            return predict(net, update, counted(batches, after_batch), lr=lr, descent=found)
 
-def actual_change_cost(images: int) -> Cost:
-    """Two forwards for each image."""
-    return Cost("actual change", forwards=2 * images)
-
-
-def first_update_cost(
-    model: nn.Module | LinearHead, train_images: int, attack: Attack | None = None
-) -> Cost:
-    """A gradient for each training image, after its attack; five copies of the model."""
-    view = LinearHead.of(model)
-    cost = Cost(
-        "first update",
-        forwards=train_images,
-        weight_backwards=train_images,
-        bytes=5 * _bytes_of(view),
-    )
-    return cost + attack_cost(attack, train_images, classes=view.classes) if attack else cost
-
-
-def _bytes_of(view: LinearHead) -> int:
-    return sum(p.numel() * p.element_size() for p in view.model.parameters())
+    first = list(attacked(own.model, train, attack, seed=seed))
+    with network(own, []) as net, torch.no_grad():
+        deltas = [of_labels(batch, net(batch.x)[1]) for batch in first]
+    start = [parameter.detach().clone() for parameter in own.layer.parameters()]
+    rows: list[ScaleRow] = []
+    for scale in scales:
+        with torch.no_grad():
+            for parameter, value in zip(own.layer.parameters(), start, strict=True):
+                parameter.copy_(scale * value)
+        held = iter(deltas)
+        fixed = step(first, lambda batch, logits, held=held: next(held))
+        again = list(attacked(own.model, train, attack, seed=seed)) if attack else first
+        found = step(again, of_labels)
+        sizes = (found.size, found.backbone_size, found.ft_ratio, found.residual)
+        rows.append(ScaleRow(scale, *sizes, fixed=Moved(fixed.size, fixed.backbone_size)))
+    return rows

@@ -1,15 +1,24 @@
-"""How an analysis sees a model: features, and one linear head from them to the logits."""
+"""What a model makes of samples, clean or attacked: features, and logits by one linear head.
 
-from collections.abc import Iterator, Mapping, Sequence
+>>> seen = gather(model, batches, PGD(eps=8 / 255, steps=10))
+>>> seen.features, seen.logits, seen.y
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from roli_fast.engine import Mergeable
+from roli_fast.attacks import Attack
+from roli_fast.data import Batch
+from roli_fast.engine import Engine, Mergeable
+from roli_fast.engine.input_gradient import check_device, check_labels, check_logits
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.losses import at_least_float32
+from roli_fast.seeds import derived_generator
 
 
 @contextmanager
@@ -79,17 +88,13 @@ class LinearHead:
         """D, the number of features."""
         return self.layer.in_features
 
-    def features_and_logits(
-        self, x: Tensor, weights: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features phi (B, D), exactly what the head is given, and logits (B, C); one forward.
 
         In the modes that the model is in; autograd and forward-mode tangents pass through.
 
         Args:
             x: inputs of the model, the batch in front.
-            weights: parameters and buffers by name that take the place of the model's in this
-                forward (`torch.func.functional_call`); names left out stay.
 
         Raises:
             ArgumentError: the head is not run once on (B, D), or its output is not the model's.
@@ -101,18 +106,15 @@ class LinearHead:
 
         handle = self.layer.register_forward_hook(look, with_kwargs=True)
         try:
-            if weights is None:
-                logits = self.model(x)
-            else:
-                logits = functional_call(self.model, dict(weights), (x,))
+            logits = self.model(x)
         finally:
             handle.remove()
         self._check(x, seen, logits)
         return seen[0][0], logits
 
-    def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         """Features phi (B, D), as `features_and_logits`."""
-        return self.features_and_logits(x, weights)[0]
+        return self.features_and_logits(x)[0]
 
     def backbone(self, names: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
         """The parameters that the features depend on, by name, in the model's order.
@@ -157,6 +159,103 @@ class LinearHead:
             got = f"'{self.name}', whose output the model changes or does not return"
             fix = "Give the module that returns the head's output itself, as a tensor."
             raise ArgumentError(describe("head", "the layer that gives the logits", got, fix))
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What a model makes of N samples, on the CPU, in the order of the data.
+
+    Args:
+        features: phi (N, D), fp32 (fp64 of a model in fp64).
+        logits: (N, C), likewise.
+        y: labels (N,), int64.
+        ids: sample ids (N,), int64.
+        x: the model's inputs (N, ...), attacked where there was an attack; None unless kept.
+    """
+
+    features: Tensor = field(repr=False)
+    logits: Tensor = field(repr=False)
+    y: Tensor = field(repr=False)
+    ids: Tensor = field(repr=False)
+    x: Tensor | None = field(repr=False, default=None)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def attacked(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    attack: Attack | None,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+) -> Iterator[Batch]:
+    """The batches with attack(x_i) in place of x_i, or as they are without an attack.
+
+    The draws are those of `evaluate` at this seed: a sample's depend on seed, the attack's label
+    and the sample's id alone.
+    """
+    for batch in batches:
+        if attack is not None:
+            x, y, ids = batch
+            draws = derived_generator("evaluate", seed, attack.label, device=x.device)
+            ids = ids.to(x.device)
+            found = attack.run(model, x, y, draws, engine=engine, sample_ids=ids)
+            batch = batch._replace(x=found.x_adv)
+        yield batch
+
+
+def counted(batches: Iterable[Batch], after_batch: Callable[[int], None] | None) -> Iterator[Batch]:
+    """The batches; `after_batch` is called with the size of each once it is used."""
+    for batch in batches:
+        yield batch
+        if after_batch:
+            after_batch(len(batch.y))
+
+
+def gather(
+    model: nn.Module | LinearHead,
+    batches: Iterable[Batch],
+    attack: Attack | None = None,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    keep_images: bool = False,
+    after_batch: Callable[[int], None] | None = None,
+) -> Gathered:
+    """Features and logits in eval mode, of the samples as they come or as an attack leaves them.
+
+    Every sample is attacked, also one that is misclassified to begin with, and what the attack
+    returns is taken whether it fools the model or not. The model is given back as it was.
+
+    Args:
+        model: the model, or the view of it.
+        batches: (x, y, ids) on the model's device, without augmentation.
+        attack: under its threat; None for the samples themselves.
+        seed: of the attack's draws, see `attacked`.
+        engine: how the attack's passes are made; features are always the plain model's.
+        keep_images: keep the inputs too.
+        after_batch: called with the number of samples done; a progress bar, or a stop.
+
+    Raises:
+        ArgumentError: no samples, no linear head, labels that the model cannot give.
+    """
+    view = LinearHead.of(model)
+    rows: list[list[Tensor]] = []
+    with eval_mode(view.model), torch.no_grad():
+        seen = attacked(view.model, batches, attack, seed=seed, engine=engine)
+        for x, y, ids in counted(seen, after_batch):
+            check_device(x, view.model)
+            phi, logits = view.features_and_logits(x)
+            check_logits(logits, x)
+            check_labels(y, logits)
+            kept = [x] if keep_images else []
+            parts = [at_least_float32(phi), at_least_float32(logits), y, ids, *kept]
+            rows.append([part.detach().cpu() for part in parts])
+    if not sum(len(row[2]) for row in rows):
+        raise ArgumentError(describe("batches", "at least one sample", "none"))
+    return Gathered(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
 def _name_of_head(model: nn.Module) -> str:

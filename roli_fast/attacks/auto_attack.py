@@ -2,36 +2,25 @@
 diverse parameter-free attacks", arXiv:2003.01690; L1: "Mind the box", arXiv:2103.01208)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-from torch import Generator, Tensor
-
 from roli_fast.attacks import warning_signs
-from roli_fast.attacks.apgd import APGD
-from roli_fast.attacks.apgd_t import APGDT
+from roli_fast.attacks.apgd import APGD, APGDT
 from roli_fast.attacks.base import (
     ATTACKS,
     Attack,
+    AttackInputs,
     BallAttack,
-    Radius,
     check_choice,
     check_steps,
 )
-from roli_fast.attacks.ensemble import (
-    EnsembleResult,
-    Question,
-    Standing,
-    search_in_turn,
-)
-from roli_fast.attacks.fab import FAB
-from roli_fast.attacks.fab_t import FABT
-from roli_fast.attacks.official import Rng
+from roli_fast.attacks.ensemble import AttackState, EnsembleResult, search_in_turn
+from roli_fast.attacks.fab import FAB, FABT
 from roli_fast.attacks.square import Square
-from roli_fast.engine import Engine, bound
-from roli_fast.engine.input_gradient import Model
+from roli_fast.engine import bound
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds
 
 STEPS, QUERIES = 100, 5000
@@ -58,13 +47,13 @@ COMPONENTS: dict[str, tuple[Callable[..., Attack], dict[str, Any]]] = {
 """Component -> attack and its settings in every version. FAB need not find the closest image."""
 
 
-def component_settings(version: str, norm: str) -> dict[str, dict[str, Any]]:
+def component_settings(version: str, norm: str | None) -> dict[str, dict[str, Any]]:
     """Component -> what this version and norm add to `COMPONENTS`, as in the authors' code."""
     if version == "plus":
         return {name: dict(restarts=5) for name in ("apgd-ce", "apgd-dlr", "fab")}
     if version == "rand":
         return {name: dict(eot=20) for name in ("apgd-ce", "apgd-dlr")}
-    if norm != "l1":
+    if norm is None or not NORMS[norm].sparse:
         return {}
     return {
         "apgd-ce": dict(restarts=5, large_radius=True),
@@ -83,7 +72,7 @@ class AutoAttack(BallAttack):
     2 input-backwards on up to 64 of them for the warnings (`warning_signs`), and 1 forward an
     attack on what it found. Fewer classes than 10 or 4 are followed, and the result says so.
 
-    With an engine of a short dtype it searches in that, and what fools the model there
+    With an engine of low precision it searches in that, and what fools the model there
     but not in its own precision does not count and is searched again in that. `lost` of the result
     says how many these were.
 
@@ -102,9 +91,6 @@ class AutoAttack(BallAttack):
             five restarts of APGD and FAB and no large radii; `compat.autoattack` keeps that).
         steps: of every gradient attack.
         n_queries: of Square.
-        rng: "native" draws depend on the generator and a sample's id alone; "official" repeats
-            those of github.com/fra31/auto-attack for this batch and `seed`, to compare with it.
-        seed: of the official draws.
     """
 
     norm: str | None = "linf"
@@ -114,15 +100,12 @@ class AutoAttack(BallAttack):
     attacks: tuple[str, ...] = ()
     steps: int = STEPS
     n_queries: int = QUERIES
-    rng: Rng = "native"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         self.check_ball()
         check_choice("version", self.version, (*PRESETS, "custom"))
         for name in ("steps", "n_queries"):
             check_steps(name, getattr(self, name))
-        check_choice("rng", self.rng, ("native", "official"))
         object.__setattr__(self, "attacks", tuple(self.attacks))  # a list from YAML
         self._check_attacks()
         _ = self.parts  # raises where a component cannot take these settings
@@ -158,45 +141,25 @@ class AutoAttack(BallAttack):
     @property
     def parts(self) -> tuple[Attack, ...]:
         """The components as attacks."""
-        more = component_settings(self.version, str(self.norm))
-        return tuple(self._part(name, more.get(name, {})) for name in self.names)
+        more = component_settings(self.version, self.norm)
+        return tuple(self.part(name, more.get(name, {})) for name in self.names)
 
-    def _part(self, name: str, more: dict[str, Any]) -> Attack:
+    def part(self, name: str, more: dict[str, Any]) -> Attack:
+        """One component, with `more` than its settings in every version: a subclass may have
+        others."""
         kind, settings = COMPONENTS[name]
         size = dict(n_queries=self.n_queries) if name == "square" else dict(steps=self.steps)
         common = dict(norm=self.norm, eps=self.eps, bounds=self.bounds)
-        drawn = dict(rng=self.rng, seed=self.seed)
-        return kind(**common, **settings | more, **size, **drawn)
+        return kind(**common, **settings | more, **size)
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> EnsembleResult:
-        """As `__call__`, with cost, flags, which component fooled what, and notes.
-
-        Args:
-            model: as for `__call__`, like all that is not named here.
-            x: likewise.
-            y: likewise.
-            generator: likewise; one draw is taken from it.
-            engine: likewise.
-            sample_ids: likewise.
-            eps: radius in place of the field, a number or one a sample (B,).
-        """
-        model, (ball, x) = bound(model, engine), self.ball(x, eps)
-        look = warning_signs.first_look(model, x, y, ball, draws=self.version == "rand")
-        if self.rng == "official":  # the caller's draws are not needed
-            generator = torch.Generator(x.device).manual_seed(self.seed)
-        standing, parts = Standing.begin(x, look.right), self.parts
-        search_in_turn(parts, Question(model, x, y, generator, sample_ids, ball.eps), standing)
-        counts = [int((standing.fooled_by == number).sum()) for number in range(len(parts))]
+    def search(self, inputs: AttackInputs) -> EnsembleResult:
+        model = bound(inputs.model, inputs.engine)
+        ball, inputs = self.ball(inputs)
+        draws = self.version == "rand"
+        look = warning_signs.first_look(model, inputs.x, inputs.y, ball, draws=draws)
+        state, parts = AttackState.begin(inputs.x, look.right), self.parts
+        search_in_turn(parts, replace(inputs, model=model, engine=None), state)
+        counts = [int((state.fooled_by == number).sum()) for number in range(len(parts))]
         signs = [*look.signs, *warning_signs.black_box(parts, counts)]
         notes = (*warning_signs.log_once(model, signs), *ball.notes)
-        return standing.result(look.cost, notes)
+        return state.result(look.cost, notes)

@@ -1,16 +1,19 @@
 """What every attack has in common, and the table of all attacks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.engine import Cost, Engine
+from roli_fast.engine import Cost, Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
-from roli_fast.errors import ArgumentError, describe, is_number
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
 from roli_fast.errors import check_choice as check_choice
+from roli_fast.losses import Loss, cross_entropy
 from roli_fast.norms import NORMS, Norm
 from roli_fast.registry import Registry
 from roli_fast.threat import (
@@ -47,8 +50,44 @@ class AttackResult:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class AttackInputs:
+    """What an attack is asked: the arguments of `Attack.run`, which documents them."""
+
+    model: Model
+    x: Tensor
+    y: Tensor
+    generator: Generator | None = None
+    engine: Engine | None = None
+    sample_ids: Tensor | None = None
+    eps: Radius | None = None
+    target: Tensor | None = None
+
+    @property
+    def ids(self) -> Tensor:
+        """The samples' ids (B,): as given, or their places in the batch."""
+        if self.sample_ids is not None:
+            return self.sample_ids
+        return torch.arange(len(self.x), device=self.x.device)
+
+    @contextmanager
+    def gradient(self, loss: Loss = cross_entropy) -> Iterator[InputGradient]:
+        """The model's passes through its engine; nothing around them is recorded."""
+        with InputGradient(bound(self.model, self.engine), loss) as gradient, torch.no_grad():
+            yield gradient
+
+    def at(self, rows: Tensor) -> "AttackInputs":
+        """The same of these samples alone, which keep their ids."""
+        some = {"x": self.x, "y": self.y, "eps": self.eps, "target": self.target}
+        taken = {k: v[rows] if isinstance(v, Tensor) else v for k, v in some.items()}
+        return replace(self, sample_ids=self.ids[rows], **taken)
+
+
 class Attack:
     """Base of all attacks. A subclass is a frozen dataclass: its fields are its configuration."""
+
+    options: ClassVar[tuple[str, ...]] = ()
+    """Which of the arguments `eps` and `target` of `run` it takes."""
 
     @property
     def reach(self) -> float:
@@ -70,20 +109,11 @@ class Attack:
         """The same attack with every field that is None taken from `threat`."""
         raise NotImplementedError
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> AttackResult:
-        """Search, and report the cost beside the images."""
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        """What `run` does once its arguments are one value: here a subclass says how it works."""
         raise NotImplementedError
 
-    def __call__(
+    def run(  # noqa: PLR0913 - the one place where a call's arguments stand
         self,
         model: Model,
         x: Tensor,
@@ -92,9 +122,10 @@ class Attack:
         *,
         engine: Engine | None = None,
         sample_ids: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Adversarial images for a batch.
+        eps: Radius | None = None,
+        target: Tensor | None = None,
+    ) -> AttackResult:
+        """Adversarial images for a batch, and what they cost.
 
         Args:
             model: images (B, ...) -> logits (B, C). It is attacked in eval mode with frozen
@@ -103,23 +134,35 @@ class Attack:
             x: images (B, ...) inside the bounds, before normalisation. Pixels a few roundings
                 beyond a bound are set to it first.
             y: labels (B,), int64.
-            generator: source of the random start; None takes torch's global generator.
+            generator: source of the draws; None takes torch's global generator.
             engine: how the model's passes are made; None takes the model's own where it is bound to
                 one, else `Engine()`.
-            sample_ids: int64 (B,); the start of a sample depends on one draw of the generator and
-                on its id alone. None takes its index in the batch.
-            **options: what this attack's `run` takes besides: `eps`, a number or one a sample (B,),
-                in place of the field; PGD's `target`.
+            sample_ids: int64 (B,); what is drawn for a sample depends on one draw of the generator
+                and on its id alone. None takes its index in the batch.
+            eps: radius in place of the field, a number or one a sample (B,), for attacks in one
+                norm.
+            target: classes (B,) to aim at, int64, none of them the label, for PGD and Square.
 
         Returns:
-            A new tensor like `x`, inside the ball around `x` and inside the bounds.
+            New images like `x`, inside the ball around `x` and inside the bounds, with the cost,
+            and, where the attack looks, who is fooled.
 
         Raises:
             ArgumentError: images outside the bounds, labels out of range, a bound model beside an
                 engine, and the like.
+            ArgumentTypeError: also an `eps` or a `target` for an attack that takes none.
         """
-        found = self.run(model, x, y, generator, engine=engine, sample_ids=sample_ids, **options)
-        return found.x_adv
+        for name, value in (("eps", eps), ("target", target)):
+            if value is not None and name not in self.options:
+                expected = f"None, for {self.label} takes no {name} in a call"
+                raise ArgumentTypeError(describe(name, expected, repr(value)))
+        return self.search(AttackInputs(model, x, y, generator, engine, sample_ids, eps, target))
+
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, generator: Generator | None = None, **more: Any
+    ) -> Tensor:
+        """The images alone of `run`, which has the same arguments."""
+        return self.run(model, x, y, generator, **more).x_adv
 
 
 class Ball(NamedTuple):
@@ -143,6 +186,8 @@ BallAttackT = TypeVar("BallAttackT", bound="BallAttack")
 
 class BallAttack(Attack):
     """An attack inside one ball: its subclasses have the fields norm, eps and bounds."""
+
+    options = ("eps",)
 
     norm: str | None
     eps: float | None
@@ -176,10 +221,11 @@ class BallAttack(Attack):
             bounds=self.bounds or threat.bounds,
         )
 
-    def ball(self, x: Tensor, eps: Radius | None = None) -> tuple[Ball, Tensor]:
-        """The ball of one call, and `x` as `check_images` returns it.
+    def ball(self, inputs: AttackInputs) -> tuple[Ball, AttackInputs]:
+        """The ball of one call, and the inputs with its radius and with `x` as `check_images`
+        returns it.
 
-        `eps` takes the place of the field; without both it is the norm's usual one.
+        Without an eps in the inputs or in the field it is the norm's usual one.
 
         Raises:
             ArgumentError: norm or bounds are still None; images outside the bounds; an `eps` that
@@ -190,12 +236,14 @@ class BallAttack(Attack):
             missing = ", ".join(name for name, value in values.items() if value is None)
             fix = "Set it, or call `.under(ThreatModel(...))` first."
             raise ArgumentError(describe(missing, "a value", None, fix))
-        x = check_images(x, self.bounds)
-        radius = plain_number(self.eps if eps is None else eps)
+        x = check_images(inputs.x, self.bounds)
+        radius = plain_number(self.eps if inputs.eps is None else inputs.eps)
         if radius is None:
-            return Ball.usual(self.norm, self.bounds), x
-        check_radii(radius, x, self.norm, self.bounds)
-        return Ball(NORMS[self.norm], radius, self.bounds), x
+            ball = Ball.usual(self.norm, self.bounds)
+        else:
+            check_radii(radius, x, self.norm, self.bounds)
+            ball = Ball(NORMS[self.norm], radius, self.bounds)
+        return ball, replace(inputs, x=x, eps=ball.eps)
 
 
 def check_radii(eps: Radius, x: Tensor, norm: str, bounds: Bounds) -> None:
@@ -225,11 +273,6 @@ def check_steps(name: str, value: object) -> None:
     """Raise unless `value` is an integer of at least 1."""
     if not is_number(value, Integral) or value < 1:  # type: ignore[operator]
         raise ArgumentError(describe(name, "an integer >= 1", repr(value)))
-
-
-def ids_of(x: Tensor, sample_ids: Tensor | None) -> Tensor:
-    """The samples' ids (B,): as given, or their places in the batch."""
-    return torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
 
 
 def restart_generators(

@@ -1,16 +1,14 @@
 """Several searches, one after another, each on what those before left right."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.attacks import recheck
-from roli_fast.attacks.base import Attack, AttackResult, Radius, ids_of, restart_generators
+from roli_fast.attacks.base import Attack, AttackInputs, AttackResult, restart_generators
 from roli_fast.engine import Cost
-from roli_fast.engine.input_gradient import Model
 from roli_fast.ops import checks
 
 
@@ -20,7 +18,7 @@ class EnsembleResult(AttackResult):
 
     `fooled_by` (B,), int64: which of the attack's parts fooled a sample, -1 where none did, also
     where it was wrong to begin with. `lost` counts the times that a search took an image for
-    adversarial (in a short dtype, or by a draw of the model) and the plain model classified it
+    adversarial (in low precision, or by a draw of the model) and the plain model classified it
     right when asked again; an image can be lost by every part.
     """
 
@@ -29,7 +27,7 @@ class EnsembleResult(AttackResult):
 
 
 @dataclass
-class Standing:
+class AttackState:
     """How each sample of a batch stands; written by `search_in_turn`.
 
     Args:
@@ -51,10 +49,10 @@ class Standing:
     lost: int = 0
 
     @staticmethod
-    def begin(x: Tensor, right: Tensor) -> "Standing":
+    def begin(x: Tensor, right: Tensor) -> "AttackState":
         """Nothing found yet; what is not `right` (B,) is fooled as it is."""
         nobody = torch.full(right.shape, -1, device=x.device)
-        return Standing(x.clone(), ~right, nobody, [], [], [])
+        return AttackState(x.clone(), ~right, nobody, [], [], [])
 
     def result(self, cost: Cost, notes: Iterable[str] = ()) -> EnsembleResult:
         """The result, with `cost` added to that of the searches and `notes` before theirs."""
@@ -68,48 +66,31 @@ class Standing:
         )
 
 
-@dataclass(frozen=True)
-class Question:
-    """What an attack was asked: the arguments of its `run`."""
-
-    model: Model
-    x: Tensor
-    y: Tensor
-    generator: Generator | None
-    sample_ids: Tensor | None = None
-    eps: Radius | None = None
-
-
 def search_in_turn(
     parts: Sequence[Attack],
-    asked: Question,
-    standing: Standing,
+    inputs: AttackInputs,
+    state: AttackState,
     names: Sequence[str] = (),
 ) -> None:
     """Run each part on the samples that are not yet fooled.
 
     What a part takes for adversarial is shown once more to the plain model, and counts only if it
-    still fools: 1 forward a part on what it found. What is lost that way after a search in a short
-    dtype is searched again by the plain model (see `recheck.search`).
+    still fools: 1 forward a part on what it found. What is lost that way after a search in low
+    precision is searched again by the plain model (see `recheck.search`).
 
     Args:
         parts: the searches; each gets its own generator, all derived from one draw.
-        asked: model, images and labels.
-        standing: where the samples stand; updated.
+        inputs: what is asked about all samples.
+        state: where the samples stand; updated.
         names: what the notes call the parts; their labels by default.
     """
-    x, y = asked.x, asked.y
-    checks.sample_ids(asked.sample_ids, x)
-    ids = ids_of(x, asked.sample_ids)
-    generators = restart_generators(asked.generator, len(parts), x.device)
+    checks.sample_ids(inputs.sample_ids, inputs.x)
+    generators = restart_generators(inputs.generator, len(parts), inputs.x.device)
     for number, (part, generator) in enumerate(zip(parts, generators, strict=True)):
-        rows = (~standing.fooled).nonzero()[:, 0]
+        rows = (~state.fooled).nonzero()[:, 0]
         if len(rows) == 0:
             break
-        options: dict[str, Any] = {} if asked.eps is None else {"eps": _of(asked.eps, rows)}
-        checked = recheck.search(
-            part, asked.model, x[rows], y[rows], generator, sample_ids=ids[rows], **options
-        )
+        checked = recheck.search(part, replace(inputs.at(rows), generator=generator))
         found, lost = checked.result, int(checked.lost.sum())
         assert found.fooled is not None
         name = names[number] if names else part.label
@@ -118,20 +99,16 @@ def search_in_turn(
             text += f"; {lost} found were right when asked again"
         if checked.regained:
             text += f", {checked.regained} of these were found anew by the plain model"
-        standing.costs.append(found.cost)
-        standing.notes += [f"{name}: {note}" for note in found.notes]
-        standing.counts.append(text)
-        standing.lost += lost + (found.lost if isinstance(found, EnsembleResult) else 0)
+        state.costs.append(found.cost)
+        state.notes += [f"{name}: {note}" for note in found.notes]
+        state.counts.append(text)
+        state.lost += lost + (found.lost if isinstance(found, EnsembleResult) else 0)
         gone = rows[found.fooled]
-        standing.x_adv[gone] = found.x_adv[found.fooled]
-        standing.fooled[gone] = True
-        standing.fooled_by[gone] = number
+        state.x_adv[gone] = found.x_adv[found.fooled]
+        state.fooled[gone] = True
+        state.fooled_by[gone] = number
 
 
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum of several costs."""
     return sum(costs, Cost(0, 0))
-
-
-def _of(eps: Radius, rows: Tensor) -> Radius:
-    return eps[rows] if isinstance(eps, Tensor) else eps

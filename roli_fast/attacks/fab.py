@@ -1,33 +1,35 @@
 """FAB, the fast adaptive boundary attack (Croce & Hein, "Minimally distorted adversarial examples
-with a fast adaptive boundary attack", ICML 2020, arXiv:1907.02044)."""
+with a fast adaptive boundary attack", ICML 2020, arXiv:1907.02044), and FAB-T, towards one class
+after another (Croce & Hein, ICML 2020, arXiv:2003.01690)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
-    check_choice,
     check_steps,
     restart_generators,
 )
-from roli_fast.attacks.fab_search import NearestPlane, Planes, Samples, Walk, rows
-from roli_fast.attacks.hyperplane import ORDERS, check_norm
 from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.official import OfficialDraws, Rng
 from roli_fast.attacks.passes import Passes, take
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
+from roli_fast.engine import InputGradient, KeptForward
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.losses import margin
-from roli_fast.ops.rounding import compute_dtype, per_sample
+from roli_fast.losses import at_least_float32, margin
+from roli_fast.norms import NORMS, Norm
+from roli_fast.norms.base import check_offers
+from roli_fast.ops.rounding import box_limits, per_sample
 from roli_fast.threat import Bounds
+
+Starts = Callable[[int, Tensor], Tensor]
+"""(number of a run after the first, indices of the samples that are left) -> their starts."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,9 @@ class FAB(BallAttack):
         eta: overshoot, 1.05 is 5 % beyond the boundary.
         beta: a step back leaves this share of the distance.
         final_search: steps of a secant method between x and what was found, at the end of a run, a
-            forward each. rng="official" makes none, as AutoAttack's code.
+            forward each; 0 makes none, as AutoAttack's code.
         minimal: keep on looking for a closer image after one within eps was met. False lets such a
             sample leave the batch: the same samples are fooled, at less cost.
-        rng: "native" starts depend on the generator and a sample's id alone; "official" repeats
-            those of github.com/fra31/auto-attack for this batch and `seed`, to compare with it.
-        seed: of the official draws.
     """
 
     norm: str | None = "linf"
@@ -86,12 +85,10 @@ class FAB(BallAttack):
     beta: float = 0.9
     final_search: int = 3
     minimal: bool = True
-    rng: Rng = "native"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         self.check_ball()
-        check_norm(self.norm)
+        check_offers(self.norm, "fab_step_")
         for name in ("steps", "restarts"):
             check_steps(name, getattr(self, name))
         if self.final_search != 0:
@@ -100,7 +97,6 @@ class FAB(BallAttack):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ArgumentError(describe(name, f"a number in [{low}, {high}]", repr(value)))
-        check_choice("rng", self.rng, ("native", "official"))
 
     @property
     def label(self) -> str:
@@ -110,38 +106,37 @@ class FAB(BallAttack):
     def _labelled(self, name: str) -> str:
         return f"{name}-{self.steps}" + (f"-r{self.restarts}" if self.restarts > 1 else "")
 
-    def planes(self, logits: Tensor, y: Tensor) -> Iterator[Planes]:
+    def planes(self, logits: Tensor, y: Tensor) -> "Iterator[Planes]":
         """The boundaries to attack one after another, from the clean logits (B, C)."""
         if logits.shape[1] > 1:
-            yield NearestPlane(str(self.norm), logits.shape[1] - 1)
+            yield NearestPlane(NORMS[str(self.norm)], logits.shape[1] - 1)
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> FABResult:
-        """As `__call__`, with the cost and the distances beside the images."""
-        ball, x = self.ball(x, eps)
-        final_search = 0 if self.rng == "official" else self.final_search
-        walk = Walk(
-            str(self.norm),
-            ball.bounds,
-            self.steps,
-            self.alpha_max,
-            self.eta,
-            self.beta,
-            final_search,
-            self.minimal,
-        )
+    def starts(self, inputs: AttackInputs, ball: Ball) -> Starts:
+        """The source of the later runs' starts, for a subclass that draws otherwise.
+
+        Here they are random points within eps / 2, by the generator, the run and the sample's id.
+        """
+        sources = restart_generators(inputs.generator, self.restarts, inputs.x.device)
+
+        def drawn(restart: int, left: Tensor) -> Tensor:
+            start = ball.norm.random_start(
+                inputs.x,
+                eps=ball.eps * 0.5,
+                bounds=ball.bounds,
+                generator=sources[restart],
+                sample_ids=inputs.ids,
+            )
+            return start[left]
+
+        return drawn
+
+    def search(self, inputs: AttackInputs) -> FABResult:
+        ball, inputs = self.ball(inputs)
+        x, y = inputs.x, inputs.y
         limit = per_sample(ball.eps, x).double().reshape(-1).expand(len(x))
-        starts = _Starts(self, ball, generator, sample_ids, x.device)
-        with InputGradient(bound(model, engine), margin) as gradient, torch.no_grad():
+        starts = self.starts(inputs, ball)
+        with inputs.gradient(margin) as gradient:
+            walk = Walk(self, ball, gradient)
             logits = Passes(gradient).clean(x, y)
             clean_margin = margin(logits, y)
             x_adv = x.clone()
@@ -152,9 +147,10 @@ class FAB(BallAttack):
                     if len(left) == 0:
                         break
                     samples = take(Samples(x, y, x, planes, clean_margin, limit), left)
-                    samples = replace(samples, point=starts.draw(restart, x, left))
-                    closest = walk.run(gradient, samples)
-                    walk.refine(gradient, samples, closest)
+                    if restart > 0:
+                        samples = replace(samples, point=starts(restart, left))
+                    closest = walk.run(samples)
+                    walk.refine(samples, closest)
                     closer = closest.distance < distance[left]
                     image = torch.where(rows(closer, x), closest.image, x_adv[left])
                     x_adv = x_adv.index_copy(0, left, image)
@@ -166,50 +162,281 @@ class FAB(BallAttack):
             return FABResult(x_adv, gradient.cost, fooled, ball.notes, distance)
 
 
-class _Starts:
-    """Where the runs start."""
+@ATTACKS.register("fab-t")
+@dataclass(frozen=True)
+class FABT(FAB):
+    """FAB that linearises one boundary at a time, so that a step costs one backward and not C - 1.
 
-    def __init__(
-        self,
-        attack: FAB,
-        ball: Ball,
-        generator: Generator | None,
-        sample_ids: Tensor | None,
-        device: torch.device,
-    ) -> None:
-        self._attack, self._ball, self._ids = attack, ball, sample_ids
-        self._official = self._sources = None
-        if attack.rng == "official":
-            self._official = OfficialDraws(attack.seed, device)
-        else:
-            self._sources = restart_generators(generator, attack.restarts, device)
+    The classes of highest clean logits take their turn, likeliest first. Any image that is not
+    classified as y counts, whatever its class. What has been found within eps takes no part in the
+    runs towards later classes. The other arguments are those of `FAB`.
 
-    def draw(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
-        """Starts for the samples `left` of the batch `x`."""
-        if restart == 0:
-            return x[left]
-        if self._official is not None:
-            return self._like_the_original(self._official, x[left], left)
-        assert self._sources is not None
-        radius = self._ball.eps * 0.5
-        start = self._ball.norm.random_start(
-            x,
-            eps=radius,
-            bounds=self._ball.bounds,
-            generator=self._sources[restart],
-            sample_ids=self._ids,
-        )
-        return start[left]
+    Args:
+        targets: number of classes to go towards; a model with fewer others has all of them taken.
+    """
 
-    def _like_the_original(self, draws: OfficialDraws, x: Tensor, left: Tensor) -> Tensor:
-        """A point at half the radius in a random direction, cut to the box."""
-        eps = self._ball.eps[left] if isinstance(self._ball.eps, Tensor) else self._ball.eps
-        if self._attack.norm == "linf":
-            drawn = 2 * draws.uniform(*x.shape) - 1
-        else:
-            drawn = draws.normal(*x.shape)
-        drawn = drawn.to(compute_dtype(x.dtype))
-        order = ORDERS[str(self._attack.norm)]
-        length = torch.linalg.vector_norm(drawn.flatten(1), order, dim=1)
-        radius = eps * torch.ones_like(length)
-        return (x + rows(radius / length * 0.5, x) * drawn).to(x.dtype).clamp(*self._ball.bounds)
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_steps("targets", self.targets)
+
+    @property
+    def label(self) -> str:
+        """ "fab-t-100" for a hundred steps towards each class; restarts follow."""
+        return self._labelled("fab-t")
+
+    def planes(self, logits: Tensor, y: Tensor) -> "Iterator[Planes]":
+        """Ranks 2, 3, ... of the clean logits; y itself has rank 1 where it is searched at all."""
+        ranked = logits.sort(dim=1).indices
+        for rank in range(min(self.targets, logits.shape[1] - 1)):
+            yield TargetPlane(ranked[:, -2 - rank])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The loss z_other - z_y, whose zeros are the boundary to that class."""
+
+    other: Tensor
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        pair = at_least_float32(logits).gather(1, torch.stack([self.other, y], dim=1))
+        return pair[:, 0] - pair[:, 1]
+
+    def rows(self, part: slice) -> "Difference":
+        """That of these samples alone."""
+        return take(self, part)
+
+
+class Planes(Protocol):
+    """Which boundary of each sample is linearised."""
+
+    @property
+    def backwards(self) -> int:
+        """What one call costs."""
+        ...
+
+    def __call__(self, kept: KeptForward, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Normals, like x, and the values of the linear functions (B,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class TargetPlane:
+    """The boundary to one class a sample, (B,): FAB-T. One backward."""
+
+    target: Tensor
+    backwards: int = 1
+
+    def __call__(self, kept: KeptForward, y: Tensor) -> tuple[Tensor, Tensor]:
+        return kept.gradient(Difference(self.target))
+
+
+@dataclass(frozen=True)
+class NearestPlane:
+    """The nearest of the boundaries to all other classes: FAB. `backwards` is C - 1.
+
+    One boundary after another is compared with the nearest so far, so that memory holds two
+    gradients and not one for each class.
+    """
+
+    norm: Norm
+    backwards: int
+
+    def __call__(self, kept: KeptForward, y: Tensor) -> tuple[Tensor, Tensor]:
+        nearest = normal = value = None
+        for rank in range(self.backwards):
+            last = rank == self.backwards - 1
+            other = rank + (rank >= y).long()
+            grad, gap = kept.gradient(Difference(other), last=last)
+            away = gap.abs() / (self.norm.dual(grad) + 1e-12)
+            if nearest is None or normal is None or value is None:
+                nearest, normal, value = away, grad, gap
+                continue
+            closer = away < nearest
+            nearest = torch.where(closer, away, nearest)
+            normal = torch.where(rows(closer, grad), grad, normal)
+            value = torch.where(closer, gap, value)
+        assert normal is not None and value is not None
+        return normal, value
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What one run works on; the batch in front of every tensor.
+
+    Args:
+        x: images, all classified right.
+        y: their labels (B,).
+        point: where each search stands.
+        planes: which boundaries it goes to.
+        clean_margin: margin of `x` (B,), below 0.
+        limit: radii (B,) in fp64 within which an adversarial image counts.
+    """
+
+    x: Tensor
+    y: Tensor
+    point: Tensor
+    planes: Planes
+    clean_margin: Tensor
+    limit: Tensor
+
+
+@dataclass
+class Closest:
+    """The closest adversarial images so far, (B, ...); distance inf where there is none.
+
+    `update` writes into these tensors, so that it serves views of some rows too.
+    """
+
+    image: Tensor
+    distance: Tensor
+    margin: Tensor
+
+    def update(self, image: Tensor, distance: Tensor, margin: Tensor, fooled: Tensor) -> None:
+        closer = fooled & (distance < self.distance)
+        torch.where(rows(closer, image), image, self.image, out=self.image)
+        torch.where(closer, distance, self.distance, out=self.distance)
+        torch.where(closer, margin, self.margin, out=self.margin)
+
+    def put(self, index: Tensor, part: "Closest") -> None:
+        self.image = self.image.index_copy(0, index, part.image)
+        self.distance = self.distance.index_copy(0, index, part.distance)
+        self.margin = self.margin.index_copy(0, index, part.margin)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One run of an attack: from a start, along linearised boundaries, to a close adversarial."""
+
+    attack: FAB
+    ball: Ball
+    engine: InputGradient
+
+    def run(self, samples: Samples) -> Closest:
+        """The closest adversarial image of each sample."""
+        steps, minimal = self.attack.steps, self.attack.minimal
+        count, device = len(samples.y), samples.x.device
+        infinite = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
+        total = Closest(samples.x.clone(), infinite, samples.clean_margin.clone())
+        here, closest = torch.arange(count, device=device), total
+        normal, value = self._planes(samples)
+        for step in range(steps):
+            samples = replace(samples, point=self._moved(samples, normal, value))
+            if step == steps - 1:
+                logits = self.engine.evaluate(samples.point, samples.y)[1]
+                self._note(samples, logits, closest)
+                break
+            point, normal, value, stays = self._look(samples, closest)
+            samples = replace(samples, point=point)
+            if not (minimal or bool(stays.all())):
+                stay = stays.nonzero()[:, 0]
+                total.put(here, closest)
+                here, closest = here[stay], take(closest, stay)
+                if len(here) == 0:
+                    break
+                samples, normal, value = take(samples, stay), normal[stay], value[stay]
+        total.put(here, closest)
+        return total
+
+    def _note(self, samples: Samples, logits: Tensor, closest: Closest) -> Tensor:
+        """Who is fooled (B,), written down where that is closer."""
+        fooled = ~is_right(logits, samples.y)
+        distance = self.ball.norm.distance(samples.point, samples.x)
+        closest.update(samples.point, distance, margin(logits, samples.y), fooled)
+        return fooled
+
+    def _look(self, samples: Samples, closest: Closest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next points, the planes there, and which samples stay.
+
+        Fooled samples step back towards x. The gradients of the others come from the forward that
+        shows who is fooled, as long as that saves passes; what needs another forward waits for the
+        rest of the pool, so that it fills its batches. Planes of samples that leave are undefined.
+        """
+        point, normal = torch.empty_like(samples.point), torch.empty_like(samples.point)
+        value = torch.empty_like(closest.margin)
+        stays, later = torch.empty_like(samples.y, dtype=torch.bool), []
+        for part in self.engine.batches(len(samples.y)):
+            some, near = take(samples, part), take(closest, part)
+            kept = self.engine.keep(some.point, some.y)
+            fooled = self._note(some, kept.logits, near)
+            back = (some.x + (some.point - some.x) * self.attack.beta).to(point.dtype)
+            point[part] = torch.where(rows(fooled, back), back, some.point)
+            stays[part] = self.attack.minimal or near.distance > some.limit
+            moved = fooled & stays[part]
+            if int(moved.sum()) * (1 + some.planes.backwards) >= int(stays[part].sum()):
+                later.append(stays[part])
+            else:
+                normal[part], value[part] = some.planes(kept, some.y)
+                later.append(moved)
+        samples = replace(samples, point=point)
+        again = torch.cat(later).nonzero()[:, 0]
+        if len(again) == len(samples.y):
+            return point, *self._planes(samples), stays
+        if len(again):
+            fresh = self._planes(take(samples, again))
+            for old, new in zip((normal, value), fresh, strict=True):
+                old.index_copy_(0, again, new)
+        return point, normal, value, stays
+
+    def _moved(self, samples: Samples, normal: Tensor, value: Tensor) -> Tensor:
+        """The next points (equation 8 of the paper).
+
+        Batch by batch: where there is no kernel, a step takes the memory of many images for one.
+        """
+        point = samples.point.clone()
+        for part in self.engine.batches(len(samples.y)):
+            self.ball.norm.fab_step_(
+                point[part],
+                normal[part],
+                samples.x[part],
+                value=value[part],
+                alpha_max=self.attack.alpha_max,
+                eta=self.attack.eta,
+                bounds=self.ball.bounds,
+            )
+        return point
+
+    def refine(self, samples: Samples, closest: Closest) -> None:
+        """The final search: a few steps of a secant method between x and the adversarial image.
+
+        Each lands a tenth of the way beyond the crossing of the secant, on the adversarial side.
+        """
+        found = torch.isfinite(closest.distance).nonzero()[:, 0]
+        if len(found) == 0:
+            return
+        samples, part = take(samples, found), take(closest, found)
+        x, end = samples.x, part.image.clone()  # `update` writes into part.image
+        near, far = torch.zeros_like(part.margin), torch.ones_like(part.margin)
+        near_margin, far_margin = samples.clean_margin, part.margin
+        box = box_limits(*self.ball.bounds, x.dtype)
+        for _ in range(self.attack.final_search):
+            crossing = (near_margin / (near_margin - far_margin)).nan_to_num(0.5).clamp(0, 1)
+            share = near + (far - near) * (0.9 * crossing + 0.1)
+            probe = (x + rows(share, x) * (end - x)).to(x.dtype).clamp(*box)
+            logits = self.engine.evaluate(probe, samples.y)[1]
+            fooled, height = ~is_right(logits, samples.y), margin(logits, samples.y)
+            part.update(probe, self.ball.norm.distance(probe, x), height, fooled)
+            near, near_margin = (
+                torch.where(fooled, old, new) for old, new in ((near, share), (near_margin, height))
+            )
+            far, far_margin = (
+                torch.where(fooled, new, old) for old, new in ((far, share), (far_margin, height))
+            )
+        closest.put(found, part)
+
+    def _planes(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The planes at the samples' points, by new forwards."""
+        parts = self.engine.batches(len(samples.y))
+        if len(parts) == 1:
+            return samples.planes(self.engine.keep(samples.point, samples.y), samples.y)
+        normal, value = torch.empty_like(samples.point), torch.empty_like(samples.clean_margin)
+        for part in parts:
+            some = take(samples, part)
+            normal[part], value[part] = some.planes(self.engine.keep(some.point, some.y), some.y)
+        return normal, value
+
+
+def rows(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) shaped to broadcast over (B, ...)."""
+    return values.view(-1, *[1] * (x.ndim - 1))

@@ -9,26 +9,24 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_choice,
     check_steps,
-    ids_of,
     restart_generators,
 )
 from roli_fast.attacks.objective import (
     LOSSES,
+    RULES,
     Goal,
     check_loss_name,
     check_target,
+    choose,
     notes_on,
 )
-from roli_fast.attacks.passes import Passes, Samples, take
-from roli_fast.attacks.targets import RULES, choose
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
+from roli_fast.attacks.passes import Passes, Samples, column, take
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds, check_positive
 
@@ -77,6 +75,8 @@ class PGD(BallAttack):
     eot: int = 1
     compact: bool = True
 
+    options = ("eps", "target")
+
     def __post_init__(self) -> None:
         self.check_ball()
         if self.step_size is not None:
@@ -110,50 +110,19 @@ class PGD(BallAttack):
         """What keeps the best iterate with keep="best"."""
         return Best()
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-        target: Tensor | None = None,
-    ) -> AttackResult:
-        """As `__call__`, with the cost beside the images.
-
-        Args:
-            model: as for `__call__`, like all that is not named here.
-            x: likewise.
-            y: likewise.
-            generator: likewise.
-            engine: likewise.
-            sample_ids: likewise.
-            eps: radius in place of the field, a number or one a sample (B,).
-            target: classes (B,) to aim at, int64, none of them the label.
-        """
-        ball, x = self.ball(x, eps)
-        ids = ids_of(x, sample_ids)
-        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        ball, inputs = self.ball(inputs)
+        with inputs.gradient() as gradient:
             passes = Passes(gradient, self.eot)
-            goal = self._goal(passes, x, y, target, generator, ids)
-            samples = Samples(x, goal, ids, ball.eps)
+            goal = self._goal(passes, inputs)
+            samples = Samples(inputs.x, goal, inputs.ids, ball.eps)
             climb = self._restarted if self.restarts > 1 else self._climb
-            x_adv, fooled = climb(passes, samples, ball, generator)
+            x_adv, fooled = climb(passes, samples, ball, inputs.generator)
             notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
-    def _goal(  # noqa: PLR0913 - what a choice of targets depends on
-        self,
-        passes: Passes,
-        x: Tensor,
-        y: Tensor,
-        target: Tensor | None,
-        generator: Generator | None,
-        ids: Tensor,
-    ) -> Goal:
+    def _goal(self, passes: Passes, inputs: AttackInputs) -> Goal:
+        x, y, target = inputs.x, inputs.y, inputs.target
         if target is not None:
             if self.targets:
                 fix = "Give either the field or the argument."
@@ -162,7 +131,8 @@ class PGD(BallAttack):
             check_target(target, y, passes.clean(x, y))
             return Goal(self.loss, y, target)
         if self.targets:
-            return Goal(self.loss, y, choose(self.targets, passes.clean(x, y), y, generator, ids))
+            clean = passes.clean(x, y)
+            return Goal(self.loss, y, choose(self.targets, clean, y, inputs.generator, inputs.ids))
         from_clean = LOSSES[self.loss].from_clean
         return Goal(self.loss, y, clean=passes.clean(x, y) if from_clean else None)
 
@@ -186,20 +156,12 @@ class PGD(BallAttack):
     ) -> tuple[Tensor, Tensor | None]:
         """One search, and who is fooled where it looks."""
         if self.keep == "adversarial":
-            passes.engine.no_loop('keep="adversarial" looks at each iterate')
             return self._climb_until_fooled(passes, samples, ball, generator)
         x_adv = self._start(samples, ball, generator)
-        if self.restarts > 1:
-            passes.engine.no_loop("restarts go on with the images that are left")
-            return self._ascend(passes, x_adv, samples, ball), None
-
-        def steps(x_adv: Tensor, samples: Samples) -> Tensor:
-            return self._ascend(passes, x_adv, samples, ball)
-
-        return passes.loop((self, ball.norm, ball.bounds), x_adv, samples, steps), None
+        return self._ascend(passes, x_adv, samples, ball), None
 
     def _ascend(self, passes: Passes, x_adv: Tensor, samples: Samples, ball: Ball) -> Tensor:
-        """All steps from `x_adv`, which they change, without a decision on the host."""
+        """All steps from `x_adv`, which they change."""
         best = self.keeper() if self.keep == "best" else None
         velocity = None
         for _ in range(self.steps):
@@ -229,7 +191,7 @@ class PGD(BallAttack):
                 grad, (_loss, logits) = None, passes.evaluate(x_adv, samples.goal)
             now = fooled[place]
             new = samples.goal.reached(logits) & ~now
-            found.index_copy_(0, place, torch.where(_column(now, x_adv), found[place], x_adv))
+            found.index_copy_(0, place, torch.where(column(now, x_adv), found[place], x_adv))
             fooled[place] = now | new
             if grad is None:
                 break
@@ -274,13 +236,8 @@ def accumulated(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tenso
     """momentum * velocity + grad / ||grad||_1 (Dong et al., equation 6); a zero gradient adds 0."""
     wide = torch.promote_types(grad.dtype, torch.float32)
     length = grad.abs().flatten(1).sum(1, dtype=wide).clamp(min=torch.finfo(wide).tiny)
-    unit = (grad / length.view(-1, *[1] * (grad.ndim - 1))).to(grad.dtype)
+    unit = (grad / column(length, grad)).to(grad.dtype)
     return unit if velocity is None else momentum * velocity + unit
-
-
-def _column(flags: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to broadcast over (B, ...)."""
-    return flags.view(-1, *[1] * (x.ndim - 1))
 
 
 class Best:
@@ -297,8 +254,7 @@ class Best:
             return self.images
         better = self.better(loss, self.loss)
         self.loss = torch.where(better, loss, self.loss)
-        mask = better.view(-1, *[1] * (x_adv.ndim - 1))
-        self.images = torch.where(mask, x_adv, self.images)
+        self.images = torch.where(column(better, x_adv), x_adv, self.images)
         return self.images
 
     def better(self, loss: Tensor, kept: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
 """A search whose finds hold for the plain model, whatever precision it searched in."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import Attack, AttackResult, ids_of
-from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.targets import RULES
-from roli_fast.engine import Cost, Engine, InputGradient, bound, plain
+from roli_fast.attacks.base import Attack, AttackInputs, AttackResult
+from roli_fast.attacks.objective import RULES, is_right
+from roli_fast.attacks.passes import column
+from roli_fast.engine import Cost, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import cross_entropy
 
@@ -30,55 +29,39 @@ class Checked:
     regained: int
 
 
-def search(
-    attack: Attack,
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    generator: Generator | None = None,
-    *,
-    engine: Engine | None = None,
-    sample_ids: Tensor | None = None,
-    **options: Any,
-) -> Checked:
+def search(attack: Attack, inputs: AttackInputs) -> Checked:
     """Run an attack, show what it found to the plain model, and keep what fools that too.
 
-    In a short dtype an image next to the boundary may look fooled, one that is right by the plain
+    In low precision an image next to the boundary may look fooled, one that is right by the plain
     model may even look wrong to begin with and is then not searched at all. So what was lost is
     searched once more by the plain model, with the same draws. So it is in fp32 with an engine that
     changes last bits, by folding, say.
 
     Args:
         attack: any search; what counts is misclassification, also where it has targets.
-        model: as for an attack.
-        x: images (B, ...).
-        y: labels (B,).
-        generator: as for an attack; the second search draws from a copy.
-        engine: as for an attack: of the first search; checks and second search have its `plain`.
-        sample_ids: as for an attack.
-        **options: what the attack's `run` takes besides; tensors have the batch in front.
+        inputs: of the first search; checks and second search have its engine's `plain`.
     """
-    model = bound(model, engine)
-    ids, copied = ids_of(x, sample_ids), _copy_of(generator, x.device)
-    found = attack.run(model, x, y, generator, sample_ids=ids, **options)
+    model, x, y = bound(inputs.model, inputs.engine), inputs.x, inputs.y
+    inputs = replace(inputs, model=model, engine=None, sample_ids=inputs.ids)
+    again = replace(inputs, model=plain(model), generator=_copy_of(inputs.generator, x.device))
+    found = attack.search(inputs)
     by_target = getattr(attack, "targets", None) in RULES  # then fooled means: the target reached
     looked = found.fooled
     if looked is None or by_target:
         looked = torch.ones_like(y, dtype=torch.bool)
     fooled, cost = fooled_by(plain(model), found.x_adv, y, looked)
     cost += found.cost
-    x_adv = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x.detach())
+    x_adv = torch.where(column(fooled, x), found.x_adv, x.detach())
     lost = torch.zeros_like(fooled) if found.fooled is None else found.fooled & ~fooled
     rows = lost.nonzero()[:, 0]
     if model.engine.exact or len(rows) == 0:
         return Checked(replace(found, x_adv=x_adv, cost=cost, fooled=fooled), lost, 0)
-    some: dict[str, Any] = {k: v[rows] if isinstance(v, Tensor) else v for k, v in options.items()}
-    second = search(attack, plain(model), x[rows], y[rows], copied, sample_ids=ids[rows], **some)
-    again = second.result
-    assert again.fooled is not None
-    x_adv, fooled = x_adv.index_copy(0, rows, again.x_adv), fooled.index_copy(0, rows, again.fooled)
-    result = AttackResult(x_adv, cost + again.cost, fooled, found.notes)
-    return Checked(result, lost, int(again.fooled.sum()))
+    second = search(attack, again.at(rows)).result
+    assert second.fooled is not None
+    x_adv = x_adv.index_copy(0, rows, second.x_adv)
+    fooled = fooled.index_copy(0, rows, second.fooled)
+    result = AttackResult(x_adv, cost + second.cost, fooled, found.notes)
+    return Checked(result, lost, int(second.fooled.sum()))
 
 
 def fooled_by(model: Model, x: Tensor, y: Tensor, among: Tensor) -> tuple[Tensor, Cost]:

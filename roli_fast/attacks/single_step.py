@@ -1,17 +1,20 @@
-"""What the one-step attacks share: a start, one gradient, one step."""
+"""The one-step attacks: a start, one gradient, one step."""
 
 from dataclasses import dataclass
 
-import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from roli_fast.attacks.base import AttackResult, Ball, BallAttack, Radius, ids_of
+from roli_fast.attacks.base import (
+    ATTACKS,
+    AttackInputs,
+    AttackResult,
+    Ball,
+    BallAttack,
+)
 from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
-from roli_fast.attacks.passes import Passes, Samples
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
+from roli_fast.attacks.passes import Passes
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.threat import Bounds
+from roli_fast.threat import Bounds, check_positive
 
 
 @dataclass(frozen=True)
@@ -37,46 +40,117 @@ class SingleStep(BallAttack):
         if self.loss == "kl":
             raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", "'kl'"))
 
-    def start(
-        self, x: Tensor, ball: Ball, generator: Generator | None, sample_ids: Tensor | None
-    ) -> Tensor:
-        """A new tensor: the point whose gradient is taken."""
-        raise NotImplementedError
+    @property
+    def start_share(self) -> float:
+        """Radius of the random start in multiples of eps, 0 for the image itself."""
+        return 0.0
 
     @property
     def step_share(self) -> float:
         """Length of the step in multiples of eps."""
         return 1.0
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> AttackResult:
-        """As `__call__`, with the cost beside the images."""
-        ball, x = self.ball(x, eps)
-        with InputGradient(bound(model, engine)) as gradient, torch.no_grad():
-            x_adv = self.start(x, ball, generator, sample_ids)
-            samples = Samples(x, Goal(self.loss, y), ids_of(x, sample_ids), ball.eps)
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        ball, inputs = self.ball(inputs)
+        with inputs.gradient() as gradient:
+            x, x_adv = inputs.x, self._start(inputs, ball)
             passes = Passes(gradient)
-
-            def step(x_adv: Tensor, some: Samples) -> Tensor:
-                grad, _loss, _logits = passes.gradient(x_adv, some.goal)
-                return ball.norm.step_(
-                    x_adv,
-                    grad,
-                    some.x,
-                    eps=some.eps * self.reach,
-                    step_size=some.eps * self.step_share,
-                    bounds=ball.bounds,
-                )
-
-            x_adv = passes.loop((self, ball.norm, ball.bounds), x_adv, samples, step)
+            grad, _loss, _logits = passes.gradient(x_adv, Goal(self.loss, inputs.y))
+            ball.norm.step_(
+                x_adv,
+                grad,
+                x,
+                eps=ball.eps * self.reach,
+                step_size=ball.eps * self.step_share,
+                bounds=ball.bounds,
+            )
             notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, notes=notes)
+
+    def _start(self, inputs: AttackInputs, ball: Ball) -> Tensor:
+        if self.start_share == 0:
+            return inputs.x.clone()
+        return ball.norm.random_start(
+            inputs.x,
+            eps=ball.eps * self.start_share,
+            bounds=ball.bounds,
+            generator=inputs.generator,
+            sample_ids=inputs.ids,
+        )
+
+
+@ATTACKS.register("fgsm")
+@dataclass(frozen=True)
+class FGSM(SingleStep):
+    """One step of length eps from the image itself; in l2 and l1 along their steepest ascent.
+
+    Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015, section 4.
+    """
+
+    @property
+    def label(self) -> str:
+        return "fgsm"
+
+
+@ATTACKS.register("rs-fgsm")
+@dataclass(frozen=True)
+class RSFGSM(SingleStep):
+    """One step of `step` eps from a random point of the ball, projected back.
+
+    Wong et al., "Fast is better than free", ICLR 2020, Algorithm 3. The other fields are those of
+    `SingleStep`.
+
+    Args:
+        step: length of the step in multiples of eps, 1.25 in the paper.
+    """
+
+    step: float = 1.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("step", self.step)
+
+    @property
+    def label(self) -> str:
+        return "rs-fgsm"
+
+    @property
+    def start_share(self) -> float:
+        return 1.0
+
+    @property
+    def step_share(self) -> float:
+        return self.step
+
+
+@ATTACKS.register("n-fgsm")
+@dataclass(frozen=True)
+class NFGSM(SingleStep):
+    """One step of eps from noise `noise` eps wide, which is not pulled back to the ball of eps.
+
+    For training: its images are up to (1 + noise) eps from the original, so they measure no
+    robustness at eps. They are within the bounds. De Jorge et al., "Make Some Noise: Reliable and
+    Efficient Single-Step Adversarial Training", NeurIPS 2022, Algorithm 1. The other fields are
+    those of `SingleStep`.
+
+    Args:
+        noise: radius of the uniform noise in multiples of eps, 2 in the paper.
+    """
+
+    noise: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("noise", self.noise)
+
+    @property
+    def label(self) -> str:
+        return "n-fgsm"
+
+    @property
+    def reach(self) -> float:
+        return 1 + self.noise
+
+    @property
+    def start_share(self) -> float:
+        return self.noise

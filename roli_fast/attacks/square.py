@@ -1,35 +1,41 @@
 """Square attack: random search that never sees a gradient (Andriushchenko et al., "Square Attack: a
 query-efficient black-box adversarial attack via random search", ECCV 2020, arXiv:1912.00049)."""
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.attacks.base import (
     ATTACKS,
+    AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    Radius,
     check_choice,
     check_steps,
-    ids_of,
 )
-from roli_fast.attacks.hyperplane import check_norm
-from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.official import OfficialDraws, Rng
+from roli_fast.attacks.objective import check_target, is_right
 from roli_fast.attacks.passes import Passes, take
-from roli_fast.attacks.square_draws import Draws, OfficialSquareDraws, SampleDraws, one_number
-from roli_fast.attacks.square_moves import LinfMoves, MassMoves, canvas, share_of
-from roli_fast.engine import Engine, InputGradient, bound
-from roli_fast.engine.input_gradient import Model
+from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, margin
+from roli_fast.norms.base import check_offers
+from roli_fast.norms.windows import Draws, Moves, Proposal
 from roli_fast.ops import checks
+from roli_fast.ops.random_start import philox
+from roli_fast.seeds import derive_seed
 from roli_fast.threat import Bounds
 
 _LOSSES = {"margin": margin, "ce": cross_entropy}
+_SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Queries of 10,000 after which the share of changed pixels halves."""
+CHUNK = 32
+"""Queries whose numbers are made at once: a small tensor operation costs its call, not its size."""
+_START = 2**40
+"""First counter of the numbers for the start; those of queries are below."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Square(BallAttack):
     Each query changes a window of random place in every image, and the change stays where it raises
     the loss. Samples that are fooled leave the batch at once; those that are wrong to begin with
     come back as they are. What was never fooled comes back as the image of highest loss. Images of
-    any shape (B, C, H, W), and (B, C, L) and (B, D), where windows are intervals.
+    any shape (B, C, H, W), and (B, C, L) and (B, D), where windows are intervals. With a `target`
+    in the call a sample is fooled when it is classified as that.
 
     Args:
         norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
@@ -62,13 +69,6 @@ class Square(BallAttack):
             halves it after the numbers of queries that are meant for 10,000, as AutoAttack does.
         compact: samples leave the batch as soon as they are fooled; false keeps all shapes as they
             are, without any wait for the device within a run. The result is the same.
-        rng: "native" draws depend on one draw of the generator, the sample's id and the query
-            alone; each sample has its own windows. "official" repeats the draws of
-            github.com/fra31/auto-attack for this batch and `seed`, to compare with it: windows are
-            shared by the batch, and in l2 and l1 draws depend on how many samples are left. There a
-            tie counts as fooled, and windows never reach the last row and column. Its l2 and l1
-            exist for square images only, with a side that five tiles fill.
-        seed: of the official draws.
     """
 
     norm: str | None = "linf"
@@ -80,62 +80,44 @@ class Square(BallAttack):
     loss: str = "margin"
     rescale_schedule: bool = True
     compact: bool = True
-    rng: Rng = "native"
-    seed: int = 0
+
+    options = ("eps", "target")
 
     def __post_init__(self) -> None:
         self.check_ball()
-        check_norm(self.norm)
+        check_offers(self.norm, "square_moves")
         for name in ("n_queries", "restarts"):
             check_steps(name, getattr(self, name))
         if not isinstance(self.p_init, (int, float)) or not 0 < self.p_init <= 1:
             raise ArgumentError(describe("p_init", "a share in (0, 1]", repr(self.p_init)))
         check_choice("loss", self.loss, tuple(_LOSSES))
-        check_choice("rng", self.rng, ("native", "official"))
-        if self.rng == "official" and self.norm != "linf" and not self.compact:
-            fix = "In l2 and l1 the original's draws depend on how many samples are left."
-            raise ArgumentError(describe("compact", "True with rng='official'", False, fix))
 
     @property
     def label(self) -> str:
         """ "square-5000" for 5,000 queries; restarts follow."""
         return f"square-{self.n_queries}" + (f"-r{self.restarts}" if self.restarts > 1 else "")
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-        eps: Radius | None = None,
-    ) -> SquareResult:
-        """As `__call__`, with the cost and the queries beside the images."""
-        ball, x = self.ball(x, eps)
-        checks.generator(generator, x)
-        checks.sample_ids(sample_ids, x)
-        moves = self._moves(ball, x)
-        ids = ids_of(x, sample_ids)
-        official = OfficialDraws(self.seed, x.device) if self.rng == "official" else None
-        key = one_number(generator, x.device) if official is None else 0
-        with InputGradient(bound(model, engine), _LOSSES[self.loss]) as gradient, torch.no_grad():
+    def search(self, inputs: AttackInputs) -> SquareResult:
+        ball, inputs = self.ball(inputs)
+        x, ids, towards = inputs.x, inputs.ids, inputs.target is not None
+        y = inputs.y if inputs.target is None else inputs.target
+        checks.generator(inputs.generator, x)
+        checks.sample_ids(ids, x)
+        moves, draws = self.moves(ball, x), self.draws(inputs)
+        with inputs.gradient(_LOSSES[self.loss]) as gradient:
             logits = Passes(gradient).clean(x, y)
-            fooled = ~is_right(logits, y)
+            if towards:
+                check_target(y, inputs.y, logits)
+            fooled = is_right(logits, y) if towards else ~is_right(logits, y)
             x_adv, highest = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
             queries = torch.ones_like(y)
             for restart in range(self.restarts):
                 left = (~fooled).nonzero()[:, 0]
                 if len(left) == 0:
                     break
-                if official is None:
-                    draws = SampleDraws(("square", key, restart), ids[left])
-                else:
-                    shared = self.norm == "linf"
-                    draws = OfficialSquareDraws(official, len(left), shared_signs=shared)
                 radius = ball.eps[left] if isinstance(ball.eps, Tensor) else ball.eps
-                found = self._search(gradient, moves, draws, _Batch(x[left], y[left], radius))
+                batch = _Batch(x[left], y[left], radius, towards)
+                found = self._search(gradient, moves, draws(restart, ids[left]), batch)
                 better = found.fooled | (found.loss > highest[left]) | (restart == 0)
                 rows = left[better]
                 x_adv = x_adv.index_copy(0, rows, found.image[better])
@@ -144,26 +126,30 @@ class Square(BallAttack):
                 queries = queries.index_add(0, left, found.queries)
             return SquareResult(x_adv, gradient.cost, fooled, ball.notes, queries)
 
-    def _moves(self, ball: Ball, x: Tensor) -> LinfMoves | MassMoves:
-        channels, *image = canvas(x)
-        size = (image[0], image[1])
-        if self.norm == "linf":
-            return LinfMoves(ball.bounds, channels, size)
-        order = 2 if self.norm == "l2" else 1
-        if self.rng == "official":
-            return MassMoves(order, ball.bounds, channels, size, spare=1e-6, cancelled=0.0)
-        return MassMoves(order, ball.bounds, channels, size)
+    def draws(self, inputs: AttackInputs) -> Callable[[int, Tensor], Draws]:
+        """(number of a run, sample ids) -> that run's numbers, for a subclass that draws otherwise.
+
+        Here they depend on one draw of the generator, the run, the sample's id and the query alone.
+        """
+        source, device = inputs.generator, inputs.x.device
+        key = int(torch.randint(2**62, (1,), generator=source, device=device))
+        return lambda restart, ids: SampleDraws(("square", key, restart), ids)
+
+    def moves(self, ball: Ball, x: Tensor) -> Moves:
+        """How images are proposed."""
+        channels, rows, columns = canvas(x)
+        return ball.norm.square_moves(ball.bounds, channels, (rows, columns))
 
     def _search(
         self,
         engine: InputGradient,
-        moves: LinfMoves | MassMoves,
+        moves: Moves,
         draws: Draws,
         batch: "_Batch",
     ) -> "_Found":
-        """One run over samples that are all classified right."""
+        """One run over samples none of which is fooled yet."""
         best = moves.start(batch.x, batch.eps, draws)
-        loss, done = self._score(engine, best, batch.y)
+        loss, done = self._score(engine, best, batch)
         found = _Found(best, loss, done, torch.ones_like(batch.y))
         here = torch.arange(len(batch.y), device=batch.y.device)
         for query in range(self.n_queries):
@@ -180,7 +166,7 @@ class Square(BallAttack):
             room = (moves.image[0] - size[0], moves.image[1] - size[1])
             proposal = draws.query(query, room, moves.channels)
             tried = moves.propose(best, batch.x, batch.eps, size, proposal)
-            new_loss, fooled = self._score(engine, tried, batch.y)
+            new_loss, fooled = self._score(engine, tried, batch)
             better = (fooled | (new_loss > loss)) & ~done
             best = torch.where(better.view(-1, *[1] * (best.ndim - 1)), tried, best)
             loss = torch.where(better, new_loss, loss)
@@ -189,19 +175,28 @@ class Square(BallAttack):
         found.put(here, best, loss, done)
         return found
 
-    def _score(self, engine: InputGradient, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss that decides (B,), and which samples are fooled."""
-        loss, logits = engine.evaluate(x_adv, y)
-        if self.rng == "official":
-            return loss, margin(logits, y) >= 0
-        return loss, ~is_right(logits, y)
+    def _score(
+        self, engine: InputGradient, x_adv: Tensor, batch: "_Batch"
+    ) -> tuple[Tensor, Tensor]:
+        """What decides (B,), and which samples are fooled."""
+        loss, logits = engine.evaluate(x_adv, batch.y)
+        if batch.towards:
+            return -loss, is_right(logits, batch.y)
+        return loss, self.reached(logits, batch.y)
+
+    def reached(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Which samples are fooled, (B,)."""
+        return ~is_right(logits, y)
 
 
 @dataclass(frozen=True)
 class _Batch:
+    """`y` are the labels, or the classes to go `towards`."""
+
     x: Tensor
     y: Tensor
     eps: float | Tensor
+    towards: bool = False
 
 
 @dataclass
@@ -215,3 +210,82 @@ class _Found:
         self.image = self.image.index_copy(0, index, image)
         self.loss = self.loss.index_copy(0, index, loss)
         self.fooled = self.fooled.index_copy(0, index, fooled)
+
+
+def share_of(query: int, p_init: float, n_queries: int, rescale: bool) -> float:
+    """The share of pixels that query number `query` changes (section 3.2 of the paper)."""
+    place = int(query / n_queries * 10000) if rescale else query
+    return p_init / 2 ** bisect_left(_SHRINKS, place)
+
+
+def canvas(x: Tensor) -> tuple[int, int, int]:
+    """Channels, rows and columns of a batch; (B, D) and (B, C, L) have one row.
+
+    Raises:
+        ArgumentError: another number of dimensions.
+    """
+    if x.ndim == 2:
+        return 1, 1, x.shape[1]
+    if x.ndim == 3:
+        return x.shape[1], 1, x.shape[2]
+    if x.ndim == 4:
+        return x.shape[1], x.shape[2], x.shape[3]
+    expected = "a batch (B, C, H, W), (B, C, L) or (B, D)"
+    raise ArgumentError(describe("x", expected, f"shape {tuple(x.shape)}"))
+
+
+class SampleDraws:
+    """Philox words keyed by the run and counted by (query, sample id): the same in any batch.
+
+    Args:
+        key: names the run; restarts have different ones.
+        ids: int64 (n,), names of the samples.
+    """
+
+    def __init__(self, key: tuple[int | str, ...], ids: Tensor) -> None:
+        self._key = torch.tensor(derive_seed(*key), device=ids.device)
+        self._ids = ids
+        self._table = torch.empty(0, device=ids.device)
+        self._first, self._width = -1, 0
+
+    def stripes(self, channels: int, width: int) -> Tensor:
+        return self._bits(_START, channels * width).view(-1, channels, width)
+
+    def tiles(self, count: int, channels: int) -> tuple[Tensor, Tensor]:
+        bits = self._bits(_START, count * (channels + 1)).view(-1, count, channels + 1)
+        return bits[..., 0] > 0, bits[..., 1:]
+
+    def query(self, number: int, room: tuple[int, int], channels: int) -> Proposal:
+        blocks = 1 + (5 + (channels + 31) // 32 - 1) // 4
+        chunk = number // CHUNK
+        if chunk != self._first or blocks != self._width:
+            self._first, self._width = chunk, blocks
+            words = self._words(chunk * CHUNK * blocks, CHUNK * blocks)
+            self._table = words.view(-1, CHUNK, 4 * blocks)
+        words = self._table[:, number % CHUNK]
+        # a word of 32 bits times the number of places: its upper half is the place
+        top = (words[:, 0:2] * (room[0] + 1)) >> 32
+        left = (words[:, 2:4] * (room[1] + 1)) >> 32
+        return Proposal(top, left, _signs(words[:, 5:], channels), (words[:, 4] & 1) == 1)
+
+    def keep(self, index: Tensor) -> None:
+        self._ids = self._ids[index]
+        if self._first >= 0:
+            self._table = self._table[index]
+
+    def _bits(self, first: int, count: int) -> Tensor:
+        return _signs(self._words(first, (count + 127) // 128), count)
+
+    def _words(self, first: int, blocks: int) -> Tensor:
+        """(n, 4 blocks) words of 32 bits."""
+        counters = torch.arange(first, first + blocks, device=self._ids.device)
+        low = counters.expand(len(self._ids), -1)
+        drawn = philox(self._key, low, self._ids[:, None].expand_as(low))
+        return torch.stack(drawn, dim=2).flatten(1)
+
+
+def _signs(words: Tensor, count: int) -> Tensor:
+    """(n, w) words of 32 bits -> (n, count) of -1 and 1, one of each bit."""
+    places = torch.arange(32, device=words.device)
+    bits = (words[:, :, None] >> places) & 1
+    return (bits.flatten(1)[:, :count] * 2 - 1).to(torch.float32)

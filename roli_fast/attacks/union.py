@@ -7,24 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from roli_fast.attacks.auto_attack import AutoAttack
-from roli_fast.attacks.base import Attack, BallAttack, restart_generators
-from roli_fast.attacks.ensemble import (
-    EnsembleResult,
-    Question,
-    Standing,
-    search_in_turn,
-)
+from roli_fast.attacks.base import Attack, AttackInputs, BallAttack, restart_generators
+from roli_fast.attacks.ensemble import AttackState, EnsembleResult, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
-from roli_fast.engine import Engine, InputGradient, bound, plain
-from roli_fast.engine.input_gradient import Model
+from roli_fast.attacks.several_norms import USUAL_NORMS
+from roli_fast.engine import InputGradient, bound, plain
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.threat import Bounds, ThreatModel, check_images, usual_eps
 
-USUAL = (("linf", None), ("l2", None), ("l1", None))
+USUAL = tuple((norm, None) for norm in USUAL_NORMS)
 """The threats that multi-norm papers report, with each norm's usual radius."""
 
 
@@ -122,32 +117,22 @@ class Union(Attack):
         """The same with every field of its attacks that is None taken from `threat`."""
         return replace(self, attacks=tuple(attack.under(threat) for attack in self.attacks))
 
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> UnionResult:
-        """As `__call__`, with cost, flags, which threat fooled what, and notes."""
+    def search(self, inputs: AttackInputs) -> UnionResult:
+        x = inputs.x
         for attack in self.attacks:
             bounds = getattr(attack, "bounds", None)
             x = x if bounds is None else check_images(x, bounds)
-        model, x = bound(model, engine), x.detach()
+        x, model = x.detach(), bound(inputs.model, inputs.engine)
         with InputGradient(plain(model)) as gradient, torch.no_grad():
-            right = is_right(Passes(gradient).clean(x, y), y)
+            right = is_right(Passes(gradient).clean(x, inputs.y), inputs.y)
             cost = gradient.cost
-        standing = Standing.begin(x, right)
-        asked = Question(model, x, y, generator, sample_ids)
+        inputs, state = replace(inputs, model=model, x=x, engine=None), AttackState.begin(x, right)
         robust_under = {}
         if self.every:
-            robust_under = self._each(asked, standing, right)
+            robust_under = self._each(inputs, state, right)
         else:
-            search_in_turn(self.attacks, asked, standing, self.names)
-        found = standing.result(cost)
+            search_in_turn(self.attacks, inputs, state, self.names)
+        found = state.result(cost)
         return UnionResult(
             found.x_adv,
             found.cost,
@@ -158,22 +143,22 @@ class Union(Attack):
             robust_under=robust_under,
         )
 
-    def _each(self, asked: Question, standing: Standing, right: Tensor) -> dict[str, Tensor]:
-        """All threats on all images that are right; `standing` takes what fools first."""
+    def _each(self, inputs: AttackInputs, state: AttackState, right: Tensor) -> dict[str, Tensor]:
+        """All threats on all images that are right; `state` takes what fools first."""
         robust_under = {}
-        sources = restart_generators(asked.generator, len(self.attacks), asked.x.device)
+        sources = restart_generators(inputs.generator, len(self.attacks), inputs.x.device)
         for number, (attack, source) in enumerate(zip(self.attacks, sources, strict=True)):
-            own, name = Standing.begin(asked.x, right), self.names[number]
-            search_in_turn((attack,), replace(asked, generator=source), own, [name])
+            own, name = AttackState.begin(inputs.x, right), self.names[number]
+            search_in_turn((attack,), replace(inputs, generator=source), own, [name])
             robust_under[name] = ~own.fooled
-            new = own.fooled & ~standing.fooled
-            standing.x_adv[new] = own.x_adv[new]
-            standing.fooled_by[new] = number
-            standing.fooled |= own.fooled
-            standing.lost += own.lost
-            standing.costs += own.costs
-            standing.notes += own.notes
-            standing.counts += own.counts
+            new = own.fooled & ~state.fooled
+            state.x_adv[new] = own.x_adv[new]
+            state.fooled_by[new] = number
+            state.fooled |= own.fooled
+            state.lost += own.lost
+            state.costs += own.costs
+            state.notes += own.notes
+            state.counts += own.counts
         return robust_under
 
 

@@ -1,34 +1,31 @@
 """YAML and command line -> a frozen dataclass, and back.
 
-jsonargparse does the work. What is added here: components are written by their registered names
-({name: pgd, steps: 7}) instead of class paths, numbers may be fractions (8/255), and an unknown
-field is reported together with the known ones.
+Components are written by their registered names ({name: pgd, steps: 7}), numbers may be fractions
+(8/255), and what a file or flag leaves out is what stood there before.
 """
 
-import argparse
-import json
-import re
-import typing
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 
 from roli_fast.attacks import ATTACKS, PGD
-from roli_fast.configuration.files import fraction, is_fraction, load_yaml, read_yaml
-from roli_fast.configuration.messages import plain_message
-from roli_fast.configuration.types import (
-    class_path,
+from roli_fast.configuration.files import load_yaml, read_yaml
+from roli_fast.configuration.values import (
+    NULL,
+    Text,
+    convert,
+    default_of,
     dtype_name,
     element,
     field_types,
-    without_none,
+    may_be_null,
 )
-from roli_fast.errors import ConfigError, RoliFastError, check_utf8, describe
+from roli_fast.errors import ConfigError, check_utf8, describe
 from roli_fast.files import naming
 from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
@@ -36,10 +33,8 @@ from roli_fast.threat import ThreatModel
 FOLLOWS_THREAT = ("norm", "norms", "eps", "step_size", "bounds")
 """Fields of an attack that are null in a configuration unless they are given."""
 
-_NULL = ("null", "None", "none")
-_NUMBERS = re.compile(r"^-?[\d./eE+-]+(,-?[\d./eE+-]+)+$")
-
 Root = TypeVar("Root")
+Tree = dict[str, Any]
 Written = Callable[[str], Mapping[str, Any]]
 
 
@@ -70,18 +65,15 @@ class Schema(Generic[Root]):
         Raises:
             ConfigError: what is wrong, with the field's name.
         """
-        parser = self.parser()
-        overrides = [*_radius_anew(tree, overrides), *overrides]
-        try:
-            plain = json.dumps(self.to_class_paths(tree))
-            config = parser.parse_args(["--config", plain, *self.translate(overrides, tree)])
-            values = parser.instantiate(config)
-            known: Any = self.root
-            return known(**{f.name: values[f.name] for f in fields(known)})
-        except RoliFastError:
-            raise
-        except (argparse.ArgumentError, ValueError, TypeError) as error:
-            raise ConfigError(plain_message(error, self.field_at)) from error
+        given = [*_radius_anew(tree, overrides), *pairs(overrides)]
+        first = [pair for pair in given if self._chooses(*pair)]  # before the fields of what it is
+        whole = copy.deepcopy(dict(tree))
+        for flag, text in [*first, *(pair for pair in given if pair not in first)]:
+            if text is None:
+                fix = f"Write {flag} VALUE."
+                raise ConfigError(describe(flag.removeprefix("--"), "a value", "nothing", fix))
+            self._put(whole, self.root, None, flag.removeprefix("--"), text, "")
+        return self._make(whole, self.root, "", None)
 
     def read(self, path: Path) -> Root:
         """The configuration that a program saved.
@@ -93,70 +85,127 @@ class Schema(Generic[Root]):
         with naming(path, ConfigError, "config", "a saved configuration", fix):
             return self.build(read_yaml(path), [])
 
-    def parser(self) -> ArgumentParser:
-        """The parser of all fields; errors are raised, not printed."""
-        parser = ArgumentParser(exit_on_error=False, usage=argparse.SUPPRESS, add_help=False)
-        parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
-        parser.add_class_arguments(self.root)
-        return parser
+    def _chooses(self, flag: str, text: str | None) -> bool:
+        """Whether a flag names the component of a field."""
+        chosen = self.field_at(flag.removeprefix("--")) in self.components
+        return chosen and text is not None and text not in NULL
 
-    def to_class_paths(self, tree: Any, kind: Any = None, where: str = "") -> Any:
-        """Check field names against `kind` and write components as jsonargparse wants them."""
-        kind = without_none(self.root if kind is None else kind)
-        inner = element(kind)
-        if inner in self._written and tree is not None:
-            items = tree if isinstance(tree, (list, tuple)) else [tree]
-            return [self._item(item, inner, where) for item in items]
-        if isinstance(tree, str) and kind in self._written:
-            tree = self._written[kind](tree)  # data: digits
-        if not isinstance(tree, Mapping) or not isinstance(kind, type):
-            return tree
+    def _put(  # noqa: PLR0913 - a place in a tree, and what is known of it
+        self, tree: Tree, kind: Any, base: Any, path: str, text: str, where: str
+    ) -> None:
+        """Write the text of a flag into a tree of fields.
+
+        Args:
+            tree: the fields of a `kind`; what it leaves out is as in `base`, or as by default.
+            kind: a dataclass, a component's base type or a mapping.
+            base: a value of it, or None.
+            path: from here, dotted.
+            text: of the flag.
+            where: the path to here.
+        """
+        name, _, rest = path.partition(".")
+        where = f"{where}.{name}" if where else name
+        own = self.components[kind][tree["name"]] if kind in self.components else kind
+        inner = field_types(own).get(name) if is_dataclass(own) else None
+        before = getattr(base, name, None) if base is not None else _default(own, name)
+        node = tree.get(name)
+        if isinstance(node, str) and inner in self._written:
+            node = self._written[inner](node)
+        if rest:
+            if not isinstance(node, Mapping):
+                node = self._names(inner, before)
+            tree[name] = dict(node)
+            self._put(tree[name], inner, before, rest, text, where)
+        elif text.startswith("{") and (is_dataclass(inner) or inner in self.components):
+            try:
+                tree[name] = load_yaml(text)
+            except ValueError as error:
+                raise ConfigError(describe(where, "fields as YAML has them", text)) from error
+        elif text in NULL or inner not in self._written:
+            tree[name] = Text(text)
+        elif inner in self.components:
+            tree[name] = self._chosen(inner, text, node, where)
+        else:
+            before = dict(node) if isinstance(node, Mapping) else {}
+            tree[name] = before | dict(self._written[inner](text))
+
+    def _names(self, kind: Any, before: Any) -> Mapping[str, Any]:
+        """What a tree says of a field before anything in it was given."""
         if kind in self.components:
-            return self._component(tree, self.components[kind], where)
-        if not is_dataclass(kind):
-            return dict(tree)
-        known = field_types(kind)
-        if kind is ThreatModel and "norm" in tree:
-            tree = {"eps": None} | dict(tree)  # the norm's own, not the default of linf
-        for name in tree:
+            return {} if before is None else {"name": self.components[kind].name_of(type(before))}
+        return before if isinstance(before, Mapping) else {}
+
+    def _chosen(self, kind: Any, text: str, node: Any, where: str) -> Tree:
+        """A component by its short name in the place of `node`; what both have keeps its value,
+        where the new one does not start anew."""
+        new, registry = dict(self._written[kind](text)), self.components[kind]
+        chosen, old = self._class(new, kind, where), node if isinstance(node, Mapping) else {}
+        another = registry is ATTACKS and old.get("name", new["name"]) != new["name"]
+        if another or _starts_anew(registry, chosen):  # PGD in the place of another
+            follows = dict.fromkeys(_following(registry, chosen))
+            plain = {n: default_of(chosen, n) for n in field_types(chosen)}
+            return {n: v for n, v in plain.items() if v is not MISSING} | follows | new
+        return {n: v for n, v in old.items() if n in field_types(chosen)} | new
+
+    def _class(self, tree: Mapping[str, Any], kind: Any, where: str) -> Any:
+        """The class of the component that a tree names."""
+        registry = self.components[kind]
+        name = tree.get("name")
+        if name not in registry:
+            got = repr(str(name)) if name else "no name"
+            expected = f"one of: {', '.join(registry.names())}"
+            raise ConfigError(describe(_join(where, "name"), expected, got))
+        return registry[str(name)]
+
+    def _make(self, tree: Mapping[str, Any], kind: Any, where: str, base: Any) -> Any:
+        """A dataclass or component from a tree; what this leaves out is taken from `base`."""
+        given = dict(tree)
+        if kind in self.components:
+            registry, kind = self.components[kind], self._class(tree, kind, where)
+            del given["name"]
+            given = dict.fromkeys(_following(registry, kind)) | given
+            if type(base) is not kind or _starts_anew(registry, kind):
+                base = None
+        elif kind is ThreatModel and "norm" in given:
+            given = {"eps": None} | given  # the norm's own, not the default of linf
+        known, values = field_types(kind), {}
+        for name in given:
             if name not in known:
                 raise ConfigError(
                     f"unknown field `{_join(where, name)}`. Known here: {', '.join(sorted(known))}."
                 )
-        return {
-            name: self.to_class_paths(value, known[name], _join(where, name))
-            for name, value in tree.items()
-        }
+        for name, inner in known.items():
+            before = default_of(kind, name) if base is None else getattr(base, name)
+            if name in given:
+                null = name in may_be_null(kind)
+                before = None if before is MISSING else before
+                before = self._value(given[name], inner, _join(where, name), before, null)
+            elif before is MISSING:
+                path = _join(where, name)
+                expected = "a value, there is no default"
+                raise ConfigError(describe(path, expected, "nothing", f"Add --{path} ..."))
+            values[name] = before
+        return kind(**values)
 
-    def _item(self, tree: Any, kind: Any, where: str) -> Any:
-        """One of several; whatever stood in its place before leaves nothing behind."""
-        tree = self._written[kind](tree) if isinstance(tree, str) else tree
-        if kind not in self.components or not isinstance(tree, Mapping):
-            return self.to_class_paths(tree, kind, where)
-        return self._component(tree, self.components[kind], where, whole=True)
-
-    def _component(
-        self, tree: Mapping[str, Any], registry: Registry[Any], where: str, *, whole: bool = False
-    ) -> dict[str, Any]:
-        known = ", ".join(registry.names())
-        if "name" not in tree:
-            raise ConfigError(describe(f"{where}.name", f"one of: {known}", "no name"))
-        if tree["name"] not in registry:
-            raise ConfigError(describe(f"{where}.name", f"one of: {known}", repr(tree["name"])))
-        chosen = registry[tree["name"]]
-        arguments = {name: value for name, value in tree.items() if name != "name"}
-        if registry is ATTACKS:  # what is left out follows the threat model
-            left_out = set(FOLLOWS_THREAT) & set(field_types(chosen)) - set(arguments)
-            arguments |= dict.fromkeys(left_out)
-        if whole or _starts_anew(registry, chosen):
-            arguments = self._defaults(chosen) | arguments
-        init = self.to_class_paths(arguments, chosen, where)
-        return {"class_path": class_path(chosen), "init_args": init}
-
-    def _defaults(self, kind: type) -> dict[str, Any]:
-        """Field -> default, for the fields that have a plain one."""
-        plain = [f for f in fields(kind) if f.init and f.default is not MISSING]
-        return {f.name: self.to_tree(f.default) for f in plain}
+    def _value(self, value: Any, kind: Any, where: str, base: Any, null: bool) -> Any:
+        """The value of one field."""
+        inner = element(kind)
+        if value is None or isinstance(value, Text) and value in NULL:
+            return convert(value, kind, where, null=null)
+        if inner in self._written:
+            if isinstance(value, Text):
+                value = load_yaml(value) if value.startswith("[") else str(value).split(",")
+            items = value if isinstance(value, (list, tuple)) else [value]
+            return tuple(self._value(item, inner, where, None, False) for item in items)
+        if isinstance(value, str) and not isinstance(value, Text) and kind in self._written:
+            value = self._written[kind](value)
+        if kind in self.components or is_dataclass(kind):
+            if isinstance(value, Mapping):
+                return self._make(value, kind, where, base)
+            if is_dataclass(value) and kind in self.components:
+                return value  # the default of a component's own component
+            raise ConfigError(_no_fields(where, str(value), kind))
+        return convert(value, kind, where, null=null)
 
     def to_tree(self, value: Any) -> Any:
         """A configuration, or any part of one, as plain values with components by name."""
@@ -174,54 +223,6 @@ class Schema(Generic[Root]):
     def to_yaml(self, value: Root) -> str:
         """The whole configuration as it is saved."""
         return yaml.safe_dump(self.to_tree(value), sort_keys=False, default_flow_style=None)
-
-    def translate(self, arguments: Sequence[str], tree: Mapping[str, Any]) -> list[str]:
-        """Command-line overrides of `tree` as jsonargparse wants them.
-
-        `--data digits` becomes a class path and goes first, `8/255` a number, `0,1,2` a list.
-        """
-        chosen: list[str] = []
-        rest: list[str] = []
-        for flag, text in pairs(arguments):
-            kind = self.field_at(flag[2:])
-            if text is None:
-                rest.append(flag)
-            elif kind in self._written and kind not in self.components:
-                short = self._written[kind](text)
-                rest += [f"{flag}.{name}={value}" for name, value in short.items()]
-            else:
-                first = kind in self.components and text not in _NULL
-                value = self._value(flag[2:], text, kind, tree)
-                (chosen if first else rest).append(f"{flag}={value}")
-        return chosen + rest
-
-    def _value(self, flag: str, text: str, kind: Any, tree: Mapping[str, Any]) -> str:
-        if text in _NULL:
-            return "null"
-        if element(kind) in self._written and not text.startswith("["):
-            return json.dumps(self.to_class_paths(text.split(","), kind, flag))
-        try:
-            if typing.get_origin(kind) is tuple and not text.startswith("["):
-                names = element(kind) is str  # a class may be called 7
-                parts = text.split(",")
-                return json.dumps([part if names and part else load_yaml(part) for part in parts])
-            if is_fraction(text):
-                return repr(fraction(text))
-            if text.startswith("[") and kind is None:  # a field of some components: [8/255]
-                return json.dumps(load_yaml(text))
-        except (ValueError, ZeroDivisionError):
-            raise ConfigError(describe(flag, "a number, or several in [...]", text)) from None
-        if kind in self.components:
-            registry, written = self.components[kind], self._written[kind](text)
-            component = self._component(written, registry, flag)
-            own = _starts_anew(registry, registry[written["name"]])
-            if registry is ATTACKS and _name_at(tree, flag) not in (None, written["name"]):
-                component = self._item(written, kind, flag)  # PGD in the place of another
-                own = True
-            return json.dumps(component) if own else component["class_path"]
-        if _NUMBERS.match(text):
-            return json.dumps([load_yaml(part) for part in text.split(",")])
-        return text
 
     def _own_field(self, registry: Registry[Any], name: str) -> Any:
         """The type of a component's own field, where all that have such a field agree."""
@@ -254,26 +255,38 @@ class Schema(Generic[Root]):
 
 
 def _starts_anew(registry: Registry[Any], chosen: type) -> bool:
-    """Whether a component that is named takes its own defaults: else the parser keeps what the
-    component before has under the same name."""
+    """Whether a component that is named takes its own defaults, whatever stood in its place."""
     if registry is ATTACKS:
         return chosen is not PGD
     return registry.kind in ("tuning", "objective", "schedule")
 
 
-def _name_at(tree: Any, path: str) -> str | None:
-    """The name of the component that a tree has at a dotted path, if it has one there."""
-    for part in path.split("."):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree.get("name") if isinstance(tree, Mapping) else tree
+def _following(registry: Registry[Any], chosen: type) -> set[str]:
+    """The fields of an attack that are null unless they are given."""
+    known = field_types(chosen) if registry is ATTACKS else ()
+    return {name for name in FOLLOWS_THREAT if name in known}
 
 
-def _radius_anew(tree: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+def _default(kind: Any, name: str) -> Any:
+    known = is_dataclass(kind) and name in field_types(kind)  # type: ignore[arg-type]
+    found = default_of(kind, name) if known else None  # type: ignore[arg-type]
+    return None if found is MISSING else found
+
+
+def _no_fields(where: str, got: str, kind: Any) -> str:
+    if not is_dataclass(kind):
+        return describe(where, "a value of its own kind", repr(got))
+    first, known = next(iter(field_types(kind))), ", ".join(sorted(field_types(kind)))
+    fix = f"Write --{where}.{first} VALUE; known here: {known}."
+    return describe(where, "its fields, one by one", repr(got), fix)
+
+
+def _radius_anew(tree: Mapping[str, Any], overrides: Sequence[str]) -> list[tuple[str, str]]:
     """The flag by which a threat in another norm than the tree's leaves the tree's radius behind:
     linf's says nothing of l2."""
     norm, threat = dict(pairs(overrides)).get("--threat.norm"), tree.get("threat")
     old = threat.get("norm", "linf") if isinstance(threat, Mapping) else "linf"
-    return [] if norm in (None, old) else ["--threat.eps=null"]
+    return [] if norm in (None, old) else [("--threat.eps", "null")]
 
 
 def _join(where: str, name: str) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from roli_fast.attacks import Attack
 from roli_fast.configuration.schema import FOLLOWS_THREAT, Schema
-from roli_fast.configuration.types import descriptions, dtype_name, element, field_types
+from roli_fast.configuration.values import descriptions, dtype_name, element, field_types
 
 
 class Usage:

@@ -1,19 +1,15 @@
 """The gradient engine: the only place where a model is run for an attack."""
 
-from roli_fast.engine.compiled import forget_compiled as forget_compiled
 from roli_fast.engine.engine import Engine as Engine
+from roli_fast.engine.engine import SearchModel as SearchModel
 from roli_fast.engine.engine import bound as bound
+from roli_fast.engine.engine import forget as forget
 from roli_fast.engine.engine import plain as plain
-from roli_fast.engine.fold_plan import Foldable as Foldable
-from roli_fast.engine.folding import Folding as Folding
-from roli_fast.engine.folding import forget_folded as forget_folded
-from roli_fast.engine.graph import forget_graphs as forget_graphs
+from roli_fast.engine.fold import Foldable as Foldable
 from roli_fast.engine.hold import Hold as Hold
 from roli_fast.engine.hold import in_train_mode as in_train_mode
 from roli_fast.engine.input_gradient import Cost as Cost
 from roli_fast.engine.input_gradient import InputGradient as InputGradient
-from roli_fast.engine.kept_forward import KeptForward as KeptForward
+from roli_fast.engine.input_gradient import KeptForward as KeptForward
 from roli_fast.engine.merging import Mergeable as Mergeable
 from roli_fast.engine.merging import MergeRequest as MergeRequest
-from roli_fast.engine.merging import forget_merged as forget_merged
-from roli_fast.engine.search_model import SearchModel as SearchModel

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from roli_fast.engine.reasons import first_line, say_once
+from roli_fast.engine.graph import first_line, say_once
 
 logger = logging.getLogger("roli_fast.engine")
 
@@ -37,10 +37,10 @@ class CompiledPasses:
         if not isinstance(model, nn.Module):
             self._refuse("it is no nn.Module")
             return
-        if model in _states:
-            self._state = _states[model]
+        if model in states:
+            self._state = states[model]
             return
-        _states[model] = self._state
+        states[model] = self._state
         logger.info("compiling a model, once a shape of its batches: this takes a while")
         try:
             self._state.call = _compiled()
@@ -89,7 +89,7 @@ class _State:
     tried: set[Hashable] = field(default_factory=set)
 
 
-_states: "WeakKeyDictionary[nn.Module, _State]" = WeakKeyDictionary()
+states: "WeakKeyDictionary[nn.Module, _State]" = WeakKeyDictionary()
 
 
 def _pass(model: Any, x: Tensor) -> Tensor:
@@ -101,8 +101,3 @@ def _compiled() -> Callable[[Any, Tensor], Tensor]:
     gives up after a few. It takes the model as an argument, so that it does not keep it alive."""
     own = FunctionType(_pass.__code__.replace(), globals(), "compiled_pass")
     return torch.compile(own, backend=BACKEND, dynamic=False)
-
-
-def forget_compiled(model: nn.Module) -> None:
-    """Free a model's compiled function, and forget that it failed."""
-    _states.pop(model, None)

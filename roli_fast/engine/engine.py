@@ -1,6 +1,6 @@
 """How model passes are made: one value, taken by attacks, stages and evaluations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -11,12 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from roli_fast.engine.low_precision import NO_VIEW, surroundings
-from roli_fast.engine.search_model import Model, SearchModel
+from roli_fast.engine import compiled, fold, graph, low_precision, merging
+from roli_fast.engine.batch_norm import mended
+from roli_fast.engine.low_precision import NO_VIEW, EnginePasses, surroundings
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe, is_number
+from roli_fast.threat import values_are_known
 
-SHORT = (torch.bfloat16, torch.float16)
-"""The dtypes that passes may be made in besides the model's own."""
+Model = Callable[[Tensor], Tensor]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a configuration writes -> the dtype."""
@@ -34,27 +35,28 @@ class Engine:
     Args:
         dtype: torch.bfloat16 or torch.float16, or their names: passes by autocast, with weights
             converted once; images, logits, losses and gradients stay in fp32. float32 leaves the
-            model in its own. What a search finds in a short dtype holds for the plain model only
+            model in its own. What a search finds in low precision holds for the plain model only
             once that has looked.
         batch_size: every pass is split into batches of this many images, and what is left: so a
             search may be given a pool of many images, and those that are still in it fill the
             device as long as there are so many. null makes one batch of all.
         merge: low-rank layers compute with weight and update in one matrix, merged once an attack.
         attention: "fused" is torch's kernel, "products" softmax(q k^T) v in three operations.
-            "auto" takes the products for gradients in a short dtype on the CPU, where they are
+            "auto" takes the products for gradients in low precision on the CPU, where they are
             quicker, and else the fused kernel.
-        channels_last: images and convolutions' weights in channels_last; "auto" in a short dtype.
+        channels_last: images and convolutions' weights in channels_last; "auto" in low precision.
             A model that asks for a view which only contiguous maps have gets these instead.
         fold: during an attack batch normalisation is part of the convolution before it, and the
             division by the images' standard deviation part of the first layer, where that is exact
             but for rounding, as the first image of each attack, run both ways, must show; on the
-            CPU patch embeddings are a matrix product. "auto" in a short dtype, where last bits are
+            CPU patch embeddings are a matrix product. "auto" in low precision, where last bits are
             not expected anyway.
-        cuda_graph: on a GPU the loops of PGD, FGSM, RS-FGSM and N-FGSM are recorded once a shape
-            and replayed, with weights read anew: the same kernels, without the time to launch them
-            one by one. "auto" records what comes a second time and holds at most a quarter of
-            the device's memory, True records at once. What cannot be recorded runs as it is, and
-            the log says why. In a replay a model's Python code does not run: hooks, counters.
+        cuda_graph: on a GPU a pass, forward and input-backward, is recorded once a shape and
+            replayed, in every attack, with weights read anew: the same kernels, without the time to
+            launch them one by one. "auto" records what comes a fifth time and holds at most a
+            quarter of the device's memory, True records at once. What cannot be recorded runs as it
+            is, and the log says why. In a replay a model's Python code does not run: hooks,
+            counters.
         compile: passes through torch.compile, compiled once a model and shape, minutes where it
             must; a model that cannot be compiled runs as it is, and the log says why.
     """
@@ -71,7 +73,7 @@ class Engine:
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str):  # of a caller without a type checker
             object.__setattr__(self, "dtype", DTYPES.get(self.dtype, self.dtype))
-        if self.dtype not in (torch.float32, *SHORT):
+        if self.dtype not in DTYPES.values():
             expected = "torch.float32, torch.bfloat16 or torch.float16, or the name of one"
             raise ArgumentError(describe("dtype", expected, repr(self.dtype)))
         size = self.batch_size
@@ -84,25 +86,28 @@ class Engine:
             check_choice(name, getattr(self, name), (True, False))
 
     @property
-    def short_dtype(self) -> torch.dtype | None:
+    def low_precision_dtype(self) -> torch.dtype | None:
         """The dtype of the passes where that is not the model's own."""
-        return self.dtype if self.dtype in SHORT else None
+        return None if self.dtype == torch.float32 else self.dtype
 
     @property
-    def rows_last(self) -> bool:
+    def in_channels_last(self) -> bool:
         """Whether maps lie in channels_last."""
-        return self.short_dtype is not None if self.channels_last == "auto" else self.channels_last
+        low = self.low_precision_dtype is not None
+        return low if self.channels_last == "auto" else self.channels_last
 
     @property
     def folds(self) -> bool:
         """Whether batch normalisation and the input's division are folded."""
-        return self.short_dtype is not None if self.fold == "auto" else self.fold
+        return self.low_precision_dtype is not None if self.fold == "auto" else self.fold
 
     @property
     def exact(self) -> bool:
         """Whether passes give what the model itself does, but for what merging rounds."""
-        changed = self.rows_last or self.folds or self.compile or self.attention == "products"
-        return self.short_dtype is None and not changed
+        changed = (
+            self.in_channels_last or self.folds or self.compile or self.attention == "products"
+        )
+        return self.low_precision_dtype is None and not changed
 
     @property
     def plain(self) -> "Engine":
@@ -114,10 +119,10 @@ class Engine:
         """What a training step's forward runs inside, on this device: autocast, which leaves
         weights and their gradients in fp32, and the way of attention. Nothing by default."""
         try:
-            with surroundings(device.type, self.short_dtype, self.attention, cache=True):
+            with surroundings(device.type, self.low_precision_dtype, self.attention, cache=True):
                 yield
         except RuntimeError as error:
-            if not self.rows_last or NO_VIEW not in str(error):
+            if not self.in_channels_last or NO_VIEW not in str(error):
                 raise
             expected = "False for a model that asks for views of contiguous maps"
             fix = "Set it, or use flatten or reshape in the model."
@@ -125,13 +130,13 @@ class Engine:
                 describe("channels_last", expected, repr(self.channels_last), fix)
             ) from error
 
-    def laid_out(self, images: Tensor) -> Tensor:
+    def to_memory_format(self, images: Tensor) -> Tensor:
         """Images (B, ...) in the layout of the passes: all maps of a forward follow them."""
-        if not self.rows_last or images.ndim != 4:
+        if not self.in_channels_last or images.ndim != 4:
             return images
         return images.contiguous(memory_format=torch.channels_last)
 
-    def bind(self, model: Model) -> SearchModel:
+    def bind(self, model: Model) -> "SearchModel":
         """The model with this engine, taken wherever an attack takes a model.
 
         Of DistributedDataParallel, and of DataParallel on one device, the module inside is
@@ -151,7 +156,7 @@ class Engine:
             got = type(model).__name__
             raise ArgumentTypeError(describe("model", "a callable from images to logits", got))
         model = _unwrapped(model)
-        changed = self.short_dtype is not None or self.rows_last
+        changed = self.low_precision_dtype is not None or self.in_channels_last
         if changed and isinstance(model, torch.jit.ScriptModule):
             fix = "Its weights cannot be replaced for a call: give the nn.Module it was made of."
             raise ArgumentTypeError(describe("model", "a plain nn.Module", "a ScriptModule", fix))
@@ -178,6 +183,48 @@ def _unwrapped(model: Model) -> Model:
     return model
 
 
+@dataclass(frozen=True, eq=False)
+class SearchModel:
+    """Made by `Engine.bind`; itself a model, (B, ...) images -> (B, C) logits.
+
+    The model inside is what an attack freezes, puts into eval mode and gives back. It is never
+    changed: passes in another dtype or layout have their own copies of its weights.
+
+    Args:
+        model: images (B, ...) -> logits (B, C), an `nn.Module` or any differentiable callable.
+        engine: how passes are made.
+    """
+
+    model: Model
+    engine: Engine
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The model inside where it is a module: what has modes, weights and buffers."""
+        return self.model if isinstance(self.model, nn.Module) else None
+
+    def batches(self, count: int) -> Iterator[slice]:
+        """How a pass over `count` images is split; one empty batch for none."""
+        size = self.engine.batch_size or max(count, 1)
+        for start in range(0, max(count, 1), size):
+            yield slice(start, min(start + size, count))
+
+    def passes(self) -> Model:
+        """What runs one batch; weights are converted here, once for as long as it is used."""
+        engine = self.engine
+        low = engine.low_precision_dtype is not None or engine.in_channels_last
+        if not low and engine.attention != "products" and not engine.compile:
+            return self.model
+        keep = engine.cuda_graph is not False and graph.records(self.model)
+        return EnginePasses(self.model, engine, keep=keep)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, C), with a graph where autograd asks for one."""
+        run, parts = self.passes(), list(self.batches(len(x)))
+        found = [logits_of(run, x if len(parts) == 1 else x[part]) for part in parts]
+        return mended(found[0] if len(parts) == 1 else torch.cat(found))
+
+
 def bound(model: Model, engine: Engine | None = None) -> SearchModel:
     """`model` bound to `engine`; without one to its own, if it is bound, or to the default."""
     if isinstance(model, SearchModel) and engine is None:
@@ -189,3 +236,54 @@ def plain(model: Model) -> SearchModel:
     """The model in its own precision, in the batches that its engine makes."""
     own = bound(model)
     return replace(own, engine=own.engine.plain)
+
+
+def forget(model: nn.Module) -> None:
+    """Free what is kept of a model from one attack to the next, as long as it lives: recordings,
+    its compiled function, and converted, folded and merged weights."""
+    for kept in (graph.recordings, compiled.states, low_precision.kept_weights):
+        kept.pop(model, None)
+    for module in model.modules():
+        fold.buffers.pop(module, None)
+        merging.buffers.pop(module, None)
+
+
+def logits_of(run: Model, x: Tensor, *, known: bool = False) -> Tensor:
+    """`run(x)` of a model that leaves its input as it is.
+
+    Args:
+        run: what runs one batch.
+        x: images (B, ...).
+        known: the model was seen to do so: only the tensor's version is looked at.
+
+    Raises:
+        ArgumentError: it wrote into `x`, which has its old values again unless `known`.
+    """
+    copy = None if known else x.detach().clone()
+    version = None if x.is_inference() else x._version
+    try:
+        found = run(x)
+    except RuntimeError as error:
+        if _IN_PLACE not in str(error):
+            raise
+        raise _changed(run) from error
+    changed = version is not None and x._version != version
+    looks = x.is_cpu and not values_are_known()  # on a GPU, and in training, it would wait
+    if copy is not None and not changed and looks:  # by x.data, of which no version tells
+        changed = bool(((x.detach() != copy) & (copy == copy)).any())
+    if not changed:
+        return found
+    if copy is not None:
+        x.data.copy_(copy)
+    raise _changed(run)
+
+
+_IN_PLACE = "leaf Variable that requires grad"
+"""What torch says of an operation in place on images whose gradient is taken."""
+
+
+def _changed(run: Model) -> ArgumentError:
+    name = type(getattr(run, "model", run)).__name__
+    fix = "Write x = (x - mean) / std in its forward, not x.sub_(mean).div_(std)."
+    expected = "a model that leaves its input as it is"
+    return ArgumentError(describe("model", expected, f"{name}, which changes it in place", fix))

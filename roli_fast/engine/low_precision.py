@@ -3,17 +3,21 @@ own weights and form."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from roli_fast.engine.compiled import CompiledPasses
-from roli_fast.engine.second_weights import SecondWeights
 from roli_fast.errors import ArgumentTypeError, describe
+
+if TYPE_CHECKING:
+    from roli_fast.engine.engine import Engine
 
 NO_VIEW = "view size is not compatible"
 """What torch says of a `view` that joins axes of a map that lies in channels_last."""
@@ -37,33 +41,23 @@ class EnginePasses:
 
     Args:
         model: a module, or a callable, which autocast alone serves.
-        dtype: torch.bfloat16 or torch.float16; None leaves the model's own.
-        rows_last: images and convolutions' weights in channels_last.
-        attention: "auto", "fused" or "products".
-        compiled: through torch.compile.
+        engine: how its passes are made.
         keep: converted weights stay where they are from one use to the next, for recordings.
     """
 
-    def __init__(  # noqa: PLR0913 - what an engine says
-        self,
-        model: Callable[[Tensor], Tensor],
-        dtype: torch.dtype | None,
-        *,
-        rows_last: bool,
-        attention: str,
-        compiled: bool = False,
-        keep: bool = False,
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], engine: "Engine", *, keep: bool = False
     ) -> None:
         self.model = model
-        self._model, self._dtype, self._attention = model, dtype, attention
-        if compiled:
-            self._model = CompiledPasses(model)
-        self._rows = torch.channels_last if rows_last else torch.preserve_format
+        self._model = CompiledPasses(model) if engine.compile else model
+        self._dtype, self._attention = engine.low_precision_dtype, engine.attention
+        last = engine.in_channels_last
+        self._layout = torch.channels_last if last else torch.preserve_format
         self._weights: SecondWeights | None = None
-        if isinstance(model, nn.Module) and (dtype or rows_last):
+        if isinstance(model, nn.Module) and (self._dtype or last):
             make = SecondWeights.kept if keep else SecondWeights
-            self._weights = make(model, dtype, rows_last=rows_last)
-        self._compiled = compiled
+            self._weights = make(model, self._dtype, channels_last=last)
+        self._compiled = engine.compile
         self._packed = self._pack()
 
     @property
@@ -72,10 +66,10 @@ class EnginePasses:
         return self._weights.tensors if self._weights else []
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits, in fp32 where the passes are in a short dtype.
+        """Logits, in fp32 where the passes are in low precision.
 
         Raises:
-            ArgumentTypeError: images that are not fp32, for passes in a short dtype.
+            ArgumentTypeError: images that are not fp32, for passes in low precision.
         """
         if self._dtype is None:
             return self._logits(x)
@@ -99,17 +93,17 @@ class EnginePasses:
         try:
             return self._once(x)
         except RuntimeError as error:
-            if self._rows != torch.channels_last or NO_VIEW not in str(error):
+            if self._layout != torch.channels_last or NO_VIEW not in str(error):
                 raise
-        self._rows = torch.contiguous_format
+        self._layout = torch.contiguous_format
         if self._weights is not None:  # out here, where the error no longer holds the first maps
             self._weights.make_contiguous()
             self._packed = self._pack()
         return self._once(x)
 
     def _once(self, x: Tensor) -> Tensor:
-        if x.ndim == 4 and self._rows != torch.preserve_format:
-            x = x.contiguous(memory_format=self._rows)
+        if x.ndim == 4 and self._layout != torch.preserve_format:
+            x = x.contiguous(memory_format=self._layout)
         packed = self._packed if x.is_cpu else None
         with (
             surroundings(x.device.type, self._dtype, self._attention, cache=False, packed=packed),
@@ -129,6 +123,115 @@ class EnginePasses:
         return PackedWeights(fixed) if fixed else None
 
 
+_CONVERTED = (nn.Linear, _ConvNd, nn.MultiheadAttention)
+"""Modules whose weights autocast would convert at each call, low-rank layers among them. All else
+stays as it is: normalisation has few weights, and its kernels take both dtypes; and what a model
+derives from a parameter of its own, and keeps in eval mode, must outlive the passes in fp32."""
+
+
+class _Weight(NamedTuple):
+    """A weight, and the table and name by which its module keeps it."""
+
+    table: dict[str, nn.Parameter | None]
+    name: str
+    own: nn.Parameter
+
+
+class SecondWeights:
+    """The weights of linear layers and convolutions, converted once; tied weights stay tied.
+
+    `functional_call` would do that too, but leaves a module that has two names with the second
+    tensors.
+
+    Args:
+        model: whose weights they are.
+        dtype: of the second tensors, which only fp32 weights have; None keeps each weight's.
+        channels_last: whether those of two-dimensional convolutions lie in channels_last.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None, *, channels_last: bool) -> None:
+        self._form = dtype, channels_last
+        self._weights = list(self._chosen(model))
+        self._second: dict[nn.Parameter, nn.Parameter] = {}
+        with torch.inference_mode(False), torch.no_grad():
+            for own in {weight.own: None for weight in self._weights}:
+                maps = channels_last and own.ndim == 4
+                layout = torch.channels_last if maps else torch.preserve_format
+                second = own.detach().to(dtype or own.dtype, memory_format=layout, copy=True)
+                self._second[own] = nn.Parameter(second, requires_grad=False)
+
+    def _chosen(self, model: nn.Module) -> Iterator[_Weight]:
+        """Weights that have another form."""
+        dtype, channels_last = self._form
+        for module in model.modules():
+            if not isinstance(module, _CONVERTED):
+                continue
+            for name, own in module._parameters.items():
+                # a hook computes the weight from `weight_orig` of spectral_norm and pruning, or
+                # `weight_g` and `weight_v` of weight_norm, in fp32 as its buffers are
+                if own is None or name.rpartition("_")[0] in module.__dict__:
+                    continue
+                if own.dtype == torch.float32 if dtype else channels_last and own.ndim == 4:
+                    yield _Weight(module._parameters, name, own)
+
+    @staticmethod
+    def kept(
+        model: nn.Module, dtype: torch.dtype | None, *, channels_last: bool
+    ) -> "SecondWeights":
+        """Those of the last time, refilled where they lie, as recordings read them there."""
+        mine = kept_weights.setdefault(model, {})
+        found = mine.get((dtype, channels_last))
+        if found is None or not found._refill(model):
+            found = mine[dtype, channels_last] = SecondWeights(
+                model, dtype, channels_last=channels_last
+            )
+        return found
+
+    def _refill(self, model: nn.Module) -> bool:
+        """Convert again, in place; False where the model has other weights by now."""
+        now, before = (
+            [(id(weight.table), weight.name, id(weight.own)) for weight in weights]
+            for weights in (self._chosen(model), self._weights)
+        )
+        pairs = self._second.items()
+        if now != before or any((a.shape, a.device) != (b.shape, b.device) for a, b in pairs):
+            return False
+        with torch.inference_mode(False), torch.no_grad():
+            for own, second in pairs:
+                second.data.copy_(own)  # data: the graph of a pass is not told of equal numbers
+        return True
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The second weights."""
+        return list(self._second.values())
+
+    def make_contiguous(self) -> None:
+        """For all later calls; new tensors, as the graph of an earlier one holds the old."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._second = {
+                own: nn.Parameter(second.contiguous(), requires_grad=False)
+                for own, second in self._second.items()
+            }
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The second weights in the place of the modules' own."""
+        second = self._second
+        try:
+            for table, name, own in self._weights:
+                table[name] = second[own]
+            yield
+        finally:
+            for table, name, own in self._weights:
+                table[name] = own
+
+
+_Form = tuple[torch.dtype | None, bool]
+kept_weights: "WeakKeyDictionary[nn.Module, dict[_Form, SecondWeights]]" = WeakKeyDictionary()
+"""What `SecondWeights.kept` returned, by dtype and layout, as long as the model."""
+
+
 @contextlib.contextmanager
 def surroundings(
     kind: str,
@@ -143,15 +246,15 @@ def surroundings(
     Args:
         kind: "cpu" or "cuda".
         dtype: torch.bfloat16 or torch.float16; None leaves the model's own.
-        attention: "auto" takes products for gradients in a short dtype on the CPU.
+        attention: "auto" takes products for gradients in low precision on the CPU.
         cache: whether a weight that requires a gradient is converted once for all passes inside.
         packed: linear layers' weights.
     """
     products = attention == "products"
     products_back = products or (attention == "auto" and dtype is not None and kind == "cpu")
-    in_short = torch.autocast(kind, dtype, cache_enabled=cache) if dtype else _NOTHING
+    autocast = torch.autocast(kind, dtype, cache_enabled=cache) if dtype else _NOTHING
     faster = Faster(products, products_back, packed) if products_back or packed else _NOTHING
-    with in_short, faster:
+    with autocast, faster:
         yield
 
 
@@ -261,8 +364,8 @@ class PackedWeights:
             return None
         if not x.is_floating_point() or (bias is not None and bias.requires_grad):
             return None
-        short = None if bias is None else bias.to(torch.bfloat16)
-        found = _Product.apply(x.to(torch.bfloat16), packed, short)
+        bias = None if bias is None else bias.to(torch.bfloat16)
+        found = _Product.apply(x.to(torch.bfloat16), packed, bias)
         assert isinstance(found, Tensor)
         return found
 

@@ -35,7 +35,7 @@ class Mergeable(Protocol):
         ...
 
 
-_buffers: "WeakKeyDictionary[nn.Module, Tensor]" = WeakKeyDictionary()
+buffers: "WeakKeyDictionary[nn.Module, Tensor]" = WeakKeyDictionary()
 """One buffer a module, kept as long as the module, so that no batch allocates. Kept here and not in
 the module, whose copies and state dicts know nothing of it."""
 
@@ -76,21 +76,15 @@ class Merging:
         self._filled = []
 
 
-def forget_merged(model: nn.Module) -> None:
-    """Free the buffers of a model's modules; the next attack makes new ones."""
-    for module in model.modules():
-        _buffers.pop(module, None)
-
-
-def _buffer(module: nn.Module, weight: Tensor, short: torch.dtype | None) -> Tensor:
+def _buffer(module: nn.Module, weight: Tensor, low: torch.dtype | None) -> Tensor:
     """The module's buffer from the last time, if it still fits."""
     dtype, kind = weight.dtype, weight.device.type
-    if short is None and torch.is_autocast_enabled(kind):
-        short = torch.get_autocast_dtype(kind)
-    if short is not None and dtype == torch.float32:
-        dtype = short
-    found = _buffers.get(module)
+    if low is None and torch.is_autocast_enabled(kind):
+        low = torch.get_autocast_dtype(kind)
+    if low is not None and dtype == torch.float32:
+        dtype = low
+    found = buffers.get(module)
     same = found is not None and (found.shape, found.dtype) == (weight.shape, dtype)
     if found is None or not same or found.device != weight.device:
-        found = _buffers[module] = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        found = buffers[module] = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     return found

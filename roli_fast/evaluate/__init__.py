@@ -2,12 +2,12 @@
 
 from roli_fast.evaluate.accuracy import Evaluation as Evaluation
 from roli_fast.evaluate.accuracy import evaluate as evaluate
-from roli_fast.evaluate.accuracy import standard_error as standard_error
-from roli_fast.evaluate.by_norm import UNION as UNION
-from roli_fast.evaluate.by_norm import columns as columns
-from roli_fast.evaluate.confidence import wilson_interval as wilson_interval
 from roli_fast.evaluate.curve import Curve as Curve
+from roli_fast.evaluate.curve import plot_curves as plot_curves
 from roli_fast.evaluate.curve import robustness_curve as robustness_curve
-from roli_fast.evaluate.curve_plot import plot_curves as plot_curves
 from roli_fast.evaluate.report import Report as Report
 from roli_fast.evaluate.report import read_report as read_report
+from roli_fast.evaluate.shares import standard_error as standard_error
+from roli_fast.evaluate.shares import wilson_interval as wilson_interval
+from roli_fast.evaluate.threats import UNION as UNION
+from roli_fast.evaluate.threats import columns as columns

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from shlex import quote
 
 from roli_fast.errors import InterruptedRunError, RoliFastError, WriteError
+from roli_fast.evaluate.assessment import SCHEMA
 from roli_fast.evaluate.cli import Command, parse
-from roli_fast.evaluate.config import SCHEMA
 from roli_fast.evaluate.driver import run
-from roli_fast.evaluate.table import table
+from roli_fast.evaluate.report import table
 from roli_fast.files import ROOM
 from roli_fast.running.folder import dated
 from roli_fast.running.ranks import Ranks

@@ -1,19 +1,20 @@
 """Accuracy on clean and on attacked images, sample by sample."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
+from roli_fast.attacks.base import AttackInputs, Radius
 from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.recheck import search
+from roli_fast.attacks.recheck import Checked, search
 from roli_fast.data import Batch
-from roli_fast.engine import Engine, Hold, SearchModel, plain
-from roli_fast.engine.input_gradient import Model, check_labels, check_logits
+from roli_fast.engine import Cost, Engine, Hold, InputGradient, SearchModel, plain
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.evaluate.shares import accuracy
+from roli_fast.losses import cross_entropy
 from roli_fast.seeds import derived_generator
 
 
@@ -86,17 +87,50 @@ def evaluate(
     robust: dict[str, list[Tensor]] = {name: [] for name in attacks}
     with Hold(model):
         for batch in batches:
-            x, y = batch.x, batch.y
-            right = _right(plain(searched), x, y)
+            right, _cost = right_flags(searched, batch)
             clean.append(right.cpu())
             for name, attack in attacks.items():
-                generator = derived_generator("evaluate", seed, attack.label, device=x.device)
-                robust[name].append(_survivors(searched, batch, right, attack, generator).cpu())
+                generator = derived_generator("evaluate", seed, attack.label, device=batch.x.device)
+                fooled, _found = attacked(searched, batch, right, attack, generator)
+                robust[name].append((right & ~fooled).cpu())
             if after_batch:
-                after_batch(len(y))
+                after_batch(len(batch.y))
     if not sum(map(len, clean)):
         raise ArgumentError(describe("batches", "at least one image", "none"))
     return Evaluation(torch.cat(clean), {label: torch.cat(f) for label, f in robust.items()})
+
+
+def right_flags(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
+    """Which images the model in its own precision classifies right, (B,), and the passes made."""
+    with InputGradient(plain(model)) as gradient, torch.no_grad():
+        logits = gradient.evaluate(batch.x, batch.y, cross_entropy)[1]
+        return is_right(logits, batch.y), gradient.cost
+
+
+def attacked(
+    model: SearchModel,
+    batch: Batch,
+    alive: Tensor,
+    attack: Attack,
+    generator: Generator,
+    eps: Radius | None = None,
+) -> tuple[Tensor, Checked | None]:
+    """Attack the samples in `alive` (B,), at `eps`, a number or one for each of them.
+
+    Returns:
+        Which samples (B,) the plain model takes for something else now, none outside `alive`, and
+        what the search found for those in it; None where there are none.
+    """
+    fooled, rows = torch.zeros_like(alive), alive.nonzero()[:, 0]
+    if len(rows) == 0:
+        return fooled, None
+    ids = batch.ids.to(rows.device)[rows]
+    x, y = batch.x[rows], batch.y[rows]
+    inputs = AttackInputs(model, x, y, generator, sample_ids=ids, eps=eps)
+    found = search(attack, inputs)
+    assert found.result.fooled is not None
+    fooled[rows] = found.result.fooled
+    return fooled, found
 
 
 def _check_labels_differ(attacks: Sequence[Attack]) -> None:
@@ -111,43 +145,3 @@ def _check_labels_differ(attacks: Sequence[Attack]) -> None:
                 "Evaluate them in separate calls, or give names: {'linf': ..., 'l2': ...}.",
             )
         )
-
-
-def _right(model: Model, x: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = model(x)
-    check_logits(logits, x)
-    check_labels(y, logits)
-    return is_right(logits, y)
-
-
-def _survivors(
-    model: SearchModel, batch: Batch, right: Tensor, attack: Attack, generator: torch.Generator
-) -> Tensor:
-    survivors = right.clone()
-    if bool(right.any()):
-        x, y = batch.x[right], batch.y[right]
-        ids = batch.ids.to(x.device)[right]
-        found = search(attack, model, x, y, generator, sample_ids=ids).result
-        assert found.fooled is not None
-        survivors[right] = ~found.fooled
-    return survivors
-
-
-def accuracy(flags: Tensor) -> float:
-    """Share of true flags."""
-    return flags.double().mean().item()
-
-
-def standard_error(accuracy: float, count: int) -> float:
-    """Binomial standard error sqrt(a (1 - a) / n) of an accuracy `a` measured on n images.
-
-    Args:
-        accuracy: share in [0, 1].
-        count: number of images, at least one.
-    """
-    if not 0 <= accuracy <= 1:
-        raise ArgumentError(describe("accuracy", "a share in [0, 1]", accuracy))
-    if count < 1:
-        raise ArgumentError(describe("count", "at least one image", count))
-    return math.sqrt(accuracy * (1 - accuracy) / count)

@@ -1,15 +1,18 @@
-"""Everything that defines an evaluation."""
+"""Everything that defines an evaluation, and how its configuration is read and written."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from roli_fast.attacks import Attack, AutoAttack
+from roli_fast.attacks import ATTACKS, Attack, AutoAttack
 from roli_fast.attacks.base import BallAttack
-from roli_fast.data import DataSource
+from roli_fast.configuration import Schema
+from roli_fast.data import DATASETS, DataSource
+from roli_fast.data.corruptions import CORRUPTIONS
 from roli_fast.errors import ConfigError, RoliFastError, describe
+from roli_fast.evaluate.attack_names import attack_tree
 from roli_fast.evaluate.curve import curve_attacks
-from roli_fast.evaluate.shifts import kinds
-from roli_fast.evaluate.unseen import Unseen, each_unseen
+from roli_fast.evaluate.threats import Unseen, each_unseen
+from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
 
 Split = Literal["train", "val", "test"]
@@ -136,7 +139,7 @@ class Assessment:
             got = f"{len(self.eps or ())} for {len(self.norm)} ({', '.join(self.norm)})"
             fix = "Separate them by commas: --norm linf,l2,l1 --eps 8/255,0.5,12"
             raise ConfigError(describe("eps", "one radius for each norm", got, fix))
-        object.__setattr__(self, "corruptions", kinds(self.corruptions))
+        object.__setattr__(self, "corruptions", _kinds(self.corruptions))
         self._check_attacks()
 
     def _check_attacks(self) -> None:
@@ -193,3 +196,27 @@ PLACE_FIELDS = ("device", "threads")
 def same_assessment(a: Assessment, b: Assessment) -> bool:
     """Whether two configurations differ in nothing but `PLACE_FIELDS`."""
     return replace(a, **{name: getattr(b, name) for name in PLACE_FIELDS}) == b
+
+
+def _kinds(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The corruptions meant by `names`; "all" stands for every one.
+
+    Raises:
+        ConfigError: an unknown name, or one twice.
+    """
+    if names == ("all",):
+        return CORRUPTIONS.names()
+    known = f"'all', or different ones of: {', '.join(CORRUPTIONS)}"
+    if any(name not in CORRUPTIONS for name in names) or len(set(names)) < len(names):
+        raise ConfigError(describe("corruptions", known, ", ".join(names)))
+    return names
+
+
+COMPONENTS: dict[type, Registry[Any]] = {Attack: ATTACKS, DataSource: DATASETS}
+"""Where a field of each base type finds its classes by name."""
+
+SCHEMA = Schema(
+    Assessment,
+    COMPONENTS,
+    written={Attack: attack_tree, Subject: lambda text: {"source": text}},
+)

@@ -9,7 +9,7 @@ from roli_fast.attacks.auto_attack import PRESETS
 from roli_fast.attacks.objective import LOSSES
 from roli_fast.configuration.files import load_yaml
 from roli_fast.configuration.schema import FOLLOWS_THREAT
-from roli_fast.configuration.types import field_types
+from roli_fast.configuration.values import field_types
 from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.norms import NORMS
 

@@ -1,6 +1,7 @@
 """The command line of `python -m roli_fast.evaluate`."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 from roli_fast.configuration import check_arguments, find_config, pairs, read_yaml
 from roli_fast.configuration.usage import Usage
 from roli_fast.errors import ConfigError, describe
-from roli_fast.evaluate.assessment import PLACE_FIELDS, Assessment, same_assessment
-from roli_fast.evaluate.config import SCHEMA
-from roli_fast.evaluate.identity import FILE, only_begun
-from roli_fast.evaluate.trained import as_assessment, settings_of
+from roli_fast.evaluate.assessment import PLACE_FIELDS, SCHEMA, Assessment, same_assessment
+from roli_fast.evaluate.prepare import IDENTITY, only_begun
 from roli_fast.running.folder import CONFIG, is_used
+
+logger = logging.getLogger("roli_fast.evaluate")
 
 USAGE = """\
 python -m roli_fast.evaluate --model MODEL [--data NAME] [--attacks A,B] [--norm N,M --eps E,F]
@@ -118,7 +119,7 @@ def _from_run(tree: dict[str, Any], given: list[tuple[str, str | None]]) -> dict
     source = texts[-1] if texts else model.get("source") if isinstance(model, dict) else model
     if not isinstance(source, str) or not Path(source).exists():
         return {}
-    taken = as_assessment(settings_of(Path(source)))
+    taken = _as_assessment(_settings_of(Path(source)))
     names = {name for name, _ in given} | set(tree)
     groups = {"norm": {"norm", "eps"}, "eps": {"norm", "eps"}, "data": {"data"}}
     return {name: value for name, value in taken.items() if not names & groups[name]}
@@ -127,7 +128,7 @@ def _from_run(tree: dict[str, Any], given: list[tuple[str, str | None]]) -> dict
 def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessment:
     """The saved configuration, which flags may repeat and not change."""
     saved = options.out / CONFIG
-    if not (saved.is_file() and (options.out / FILE).is_file()) and not only_begun(options.out):
+    if not (saved.is_file() and (options.out / IDENTITY).is_file()) and not only_begun(options.out):
         fix = "Nothing was changed. Leave out --resume, and name a new folder."
         raise ConfigError(
             describe("--out", "a folder in which an evaluation began", f"'{options.out}'", fix)
@@ -144,3 +145,33 @@ def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessmen
             f"Only {', '.join(PLACE_FIELDS)} may change."
         )
     return after
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    """The configuration of the run that a file or folder is part of; empty where there is none.
+
+    It is read as plain YAML: what trained it need not be installed. A config.yaml of something else
+    on the way up is passed over; one that cannot be read is told.
+    """
+    for folder in [path, *path.absolute().parents][:6]:
+        if (folder / CONFIG).is_file():
+            try:
+                tree = read_yaml(folder / CONFIG)
+            except ConfigError as error:
+                logger.warning("%s It is passed over.", error)
+                continue
+            if "probe" in tree or "finetune" in tree:
+                return tree
+    return {}
+
+
+def _as_assessment(tree: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation takes from a run's configuration: data, and norms and radii."""
+    out: dict[str, Any] = {}
+    if "data" in tree:
+        out["data"] = tree["data"]
+    threat = tree.get("threat") or {}
+    if {"norm", "eps"} <= set(threat):
+        out["norm"] = [threat["norm"], *(threat.get("other_norms") or ())]
+        out["eps"] = [threat["eps"], *(threat.get("other_eps") or ())]
+    return out

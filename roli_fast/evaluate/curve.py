@@ -1,29 +1,32 @@
 """Accuracy against the radius of the attack: a robustness curve, several radii in one call."""
 
+import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from roli_fast.attacks import FAB, PGD, Attack
-from roli_fast.attacks.base import BallAttack
+from roli_fast.attacks.base import AttackInputs, BallAttack
 from roli_fast.attacks.ensemble import total
-from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.recheck import search
 from roli_fast.data import Batch
-from roli_fast.engine import Cost, InputGradient, bound, plain
+from roli_fast.engine import Cost, SearchModel, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, ConfigError, describe
-from roli_fast.evaluate.confidence import wilson_interval
-from roli_fast.evaluate.curve_plot import plot_curves
-from roli_fast.losses import cross_entropy
+from roli_fast.evaluate.accuracy import attacked, right_flags
+from roli_fast.evaluate.shares import wilson_interval
+from roli_fast.files import write_bytes
+from roli_fast.norms import NORMS
 from roli_fast.seeds import derived_generator
 from roli_fast.threat import ThreatModel, check_positive, check_radius
+
+if TYPE_CHECKING:  # loading matplotlib takes longer than the rest of the package
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,20 +77,6 @@ class Curve:
             "cost": asdict(self.cost),
         }
 
-    @staticmethod
-    def join(curves: Sequence["Curve"]) -> "Curve":
-        """One curve over the images of several, in their order: parts saved, or shared out.
-
-        Raises:
-            ArgumentError: none, or curves of another attack or other radii.
-        """
-        kinds = {(curve.name, curve.attack, curve.norm, curve.radii) for curve in curves}
-        if len(kinds) != 1:
-            got = f"{len(curves)} curves of {len(kinds)} kinds"
-            raise ArgumentError(describe("curves", "parts of one curve", got))
-        right = torch.cat([curve.right for curve in curves], dim=1)
-        return replace(curves[0], right=right, cost=total(curve.cost for curve in curves))
-
     def plot(self, path: Path) -> None:
         """Write the curve as a PNG; `plot_curves` draws several."""
         plot_curves([self.as_json()], path)
@@ -100,7 +89,6 @@ def robustness_curve(
     radii: Sequence[float],
     *,
     seed: int = 0,
-    together: bool = False,
     name: str = "",
     after_batch: Callable[[int], None] | None = None,
 ) -> Curve:
@@ -120,9 +108,6 @@ def robustness_curve(
             quarter of each radius; another fixed `step_size` is refused, as it fits one radius.
         radii: above 0 and ascending, in the units of the images; 0, the clean images, is added.
         seed: seeds the draws.
-        together: attack every image at all radii in one batch, R times as large. The same flags
-            (but for rounding that differs with the batch's composition) in fewer, larger passes,
-            for GPUs that a batch leaves idle; also what is fooled already is attacked.
         name: of the curve; the attack's label if empty.
         after_batch: called with the number of images done; a progress bar, or a stop.
 
@@ -135,99 +120,71 @@ def robustness_curve(
         expected = "an attack in one ball, with norm, eps and bounds"
         raise ArgumentTypeError(describe("attack", expected, type(attack).__name__))
     check_radii(radii, attack)
-    survey = _Survey(model, at_any_radius(attack), tuple(radii), seed)
+    attack, searched = at_any_radius(attack), bound(model)
+    follow = _one_by_one
+    if (
+        isinstance(attack, FAB) and searched.engine.exact
+    ):  # its distances can be taken at their word
+        follow = _by_distance
     flags: list[Tensor] = []
+    costs: list[Cost] = []
     for batch in batches:
         if len(batch.y):
-            flags.append(survey.flags(batch, together))
+            right, cost = right_flags(searched, batch)
+            found, more = follow(searched, batch, right, attack, radii, seed)
+            flags.append(torch.cat([right[None], found]).cpu())
+            costs += [cost, more]
         if after_batch:
             after_batch(len(batch.y))
     if not flags:
         raise ArgumentError(describe("batches", "at least one image", "none"))
     right, label = torch.cat(flags, dim=1), attack.label
-    return Curve(
-        name or label, label, str(attack.norm), (0.0, *survey.radii), right, total(survey.costs)
-    )
+    return Curve(name or label, label, str(attack.norm), (0.0, *radii), right, total(costs))
 
 
-@dataclass
-class _Survey:
-    """One curve's question to every batch. Flags are bool (R + 1, B), on the CPU."""
+def _one_by_one(  # noqa: PLR0913 - a curve's question to a batch
+    model: SearchModel,
+    batch: Batch,
+    right: Tensor,
+    attack: BallAttack,
+    radii: Sequence[float],
+    seed: int,
+) -> tuple[Tensor, Cost]:
+    """One radius after another, each for what is still right: flags (R, B), and the cost."""
+    flags, costs, x = [], [Cost(0, 0)], batch.x
+    for radius in radii:
+        generator = derived_generator("evaluate", seed, attack.label, device=x.device)
+        eps = torch.full((int(right.sum()),), radius, dtype=x.dtype, device=x.device)
+        fooled, found = attacked(model, batch, right, attack, generator, eps=eps)
+        costs += [found.result.cost] if found else []
+        right = right & ~fooled
+        flags.append(right)
+    return torch.stack(flags), total(costs)
 
-    model: Model
-    attack: BallAttack
-    radii: tuple[float, ...]
-    seed: int
-    costs: list[Cost] = field(default_factory=list)
 
-    def flags(self, batch: Batch, together: bool) -> Tensor:
-        """The cheapest way: FAB's distances if the search can be taken at its word."""
-        if isinstance(self.attack, FAB) and bound(self.model).engine.exact:
-            return self.by_distance(batch, self.attack)
-        return self.together(batch) if together else self.one_by_one(batch)
-
-    def one_by_one(self, batch: Batch) -> Tensor:
-        """One radius after another, each for what is still right."""
-        right = self._right(batch.x, batch.y)
-        flags = [right]
-        for radius in self.radii:
-            right, rows = right.clone(), right.nonzero()[:, 0]
-            if len(rows):
-                eps = torch.full((len(rows),), radius, dtype=batch.x.dtype, device=batch.x.device)
-                right[rows] = self._withstands(batch, rows, eps)
-            flags.append(right)
-        return torch.stack(flags).cpu()
-
-    def together(self, batch: Batch) -> Tensor:
-        """All radii for what is right when clean, in one batch."""
-        right = self._right(batch.x, batch.y)
-        rows = right.nonzero()[:, 0]
-        flags = right.repeat(1 + len(self.radii), 1)
-        if len(rows):
-            eps = torch.tensor(self.radii, dtype=batch.x.dtype, device=batch.x.device)
-            copies = rows.repeat(len(self.radii))
-            stays = self._withstands(batch, copies, eps.repeat_interleave(len(rows)))
-            flags[1:, rows] = stays.view(len(self.radii), -1).cummin(0).values
-        return flags.cpu()
-
-    def by_distance(self, batch: Batch, attack: FAB) -> Tensor:
-        """One search with the smallest radius as eps: what is met within it is fooled at them all,
-        for everything else every restart and target looks for something closer."""
-        right = self._right(batch.x, batch.y)
-        flags = right.repeat(1 + len(self.radii), 1)
-        rows = right.nonzero()[:, 0]
-        if len(rows):
-            x, y, ids = (tensor[rows] for tensor in self._on_device(batch))
-            attack = replace(attack, minimal=False)
-            found = attack.run(
-                self.model, x, y, self._generator(x), sample_ids=ids, eps=self.radii[0]
-            )
-            self.costs.append(found.cost)
-            assert found.distance is not None
-            radii = torch.tensor(self.radii, dtype=x.dtype, device=x.device).double()
-            flags[1:, rows] = found.distance > radii[:, None]
-        return flags.cpu()
-
-    def _withstands(self, batch: Batch, rows: Tensor, eps: Tensor) -> Tensor:
-        """Whether the samples at `rows` are right after an attack at `eps`, both (K,)."""
-        x, y, ids = (tensor[rows] for tensor in self._on_device(batch))
-        source = self._generator(x)
-        found = search(self.attack, self.model, x, y, source, sample_ids=ids, eps=eps).result
-        self.costs.append(found.cost)
-        assert found.fooled is not None
-        return ~found.fooled
-
-    def _right(self, x: Tensor, y: Tensor) -> Tensor:
-        with InputGradient(plain(self.model)) as engine, torch.no_grad():
-            logits = engine.evaluate(x, y, cross_entropy)[1]
-            self.costs.append(engine.cost)
-        return is_right(logits, y)
-
-    def _generator(self, x: Tensor) -> torch.Generator:
-        return derived_generator("evaluate", self.seed, self.attack.label, device=x.device)
-
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        return batch.x, batch.y, batch.ids.to(batch.x.device)
+def _by_distance(  # noqa: PLR0913 - likewise
+    model: SearchModel,
+    batch: Batch,
+    right: Tensor,
+    attack: BallAttack,
+    radii: Sequence[float],
+    seed: int,
+) -> tuple[Tensor, Cost]:
+    """One search with the smallest radius as eps: what is met within it is fooled at them all, for
+    everything else every restart and target looks for something closer."""
+    flags, rows, device = right.repeat(len(radii), 1), right.nonzero()[:, 0], batch.x.device
+    if len(rows) == 0:
+        return flags, Cost(0, 0)
+    generator = derived_generator("evaluate", seed, attack.label, device=device)
+    x, y, ids = batch.x[rows], batch.y[rows], batch.ids.to(device)[rows]
+    assert isinstance(attack, FAB)
+    inputs = AttackInputs(model, x, y, generator, sample_ids=ids, eps=radii[0])
+    found = replace(attack, minimal=False).search(inputs)
+    distance = found.distance
+    assert distance is not None
+    limits = torch.tensor(radii, dtype=x.dtype, device=device).double()
+    flags[:, rows] = distance > limits[:, None]
+    return flags, found.cost
 
 
 def at_any_radius(attack: BallAttack) -> BallAttack:
@@ -280,3 +237,79 @@ def curve_attacks(
             raise ConfigError(str(error).replace("`radii`", "`curve`")) from None
         found.append(at_any_radius(under))
     return found
+
+
+STYLES = ("-", "--", ":", "-.")
+
+
+def plot_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write `draw_curves` of the same curves as a PNG; `path` is replaced in one step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    png = io.BytesIO()
+    FigureCanvasAgg(draw_curves(curves)).print_png(png)
+    write_bytes(path, png.getvalue())
+
+
+def draw_curves(curves: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Accuracy in % against the radius, with its Wilson interval as a band.
+
+    One panel a norm, side by side, as their radii cannot be compared; in all of them a name has one
+    colour and an attack one style of line. The figure is matplotlib's, made without pyplot: no
+    window system is asked for, and no figure of the caller changes.
+
+    Args:
+        curves: what `Curve.as_json` returns, or the same read from a file.
+
+    Raises:
+        ArgumentError: there is no curve.
+    """
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ArgumentError(describe("curves", "at least one curve", "none"))
+    norms = list(dict.fromkeys(curve["norm"] for curve in curves))
+    colours = _numbered(curves, "name", [f"C{i}" for i in range(10)])
+    styles = _numbered(curves, "attack", STYLES)
+    figure = Figure(figsize=(1.2 + 4.4 * len(norms), 4.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
+    for panel, norm in zip(panels, norms, strict=True):
+        for curve in (curve for curve in curves if curve["norm"] == norm):
+            _draw(panel, curve, colours[curve["name"]], styles[curve["attack"]])
+        unit = NORMS[norm].unit
+        panel.set_xlabel(f"{norm} radius" + (f", in 1/{unit:g}" if unit != 1 else ""))
+        panel.set_xlim(left=0)
+        panel.set_ylim(0, 100)
+        panel.grid(alpha=0.3)
+        panel.legend(loc="upper right", fontsize="small", handlelength=3)
+    panels[0].set_ylabel("accuracy in %")
+    figure.suptitle(_title(curves), fontsize="medium")
+    return figure
+
+
+def _numbered(
+    curves: Sequence[Mapping[str, Any]], key: str, looks: Sequence[str]
+) -> dict[str, str]:
+    """The first value of `key` gets the first look, and so on; they repeat."""
+    values = dict.fromkeys(curve[key] for curve in curves)
+    return {value: looks[i % len(looks)] for i, value in enumerate(values)}
+
+
+def _draw(panel: Any, curve: Mapping[str, Any], colour: str, style: str) -> None:
+    points = curve["points"]
+    radii = [point["eps"] * NORMS[curve["norm"]].unit for point in points]
+    low, middle, high = (
+        [100 * point[key] for point in points] for key in ("low", "accuracy", "high")
+    )
+    name = curve["name"]
+    label = name if name == curve["attack"] else f"{name}, {curve['attack']}"
+    line = dict(color=colour, linestyle=style, marker="o", markersize=3.5)
+    panel.plot(radii, middle, **line, label=label, clip_on=False, zorder=3)
+    panel.fill_between(radii, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _title(curves: Sequence[Mapping[str, Any]]) -> str:
+    counts = sorted({curve["images"] for curve in curves})
+    images = f"{counts[0]} images" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} images"
+    levels = sorted({curve["level"] for curve in curves})
+    return f"{images}; band: {' and '.join(f'{100 * level:g} %' for level in levels)} interval"

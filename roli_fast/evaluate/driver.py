@@ -11,29 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roli_fast.attacks import AutoAttack
+from roli_fast.attacks.base import Ball
 from roli_fast.engine import Engine
 from roli_fast.engine.engine import DTYPES
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import RoliFastError, RunDirectoryError, describe
-from roli_fast.evaluate.assessment import Assessment
-from roli_fast.evaluate.config import SCHEMA
-from roli_fast.evaluate.curves import FOLDER as CURVES
-from roli_fast.evaluate.curves import Curves
-from roli_fast.evaluate.identity import check_same, only_begun, write_identity
-from roli_fast.evaluate.measurement import Measurement
-from roli_fast.evaluate.prepare import Prepared, prepare
-from roli_fast.evaluate.progress import Progress
-from roli_fast.evaluate.report import build_report, write_report
-from roli_fast.evaluate.samples import chunks
-from roli_fast.evaluate.shifts import FOLDER as SHIFTS
-from roli_fast.evaluate.shifts import Shifts, views
-from roli_fast.evaluate.state import Chunk, Store
-from roli_fast.evaluate.unseen import with_corruptions
-from roli_fast.evaluate.worker import Worker, plan
+from roli_fast.evaluate.assessment import SCHEMA, Assessment
+from roli_fast.evaluate.curve import plot_curves
+from roli_fast.evaluate.prepare import IDENTITY, Prepared, check_same, only_begun, prepare
+from roli_fast.evaluate.report import PICTURE, REPORT, build_report, write_images
+from roli_fast.evaluate.rows import plan
+from roli_fast.evaluate.runner import Images, Runner
+from roli_fast.evaluate.store import Store
+from roli_fast.files import write_json
+from roli_fast.norms import NORMS
 from roli_fast.running.environment import hash_text, say_what_changed
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
-from roli_fast.running.progress import progress_bar
 from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
@@ -41,7 +36,6 @@ from roli_fast.running.team import Team
 logger = logging.getLogger("roli_fast.evaluate")
 
 OPTION = "--out"
-_POLL_SECONDS = 0.5
 _LOADING = datetime.timedelta(hours=1)
 """The longest wait for the others to load data and model."""
 
@@ -96,25 +90,23 @@ def run(
         interrupt = undo.enter_context(Interrupt())
         undo.enter_context(_stops(ready.opened.model, interrupt))
         began = time.perf_counter()
-        worker = _work(assessment, folder, ready, ranks, interrupt, quiet)
-        extras = _extras(assessment, folder, ready, worker)
-        for extra in extras.values():
-            _measure(extra, ranks, interrupt, quiet)
+        runner = _runner(assessment, folder, ready, ranks, interrupt, quiet)
+        sets = _sets(assessment, ready)
+        for images in sets:
+            runner.attack_dataset(images)
         if not ranks.first:
             return None
-        done = _collect(worker, interrupt)
-        report = build_report(assessment, ready, done, worker.searches)
-        for name, extra in extras.items():
-            _wait_for(extra, interrupt)
-            report[name] = extra.report()
-            try:
-                extra.plot(folder)
-            except Exception as error:  # a picture must not cost the report
-                logger.warning("no picture of %s: %s: %s", name, type(error).__name__, error)
-        if report["unseen"]:
-            report["unseen"] = with_corruptions(report["unseen"], report["shifts"])
+        done = [runner.collect(images) for images in sets]
+        report = build_report(assessment, ready, sets, done)
         report["seconds_here"] = time.perf_counter() - began
-        write_report(folder, report, worker, done)
+        if assessment.save_adversarial:
+            write_images(folder, assessment.norm, sets[0], runner.store, done[0])
+        write_json(folder / REPORT, report)
+        if report["curves"]:
+            try:
+                plot_curves(report["curves"], folder / PICTURE)
+            except Exception as error:  # a picture must not cost the report
+                logger.warning("no picture of curves: %s: %s", type(error).__name__, error)
         return report
 
 
@@ -127,7 +119,7 @@ def _open(assessment: Assessment, folder: Path, ready: Prepared, *, resume: bool
     lock = open_folder(folder, text, resume=resume, option=OPTION)
     try:
         if begins:
-            write_identity(folder, ready.found)
+            write_json(folder / IDENTITY, ready.found)
     except BaseException:
         lock.release()
         raise
@@ -173,90 +165,31 @@ def _stops(model: Model, interrupt: Interrupt) -> Iterator[None]:
         handle.remove()
 
 
-def _work(  # noqa: PLR0913 - what a process works with
+def _runner(  # noqa: PLR0913 - what a process works with
     assessment: Assessment,
     folder: Path,
     ready: Prepared,
     ranks: Ranks,
     interrupt: Interrupt,
     quiet: bool,
-) -> Worker:
-    """Attack this process's share of the chunks."""
-    searches = plan(assessment)
+) -> Runner:
     engine = Engine(dtype=DTYPES[assessment.search_dtype], batch_size=assessment.batch_size)
-    model = engine.bind(ready.opened.model)
-    parts = chunks(len(ready.dataset), assessment.chunk)
-    progress = Progress(parts, searches, ranks, interrupt, quiet)
-    store = Store(folder, hash_text(ready.found["key"]))
-    worker = Worker(
-        assessment, ready.dataset, model, searches, store, ready.device, progress.after_search
+    return Runner(
+        engine.bind(ready.opened.model),
+        ready.device,
+        Store(folder, hash_text(ready.found["key"])),
+        assessment.norm if assessment.save_adversarial else (),
+        interrupt.check,
+        ranks,
+        quiet,
     )
-    kept = {number: worker.load(number, rows) for number, rows in enumerate(parts)}
-    left = [n for n, chunk in kept.items() if chunk is None or len(chunk.found) < len(searches)]
-    if 0 < len(left) < ranks.world:
-        logger.info(
-            "%d chunks for %d processes: a smaller --chunk gives all work", len(left), ranks.world
-        )
-    mine = left[ranks.rank :: ranks.world]
-    with progress.begin(kept, mine):
-        for number in mine:
-            interrupt.check()
-            worker.run(number, parts[number])
-    return worker
 
 
-def _collect(worker: Worker, interrupt: Interrupt) -> list[Chunk]:
-    """Every chunk, once all processes are done."""
-    parts = chunks(len(worker.dataset), worker.assessment.chunk)
-    done: list[Chunk] = []
-    for number, rows in enumerate(parts):
-        while True:
-            chunk = worker.load(number, rows)
-            if chunk is not None and len(chunk.found) == len(worker.searches):
-                done.append(chunk)
-                break
-            interrupt.check()
-            time.sleep(_POLL_SECONDS)
-    return done
-
-
-def _extras(
-    assessment: Assessment, folder: Path, ready: Prepared, worker: Worker
-) -> dict[str, Measurement]:
-    """Entry of the report -> what is measured beside the attacks."""
-    identity, device = hash_text(ready.found["key"]), ready.device
-    seen = views(ready.dataset, assessment.corruptions, assessment.seed, ready.second)
-    shifts = Shifts(folder / SHIFTS, identity, worker.model, seen, assessment.chunk, device)
-    curves = Curves(
-        folder / CURVES,
-        identity,
-        ready.dataset,
-        assessment.chunk,
-        worker.model,
-        assessment.curve_attacks,
-        assessment.curve,
-        assessment.seed,
-        device,
-        name=Path(assessment.model.source).stem,
-    )
-    return {"shifts": shifts, "curves": curves}
-
-
-def _measure(extra: Measurement, ranks: Ranks, interrupt: Interrupt, quiet: bool) -> None:
-    """This process's share of the pieces."""
-    left = [piece for piece in extra.pieces if extra.saved(piece) is None]
-    mine = left[ranks.rank :: ranks.world]
-    total = sum(map(extra.images, mine))
-    with progress_bar(extra.title, total=total, quiet=quiet or not ranks.first or not mine) as bar:
-        for piece in mine:
-            interrupt.check()
-            extra.measure(piece, interrupt.check)
-            bar.update(extra.images(piece))
-
-
-def _wait_for(extra: Measurement, interrupt: Interrupt) -> None:
-    """Until all processes have done theirs."""
-    for piece in extra.pieces:
-        while extra.saved(piece) is None:
-            interrupt.check()
-            time.sleep(_POLL_SECONDS)
+def _sets(assessment: Assessment, ready: Prepared) -> list[Images]:
+    """The evaluation's images with all that is asked for, and a second data set as it is."""
+    threat = assessment.threats[0]
+    ball = Ball(NORMS[threat.norm], threat.eps, threat.bounds)
+    draws = any(isinstance(a, AutoAttack) and a.version == "rand" for a in assessment.attacks)
+    rows, chunk = plan(assessment, ready.dataset), assessment.chunk
+    sets = [Images("", ready.dataset, rows, chunk, (ball, draws))]
+    return sets + ([Images("ood-", ready.second, (), chunk)] if ready.second else [])

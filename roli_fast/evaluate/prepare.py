@@ -1,23 +1,28 @@
 """Reads data and opens the model, and finds what does not fit before anything is written."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from roli_fast.data import DataSource, ImageDataset, Splits
 from roli_fast.data.inspection import inspect_images
 from roli_fast.engine.input_gradient import Model, check_logits
-from roli_fast.errors import ArgumentError, RoliFastError, describe
-from roli_fast.evaluate.assessment import Assessment
+from roli_fast.errors import ArgumentError, RoliFastError, RunDirectoryError, describe
+from roli_fast.evaluate.assessment import PLACE_FIELDS, SCHEMA, Assessment, same_assessment
 from roli_fast.evaluate.classes import match_classes
-from roli_fast.evaluate.identity import identity
-from roli_fast.evaluate.samples import chosen
+from roli_fast.evaluate.store import FOLDER as CHUNKS
 from roli_fast.evaluate.subject import Opened, open_model
-from roli_fast.running.device import pick_device, pick_threads
-from roli_fast.running.environment import packages
+from roli_fast.files import naming, read_json
+from roli_fast.running.device import pick_device, pick_threads, saved_threads
+from roli_fast.running.environment import hash_samples, hash_text, packages
+from roli_fast.running.folder import CONFIG
 from roli_fast.running.ranks import Ranks
+from roli_fast.seeds import derived_generator
 
 
 @dataclass(frozen=True)
@@ -116,3 +121,103 @@ def _outputs(opened: Opened, dataset: ImageDataset, device: torch.device) -> int
         ) from error
     check_logits(logits, x)
     return logits.shape[1]
+
+
+def chosen(assessment: Assessment, splits: Splits, *, at_most: bool = False) -> ImageDataset:
+    """The images of an evaluation, without augmentation, in the order of the evaluation.
+
+    Raises:
+        ArgumentError: more images than the split has.
+    """
+    dataset: ImageDataset = getattr(splits, assessment.split)
+    count = assessment.images or len(dataset)
+    if at_most:  # of a second data set, as many as of the first, or all
+        count = min(count, len(dataset))
+    if count > len(dataset):
+        raise ArgumentError(
+            describe("images", f"at most {len(dataset)}, the {assessment.split} split", count)
+        )
+    return dataset.plain().subset(mixed_order(dataset.labels, assessment.seed)[:count])
+
+
+def mixed_order(labels: Tensor, seed: int) -> Tensor:
+    """A random order of all samples in which every beginning has the proportions of the classes.
+
+    Class by class the samples are shuffled and spread evenly over [0, 1), from a random offset; the
+    order is that of their places. So the first n of it are a random stratified subset, and the
+    first chunks of an evaluation already tell about the whole.
+
+    Args:
+        labels: int64 (N,).
+        seed: of the order, which depends on it and on the labels alone.
+
+    Returns:
+        Positions, int64 (N,).
+    """
+    generator = derived_generator("evaluation order", seed)
+    places = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero()[:, 0]
+        offset = torch.rand(1, generator=generator, dtype=torch.float64)
+        spread = (torch.arange(len(rows)) + offset) / len(rows)
+        places[rows[torch.randperm(len(rows), generator=generator)]] = spread
+    return places.argsort(stable=True)
+
+
+IDENTITY = "identity.json"
+"""The file of what an evaluation's results depend on, so that a resume never mixes two."""
+
+PARTS = ("configuration", "model", "images", "pixels")
+
+
+def identity(
+    assessment: Assessment,
+    datasets: Mapping[str, ImageDataset],
+    hashes: Mapping[str, Sequence[str]],
+    opened: Opened,
+) -> dict[str, Any]:
+    """Hashes of what a resume must find unchanged, `hashes` of the images' contents among them;
+    `key` is of all of them but those."""
+    tree = {k: v for k, v in SCHEMA.to_tree(assessment).items() if k not in PLACE_FIELDS}
+    parts = datasets.values()
+    rows = ((d.name(i), y) for d in parts for i, y in enumerate(d.labels.tolist()))
+    found = {
+        "configuration": hash_text(json.dumps(tree, sort_keys=True)),
+        "model": opened.described["sha256"],
+        "images": hash_samples(rows),
+    }
+    pixels = hash_text("\n".join(content for name in datasets for content in hashes[name]))
+    return {**found, "key": hash_text(json.dumps(found, sort_keys=True)), "pixels": pixels}
+
+
+def only_begun(folder: Path, assessment: Assessment | None = None) -> bool:
+    """Whether a process was killed there after it wrote the configuration (this one, where one is
+    given) and before anything else."""
+    if (folder / IDENTITY).exists() or (folder / CHUNKS).exists():
+        return False
+    try:
+        saved = SCHEMA.read(folder / CONFIG)
+    except RoliFastError:
+        return False
+    return assessment is None or same_assessment(saved, assessment)
+
+
+def check_same(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What was recorded.
+
+    Raises:
+        RunDirectoryError: nothing readable, or something else than `found`.
+    """
+    path = folder / IDENTITY
+    fix = "Nothing was changed. Leave out --resume, and name a new folder."
+    with naming(path, RunDirectoryError, "--out", "a folder in which an evaluation began", fix):
+        saved = read_json(path)
+        changed = [name for name in PARTS if saved[name] != found[name]]
+        if saved_threads(saved) is None:
+            raise KeyError("threads")
+    if changed:
+        raise RunDirectoryError(
+            f"`--out`: '{folder}' began with another {', another '.join(changed)}: its flags would "
+            "be mixed with others. Put back what changed, or name a new folder."
+        )
+    return saved

@@ -1,4 +1,4 @@
-"""evaluation.json, adversarial.safetensors, and reading them back."""
+"""What an evaluation ends with: evaluation.json, adversarial.safetensors, and the table."""
 
 import json
 from collections.abc import Sequence
@@ -12,50 +12,75 @@ from torch import Tensor
 from roli_fast.attacks.ensemble import total
 from roli_fast.attacks.warning_signs import black_box
 from roli_fast.errors import RunDirectoryError
-from roli_fast.evaluate.assessment import Assessment
-from roli_fast.evaluate.config import SCHEMA
+from roli_fast.evaluate.assessment import SCHEMA, Assessment
+from roli_fast.evaluate.curve import Curve
 from roli_fast.evaluate.prepare import Prepared
-from roli_fast.evaluate.state import Chunk, Found, accuracy_of, to_flags, to_text
-from roli_fast.evaluate.unseen import together
-from roli_fast.evaluate.worker import Search, Worker
-from roli_fast.files import naming, read_json, write_json, write_tensors
+from roli_fast.evaluate.rows import CURVE, SHIFT, Radii, Search
+from roli_fast.evaluate.runner import Images
+from roli_fast.evaluate.shares import accuracy_of, mean_accuracy, to_flags, to_text
+from roli_fast.evaluate.store import Chunk, Found, Store
+from roli_fast.files import naming, read_json, write_tensors
 from roli_fast.running.environment import environment
+from roli_fast.running.text import align
 
 REPORT = "evaluation.json"
 IMAGES = "adversarial.safetensors"
+PICTURE = "curve.png"
 FORMAT = 1
 
 
+@dataclass(frozen=True)
+class Flags:
+    """The finished chunks of one set of images, read as a whole, in the order of the data's ids."""
+
+    images: Images
+    done: Sequence[Chunk]
+
+    @property
+    def order(self) -> Tensor:
+        """Places of the samples in the order of the evaluation, by their ids."""
+        return self.images.dataset.ids.argsort()
+
+    @property
+    def clean(self) -> Tensor:
+        """bool (N,): right as it is."""
+        return torch.cat([chunk.clean for chunk in self.done])[self.order]
+
+    def alive(self, group: str | None) -> Tensor:
+        """bool (N,), see `Chunk.alive`."""
+        return torch.cat([chunk.alive(group) for chunk in self.done])[self.order]
+
+    def rows(self, group: str) -> dict[str, list[Found]]:
+        """Part -> that row of every chunk."""
+        places = [(i, part) for i, (own, part) in enumerate(self.images.plan) if own == group]
+        return {part: [chunk.found[i] for chunk in self.done] for i, part in places}
+
+    def right(self, row: Sequence[Found]) -> Tensor:
+        """bool (N,): not fooled by this row."""
+        return ~torch.cat([found.fooled for found in row])[self.order]
+
+
 def build_report(
-    assessment: Assessment, ready: Prepared, done: Sequence[Chunk], searches: Sequence[Search]
+    assessment: Assessment,
+    ready: Prepared,
+    sets: Sequence[Images],
+    done: Sequence[Sequence[Chunk]],
 ) -> dict[str, Any]:
     """What evaluation.json holds. Samples are in the order of the data, not of the evaluation."""
-    order = torch.tensor([i for chunk in done for i in chunk.ids]).argsort()
-    ids = torch.tensor([i for chunk in done for i in chunk.ids])[order]
-    places = {int(row): place for place, row in enumerate(ready.dataset.ids.tolist())}
-    clean = torch.cat([chunk.clean for chunk in done])[order]
-    tables = [
-        _search(number, search, [chunk.found[number] for chunk in done], order)
-        for number, search in enumerate(searches)
-    ]
-    norms = {
-        threat.norm: _norm(threat.norm, threat.eps, done, order, tables, assessment.union_only)
-        for threat in assessment.threats
-    }
-    costs = [chunk.cost for chunk in done] + [f.cost for chunk in done for f in chunk.found]
-    warnings = [text for chunk in done for text in chunk.signs.values()]
-    for threat in assessment.threats:
-        own = [number for number, s in enumerate(searches) if s.group == threat.norm]
-        attacks = [searches[number].attack for number in own]
-        counts = [tables[number]["fooled"] for number in own]
-        warnings += [f"{threat.norm}: {sign.text}" for sign in black_box(attacks, counts)]
-    union = torch.cat([chunk.alive(None) for chunk in done])[order]
-    unseen = [
+    own, *others = map(Flags, sets, done)
+    dataset, order = ready.dataset, own.order
+    unseen: list[dict[str, Any]] = [
         {"attack": one.attack.label, "norm": one.threat.norm}
-        | _norm(one.group, one.threat.eps, done, order, tables, False)
+        | _group(own, one.group, one.threat.eps)
         for one in assessment.unseen_attacks
     ]
-    whole: int = len(getattr(ready.splits, assessment.split))
+    norms = {
+        threat.norm: _group(own, threat.norm, threat.eps, union_only=assessment.union_only)
+        for threat in assessment.threats
+    }
+    tables = [s for entry in (*norms.values(), *unseen) for s in entry["searches"]]
+    shifts, union = _shifts(own, *others), own.alive(None)
+    searched = [f for chunk in own.done for f in chunk.found if not _aside(f.group)]
     return {
         "format": FORMAT,
         "model": {**SCHEMA.to_tree(assessment.model), **ready.opened.described},
@@ -65,85 +90,147 @@ def build_report(
             "classes": list(ready.splits.classes),
             "outputs": list(ready.outputs),
         },
-        "images": len(ids),
-        "images_in_split": whole,
+        "images": len(dataset),
+        "images_in_split": len(getattr(ready.splits, assessment.split)),
         "seed": assessment.seed,
         "attacks": SCHEMA.to_tree(assessment.attacks),
         "search_dtype": assessment.search_dtype,
         "batch_size": assessment.batch_size,
         "chunk": assessment.chunk,
-        "clean": accuracy_of(clean),
+        "clean": accuracy_of(own.clean),
         "norms": norms,
         "union": accuracy_of(union),
-        "unseen": together(unseen, union),
+        "unseen": _unseen(unseen, union, shifts),
+        "shifts": shifts,
+        "curves": _curves(own, Path(assessment.model.source).stem),
         "lost": sum(table["lost"] for table in tables),
-        "cost": asdict(total(costs)),
-        "seconds": sum(found.seconds for chunk in done for found in chunk.found),
-        "warnings": warnings,
+        "cost": asdict(total([*(c.cost for c in own.done), *(f.cost for f in searched)])),
+        "seconds": sum(found.seconds for found in searched),
+        "warnings": _warnings(own, norms),
         "notes": [*ready.opened.notes, *([assessment.note] if assessment.note else [])],
-        "ids": ids.tolist(),
-        "names": [ready.dataset.name(places[int(i)]) for i in ids.tolist()],
-        "labels": ready.dataset.labels[[places[int(i)] for i in ids.tolist()]].tolist(),
+        "ids": dataset.ids[order].tolist(),
+        "names": [dataset.name(place) for place in order.tolist()],
+        "labels": dataset.labels[order].tolist(),
         "environment": environment(ready.device, torch.get_num_threads()),
         "identity": ready.found,
     }
 
 
-def _search(number: int, search: Search, found: Sequence[Found], order: Tensor) -> dict[str, Any]:
-    """One search over all chunks; `flags` are the images that it fooled."""
-    flags = torch.cat([part.fooled for part in found])[order]
+def _aside(group: str) -> bool:
+    """Whether a row is no search of the attacks."""
+    return group.split()[0] in (CURVE, SHIFT)
+
+
+def _group(own: Flags, group: str, eps: float, *, union_only: bool = False) -> dict[str, Any]:
+    """One norm: its searches, and the accuracy against all of them; null with union_only."""
+    attacks = {row.label: row.attack for row in _searches(own, group)}
+    searches = []
+    for part, found in own.rows(group).items():
+        fooled = ~own.right(found)
+        searches.append(
+            {
+                "part": part,
+                "attack": SCHEMA.to_tree(attacks[part]),
+                "attacked": sum(one.attacked for one in found),
+                "fooled": int(fooled.sum()),
+                "lost": sum(one.lost for one in found),
+                "cost": asdict(total([one.cost for one in found])),
+                "seconds": sum(one.seconds for one in found),
+                "notes": list(dict.fromkeys(note for one in found for note in one.notes)),
+                "fooled_flags": to_text(fooled),
+            }
+        )
+    robust = None if union_only else accuracy_of(own.alive(group))
+    return {"eps": eps, "robust": robust, "searches": searches}
+
+
+def _searches(own: Flags, group: str) -> list[Search]:
+    return [row for row in own.images.rows if isinstance(row, Search) and row.group == group]
+
+
+def _warnings(own: Flags, norms: dict[str, Any]) -> list[str]:
+    found = [text for chunk in own.done for text in chunk.signs.values()]
+    for norm, entry in norms.items():
+        attacks = [row.attack for row in _searches(own, norm)]
+        signs = black_box(attacks, [search["fooled"] for search in entry["searches"]])
+        found += [f"{norm}: {sign.text}" for sign in signs]
+    return found
+
+
+def _shifts(own: Flags, second: Flags | None = None) -> dict[str, Any] | None:
+    """Each corruption at each severity, the mean over severities and kinds, and the second data
+    set, which has ids of its own; None without any."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for group in dict.fromkeys(g for g, _ in own.images.plan if g.startswith(f"{SHIFT} ")):
+        kinds[group.split(" ", 1)[1]] = {
+            part: _as_seen(own.right(found), found) for part, found in own.rows(group).items()
+        }
+    if not kinds and second is None:
+        return None
+    means = [mean_accuracy(levels.values()) for levels in kinds.values()]
+    ood = None
+    if second is not None:
+        ids = second.images.dataset.ids[second.order].tolist()
+        ood = _as_seen(second.clean, second.done) | {"ids": ids}
     return {
-        "norm": search.group,
-        "part": search.label,
-        "attack": SCHEMA.to_tree(search.attack),
-        "attacked": sum(part.attacked for part in found),
-        "fooled": int(flags.sum()),
-        "lost": sum(part.lost for part in found),
-        "cost": asdict(total([part.cost for part in found])),
-        "seconds": sum(part.seconds for part in found),
-        "notes": list(dict.fromkeys(note for part in found for note in part.notes)),
-        "fooled_flags": to_text(flags),
+        "corruptions": kinds,
+        "corruption_accuracy": sum(means) / len(means) if means else None,
+        "ood": ood,
     }
 
 
-def _norm(  # noqa: PLR0913 - what a norm's entry is made of
-    norm: str,
-    eps: float,
-    done: Sequence[Chunk],
-    order: Tensor,
-    tables: list[dict[str, Any]],
-    union_only: bool,
-) -> dict[str, Any]:
-    """One norm: its searches, and the accuracy against all of them; null with union_only."""
-    own = [table for table in tables if table["norm"] == norm]
-    robust = torch.cat([chunk.alive(norm) for chunk in done])[order]
-    searches = [{k: v for k, v in table.items() if k != "norm"} for table in own]
-    return {"eps": eps, "robust": None if union_only else accuracy_of(robust), "searches": searches}
+def _as_seen(right: Tensor, parts: Sequence[Chunk] | Sequence[Found]) -> dict[str, Any]:
+    """Images that were classified and not attacked."""
+    cost = asdict(total([part.cost for part in parts]))
+    return accuracy_of(right) | {"images": len(right), "cost": cost}
 
 
-def write_report(
-    folder: Path, report: dict[str, Any], worker: Worker, done: Sequence[Chunk]
+def _curves(own: Flags, name: str) -> list[dict[str, Any]] | None:
+    """Each curve as `Curve.as_json`, with the flags of every radius."""
+    curves = []
+    for row in (row for row in own.images.rows if isinstance(row, Radii)):
+        found = own.rows(row.names[0][0])
+        right = torch.stack([own.clean, *map(own.right, found.values())])
+        cost = total(one.cost for part in found.values() for one in part)
+        label, norm = row.attack.label, str(row.attack.norm)
+        curve = Curve(name or label, label, norm, (0.0, *row.radii), right, cost)
+        curves.append(curve.as_json() | {"flags": [to_text(flags) for flags in right]})
+    return curves or None
+
+
+def _unseen(
+    entries: Sequence[dict[str, Any]], union: Tensor, shifts: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Attacks that the model was not trained against: mean, and who stays right under all of them,
+    under these and all norms (`union`), and under every corruption too; None without any."""
+    if not entries:
+        return None
+    flags = torch.stack([to_flags(entry["robust"]["flags"]) for entry in entries]).all(0)
+    kinds = shifts["corruptions"].values() if shifts else ()
+    levels = [to_flags(level["flags"]) for kind in kinds for level in kind.values()]
+    whole = torch.stack([flags & union, *levels]).all(0)
+    return {
+        "attacks": list(entries),
+        "mean_accuracy": mean_accuracy(entry["robust"] for entry in entries),
+        "union": accuracy_of(flags),
+        "union_with_norms": accuracy_of(flags & union),
+        "union_with_corruptions": accuracy_of(whole) if levels else None,
+    }
+
+
+def write_images(
+    folder: Path, norms: tuple[str, ...], images: Images, store: Store, done: Sequence[Chunk]
 ) -> None:
-    """Write evaluation.json, and where they are asked for the images before it."""
-    if worker.assessment.save_adversarial:
-        _write_images(folder / IMAGES, worker, done)
-    write_json(folder / REPORT, report)
-
-
-def _write_images(path: Path, worker: Worker, done: Sequence[Chunk]) -> None:
-    """`ids`, `labels`, and norm -> images in the same order; what nothing fooled is as it was."""
-    norms = worker.assessment.norm
-    parts: dict[str, list[Tensor]] = {norm: [] for norm in norms}
-    start = 0
-    for chunk in done:
-        x = worker.dataset.batch(torch.arange(start, start + len(chunk.ids))).x
-        start += len(chunk.ids)
-        for norm, images in worker.store.images(chunk, x, norms).items():
-            parts[norm].append(images)
-    order = worker.dataset.ids.argsort()
-    tensors = {norm: torch.cat(images)[order] for norm, images in parts.items()}
-    tensors |= {"ids": worker.dataset.ids[order], "labels": worker.dataset.labels[order]}
-    write_tensors(path, tensors, {"roli_fast": json.dumps({"norms": list(norms)})})
+    """Write `ids`, `labels`, and norm -> images in the same order; what nothing fooled is as it
+    was."""
+    dataset, parts = images.dataset, {norm: list[Tensor]() for norm in norms}
+    for chunk, rows in zip(done, images.parts.values(), strict=True):
+        for norm, found in store.images(chunk, dataset.batch(torch.tensor(rows)).x, norms).items():
+            parts[norm].append(found)
+    order = dataset.ids.argsort()
+    tensors = {norm: torch.cat(found)[order] for norm, found in parts.items()}
+    tensors |= {"ids": dataset.ids[order], "labels": dataset.labels[order]}
+    write_tensors(folder / IMAGES, tensors, {"roli_fast": json.dumps({"norms": list(norms)})})
 
 
 @dataclass(frozen=True)
@@ -186,3 +273,90 @@ def read_report(path: str | Path) -> Report:
             to_flags(tree["union"]["flags"]),
             tree,
         )
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report as text."""
+    rows = [["", "eps", "attacked", "fooled", "accuracy", "95 % interval"]]
+    rows.append(["clean", "", "", "", *_accuracy(report["clean"])])
+    for norm, entry in report["norms"].items():
+        left = None
+        for search in entry["searches"]:
+            left = search["attacked"] - search["fooled"]
+            share = _percent(left / report["images"])
+            counts = [str(search["attacked"]), str(search["fooled"])]
+            rows.append([f"{norm} {search['part']}", _eps(entry["eps"]), *counts, share, ""])
+        if entry["robust"] is not None:
+            rows.append([f"{norm} robust", _eps(entry["eps"]), "", "", *_accuracy(entry["robust"])])
+    if len(report["norms"]) > 1:
+        rows.append(["union", "", "", "", *_accuracy(report["union"])])
+    rows += _unseen_rows(report["unseen"])
+    shifts = report["shifts"] or {"corruptions": {}, "ood": None}
+    for kind, levels in shifts["corruptions"].items():
+        share = sum(entry["accuracy"] for entry in levels.values()) / len(levels)
+        rows.append([f"{kind}, mean of {len(levels)}", "", "", "", _percent(share), ""])
+    if shifts["corruptions"]:
+        rows.append(["corruptions, mean", "", "", "", _percent(shifts["corruption_accuracy"]), ""])
+    if shifts["ood"]:
+        rows.append(["second data set", "", "", "", *_accuracy(shifts["ood"])])
+    for curve in report["curves"] or ():
+        for point in curve["points"][1:]:
+            entry = point | {"interval_95": [point["low"], point["high"]]}
+            rows.append([f"curve {curve['attack']}", _eps(point["eps"]), "", "", *_accuracy(entry)])
+    return "\n".join([*align(rows), "", *_remarks(report)])
+
+
+def _unseen_rows(unseen: dict[str, Any] | None) -> list[list[str]]:
+    """Each attack by itself, their mean, and what stays right under all of them."""
+    if not unseen:
+        return []
+    rows = []
+    for entry in unseen["attacks"]:
+        attacked = entry["searches"][0]["attacked"]
+        counts = [str(attacked), str(sum(search["fooled"] for search in entry["searches"]))]
+        name = f"unseen {entry['norm']} {entry['attack']}"
+        rows.append([name, _eps(entry["eps"]), *counts, *_accuracy(entry["robust"])])
+    rows.append(["unseen, mean", "", "", "", _percent(unseen["mean_accuracy"]), ""])
+    unions = {"union": "unseen, union", "union_with_norms": "norms and unseen, union"}
+    unions["union_with_corruptions"] = "norms, unseen, corruptions, union"
+    for key, name in unions.items():
+        if unseen[key]:
+            rows.append([name, "", "", "", *_accuracy(unseen[key])])
+    return rows
+
+
+def _remarks(report: dict[str, Any]) -> list[str]:
+    count, whole = report["images"], report["images_in_split"]
+    which = f"{count} of the {whole}" if count < whole else f"all {count}"
+    how = f", chosen at random by seed {report['seed']}" if count < whole else ""
+    lines = [
+        f"{which} {report['data']['split']} images{how}. A search attacks what those above it left "
+        "right.",
+        f"The attacks and their clean pass: {report['cost']['forward_images']} images forward, "
+        f"{report['cost']['backward_images']} backward, {report['seconds']:.1f} s of search.",
+    ]
+    if report["search_dtype"] != "float32":
+        lines.append(
+            f"Searched in {report['search_dtype']}; {report['lost']} images found there did not "
+            "fool the model in its own precision, and were searched again by it."
+        )
+    lines += [f"Warning: {text}." for text in report["warnings"]]
+    lines += [f"Note: {text}." for text in report["notes"]]
+    for norm, entry in report["norms"].items():
+        for search in entry["searches"]:
+            lines += [f"Note: {norm} {search['part']}: {note}." for note in search["notes"]]
+    return lines
+
+
+def _accuracy(entry: dict[str, Any]) -> list[str]:
+    low, high = entry["interval_95"]
+    return [_percent(entry["accuracy"]), f"{100 * low:.1f} to {100 * high:.1f} %"]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _eps(eps: float) -> str:
+    pixels = round(eps * 255, 6)
+    return f"{pixels:.0f}/255" if eps < 0.2 and pixels.is_integer() else f"{eps:.4g}"

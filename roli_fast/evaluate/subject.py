@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from roli_fast.engine import in_train_mode
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.evaluate.assessment import Subject
-from roli_fast.evaluate.trained import weight_file
 from roli_fast.models.weights import fingerprint, read_card
 
 logger = logging.getLogger("roli_fast.evaluate")
@@ -171,3 +171,36 @@ def _nothing_beside(subject: Subject, what: str) -> None:
         value = getattr(subject, f.name)
         if f.name != "source" and value:
             raise ConfigError(describe(f"model.{f.name}", f"nothing beside {what}", repr(value)))
+
+
+_STAGE = re.compile(r"stage-(\d+)-")
+
+
+def weight_file(folder: Path) -> Path:
+    """The one model in a run's folder, or in a part of it: the weights its last stage ended with.
+
+    Raises:
+        ConfigError: there is none, or there are several; they are listed.
+    """
+    if (folder / "best.safetensors").is_file():
+        return folder / "best.safetensors"
+    last: dict[Path, Path] = {}
+    for path in sorted(folder.rglob("best.safetensors"), key=_stage):
+        if _STAGE.match(path.parent.name):
+            last[path.parent.parent] = path
+    finished = [path for path in last.values() if (path.parent / "result.json").is_file()]
+    if len(finished) == 1 and len(last) == 1:
+        return finished[0]
+    if not last:
+        fix = "Name a weight file, or a folder that python -m roli_fast.train wrote."
+        raise ConfigError(describe("model", "a folder with a trained model", f"'{folder}'", fix))
+    names = "\n".join(
+        f"  {path}{'' if path in finished else ' (unfinished)'}" for path in last.values()
+    )
+    fix = f"Choose one with --model:\n{names}"
+    raise ConfigError(describe("model", "one finished model", f"{len(last)} in '{folder}'", fix))
+
+
+def _stage(path: Path) -> tuple[str, int]:
+    found = _STAGE.match(path.parent.name)
+    return str(path.parent.parent), int(found[1]) if found else 0

@@ -3,17 +3,21 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from roli_fast.configuration import read_yaml
 from roli_fast.errors import ConfigError, RunDirectoryError, describe
-from roli_fast.files import parse_json, read_json, told
-from roli_fast.report.shape import ANALYSIS, RESULT, TEST, wrong, wrong_summary
+from roli_fast.files import naming, parse_json, read_json, told
 from roli_fast.report.text import listed
 from roli_fast.running.folder import CONFIG
 
 Tree = dict[str, Any]
+Arrays = dict[str, np.ndarray[Any, Any]]
 
 SCHEMA = 1
 """Of analysis.json."""
@@ -21,15 +25,29 @@ SCHEMA = 1
 PLACE = {"seed": int, "method": str, "stage": str, "epoch": int}
 """What every record of metrics.jsonl names; everything else in it is a number."""
 
+CONDITIONS = {"clean": "clean", "adversarial": "attacked"}
+"""Of images: as analysis.json and as the page calls them."""
+
+UNROUNDED = "unrounded_prediction"
+EXAMPLES = ("clean", "adversarial", "delta", "label")
+EXAMPLES += tuple(f"{c}_{what}" for c in CONDITIONS for what in ("prediction", "confidence"))
+"""Fields of examples.npz."""
+
+OF_ANALYSIS = (("attack", "label"), ("images", "train"), ("images", "validation"))
+OF_STAGE = (("name",), ("start", "head", "norm"), ("end", "head", "norm"))
+OF_STAGE += tuple(("change", name, "relative") for name in CONDITIONS)
+"""What every analysis.json has, and each of its stages."""
+
 
 @dataclass(frozen=True)
 class Seed:
-    """One seed of a method: stages that finished, the test and the analysis where they are."""
+    """One seed of a method: stages that finished; test, analysis and examples where they are."""
 
     number: int
     stages: Sequence[Tree]
     test: Tree | None
     analysis: Tree | None
+    examples: Arrays | None = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -56,9 +74,12 @@ class Method:
         return [seed.analysis for seed in self.seeds if seed.analysis]
 
     @property
-    def stage_names(self) -> list[str]:
-        """Of the first seed, in order."""
-        return [stage["name"] for stage in self.seeds[0].stages] if self.seeds else []
+    def stages(self) -> dict[str, list[Tree]]:
+        """Name -> that stage's result of every seed that finished it, in order."""
+        found: dict[str, list[Tree]] = {}
+        for stage in (stage for seed in self.seeds for stage in seed.stages):
+            found.setdefault(stage["name"], []).append(stage)
+        return found
 
 
 @dataclass(frozen=True)
@@ -68,23 +89,23 @@ class Run:
     Args:
         folder: the run directory.
         config: config.yaml, as plain values.
-        summary: summary.json, None while the run is not finished.
+        summary: summary.json, empty while the run is not finished.
         environment: environment.json, empty where there is none.
         methods: in the run's order.
         metrics: every record of metrics.jsonl, with those of pretraining.
-        evaluations: folder of the file -> evaluation.json, of those lying in the run directory.
-        files: every file that was read, in order.
+        evaluations: folder below the run's -> the evaluation.json that lies there.
+        files: every file that was read, in order, below the folder.
         damaged: what could not be read, one line a file.
     """
 
     folder: Path
     config: Tree
-    summary: Tree | None
+    summary: Tree
     environment: Tree
     methods: Sequence[Method]
     metrics: Sequence[Tree] = field(repr=False)
-    evaluations: Mapping[Path, Tree] = field(repr=False)
-    files: Sequence[Path] = field(repr=False)
+    evaluations: Mapping[str, Tree] = field(repr=False)
+    files: Sequence[Path]
     damaged: Sequence[str]
 
     @property
@@ -93,10 +114,9 @@ class Run:
         return self.folder.resolve().name
 
     @property
-    def columns(self) -> list[str]:
-        """The columns of robust accuracy: the attack's label, or each norm and their union."""
-        tests = [m.test for m in self.methods if m.test]
-        return list(tests[0]["robust_accuracy"]) if tests else []
+    def seeds(self) -> int:
+        """How many it has."""
+        return len(self.config.get("seeds") or (0,))
 
 
 def read(folder: Path, without: Mapping[Path, str] | None = None) -> Run:
@@ -104,12 +124,11 @@ def read(folder: Path, without: Mapping[Path, str] | None = None) -> Run:
 
     Args:
         folder: of the run.
-        without: files that are passed over as damaged, and what is wrong with them.
+        without: files below it that are passed over as damaged, and what is wrong with them.
 
     Raises:
         RunDirectoryError: it is none, or its summary or configuration cannot be read.
     """
-    files = _Files(folder, without or {})
     try:
         config = read_yaml(folder / CONFIG)
     except ConfigError as error:
@@ -120,77 +139,59 @@ def read(folder: Path, without: Mapping[Path, str] | None = None) -> Run:
     if "methods" not in config and "finetune" not in config:
         got = f"'{folder}', whose config.yaml is of something else"
         raise RunDirectoryError(describe("run", "a training run's directory", got))
-    files.read.append(folder / CONFIG)
-    summary = files.json("summary.json", needed=True)
-    if summary is not None and (told := wrong_summary(summary)[:200]):
-        got = f"'{folder / 'summary.json'}', {told}"
-        raise RunDirectoryError(describe("run", "a summary that roli_fast.train wrote", got))
-    environment = files.json("environment.json") or {}
-    methods = _methods(files, config, summary)
-    metrics = files.lines("metrics.jsonl")
+    files = _Files(folder, without or {})
+    summary: Tree = {}
+    if (path := folder / "summary.json").is_file():
+        with naming(path, RunDirectoryError, "run", "a summary that roli_fast.train wrote"):
+            summary = _object(path)
+            _ = summary["methods"], summary["seeds"], summary["test_images"]
+            files.read.append(Path("summary.json"))
+            methods = _methods(files, config, summary)
+    else:
+        methods = _methods(files, config, summary)
+    environment = files.load("environment.json", _object) or {}
+    metrics = files.records("metrics.jsonl")
     evaluations = {
-        path.parent: tree
-        for path in sorted(folder.rglob("evaluation.json"))
-        if (tree := files.json(path.relative_to(folder), check=_is_evaluation)) is not None
+        path.parent.as_posix(): tree
+        for file in sorted(folder.rglob("evaluation.json"))
+        if (tree := files.load(path := file.relative_to(folder), _object))
     }
     return Run(
-        folder, config, summary, environment, methods, metrics, evaluations, files.read, files.bad
+        *(folder, config, summary, environment, methods, metrics, evaluations),
+        list(dict.fromkeys((Path(CONFIG), *files.read))),
+        list(dict.fromkeys(files.damaged)),
     )
 
 
 class _Files:
-    """Reads files and remembers which."""
+    """Reads files below `folder` and remembers which, and which are damaged."""
 
     def __init__(self, folder: Path, without: Mapping[Path, str]) -> None:
         self.folder, self.without = folder, without
         self.read: list[Path] = []
-        self.bad: list[str] = []
+        self.damaged: list[str] = []
 
-    def json(
-        self,
-        path: str | Path,
-        *,
-        needed: bool = False,
-        check: Callable[[Tree], str] = lambda _tree: "",
-    ) -> Tree | None:
-        """A JSON object; None where there is no such file, or where it is damaged.
-
-        Raises:
-            RunDirectoryError: it is `needed` and damaged.
-        """
-        file = self.folder / path
-        if not self._usable(file):
+    def load(self, path: str | Path, parse: Callable[[Path], Any]) -> Any:
+        """What `parse` makes of a file; None where there is none, or where it is damaged."""
+        path = Path(path)
+        if not (self.folder / path).is_file():
             return None
         try:
-            tree = read_json(file)
-            wrong = check(tree) if isinstance(tree, dict) else "not a JSON object"
-            if wrong:
-                raise ValueError(wrong)
+            if path in self.without:
+                raise ValueError(self.without[path])
+            found = parse(self.folder / path)
         except Exception as error:  # whatever a damaged file makes of it
-            if needed:
-                got = f"'{file}': {told(error)}"
-                raise RunDirectoryError(describe("run", "readable files", got)) from error
-            self.bad.append(f"{path}: {told(error)}")
+            self.damaged.append(f"{path.as_posix()}: {told(error)}")
             return None
-        self.read.append(file)
-        return tree
+        self.read.append(path)
+        return found
 
-    def _usable(self, file: Path) -> bool:
-        if file in self.without:
-            self.bad.append(f"{file.relative_to(self.folder)}: {self.without[file]}")
-        return file.is_file() and file not in self.without
-
-    def lines(self, path: str | Path) -> list[Tree]:
-        """The records of a file of JSON lines; one cut short by a killed run is passed over."""
-        file = self.folder / path
-        if not self._usable(file):
-            return []
-        records = []
-        self.read.append(file)
-        records, damaged = read_records(file)
+    def records(self, path: str | Path) -> list[Tree]:
+        """The records of a metrics.jsonl."""
+        found, damaged = self.load(path, read_records) or ([], [])
         if damaged:
-            self.bad.append(f"{path}: lines {listed([str(number) for number in damaged])}")
-        return records
+            self.damaged.append(f"{path}: lines {listed(list(map(str, damaged)))}")
+        return found
 
 
 def read_records(file: Path) -> tuple[list[Tree], list[int]]:
@@ -212,34 +213,56 @@ def read_records(file: Path) -> tuple[list[Tree], list[int]]:
     return records, damaged
 
 
-def _methods(files: _Files, config: Tree, summary: Tree | None) -> list[Method]:
-    names = list((summary or config).get("methods") or ())
-    chosen = {
-        row["method"]: row["folder"]
-        for row in ((summary or {}).get("sweep") or {"cells": ()})["cells"]
-        if row["chosen"]
-    }
+def parse_analysis(file: Path) -> Tree:
+    """What an analysis.json says; raises whatever a damaged one, or another version, makes of it,
+    so inside `files.naming`."""
+    tree = _object(file)
+    if tree.get("schema") != SCHEMA:
+        raise ValueError(f"schema {tree.get('schema')!r}, and this version reads {SCHEMA}")
+    for path in OF_ANALYSIS:
+        reduce(getitem, path, tree)
+    for stage in tree["stages"]:
+        for path in OF_STAGE:
+            reduce(getitem, path, stage)
+    return tree
+
+
+def _object(file: Path) -> Tree:
+    tree = read_json(file)
+    if not isinstance(tree, dict):
+        raise ValueError("not a JSON object")
+    return tree
+
+
+def _examples(file: Path) -> Arrays:
+    """The arrays of examples.npz, each with one entry an image."""
+    # opened here: numpy leaves a damaged one open
+    with open(file, "rb") as raw, np.load(raw, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in EXAMPLES}
+        before = archive.get(UNROUNDED, archive["adversarial_prediction"])  # of older runs: itself
+        arrays[UNROUNDED] = before
+    lengths = {len(array) for array in arrays.values()}
+    images = {arrays[name].shape for name in ("clean", "adversarial", "delta")}
+    if len(lengths) != 1 or len(images) != 1 or arrays["clean"].ndim != 4:
+        raise ValueError("arrays of different shapes")
+    return arrays
+
+
+def _methods(files: _Files, config: Tree, summary: Tree) -> list[Method]:
+    cells = (summary.get("sweep") or {"cells": ()})["cells"]
+    chosen = {row["method"]: row["folder"] for row in cells if row["chosen"]}
     found, records = [], {}
-    for name in names:
+    for name in (summary or config).get("methods") or ():
         cell = Path(chosen.get(name, "."))
         if cell not in records:
-            records[cell] = files.lines(cell / "metrics.jsonl")
-        if summary:
-            entry = summary["methods"][name]
-            runs = entry["per_seed"]
-        else:
-            entry, runs = {}, _unfinished(files, name, config)
-        seeds = [
-            Seed(
-                run["seed"],
-                run["stages"],
-                run.get("test"),
-                files.json(
-                    cell / f"seed-{run['seed']}" / name / "analysis.json", check=wrong_analysis
-                ),
-            )
-            for run in runs
-        ]
+            records[cell] = files.records(cell / "metrics.jsonl")
+        entry = summary["methods"][name] if summary else {}
+        seeds = []
+        for one in entry["per_seed"] if summary else _unfinished(files, name, config):
+            base = cell / f"seed-{one['seed']}" / name
+            analysis = files.load(base / "analysis.json", parse_analysis)
+            examples = files.load(base / "examples.npz", _examples)
+            seeds.append(Seed(one["seed"], one["stages"], one.get("test"), analysis, examples))
         own = [r for r in records[cell] if r["method"] == name]
         found.append(Method(name, files.folder / cell, seeds, entry.get("test"), own))
     return found
@@ -249,27 +272,13 @@ def _unfinished(files: _Files, method: str, config: Tree) -> list[Tree]:
     """Stages and tests of the seeds so far."""
     runs = []
     for seed in config.get("seeds") or (0,):
-        base = Path(f"seed-{seed}") / method
-        stages = [
-            files.json(path.relative_to(files.folder), check=lambda tree: wrong(tree, RESULT))
-            for path in sorted(files.folder.glob(f"{base}/stage-*/result.json"))
-        ]
-        test = files.json(base / "test.json", check=lambda tree: wrong(tree, TEST))
+        base = files.folder / f"seed-{seed}" / method
+        results = sorted(base.glob("stage-*/result.json"))
+        stages = [files.load(path.relative_to(files.folder), _object) for path in results]
+        test = files.load(base.relative_to(files.folder) / "test.json", _object)
         if any(stages) or test:
             runs.append({"seed": seed, "stages": [s for s in stages if s], "test": test})
     return runs
-
-
-def wrong_analysis(tree: Tree) -> str:
-    """What is wrong with analysis.json; empty for nothing."""
-    if tree.get("schema") != SCHEMA:
-        return f"schema {tree.get('schema')!r}, and this version reads {SCHEMA}"
-    return wrong(tree, ANALYSIS)[:200]
-
-
-def _is_evaluation(tree: Tree) -> str:
-    known = {"clean", "norms", "images", "data"} <= tree.keys()
-    return "" if known else "not an evaluation of this version"
 
 
 def values(trees: Sequence[Tree], *path: str | int) -> list[float]:

@@ -1,19 +1,24 @@
-"""What a page is about: the methods of one run, or of several."""
+"""What a page is about: the methods of one run, or of several, and their names and looks."""
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import quote
+from typing import NamedTuple
 
-from roli_fast.report.blocks import Key, Source
 from roli_fast.report.read import Method, Run, Tree
-from roli_fast.report.svg import LOOKS
 from roli_fast.report.text import method_name
 
-CONDITIONS = {"clean": "clean", "adversarial": "attacked"}
-"""Of images: as analysis.json and as the page calls them."""
+LOOKS = 8
+"""Colours that there are."""
+
+
+class Key(NamedTuple):
+    """One line of a legend: the number of a colour and of its dashes."""
+
+    label: str
+    look: int
+    dash: int = 0
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,23 +36,18 @@ class Subject:
         """Its line in a legend."""
         return Key(self.label, self.look, self.dash)
 
-    @property
-    def analyses(self) -> list[Tree]:
-        """analysis.json of every seed that has one."""
-        return self.method.analyses
+    def staged(self, stage: str) -> str:
+        """ "RoLI, probe"; a method of one stage that is called as itself says it once."""
+        alone = len(self.method.stages) == 1
+        same = method_name(stage) == method_name(self.method.name)
+        return self.label if alone and same else f"{self.label}, {stage}"
 
 
 @dataclass(frozen=True)
 class Page:
-    """The runs of a page.
-
-    Args:
-        runs: one, or several that are compared.
-        folder: where the page will lie; links lead from there.
-    """
+    """The runs of a page: one, or several that are compared."""
 
     runs: Sequence[Run]
-    folder: Path
 
     @property
     def several(self) -> bool:
@@ -58,8 +58,7 @@ class Page:
     def names(self) -> list[str]:
         """What each run is called: the end of its path that no other has."""
         parts = [run.folder.resolve().parts for run in self.runs]
-        longest = max(map(len, parts))
-        for length in range(1, longest + 1):
+        for length in range(1, max(map(len, parts)) + 1):
             names = ["/".join(p[-length:]) for p in parts]
             if len(set(names)) == len(names):
                 return names
@@ -77,51 +76,36 @@ class Page:
                 found.append(Subject(label, run, method, look, dash))
         return found
 
-    def source(self, run: Run, path: str | Path) -> Source:
-        """A file below a run's folder, with a link where it is one file."""
-        file = run.folder / path
-        text = Path(path).as_posix()
-        if self.several:
-            text = f"{self.names[self.runs.index(run)]}/{text}"
-        if not file.is_file():
-            return Source(text)
-        return Source(text, quote(Path(os.path.relpath(file, self.folder)).as_posix()))
+    @property
+    def tested(self) -> list[Subject]:
+        """The subjects that have a test."""
+        return [subject for subject in self.subjects if subject.method.test]
+
+    @property
+    def analysed(self) -> list[Subject]:
+        """The subjects of which some stage was analysed."""
+        return [s for s in self.subjects if any(a["stages"] for a in s.method.analyses)]
+
+    @property
+    def looked_at(self) -> str:
+        """ "64 training and 64 validation images, attacked by pgd-10"."""
+        trees = [a for s in self.analysed for a in s.method.analyses]
+        told = [
+            f"{a['images']['train']} training and {a['images']['validation']} validation images, "
+            f"attacked by {a['attack']['label']}"
+            for a in trees
+        ]
+        return " or ".join(dict.fromkeys(told))
 
     @property
     def folders(self) -> str:
         """The run directories as words of a command."""
         return " ".join(shlex.quote(str(run.folder)) for run in self.runs)
 
-    def summaries(self) -> list[Source]:
-        """summary.json of the runs that have one."""
-        return [self.source(run, "summary.json") for run in self.runs if run.summary]
-
-    def of_seeds(self, subjects: Sequence[Subject], name: str) -> list[Source]:
-        """The file `name` of every seed of the subjects."""
-        found: dict[tuple[str, str | None], Source] = {}
-        for subject in subjects:
-            base = subject.method.folder.relative_to(subject.run.folder)
-            for seed in subject.method.seeds:
-                path = base / f"seed-{seed.number}" / subject.method.name / name
-                if (subject.run.folder / path).is_file():
-                    one = self.source(subject.run, path)
-                    found[one.text, one.link] = one
-        return list(found.values())
-
-
-def stage_label(subject: Subject, stage: str) -> str:
-    """ "RoLI, probe"; a method of one stage that is called as itself says it once."""
-    alone = len(subject.method.stage_names) == 1
-    same = method_name(stage) == method_name(subject.method.name)
-    return subject.label if alone and same else f"{subject.label}, {stage}"
-
 
 def steps(subjects: Sequence[Subject]) -> Iterator[tuple[Subject, str, list[Tree]]]:
     """(subject, stage, that stage's entry of every analysed seed)."""
     for subject in subjects:
-        names = dict.fromkeys(stage["name"] for a in subject.analyses for stage in a["stages"])
-        for name in names:
-            own = [
-                stage for a in subject.analyses for stage in a["stages"] if stage["name"] == name
-            ]
-            yield subject, name, own
+        stages = [stage for a in subject.method.analyses for stage in a["stages"]]
+        for name in dict.fromkeys(stage["name"] for stage in stages):
+            yield subject, name, [stage for stage in stages if stage["name"] == name]

@@ -13,7 +13,7 @@ from roli_fast.evaluate import Evaluation
 from roli_fast.running.progress import progress_bar
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
-from roli_fast.train.recorder import Recorder
+from roli_fast.train.metrics import Recorder
 
 
 @dataclass

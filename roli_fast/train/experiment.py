@@ -1,19 +1,21 @@
-"""Everything that defines a run."""
+"""Everything that defines a run, and how its configuration is read and written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from roli_fast.attacks import Attack
-from roli_fast.data import DataSource
+from roli_fast.attacks import ATTACKS, Attack
+from roli_fast.configuration import Schema
+from roli_fast.data import DATASETS, DataSource
 from roli_fast.errors import ArgumentError, ConfigError, check_utf8, describe
 from roli_fast.evaluate import columns
 from roli_fast.models import HeadInit, Model
-from roli_fast.peft import Full, Linear
+from roli_fast.peft import METHODS, Full, Linear, Method
+from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
-from roli_fast.train.objectives import Adversarial
-from roli_fast.train.optim import Optimizer
+from roli_fast.train.objectives import OBJECTIVES, Adversarial, Objective
+from roli_fast.train.optim import SCHEDULES, Optimizer, Schedule
 from roli_fast.train.paper_compat import PaperCompat, known_faults
 from roli_fast.train.stage import Stage, measured, pgd_in_run
 
@@ -311,3 +313,15 @@ stage before it trained."""
 
 KEEPS_HEAD = "finetune"
 """The method that begins with the head of the weights, where others begin with a fresh one."""
+
+
+COMPONENTS: dict[type, Registry[Any]] = {
+    Attack: ATTACKS,
+    DataSource: DATASETS,
+    Method: METHODS,
+    Objective: OBJECTIVES,
+    Schedule: SCHEDULES,
+}
+"""Where a field of each base type finds its classes by name."""
+
+SCHEMA = Schema(Experiment, COMPONENTS)

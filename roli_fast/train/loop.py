@@ -22,12 +22,9 @@ from roli_fast.seeds import derive_seed
 from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
-from roli_fast.train.phases import Phase, Phases
-from roli_fast.train.replicas import say_what_differs
+from roli_fast.train.metrics import Tally, Timed
 from roli_fast.train.stage import Job, StageResult, measured
-from roli_fast.train.tally import Tally
-from roli_fast.train.timed import Timed
-from roli_fast.train.update import Place, Updates
+from roli_fast.train.update import Phase, Phases, Place, Updates, say_what_differs
 
 logger = logging.getLogger(__name__)
 

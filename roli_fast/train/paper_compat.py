@@ -19,8 +19,7 @@ from roli_fast.attacks.pgd import Best
 from roli_fast.errors import ConfigError, describe
 from roli_fast.models import Classifier, HeadInit
 from roli_fast.peft import Adapter, Bias, LoRA, Method
-from roli_fast.train.optim import Optimizer
-from roli_fast.train.schedules import Cosine
+from roli_fast.train.optim import Cosine, Optimizer
 from roli_fast.train.stage import Stage
 
 FAULTS: dict[str, str] = {

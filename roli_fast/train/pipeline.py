@@ -11,6 +11,7 @@ import torch
 from roli_fast.data import Splits
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate import UNION, evaluate
+from roli_fast.evaluate.shares import to_text
 from roli_fast.files import write_json
 from roli_fast.models import Classifier
 from roli_fast.running.device import pick_device
@@ -19,15 +20,15 @@ from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
-from roli_fast.train.aftermath import analyse, write_report
+from roli_fast.train.analysis import MethodAnalysis
 from roli_fast.train.checks import Checked, check, check_same_images
 from roli_fast.train.context import Context, counter
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.images import leave_out, record_images
 from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
-from roli_fast.train.method_analysis import MethodAnalysis
-from roli_fast.train.recorder import NoRecorder, Recorder
+from roli_fast.train.metrics import NoRecorder, Recorder
+from roli_fast.train.postprocess import analyse, write_report
 from roli_fast.train.run_directory import (
     identity,
     open_run_dir,
@@ -249,13 +250,8 @@ class Pipeline:
             "images": len(result.clean),
             "clean_accuracy": result.clean_accuracy,
             "robust_accuracy": shares,
-            "clean_flags": _flags(result.clean),
-            "robust_flags": {name: _flags(flags) for name, flags in robust.items()},
+            "clean_flags": to_text(result.clean),
+            "robust_flags": {name: to_text(flags) for name, flags in robust.items()},
         }
         self._write(path, test)
         return test
-
-
-def _flags(flags: torch.Tensor) -> str:
-    """One character a sample, "1" for right."""
-    return "".join("1" if flag else "0" for flag in flags.tolist())

@@ -11,16 +11,13 @@ from roli_fast.configuration import Schema
 from roli_fast.data import Splits
 from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate import UNION
-from roli_fast.evaluate.accuracy import accuracy
-from roli_fast.evaluate.state import to_flags
+from roli_fast.evaluate.shares import accuracy, to_flags
 from roli_fast.files import naming, read_json, write_json
-from roli_fast.report.shape import TEST, wrong
 from roli_fast.running.device import saved_threads
 from roli_fast.running.environment import environment, hash_samples, hash_text
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
-from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import PLACE_FIELDS, Experiment, default_lp, in_one_part
+from roli_fast.train.experiment import PLACE_FIELDS, SCHEMA, Experiment, default_lp, in_one_part
 from roli_fast.train.images import all_parts
 from roli_fast.train.stage import StageResult
 
@@ -39,6 +36,9 @@ LATER: dict[str, Any] = {
     "ft": None,
 }
 """Fields that runs begun before they existed lack, and the values that mean the same as lacking."""
+
+TEST = {"images": int, "clean_accuracy": float, "robust_accuracy": dict, "robust_flags": dict}
+"""Fields of test.json that must fit one another."""
 
 
 def open_run_dir(
@@ -132,8 +132,9 @@ def read_test(path: Path, experiment: Experiment) -> dict[str, Any]:
     """
     with naming(path, RunDirectoryError, "run_dir", "a test's result", "Delete it to test again."):
         tree = read_json(path)
-        if told := wrong(tree, TEST):
-            raise ValueError(told)
+        for name, kind in TEST.items():
+            if not isinstance(tree[name], kind):
+                raise ValueError(f"{name}: got {tree[name]!r}")
         expected = set(experiment.evaluations("test"))
         expected |= {UNION} if len(expected) > 1 else set()
         shares, flags = tree["robust_accuracy"], tree["robust_flags"]

@@ -17,8 +17,7 @@ from roli_fast.running.memory import IN_PARTS, memory_guard
 from roli_fast.threat import ThreatModel, check_positive
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
-from roli_fast.train.optim import Optimizer
-from roli_fast.train.schedules import Cosine, Schedule
+from roli_fast.train.optim import Cosine, Optimizer, Schedule
 
 
 def pgd_in_run(steps: int) -> PGD:

@@ -9,8 +9,7 @@ from scipy import stats
 from roli_fast.data import Splits
 from roli_fast.evaluate import UNION, columns, standard_error
 from roli_fast.running.text import align
-from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import SCHEMA, Experiment
 
 Outcome = dict[str, Any]
 

@@ -9,6 +9,7 @@ from tiny_models import SIZES, SMALL, images
 from torch import Tensor, nn
 
 from roli_fast import peft
+from roli_fast.analysis import LinearHead
 from roli_fast.data import Batch
 from roli_fast.models import Model, create
 
@@ -22,6 +23,11 @@ class Case:
     names: list[str]
     x: Tensor
     y: Tensor
+
+    @property
+    def view(self) -> LinearHead:
+        """The model with its head named."""
+        return LinearHead.of(self.model, self.head)
 
     def batches(self, part: slice, size: int = 2) -> list[Batch]:
         x, y = self.x[part], self.y[part]

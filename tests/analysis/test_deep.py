@@ -8,14 +8,7 @@ from text_encoder import TextEncoder, token_batches
 from tiny_models import images, tiny
 from torch import nn
 
-from roli_fast.analysis import deep
-from roli_fast.analysis.deep import (
-    Start,
-    head_scale_tree,
-    kernel_tree,
-    most_kernel_images,
-    one_step_tree,
-)
+from roli_fast.analysis.deep import PARTS, Start, kernel_tree, most_kernel_images, one_step_tree
 from roli_fast.analysis.ntk import check_memory
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
@@ -75,28 +68,17 @@ def test_a_zero_head_moves_no_feature() -> None:
     assert (tree["ft_ratio"], tree["predicted"]) == (0, 0)
 
 
-def test_progress_counts_what_was_promised() -> None:
-    seen: list[int] = []
+@pytest.mark.parametrize("flag", list(PARTS))
+def test_a_part_takes_what_is_told(flag: str) -> None:
+    """Its progress image by image; and at least the forwards that are made, in forwards."""
+    part, seen, passed = PARTS[flag], [], []
     own = start(after_batch=seen.append)
-    one_step_tree(own)
-    assert sum(seen) == deep.one_step_looks(own)
-    seen.clear()
-    head_scale_tree(own)
-    assert sum(seen) == deep.head_scale_looks(own)
-    seen.clear()
-    kernel_tree(own, 2**30)
-    assert sum(seen) == deep.kernel_tree_cost(own, 2**30).forwards
-
-
-def test_the_cost_is_of_the_forwards_that_are_made() -> None:
-    seen: list[int] = []
-    own = start(lr=1e-3)
-    own.model.register_forward_hook(lambda _model, given, _out: seen.append(len(given[0])))
-    one_step_tree(own)
-    assert sum(seen) == deep.one_step_tree_cost(own).forwards
-    seen.clear()
-    head_scale_tree(own)
-    assert sum(seen) == deep.head_scale_tree_cost(own).forwards
+    if flag != "kernel":  # which looks at a copy
+        own.model.register_forward_hook(lambda _model, given, _out: passed.append(len(given[0])))
+    part.make(own)
+    work = part.work(own)
+    assert sum(seen) == work.images
+    assert sum(passed) < work.forwards < 2.5 * sum(passed) or flag == "kernel"
 
 
 def test_a_text_encoder() -> None:
@@ -113,13 +95,13 @@ def test_a_text_encoder() -> None:
         after_batch=seen.append,
     )
     found = one_step_tree(own)
-    assert list(found) == ["clean"] and sum(seen) == deep.one_step_looks(own)
+    assert list(found) == ["clean"] and sum(seen) == PARTS["ft_ratio"].work(own).images
     assert found["clean"]["relative_error"] < 0.05
-    assert kernel_tree(own, 2**30)["images"] == 7
+    assert kernel_tree(own)["images"] == 7
 
 
 def test_a_kernel_is_of_the_training_images_and_tested_on_others() -> None:
-    tree = kernel_tree(start(), 2**30)
+    tree = kernel_tree(start())
     assert (tree["images"], tree["test_images"], tree["classes"]) == (10, 10, 5)
     with torch.no_grad():
         model = tiny().double().eval()
@@ -134,12 +116,10 @@ def test_a_kernel_is_of_the_training_images_and_tested_on_others() -> None:
 
 def test_a_kernel_above_its_memory_is_refused() -> None:
     with pytest.raises(ArgumentError, match="20 inputs x 5 classes"):
-        kernel_tree(start(), 10_000)
-    with pytest.raises(ArgumentError, match="memory"):
-        deep.kernel_tree_cost(start(), 10_000)
+        kernel_tree(start(memory=10_000))
     fitting = most_kernel_images(102, 2**31)
     check_memory(2 * fitting, 102, 8, 2**31)
     with pytest.raises(ArgumentError, match="inputs x 102 classes"):
         check_memory(2 * (fitting + 1), 102, 8, 2**31)
     few = start(train=lambda: double(batches(1))[1:])
-    assert kernel_tree(few, 2**30)["regression"] is None  # four images, five folds
+    assert kernel_tree(few)["regression"] is None  # four images, five folds

@@ -1,13 +1,11 @@
 """The light analysis against sums by hand, and which images it attacks."""
 
-import math
-
 import pytest
 import torch
 from tiny_models import images, tiny
 from torch import Tensor
 
-from roli_fast.analysis.light import Look, Survey, calibrate, joined, look_cost, number
+from roli_fast.analysis.light import Look, Survey, calibrate, joined
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
 from roli_fast.models import Classifier
@@ -48,7 +46,7 @@ def test_a_point_by_hand() -> None:
         p = model(x_of(1)).softmax(1)
         phi = model.features(x_of(2)).double()
         adversarial = point.validation.adversarial
-        assert adversarial.x is not None
+        assert adversarial is not None and adversarial.x is not None
         moved = (model.features(adversarial.x).double() - phi).norm(dim=1)
     p[torch.arange(10), Y] -= 1
     assert tree["residual"]["clean"] == pytest.approx(p.norm(dim=1).mean().item(), rel=1e-6)
@@ -68,6 +66,7 @@ def test_the_change_is_of_images_attacked_at_the_start_and_held() -> None:
     own = survey()
     start, end = own.point(model), own.point(other)
     change = own.change(start, other, end)
+    assert start.validation.adversarial is not None
     held = start.validation.adversarial.x
     assert held is not None
     with torch.no_grad():
@@ -111,6 +110,7 @@ def test_calibration_is_of_both_kinds() -> None:
     own = survey()
     look = own.look(model, lambda: batches(2))
     more = own.look(model, lambda: batches(4))
+    assert look.adversarial is not None and more.adversarial is not None
     whole = Look(joined(look.clean, more.clean), joined(look.adversarial, more.adversarial))
     tree = calibrate(whole, look)
     assert tree["clean"]["validation_images"] == 20
@@ -120,13 +120,13 @@ def test_calibration_is_of_both_kinds() -> None:
     assert not tree["clean"]["fitted"]  # twenty images fit no temperature
 
 
-def test_what_a_look_costs_is_what_it_spends() -> None:
+def test_without_an_attack_clean_images_are_looked_at() -> None:
     own, model = survey(), tiny().eval()
-    look = own.look(model, lambda: batches(2))
-    spent = look.clean.cost + look.adversarial.cost
-    told = look_cost(ATTACK, 10, 5)
-    assert (told.forwards, told.input_backwards) == (spent.forwards, spent.input_backwards)
-
-
-def test_json_has_no_nan() -> None:
-    assert [number(value) for value in (1.5, math.nan, math.inf)] == [1.5, None, None]
+    clean = Survey(None, own.train, own.validation)
+    tree, whole = clean.point(model).as_json(), own.point(model).as_json()
+    for name in ("residual", "separation", "pairwise_cosine"):
+        assert tree[name] == {"clean": whole[name]["clean"], "adversarial": None}
+    assert tree["head"] == whole["head"]
+    assert set(tree["robust_drift"].values()) == {None}
+    change = clean.change(clean.point(model), changed(model, "blocks.0"), clean.point(model))
+    assert set(change["adversarial"].values()) == {None} and None not in change["clean"].values()

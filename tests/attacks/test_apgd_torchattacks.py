@@ -13,7 +13,8 @@ from tiny_models import untouched
 from torch import Tensor
 from wavy import Wavy, pictures, predicted
 
-from roli_fast.attacks import APGD, APGDT
+from roli_fast.attacks import APGD
+from roli_fast.compat.original_draws import OriginalAPGD, OriginalAPGDT
 
 torchattacks = pytest.importorskip(
     "torchattacks", reason="the oracle torchattacks is not installed: see this file's docstring"
@@ -53,8 +54,10 @@ def theirs(kind: str, model: Wavy, options: dict[str, Any]) -> Any:
 
 
 def ours(kind: str, options: dict[str, Any], **more: Any) -> APGD:
-    options = {**options, "seed": 3, "rng": "official", **more}
-    return APGDT(**options, targets=5) if kind == "t" else APGD(**options, loss=kind)
+    options = {**options, "seed": 3, **more}
+    if kind == "t":
+        return OriginalAPGDT(**options, targets=5)
+    return OriginalAPGD(**options, loss=kind)
 
 
 def batches(kind: str, norm: str, count: int) -> list[slice]:

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 from oracle import Net, batch, margins
-from tiny_models import Counting, FixedLogits, Mixed, images, untouched
+from tiny_models import Counting, FixedLogits, images
 from torch import Tensor, nn
 
-from roli_fast.attacks.fab import FAB
-from roli_fast.attacks.fab_t import FABT
+from roli_fast.attacks.fab import FAB, FABT
+from roli_fast.compat.original_draws import OriginalFAB
 from roli_fast.engine import Cost
 from roli_fast.errors import ArgumentError
 from roli_fast.norms import NORMS
@@ -40,15 +40,9 @@ def test_a_linear_model_by_hand(kind: Any, norm: str, nearest: float) -> None:
     assert result.fooled.tolist() == [True]
     assert nearest <= result.distance.item() <= nearest * 1.01
     assert torch.equal(result.distance, NORMS[norm].distance(result.x_adv, POINT))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_beyond_eps_the_image_comes_back_and_the_distance_is_told(kind: Any) -> None:
-    model, y = FixedLogits(WEIGHT), torch.tensor([0])
-    result = kind(norm="linf", eps=0.3, steps=20).run(model, POINT, y)
-    assert torch.equal(result.x_adv, POINT) and result.x_adv is not POINT
-    assert result.fooled.tolist() == [False]
-    assert result.distance.item() == pytest.approx(2.6 / 8, rel=0.01)
+    beyond = kind(norm=norm, eps=nearest * 0.95, steps=20).run(model, POINT, y)
+    assert torch.equal(beyond.x_adv, POINT) and beyond.x_adv is not POINT
+    assert beyond.fooled.tolist() == [False] and torch.equal(beyond.distance, result.distance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,16 +60,15 @@ def test_flags_and_distances_are_true(kind: Any, norm: str) -> None:
     assert result.distance[wrong].eq(0).all() and wrong.sum() == 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", EPS)
-def test_the_final_search_only_shortens(kind: Any, norm: str) -> None:
+def test_the_final_search_only_shortens(norm: str) -> None:
     model = Net()
     x, y = batch(12, model)
     far, shorter = (
-        kind(norm=norm, eps=EPS[norm], steps=6, final_search=count).run(model, x, y)
+        FABT(norm=norm, eps=EPS[norm], steps=6, final_search=count).run(model, x, y).distance
         for count in (0, 3)
     )
-    assert (shorter.distance <= far.distance).all() and (shorter.distance < far.distance).any()
+    assert (shorter <= far).all() and (shorter < far).any()  # pyright: ignore
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,12 +137,11 @@ def test_only_what_stepped_back_is_computed_again() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"minimal": False}, {"restarts": 2}], ids=str)
-def test_batch_and_order_do_not_matter(kind: Any, options: dict[str, Any]) -> None:
+def test_batch_and_order_do_not_matter(kind: Any) -> None:
     model = Net()
     x, y = batch(10, model)
     ids = torch.arange(100, 110)
-    attack = kind(norm="linf", eps=0.055, steps=6, **options)
+    attack = kind(norm="linf", eps=0.055, steps=6, restarts=2)
 
     def run(rows: Tensor) -> Any:
         return attack.run(model, x[rows], y[rows], generator(3), sample_ids=ids[rows])
@@ -176,11 +168,11 @@ class Remembering(Robust):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("rng", ["native", "official"])
+@pytest.mark.parametrize("kind", [FAB, OriginalFAB])
 @pytest.mark.parametrize("norm", EPS)
-def test_later_runs_start_within_half_the_radius(rng: Any, norm: str) -> None:
+def test_later_runs_start_within_half_the_radius(kind: Any, norm: str) -> None:
     model, x = Remembering(), images(4, 3, 5, 5).double()
-    attack = FAB(norm=norm, eps=EPS[norm], steps=2, restarts=3, rng=rng)
+    attack = kind(norm=norm, eps=EPS[norm], steps=2, restarts=3)
     attack(model, x, torch.zeros(4).long(), generator())
     assert len(model.seen) == 1 + 3 * 3
     starts = [model.seen[place] for place in (1, 4, 7)]  # the clean images come first
@@ -206,43 +198,25 @@ def test_restarts_go_on_where_nothing_was_found_within_eps() -> None:
 
 @pytest.mark.parametrize("x", [images(3, 5), images(0, 5)], ids=["none left", "empty"])
 def test_the_generator_moves_on_alike_whatever_the_batch_holds(x: Tensor) -> None:
-    source, other = generator(4), generator(4)
+    source, other, single = generator(4), generator(4), generator(4)
     FAB(steps=2, restarts=3)(Robust(), x, torch.ones(len(x)).long(), source)  # all wrong
     FAB(steps=2, restarts=3)(Robust(), images(2, 5), torch.zeros(2).long(), other)
     assert torch.equal(source.get_state(), other.get_state())
-
-
-def test_a_single_run_draws_nothing() -> None:
-    source = generator(4)
-    before = source.get_state()
-    FABT(steps=2)(Mixed(), images(2, 3, 6, 6), torch.tensor([0, 1]), source)
-    assert torch.equal(source.get_state(), before)
+    FABT(steps=2)(Robust(), images(2, 5), torch.zeros(2).long(), single)  # a single run draws none
+    assert torch.equal(single.get_state(), generator(4).get_state())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [1, 2, 3])
 def test_few_classes(kind: Any, classes: int) -> None:
+    """A single class cannot be left."""
     x, y = images(6, 5, seed=2).double(), torch.arange(6) % classes
     weight = torch.randn(classes, 5, generator=generator(1)).double()
     model = Counting(FixedLogits(weight))
     result = kind(norm="linf", eps=0.3, steps=5).run(model, x, y)
     assert torch.equal(result.fooled, margins(model.inner, result.x_adv, y) > 0)
-    assert 0 < result.fooled.sum() < 6
+    assert classes == 1 or 0 < result.fooled.sum() < 6
     assert result.cost.backwards == 5 * (classes - 1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_single_class_cannot_be_left(kind: Any) -> None:
-    x = images(2, 3).double()
-    result = kind().run(FixedLogits(torch.ones(1, 3).double()), x, torch.zeros(2).long())
-    assert torch.equal(result.x_adv, x) and not result.fooled.any()
-
-
-def test_a_radius_for_each_sample() -> None:
-    model, y = FixedLogits(WEIGHT), torch.tensor([0, 0, 0])
-    eps = torch.tensor([0.3, 0.4, 0.0]).double()
-    result = FAB(norm="linf", steps=20).run(model, POINT.expand(3, -1), y, eps=eps)
-    assert result.fooled is not None and result.fooled.tolist() == [False, True, False]
 
 
 def test_gradients_that_are_no_numbers_move_nothing() -> None:
@@ -257,30 +231,6 @@ def test_gradients_that_are_no_numbers_move_nothing() -> None:
     assert result.x_adv.isfinite().all() and result.x_adv[0, 0] == 0.5
 
 
-class Failing(Mixed):
-    """Raises at forward number `at`."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.left = at
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return super().forward(x)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("at", [1, 2, 3, 9])
-def test_after_an_exception_everything_is_as_it_was(kind: Any, at: int) -> None:
-    model, x = Failing(at), images(6, 3, 6, 6)
-    with torch.no_grad():
-        y = Mixed().eval()(x).argmax(1)
-    with untouched(model), pytest.raises(KeyboardInterrupt):
-        kind(steps=9, restarts=2)(model, x, y, generator())
-
-
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -290,7 +240,6 @@ def test_after_an_exception_everything_is_as_it_was(kind: Any, at: int) -> None:
         ({"alpha_max": 1.5}, "alpha_max"),
         ({"eta": 0.5}, "eta"),
         ({"beta": "0.9"}, "beta"),
-        ({"rng": "peer"}, "rng"),
         ({"targets": 0}, "targets"),
     ],
     ids=str,
@@ -298,12 +247,6 @@ def test_after_an_exception_everything_is_as_it_was(kind: Any, at: int) -> None:
 def test_wrong_fields(options: dict[str, Any], name: str) -> None:
     with pytest.raises(ArgumentError, match=f"`{name}`: expected .*, got "):
         FABT(**options)
-
-
-def test_nan_logits_are_named() -> None:
-    model = FixedLogits(torch.full((3, 4), torch.nan))
-    with pytest.raises(ArgumentError, match="`model`.*NaN for 2 of 2"):
-        FAB()(model, images(2, 4), torch.tensor([0, 1]))
 
 
 class Curved(nn.Module):

@@ -7,14 +7,14 @@ import torch
 from tiny_models import images
 
 from roli_fast.attacks.objective import (
-    LOSSES,
     Goal,
     check_target,
+    choose,
     defined_for,
     is_right,
+    most_likely_others,
     notes_on,
 )
-from roli_fast.attacks.targets import choose, most_likely_others
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.losses import cross_entropy, dlr, dlr_targeted, margin
 
@@ -25,10 +25,6 @@ NAN = float("nan")
 
 def logits(classes: int = 4) -> torch.Tensor:
     return 4 * images(4, classes, seed=3) - 2
-
-
-def test_the_table() -> None:
-    assert LOSSES.names() == ("ce", "dlr", "kl", "margin")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A search in a short dtype: what it reports holds for the plain model."""
+"""A search in low precision: what it reports holds for the plain model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, FGSM, PGD, Attack, AttackResult, Square
+from roli_fast.attacks.base import AttackInputs
 from roli_fast.attacks.recheck import fooled_by, plain, search
 from roli_fast.engine import Cost, Engine, bound
 
@@ -48,7 +49,7 @@ def test_who_is_wrong_in_bf16_alone_is_searched_by_the_plain_model() -> None:
     """Right below 1/2, radius 1/8: 0.25 is robust, 0.4375 is not; both look wrong to begin with."""
     x, y = points(0.25, 0.4375, 0.4375, 0.25), torch.zeros(4, dtype=torch.int64)
     model = Engine(dtype=torch.bfloat16).bind(ShortSighted([0.125, 0.25]))
-    checked = search(APGD(eps=0.125, steps=5), model, x, y, source())
+    checked = search(APGD(eps=0.125, steps=5), AttackInputs(model, x, y, source()))
     assert checked.lost.tolist() == [True, True, False, False]
     assert checked.regained == 1 and checked.result.fooled is not None
     assert checked.result.fooled.tolist() == [False, True, True, False]
@@ -63,7 +64,7 @@ def test_who_is_wrong_in_bf16_alone_is_searched_by_the_plain_model() -> None:
 )
 def test_flags_hold_for_the_plain_model(attack: Attack) -> None:
     engine = Engine(dtype=torch.bfloat16, batch_size=5)
-    checked = search(attack, NET, X, Y, source(), engine=engine)
+    checked = search(attack, AttackInputs(NET, X, Y, source(), engine=engine))
     result = checked.result
     assert result.fooled is not None and 3 < result.fooled.sum() < 24
     assert torch.equal(result.fooled, predicted(NET, result.x_adv) != Y)
@@ -78,10 +79,10 @@ class Fixed(Attack):
     found: Any
     calls: Any
 
-    def run(self, model: Any, x: Tensor, y: Tensor, generator: Any = None, **options: Any) -> Any:
-        draw = torch.rand(1, generator=generator).item()
-        self.calls.append((bound(model).engine.short_dtype, draw, options))
-        rows = options["sample_ids"]
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        draw = torch.rand(1, generator=inputs.generator).item()
+        self.calls.append((bound(inputs.model).engine.low_precision_dtype, draw, inputs))
+        rows = inputs.ids
         return AttackResult(self.found[0][rows], Cost(3, 2, 30, 20), self.found[1][rows], ("a",))
 
 
@@ -93,13 +94,13 @@ def test_the_second_search_has_the_same_draws_and_the_lost_ones_alone() -> None:
     radii = torch.linspace(1, 2, 24)
     y = torch.where(torch.arange(24) < 4, Y, wrong)  # 4 and 5 are adversarial as they are
     model = Engine(dtype=torch.bfloat16).bind(NET)
-    checked = search(Fixed((X, claimed), calls), model, X, y, generator, eps=radii, other=7)
+    checked = search(Fixed((X, claimed), calls), AttackInputs(model, X, y, generator, eps=radii))
     assert [call[0] for call in calls] == [torch.bfloat16, None]
     assert calls[0][1] == calls[1][1] == torch.rand(1, generator=twin).item()
     assert torch.equal(generator.get_state(), twin.get_state())
     second = calls[1][2]
-    assert second["sample_ids"].tolist() == [0, 1, 2, 3] and second["other"] == 7
-    assert torch.equal(second["eps"], radii[:4])
+    assert second.ids.tolist() == [0, 1, 2, 3]
+    assert torch.equal(second.eps, radii[:4])
     assert checked.lost.nonzero()[:, 0].tolist() == [0, 1, 2, 3] and checked.regained == 0
     assert checked.result.fooled is not None
     assert checked.result.fooled.nonzero()[:, 0].tolist() == [4, 5]
@@ -113,7 +114,7 @@ def test_what_changes_last_bits_in_fp32_is_searched_again_too(engine: Engine) ->
     calls: list[Any] = []
     attack = Fixed((X, torch.ones(24, dtype=torch.bool)), calls)
     for one, searches in ((engine, 2), (Engine(batch_size=5), 1)):
-        checked = search(attack, NET, X, Y, source(), engine=one)
+        checked = search(attack, AttackInputs(NET, X, Y, source(), engine=one))
         assert checked.lost.all() and len(calls) == searches
         calls.clear()
 
@@ -125,12 +126,12 @@ def test_the_global_generator_moves_as_without_a_check() -> None:
         attack(model, X, Y)
         after = torch.get_rng_state()
         torch.manual_seed(1)
-        search(attack, model, X, Y)
+        search(attack, AttackInputs(model, X, Y))
         assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_an_attack_that_never_looks_gets_flags_and_loses_nothing() -> None:
-    checked = search(FGSM(eps=0.02), NET, X, Y, source())
+    checked = search(FGSM(eps=0.02), AttackInputs(NET, X, Y, source()))
     assert checked.result.fooled is not None and checked.result.fooled.any()
     assert torch.equal(checked.result.fooled, predicted(NET, checked.result.x_adv) != Y)
     assert not checked.lost.any() and checked.result.cost == Cost(2, 1)
@@ -152,7 +153,7 @@ def test_a_wrong_class_that_is_not_the_target_counts() -> None:
     alone = attack.run(NET, X, Y, source())
     wrong = predicted(NET, alone.x_adv) != Y
     assert alone.fooled is not None and int(wrong.sum()) > int(alone.fooled.sum())
-    assert torch.equal(fooled(search(attack, NET, X, Y, source()).result), wrong)
+    assert torch.equal(fooled(search(attack, AttackInputs(NET, X, Y, source())).result), wrong)
 
 
 def fooled(result: AttackResult) -> Tensor:

@@ -1,19 +1,23 @@
-"""The Square attack: what it returns, what it costs, and what it leaves alone."""
+"""The Square attack: what it returns and costs; its schedule, windows, patterns and numbers."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from oracle import Net, batch, margins
-from tiny_models import Counting, FixedLogits, Mixed, images, untouched
+from tiny_models import Counting, FixedLogits, Mixed, images
 from torch import Tensor, nn
 
-from roli_fast.attacks.square import Square
+from roli_fast.attacks.square import CHUNK, SampleDraws, Square, share_of
+from roli_fast.compat.original_draws import OriginalSquare
 from roli_fast.engine import Cost
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
+from roli_fast.norms.windows import pattern, window
 
+KINDS = (Square, OriginalSquare)
 EPS = {"linf": 0.25, "l2": 5.0, "l1": 60.0}
 
 
@@ -27,8 +31,9 @@ def within(norm: str, x_adv: Tensor, x: Tensor, eps: float) -> bool:
     return bool(inside) and 0 <= x_adv.min().item() and x_adv.max().item() <= 1
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("loss", ["margin", "ce"])
+@pytest.mark.parametrize(
+    ("norm", "loss"), [("linf", "margin"), ("linf", "ce"), ("l2", "ce"), ("l1", "margin")]
+)
 def test_flags_queries_and_images_are_true(norm: str, loss: str) -> None:
     model = Net()
     x, y = batch(16, model)
@@ -57,6 +62,26 @@ def test_what_is_not_fooled_is_returned_where_the_loss_was_highest(norm: str) ->
         heights.append(margins(model, result.x_adv, y)[1:7])
     assert (heights[0] <= heights[1]).all() and (heights[1] <= heights[2]).all()
     assert (heights[0] < heights[2]).all()
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("loss", ["margin", "ce"])
+def test_towards_a_target(norm: str, loss: str) -> None:
+    """An image is fooled when it is classified as its target; what was so is not searched."""
+    model = Net()
+    x, y = batch(16, model)
+    with torch.no_grad():
+        likeliest, target = model(x).topk(2).indices.T.contiguous()
+        target[3] = likeliest[3]
+    y = torch.where(y == target, (target + 1) % 10, y)
+    attack = Square(norm=norm, eps=EPS[norm], n_queries=60, loss=loss)
+    result = attack.run(model, x, y, generator(), target=target)
+    with torch.no_grad():
+        reached = model(result.x_adv).argmax(1) == target
+    assert torch.equal(result.fooled, reached) and within(norm, result.x_adv, x, EPS[norm])
+    assert torch.equal(result.x_adv[3], x[3]) and 2 <= reached.sum() <= 16
+    with pytest.raises(ArgumentError, match="`target`: expected other classes than `y`"):
+        attack.run(model, x, y, generator(), target=y)
 
 
 class Unmoved(nn.Module):
@@ -89,12 +114,11 @@ def test_nothing_is_asked_once_all_are_fooled() -> None:
 
 
 @pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("restarts", [1, 2])
-def test_batch_and_order_do_not_matter(norm: str, restarts: int) -> None:
+def test_batch_and_order_do_not_matter(norm: str) -> None:
     model = Net()
     x, y = batch(9, model)
     ids = torch.arange(500, 509)
-    attack = Square(norm=norm, eps=EPS[norm], n_queries=40, restarts=restarts)
+    attack = Square(norm=norm, eps=EPS[norm], n_queries=40, restarts=2)
 
     def run(rows: Tensor) -> Any:
         return attack.run(model, x[rows], y[rows], generator(3), sample_ids=ids[rows])
@@ -109,12 +133,12 @@ def test_batch_and_order_do_not_matter(norm: str, restarts: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "rng"), [("linf", "native"), ("l2", "native"), ("l1", "native"), ("linf", "official")]
+    ("norm", "kind"), [("linf", Square), ("l2", Square), ("l1", Square), ("linf", OriginalSquare)]
 )
-def test_leaving_the_batch_changes_nothing_but_the_cost(norm: str, rng: Any) -> None:
+def test_leaving_the_batch_changes_nothing_but_the_cost(norm: str, kind: Any) -> None:
     model = Net()
     x, y = batch(9, model)
-    attack = Square(norm=norm, eps=EPS[norm] * 1.6, n_queries=40, rng=rng)
+    attack = kind(norm=norm, eps=EPS[norm] * 1.6, n_queries=40)
     leaving = attack.run(model, x, y, generator())
     staying = replace(attack, compact=False).run(model, x, y, generator())
     assert 2 < leaving.fooled.sum() < 9  # pyright: ignore
@@ -138,17 +162,17 @@ def test_one_number_of_the_generator_is_drawn(restarts: int) -> None:
 @pytest.mark.parametrize("norm", EPS)
 @pytest.mark.parametrize(
     "shape",
-    [(24, 40), (40, 24), (5, 3), (2, 9), (1, 1), (1, 8), (8, 1), (4, 4), (17,), (3, 11)],
+    [(24, 40), (5, 3), (2, 9), (1, 1), (8, 1), (17,), (3, 11)],
     ids=str,
 )
-@pytest.mark.parametrize("rng", ["native", "official"])
-def test_images_of_any_shape(norm: str, shape: tuple[int, ...], rng: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_any_shape(norm: str, shape: tuple[int, ...], kind: Any) -> None:
     full = (3, 2, *shape) if len(shape) == 2 and shape != (3, 11) else (3, *shape)
     x, eps = images(*full), {"linf": 0.1, "l2": 0.3, "l1": 0.5}[norm]
     weight = torch.randn(3, x[0].numel(), generator=generator(1))
     model = FixedLogits(weight)
     y = model(x).argmax(1)
-    attack = Square(norm=norm, eps=eps, n_queries=40, rng=rng)
+    attack = kind(norm=norm, eps=eps, n_queries=40)
     result = attack.run(model, x, y, generator())
     assert within(norm, result.x_adv, x, eps)
     assert (margins(model, result.x_adv, y) > margins(model, x, y)).all()
@@ -166,25 +190,17 @@ class Rising(nn.Module):
         return torch.tensor([self.height, 1.0, -9.0]).expand(len(x), 3)
 
 
-@pytest.mark.parametrize(("rng", "reached"), [("native", 4), ("official", 3)])
-def test_every_pixel_can_change(rng: Any, reached: int) -> None:
-    """The original's windows never reach the last row and column; those of "native" do."""
+@pytest.mark.parametrize(("kind", "reached"), [(Square, 4), (OriginalSquare, 3)])
+def test_every_pixel_can_change(kind: Any, reached: int) -> None:
+    """The original's windows never reach the last row and column; ours do."""
     x, seen = torch.full((60, 1, 4, 4), 0.5), torch.zeros(4, 4, dtype=torch.bool)
-    attack = Square(eps=0.25, n_queries=1, p_init=0.05, rescale_schedule=False, rng=rng)
+    attack = kind(eps=0.25, n_queries=1, p_init=0.05, rescale_schedule=False)
     for seed in range(40):
-        moved = replace(attack, seed=seed)(Rising(), x, torch.ones(60).long(), generator(seed))
+        own = replace(attack, seed=seed) if kind is OriginalSquare else attack
+        moved = own(Rising(), x, torch.ones(60).long(), generator(seed))
         stripes = moved.median(dim=2, keepdim=True).values  # one of four rows may differ
         seen |= (moved != stripes).any(0)[0]
     assert seen[:reached, :reached].all() and seen.sum() == reached**2
-
-
-def test_a_radius_for_each_sample() -> None:
-    model = Net()
-    x, y = batch(7, model)
-    eps = torch.linspace(0, 0.3, 7).double()
-    for norm in EPS:
-        result = Square(norm=norm, n_queries=20).run(model, x, y, generator(), eps=eps)
-        assert (NORMS[norm].distance(result.x_adv, x) <= eps).all()
 
 
 def test_logits_that_break_down_count_as_fooled_and_nothing_is_raised() -> None:
@@ -198,30 +214,6 @@ def test_logits_that_break_down_count_as_fooled_and_nothing_is_raised() -> None:
     assert result.fooled is not None and result.fooled.all()
 
 
-class Failing(Mixed):
-    """Raises at forward number `at`."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.left = at
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return super().forward(x)
-
-
-@pytest.mark.parametrize("rng", ["native", "official"])
-@pytest.mark.parametrize("at", [1, 2, 5])
-def test_after_an_exception_everything_is_as_it_was(at: int, rng: Any) -> None:
-    model, x = Failing(at), images(6, 3, 6, 6)
-    with torch.no_grad():
-        y = Mixed().eval()(x).argmax(1)
-    with untouched(model), pytest.raises(KeyboardInterrupt):
-        Square(n_queries=9, eps=1e-3, rng=rng)(model, x, y, generator())
-
-
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -230,8 +222,6 @@ def test_after_an_exception_everything_is_as_it_was(at: int, rng: Any) -> None:
         ({"p_init": 0}, "p_init"),
         ({"p_init": "1"}, "p_init"),
         ({"loss": "dlr"}, "loss"),
-        ({"rng": None}, "rng"),
-        ({"rng": "official", "compact": False, "norm": "l2"}, "compact"),
     ],
     ids=str,
 )
@@ -241,22 +231,116 @@ def test_wrong_fields(options: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
+    ("shape", "options", "message"),
     [
-        ({"sample_ids": torch.arange(3)}, "sample_ids"),
-        ({"sample_ids": [0, 1]}, "sample_ids"),
-        ({"generator": 3}, "generator"),
+        ((2, 3, 4, 4, 4), {}, r"`x`: expected a batch \(B, C, H, W\)"),
+        ((2, 3, 6, 6), {"sample_ids": torch.arange(3)}, "`sample_ids`: expected"),
+        ((2, 3, 6, 6), {"sample_ids": [0, 1]}, "`sample_ids`: expected"),
+        ((2, 3, 6, 6), {"generator": 3}, "`generator`: expected"),
     ],
     ids=str,
 )
-def test_wrong_sources_of_draws(options: dict[str, Any], name: str) -> None:
-    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"`{name}`: expected"):
-        Square()(Mixed(), images(2, 3, 6, 6), torch.tensor([0, 1]), **options)
+def test_wrong_calls(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        Square()(Mixed(), images(*shape), torch.tensor([0, 1]), **options)
 
 
-def test_wrong_inputs() -> None:
-    with pytest.raises(ArgumentError, match=r"`x`: expected a batch \(B, C, H, W\)"):
-        Square()(Mixed(), images(2, 3, 4, 4, 4), torch.tensor([0, 1]))
-    with pytest.raises(ArgumentError, match="`model`.*NaN for 2 of 2"):
-        model = FixedLogits(torch.full((3, 4), torch.nan))
-        Square()(model, images(2, 4), torch.tensor([0, 1]))
+@pytest.mark.parametrize(
+    ("share", "image", "plain", "odd"),
+    [
+        (0.8, (32, 32), (29, 29), (29, 29)),  # sqrt(.8) * 32 = 28.6
+        (0.4, (32, 32), (20, 20), (21, 21)),  # 20.2, made odd for patterns
+        (0.0015625, (32, 32), (1, 1), (3, 3)),  # 1.26; patterns have 3 at least
+        (0.8, (24, 40), (24, 32), (24, 33)),  # 27.7 is wider than 24: 768 / 24
+        (0.8, (40, 24), (32, 24), (33, 24)),
+        (0.8, (1, 7), (1, 6), (1, 7)),  # 5.6, rounded 6, odd 7
+        (0.01, (1, 100), (1, 1), (1, 3)),
+        (0.8, (4, 4), (4, 4), (4, 4)),  # 3.6, rounded 4, odd 5, but there is no room
+        (1.0, (1, 1), (1, 1), (1, 1)),
+    ],
+)
+def test_windows_by_hand(
+    share: float, image: tuple[int, int], plain: tuple[int, int], odd: tuple[int, int]
+) -> None:
+    assert window(share, image) == plain
+    assert window(share, image, smallest=3, odd=True) == odd
+
+
+@pytest.mark.parametrize(
+    ("query", "halvings"),
+    [
+        (0, 0),
+        (10, 0),
+        (11, 1),
+        (50, 1),
+        (51, 2),
+        (200, 2),
+        (201, 3),
+        (4000, 6),
+        (8000, 8),
+        (8001, 9),
+    ],
+)
+def test_the_schedule_by_hand(query: int, halvings: int) -> None:
+    assert share_of(query, 0.8, 10_000, True) == 0.8 / 2**halvings
+    assert share_of(query, 0.8, 500, False) == 0.8 / 2**halvings
+    if query % 2 == 0:  # half the queries, half the time
+        assert share_of(query // 2, 0.8, 5000, True) == 0.8 / 2**halvings
+
+
+def test_patterns_by_hand() -> None:
+    half = 1 / math.sqrt(2)
+    assert pattern((2, 1), 2) == [[half], [-half]]
+    assert pattern((1, 2), 1) == [[0.5, -0.5]]
+    assert pattern((1, 1), 2) == [[-1.0]]
+    # rings of a hill of 3 x 3: 1 + 1/4 at the centre, 1/4 around it (l2); 1 + 1/16, 1/16 (l1)
+    column = [row[0] for row in pattern((6, 3), 1)]
+    hill = 1 + 1 / 16 + 8 / 16
+    assert column == pytest.approx([1 / 16 / hill / 2] * 3 + [-1 / 16 / hill / 2] * 3)
+    centre = pattern((6, 3), 1)[1][1]
+    assert centre == pytest.approx((1 + 1 / 16) / hill / 2)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("size", [(3, 3), (4, 4), (7, 7), (1, 5), (6, 2), (29, 29)])
+def test_patterns_have_length_one_and_two_equal_halves(order: int, size: tuple[int, int]) -> None:
+    values = torch.tensor(pattern(size, order), dtype=torch.float64)
+    assert values.shape == size
+    assert torch.linalg.vector_norm(values, order).item() == pytest.approx(1, rel=1e-12)
+    up, down = values.clamp(min=0), values.clamp(max=0)
+    halves = [torch.linalg.vector_norm(part, order).item() for part in (up, down)]
+    assert halves[0] == pytest.approx(halves[1], rel=1e-12)
+
+
+def test_a_samples_numbers_are_its_own() -> None:
+    ids = torch.tensor([5, 2**40, 7])
+    whole, one = SampleDraws(("k", 1), ids), SampleDraws(("k", 1), ids[2:])
+    assert torch.equal(whole.stripes(3, 9)[2:], one.stripes(3, 9))
+    for mine, other in zip(whole.tiles(6, 3), one.tiles(6, 3), strict=True):
+        assert torch.equal(mine[2:], other)
+    for number in (0, 1, CHUNK - 1, CHUNK, 5 * CHUNK + 3):
+        mine, other = (draws.query(number, (4, 9), 3) for draws in (whole, one))
+        for field in ("top", "left", "signs", "flip"):
+            assert torch.equal(getattr(mine, field)[2:], getattr(other, field))
+    whole.keep(torch.tensor([2]))
+    assert torch.equal(
+        whole.query(5 * CHUNK + 4, (4, 9), 3).top, one.query(5 * CHUNK + 4, (4, 9), 3).top
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 40])
+def test_numbers_are_even(channels: int) -> None:
+    draws = SampleDraws(("even",), torch.arange(4000))
+    proposal = draws.query(7, (4, 0), channels)
+    for window_number in range(2):
+        counts = torch.bincount(proposal.top[:, window_number], minlength=5)
+        assert len(counts) == 5 and (counts - 800).abs().max() < 5 * 800**0.5
+        assert not proposal.left[:, window_number].any()  # no room to move
+    assert proposal.signs.shape == (4000, channels)
+    for signs in (proposal.signs.mean(0), draws.stripes(channels, 5).mean(0).flatten()):
+        assert signs.abs().max() < 5 / 4000**0.5
+    again = SampleDraws(("odd",), torch.arange(4000)).query(7, (4, 0), channels)
+    assert abs((proposal.top == again.top).double().mean().item() - 0.2) < 0.05  # another run
+    assert abs(proposal.flip.double().mean().item() - 0.5) < 5 / 4000**0.5 / 2
+    correlation = (proposal.signs[:, 0] * (proposal.flip.float() * 2 - 1)).mean().abs()
+    assert correlation < 5 / 4000**0.5

@@ -1,4 +1,4 @@
-"""Square beside torchattacks 3.5.1, a copy of AutoAttack's code, with rng="official".
+"""Square beside torchattacks 3.5.1, a copy of AutoAttack's code, with its draws.
 
 One fixed conv net on the CPU, the same seed: the same samples are fooled at the same queries.
 Images agree to 1e-7 in linf. In l2 they agree to 1e-12 in fp64 from equal starts of rounding; the
@@ -17,7 +17,7 @@ import torch
 from oracle import PEER_NORM, Net, batch, margins, peer_in, torchattacks
 from torch import Tensor
 
-from roli_fast.attacks.square import Square
+from roli_fast.compat.original_draws import OriginalSquare
 
 EPS = {"linf": 0.22, "l2": 4.1}
 QUERIES = 120
@@ -52,8 +52,8 @@ def test_the_same_samples_are_fooled(norm: str, dtype: torch.dtype, loss: str) -
     peer = peer_square(model, norm, EPS[norm], loss)
     with peer_in(dtype):
         truth = peer(x, y)
-    attack = Square(
-        norm=norm, eps=EPS[norm], n_queries=QUERIES, rng="official", seed=3, loss=loss, restarts=2
+    attack = OriginalSquare(
+        norm=norm, eps=EPS[norm], n_queries=QUERIES, seed=3, loss=loss, restarts=2
     )
     result = attack.run(model, x, y)
     fooled = margins(model, truth, y) > 0
@@ -77,7 +77,7 @@ def test_the_same_queries_and_images_also_where_nothing_is_fooled(norm: str) -> 
         peer.init_hyperparam(x)
         torch.manual_seed(3)
         queries, truth = peer.attack_single_run(x, y)
-    attack = Square(norm=norm, eps=EPS[norm], n_queries=QUERIES, rng="official", seed=3)
+    attack = OriginalSquare(norm=norm, eps=EPS[norm], n_queries=QUERIES, seed=3)
     result = attack.run(model, x, y)
     assert result.queries is not None
     assert (result.queries - 1).tolist() == queries.tolist()  # ours count the clean forward
@@ -175,7 +175,7 @@ def test_l1_against_a_plain_version() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(11)
         truth, used = plain_l1(model, x, y, eps, queries)
-    attack = Square(norm="l1", eps=eps, n_queries=queries, rng="official", seed=11)
+    attack = OriginalSquare(norm="l1", eps=eps, n_queries=queries, seed=11)
     result = attack.run(model, x, y)
     assert result.queries is not None
     assert (result.queries - 1).tolist() == used.tolist() and len(set(used.tolist())) > 1

@@ -75,12 +75,9 @@ def test_parts_are_those_of_its_attacks() -> None:
         "pgd-3",
     ]
     assert union.label == "union-autoattack-rand-linf-0.03137+pgd-3-l2-0.5"
-
-
-def test_autoattack_under_the_usual_threats_by_default() -> None:
-    union = Union.over()
-    assert union.label == "union-autoattack-standard-linf-0.03137+l2-0.5+l1-12"
-    assert len(union.parts) == 12
+    usual = Union.over()
+    assert usual.label == "union-autoattack-standard-linf-0.03137+l2-0.5+l1-12"
+    assert len(usual.parts) == 12
 
 
 def test_under_fills_what_is_none() -> None:
@@ -105,12 +102,6 @@ def test_what_it_cannot_be_is_named(make: Any, message: str) -> None:
         make()
 
 
-def test_images_outside_the_bounds_are_refused(asked: Any) -> None:
-    model, x, y = asked
-    with untouched(model), pytest.raises(ArgumentError, match="`x`: expected images within"):
-        small().run(model, x * 2, y)
-
-
 def test_what_was_lost_inside_an_ensemble_is_counted() -> None:
     model, x = Wavy(dtype=torch.float32), pictures(64, torch.float32)
     y, short = predicted(model, x), Engine(dtype=torch.bfloat16).bind(model)
@@ -128,10 +119,3 @@ def test_what_was_lost_inside_an_ensemble_is_counted() -> None:
 def test_sample_ids_of_another_batch(count: int, asked: Any) -> None:
     with pytest.raises(ArgumentError, match="`sample_ids`"):
         small().run(*asked, sample_ids=torch.arange(count))
-
-
-def test_ensembles_of_different_lengths_have_different_names() -> None:
-    short, long = AutoAttack(steps=5), AutoAttack()
-    assert Union((short, long)).names[0] == "autoattack-standard-5 linf 0.03137"
-    assert long.label == "autoattack-standard"
-    assert AutoAttack(n_queries=7).label == "autoattack-standard-q7"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import plot
-import readme
+import tables
 from groups import ops
 from harness.report import Options, Report
 from harness.timing import Times
@@ -79,19 +79,19 @@ def test_the_program_writes_pngs(results: Path, tmp_path: Path, monkeypatch, cap
     assert capsys.readouterr().out.endswith("switches: no results\n")
 
 
-def test_the_readme_tables_hold_the_measured_numbers(results: Path, monkeypatch) -> None:
+def test_the_tables_tables_hold_the_measured_numbers(results: Path, monkeypatch) -> None:
     def read(name: str) -> object:
         path = results / f"{name}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    monkeypatch.setattr(readme, "read", read)
-    lines = readme.throughput().splitlines()
+    monkeypatch.setattr(tables, "read", read)
+    lines = tables.throughput().splitlines()
     attack = "| vit_small b8 | 1000 ms | 1.25x | - | - | - | 2.00x | 0.25x | 62 % |"
     update = "| full vit_small b8 | 2000 ms | 0.50x | 1.50x | - |"
     assert attack in lines and update in lines
-    assert "| bf16, vit_tiny | 2.5 | 3.00 |" in readme.switches().splitlines()
-    monkeypatch.setattr(readme, "read", lambda name: None)
-    assert readme.throughput() is None and readme.switches() is None
+    assert "| bf16, vit_tiny | 2.5 | 3.00 |" in tables.switches().splitlines()
+    monkeypatch.setattr(tables, "read", lambda name: None)
+    assert tables.throughput() is None and tables.switches() is None
 
 
 def test_the_table_of_ops_is_read_from_what_the_group_writes(tmp_path: Path, monkeypatch) -> None:
@@ -103,6 +103,6 @@ def test_the_table_of_ops_is_read_from_what_the_group_writes(tmp_path: Path, mon
     found.extra["linf_step_ bf16 beside fp32"] = ops.summary(halves, {})
     found.machine["build"] = {"cpu_level": "x86-64-v4"}
     found.save()
-    monkeypatch.setattr(readme, "_read", lambda _name: json.loads(found.path.read_text()))
+    monkeypatch.setattr(tables, "_read", lambda _name: json.loads(found.path.read_text()))
     row = "| `linf_step_` | 1 ms | 4x | 2x | 1 ms | 4x | 2x | 1x | 3.0x |"
-    assert row in readme.ops_cpu().splitlines()
+    assert row in tables.ops_cpu().splitlines()

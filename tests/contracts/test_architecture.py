@@ -30,7 +30,7 @@ ENTRY_POINTS = {"__init__", "doctor"}
 """Parts that stand above all layers."""
 
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-MAY_PRINT = {"__main__", "cli", "doctor"}
+MAY_PRINT = {"__main__", "analyze", "cli", "doctor"}
 
 Found = Iterator[tuple[int, str]]
 Rule = Callable[[str, ast.Module], Found]

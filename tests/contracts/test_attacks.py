@@ -1,7 +1,6 @@
 """What every registered attack must do."""
 
 import dataclasses
-import inspect
 from typing import Any
 
 import pytest
@@ -128,8 +127,9 @@ def test_flags_say_what_the_images_do(attack: Attack) -> None:
 
 def test_one_radius_a_sample(kind: type[Attack], norm: str) -> None:
     attack = short(kind, norm)
-    if "eps" not in inspect.signature(kind.run).parameters:
-        with pytest.raises(TypeError, match="'eps'"):  # refused, never another radius in silence
+    if "eps" not in kind.options:
+        refused = "`eps`: expected None, for .* takes no eps"  # never another radius in silence
+        with pytest.raises(TypeError, match=refused):
             attack(Mixed(), X, Y, generator(), eps=0.1)
         return
     radii = EPS[norm] * torch.tensor([0.0, 0.25, 0.5, 1.0, 2.0, 4.0])
@@ -147,6 +147,15 @@ def test_draws_depend_on_the_generator_alone(attack: Attack) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(123)
         assert torch.equal(attack(model, X, Y, generator(1)), first)
+
+
+def test_the_generator_moves_on_alike_whatever_is_found(kind: type[Attack]) -> None:
+    states = []
+    for eps in (1e-5, 0.5):
+        source = generator()
+        short(kind, "linf", eps, restarts=3)(Mixed(), X, Y, source)
+        states.append(source.get_state())
+    assert torch.equal(*states)
 
 
 def test_without_a_generator_the_global_seed_decides(attack: Attack) -> None:
@@ -183,7 +192,7 @@ def test_an_engine_that_splits_the_batch_finds_the_same(attack: Attack, size: in
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16], ids=str)
-def test_an_engine_in_a_short_dtype_stays_in_ball_and_box(
+def test_an_engine_in_low_precision_stays_in_ball_and_box(
     attack: Attack, norm: str, dtype: Any
 ) -> None:
     model = Mixed()

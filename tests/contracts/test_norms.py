@@ -1,124 +1,22 @@
-"""What every registered norm must do, measured in fp64."""
+"""What every registered norm must do."""
+
+from collections.abc import Callable
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tiny_models import images
-from torch import Tensor
+from norm_checks import CHECKS
 
+from roli_fast.errors import ArgumentError
 from roli_fast.norms import NORMS, Norm
-
-SHAPES = [(3, 7), (2, 3, 5, 4), (1, 1, 1, 1), (0, 3, 4, 4), (5, 2)]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+from roli_fast.norms.base import check_offers
 
 
-@pytest.fixture(params=NORMS.names())
-def norm(request: pytest.FixtureRequest) -> Norm:
-    return NORMS[request.param]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def inside(norm: Norm, moved: Tensor, x: Tensor, eps: float, bounds: tuple[float, float]) -> bool:
-    """The ball in fp64; eps means its fp32 value for tensors below fp64, bounds their nearest
-    numbers in the dtype, as torch.clamp takes them."""
-    radius = torch.tensor(eps, dtype=torch.float32 if x.dtype != torch.float64 else x.dtype)
-    near = norm.distance(moved, x) <= radius.double()
-    low, high = torch.tensor(bounds, dtype=x.dtype)
-    return bool(near.all()) and bool(((moved >= low) & (moved <= high)).all())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("eps", [1 / 255, 8 / 255, 0.3, 2.0])
-def test_starts_and_steps_stay_in_ball_and_box(
-    norm: Norm, shape: tuple[int, ...], dtype: torch.dtype, eps: float
-) -> None:
-    x = images(*shape).to(dtype)
-    kept = x.clone()
-    bounds = (0.0, 1.0)
-    moved = norm.random_start(x, eps=eps, bounds=bounds, generator=generator())
-    assert moved.shape == x.shape and moved.dtype == dtype
-    assert inside(norm, moved, x, eps, bounds)
-    for seed in range(3):
-        grad = torch.randn(*shape, generator=generator(seed)).to(dtype)
-        norm.step_(moved, grad, x, eps=eps, step_size=0.7 * eps, bounds=bounds)
-        assert inside(norm, moved, x, eps, bounds)
-    assert torch.equal(x, kept)
-
-
-def test_a_step_works_in_place_and_climbs(norm: Norm) -> None:
-    x = images(4, 3, 6, 5) * 0.5 + 0.25
-    moved, grad = x.clone(), torch.randn(4, 3, 6, 5, generator=generator())
-    result = norm.step_(moved, grad, x, eps=0.1, step_size=0.02, bounds=(0.0, 1.0))
-    assert result is moved
-    assert (((moved - x) * grad).flatten(1).sum(1) > 0).all()
-    assert torch.allclose(norm.distance(moved, x).float(), torch.full((4,), 0.02), rtol=1e-3)
-
-
-def test_distance_is_a_distance_for_each_sample(norm: Norm) -> None:
-    a, b, c = (images(5, 3, 2, 2, seed=seed) for seed in range(3))
-    assert norm.distance(a, b).shape == (5,) and norm.distance(a, b).dtype == torch.float64
-    assert torch.equal(norm.distance(a, b), norm.distance(b, a))
-    assert (norm.distance(a, c) <= norm.distance(a, b) + norm.distance(b, c) + 1e-12).all()
-    assert torch.equal(norm.distance(a, a), torch.zeros(5).double())
-    b[2] = a[2]
-    assert (norm.distance(a, b) > 0).tolist() == [True, True, False, True, True]
-
-
-def test_the_start_depends_on_the_generator_alone(norm: Norm) -> None:
-    x = images(3, 3, 4, 4)
-    options = {"eps": 0.1, "bounds": (0.0, 1.0)}
-    before = torch.get_rng_state()
-    first = norm.random_start(x, generator=generator(1), **options)
-    torch.rand(3)
-    assert not torch.equal(torch.get_rng_state(), before)
-    before = torch.get_rng_state()
-    assert torch.equal(norm.random_start(x, generator=generator(1), **options), first)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(norm.random_start(x, generator=generator(2), **options), first)
-    assert (norm.distance(first, x) > 0).all()
-
-
-def test_the_start_of_a_sample_follows_its_id(norm: Norm) -> None:
-    x, ids, turn = images(4, 3, 4, 4), torch.tensor([7, 2**40, 0, 3]), torch.tensor([2, 3, 0, 1])
-    options = {"eps": 0.5, "bounds": (0.0, 1.0)}
-    whole = norm.random_start(x, generator=generator(), sample_ids=ids, **options)
-    turned = norm.random_start(x[turn], generator=generator(), sample_ids=ids[turn], **options)
-    assert torch.equal(turned, whole[turn])
-    alone = norm.random_start(x[:1], generator=generator(), sample_ids=ids[:1], **options)
-    assert torch.equal(alone, whole[:1])
-
-
-def test_without_a_generator_the_global_state_is_used(norm: Norm) -> None:
-    x = images(2, 3, 4, 4)
-    with torch.random.fork_rng():
-        starts = []
-        for seed in (3, 3, 4):
-            torch.manual_seed(seed)
-            starts.append(norm.random_start(x, eps=0.1, bounds=(0.0, 1.0), generator=None))
-    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**31),
-    eps=st.floats(1e-6, 4.0),
-    step=st.floats(1e-6, 8.0),
-    low=st.floats(-3.0, 0.4),
-    width=st.floats(0.1, 5.0),
-)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", NORMS.names())
-def test_any_numbers_stay_in_ball_and_box(
-    name: str, seed: int, eps: float, step: float, low: float, width: float
-) -> None:
-    norm, bounds = NORMS[name], (low, low + width)
-    x = (low + width * (0.01 + 0.98 * images(2, 3, 3, seed=seed))).float()
-    grad = torch.randn(x.shape, generator=generator(seed))
-    moved = norm.random_start(x, eps=eps, bounds=bounds, generator=generator(seed))
-    assert inside(norm, moved, x, eps, bounds)
-    norm.step_(moved, grad, x, eps=eps, step_size=step, bounds=bounds)
-    assert inside(norm, moved, x, eps, bounds)
+def test_every_norm(name: str, check: Callable[[Norm], None]) -> None:
+    check(NORMS[name])
+
+
+def test_a_norm_without_a_part_is_refused_by_name() -> None:
+    message = "`norm`: expected one of: l1, l2, linf, the norms that have `fab_step_`, got 'l7'"
+    with pytest.raises(ArgumentError, match=message):
+        check_offers("l7", "fab_step_")

@@ -17,7 +17,7 @@ from roli_fast.configuration import Schema
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.threat import known_values
-from roli_fast.train.config import COMPONENTS
+from roli_fast.train.experiment import COMPONENTS
 from roli_fast.train.objectives import OBJECTIVES, Objective, Terms
 from roli_fast.train.stage import Stage
 

@@ -17,7 +17,7 @@ from analysed_run import FLAGS
 from damages import change
 
 from roli_fast import errors
-from roli_fast.analyze.__main__ import main as analyze
+from roli_fast.analyze import main as analyze
 from roli_fast.evaluate.__main__ import main as evaluate
 from roli_fast.report.__main__ import main as report
 from roli_fast.train import loop

@@ -1,6 +1,5 @@
-"""The value that says how passes are made: what it accepts, and what it leads to."""
+"""The value that says how passes are made, what it accepts and leads to; and what passes cost."""
 
-from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from tiny_models import Mixed, images
 from torch import nn
 
-from roli_fast.engine import Engine, bound, plain
+from roli_fast.engine import Cost, Engine, bound, plain
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
 
@@ -28,12 +27,7 @@ def test_dtypes_have_names(name: Any, dtype: torch.dtype) -> None:
     engine = Engine(dtype=name)
     assert engine.dtype is dtype and engine == Engine(dtype=dtype)
     assert hash(engine) == hash(Engine(dtype=dtype))
-    assert engine.short_dtype is (None if dtype == torch.float32 else dtype)
-
-
-def test_it_is_frozen() -> None:
-    with pytest.raises(FrozenInstanceError):
-        Engine().merge = False  # pyright: ignore
+    assert engine.low_precision_dtype is (None if dtype == torch.float32 else dtype)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +41,7 @@ def test_it_is_frozen() -> None:
     ],
 )
 def test_where_maps_lie_in_channels_last(dtype: Any, channels_last: Any, expected: bool) -> None:
-    assert Engine(dtype=dtype, channels_last=channels_last).rows_last is expected
+    assert Engine(dtype=dtype, channels_last=channels_last).in_channels_last is expected
 
 
 def test_the_plain_one_has_the_same_batches_and_nothing_else() -> None:
@@ -105,3 +99,13 @@ def test_a_script_module_is_run_as_it_is_alone() -> None:
     assert Engine(batch_size=2).bind(scripted).passes() is scripted
     with pytest.raises(ArgumentTypeError, match="`model`: expected a plain nn.Module"):
         Engine(channels_last=True).bind(scripted)
+
+
+def test_sum_and_difference() -> None:
+    first, second = Cost(1, 2, 3, 4), Cost(10, 20, 30, 40)
+    both = first + second
+    assert (both.forwards, both.backwards) == (11, 22)
+    assert (both.forward_images, both.backward_images) == (33, 44)
+    last = both - first
+    assert last == second
+    assert (last.forward_images, last.backward_images) == (30, 40)

@@ -1,18 +1,23 @@
-"""A model that several attacks hold, in one thread or in many, and how it is given back."""
+"""A model that several attacks hold, in one thread, in many or in several processes, and how it is
+given back."""
 
+import datetime
 import threading
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from test_merging import Low
+import torch.distributed as dist
+from processes import together
 from tiny_models import Mixed, images, untouched
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from roli_fast.attacks import PGD
+from roli_fast.attacks import APGD, FAB, PGD, Square
 from roli_fast.data import Batch
-from roli_fast.engine import Engine, Hold, InputGradient
+from roli_fast.engine import Engine, Hold, InputGradient, bound
+from roli_fast.errors import ArgumentError
 from roli_fast.evaluate import evaluate
 
 X, Y = images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
@@ -49,16 +54,6 @@ class TestOneThread:
                 b.__exit__(None, None, None)
                 assert not model.training and not model.head.weight.requires_grad
                 a(X, Y)
-
-    def test_merged_layers(self) -> None:
-        model = nn.Sequential(nn.Flatten(), Low(108, 4))
-        a, b = InputGradient(model), InputGradient(model)
-        a.__enter__()
-        b.__enter__()
-        a.__exit__(None, None, None)
-        merged = model[1].merged is not None
-        b.__exit__(None, None, None)
-        assert merged and model[1].merged is None
 
     def test_other_models_are_given_back_at_once(self) -> None:
         one, other = Mixed(), Mixed()
@@ -107,23 +102,6 @@ class TestThreads:
         same.join(60)
         assert order == ["other", "same"] and model.training
 
-    def test_evaluations_at_once(self) -> None:
-        """Both begin before either ends; the model trains on afterwards."""
-        model, meet = Mixed(), threading.Event()
-
-        def batches() -> Any:
-            yield Batch(X, Y, torch.arange(4))
-            meet.wait(0.05)
-
-        with untouched(model):
-            threads = [
-                threading.Thread(target=lambda: evaluate(model, batches(), [])) for _ in range(2)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(60)
-
 
 class TestNothingToSwitch:
     def test_a_frozen_script_and_an_exported_module_run_as_they_are(self) -> None:
@@ -150,3 +128,58 @@ def _frozen(model: nn.Module) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.freeze(torch.jit.trace(model, X))
+
+
+WAIT = datetime.timedelta(seconds=20)
+
+
+def searched() -> list[bool]:
+    """Whether each attack finds on the wrapped model what it finds on the model; one process has
+    images that are fooled to begin with."""
+    dist.init_process_group("gloo", timeout=WAIT)
+    try:
+        model = Mixed()
+        labels = Mixed().eval()(X).argmax(1)
+        y = labels if dist.get_rank() else (labels + 1) % 4
+        wrapped = DistributedDataParallel(model)
+        wrapped(X).sum().backward()  # a training step in between: its buckets are built anew
+        same = []
+        for attack in (
+            PGD(eps=0.02, step_size=0.005, steps=4, keep="adversarial", restarts=2),
+            APGD(eps=0.02, steps=4),
+            FAB(eps=0.02, steps=2),
+            Square(eps=0.02, n_queries=10),
+        ):
+            found = []
+            for own in (model, wrapped, nn.Sequential(nn.Identity(), wrapped)):
+                found.append(attack(own, X, y, torch.Generator().manual_seed(0)))
+            same.append(torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]))
+        dist.barrier()
+        wrapped(X).sum().backward()
+        return [*same, wrapped.training, "forward" not in vars(wrapped)]
+    finally:
+        dist.destroy_process_group()
+
+
+def test_processes_whose_searches_differ() -> None:
+    for member in together(2, searched):
+        assert not member.error, member.error
+        assert all(member.value), member.value
+
+
+class FullyShardedDataParallel(nn.Sequential):
+    """By its name: a real one needs several processes with a GPU each, or seconds."""
+
+
+def test_shards_are_refused_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = nn.Sequential(FullyShardedDataParallel(Mixed()))
+    bound(model)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(ArgumentError, match="`model`: expected a module whose weights are all"):
+        bound(model)
+
+
+def test_data_parallel_without_devices_is_the_module() -> None:
+    model = Mixed()
+    assert bound(nn.DataParallel(model)).model is model

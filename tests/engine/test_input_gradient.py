@@ -1,6 +1,8 @@
-"""The gradient engine: right gradients, and a model given back exactly as it was."""
+"""The gradient engine: right gradients at true costs, also of a pass that is split or kept, and a
+model given back exactly as it was."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -8,9 +10,9 @@ import torch
 from tiny_models import Counting, FixedLogits, Mixed, images, untouched
 from torch import Tensor, nn
 
-from roli_fast.engine import Cost, InputGradient
+from roli_fast.engine import Cost, Engine, InputGradient
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError
-from roli_fast.losses import cross_entropy
+from roli_fast.losses import cross_entropy, margin
 from roli_fast.threat import known_values
 
 X = images(4, 3, 6, 6)
@@ -55,13 +57,6 @@ class TestValues:
         assert loss.tolist() == pytest.approx([0.6931472] * 2)
         assert logits.tolist() == [[0.0, 0.0]] * 2
 
-    def test_the_gradient_of_a_sample_does_not_depend_on_the_batch(self) -> None:
-        """The loss is summed: a mean would divide by the batch size."""
-        with InputGradient(Mixed()) as gradient:
-            whole = gradient(X, Y)[0]
-            single = torch.cat([gradient(X[i : i + 1], Y[i : i + 1])[0] for i in range(4)])
-        assert torch.allclose(whole, single, rtol=1e-5, atol=1e-8)
-
     def test_another_loss(self) -> None:
         def margin(logits: Tensor, y: Tensor) -> Tensor:
             return -logits.gather(1, y[:, None])[:, 0]
@@ -78,11 +73,6 @@ class TestValues:
         assert torch.equal(loss, same_loss) and torch.equal(logits, same_logits)
         assert loss.grad_fn is None and logits.grad_fn is None
 
-    def test_an_empty_batch(self) -> None:
-        with InputGradient(Mixed()) as gradient:
-            grad, loss, logits = gradient(X[:0], Y[:0])
-        assert grad.shape == (0, 3, 6, 6) and loss.shape == (0,) and logits.shape == (0, 4)
-
     def test_a_plain_callable(self) -> None:
         with InputGradient(lambda x: x.flatten(1)[:, :4].square()) as gradient:
             grad, _, _ = gradient(X, Y)
@@ -97,15 +87,6 @@ class TestValues:
 
 
 class TestSurroundings:
-    @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-    def test_works_in_any_gradient_mode(self, around: Callable[[], Any]) -> None:
-        truth = plain_gradient(Mixed().eval(), X, Y)[0]
-        model = Mixed()
-        with around(), untouched(model), InputGradient(model) as gradient:
-            x, y = X.clone(), Y.clone()  # inference tensors in inference mode
-            assert torch.equal(gradient(x, y)[0], truth)
-            gradient.evaluate(x, y)
-
     def test_inference_tensors_outside_inference_mode(self) -> None:
         with torch.inference_mode():
             x, y = X.clone(), Y.clone()
@@ -139,20 +120,6 @@ class TestSurroundings:
         assert grad.dtype == logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
 
 
-class Failing(Mixed):
-    """Raises in its forward number `at`."""
-
-    def __init__(self, at: int, kind: type[BaseException] = RuntimeError) -> None:
-        super().__init__()
-        self.left, self.kind = at, kind
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left == 0:
-            raise self.kind("boom")
-        return super().forward(x)
-
-
 class TestRestoration:
     def test_everything_is_as_it_was(self) -> None:
         model = Mixed()
@@ -165,24 +132,6 @@ class TestRestoration:
                 gradient.evaluate(X, Y)
         assert model.training and not model.norm.training  # the picture is not trivial
         assert not model.norm.weight.requires_grad and model.conv.weight.grad is not None
-
-    @pytest.mark.parametrize("at", [1, 2, 3])
-    @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
-    def test_after_an_exception_in_the_model(self, at: int, kind: type[BaseException]) -> None:
-        model = Failing(at, kind)
-        with untouched(model), pytest.raises(kind, match="boom"):
-            with InputGradient(model) as gradient:
-                for _ in range(3):
-                    gradient(X, Y)
-
-    def test_after_an_exception_in_the_loss(self) -> None:
-        def broken(logits: Tensor, y: Tensor) -> Tensor:
-            raise ZeroDivisionError
-
-        model = Mixed()
-        with untouched(model), pytest.raises(ZeroDivisionError):
-            with InputGradient(model, broken) as gradient:
-                gradient(X, Y)
 
     def test_after_an_exception_in_the_backward(self) -> None:
         class Broken(torch.autograd.Function):
@@ -211,12 +160,6 @@ class TestRestoration:
         with untouched(model), pytest.raises(RuntimeError, match="eval mode"):
             with InputGradient(model):
                 pytest.fail("entered")
-
-    def test_tied_weights(self) -> None:
-        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4))
-        model[2].weight = model[1].weight  # pyright: ignore
-        with untouched(model), InputGradient(model) as gradient:
-            gradient(images(2, 1, 2, 2), Y[:2])
 
     def test_it_can_be_used_again(self) -> None:
         model = Mixed()
@@ -282,14 +225,6 @@ class TestCost:
             gradient(x, y)
         assert Recording.asked == [(True, False)]
         assert model.weight.grad is None
-
-    def test_passes_are_counted(self) -> None:
-        model = Counting(Mixed())
-        with InputGradient(model) as gradient:
-            for _ in range(3):
-                gradient(X, Y)
-            gradient.evaluate(X, Y)
-        assert gradient.cost == Cost(model.forwards, model.backwards) == Cost(4, 3)
 
 
 class Returning(nn.Module):
@@ -377,10 +312,6 @@ class TestErrors:
             with InputGradient(Mixed(), loss) as gradient:
                 gradient(X, Y)
 
-    def test_something_that_is_no_model(self) -> None:
-        with pytest.raises(ArgumentTypeError, match="`model`: expected a callable.*got str"):
-            InputGradient("resnet18")  # pyright: ignore
-
     def test_labels_that_are_known_are_not_looked_at(self) -> None:
         """Their type and shape are."""
         with InputGradient(Mixed(), lambda z, y: cross_entropy(z, y.clamp(max=3))) as gradient:
@@ -395,3 +326,196 @@ class TestErrors:
         with InputGradient(Mixed(), lambda z, y: cross_entropy(z, y.clamp(max=3))) as gradient:
             gradient(X, Y)
             gradient(X, Y + 1)
+
+
+POOL = images(7, 3, 6, 6).double()
+LABELS = torch.tensor([0, 3, 1, 2, 2, 0, 1])
+EXACT = dict(rtol=1e-12, atol=1e-15)
+
+
+class Noting(nn.Module):
+    """Notes the sizes of its batches, and how many graphs are alive when one is made."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.sizes: list[int] = []
+        self.alive = self.most = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        if x.requires_grad:
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            x = x.clone()
+            x.register_hook(self._gone)
+        return self.inner(x)
+
+    def _gone(self, _grad: Tensor) -> None:
+        self.alive -= 1
+
+
+@dataclass(frozen=True)
+class Towards:
+    """A loss with a number for every sample: it is wrong for any other part of the batch."""
+
+    weight: Tensor
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        return self.weight * cross_entropy(logits, y)
+
+    def rows(self, part: slice) -> "Towards":
+        return replace(self, weight=self.weight[part])
+
+
+def net() -> nn.Module:
+    return Mixed().double()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 8])
+@pytest.mark.parametrize("loss", [cross_entropy, Towards(torch.linspace(1, 4, 7).double())])
+def test_the_same_gradient_loss_and_logits(size: int, loss: Any) -> None:
+    with InputGradient(net(), loss) as engine:
+        truth, looked = engine(POOL, LABELS), engine.evaluate(POOL, LABELS)
+    model = Noting(net())
+    with untouched(model), InputGradient(Engine(batch_size=size).bind(model)) as engine:
+        found, seen = engine(POOL, LABELS, loss), engine.evaluate(POOL, LABELS, loss)
+    for ours, theirs in zip((*found, *seen), (*truth, *looked), strict=True):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        assert torch.allclose(ours, theirs, **EXACT) and not ours.requires_grad
+    full, rest = divmod(7, size)
+    assert model.sizes == ([size] * full + [rest] * (rest > 0)) * 2
+    assert model.most == 1
+    calls = len(model.sizes) // 2
+    assert engine.cost == Cost(2 * calls, calls)
+    assert (engine.cost.forward_images, engine.cost.backward_images) == (14, 7)
+
+
+def test_one_batch_is_kept_and_not_more() -> None:
+    model = Counting(net())
+    with InputGradient(Engine(batch_size=3).bind(model)) as engine:
+        assert [(part.start, part.stop) for part in engine.batches(7)] == [(0, 3), (3, 6), (6, 7)]
+        kept = engine.keep(POOL[:3], LABELS[:3])
+        assert kept.gradient(cross_entropy)[0].shape == POOL[:3].shape
+        with pytest.raises(ArgumentError, match="`x`: expected at most 3 images, got 7. Keep one"):
+            engine.keep(POOL, LABELS)
+    assert engine.cost == Cost(1, 1) == Cost(model.forwards, model.backwards)
+
+
+def test_no_images_are_one_empty_batch() -> None:
+    with InputGradient(Engine(batch_size=3).bind(net())) as engine:
+        assert [(part.start, part.stop) for part in engine.batches(0)] == [(0, 0)]
+        grad, loss, logits = engine(POOL[:0], LABELS[:0])
+    assert grad.shape == (0, 3, 6, 6) and loss.shape == (0,) and logits.shape == (0, 4)
+
+
+def test_it_is_a_model_itself() -> None:
+    model = net().eval()
+    whole, split = Engine().bind(model), Engine(batch_size=3).bind(model)
+    leaf = POOL.clone().requires_grad_(True)
+    (grad,) = torch.autograd.grad(split(leaf).sum(), leaf)
+    (truth,) = torch.autograd.grad(model(leaf).sum(), leaf)
+    assert torch.allclose(grad, truth, **EXACT)
+    with torch.no_grad():
+        assert torch.equal(whole(POOL), model(POOL))
+        assert torch.allclose(split(POOL), model(POOL), **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.tensor([0, 0, 0, 0, 0, 0, 4]), r"labels in \[0, 4\)"),
+        (LABELS[:6], r"`y`: expected shape \(7,\), got \(6,\)"),
+        (torch.cat([LABELS, LABELS]), r"`y`: expected shape \(7,\), got \(14,\)"),
+    ],
+)
+@pytest.mark.parametrize("call", ["__call__", "evaluate"])
+def test_labels_of_all_batches_are_looked_at(y: Tensor, message: str, call: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        with InputGradient(Engine(batch_size=2).bind(net())) as engine:
+            getattr(engine, call)(POOL, y)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("resnet18", {}, "`model`: expected a callable.*got str"),
+        (Engine().bind(net()), {}, "`model`: expected a model without an engine"),
+        (net(), {"batch_size": 0}, "`batch_size`: expected an integer >= 1 or None, got 0"),
+        (net(), {"batch_size": 2.0}, "`batch_size`"),
+        (net(), {"batch_size": True}, "`batch_size`"),
+        (net(), {"dtype": torch.float64}, "`dtype`: expected torch.float32.*got torch.float64"),
+        (net(), {"dtype": "bf16"}, "`dtype`.*got 'bf16'"),
+    ],
+)
+def test_what_cannot_be_one(model: Any, options: Any, message: str) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        Engine(**options).bind(model)
+
+
+def test_a_loss_that_forgets_its_rows_is_noticed() -> None:
+    weight = torch.ones(7).double()
+    with pytest.raises((ArgumentError, RuntimeError)):
+        with InputGradient(
+            Engine(batch_size=2).bind(FixedLogits(torch.ones(4, 108).double()))
+        ) as e:
+            e(POOL, LABELS, lambda logits, y: weight * cross_entropy(logits, y))
+
+
+def logit(number: int):
+    return lambda logits, y: logits[:, number]
+
+
+def test_a_linear_model_by_hand() -> None:
+    model = FixedLogits(torch.tensor([[2.0, 1.0], [5.0, -3.0]]))
+    with InputGradient(model) as engine:
+        kept = engine.keep(torch.ones(2, 2), torch.tensor([0, 1]))
+        assert kept.logits.tolist() == [[3.0, 2.0]] * 2 and not kept.logits.requires_grad
+        first, value = kept.gradient(logit(0), last=False)
+        second, _ = kept.gradient(logit(1))
+    assert first.tolist() == [[2.0, 1.0]] * 2 and value.tolist() == [3.0, 3.0]
+    assert second.tolist() == [[5.0, -3.0]] * 2
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin])
+def test_it_equals_the_gradient_made_at_once(loss) -> None:
+    with InputGradient(Mixed(), loss) as engine:
+        grad, values, logits = engine(X, Y)
+        kept = engine.keep(X, Y)
+        again, same = kept.gradient(loss)
+    assert torch.equal(again, grad) and torch.equal(same, values)
+    assert torch.equal(kept.logits, logits)
+
+
+def test_passes_are_counted_and_the_model_is_given_back() -> None:
+    model = Counting(Mixed())
+    with untouched(model), InputGradient(model) as engine:
+        kept = engine.keep(X, Y)
+        assert engine.cost == Cost(1, 0)
+        for number in range(3):
+            kept.gradient(logit(number), last=number == 2)
+    assert engine.cost == Cost(1, 3) == Cost(model.forwards, model.backwards)
+    assert (engine.cost.forward_images, engine.cost.backward_images) == (4, 12)
+
+
+def test_after_the_last_gradient_the_graph_is_gone() -> None:
+    with InputGradient(Mixed()) as engine:
+        kept = engine.keep(X, Y)
+        kept.gradient(cross_entropy)
+        with pytest.raises(RuntimeError, match="second time"):
+            kept.gradient(cross_entropy)
+
+
+def test_errors() -> None:
+    def ignoring(x: Tensor) -> Tensor:
+        return torch.zeros(len(x), 4, requires_grad=True) * 1
+
+    with (
+        pytest.raises(ArgumentError, match="without a path to x"),
+        InputGradient(ignoring) as engine,
+    ):
+        engine.keep(X, Y).gradient(cross_entropy)
+    with pytest.raises(ArgumentError, match="`y`"), InputGradient(Mixed()) as engine:
+        engine.keep(X, Y + 9)
+    with pytest.raises(RoliFastError, match="inside `with"):
+        InputGradient(Mixed()).keep(X, Y)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from roli_fast import ops
 from roli_fast.attacks import PGD
-from roli_fast.engine import Cost, Engine, InputGradient, Mergeable, MergeRequest, forget_merged
+from roli_fast.engine import Cost, Engine, InputGradient, MergeRequest, forget
 
 X, Y = images(4, 12), torch.tensor([0, 3, 1, 2])
 ROWS = ((0, 3), (6, 8))
@@ -107,7 +107,7 @@ def test_buffers_are_kept_and_follow_the_weights() -> None:
             model[0].b.add_(1.0)
     assert len(set(addresses)) == 1
     assert not torch.equal(results[0], results[1])
-    forget_merged(model)
+    forget(model)
     gradient_of(model)
     model.double()
     with InputGradient(model):
@@ -150,14 +150,3 @@ def test_buffers_in_autocasts_dtype() -> None:
         merged = gradient_of(model)
     assert model[0].ways == ["torch.bfloat16"]
     assert torch.allclose(merged, gradient_of(model), rtol=0.1, atol=0.1)
-
-
-def test_inside_inference_mode() -> None:
-    model = network()
-    with torch.inference_mode():
-        inside = gradient_of(model)
-    assert torch.equal(gradient_of(model), inside)
-
-
-def test_who_takes_part() -> None:
-    assert isinstance(Low(3, 3), Mergeable) and not isinstance(nn.Linear(3, 3), Mergeable)

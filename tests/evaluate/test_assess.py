@@ -17,7 +17,8 @@ from roli_fast.evaluate import read_report
 from roli_fast.evaluate.__main__ import main
 from roli_fast.evaluate.cli import parse
 from roli_fast.evaluate.driver import run
-from roli_fast.evaluate.samples import chosen, chunks, mixed_order
+from roli_fast.evaluate.prepare import chosen, mixed_order
+from roli_fast.evaluate.runner import chunks
 from roli_fast.seeds import derived_generator
 
 FLAGS = (

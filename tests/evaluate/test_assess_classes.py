@@ -17,8 +17,7 @@ from roli_fast.evaluate.assessment import Assessment, Subject
 from roli_fast.evaluate.classes import match_classes
 from roli_fast.evaluate.cli import parse
 from roli_fast.evaluate.driver import run
-from roli_fast.evaluate.identity import identity
-from roli_fast.evaluate.prepare import prepare
+from roli_fast.evaluate.prepare import identity, prepare
 from roli_fast.evaluate.subject import Opened, open_model
 from roli_fast.running.ranks import Ranks
 

@@ -18,19 +18,18 @@ from roli_fast.attacks import (
     MultiAPGD,
     Square,
 )
-from roli_fast.configuration.types import descriptions, field_types
+from roli_fast.configuration.values import descriptions, field_types
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
 from roli_fast.evaluate import read_report
 from roli_fast.evaluate.__main__ import main
-from roli_fast.evaluate.assessment import Assessment, Subject
+from roli_fast.evaluate.assessment import COMPONENTS, SCHEMA, Assessment, Subject
 from roli_fast.evaluate.attack_names import attack_tree
 from roli_fast.evaluate.cli import parse
-from roli_fast.evaluate.config import COMPONENTS, SCHEMA
 from roli_fast.evaluate.driver import run
 from roli_fast.models import save_model
 from roli_fast.train.cli import parse as parse_train
-from roli_fast.train.config import SCHEMA as TRAINING
+from roli_fast.train.experiment import SCHEMA as TRAINING
 
 BASE = ["--model=evaluated_models:nearest", "--data=digits", f"--data.image_size={SIZE}"]
 

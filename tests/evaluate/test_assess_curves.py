@@ -1,6 +1,5 @@
 """Robustness curves of an evaluation: flags, files, the picture, and what is refused."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,15 @@ from test_assess import FLAGS, assess
 
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
-from roli_fast.errors import RoliFastError, RunDirectoryError
-from roli_fast.evaluate import curves, evaluate
+from roli_fast.errors import RoliFastError
+from roli_fast.evaluate import driver, evaluate
 from roli_fast.evaluate.cli import parse
-from roli_fast.evaluate.samples import chosen
-from roli_fast.evaluate.table import table
+from roli_fast.evaluate.prepare import chosen
+from roli_fast.evaluate.report import table
 
 RADII = (0.02, 0.06, 0.12)
 MORE = ["--attacks=pgd-3,fgsm", "--norm=linf", "--eps=0.05", "--curve=0.02,0.06,0.12"]
-PIECE = "curves/0-pgd-3-00001.json"
+PIECE = "chunks/00001.json"
 
 
 def expected(dataset_flags: list[str], radius: float) -> list[bool]:
@@ -51,26 +50,10 @@ def test_points_are_those_of_single_radii_and_a_resume_measures_only_what_is_mis
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
 
     kept = (out / PIECE).stat().st_mtime_ns
-    (out / "curves/0-pgd-3-00000.json").unlink()
-    monkeypatch.setattr(curves, "plot_curves", None)  # a picture that fails costs no report
+    (out / "chunks/00000.json").unlink()
+    monkeypatch.setattr(driver, "plot_curves", None)  # a picture that fails costs no report
     assert assess(out, *MORE, resume=True)["curves"] == report["curves"]
     assert (out / PIECE).stat().st_mtime_ns == kept
-
-
-@pytest.mark.parametrize("damage", ["identity", "right", "missing"])
-def test_a_foreign_or_damaged_piece_is_refused_and_kept(tmp_path: Path, damage: str) -> None:
-    assess(tmp_path, *MORE)
-    entry = json.loads((tmp_path / PIECE).read_text())
-    if damage == "identity":
-        entry["identity"] = "another"
-    elif damage == "right":
-        entry["right"][1] = entry["right"][1][1:]
-    else:
-        del entry["right"]
-    (tmp_path / PIECE).write_text(json.dumps(entry))
-    with pytest.raises(RunDirectoryError, match="00001.json"):
-        assess(tmp_path, *MORE, resume=True)
-    assert json.loads((tmp_path / PIECE).read_text()) == entry
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ from roli_fast.data import ImageDataset
 from roli_fast.data.corruptions import CORRUPTIONS, corrupted
 from roli_fast.errors import RoliFastError, RunDirectoryError
 from roli_fast.evaluate.cli import parse
-from roli_fast.evaluate.samples import chosen
-from roli_fast.evaluate.shifts import kinds
-from roli_fast.evaluate.table import table
+from roli_fast.evaluate.prepare import chosen
+from roli_fast.evaluate.report import table
 
 MORE = ["--corruptions=contrast,gaussian_noise", "--ood=digits", "--ood.image_size=8"]
 MORE += ["--ood.seed=5", "--attacks=pgd-1"]
@@ -47,18 +46,19 @@ def test_flags_are_those_of_the_images_and_a_resume_measures_only_what_is_missin
     assert set(shifts["corruptions"]["contrast"]) == set("12345")
     assert shifts["ood"]["images"] == 90 and shifts["ood"]["accuracy"] > 0.7
     assert "gaussian_noise, mean of 5" in table(report) and "second data set" in table(report)
-    kept = (out / "shifts/contrast-1.json").stat().st_mtime_ns
-    (out / "shifts/contrast-2.json").unlink()
+    kept = (out / "chunks/00000.json").stat().st_mtime_ns
+    for name in ("00001", "ood-00000"):
+        (out / f"chunks/{name}.json").unlink()
     assert assess(out, *MORE, resume=True)["shifts"] == shifts
-    assert (out / "shifts/contrast-1.json").stat().st_mtime_ns == kept
-    (out / "shifts/contrast-2.json").write_text("{}")
-    with pytest.raises(RunDirectoryError, match=r"contrast-2\.json"):
+    assert (out / "chunks/00000.json").stat().st_mtime_ns == kept
+    (out / "chunks/ood-00001.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match=r"ood-00001\.json"):
         assess(out, *MORE, resume=True)
 
 
 def test_names_of_corruptions() -> None:
-    assert kinds(("all",)) == CORRUPTIONS.names() and len(kinds(("all",))) == 15
     assert parse([*FLAGS, "--corruptions=all"]).assessment.corruptions == CORRUPTIONS.names()
+    assert len(CORRUPTIONS.names()) == 15
     for wrong in ("rain", "fog,fog"):
         with pytest.raises(RoliFastError, match="`corruptions`.*fog"):
             parse([*FLAGS, f"--corruptions={wrong}"])
@@ -66,4 +66,3 @@ def test_names_of_corruptions() -> None:
 
 def test_no_shift_is_measured_unless_asked_for(tmp_path: Path) -> None:
     assert assess(tmp_path / "out", "--attacks=pgd-1")["shifts"] is None
-    assert not (tmp_path / "out/shifts").exists()

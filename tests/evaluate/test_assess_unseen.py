@@ -9,8 +9,8 @@ from test_assess import assess, digits
 
 from roli_fast.attacks import PGD
 from roli_fast.evaluate import read_report
-from roli_fast.evaluate.state import to_flags
-from roli_fast.evaluate.table import table
+from roli_fast.evaluate.report import table
+from roli_fast.evaluate.shares import to_flags
 from roli_fast.seeds import derived_generator
 
 MORE = ["--attacks=pgd-3", "--unseen=pgd-4@l1=6,square-15", "--corruptions=contrast"]

@@ -11,6 +11,7 @@ from tiny_models import Counting, Mixed, images, untouched
 from torch import Tensor, nn
 
 from roli_fast.attacks import APGD, PGD, Attack, AttackResult
+from roli_fast.attacks.base import AttackInputs
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
@@ -36,7 +37,8 @@ class Flips(Attack):
     def label(self) -> str:
         return self.name
 
-    def run(self, model: Any, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> AttackResult:
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        x = inputs.x
         self.seen.append(x.clone())
         x_adv = x.clone()
         for value in self.flipped:
@@ -109,7 +111,7 @@ class NearSighted(nn.Module):
         return logits + torch.tensor([-9.0, 9.0]) if torch.is_autocast_enabled("cpu") else logits
 
 
-def test_what_is_wrong_in_a_short_dtype_alone_is_attacked_all_the_same() -> None:
+def test_what_is_wrong_in_low_precision_alone_is_attacked_all_the_same() -> None:
     """Radius 1/8: 0.4 falls and 0.2 does not; in bf16 both look wrong, and are left as they are."""
     attack = APGD(norm="linf", eps=0.125, bounds=(0.0, 1.0), steps=3)
     x, y = torch.tensor([[0.4], [0.2]]), torch.tensor([0, 0])
@@ -150,7 +152,7 @@ class TestModelIsGivenBack:
     def test_after_an_exception(self, where: str) -> None:
         @dataclass(frozen=True)
         class Broken(Flips):
-            def run(self, *args: Any, **options: Any) -> AttackResult:
+            def search(self, inputs: AttackInputs) -> AttackResult:
                 raise KeyError("boom")
 
         def broken_batches() -> Iterator[Batch]:
@@ -194,9 +196,10 @@ class TestSeed:
 
         @dataclass(frozen=True)
         class Notes(Flips):
-            def run(self, model: Any, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> Any:
-                calls.append((self.name, rest[0].initial_seed(), options["sample_ids"].tolist()))
-                return AttackResult(x, Cost(0, 0))
+            def search(self, inputs: AttackInputs) -> AttackResult:
+                assert inputs.generator is not None
+                calls.append((self.name, inputs.generator.initial_seed(), inputs.ids.tolist()))
+                return AttackResult(inputs.x, Cost(0, 0))
 
         for seed in (0, 1):
             evaluate(Reads(), batches(4, 2), [Notes(), Notes(name="other")], seed=seed)

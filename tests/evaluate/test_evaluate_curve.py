@@ -15,12 +15,12 @@ from tiny_models import Counting, FixedLogits, Mixed, images, untouched
 from torch import Tensor
 
 from roli_fast.attacks import FAB, FGSM, PGD, AutoAttack, Union
-from roli_fast.attacks.base import AttackResult, BallAttack
+from roli_fast.attacks.base import AttackInputs, AttackResult, BallAttack
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError, DataError
 from roli_fast.evaluate import Curve, evaluate, plot_curves, robustness_curve
-from roli_fast.evaluate.curve_plot import draw_curves
+from roli_fast.evaluate.curve import draw_curves
 
 WEIGHT = torch.tensor([[0.0, 0.0, 0.0], [4.0, 1.0, -3.0]])
 """Logit 1 minus logit 0 is w @ x + b: |w|_1 = 8, |w|_2 = sqrt(26), |w|_inf = 4."""
@@ -53,15 +53,14 @@ SHARES = (0.5, 1.5, 2.5, 3.5, 4.5)
 """Radii in units of the first distance: one more image falls at each."""
 
 
-@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("norm", DUALS)
 @pytest.mark.parametrize("kind", [PGD, FAB])
-def test_accuracy_by_hand(kind: type[BallAttack], norm: str, together: bool) -> None:
+def test_accuracy_by_hand(kind: type[BallAttack], norm: str) -> None:
     """A linear model falls at margin / dual norm; the margins are 0.4 times 1, 2, 3, 4."""
     radii = [0.4 * share / DUALS[norm] for share in SHARES]
     attack = kind(norm=norm, steps=20)  # pyright: ignore
     x, y = data()
-    curve = robustness_curve(Linear(), batches(x, y, 3, 2), attack, radii, together=together)
+    curve = robustness_curve(Linear(), batches(x, y, 3, 2), attack, radii)
     assert curve.radii == (0.0, *radii) and curve.norm == norm
     assert [int(flags.sum()) for flags in curve.right] == [4, 4, 3, 2, 1, 0]
     assert curve.accuracy == pytest.approx((0.8, 0.8, 0.6, 0.4, 0.2, 0.0))
@@ -84,10 +83,11 @@ class Falls(BallAttack):
     def label(self) -> str:
         return "falls"
 
-    def run(self, model: Any, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> AttackResult:
-        self.models.append(model)
-        eps, ids = options["eps"], options["sample_ids"]
-        assert eps.shape == ids.shape == y.shape and eps.dtype == x.dtype
+    def search(self, inputs: AttackInputs) -> AttackResult:
+        self.models.append(inputs.model)
+        x, eps, ids = inputs.x, inputs.eps, inputs.ids
+        assert isinstance(eps, Tensor)
+        assert eps.shape == ids.shape == inputs.y.shape and eps.dtype == x.dtype
         self.seen.append((ids.tolist(), [round(value, 4) for value in eps.tolist()]))
         falls = (eps > ids / 10 + 1e-6) & ((eps - self.lucky).abs() > 1e-6)
         return AttackResult(torch.where(falls[:, None], 1.0, x), Cost(3, 2))
@@ -117,18 +117,9 @@ def test_what_is_fooled_is_not_attacked_again() -> None:
     assert curve.cost == Cost(1 + 3 * 4, 3 * 2)  # clean; three attacks, one look at each
 
 
-def test_together_is_one_batch() -> None:
-    attack = Falls()
-    curve = falling(attack, together=True)
-    assert attack.seen == [([0, 1, 2, 3] * 3, [0.05] * 4 + [0.15] * 4 + [0.25] * 4)]
-    assert torch.equal(curve.right, falling(Falls()).right)
-    assert curve.cost == Cost(1 + 3 + 1, 2)
-
-
-@pytest.mark.parametrize("together", [False, True])
-def test_a_search_that_fails_at_a_larger_radius_changes_nothing(together: bool) -> None:
+def test_a_search_that_fails_at_a_larger_radius_changes_nothing() -> None:
     """What a smaller ball holds, a larger one holds too: accuracy never rises."""
-    curve = falling(Falls(lucky=0.15), together=together)
+    curve = falling(Falls(lucky=0.15))
     assert [flags.tolist() for flags in curve.right[1:]] == [
         [False, True, True, True], [False, True, True, True], [False] * 3 + [True],
     ]  # fmt: skip
@@ -173,10 +164,9 @@ class TestOnANetwork:
         counts = curve.right.sum(1).tolist()
         assert len(set(counts)) >= 4 and counts == sorted(counts, reverse=True)
 
-    def test_batches_and_togetherness_change_no_flag(self) -> None:
+    def test_batches_change_no_flag(self) -> None:
         whole = self.curve().right
         assert torch.equal(whole, self.curve(1, 9, 0, 20).right)
-        assert torch.equal(whole, self.curve(12, 18, together=True).right)
 
     def test_the_seed_decides_and_the_global_state_stays(self) -> None:
         attack, state = PGD(steps=1), torch.get_rng_state()
@@ -207,18 +197,18 @@ class TestOnANetwork:
         )
         assert all(given is model for given in attack.models)
 
-    def test_fab_in_a_short_dtype_is_not_taken_at_its_word(
+    def test_fab_in_low_precision_is_not_taken_at_its_word(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """One run a radius, and what it returns is shown to the plain model."""
         runs: list[Any] = []
-        run = FAB.run
+        search = FAB.search
 
-        def noted(*arguments: Any, **options: Any) -> Any:
-            runs.append(options["eps"])
-            return run(*arguments, **options)
+        def noted(self: FAB, inputs: AttackInputs) -> Any:
+            runs.append(inputs.eps)
+            return search(self, inputs)
 
-        monkeypatch.setattr(FAB, "run", noted)
+        monkeypatch.setattr(FAB, "search", noted)
         self.curve(attack=FAB(steps=3))
         assert runs == [RADII[0]]
         self.curve(attack=FAB(steps=3), model=Engine(dtype=torch.bfloat16).bind(Mixed()))
@@ -230,20 +220,10 @@ class TestOnANetwork:
         attack = AutoAttack(version="custom", attacks=("apgd-ce", "square"), steps=20, n_queries=5)
         assert self.curve(attack=attack).right.sum() < self.curve(attack=FGSM()).right.sum()
 
-    def test_progress_and_join(self) -> None:
+    def test_progress(self) -> None:
         done: list[int] = []
-        whole = self.curve(20, 10, after_batch=done.append)
+        self.curve(20, 10, after_batch=done.append)
         assert done == [20, 10]
-        model, x, y = small_network()
-        parts = [
-            robustness_curve(model, [batch], self.attack, RADII) for batch in batches(x, y, 20, 10)
-        ]
-        joined = Curve.join(parts)
-        assert torch.equal(joined.right, whole.right) and joined.cost == whole.cost
-        with pytest.raises(ArgumentError, match="`curves`: expected parts of one curve"):
-            Curve.join([parts[0], robustness_curve(model, batches(x, y, 30), FGSM(), RADII)])
-        with pytest.raises(ArgumentError, match="`curves`"):
-            Curve.join([])
 
     def test_the_model_is_given_back_after_an_exception(self) -> None:
         def broken() -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from damages import change
-from made_up_run import change_json, write_run
+from made_up_run import change_json, write_json, write_run
 from reading import Read
 
 from roli_fast.errors import RunDirectoryError
@@ -28,6 +28,25 @@ def test_a_damaged_file_ends_in_a_page_or_in_one_error(number: int, tmp_path: Pa
         write(run, [write_run(tmp_path / "other")], out=tmp_path / "both.html")
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("analysis.json", b"{", "Expecting"),
+        ("analysis.json", b"[]", "not a JSON object"),
+        ("analysis.json", b'{"schema": 9}', "schema 9, and this version reads 1"),
+        ("analysis.json", b'{"schema": 1}', "'attack' is missing"),
+        ("examples.npz", b"no archive", ""),
+        ("evaluation.json", b'{"clean": 1}', "'norms' is missing"),
+    ],
+)
+def test_a_damaged_file_is_left_out(tmp_path: Path, name: str, data: bytes, told: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "seed-0" / "roli" / name).write_bytes(data)
+    page = Read(write(run).read_text()).text
+    assert f"Left out, as it could not be read: seed-0/roli/{name}: {told}" in page
+    assert "68.0 ± 2.8 %" in page
+
+
 SHARE = {"accuracy": 0.5, "interval_95": [0.4, 0.6]}
 EVALUATION = {"clean": SHARE, "norms": {"linf": {}}, "images": 6, "data": {}, "attacks": []}
 
@@ -39,26 +58,32 @@ EVALUATION = {"clean": SHARE, "norms": {"linf": {}}, "images": 6, "data": {}, "a
         ("evaluation.json", EVALUATION | {"clean": {"accuracy": 0.5, "interval_95": [0]}}),
         ("environment.json", {"threads": {}, "packages": 3}),
         ("seed-0/roli/analysis.json", {"seconds": 10**400}),
+        ("seed-0/roli/analysis.json", {"calibration": {"clean": {"before": {"bins": 1}}}}),
     ],
 )
 def test_a_value_that_no_page_can_be_made_of_leaves_its_file_out(
     name: str, fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = write_run(tmp_path / "run")
-    (run / "evaluation.json").write_text("{}")
-    change_json(run / "evaluation.json", **EVALUATION)
-    change_json(run / name, **fields)
-    page = Read(write(run).read_text()).text
-    assert f"Left out, as it could not be read: {name}: " in page
-    assert "68.0 ± 2.8 %" in page
-
-
-def test_a_comparison_leaves_a_damaged_file_out(tmp_path: Path) -> None:
     run, other = write_run(tmp_path / "run"), write_run(tmp_path / "other")
+    write_json(run / "evaluation.json", EVALUATION)
+    change_json(run / name, **fields)
+    # and in another run of the page
     change_json(other / "environment.json", identity={"data test images": {}})
-    page = Read(write(run, [other]).read_text()).text
-    assert "could not be read: environment.json: TypeError: unhashable type: 'dict'." in page
-    assert "68.0 ± 2.8 %" in page
+    for page in (write(run), write(run, [other])):
+        text = Read(page.read_text()).text
+        assert f"Left out, as it could not be read: {name}: " in text
+        assert "68.0 ± 2.8 %" in text
+    assert "could not be read: environment.json: TypeError: unhashable type: 'dict'." in text
+
+
+def test_all_damaged_files_of_an_unfinished_run_are_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "summary.json").unlink()
+    write_json(run / "seed-0" / "roli" / "stage-1-probe" / "result.json", {"epochs": 1})
+    change_json(run / "seed-1" / "roli" / "test.json", robust_accuracy=3)
+    text = Read(write(run).read_text()).text
+    assert "seed-0/roli/stage-1-probe/result.json: 'name' is missing" in text
+    assert "seed-1/roli/test.json: TypeError" in text
 
 
 def test_a_damaged_line_of_the_metrics_is_told(tmp_path: Path) -> None:
@@ -66,5 +91,4 @@ def test_a_damaged_line_of_the_metrics_is_told(tmp_path: Path) -> None:
     lines = (run / "metrics.jsonl").read_bytes().splitlines()
     lines[1:1] = [b"5", b'{"seed": 0}', b"\xff", b"[" * 5000]
     (run / "metrics.jsonl").write_bytes(b"\n".join([*lines, b'{"see']))
-    page = write(run).read_text()
-    assert "could not be read: metrics.jsonl: lines 2, 3, 4 and 5." in page
+    assert "could not be read: metrics.jsonl: lines 2, 3, 4 and 5." in write(run).read_text()

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -31,19 +32,86 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "my run")
 
 
-def test_the_table_has_the_summary_s_means_and_deviations(run: Path) -> None:
-    rows = read(run).table("Accuracy on 400 test images, attacked by pgd, 10 steps in linf 8/255.")
-    # of 80 and 84 and of 66 and 70, the sample standard deviation is sqrt(8)
-    assert rows[0][:4] == ["method", "clean", "robust, pgd-10", "seeds"]
-    stages = "probe 1 + finetune 3"
-    assert rows[1] == ["RoLI", "82.0 ± 2.8 %", "68.0 ± 2.8 %", "2", stages, "2 min 40 s"]
-    assert rows[2][:3] == ["RanLI", "77.0 ± 2.8 %", "61.0 ± 1.4 %"]
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Read:
+    """The page of such a run, read only."""
+    return read(write_run(tmp_path_factory.mktemp("page") / "my <run>"))
 
 
-def test_the_first_lines_claim_what_the_paired_test_allows(run: Path) -> None:
-    text = read(run).text
+@pytest.mark.parametrize(
+    ("caption", "row", "cells"),
+    [
+        # of 80 and 84 and of 66 and 70, the sample standard deviation is sqrt(8)
+        (
+            "Accuracy on 400 test images, attacked by pgd, 10 steps in linf 8/255.",
+            1,
+            ["RoLI", "82.0 ± 2.8 %", "68.0 ± 2.8 %", "2", "probe 1 + finetune 3", "2 min 40 s"],
+        ),
+        ("Accuracy on 400 test images", 2, ["RanLI", "77.0 ± 2.8 %", "61.0 ± 1.4 %"]),
+        ("Every seed", 2, ["RoLI", "1", "finetune", "64.0 %", "84.0 %", "70.0 %"]),
+        ("How the stages train", 3, ["ranli (as finetune)", "4", "full", "adversarial"]),
+        # ends of 2 + place + seed: 2 and 3, 3 and 4
+        ("Head and residual", 1, ["RoLI, probe", "3", "2.5e-05", "1.00 ± 0 → 2.50 ± 0.71"]),
+        ("Head and residual", 2, ["RoLI, finetune", "3", "2.5e-05", "2.00 ± 0 → 3.50 ± 0.71"]),
+        # relative 0.5 and 0.6; the cosine on attacked images is null
+        ("How far each", 2, ["RoLI, finetune", "1.10 ± 0.14", "0.550 ± 0.071", "0.550 ± 0.071"]),
+        (
+            "Calibration on test images",
+            1,
+            ["RoLI", "clean", "1.60 ± 0", "12.0 ± 0.0 %", "4.0 ± 0.0 %", "–", "120 / 200", "2"],
+        ),
+        # of 60 and 70
+        ("The same as numbers, linf", 3, ["8", "65.0 ± 7.1 %", "65.0 ± 7.1 %"]),
+        ("Every stage", 1, ["RoLI", "probe", "1", "12,345", "64.0 ± 0.0 %", "25.0 ± 0", "40 s"]),
+    ],
+)
+def test_the_tables_have_the_files_numbers(
+    page: Read, caption: str, row: int, cells: list[str]
+) -> None:
+    assert page.table(caption)[row][: len(cells)] == cells
+
+
+def test_a_column_of_which_nothing_is_known_is_left_out(page: Read) -> None:
+    assert page.table("How far each stage moved")[0][4:] == [
+        "cosine, clean",
+        "CKA, clean",
+        "CKA, attacked",
+    ]
+
+
+def test_what_users_wrote_stays_text(page: Read) -> None:
+    for text in (", ".join(CLASSES), "made up <i>for</i> a test", "my <run>"):
+        assert text in page.text
+    assert not {"b", "i", "run", "script"} & {name for name, _ in page.tags}
+
+
+def test_the_page_is_one_file(run: Path) -> None:
+    html = write(run).read_text(encoding="utf-8")
+    for name, tag in Read(html).tags:
+        for attribute in ("src", "srcset", "data", "action"):
+            assert (tag.get(attribute) or "data:").startswith("data:")
+        assert name not in ("script", "iframe", "object", "embed")
+        if name == "link":
+            assert tag["href"] == "data:,"
+    assert not re.search(r"url\((?!data:)|@import|https?:", html)
+    assert write(run).read_text(encoding="utf-8") == html  # the same files, the same page
+
+
+@pytest.mark.parametrize("where", ["my run/report.html", "else where/page.html"])
+def test_the_files_of_the_page_are_all_linked_and_no_other(run: Path, where: str) -> None:
+    out = run.parent / where
+    known = {path for path in run.rglob("*") if path.is_file()}
+    page = Read(write(run, out=out).read_text(encoding="utf-8"))
+    links = [tag["href"] or "" for name, tag in page.tags if name == "a"]
+    ids = {tag["id"] for _, tag in page.tags if tag.get("id")}
+    assert {link[1:] for link in links if link[0] == "#"} <= ids
+    files = {Path(os.path.normpath(out.parent / unquote(x))) for x in links if x[0] != "#"}
+    assert files == {path for path in known if path.name not in ("test.json", "result.json")}
+
+
+def test_the_first_lines_claim_what_the_paired_test_allows(run: Path, page: Read) -> None:
     said = "RoLI 68.0 %, RanLI 61.0 %, a difference of +7.0 points (paired t, over 2 seeds: p = "
-    assert f"{said}0.09). That is no evidence of a difference." in text
+    assert f"{said}0.09). That is no evidence of a difference." in page.text
     tree = summary()
     tree["comparisons"][0]["p_value"] = 0.01
     write_json(run / "summary.json", tree)
@@ -61,56 +129,33 @@ def test_one_seed_says_so(run: Path) -> None:
     page = read(run)
     told = "One seed: these two trained models differ; other seeds may come out otherwise."
     assert told in page.text
-    rows = page.table("Accuracy on 400 test images")
-    assert rows[1][1:3] == ["82.0 ± 2.0 %", "68.0 ± 2.5 %"]
+    assert page.table("Accuracy on 400 test images")[1][1:3] == ["82.0 ± 2.0 %", "68.0 ± 2.5 %"]
     assert "± is the binomial standard error of the test images" in page.text
 
 
-def test_the_band_of_the_curve_is_told(run: Path) -> None:
-    text = read(run).text
-    assert "Band: ± the sample standard deviation over seeds. A point" in text
-    wilson = "the 95 % Wilson interval, for the accuracy on all test images under this attack"
-    path = run / "seed-1" / "roli" / "analysis.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"curve": None}))
-    text = read(run).text
-    assert f"Band: ± the sample standard deviation over seeds; with one seed {wilson}." in text
-    change_json(run / "seed-1" / "ranli" / "analysis.json", curve=None)
-    assert f"Band: {wilson}. A point" in read(run).text
-
-
-def test_stages_as_analysed(run: Path) -> None:
+def test_many_pairs_of_methods_get_a_table(run: Path) -> None:
+    tree = summary()
+    pair = tree["comparisons"][0]
+    tree["comparisons"] += [pair | {"methods": ["roli", "ft"]}, pair | {"methods": ["ft", "roli"]}]
+    write_json(run / "summary.json", tree)
     page = read(run)
-    assert "bars and bands are ±" in page.text
-    head = {row[0]: row for row in page.table("Head and residual of each stage")}
-    # ends of 2 + place + seed: 2 and 3, 3 and 4
-    assert head["RoLI, probe"][3] == "1.00 ± 0 → 2.50 ± 0.71"
-    assert head["RoLI, finetune"][3] == "2.00 ± 0 → 3.50 ± 0.71"
-    assert head["RanLI"][2] == "2.5e-05"
-    moved = {row[0]: row for row in page.table("How far each stage moved")}
-    # relative 0.5 and 0.6; the cosine on attacked images is null
-    assert moved["RoLI, finetune"][2:6] == ["0.550 ± 0.071", "0.550 ± 0.071", "0.900 ± 0", "–"]
-
-
-def test_calibration_as_analysed(run: Path) -> None:
-    rows = read(run).table("Calibration on test images")
-    found = ["1.60 ± 0", "12.0 ± 0.0 %", "4.0 ± 0.0 %", "–", "120 / 200", "2"]
-    assert rows[1] == ["RoLI", "clean", *found]
-    assert rows[2][5] == "30.0 ± 0.0 %"
+    rows = page.table("Paired differences")
+    assert rows[1] == ["RoLI − RanLI", "pgd-10", "+7.0 points", "p = 0.09", "paired t, over seeds"]
+    assert "Highest mean accuracy: clean RoLI (82.0 %); pgd-10 RoLI (68.0 %)." in page.text
+    assert page.text.count("a difference of") == 1  # of RoLI and RanLI, which differ in the head
 
 
 def test_a_temperature_that_was_not_fitted_says_why(run: Path) -> None:
     path = run / "seed-0" / "roli" / "analysis.json"
     tree = json.loads(path.read_text())
     tree["calibration"]["clean"] |= {"fitted": False, "temperature": 1.0, "reason": "too few: 7"}
-    write_json(path, tree)
-    assert (
-        "No temperature was fitted, so T = 1, for RoLI clean (seed 0): too few: 7."
-        in read(run).text
-    )
+    write_json(path, tree | {"notes": ["a note of its own"]})
+    text = read(run).text
+    assert "No temperature was fitted, so T = 1, for RoLI clean (seed 0): too few: 7." in text
+    assert "Note of the analysis: a note of its own" in text
 
 
-def test_the_difference_of_an_example_is_magnified_to_the_radius(run: Path) -> None:
-    page = read(run)
+def test_the_difference_of_an_example_is_magnified_to_the_radius(page: Read) -> None:
     images = [tag for name, tag in page.tags if name == "img"]
     pixels = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode((tag["src"] or "").split(",")[1]))))
@@ -125,29 +170,21 @@ def test_the_difference_of_an_example_is_magnified_to_the_radius(run: Path) -> N
     assert "“cat”: fooled" in page.text and "“<b>owl</b>”: withstands the attack" in page.text
 
 
-def test_the_files_of_the_page_are_all_listed_and_it_names_no_other(run: Path) -> None:
-    page = read(run)
-    listed = {row[0] for row in page.table("Files that this page was made from")[1:]}
-    links = [unquote(tag["href"] or "") for name, tag in page.tags if name == "a"]
-    assert {link for link in links if link[0] != "#"} == listed
-    assert "seed-0/roli/examples.npz" in listed
-
-
-def test_images_wrong_before_the_attack_do_not_pass_for_robust(run: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"clean_prediction": [1, 2]}, "RanLI, seed 0: 1 of 2 wrong before the attack, 0 fooled"),
+        ({"clean_prediction": [1, 2]}, "“cat”: wrong before the attack"),
+        ({"unrounded_prediction": [1, 0]}, "“<b>owl</b>”: fooled, but not by these rounded pixels"),
+    ],
+)
+def test_an_example_passes_for_no_more_than_it_is(
+    run: Path, change: dict[str, Any], told: str
+) -> None:
     found = dict(np.load(run / "seed-0" / "roli" / "examples.npz"))
-    found["clean_prediction"] = np.array([1, 2])
+    found |= {name: np.array(value) for name, value in change.items()}
     np.savez(run / "seed-0" / "ranli" / "examples.npz", **found)
-    page = read(run)
-    assert "RanLI: 1 of 2 wrong before the attack, 0 fooled" in page.text
-    assert "“cat”: wrong before the attack" in page.text
-
-
-def test_an_attack_that_rounding_undoes_is_no_withstanding(run: Path) -> None:
-    path = run / "seed-0" / "roli" / "examples.npz"
-    found = dict(np.load(path))
-    np.savez(path, **found | {"unrounded_prediction": np.array([1, 0])})
-    page = read(run)
-    assert "“<b>owl</b>”: fooled, but not by these rounded pixels" in page.text
+    assert told in read(run).text
 
 
 def test_names_that_are_no_text_have_a_page(run: Path) -> None:
@@ -164,66 +201,12 @@ def test_the_source_of_pretraining_has_its_classes(run: Path) -> None:
         assert f"vit_tiny_patch16_224; {how} on digits (classes 0, 1) in this run" in read(run).text
 
 
-def test_what_users_wrote_stays_text(run: Path) -> None:
-    html = write(run).read_text(encoding="utf-8")
-    page = Read(html)
-    assert ", ".join(CLASSES) in page.text
-    assert "made up <i>for</i> a test" in page.text
-    assert not {"b", "i", "script"} & {name for name, _ in page.tags}
-
-
-def test_the_page_is_one_file(run: Path) -> None:
-    page = read(run)
-    for name, tag in page.tags:
-        for attribute in ("src", "srcset", "data", "action"):
-            assert (tag.get(attribute) or "data:").startswith("data:")
-        assert name not in ("script", "iframe", "object", "embed")
-        if name == "link":
-            assert tag["href"] == "data:,"
-    assert not re.search(r"url\((?!data:)|@import", write(run).read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("where", ["my run/report.html", "else where/page.html"])
-def test_links_lead_to_the_files(run: Path, where: str) -> None:
-    out = run.parent / where
-    page = Read(write(run, out=out).read_text(encoding="utf-8"))
-    ids = {tag["id"] for _, tag in page.tags if tag.get("id")}
-    links = [tag["href"] or "" for name, tag in page.tags if name == "a"]
-    files = {os.path.normpath(out.parent / unquote(link)) for link in links if link[0] != "#"}
-    assert all(link[1:] in ids for link in links if link[0] == "#")
-    assert all(map(os.path.isfile, files))
-    named = {Path(file).name for file in files}
-    assert named >= {"summary.json", "config.yaml", "analysis.json", "examples.npz"}
-    assert named >= {"metrics.jsonl", "environment.json"}
-
-
-def test_without_an_analysis_its_command_stands_there(tmp_path: Path) -> None:
+def test_without_an_analysis_its_command_stands_there(tmp_path: Path, page: Read) -> None:
     text = read(write_run(tmp_path / "a run", analysis=False)).text
-    command = f"python -m roli_fast.analyze '{tmp_path / 'a run'}'"
     for what in ("No curve of", "No example images", "no analysis.json of", "No calibration"):
         assert what in text
-    assert text.count(command) == 4
-
-
-def test_what_is_not_computed_has_its_flags(run: Path) -> None:
-    assert f"python -m roli_fast.analyze '{run}' --ft_ratio --head_scale --kernel" in read(run).text
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "told"),
-    [
-        ("analysis.json", b"{", "seed-0/roli/analysis.json: Expecting"),
-        ("analysis.json", b"[]", "seed-0/roli/analysis.json: not a JSON object"),
-        ("analysis.json", b'{"schema": 9}', "schema 9, and this version reads 1"),
-        ("examples.npz", b"no archive", "seed-0/roli/examples.npz cannot be read"),
-        ("evaluation.json", b"{}", "evaluation.json: not an evaluation of this version"),
-    ],
-)
-def test_a_damaged_file_is_left_out(run: Path, name: str, data: bytes, told: str) -> None:
-    (run / "seed-0" / "roli" / name).write_bytes(data)
-    text = read(run).text
-    assert told in text
-    assert "68.0 ± 2.8 %" in text
+    assert text.count(f"python -m roli_fast.analyze '{tmp_path / 'a run'}'") == 4
+    assert "my <run>' --ft_ratio --head_scale --kernel" in page.text
 
 
 def test_numbers_that_are_none_are_a_dash(run: Path) -> None:
@@ -233,8 +216,7 @@ def test_numbers_that_are_none_are_a_dash(run: Path) -> None:
     path.write_text(re.sub(r"-?\d+\.\d+(e-\d+)?", "NaN", text))
     page = read(run)
     assert "nan" not in page.text.lower().replace("nano", "")
-    rows = {row[0]: row for row in page.table("Head and residual of each stage")}
-    assert rows["RanLI"][3] == "–"
+    assert page.table("Head and residual of each stage")[3][3] == "–"
 
 
 def test_an_unfinished_run(run: Path) -> None:
@@ -245,7 +227,7 @@ def test_an_unfinished_run(run: Path) -> None:
     page = read(run)
     assert f"python -m roli_fast.train --run_dir '{run}' --resume" in page.text
     rows = page.table("What the seeds have so far")
-    assert rows[1] == ["RoLI", "0", "finetune", "64.0 %", "80.0 %", "pgd-10 66.0 %"]
+    assert rows[1] == ["RoLI", "0", "finetune", "64.0 %", "80.0 %", "66.0 %"]
     assert rows[4] == ["RanLI", "1", "ranli", "64.0 %", "–", "–"]
 
 
@@ -264,12 +246,11 @@ def test_a_sweep_shows_its_cells_and_reads_the_chosen_one(tmp_path: Path) -> Non
     (run / "config.yaml").write_text((cell / "config.yaml").read_text())
     tree = summary()
     del tree["methods"]["ranli"]
+    scores = {"method": "roli", "validation_accuracy": 0.5, "sd": 0.01, "diverged": None}
     rows = [
-        {"method": "roli", "cell": "probe.epochs=1", "folder": "roli/probe.epochs=1"},
-        {"method": "roli", "cell": "probe.epochs=9", "folder": "roli/probe.epochs=9"},
+        scores | {"cell": name, "folder": f"roli/{name}", "chosen": not place}
+        for place, name in enumerate(("probe.epochs=1", "probe.epochs=9"))
     ]
-    scores = {"validation_accuracy": 0.5, "sd": 0.01, "diverged": None}
-    rows = [row | scores | {"chosen": not place} for place, row in enumerate(rows)]
     write_json(run / "summary.json", tree | {"comparisons": [], "sweep": {"cells": rows}})
     page = read(run)
     assert page.table("The sweep")[1:] == [
@@ -281,32 +262,44 @@ def test_a_sweep_shows_its_cells_and_reads_the_chosen_one(tmp_path: Path) -> Non
 
 def test_an_evaluation_in_the_run_directory_is_shown(run: Path) -> None:
     entry = {"accuracy": 0.5, "interval_95": [0.4, 0.6]}
+    robust = entry | {"accuracy": 0.45}
+    searches = [{"part": "apgd-ce", "attacked": 50, "fooled": 5}]
+    curve = {"attack": "pgd-10", "norm": "linf", "images": 100}
+    curve["points"] = [{"eps": 0, "accuracy": 0.5, "low": 0.4, "high": 0.6}]
     tree = {
         "images": 100,
         "data": {"split": "test"},
         "model": {"source": "runs/x/seed-0/roli"},
         "attacks": [{"name": "autoattack"}],
         "clean": entry,
-        "norms": {"linf": {"eps": 8 / 255, "robust": entry | {"accuracy": 0.45}}},
+        "norms": {"linf": {"eps": 8 / 255, "robust": robust, "searches": searches}},
         "union": entry,
+        "unseen": {
+            "attacks": [{"attack": "square", "norm": "l2", "eps": 1, "robust": robust}],
+            "union_with_norms": entry,
+        },
+        "shifts": {
+            "corruptions": {"fog": {"1": {"accuracy": 0.5}, "2": {"accuracy": 0.25}}},
+            "ood": {"accuracy": 0.125},
+        },
+        "curves": [curve],
     }
     write_json(run / "evaluation" / "roli" / "evaluation.json", tree)
     page = read(run)
-    row = ["evaluation/roli", "x/seed-0/roli", "autoattack", "linf 8/255", "100 images"]
+    row = ["evaluation/roli", "x/seed-0/roli", "autoattack", "linf 8/255", "100"]
     assert page.table("Evaluations")[1] == [*row, "50.0 % [40.0, 60.0]", "45.0 % [40.0, 60.0]"]
     assert "stronger attacks find lower ones" not in page.text
-
-
-def test_many_pairs_of_methods_get_a_table(run: Path) -> None:
-    tree = summary()
-    pair = tree["comparisons"][0]
-    tree["comparisons"] += [pair | {"methods": ["roli", "ft"]}, pair | {"methods": ["ft", "roli"]}]
-    write_json(run / "summary.json", tree)
-    page = read(run)
-    rows = page.table("Paired differences")
-    assert rows[1] == ["RoLI − RanLI", "pgd-10", "+7.0 points", "p = 0.09", "paired t, over seeds"]
-    assert "Highest mean accuracy: clean RoLI (82.0 %); pgd-10 RoLI (68.0 %)." in page.text
-    assert page.text.count("a difference of") == 1  # of RoLI and RanLI, which differ in the head
+    named = "evaluation/roli: "
+    assert page.table(f"{named}every attack")[1] == ["apgd-ce", "linf", "50", "5"]
+    assert page.table(f"{named}attacks that the model was not trained against")[1:] == [
+        ["square, l2 1", "45.0 % [40.0, 60.0]"],
+        ["these and the attacks above", "50.0 % [40.0, 60.0]"],
+    ]
+    assert page.table(f"{named}accuracy on other images")[1:] == [
+        ["fog", "50.0 %", "25.0 %", "37.5 %"],
+        ["the second data set", "–", "–", "12.5 %"],
+    ]
+    assert "evaluation/roli/evaluation.json, linf" in page.text
 
 
 def test_the_strengths_of_a_clean_probe(run: Path) -> None:
@@ -319,54 +312,9 @@ def test_the_strengths_of_a_clean_probe(run: Path) -> None:
     for seed in tree["methods"]["ranli"]["per_seed"]:
         seed["stages"][0] |= {"strength": 0.01, "head_norm": 5.0, "strengths": tried}
     write_json(run / "summary.json", tree)
-    page = read(run)
-    rows = page.table("Clean probes by L-BFGS")
+    rows = read(run).table("Clean probes by L-BFGS")
     assert rows[1][:4] == ["RanLI", "0.01", "5.00 ± 0", "50.0 ± 0.0 %"]
-    assert [row[-1] for row in rows[1:]] == ["2", "0"]
-    assert "RanLI: a seed took the first or last L2 strength of the grid" in page.text
-
-
-def _no_config(run: Path) -> None:
-    (run / "config.yaml").unlink()
-
-
-def _other_config(run: Path) -> None:
-    (run / "config.yaml").write_text("a: 1\n")
-
-
-def _bad_summary(run: Path) -> None:
-    (run / "summary.json").write_text("{")
-
-
-def _other_summary(run: Path) -> None:
-    (run / "summary.json").write_text("{}")
-
-
-@pytest.mark.parametrize("break_it", [_no_config, _other_config, _bad_summary, _other_summary])
-def test_what_is_no_run_is_refused(run: Path, break_it: Callable[[Path], None]) -> None:
-    break_it(run)
-    with pytest.raises(RunDirectoryError, match="`run`: expected"):
-        write(run)
-    assert not (run / "report.html").exists()
-
-
-def test_the_same_files_give_the_same_page(run: Path) -> None:
-    assert write(run).read_bytes() == write(run).read_bytes()
-
-
-def test_the_configuration_is_there_whole(run: Path) -> None:
-    html = write(run).read_text(encoding="utf-8")
-    page = Read(html)
-    inside = page.text[page.text.index("data: {name: digits") :]
-    assert "seeds: [0, 1]" in inside
-    assert yaml.safe_load((run / "config.yaml").read_text())["methods"] == ["roli", "ranli"]
-
-
-def test_changed_analysis_changes_the_page(run: Path) -> None:
-    before = write(run).read_bytes()
-    change_json(run / "seed-0" / "roli" / "analysis.json", notes=["a note of its own"])
-    assert "a note of its own" in read(run).text
-    assert write(run).read_bytes() != before
+    assert [row[-1] for row in rows[1:]] == ["2, an end of the grid", "0"]
 
 
 def test_what_was_analysed_on_demand_is_shown(run: Path) -> None:
@@ -389,12 +337,33 @@ def test_what_was_analysed_on_demand_is_shown(run: Path) -> None:
     row = page.table("One plain gradient step")[1]
     assert row == ["RanLI", "clean", "0.199", "0.002", "0.500", "0.400", "20.0 %", "1"]
     row = page.table("The same for a step of the stage's own optimiser")[1]
-    assert row == ["RanLI", "clean", "adamw", "0.400", "0.002", "2.00", "1.60", "25.0 %", "1"]
+    assert row == ["RanLI", "adamw", "clean", "0.400", "0.002", "2.00", "1.60", "25.0 %", "1"]
     row = page.table("Predicted change by the same step")[1]
-    assert row[:5] == ["RanLI", "× 0.1", "0.900", "0.0500", "0.0100"]
-    rows = page.table("The kernel of clean training images where each stage began")
-    row = rows[1]
-    assert rows[0][-3:] == ["accuracy, training", "accuracy, validation", "trivial"]
+    assert row == ["RanLI", "× 0.1", "0.900", "0.0500", "0.0100"]
+    head, row = page.table("The kernel of clean training images where each stage began")
+    assert head[-3:] == ["accuracy, training", "accuracy, validation", "trivial"]
     assert row[:4] == ["RanLI", "30 × 3", "12", "51,000"]
     assert row[-3:] == ["90.0 %", "70.0 %", "40.0 %"]
     assert "Not computed" not in page.text
+
+
+def test_the_configuration_is_there_whole(page: Read) -> None:
+    assert "seeds: [0, 1]" in page.text[page.text.index("data: {name: digits") :]
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda run: (run / "config.yaml").unlink(),
+        lambda run: (run / "config.yaml").write_text("a: 1\n"),
+        lambda run: (run / "summary.json").write_text("{"),
+        lambda run: (run / "summary.json").write_text("{}"),
+        lambda run: change_json(run / "summary.json", methods=3),
+        lambda run: change_json(run / "summary.json", comparisons=[{"attack": "pgd-10"}]),
+    ],
+)
+def test_what_is_no_run_is_refused(run: Path, break_it: Callable[[Path], object]) -> None:
+    break_it(run)
+    with pytest.raises(RunDirectoryError, match="`run`: expected"):
+        write(run)
+    assert not (run / "report.html").exists()

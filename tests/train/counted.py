@@ -48,7 +48,7 @@ class Counting(Objective):
         generator: Generator,
         engine: Engine,
     ) -> Terms:
-        logits = model(engine.laid_out(batch.x))
+        logits = model(engine.to_memory_format(batch.x))
         loss = cross_entropy(logits, batch.y).mean() * self.factor
         counts = torch.stack([torch.ones_like(batch.y).sum(), batch.y.sum()]).double()
         return Terms(loss, logits.detach(), counts)

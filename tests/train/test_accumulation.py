@@ -26,19 +26,19 @@ def in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
 def parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The size of every part that was attacked for training, or 0 for the end of an update."""
     sizes: list[int] = []
-    attack, update = PGD.run, loop.StageLoop._update
+    attack, update = PGD.search, loop.StageLoop._update
 
-    def attacked(self: PGD, model: Any, x: torch.Tensor, *rest: Any, **options: Any) -> Any:
+    def attacked(self: PGD, inputs: Any) -> Any:
         if self.steps == 4:  # the validation takes 2, the test 3
-            sizes.append(len(x))
-        return attack(self, model, x, *rest, **options)
+            sizes.append(len(inputs.x))
+        return attack(self, inputs)
 
     def updated(self: loop.StageLoop, epoch: int, batch: Any) -> Any:
         row = update(self, epoch, batch)
         sizes.append(0)
         return row
 
-    monkeypatch.setattr(PGD, "run", attacked)
+    monkeypatch.setattr(PGD, "search", attacked)
     monkeypatch.setattr(loop.StageLoop, "_update", updated)
     return sizes
 

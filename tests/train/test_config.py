@@ -8,15 +8,14 @@ import yaml
 
 from roli_fast.attacks import APGDT, MSD, PGD, MultiAPGD
 from roli_fast.configuration import RECIPES, read_yaml
-from roli_fast.configuration.types import descriptions, field_types
+from roli_fast.configuration.values import descriptions, field_types
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
 from roli_fast.models import Model
 from roli_fast.peft import Full, Linear
 from roli_fast.threat import ThreatModel
 from roli_fast.train.cli import parse
-from roli_fast.train.config import COMPONENTS, SCHEMA
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.experiment import COMPONENTS, SCHEMA, Experiment
 from roli_fast.train.optim import Optimizer
 from roli_fast.train.stage import Stage
 
@@ -334,13 +333,16 @@ def test_another_attack_in_yaml_brings_its_own_defaults(tmp_path: Path) -> None:
     assert chosen == APGDT(norm=None, eps=None, targets=3, bounds=None)
 
 
-def test_one_radius_of_an_attack_in_several_norms_is_a_list() -> None:
-    """eps is a number in other attacks, so that one number alone cannot be told from several."""
+def test_one_radius_of_an_attack_in_several_norms(tmp_path: Path) -> None:
+    """eps is a number in other attacks: what a flag's text is, its own field says."""
     flags = ["--data=digits", "--finetune.attack=multi_apgd", "--finetune.attack.norms=linf"]
-    attack = parse([*flags, "--finetune.attack.eps=[8/255]"]).experiment.finetune.attack
-    assert attack == MultiAPGD(norms=("linf",), eps=(8 / 255,), bounds=None)
-    with pytest.raises(ConfigError, match=r"`finetune.attack.eps`: .* Of one, write \[0.031"):
-        parse([*flags, "--finetune.attack.eps=8/255"])
+    for text in ("[8/255]", "8/255"):
+        attack = parse([*flags, f"--finetune.attack.eps={text}"]).experiment.finetune.attack
+        assert attack == MultiAPGD(norms=("linf",), eps=(8 / 255,), bounds=None)
+    file = tmp_path / "c.yaml"
+    file.write_text("data: digits\nfinetune: {attack: {name: multi_apgd, eps: 0.5}}\n")
+    with pytest.raises(ConfigError, match=r"`finetune.attack.eps`: .* Of one, write \[0.5"):
+        parse(["--config", str(file)])
 
 
 @pytest.mark.parametrize(

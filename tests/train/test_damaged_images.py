@@ -7,7 +7,7 @@ import pytest
 from small import FLAGS, assert_same_weights
 from tiny_data import write_folder, write_image
 
-from roli_fast.analyze.__main__ import main as analyze
+from roli_fast.analyze import main as analyze
 from roli_fast.errors import DataError, RunDirectoryError
 from roli_fast.train import pipeline, run
 from roli_fast.train.cli import parse

@@ -11,9 +11,9 @@ from small import small
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError, ConfigError
-from roli_fast.train.config import SCHEMA
+from roli_fast.train.cli import help_text
+from roli_fast.train.experiment import SCHEMA
 from roli_fast.train.gradient_projection import GradientProjection, merge
-from roli_fast.train.usage import help_text
 
 
 def merged(natural: list[float], own: list[float], **options: Any) -> list[float]:

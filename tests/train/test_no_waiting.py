@@ -15,7 +15,7 @@ from roli_fast.attacks import PGD
 from roli_fast.errors import NonFiniteLossError
 from roli_fast.threat import values_are_known
 from roli_fast.train import loop
-from roli_fast.train.tally import Tally
+from roli_fast.train.metrics import Tally
 
 ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.epochs=2"]
 SEVERAL = ["--threat.other_norms=l2,l1", "--threat.other_eps=0.2,2", "--ranli.attack.steps=2"]

@@ -12,7 +12,7 @@ from torch import nn
 from roli_fast.engine import Engine
 from roli_fast.peft import METHODS
 from roli_fast.peft import apply as tuned
-from roli_fast.train.objectives.passes import is_independent, logits_of
+from roli_fast.train.objectives.base import is_independent, logits_of
 
 NOT_SO: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: nn.BatchNorm2d(3),

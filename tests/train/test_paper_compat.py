@@ -19,13 +19,12 @@ from roli_fast.models import Classifier
 from roli_fast.peft import Adapter, Bias, Full, LoRA, Method
 from roli_fast.threat import ThreatModel
 from roli_fast.train import loop
-from roli_fast.train.cli import parse
-from roli_fast.train.config import SCHEMA
+from roli_fast.train.cli import help_text, parse
+from roli_fast.train.experiment import SCHEMA
 from roli_fast.train.optim import Optimizer
 from roli_fast.train.paper_compat import FAULTS, RAMP_FAULTS, PaperCompat
 from roli_fast.train.run_directory import identity
 from roli_fast.train.stage import Stage
-from roli_fast.train.usage import help_text
 
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 

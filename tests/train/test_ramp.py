@@ -16,7 +16,7 @@ from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
 from roli_fast.threat import ThreatModel
-from roli_fast.train.objectives.passes import is_independent
+from roli_fast.train.objectives.base import is_independent
 from roli_fast.train.objectives.ramp import RAMP
 
 L3 = math.log(3.0)
@@ -181,7 +181,7 @@ def test_with_real_attacks_the_loss_is_that_of_what_they_find() -> None:
     model = tiny("vit_tiny_patch16_224", num_classes=4).double()
     batch = Batch(images(6, 3, 8, 8).double(), torch.arange(6) % 4, torch.arange(6))
     attack = replace(REAL, steps=3)
-    found = attack.only("linf", "l1").search(model, batch.x, batch.y).found
+    found = attack.only("linf", "l1").run(model, batch.x, batch.y).found
     same = trained_on(RAMP("linf", "l1"), model, batch, given(**found))
     terms = trained_on(RAMP("linf", "l1"), model, batch, attack)
     assert terms.loss.item() == pytest.approx(same.loss.item(), rel=1e-12)

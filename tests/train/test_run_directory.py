@@ -14,7 +14,7 @@ from roli_fast.errors import DataError, RoliFastError, RunDirectoryError
 from roli_fast.files import write_json
 from roli_fast.train import run
 from roli_fast.train.cli import parse
-from roli_fast.train.recorder import Recorder
+from roli_fast.train.metrics import Recorder
 from roli_fast.train.run_directory import read_result, read_test, saved_environment
 from roli_fast.train.stage import StageResult
 
@@ -137,7 +137,7 @@ def test_a_damaged_result_is_named_with_its_field(
         ({"robust_flags": {"pgd-10": "111"}}, "accuracy and flags of pgd-10 differ"),
         ({"robust_accuracy": {"pgd-9": 0.5}}, "expected .'pgd-10'"),
         ({"robust_accuracy": None}, "robust_accuracy"),
-        ({"clean_accuracy": "x"}, "clean_accuracy: expected a number"),
+        ({"clean_accuracy": "x"}, "clean_accuracy: got 'x'"),
     ],
 )
 def test_a_damaged_test_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:

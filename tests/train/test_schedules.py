@@ -11,11 +11,10 @@ from small import run_small, small
 from roli_fast.errors import ArgumentError, ConfigError
 from roli_fast.running.environment import hash_text
 from roli_fast.train.cli import parse
-from roli_fast.train.config import SCHEMA
-from roli_fast.train.experiment import PLACE_FIELDS
+from roli_fast.train.experiment import PLACE_FIELDS, SCHEMA
+from roli_fast.train.optim import SCHEDULES, Cosine, Schedule, Step, Triangle, lr_factor
 from roli_fast.train.paper_compat import PaperCompat
 from roli_fast.train.run_directory import identity
-from roli_fast.train.schedules import SCHEDULES, Cosine, Schedule, Step, Triangle, lr_factor
 from roli_fast.train.stage import Stage
 
 

@@ -12,11 +12,10 @@ from tiny_data import write_folder, write_image
 
 from roli_fast.errors import ConfigError, NonFiniteLossError, RoliFastError, RunDirectoryError
 from roli_fast.peft import Bias, Full
-from roli_fast.train import Experiment, loop, pipeline, sweep_files, sweep_run
+from roli_fast.train import Experiment, loop, pipeline, sweep
 from roli_fast.train.__main__ import main
 from roli_fast.train.cli import parse
-from roli_fast.train.sweep import Axis, cells
-from roli_fast.train.sweep_run import run_sweep, sweep_table
+from roli_fast.train.sweep import Axis, cells, run_sweep, sweep_table
 
 QUICK = ["--probe.epochs=1", "--finetune.epochs=1", "--data.max_per_class=12"]
 RATES = "finetune.optimizer.lr=1e-3,2e-3"
@@ -220,13 +219,13 @@ def test_a_killed_sweep_goes_on_where_it_was(
 def test_a_sweep_that_is_killed_at_its_beginning_stays_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, folder = sweep_run.open_run_dir, tmp_path / "sweep"
+    original, folder = sweep.open_run_dir, tmp_path / "sweep"
 
     def cut(*arguments: Any, **options: Any) -> Any:
         original(*arguments, **options).release()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep_run, "open_run_dir", cut)
+    monkeypatch.setattr(sweep, "open_run_dir", cut)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(small(*QUICK), axes(RATES), folder, quiet=True)
     assert parse(["--run_dir", str(folder), "--resume"]).axes == tuple(axes(RATES))
@@ -304,7 +303,7 @@ def test_the_sweep_runner_never_looks_at_a_test_to_choose(
 ) -> None:
     """By the time the first test image is read, the choice is made."""
     chosen: list[str] = []
-    original, evaluate = sweep_run._choose, pipeline.evaluate
+    original, evaluate = sweep._choose, pipeline.evaluate
 
     def choose(method: str, *arguments: Any) -> Any:
         chosen.append(method)
@@ -314,7 +313,7 @@ def test_the_sweep_runner_never_looks_at_a_test_to_choose(
         assert chosen, "tested before anything was chosen"
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(sweep_run, "_choose", choose)
+    monkeypatch.setattr(sweep, "_choose", choose)
     monkeypatch.setattr(pipeline, "evaluate", test)
     base = small(*QUICK, "--methods=ranli", "--ranli.epochs=1")
     run_sweep(base, axes("ranli.optimizer.lr=1e-3,2e-3"), tmp_path / "sweep", quiet=True)
@@ -323,16 +322,16 @@ def test_the_sweep_runner_never_looks_at_a_test_to_choose(
 
 def test_what_a_sweep_keeps_is_read_back_or_named(tmp_path: Path) -> None:
     swept = (Axis("finetune.optimizer.lr", ("1e-3", "0.1")), Axis("threat.eps", ("8/255", "null")))
-    (tmp_path / sweep_files.SWEEP).write_text(sweep_files.axes_text(swept))
-    assert sweep_files.saved_axes(tmp_path) == swept
+    (tmp_path / sweep.SWEEP).write_text(sweep.axes_text(swept))
+    assert sweep.saved_axes(tmp_path) == swept
     for text in ("3", "a: [1]", "a: [x", "a: &a [*a]", "[" * 20_000):
         (tmp_path / "sweep.yaml").write_text(text)
         with pytest.raises(RunDirectoryError, match=r"sweep\.yaml': "):
-            sweep_files.saved_axes(tmp_path)
+            sweep.saved_axes(tmp_path)
     for text in ("[]", '{"lp": 3}', '{"lp": [{"seed": 0, "stages": [{"name": 1}]}]}'):
         for name in ("diverged", "validation"):
             (tmp_path / f"{name}.json").write_text(text)
         with pytest.raises(RunDirectoryError, match=r"diverged\.json': "):
-            sweep_files.read_diverged(tmp_path)
+            sweep.read_diverged(tmp_path)
         with pytest.raises(RunDirectoryError, match=r"validation\.json': "):
-            sweep_files.read_validation(tmp_path, "lp")
+            sweep.read_validation(tmp_path, "lp")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from roli_fast.train.tally import Tally
+from roli_fast.train.metrics import Tally
 
 HERE, GPU = torch.device("cpu"), torch.device("cuda")
 """A tally for a GPU takes rows of a CPU as well, and is as late."""

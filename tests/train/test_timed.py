@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from roli_fast.train.timed import Timed
+from roli_fast.train.metrics import Timed
 
 
 @pytest.fixture

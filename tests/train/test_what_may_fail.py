@@ -21,10 +21,10 @@ from roli_fast.evaluate.cli import parse as parse_evaluation
 from roli_fast.running import device
 from roli_fast.running.folder import dated
 from roli_fast.train import __main__ as program
-from roli_fast.train import recorder, run_directory
+from roli_fast.train import metrics, run_directory
 from roli_fast.train.checks import check
 from roli_fast.train.cli import parse
-from roli_fast.train.recorder import Recorder
+from roli_fast.train.metrics import Recorder
 
 SURROGATE = os.fsdecode(b"x\xff")
 PLACE = {"seed": 0, "method": "roli", "stage": "probe"}
@@ -51,7 +51,7 @@ def test_a_full_disk_says_how_to_go_on_and_loses_nothing(
         with monkeypatch.context() as full:
             full.setattr(files, "commit", partial(full_at, target, files.commit))
             if target == "metrics.jsonl":
-                full.setattr(recorder, "open", no_space, raising=False)
+                full.setattr(metrics, "open", no_space, raising=False)
             begun = ["--resume"] if (folder / "config.yaml").exists() else flags
             assert program.main(["--run_dir", str(folder), *begun]) == 2
         message = caplog.messages[-1]

@@ -11,9 +11,15 @@ from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.losses import cross_entropy
 from roli_fast.train.objectives.adversarial import Adversarial
-from roli_fast.train.objectives.base import OBJECTIVES, Objective, Terms, searched
-from roli_fast.train.objectives.passes import logits_of
-from roli_fast.train.objectives.several import check_norms, in_norms
+from roli_fast.train.objectives.base import (
+    OBJECTIVES,
+    Objective,
+    Terms,
+    check_norms,
+    in_norms,
+    logits_of,
+    searched,
+)
 
 
 @OBJECTIVES.register("avg")

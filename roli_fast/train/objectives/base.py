@@ -1,17 +1,20 @@
-"""The interface of an objective, and the table of all of them."""
+"""The interface of an objective, the table of all of them, and what several of them share."""
 
 import contextlib
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from roli_fast.attacks import Attack
+from roli_fast.attacks import Attack, MultiAPGD
+from roli_fast.attacks.base import AttackInputs
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, describe, is_number
+from roli_fast.norms import NORMS
 from roli_fast.registry import Registry
 
 
@@ -100,39 +103,26 @@ class Objective:
         raise NotImplementedError
 
 
-FoundT = TypeVar("FoundT", covariant=True)
-
-
-class Search(Protocol[FoundT]):
-    """An attack, or one of its methods, called as attacks are."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator | None = None,
-        *,
-        engine: Engine | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> FoundT:
-        """What it finds for a batch."""
-        ...
+FoundT = TypeVar("FoundT")
 
 
 def searched(
-    search: Search[FoundT], model: nn.Module, batch: Batch, generator: Generator, engine: Engine
+    search: Callable[[AttackInputs], FoundT],
+    model: nn.Module,
+    batch: Batch,
+    generator: Generator,
+    engine: Engine,
 ) -> FoundT:
-    """What `search` finds for a batch. What is drawn for a sample depends on the generator and its
-    id alone, neither on its place in the batch nor on how large that is.
+    """What an attack's `search` finds for a batch. What is drawn for a sample depends on the
+    generator and its id alone, neither on its place in the batch nor on how large that is.
     """
     ids = batch.ids.to(batch.x.device, non_blocking=True)  # pinned where that is a GPU
     # the attack's passes see to their own precision: those around it are the training forward's
     apart: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if engine.short_dtype is not None:
+    if engine.low_precision_dtype is not None:
         apart = torch.autocast(batch.x.device.type, enabled=False)
     with apart:
-        return search(model, batch.x, batch.y, generator, engine=engine, sample_ids=ids)
+        return search(AttackInputs(model, batch.x, batch.y, generator, engine, ids))
 
 
 def attacked(
@@ -140,8 +130,8 @@ def attacked(
 ) -> Tensor:
     """The images to train on, (B, ...), in the engine's layout; clean ones without an attack."""
     if attack is None:
-        return engine.laid_out(batch.x)
-    return engine.laid_out(searched(attack, model, batch, generator, engine))
+        return engine.to_memory_format(batch.x)
+    return engine.to_memory_format(searched(attack.search, model, batch, generator, engine).x_adv)
 
 
 def needs_attack(attack: Attack | None, objective: str) -> Attack:
@@ -165,3 +155,81 @@ def check_weight(name: str, value: float) -> None:
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+
+DROP_FIELDS = ("p", "prob", "drop", "dropout", "drop_prob", "drop_rate")
+"""Where modules keep the probability of what they leave out: Dropout, DropPath, DropBlock, patch
+dropout and stochastic depth, of torch, timm and torchvision; attention and recurrent layers; LoRA;
+and networks of timm that call torch's dropout themselves."""
+
+
+def is_independent(model: nn.Module) -> bool:
+    """Whether a forward in the modes that the modules are in gives each image the logits that it
+    would get in any other batch, and leaves nothing behind.
+
+    Not so where a module normalises by the batch, keeps running statistics of it, or draws: told by
+    looking at every module, as networks say it nowhere. It is not so for a module in training mode
+    that is a BatchNorm or has a buffer running_mean or running_var, that has a number above 0 in
+    one of `DROP_FIELDS`, or is RReLU; and for a BatchNorm without running statistics in any mode.
+    A network that draws by itself, in none of these ways, is not seen.
+    """
+    return not any(map(_looks_at_the_batch_or_draws, model.modules()))
+
+
+def _looks_at_the_batch_or_draws(module: nn.Module) -> bool:
+    if isinstance(module, _BatchNorm) and module.running_mean is None:
+        return True
+    if not module.training:
+        return False
+    if isinstance(module, (_BatchNorm, nn.RReLU)):
+        return True
+    own, buffers = vars(module), dict(module.named_buffers(recurse=False))
+    if any(name in buffers for name in ("running_mean", "running_var")):
+        return True
+    chances = [own.get(name) for name in DROP_FIELDS]
+    return any(isinstance(chance, (int, float)) and chance > 0 for chance in chances)
+
+
+def logits_of(model: nn.Module, images: Sequence[Tensor], engine: Engine) -> list[Tensor]:
+    """Logits (B, C) of each of these batches (B, ...), in their order.
+
+    One forward of all together where the model is independent: the same but for rounding, and in
+    one pass that fills the device better. Else one forward each, as the methods' authors make them:
+    a BatchNorm normalises each by its own statistics, and its running ones see all.
+    """
+    if len(images) > 1 and is_independent(model):
+        together = model(engine.to_memory_format(torch.cat([*images])))
+        return [*together.split([len(batch) for batch in images])]
+    return [model(engine.to_memory_format(batch)) for batch in images]
+
+
+def check_norms(name: str, norms: Sequence[str], *, fewest: int = 1) -> None:
+    """Raise unless the field `name` holds so many norms or more, all different."""
+    for norm in norms:
+        if norm not in NORMS:
+            raise ArgumentError(describe(name, f"any of: {', '.join(NORMS)}", repr(norm)))
+    if len(norms) < fewest or len(set(norms)) < len(norms):
+        raise ArgumentError(describe(name, f"{fewest} or more different norms", tuple(norms)))
+
+
+def in_norms(
+    attack: Attack | None, norms: Sequence[str] | None, objective: str, *, fewest: int = 1
+) -> MultiAPGD:
+    """The attack in these norms alone; in all of its own, `fewest` or more, for None.
+
+    Raises:
+        ArgumentError: there is none, it does not search norms one by one, or it has no radius for
+            one of them.
+    """
+    attack = needs_attack(attack, objective)
+    if not isinstance(attack, MultiAPGD):
+        fix = "Write attack: multi_apgd, and name the norms under threat."
+        expected = f"multi_apgd beside objective {objective}"
+        raise ArgumentError(describe("attack", expected, repr(attack), fix))
+    if norms is not None:
+        return attack.only(*norms)
+    own = attack.norms or ()
+    if len(own) < fewest:
+        fix = "Write threat.other_norms and threat.other_eps."
+        raise ArgumentError(describe("norms", f"{fewest} or more in the attack", own, fix))
+    return attack

@@ -13,8 +13,15 @@ from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.losses import cross_entropy
 from roli_fast.train.objectives.adversarial import Adversarial
-from roli_fast.train.objectives.base import OBJECTIVES, Objective, Terms, not_drawn, searched
-from roli_fast.train.objectives.several import check_norms, in_norms
+from roli_fast.train.objectives.base import (
+    OBJECTIVES,
+    Objective,
+    Terms,
+    check_norms,
+    in_norms,
+    not_drawn,
+    searched,
+)
 
 
 @OBJECTIVES.register("eat")
@@ -96,7 +103,7 @@ class _Drawn(EAT):
         norm = self.norms[self.place]
         search = in_norms(attack, [norm], "eat").search
         found = searched(search, model, batch, generator, engine).found[norm]
-        logits = model(engine.laid_out(found.x_adv))
+        logits = model(engine.to_memory_format(found.x_adv))
         counts[self.place] = found.robust.sum()
         counts[self.place + len(self.norms)].fill_(len(batch.y))
         return Terms(cross_entropy(logits, batch.y).mean(), logits.detach(), counts)

@@ -18,11 +18,13 @@ from roli_fast.train.objectives.base import (
     OBJECTIVES,
     Objective,
     Terms,
+    check_norms,
     check_weight,
+    in_norms,
+    is_independent,
+    logits_of,
     searched,
 )
-from roli_fast.train.objectives.passes import is_independent, logits_of
-from roli_fast.train.objectives.several import check_norms, in_norms
 
 
 @OBJECTIVES.register("ramp")

@@ -11,8 +11,14 @@ from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.train.objectives.adversarial import Adversarial
-from roli_fast.train.objectives.base import OBJECTIVES, Objective, Terms, not_drawn
-from roli_fast.train.objectives.several import check_norms, in_norms
+from roli_fast.train.objectives.base import (
+    OBJECTIVES,
+    Objective,
+    Terms,
+    check_norms,
+    in_norms,
+    not_drawn,
+)
 
 
 @OBJECTIVES.register("sat")

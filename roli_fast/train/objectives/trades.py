@@ -16,9 +16,9 @@ from roli_fast.train.objectives.base import (
     Terms,
     attacked,
     check_weight,
+    logits_of,
     needs_attack,
 )
-from roli_fast.train.objectives.passes import logits_of
 
 
 @OBJECTIVES.register("trades")

@@ -1,0 +1,112 @@
+"""Shares of images that are right: flags, their text in files, and how sure a share is."""
+
+import math
+from collections.abc import Iterable
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roli_fast.errors import ArgumentError, describe
+
+
+def accuracy(flags: Tensor) -> float:
+    """Share of true flags."""
+    return flags.double().mean().item()
+
+
+def to_text(flags: Tensor) -> str:
+    """One character a sample, "1" for true."""
+    return "".join("1" if flag else "0" for flag in flags.tolist())
+
+
+def to_flags(text: str) -> Tensor:
+    """The flags, bool (N,), of such a text."""
+    if set(text) - {"0", "1"}:
+        raise ValueError(f"flags are 0 and 1, got {text!r}")
+    return torch.tensor([letter == "1" for letter in text], dtype=torch.bool)
+
+
+def accuracy_of(flags: Tensor) -> dict[str, Any]:
+    """A share of true flags with its 95 % interval, and the flags."""
+    right = int(flags.sum())
+    return {
+        "accuracy": right / len(flags),
+        "interval_95": list(wilson_interval(right, len(flags))),
+        "flags": to_text(flags),
+    }
+
+
+def mean_accuracy(entries: Iterable[dict[str, Any]]) -> float:
+    """The mean over what `accuracy_of` made."""
+    shares = [entry["accuracy"] for entry in entries]
+    return sum(shares) / len(shares)
+
+
+def standard_error(accuracy: float, count: int) -> float:
+    """Binomial standard error sqrt(a (1 - a) / n) of an accuracy `a` measured on n images.
+
+    Args:
+        accuracy: share in [0, 1].
+        count: number of images, at least one.
+    """
+    if not 0 <= accuracy <= 1:
+        raise ArgumentError(describe("accuracy", "a share in [0, 1]", accuracy))
+    if count < 1:
+        raise ArgumentError(describe("count", "at least one image", count))
+    return math.sqrt(accuracy * (1 - accuracy) / count)
+
+
+def wilson_interval(
+    right: int, count: int, *, level: float = 0.95, population: int | None = None
+) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927, JASA 22, 209-212).
+
+    With p = right / count and z the normal quantile, (p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) /
+    (1 + z^2/n). Unlike p -+ z times the standard error it stays inside [0, 1] and has a width at 0
+    and 1.
+
+    Where the images are a random part of a finite set and the accuracy on that set is asked for,
+    give its size as `population`: n becomes n (N - 1) / (N - n), so that all images leave no doubt,
+    and the interval is cut to what the images seen still allow. A choice that is balanced over the
+    classes varies less than this interval allows for. It knows nothing of seeds or training runs.
+
+    Args:
+        right: images classified right.
+        count: images seen, at least one.
+        level: how often such an interval holds the truth, in (0, 1).
+        population: images of the whole set, at least `count`; None for an infinite one.
+
+    Returns:
+        (low, high), shares in [0, 1].
+
+    Raises:
+        ArgumentError: a number is out of range.
+    """
+    _check(right, count, level, population)
+    share, size = right / count, float(count)
+    if population is not None:
+        if count == population:
+            return share, share
+        size = count * (population - 1) / (population - count)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    shrink = 1 + z * z / size
+    middle = (share + z * z / (2 * size)) / shrink
+    half = z / shrink * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
+    lowest, highest = 0.0, 1.0
+    if population is not None:
+        lowest, highest = right / population, 1 - (count - right) / population
+    low = lowest if right == 0 else max(middle - half, lowest)
+    return low, highest if right == count else min(middle + half, highest)
+
+
+def _check(right: int, count: int, level: float, population: int | None) -> None:
+    if count < 1:
+        raise ArgumentError(describe("count", "at least one image", count))
+    if not 0 <= right <= count:
+        raise ArgumentError(describe("right", f"a number of images from 0 to {count}", right))
+    if not 0 < level < 1:
+        raise ArgumentError(describe("level", "a share in (0, 1), 0.95 say", level))
+    if population is not None and population < count:
+        raise ArgumentError(describe("population", f"at least the {count} images seen", population))

@@ -1,0 +1,481 @@
+"""Every table of a page: columns (heading, what a row says there) over rows.
+
+What the headings mean stands in page/page.html.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any, NamedTuple
+
+from roli_fast.report import plots
+from roli_fast.report.plots import share, spreads
+from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
+from roli_fast.report.subjects import Page, Subject, steps
+from roli_fast.report.text import (
+    NONE,
+    change,
+    duration,
+    given,
+    method_name,
+    number,
+    over_seeds,
+    p_value,
+    percent,
+    percent_over_seeds,
+    percent_within,
+    points,
+    radius,
+    whole,
+)
+
+Says = Callable[[Any], str]
+Columns = Mapping[str, Says]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings, the rows' one first, and rows of as many texts."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns are of numbers, that stand to the right."""
+        cells = [[row[i] for row in self.rows] for i in range(len(self.columns))]
+        return [i > 0 and all(map(_is_number, column)) for i, column in enumerate(cells)]
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1] in "0123456789−+–×" or cell.startswith(("p ", "not fitted"))
+
+
+class Of(NamedTuple):
+    """What a row is about: its name, the same thing of every seed, which part, and a remark."""
+
+    label: str
+    trees: Sequence[Tree]
+    part: str = ""
+    told: str = ""
+
+
+def table(rows: Iterable[Mapping[str, str]]) -> Table:
+    """Rows as heading -> text; a column of which nothing is known is left out."""
+    found = list(rows)
+    names = [name for name in (found or [{}])[0] if {row[name] for row in found} - {NONE}]
+    return Table(names, [[row[name] for name in names] for row in found])
+
+
+def told(columns: Columns, rows: Sequence[Any]) -> Table:
+    """What every column says of every row."""
+    return table({name: says(row) for name, says in columns.items()} for row in rows)
+
+
+def over(*path: str | int, one: Callable[[Sequence[float]], str] = over_seeds) -> Says:
+    """The mean over seeds of what is at `path`, ± its deviation."""
+    return lambda row: one(values(row.trees, *path))
+
+
+def share_over(*path: str | int) -> Says:
+    """The same of shares, in percent."""
+    return over(*path, one=percent_over_seeds)
+
+
+def first(*path: str | int, one: Callable[[Any], str]) -> Says:
+    """What the first seed says, where all say the same."""
+    return lambda row: one(at(row.trees, 0, *path))
+
+
+def moved(*path: str, ends: tuple[str, str] = ("start", "end"), one: Says = over_seeds) -> Says:
+    """From one value to another."""
+    first, last = ends
+    return lambda row: change(values(row.trees, first, *path), values(row.trees, last, *path), one)
+
+
+LABEL: Says = lambda row: row.label  # noqa: E731
+PART: Says = lambda row: row.part  # noqa: E731
+SEEDS: Says = lambda row: str(len(row.trees))  # noqa: E731
+
+
+def columns(subjects: Sequence[Subject]) -> list[str]:
+    """The columns of robust accuracy: the attack's label, or each norm and their union."""
+    tests = [test for s in subjects for test in (s.method.test, *(x.test for x in s.method.seeds))]
+    return list(dict.fromkeys(c for test in tests for c in at(test, "robust_accuracy") or ()))
+
+
+def _shares(page: Page, one: Callable[[str], str]) -> dict[str, str]:
+    """Heading -> text of clean images and of each attack."""
+    return {"clean": one("clean")} | {f"robust, {c}": one(c) for c in columns(page.subjects)}
+
+
+def accuracy(page: Page) -> Table:
+    """Test accuracy of every method: the table that methods are compared by."""
+    return table(_tested(page, s) for s in page.tested)
+
+
+def _tested(page: Page, s: Subject) -> dict[str, str]:
+    test, spread, seeds = s.method.test, spreads(s.method.test), s.method.seeds
+    times = [sum(stage["train_seconds"] for stage in seed.stages) for seed in seeds]
+    stages = [f"{stage['name']} {stage['epochs']}" for stage in seeds[0].stages]
+    return {
+        "method": s.label,
+        **_shares(page, lambda column: percent_within(share(test, column), spread.get(column))),
+        "seeds": str(len(seeds)),
+        "stages and epochs": " + ".join(stages),
+        "training time": duration(mean(times)),
+    }
+
+
+def comparisons(page: Page) -> Table:
+    """The paired tests of every run."""
+    return table(
+        {
+            "methods": (f"{name}: " if page.several else "")
+            + " − ".join(map(method_name, entry["methods"])),
+            "attack": entry["attack"],
+            "difference": points(entry["difference"]),
+            "p": p_value(entry["p_value"]),
+            "test": entry["test"],
+        }
+        for name, run in zip(page.names, page.runs, strict=True)
+        for entry in run.summary.get("comparisons") or ()
+    )
+
+
+def per_seed(page: Page) -> Table:
+    """What every seed has, also of an unfinished run."""
+    return table(
+        {
+            "method": s.label,
+            "seed": str(seed.number),
+            "last stage": str(at(seed.stages, -1, "name") or NONE),
+            "validation": percent(at(seed.stages, -1, "best_validation_accuracy")),
+            **_shares(page, lambda c, test=seed.test: percent(share(test, c))),
+        }
+        for s in page.subjects
+        for seed in s.method.seeds
+    )
+
+
+def sweep(run: Run) -> Table:
+    """The cells of a sweep, and which were chosen."""
+    return table(
+        {
+            "cell": str(cell["cell"]),
+            "method": method_name(cell["method"]),
+            "validation": percent_within(cell["validation_accuracy"], cell["sd"]),
+            "outcome": "chosen" if cell["chosen"] else "diverged" if cell["diverged"] else "",
+        }
+        for cell in at(run.summary, "sweep", "cells") or ()
+    )
+
+
+def curve(page: Page, norm: str) -> Table:
+    """Accuracy at every radius of a norm, a column a subject."""
+    curves = [(s, [c for c in plots.curves(s) if c["norm"] == norm]) for s in page.subjects]
+    shown = [(s.label, plots.radii(own)) for s, own in curves if own]
+    unit = "radius in 1/255" if norm == "linf" else "radius"
+    return table(
+        {unit: f"{x:.4g}"}
+        | {name: percent_over_seeds(values(own.get(x, ()), "accuracy")) for name, own in shown}
+        for x in sorted({x for _, own in shown for x in own})
+    )
+
+
+def _interval(entry: Tree | None) -> str:
+    if not entry:
+        return NONE
+    low, high = entry["interval_95"]
+    return f"{percent(entry['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def evaluations(run: Run) -> Table:
+    """What each evaluation of a run found: a row for every norm, and one for their union."""
+    rows = []
+    for name, tree in run.evaluations.items():
+        norms = [(radius(n, e.get("eps")), e.get("robust")) for n, e in tree["norms"].items()]
+        norms += [("union", tree.get("union"))] * (len(norms) > 1)
+        model = str(at(tree, "model", "source") or at(tree, "model", "file"))
+        rows += [
+            {
+                "evaluation": name,
+                "model": "/".join(model.split("/")[-3:]),
+                "attacks": " + ".join(str(a.get("name")) for a in tree.get("attacks") or ()),
+                "threat": threat,
+                "images": whole(tree["images"]),
+                "clean": _interval(tree["clean"]),
+                "robust": _interval(robust),
+            }
+            for threat, robust in norms
+        ]
+    return table(rows)
+
+
+def searches(tree: Tree) -> Table:
+    """Every attack of an evaluation, and what it found of the images that were left to it."""
+    return table(
+        {
+            "attack": str(one["part"]),
+            "norm": norm,
+            "images left": whole(one["attacked"]),
+            "fooled": whole(one["fooled"]),
+        }
+        for norm, entry in tree["norms"].items()
+        for one in entry.get("searches") or ()
+    )
+
+
+TOGETHER = {
+    "union": "all of these",
+    "union_with_norms": "these and the attacks above",
+    "union_with_corruptions": "these, the attacks above and every corruption",
+}
+
+
+def unseen(tree: Tree) -> Table:
+    """Attacks that the model was not trained against, each on its own, and together."""
+    found = tree.get("unseen") or {}
+    alone = found.get("attacks") or ()
+    rows = [(f"{e['attack']}, {radius(e['norm'], e['eps'])}", e["robust"]) for e in alone]
+    rows += [(text, found[name]) for name, text in TOGETHER.items() if found.get(name)]
+    return table({"right under": name, "accuracy": _interval(entry)} for name, entry in rows)
+
+
+def corruptions(tree: Tree) -> Table:
+    """Accuracy on corrupted images by kind and severity, and on a second data set."""
+    found = dict(at(tree, "shifts", "corruptions") or {})
+    severities = sorted({severity for levels in found.values() for severity in levels})
+    if other := at(tree, "shifts", "ood"):
+        found["the second data set"] = {"": other}
+    return table(
+        {"images": kind}
+        | {f"severity {s}": percent(at(levels, s, "accuracy")) for s in severities}
+        | {"mean": percent(mean(values(list(levels.values()), "accuracy")))}
+        for kind, levels in found.items()
+    )
+
+
+def _rows_of_classes(row: Of) -> str:
+    """Between which norms the rows of the head lie, means over seeds."""
+    ends = [values(at(stage, "end", "head", "rows") or ()) for stage in row.trees]
+    lows, highs = [min(rows) for rows in ends if rows], [max(rows) for rows in ends if rows]
+    return f"{number(mean(lows))} to {number(mean(highs))}" if lows else NONE
+
+
+HEAD: Columns = {
+    "stage": LABEL,
+    "epochs": first("epochs", one=whole),
+    "rate": first("lr", one=given),
+    "head norm ‖V‖": moved("head", "norm"),
+    "rows at the end": _rows_of_classes,
+    "residual, clean": moved("residual", "clean"),
+    "residual, attacked": moved("residual", "adversarial"),
+}
+
+FEATURES: Columns = {
+    "stage": LABEL,
+    "absolute, clean": over("change", "clean", "absolute"),
+    "relative, clean": over("change", "clean", "relative"),
+    "relative, attacked": over("change", "adversarial", "relative"),
+    "cosine, clean": over("change", "clean", "cosine"),
+    "cosine, attacked": over("change", "adversarial", "cosine"),
+    "CKA, clean": over("change", "clean", "cka"),
+    "CKA, attacked": over("change", "adversarial", "cka"),
+}
+
+SHAPE: Columns = {
+    "stage": LABEL,
+    "separation, clean": moved("separation", "clean"),
+    "separation, attacked": moved("separation", "adversarial"),
+    "cosine between images, clean": moved("pairwise_cosine", "clean"),
+    "cosine between images, attacked": moved("pairwise_cosine", "adversarial"),
+    "robust drift, relative": moved("robust_drift", "relative"),
+}
+
+
+def stages(page: Page) -> list[Of]:
+    """Every stage as analysed."""
+    return [Of(s.staged(name), own) for s, name, own in steps(page.subjects)]
+
+
+STRENGTHS: Columns = {
+    "stage": LABEL,
+    "L2 strength": PART,
+    "head norm ‖V‖": over("head_norm"),
+    "validation": share_over("validation_accuracy"),
+    "validation NLL": over("validation_nll"),
+    "training loss": over("train_loss"),
+    "chosen": lambda row: row.told,
+}
+
+
+def strengths(page: Page) -> list[Of]:
+    """Every strength that a clean probe solved by L-BFGS tried."""
+    rows = []
+    for s in page.subjects:
+        for name, own in s.method.stages.items():
+            tried = [row for stage in own for row in stage.get("strengths") or ()]
+            grid = sorted({row["strength"] for row in tried})
+            for strength in grid:
+                same = [row for row in tried if row["strength"] == strength]
+                chosen = sum(stage.get("strength") == strength for stage in own)
+                end = chosen and len(grid) > 1 and strength in (grid[0], grid[-1])
+                told = f"{chosen}, an end of the grid" if end else str(chosen)
+                rows.append(Of(s.staged(name), same, given(strength), told))
+    return rows
+
+
+ONE_STEP: Columns = {
+    "stage": LABEL,
+    "images": PART,
+    "FT ratio": over("ft_ratio"),
+    "rate": first("lr", one=given),
+    "predicted": over("predicted"),
+    "actual": over("actual"),
+    "relative error": share_over("relative_error"),
+    "seeds": SEEDS,
+}
+
+FIRST_UPDATE: Columns = {"stage": LABEL, "optimiser": first("optimizer", one=str)} | ONE_STEP
+
+SCALE: Columns = {
+    "stage": LABEL,
+    "head": PART,
+    "residual": over("residual"),
+    "features": over("features"),
+    "logits through F": over("logits_F"),
+    "FT ratio": over("ft_ratio"),
+    "features, residual held": over("fixed_features"),
+    "logits through F, residual held": over("fixed_logits_F"),
+}
+
+KERNEL: Columns = {
+    "stage": LABEL,
+    "images × classes": PART,
+    "P rank": first("P", "rank", one=whole),
+    "P norm": over("P", "frobenius"),
+    "F rank": first("F", "rank", one=whole),
+    "F norm": over("F", "frobenius"),
+    "NTK rank": first("NTK", "rank", one=whole),
+    "NTK norm": over("NTK", "frobenius"),
+    "accuracy, training": share_over("regression", "train"),
+    "accuracy, validation": share_over("regression", "test"),
+    "trivial": share_over("regression", "trivial"),
+}
+
+
+def _having(page: Page, key: str) -> Iterator[tuple[str, list[Any]]]:
+    """(stage, that part of every seed which has it)."""
+    for s, name, own in steps(page.subjects):
+        if found := [stage[key] for stage in own if stage.get(key)]:
+            yield s.staged(name), found
+
+
+def one_step(page: Page) -> list[Of]:
+    """One plain gradient step of each stage, on clean and on attacked images."""
+    return [
+        Of(name, trees, word)
+        for name, own in _having(page, "one_step")
+        for condition, word in CONDITIONS.items()
+        if (trees := [one[condition] for one in own if one.get(condition)])
+    ]
+
+
+def first_update(page: Page) -> list[Of]:
+    """The same for a step of the stage's own optimiser."""
+    rows = []
+    for row in one_step(page):
+        made = [tree for tree in row.trees if tree.get("first_update")]
+        own = [tree["first_update"] | {"lr": tree.get("lr")} for tree in made]
+        rows += [row._replace(trees=own)] * bool(own)
+    return rows
+
+
+def head_scale(page: Page) -> list[Of]:
+    """The same plain step from a head that is scaled."""
+    rows = []
+    for name, own in _having(page, "head_scale"):
+        tried = [row for one in own for row in one]
+        for scale in dict.fromkeys(row["scale"] for row in tried):
+            same = [row for row in tried if row["scale"] == scale]
+            rows.append(Of(name, same, f"× {given(scale)}"))
+    return rows
+
+
+def kernels(page: Page) -> list[Of]:
+    """The tangent kernel where each stage began."""
+    return [
+        Of(name, own, f"{own[0].get('images')} × {own[0].get('classes')}")
+        for name, own in _having(page, "kernel")
+    ]
+
+
+def _images(row: Of) -> str:
+    """ "120 / 200", of several seeds "118–120 / 200"."""
+    told = []
+    for name in ("validation_images", "test_images"):
+        found = sorted({round(v) for v in values(row.trees, name)})
+        told.append("–".join(map(str, dict.fromkeys((*found[:1], *found[-1:])))) or NONE)
+    return " / ".join(told)
+
+
+def _temperature(row: Of) -> str:
+    fitted = any(fit.get("fitted") for fit in row.trees)
+    return over_seeds(values(row.trees, "temperature")) if fitted else "not fitted"
+
+
+CALIBRATION: Columns = {
+    "method": LABEL,
+    "images": PART,
+    "T": _temperature,
+    "ECE as trained": share_over("before", "ece"),
+    "ECE after T": share_over("after", "ece"),
+    "ECE with T of clean images": share_over("with_clean_temperature", "ece"),
+    "validation / test images": _images,
+    "seeds": SEEDS,
+}
+
+MEASURES: Columns = {
+    "method": LABEL,
+    "images": PART,
+    "accuracy": share_over("before", "accuracy"),
+    "MCE": moved("mce", ends=("before", "after"), one=percent_over_seeds),
+    "NLL": moved("nll", ends=("before", "after")),
+    "Brier": moved("brier", ends=("before", "after")),
+}
+
+
+def fits(page: Page) -> list[Of]:
+    """The calibration of every method, on clean and on attacked images."""
+    return [
+        Of(s.label, found, word)
+        for s in page.subjects
+        for condition, word in CONDITIONS.items()
+        if (found := [f for a in s.method.analyses if (f := at(a, "calibration", condition))])
+    ]
+
+
+COSTS: Columns = {
+    "method": LABEL,
+    "stage": PART,
+    "epochs": first("epochs", one=whole),
+    "trained parameters": first("trainable_parameters", one=whole),
+    "best validation": share_over("best_validation_accuracy"),
+    "images/s": over("train_images_per_second"),
+    "time": over("train_seconds", one=lambda t: duration(mean(t)) if t else NONE),
+    "waited for data": share_over("data_wait_share"),
+    "L2 strength": over("strength"),
+}
+
+
+def trained(page: Page) -> list[Of]:
+    """Every stage as trained, those of pretraining first."""
+    rows = []
+    for run in page.runs:
+        if found := run.summary.get("pretrain"):
+            name = f"pretraining of {run.name}" if page.several else "pretraining"
+            rows.append(Of(name, [found], found["name"]))
+    for s in page.subjects:
+        rows += [Of(s.label, own, name) for name, own in s.method.stages.items()]
+    return rows

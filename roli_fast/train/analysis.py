@@ -1,0 +1,459 @@
+"""The light analysis of one method and seed of a run: analysis.json and examples.npz.
+
+How much it looks at, and by which attack, is a matter of the configuration alone, so that another
+method and another machine look at the same images.
+"""
+
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from roli_fast.analysis import Gathered, attack_passes
+from roli_fast.analysis.light import Look, Point, Survey, calibrate, joined
+from roli_fast.attacks import PGD, Attack
+from roli_fast.attacks.base import BallAttack
+from roli_fast.data import Batch, ImageDataset, Splits, batches
+from roli_fast.errors import RunDirectoryError
+from roli_fast.evaluate import robustness_curve
+from roli_fast.evaluate.prepare import mixed_order
+from roli_fast.files import naming, write_bytes, write_json
+from roli_fast.models import Classifier
+from roli_fast.report.read import parse_analysis
+from roli_fast.seeds import derive_seed
+from roli_fast.threat import as_pixels
+from roli_fast.train.context import Context
+from roli_fast.train.experiment import Experiment
+from roli_fast.train.stage import Stage
+from roli_fast.train.starting import starting_model, trained_model
+
+logger = logging.getLogger("roli_fast.train")
+
+FILE, EXAMPLES = "analysis.json", "examples.npz"
+"""In the folder of a method of a seed."""
+
+SCHEMA_VERSION = 1
+
+LIGHT = ("name", "lr", "epochs", "start", "end", "change")
+"""What the light analysis says of a stage."""
+
+SHOWN = 8
+"""Test images in examples.npz."""
+
+RADII = (0.25, 0.5, 1.0, 1.5, 2.0)
+"""Of the curve, in multiples of the attack's eps."""
+
+SHARE = 0.05
+"""Of the passes that the run's training and validation make: what the analysis may take."""
+
+LEAST, LEAST_CALIBRATION = 32, 128
+"""Images of a split below which parts are left out instead, and those that calibration needs: no
+temperature is fitted to fewer than 100."""
+
+MOST = 1000
+"""Images of a split where the run itself was to have no analysis, and it is asked for later."""
+
+MOST_PASSES = 400
+"""An attack of more passes an image makes way for the validation's."""
+
+UPDATE = 3
+"""Passes of an update: one forward, and a backward for inputs and weights of twice that."""
+
+ATTACKED = "attacked images"
+DEAR = ("curve", "calibration", "examples", ATTACKED)
+LEFT_OUT = ((), DEAR[:1], DEAR[:3], DEAR)
+"""What is left out, the dearest for its worth first."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is looked at.
+
+    Args:
+        attack: under the threat's first norm.
+        points: images of the training and of the validation split that each model is shown, and of
+            the test split for the curve.
+        calibration: images of the validation and of the test split of the final model.
+        left_out: the parts that would take too long.
+        notes: what a reader should know.
+    """
+
+    attack: Attack
+    points: int
+    calibration: int
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Label, norm and radius of the attack."""
+        norm, eps = getattr(self.attack, "norm", None), getattr(self.attack, "eps", None)
+        return {"label": self.attack.label, "norm": norm, "eps": eps}
+
+
+def plan(experiment: Experiment, splits: Splits, images: int | None = None) -> Plan:
+    """What the analysis of each method and seed looks at.
+
+    At most `analysis_images` of a split, and fewer where all passes would be more than a twentieth
+    of those that training and validation make. Where that is less than `LEAST` images, parts are
+    left out and named. `images` takes the place of all that: so many of each split, and every part.
+
+    Raises:
+        ArgumentError: what the test's attack refuses under the threat.
+    """
+    attack, notes = _attack(experiment, splits.num_classes)
+    if images:
+        return Plan(attack, images, images, notes=notes)
+    allowed, counts = SHARE * _training(experiment, splits), [experiment.analysis_images or MOST]
+    while counts[-1] > LEAST:
+        counts.append(max(LEAST, counts[-1] * 9 // 10))
+    found = Plan(attack, 1, 1)
+    for left_out, points in product(LEFT_OUT, counts):
+        calibration = min(counts[0], max(points, LEAST_CALIBRATION))
+        found = Plan(attack, points, calibration, left_out, notes)
+        if _passes(experiment, splits, found) <= allowed:
+            break
+    if found.left_out:
+        what, command = ", ".join(found.left_out), "python -m roli_fast.analyze RUN --images"
+        note = f"left out, for it would take more than a twentieth of the training: {what}"
+        found = replace(found, notes=(*notes, f"{note}; {command} {LEAST_CALIBRATION} makes it"))
+    return found
+
+
+def first_images(dataset: ImageDataset, count: int, start: int = 0) -> ImageDataset:
+    """Images `start` to `count` of a split in an order in which every beginning has its classes'
+    proportions, without augmentation; as many as there are."""
+    return dataset.plain().subset(mixed_order(dataset.labels, seed=0)[start:count])
+
+
+def _attack(experiment: Experiment, classes: int) -> tuple[Attack, tuple[str, ...]]:
+    """The test's attack in the threat's first norm; the validation's where that one is too dear, or
+    is no search in one ball."""
+    tested = next(iter(experiment.evaluations("test").values()))
+    known = max(2 * getattr(tested, "steps", 0), getattr(tested, "n_queries", 0))
+    if not isinstance(tested, BallAttack):
+        reason = "is not one search in one ball"
+    elif len(tested.parts) > 1 or max(known, attack_passes(tested, classes)) > MOST_PASSES:
+        reason = "would take too long"
+    else:
+        return tested, ()
+    cheap = next(iter(experiment.evaluations("validation").values()))
+    return cheap, (f"attacked by validation's {cheap.label}: {tested.label} {reason}",)
+
+
+def _training(experiment: Experiment, splits: Splits) -> float:
+    """Passes of a seed's training and its validation, in forwards of one image."""
+    stages = [stage for method in experiment.methods for _, stage in experiment.stages(method)]
+    stages += [experiment.pretrain] if experiment.source else []
+    attacks = experiment.evaluations("validation").values()
+    validated = sum(attack_passes(attack, splits.num_classes) for attack in attacks)
+
+    def passes(stage: Stage) -> float:
+        attack = stage.attack.under(experiment.threat) if stage.attack else None
+        update = UPDATE + attack_passes(attack, splits.num_classes)
+        looks = math.ceil(stage.epochs / stage.validate_every) * (1 + (validated if attack else 0))
+        return stage.epochs * len(splits.train) * update + looks * len(splits.val)
+
+    return sum(map(passes, stages))
+
+
+def _passes(experiment: Experiment, splits: Splits, plan: Plan) -> float:
+    """Of the analyses of all methods, likewise: a clean look is a forward, an attacked one one more
+    after the search."""
+    search = attack_passes(plan.attack, splits.num_classes)
+    train, val, test = (min(plan.points, len(s)) for s in (splits.train, splits.val, splits.test))
+    total = 0.0
+    if "curve" not in plan.left_out:
+        total += test * len(RADII) * search
+    if "calibration" not in plan.left_out:
+        own = [min(plan.calibration, len(split)) for split in (splits.val, splits.test)]
+        total += (sum(own) - val + SHOWN) * (2 + search)
+    total *= len(experiment.methods)
+    for method in experiment.methods:
+        stages = len(experiment.stages(method))
+        total += 2 * stages * (train + val)
+        if ATTACKED not in plan.left_out:
+            total += (stages + 1) * (train + val) * (1 + search) + stages * val
+    return total
+
+
+@dataclass
+class MethodAnalysis:
+    """What is looked at, and where it is written.
+
+    Args:
+        experiment: the run's.
+        splits: of its data.
+        run_dir: its folder, in which the method's stages are finished.
+        seed: one of its seeds.
+        method: one of its methods.
+        context: where to compute, progress bars and signals.
+        images: of each split, whatever they cost; None is what the plan allows.
+        test: whether test images may be looked at; else calibration, curve and examples wait.
+    """
+
+    experiment: Experiment
+    splits: Splits
+    run_dir: Path
+    seed: int
+    method: str
+    context: Context
+    test: bool = True
+    images: int | None = None
+    _moved: Callable[[int], object] = field(default=int, init=False)
+
+    @property
+    def folder(self) -> Path:
+        """The method's, of this seed."""
+        return self.run_dir / f"seed-{self.seed}" / self.method
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How much is looked at."""
+        return plan(self.experiment, self.splits, self.images)
+
+    @property
+    def _title(self) -> str:
+        return f"seed {self.seed} {self.method}/analysis"
+
+    @property
+    def draws(self) -> int:
+        """The seed of the attack's draws: that of the run's own test."""
+        return derive_seed(self.seed, "test")
+
+    def make(self, *, again: bool = False) -> None:
+        """Write the analysis, unless all of it is there.
+
+        What `python -m roli_fast.analyze` added to a stage is kept.
+
+        Args:
+            again: make it anew.
+
+        Raises:
+            InterruptedRunError: a signal came; nothing is written.
+            RoliFastError: a file that the run should have is missing, a model has no linear head.
+        """
+        before = self._saved()
+        if before and not again and self._whole(before):
+            return
+        started = time.perf_counter()
+        with self.context.bar(self._title, total=self._total) as bar:
+            self._moved = lambda count: bar.update(min(count, max(0, bar.total - bar.n)))
+            tree = self._tree()
+            bar.update(bar.total - bar.n)
+        tree["seconds"] = time.perf_counter() - started
+        for stage, old in zip(tree["stages"], before.get("stages", ()), strict=False):
+            stage |= {name: part for name, part in old.items() if name not in LIGHT}
+        write_json(self.folder / FILE, tree)
+
+    def images_of(self, dataset: ImageDataset, count: int, start: int = 0) -> Iterator[Batch]:
+        """`first_images` of a split in batches that fit, on the device."""
+        return batches(
+            first_images(dataset, count, start),
+            batch_size=self.experiment.finetune.part_size(1),
+            seed=0,
+            epoch=0,
+            shuffle=False,
+            workers=self.context.workers,
+            device=self.context.device,
+        )
+
+    def first_model(self, number: int) -> Classifier:
+        """As stage `number`, counted from 1, began; on the device, in eval mode."""
+        return self._model(starting_model, number)
+
+    def last_model(self, number: int) -> Classifier:
+        """As stage `number` ended."""
+        return self._model(trained_model, number)
+
+    def watch(self) -> None:
+        """Called within the work: the other processes wait for no longer than between two calls.
+
+        Raises:
+            InterruptedRunError: a signal came.
+            PeerError: another process is gone.
+        """
+        self.context.team.from_first(True)
+        self.context.check()
+
+    def _after_batch(self, count: int) -> None:
+        self._moved(count)
+        self.watch()
+
+    def _model(self, build: Callable[..., Classifier], number: int) -> Classifier:
+        run = (self.experiment, self.splits, self.seed, self.method, number, self.run_dir)
+        return build(*run).to(self.context.device).eval()
+
+    def _saved(self) -> dict[str, Any]:
+        """The analysis that is there; empty where there is none that can be read."""
+        path = self.folder / FILE
+        if not path.is_file():
+            return {}
+        try:
+            return read_analysis(path)
+        except RunDirectoryError as error:  # damaged, or of another version
+            logger.warning("%s It is made anew.", error)
+            return {}
+
+    def _whole(self, tree: dict[str, Any]) -> bool:
+        """Whether it has all that would be made now; on how many images plays no part."""
+        tested = not self.test or tree["images"].get("test", 0) > 0
+        stages = len(tree["stages"]) == len(self.experiment.stages(self.method))
+        return tested and stages and set(tree.get("left_out", ())) <= set(self.plan.left_out)
+
+    @property
+    def _total(self) -> int:
+        """At most how many images pass through a model, once for each way it sees them."""
+        train, val, test = (min(self.plan.points, len(s)) for s in self._splits)
+        calibration = sum(min(self.plan.calibration, len(s)) for s in self._splits[1:])
+        stages = len(self.experiment.stages(self.method)) * (4 * (train + val) + val)
+        return stages + (2 * calibration + test + 3 * SHOWN if self.test else 0)
+
+    @property
+    def _splits(self) -> tuple[ImageDataset, ...]:
+        return self.splits.train, self.splits.val, self.splits.test
+
+    def _tree(self) -> dict[str, Any]:
+        """All of it, but for the seconds and for what is made on demand."""
+        count, left_out = self.plan.points, self.plan.left_out
+        train, val, test = (len(split) for split in self._splits)
+        survey = Survey(
+            None if ATTACKED in left_out else self.plan.attack,
+            partial(self.images_of, self.splits.train, count),
+            partial(self.images_of, self.splits.val, count),
+            seed=self.draws,
+            after_batch=self._after_batch,
+        )
+        images = {"train": min(count, train), "validation": min(count, val)}
+        images["test"] = min(self.plan.calibration, test) if self.test else 0
+        tree: dict[str, Any] = {
+            "schema": SCHEMA_VERSION,
+            "attack": self.plan.described,
+            "images": images,
+            "notes": list(self.plan.notes),
+            "left_out": list(left_out),
+            "stages": [],
+        }
+        model, end = None, None
+        for number, (name, stage) in enumerate(self.experiment.stages(self.method), 1):
+            start = survey.point(self.first_model(number), end)
+            model = self.last_model(number)
+            end = survey.point(model, start)
+            own = {"name": name, "lr": None if stage.solves else stage.optimizer.lr}
+            points = {"start": start.as_json(), "end": end.as_json()}
+            own |= {"epochs": stage.epochs, **points, "change": survey.change(start, model, end)}
+            tree["stages"].append(own)
+        assert model is not None and end is not None, "every method has a stage"
+        if self.test and "calibration" not in left_out:
+            tree["calibration"] = self._calibration(survey, model, end)
+        if self.test and "curve" not in left_out:
+            tree["curve"] = self._curve(model, tree["notes"])
+        if self.test and "examples" not in left_out:
+            tree["examples"] = self._examples(survey, model)
+        return tree
+
+    def _calibration(self, survey: Survey, model: Classifier, end: Point) -> dict[str, Any]:
+        """Of the final model; the validation images that were seen are not looked at again."""
+        count, seen = self.plan.calibration, end.validation
+        begin = len(seen.clean)
+        if begin < min(count, len(self.splits.val)):
+            more = survey.look(model, partial(self.images_of, self.splits.val, count, begin))
+            assert seen.adversarial is not None and more.adversarial is not None
+            clean = joined(seen.clean, more.clean)
+            seen = Look(clean, joined(seen.adversarial, more.adversarial))
+        test = survey.look(model, partial(self.images_of, self.splits.test, count))
+        return calibrate(seen, test)
+
+    def _curve(self, model: Classifier, notes: list[str]) -> dict[str, Any] | None:
+        """Accuracy against the radius; None for an attack without one."""
+        attack = self.plan.attack
+        eps, bounds = getattr(attack, "eps", None), getattr(attack, "bounds", None)
+        if not isinstance(attack, BallAttack) or not eps or not bounds:
+            notes.append(f"no curve: {attack.label} has no one radius")
+            return None
+        if isinstance(attack, PGD):
+            attack = replace(attack, step_size=None)  # a quarter of each radius
+        whole = bounds[1] - bounds[0]
+        radii = [eps * share for share in RADII]
+        curve = robustness_curve(
+            model,
+            self.images_of(self.splits.test, self.plan.points),
+            attack,
+            [r for r in radii if attack.norm != "linf" or r < whole],
+            seed=self.draws,
+            name=self.method,
+            after_batch=self._after_batch,
+        )
+        return curve.as_json(population=len(self.splits.test))
+
+    def _examples(self, survey: Survey, model: Classifier) -> str | None:
+        """A few test images beside their attacked versions, of the run's first seed."""
+        if self.seed != self.experiment.seeds[0]:
+            return None
+        images = partial(self.images_of, self.splits.test, SHOWN)
+        found = survey.look(model, images, keep=True)
+        clean, attacked = found.clean, found.adversarial
+        assert attacked is not None and clean.x is not None and attacked.x is not None
+        pixels = as_pixels(attacked.x, clean.x).to(clean.x.dtype) / 255
+        size, device = self.experiment.finetune.part_size(1), self.context.device
+        columns = [column.to(device).split(size) for column in (pixels, clean.y, clean.ids)]
+        parts = [Batch(*part) for part in zip(*columns, strict=True)]
+        rounded = survey.clean(model, lambda: parts, keep=True)
+        write_examples(self.folder / EXAMPLES, clean, attacked, rounded)
+        return EXAMPLES
+
+
+def read_analysis(path: Path) -> dict[str, Any]:
+    """What an analysis.json says.
+
+    Raises:
+        RunDirectoryError: it is damaged, or of another version; the field is named.
+    """
+    with naming(path, RunDirectoryError, "RUN", "an analysis of this version"):
+        return parse_analysis(path)
+
+
+def write_examples(path: Path, clean: Gathered, attacked: Gathered, rounded: Gathered) -> None:
+    """Write n images and what one model makes of them.
+
+    Arrays: "clean" and "adversarial", uint8 (n, H, W, 3); "delta", their difference before rounding
+    to pixels, float16 (n, H, W, 3); "label", "clean_prediction", "adversarial_prediction", int64
+    (n,); "clean_confidence", "adversarial_confidence", float32 (n,): of the images as they are in
+    the file; "unrounded_prediction", int64 (n,), of the attacked images before rounding.
+
+    Args:
+        path: the file, replaced whole.
+        clean: with the images kept, (n, 3, H, W) in [0, 1].
+        attacked: the same images under attack, kept too.
+        rounded: those by `as_pixels`, kept too.
+    """
+    assert clean.x is not None and attacked.x is not None, "images are kept"
+    assert rounded.x is not None, "images are kept"
+    arrays: dict[str, Any] = {
+        "clean": _last(as_pixels(clean.x, clean.x)),
+        "adversarial": _last(as_pixels(rounded.x, clean.x)),
+        "delta": _last(attacked.x - clean.x).astype(np.float16),
+        "label": clean.y.numpy(),
+        "unrounded_prediction": attacked.logits.argmax(1).numpy(),
+    }
+    for name, found in (("clean", clean), ("adversarial", rounded)):
+        confidence, prediction = found.logits.softmax(1).max(1)
+        arrays[f"{name}_prediction"] = prediction.numpy()
+        arrays[f"{name}_confidence"] = confidence.numpy().astype(np.float32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def _last(x: Tensor) -> np.ndarray:
+    """(n, 3, H, W) as (n, H, W, 3)."""
+    return x.permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,197 @@
+"""The empirical kernel against Jacobians written out, and what is read off it."""
+
+import pytest
+import torch
+from explicit import Mlp, close, jacobians
+from networks import KINDS, Cubed, case
+from tiny_models import images, untouched
+from torch import Tensor
+from torch.func import functional_call, jacrev
+
+from roli_fast.analysis import Kernel, diagonal_of_F, empirical_ntk, one_step, top_eigenvalues
+from roli_fast.analysis.derivatives import network
+from roli_fast.analysis.ntk import Piece, blocks, gradient_passes, gram
+from roli_fast.errors import ArgumentError
+
+
+def explicit(own, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """(P, F), both (N C, N C)."""
+    found = jacobians(own.model, own.head, own.names, own.x[columns])
+    return found.of_head @ found.of_head.t(), found.of_logits @ found.of_logits.t()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernel_is_the_explicit_one(kind: str) -> None:
+    own = case(kind)
+    some = slice(0, 3)
+    with untouched(own.model):
+        found = empirical_ntk(own.view, own.x[some], names=own.names)
+    head, backbone = explicit(own, some)
+    assert close(found.F, backbone)
+    assert close(found.matrix("P"), head) and close(found.matrix("F"), backbone)
+    assert close(found.matrix(), head + backbone)
+
+
+def test_jacrev_says_the_same() -> None:
+    own = case("mlp")
+    parameters = {name: p.detach() for name, p in own.model.named_parameters()}
+    rows = jacrev(lambda values: functional_call(own.model.eval(), values, (own.x,)))(parameters)
+    flat = torch.cat([part.flatten(2) for part in rows.values()], dim=2).flatten(0, 1)
+    assert close(empirical_ntk(own.model, own.x).matrix(), flat @ flat.t())
+
+
+def test_blocks_play_no_part() -> None:
+    own = case("mlp")
+    whole = empirical_ntk(own.model, own.x)
+    least = 8 * 8 * 18**2  # what a kernel of 18 rows needs: 54 of 64 parameters fit beside it
+    little = empirical_ntk(own.model, own.x, memory=least)
+    assert close(little.F, whole.F, 1e-12) and torch.equal(little.P_gram, whole.P_gram)
+    assert (gradient_passes(18, 8, 64, least), gradient_passes(18, 8, 64)) == (2, 1)
+    done: list[int] = []
+    empirical_ntk(own.model, own.x, memory=least, after_batch=done.append)
+    assert sum(done) == (1 + 2) * 6
+
+
+def test_so_does_the_split_of_an_inputs_logits() -> None:
+    own = case("text")
+    with network(own.view) as net:
+        eye = torch.eye(3).double()
+        whole = gram(net, own.x[:2], eye)
+        apart = gram(net, own.x[:2], eye, memory=2400 + 4 * 8 * 6**2)  # one of three at a time
+    assert close(apart, whole, 1e-12)
+
+
+def test_parameters_are_cut_into_blocks_in_order() -> None:
+    pieces = [Piece("a", 0, 3), Piece("b", 5, 12), Piece("c", 0, 1)]
+    found = list(blocks(pieces, 4))
+    assert found == [
+        [Piece("a", 0, 3), Piece("b", 5, 6)],
+        [Piece("b", 6, 10)],
+        [Piece("b", 10, 12), Piece("c", 0, 1)],
+    ]
+    assert list(blocks([], 4)) == [] and list(blocks(pieces, 99)) == [pieces]
+
+
+def test_without_a_rule_for_batched_gradients_it_goes_one_by_one() -> None:
+    own, cubed = case("mlp"), Cubed()
+    found = empirical_ntk(cubed, own.x)
+    truth = jacobians(cubed, "out", own.names, own.x)
+    assert close(found.F, truth.of_logits @ truth.of_logits.t())
+
+
+def test_the_step_is_the_kernel_times_residuals() -> None:
+    own = case("text")
+    kernel = empirical_ntk(own.view, own.x)
+    found = one_step(own.view, own.batches(slice(0, 4)), own.batches(slice(4, 6)))
+    train, test = torch.arange(4), torch.arange(4, 6)
+    own.model.eval()
+    logits = own.model(own.x[:4]).detach()
+    delta = torch.nn.functional.one_hot(own.y[:4], 3) - logits.softmax(1)
+    for part, predicted in (("F", found.backbone_part), ("NTK", found.logits)):
+        moved = kernel.matrix(part, test, train) @ delta.flatten()
+        assert close(moved.view(2, 3), predicted)
+
+
+def made(images: int = 4, classes: int = 3, rank: int = 2) -> Kernel:
+    """A kernel of known rank: F = G G^T, P_gram of rank 1."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(images * classes, rank, generator=generator, dtype=torch.float64)
+    gram = torch.full((images, images), 2.0, dtype=torch.float64)
+    return Kernel(gram, rows @ rows.t(), classes, torch.tensor([0, 0, 1, 2])[:images])
+
+
+def test_rank_spectrum_and_norm() -> None:
+    kernel = made()
+    assert kernel.rank("F") == 2 and kernel.rank("P") == 3 and kernel.rank("NTK") == 5
+    for part in ("P", "F", "NTK"):
+        whole = kernel.matrix(part)
+        values = torch.linalg.eigvalsh(whole).flip(0)
+        assert torch.allclose(kernel.spectrum(part), values, atol=1e-12)
+        assert kernel.rank(part) == int(torch.linalg.matrix_rank(whole, hermitian=True))
+        assert kernel.frobenius(part) == pytest.approx(float(whole.norm()))
+    # P_gram = 2 1 1^T has the eigenvalue 8, in each of three classes
+    assert torch.allclose(kernel.spectrum("P")[:3], torch.full((3,), 8.0).double())
+    assert kernel.rank("P", tol=1.0) == 0
+
+
+def test_parts_of_a_matrix() -> None:
+    kernel = made()
+    rows, columns = torch.tensor([3, 0]), torch.tensor([1, 2, 3])
+    for part in ("P", "F", "NTK"):
+        whole = kernel.matrix(part).view(4, 3, 4, 3)
+        some = kernel.matrix(part, rows, columns).view(2, 3, 3, 3)
+        assert torch.equal(some, whole[rows][:, :, columns])
+    with pytest.raises(ArgumentError, match="`part`"):
+        kernel.matrix("G")  # pyright: ignore[reportArgumentType]
+
+
+def test_trace_norms_by_class_in_loops() -> None:
+    kernel = made()
+    found = kernel.trace_by_class("F")
+    assert kernel.y is not None
+    for a in range(3):
+        for b in range(3):
+            norms = [
+                float(torch.linalg.svdvals(kernel.matrix("F", i[None], j[None])).sum())
+                for i in torch.arange(4)[kernel.y == a]
+                for j in torch.arange(4)[kernel.y == b]
+            ]
+            assert float(found[a, b]) == pytest.approx(sum(norms) / len(norms))
+    # each of P's blocks is 2 I, whose singular values sum to 6
+    assert torch.allclose(kernel.trace_by_class("P"), torch.full((3, 3), 6.0).double())
+    with pytest.raises(ArgumentError, match="`y`"):
+        Kernel(kernel.P_gram, kernel.F, 3).trace_by_class()
+
+
+def test_above_the_budget_it_is_refused_before_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = Mlp(), images(6, 5).double()
+    with caplog.at_level("INFO"), pytest.raises(ArgumentError) as caught:
+        empirical_ntk(model, x, memory=8 * 8 * 12**2)
+    assert str(caught.value) == (
+        "`x`: expected N x C whose kernel takes at most 1/8 of `memory`, 9,216 bytes, got"
+        " 6 inputs x 3 classes = 18: 2,592 bytes. At most 4 inputs of 3 classes fit: take fewer,"
+        " or set `memory` to 20,736; or use what builds no such kernel: one_step, top_eigenvalues,"
+        " or summed=True."
+    )
+    assert not caplog.records
+    assert empirical_ntk(model, x[:4], memory=8 * 8 * 12**2).images == 4
+    assert empirical_ntk(model, x, memory=20736).images == 6
+    with pytest.raises(ArgumentError, match="1000 inputs x 3 classes = 3,000"):
+        empirical_ntk(model, x.repeat(200, 1)[:1000], memory=2**20)
+    with pytest.raises(ArgumentError, match="at least one input"):
+        empirical_ntk(model, x[:0])
+
+
+@pytest.mark.parametrize("part", ["F", "NTK"])
+def test_top_eigenvalues_without_the_kernel(part) -> None:
+    own = case("text")
+    with untouched(own.model):
+        found = top_eigenvalues(own.view, own.batches(slice(None)), 4, part=part, tol=1e-12)
+    truth = empirical_ntk(own.view, own.x).spectrum(part)[:4]
+    assert close(found, truth, 1e-9)
+    with pytest.raises(ArgumentError, match="`count`: expected .* from 1 to 17"):
+        top_eigenvalues(own.view, own.batches(slice(None)), 18)
+
+
+def test_the_kernel_of_summed_logits() -> None:
+    own = case("mlp")
+    whole = empirical_ntk(own.model, own.x)
+    found = empirical_ntk(own.model, own.x, own.y, summed=True)
+    for part in ("P", "F", "NTK"):
+        sums = whole.matrix(part).view(6, 3, 6, 3).sum((1, 3))
+        assert close(found.matrix(part), sums)
+    assert found.classes == 1
+
+
+@pytest.mark.parametrize("kind", ["text", "lora"])
+def test_the_diagonal_without_the_kernel(kind: str) -> None:
+    own = case(kind)
+    with untouched(own.model):
+        found = diagonal_of_F(own.view, own.x, names=own.names)
+        little = diagonal_of_F(own.view, own.x, names=own.names, memory=1)
+    kernel = empirical_ntk(own.view, own.x, names=own.names)
+    assert close(found.flatten(), kernel.F.diagonal()) and close(little, found, 1e-12)
+    assert float(found.sum()) == pytest.approx(float(kernel.spectrum("F").sum()))
+    assert not diagonal_of_F(own.view, own.x, names=[]).any()
+    with pytest.raises(ArgumentError, match="`x`"):
+        diagonal_of_F(own.view, own.x[:0])

@@ -1,0 +1,315 @@
+"""One gradient and one Jacobian product give what the explicit kernels do, and predict a step;
+scaling the head does exactly s and s^2 with residuals held fixed."""
+
+import math
+
+import pytest
+import torch
+from explicit import Mlp, close, jacobians
+from networks import KINDS, Case, Cubed, case
+from tiny_models import images, tiny, untouched
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from roli_fast import peft
+from roli_fast.analysis import (
+    LinearHead,
+    actual_change,
+    first_update,
+    head_scale,
+    one_step,
+)
+from roli_fast.attacks import PGD
+from roli_fast.data import Batch
+from roli_fast.errors import ArgumentError
+from roli_fast.seeds import derived_generator
+from roli_fast.train.optim import Optimizer
+
+TRAIN, TEST = slice(0, 4), slice(3, 6)
+LR = 0.01
+PGD2 = PGD(norm="linf", eps=0.05, bounds=(0.0, 1.0), steps=2)
+
+
+def residual(logits: Tensor, y: Tensor) -> Tensor:
+    return functional.one_hot(y, logits.shape[1]) - logits.softmax(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_matrix_free_way_is_the_explicit_one(kind: str) -> None:
+    own = case(kind)
+    with untouched(own.model):
+        found = one_step(own.view, own.batches(TRAIN), own.batches(TEST), names=own.names, lr=LR)
+    train = jacobians(own.model, own.head, own.names, own.x[TRAIN])
+    test = jacobians(own.model, own.head, own.names, own.x[TEST])
+    delta = residual(train.logits, own.y[TRAIN]).flatten()
+    moved = test.of_features @ train.of_logits.t() @ delta  # Theta^phi V^T delta
+    backbone = test.of_logits @ train.of_logits.t() @ delta  # F delta
+    head = test.of_head @ train.of_head.t() @ delta  # P delta
+    rows, classes = test.logits.shape
+    assert close(found.features, LR * moved.view(rows, -1))
+    assert close(found.backbone_part, LR * backbone.view(rows, classes))
+    assert close(found.head_part, LR * head.view(rows, classes))
+    assert torch.equal(found.logits, found.backbone_part + found.head_part)
+    both = (backbone + head).view(rows, classes).norm(dim=1)
+    ratio = (backbone.view(rows, classes).norm(dim=1) / both).mean()
+    assert found.ft_ratio == pytest.approx(float(ratio), rel=1e-10)
+    size = residual(train.logits, own.y[TRAIN]).norm(dim=1).mean()
+    assert found.residual == pytest.approx(float(size), rel=1e-10)
+    assert (found.train_images, found.lr, found.notes) == (4, LR, ())
+
+
+def test_the_step_is_the_optimisers() -> None:
+    """The tangent is what plain SGD on the summed loss does to the weights."""
+    own = case("mlp")
+    found = one_step(own.model, own.batches(TRAIN), own.batches(TEST), lr=LR)
+    before = {name: p.detach().clone() for name, p in own.model.named_parameters()}
+    functional.cross_entropy(own.model(own.x[TRAIN]), own.y[TRAIN], reduction="sum").backward()
+    torch.optim.SGD(own.model.parameters(), lr=LR).step()
+    after = dict(own.model.named_parameters())
+    assert found.tangent.keys() == after.keys()
+    for name, value in found.tangent.items():
+        assert close(value, after[name].detach() - before[name])
+
+
+def test_it_predicts_a_step_to_first_order() -> None:
+    own = case("vit_tiny_patch16_224")
+    errors = []
+    for lr in (1e-3, 1e-4, 1e-5):
+        found = one_step(own.model, own.batches(TRAIN), own.batches(TEST), lr=lr)
+        with untouched(own.model):
+            actual = actual_change(own.model, found.tangent, own.batches(TEST))
+        errors.append(float((found.features - actual.features).norm() / actual.features.norm()))
+        assert close(found.logits, actual.logits, 20 * lr / 1e-3)
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.3)
+    assert errors[1] / errors[2] == pytest.approx(10, rel=0.1)
+
+
+def test_under_attack_the_update_sees_the_attacked_images() -> None:
+    own = case("vit_tiny_patch16_224")
+    train = own.batches(TRAIN)
+    found = one_step(own.model, train, own.batches(TEST), attack=PGD2, seed=7)
+    own.model.eval()
+    by_hand = []
+    for batch in train:
+        generator = derived_generator("evaluate", 7, PGD2.label)
+        x = PGD2(own.model, batch.x, batch.y, generator, sample_ids=batch.ids)
+        by_hand.append(batch._replace(x=x))
+    again = one_step(own.model, by_hand, own.batches(TEST))
+    assert torch.equal(found.features, again.features) and found.residual == again.residual
+    clean = one_step(own.model, train, own.batches(TEST))
+    assert found.residual > clean.residual
+
+
+def test_the_attack_sees_the_model_as_it_is() -> None:
+    """In fp32, also where the rest is computed in fp64."""
+    model, x, y = tiny(), images(3, 3, 8, 8), torch.arange(3)
+    batches = [Batch(x, y, torch.arange(3))]
+    wide = one_step(model, batches, batches, attack=PGD2, dtype=torch.float64)
+    generator = derived_generator("evaluate", 0, PGD2.label)
+    x_adv = PGD2(model, x, y, generator, sample_ids=torch.arange(3))
+    twin = tiny().double()
+    by_hand = one_step(twin, [Batch(x_adv.double(), y, y)], [Batch(x.double(), y, y)])
+    assert torch.equal(wide.features, by_hand.features)
+    narrow = one_step(model, batches, batches, attack=PGD2)
+    assert narrow.features.dtype == torch.float32 and close(narrow.features, wide.features, 1e-4)
+
+
+def test_adamws_first_update_is_made_and_predicts() -> None:
+    own = case("mlp")
+    optimizer = Optimizer(lr=1e-4, weight_decay=0.1)
+    with untouched(own.model):
+        tangent = first_update(own.model, own.batches(TRAIN), optimizer.build)
+    before = {name: p.detach().clone() for name, p in own.model.named_parameters()}
+    functional.cross_entropy(own.model(own.x[TRAIN]), own.y[TRAIN]).backward()
+    for name, parameter in own.model.named_parameters():
+        assert parameter.grad is not None
+        # the first moments are g and g^2 after their correction
+        step = 1e-4 * parameter.grad / (parameter.grad.abs() + 1e-8)
+        decay = 1e-4 * 0.1 * before[name] if parameter.ndim > 1 else 0.0
+        assert close(tangent[name], -step - decay, 1e-9), name
+    found = one_step(own.model, [], own.batches(TEST), tangent=tangent)
+    actual = actual_change(own.model, tangent, own.batches(TEST))
+    assert close(found.features, actual.features, 1e-3)
+    assert close(found.logits, actual.logits, 1e-3)
+    assert found.lr is None and found.train_images == 0 and math.isnan(found.residual)
+    sgd = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    cosine = functional.cosine_similarity(sgd.features.flatten(), found.features.flatten(), dim=0)
+    assert float(cosine) < 0.98  # it is another direction
+
+
+def test_a_tangent_of_the_backbone_alone_leaves_the_head() -> None:
+    own = case("mlp")
+    tangent = {"body.0.weight": torch.ones(6, 5).double()}
+    found = one_step(own.model, [], own.batches(TEST), tangent=tangent)
+    assert not found.head_part.any() and found.backbone_part.any()
+    truth = jacobians(own.model, "out", ["body.0.weight"], own.x[TEST])
+    assert close(found.features.flatten(), truth.of_features.sum(1))
+
+
+def test_the_callers_grad_mode_plays_no_part() -> None:
+    own = case("mlp")
+    with torch.no_grad():
+        without = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    within = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    assert torch.equal(without.logits, within.logits) and not within.logits.requires_grad
+
+
+def test_a_zero_head_moves_no_feature() -> None:
+    own = case("mlp")
+    nn.init.zeros_(own.model.get_parameter("out.weight"))
+    found = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
+    assert not found.features.any() and not found.backbone_part.any()
+    assert found.head_part.any() and found.ft_ratio == 0
+
+
+def test_what_trains() -> None:
+    own = case("lora")
+    train, test = own.batches(TRAIN), own.batches(TEST)
+    with_head = [*own.names, f"{own.head}.weight", f"{own.head}.bias"]
+    for name, parameter in own.model.named_parameters():
+        parameter.requires_grad_(name in with_head)
+    named = one_step(own.model, train, test, names=own.names)
+    assert set(named.tangent) == set(with_head)
+    assert torch.equal(one_step(own.model, train, test, names=with_head).logits, named.logits)
+    assert torch.equal(one_step(own.model, train, test).logits, named.logits)
+    for name, parameter in own.model.named_parameters():  # a probe: the head alone
+        parameter.requires_grad_(name not in own.names and name in with_head)
+    assert one_step(own.model, train, test).ft_ratio == 0
+    own.model.requires_grad_(False)  # frozen to be used: all of it is meant
+    every = one_step(own.model, train, test)
+    assert len(every.tangent) == len(list(own.model.parameters()))
+    assert not torch.equal(every.logits, named.logits)
+
+
+def test_without_a_forward_mode_it_is_a_difference_and_says_so() -> None:
+    own = case("mlp")
+    cubed = Cubed()
+    found = one_step(cubed, own.batches(TRAIN), own.batches(TEST))
+    (note,) = found.notes
+    assert note.startswith("central differences in place of forward mode: ")
+    train = jacobians(cubed, "out", own.names, own.x[TRAIN])
+    test = jacobians(cubed, "out", own.names, own.x[TEST])
+    delta = residual(train.logits, own.y[TRAIN]).flatten()
+    truth = (test.of_features @ train.of_logits.t() @ delta).view(3, -1)
+    assert close(found.features, truth, 1e-6) and not close(found.features, truth, 1e-14)
+    narrow = one_step(cubed.float(), own.batches(TRAIN), own.batches(TEST))
+    assert close(narrow.features.double(), truth, 1e-2)
+
+
+def test_an_error_of_the_model_is_not_taken_for_a_missing_forward_mode() -> None:
+    class Broken(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                raise RuntimeError("out of luck")
+            return super().forward(x)
+
+    own = case("mlp")
+    with pytest.raises(RuntimeError, match="out of luck"), untouched(own.model):
+        one_step(Broken(), own.batches(TRAIN), own.batches(TEST))
+
+
+def test_tuned_models_of_every_method_have_a_step() -> None:
+    batches = [Batch(images(3, 3, 8, 8), torch.arange(3), torch.arange(3))]
+    for method in (peft.Adapter(reduction=4), peft.Prompt(tokens=3), peft.Bias(), peft.Linear()):
+        model = tiny()
+        names = peft.apply(model, method)
+        found = one_step(model, batches, batches, names=names, lr=1e-5)
+        actual = actual_change(model, found.tangent, batches)
+        assert close(found.logits, actual.logits, 0.02), method
+        assert found.notes == ()
+
+
+def test_bad_calls_are_refused_by_name() -> None:
+    own = case("mlp")
+    train, test = own.batches(TRAIN), own.batches(TEST)
+    headless = nn.Sequential(nn.Linear(5, 3))
+    calls = {
+        "train": lambda: one_step(own.model, [], test),
+        "batches": lambda: one_step(own.model, train, []),
+        "names": lambda: one_step(own.model, train, test, names=["body.9.weight"]),
+        "lr": lambda: one_step(own.model, train, test, lr=0.0),
+        "model": lambda: one_step(headless, train, test),
+        "tangent": lambda: one_step(
+            own.model, train, test, tangent={"body.0.weight": torch.ones(2)}
+        ),
+    }
+    with untouched(own.model):
+        for name, call in calls.items():
+            with pytest.raises(ArgumentError, match=f"`{name}`"):
+                call()
+        with pytest.raises(ArgumentError, match=r"'nothing' of shape \(2,\)"):
+            actual_change(own.model, {"nothing": torch.ones(2)}, test)
+        with pytest.raises(ArgumentError, match="`batches`"):
+            actual_change(own.model, {}, [])
+
+
+@pytest.mark.parametrize("kind", ["vit_tiny_patch16_224", "text"])
+def test_it_costs_six_forwards(kind: str) -> None:
+    """In matrix products: what the units leave out is the input's own gradient, and the head's."""
+    own = case(kind)
+    view = LinearHead.of(own.model, own.head)
+    with FlopCounterMode(display=False) as forward:
+        own.model(own.x[TRAIN])
+    with FlopCounterMode(display=False) as counter:
+        one_step(view, own.batches(TRAIN), own.batches(TRAIN))
+    # a gradient is a forward and twice its products, and so is a Jacobian product
+    assert counter.get_total_flops() / forward.get_total_flops() == pytest.approx(6, rel=0.15)
+
+
+def scaled(own: Case, scale: float) -> Case:
+    for name in ("weight", "bias"):
+        own.model.get_parameter(f"{own.head}.{name}").data *= scale
+    return own
+
+
+def test_with_residuals_held_fixed_it_is_s_and_s_squared() -> None:
+    own = case("vit_tiny_patch16_224")
+    scales, done = (0.1, 1.0, 10.0), []
+    train, test = own.batches(TRAIN), own.batches(TEST)
+    with untouched(own.model):
+        rows = head_scale(
+            own.model, train, test, scales, lr=0.1, attack=PGD2, after_batch=done.append
+        )
+    assert sum(done) == 2 * 3 * (4 + 3)
+    one = rows[1]
+    assert [row.scale for row in rows] == [0.1, 1.0, 10.0]
+    assert one.fixed.features == pytest.approx(one.features, rel=1e-12)
+    assert one.fixed.logits_F == pytest.approx(one.logits_F, rel=1e-12)
+    for row in rows:
+        assert row.fixed.features == pytest.approx(row.scale * one.features, rel=1e-9)
+        assert row.fixed.logits_F == pytest.approx(row.scale**2 * one.logits_F, rel=1e-9)
+        per_logit = row.fixed.features / row.fixed.logits_F
+        assert per_logit == pytest.approx(one.features / one.logits_F / row.scale, rel=1e-9)
+
+
+@pytest.mark.parametrize("attack", [None, PGD2])
+def test_else_everything_is_that_of_the_scaled_model(attack: PGD | None) -> None:
+    own = case("vit_tiny_patch16_224")
+    (row,) = head_scale(
+        own.model, own.batches(TRAIN), own.batches(TEST), (4.0,), lr=0.1, attack=attack, seed=5
+    )
+    twin = scaled(case("vit_tiny_patch16_224"), 4.0)
+    truth = one_step(
+        twin.model, own.batches(TRAIN), own.batches(TEST), lr=0.1, attack=attack, seed=5
+    )
+    assert row.features == pytest.approx(truth.size, rel=1e-12)
+    assert row.logits_F == pytest.approx(float(truth.backbone_part.norm(dim=1).mean()), rel=1e-12)
+    assert row.ft_ratio == pytest.approx(truth.ft_ratio, rel=1e-12)
+    assert row.residual == pytest.approx(truth.residual, rel=1e-12)
+
+
+def test_a_larger_head_has_a_larger_backbone_share() -> None:
+    own = case("text")
+    train, test = own.batches(TRAIN), own.batches(TEST)
+    rows = head_scale(own.view, train, test, (0.01, 0.1, 1.0), names=own.names)
+    ratios = [row.ft_ratio for row in rows]
+    assert ratios == sorted(ratios) and ratios[0] < 1e-3
+
+
+def test_scales_that_are_refused() -> None:
+    own = case("mlp")
+    with pytest.raises(ArgumentError, match="`scales`"):
+        head_scale(own.model, own.batches(TRAIN), own.batches(TEST), (1.0, 0.0))
+    with pytest.raises(ArgumentError, match="`train`"):
+        head_scale(own.model, [], own.batches(TEST))

@@ -1,0 +1,190 @@
+"""Which layer is the head, and what it is given."""
+
+import pytest
+import text_encoder
+import timm
+import torch
+from text_encoder import TextEncoder
+from tiny_models import SIZES, SMALL, FixedLogits, Mixed, images, tiny, untouched
+from torch import Tensor, nn
+
+from roli_fast import peft
+from roli_fast.analysis import LinearHead
+from roli_fast.analysis.view import eval_mode
+from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.peft.lora import LoRA
+
+NAMES = {
+    "vit_tiny_patch16_224": "head",
+    "resnet18": "fc",
+    "convnext_atto": "head.fc",
+    "swin_tiny_patch4_window7_224": "head.fc",
+}
+
+
+class Twice(nn.Module):
+    """Uses its head in several ways that are no linear head."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.head = way, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ways = {
+            "twice": lambda: self.head(x) + self.head(-x),
+            "never": lambda: x[:, :3],
+            "tokens": lambda: self.head(x[:, None].expand(-1, 5, -1)).mean(1),
+            "scaled": lambda: 2 * self.head(x),
+            "keyword": lambda: self.head(input=x),
+        }
+        return ways[self.way]()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_phi_is_what_the_head_is_given(name: str) -> None:
+    model, x = tiny(name).eval(), images(3, 3, SIZES[name], SIZES[name])
+    view = LinearHead.of(model)
+    assert view.name == f"backbone.{NAMES[name]}" and view.layer is model.head
+    phi, logits = view.features_and_logits(x)
+    assert torch.equal(phi, model.features(x)) and torch.equal(logits, model(x))
+    assert phi.shape == (3, view.dimensions) and logits.shape == (3, view.classes)
+    assert torch.equal(view.features(x), phi)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_timm_network_says_which_layer_it_is(name: str) -> None:
+    model = tiny(name)
+    assert LinearHead.of(model.backbone).name == NAMES[name]
+    wrapped = nn.Sequential(model.normalize, model.backbone)
+    view = LinearHead.of(wrapped.eval())
+    assert view.name == f"1.{NAMES[name]}"
+    x = images(2, 3, SIZES[name], SIZES[name])
+    assert torch.equal(view.features(x), model.eval().features(x))
+
+
+def test_a_text_encoder_has_a_head_by_name() -> None:
+    model = TextEncoder().eval()
+    x = text_encoder.token_batches()[0].x
+    phi, logits = LinearHead.of(model, "out").features_and_logits(x)
+    assert phi.shape == (4, 8) and torch.equal(
+        nn.functional.linear(phi, *model.out.parameters()), logits
+    )
+    assert torch.allclose(phi.mean(1), torch.zeros(4), atol=1e-6)  # after its norm, dropout off
+
+
+def test_a_linear_model_is_its_own_head_and_a_view_is_taken_as_it_is() -> None:
+    layer, x = nn.Linear(4, 3), images(2, 4)
+    view = LinearHead.of(layer)
+    assert view.name == "" and view.features(x) is x and view.backbone() == {}
+    assert LinearHead.of(view) is view
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    assert LinearHead.of(LinearHead.of(model, "1"), "0").layer is model[0]
+
+
+def test_features_and_logits_leaves_nothing_behind() -> None:
+    model = Mixed()
+    with untouched(model):  # in train mode: the BN that trains keeps statistics, so eval
+        with eval_mode(model):
+            LinearHead.of(model, "head").features_and_logits(images(3, 3, 6, 6))
+    assert not model.head._forward_hooks
+    with pytest.raises(RuntimeError):
+        LinearHead.of(model, "head").features_and_logits(images(3, 2, 6, 6))
+    assert not model.head._forward_hooks
+
+
+def test_eval_mode_gives_every_mode_back() -> None:
+    model = Mixed()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(KeyError), eval_mode(model):
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
+
+
+def test_the_backbone_is_all_but_the_head() -> None:
+    model = tiny("resnet18")
+    view = LinearHead.of(model)
+    backbone = view.backbone()
+    rest = set(dict(model.named_parameters())) - set(backbone)
+    assert rest == {"backbone.fc.weight", "backbone.fc.bias"}
+    names = ["backbone.layer4.0.conv1.weight", "backbone.conv1.weight"]
+    assert list(view.backbone(names)) == names[::-1]  # in the model's order
+    assert list(view.backbone(["backbone.fc.weight", names[1]])) == names[1:]
+    assert view.backbone(["backbone.fc.weight"]) == view.backbone([]) == {}
+    with pytest.raises(ArgumentError, match="names.*conv9"):
+        view.backbone([names[0], "conv9"])
+
+
+def test_the_backbone_of_a_tuned_model_has_what_tuning_added() -> None:
+    model = tiny()
+    names = peft.apply(model, LoRA(rank=2), seed=0)
+    view = LinearHead.of(model)
+    own = [name for name in names if not name.startswith(view.name)]
+    assert 0 < len(own) == len(names) - 2
+    assert sorted(view.backbone(names)) == sorted(own)
+    assert all("lora_" in name for name in own)
+
+
+def test_a_parametrized_head_is_a_head() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    nn.utils.parametrizations.weight_norm(model[1])
+    assert list(LinearHead.of(model, "1").backbone()) == ["0.weight", "0.bias"]
+
+
+def test_a_head_that_shares_its_weight_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(4, 7))
+    model[2].weight = model[0].weight
+    with pytest.raises(ArgumentError, match="'2', which shares a weight with '0'"):
+        LinearHead.of(model, "2").backbone()
+
+
+def test_models_without_a_linear_head() -> None:
+    with pytest.raises(ArgumentError, match=r"one linear head, got Mixed.*head='\.\.\.'.*'head'"):
+        LinearHead.of(Mixed())
+    with pytest.raises(ArgumentError, match="no module 'fc'.*'head'"):
+        LinearHead.of(Mixed(), "fc")
+    with pytest.raises(ArgumentError, match="'conv', a Conv2d"):
+        LinearHead.of(Mixed(), "conv")
+    with pytest.raises(ArgumentError, match=r"got FixedLogits\. It has no nn.Linear at all"):
+        LinearHead.of(FixedLogits(images(2, 4)))
+    with pytest.raises(ArgumentError, match="'head', a Identity"):
+        LinearHead.of(
+            timm.create_model(
+                "vit_tiny_patch16_224", num_classes=0, **SMALL["vit_tiny_patch16_224"]
+            )
+        )
+    with pytest.raises(ArgumentTypeError, match="an nn.Module, got function"):
+        LinearHead.of(lambda x: x)  # pyright: ignore[reportArgumentType]
+
+
+def test_two_heads_are_not_one() -> None:
+    small = SMALL["vit_tiny_patch16_224"]
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, **small)
+    with pytest.raises(ArgumentError, match="with tuple"):
+        LinearHead.of(model)
+
+
+def test_a_low_rank_layer_is_no_linear_head() -> None:
+    model = tiny()
+    peft.apply(model, LoRA(rank=2), seed=0)
+    with pytest.raises(ArgumentError, match="a LoraLinear"):
+        LinearHead.of(model, "backbone.blocks.0.attn.qkv")
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("twice", "ran 2 times"),
+        ("never", "ran 0 times"),
+        ("tokens", r"features \(2, 4\), got 'head' on \(2, 5, 4\)"),
+        ("scaled", "whose output the model changes"),
+    ],
+)
+def test_a_head_that_is_used_otherwise_is_refused(way: str, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        LinearHead.of(Twice(way), "head").features(images(2, 4))
+
+
+def test_a_head_called_by_keyword_is_seen() -> None:
+    x = images(2, 4)
+    assert LinearHead.of(Twice("keyword"), "head").features(x) is x

@@ -1,0 +1,292 @@
+"""The analysis that a run ends with: how much it looks at, what it writes, a stop, a failure."""
+
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from analysed_run import analysed, analysis_of, run_analysed
+
+from roli_fast import models
+from roli_fast.data import Splits
+from roli_fast.errors import InterruptedRunError
+from roli_fast.train import postprocess, run
+from roli_fast.train.analysis import ATTACKED, MethodAnalysis, first_images, plan
+from roli_fast.train.postprocess import analysis_table
+
+DRIFT = {"absolute", "relative", "cosine", "cka"}
+BOTH = {"clean", "adversarial"}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RoLI and RanLI, analysed."""
+    folder = tmp_path_factory.mktemp("analysed") / "run"
+    run_analysed(folder, "--methods=roli,ranli")
+    return folder
+
+
+def test_it_has_what_is_promised(run_dir: Path) -> None:
+    tree = analysis_of(run_dir)
+    assert tree["schema"] == 1
+    assert tree["attack"] == {"label": "pgd-2", "norm": "linf", "eps": 0.04}
+    assert tree["images"] == {"train": 70, "validation": 70, "test": 70}
+    assert [(s["name"], s["lr"], s["epochs"]) for s in tree["stages"]] == [
+        ("probe", 0.1, 1),
+        ("finetune", 2e-3, 2),
+    ]
+    for stage in tree["stages"]:
+        for point in (stage["start"], stage["end"]):
+            assert set(point["head"]) == {"norm", "rows", "bias"}
+            rows = np.array(point["head"]["rows"])
+            assert point["head"]["norm"] == pytest.approx(np.sqrt((rows**2).sum()), rel=1e-6)
+            for name in ("residual", "separation", "pairwise_cosine"):
+                assert set(point[name]) == BOTH
+            assert point["residual"]["adversarial"] > 0
+            assert set(point["robust_drift"]) == {"absolute", "relative"}
+        assert {name: set(part) for name, part in stage["change"].items()} == {
+            "clean": DRIFT,
+            "adversarial": DRIFT,
+        }
+    assert set(tree["calibration"]) == BOTH
+    assert tree["calibration"]["clean"]["test_images"] == 70
+    assert [p["eps"] for p in tree["curve"]["points"]] == pytest.approx(
+        [0, 0.01, 0.02, 0.04, 0.06, 0.08]
+    )
+    assert tree["seconds"] > 0
+
+
+def test_a_probe_moves_no_feature_and_hands_over_its_head(run_dir: Path) -> None:
+    probe, finetune = analysis_of(run_dir)["stages"]
+    assert probe["change"]["clean"]["absolute"] == 0
+    assert probe["change"]["adversarial"]["absolute"] == 0
+    assert probe["end"] == finetune["start"]
+    assert finetune["change"]["clean"]["absolute"] > 0
+
+
+def test_the_numbers_are_of_the_weights_that_are_kept(run_dir: Path) -> None:
+    model = models.load(run_dir / "seed-0/roli/stage-2-finetune/best.safetensors")
+    splits = analysed().data.load()
+    images = first_images(splits.train, 70)
+    batch = images.batch(torch.arange(len(images)))
+    with torch.no_grad():
+        p = model(batch.x).softmax(1)
+    p[torch.arange(len(p)), batch.y] -= 1
+    end = analysis_of(run_dir)["stages"][-1]["end"]
+    assert end["head"]["norm"] == pytest.approx(model.head.weight.norm().item(), rel=1e-6)
+    assert end["residual"]["clean"] == pytest.approx(p.norm(dim=1).mean().item(), rel=1e-5)
+
+
+def test_it_agrees_with_the_runs_own_test(run_dir: Path) -> None:
+    """The same draws: what is right when clean and stays right under the test's attack does so
+    here. The test does not attack what is wrong to begin with, which may turn right by chance."""
+    test = json.loads((run_dir / "seed-0/roli/test.json").read_text())
+    splits = analysed().data.load()
+    place = {name: i for i, name in enumerate(splits.test.ids.tolist())}
+    chosen = [place[name] for name in first_images(splits.test, 70).ids.tolist()]
+    clean = sum(test["clean_flags"][i] == "1" for i in chosen)
+    robust = sum(test["robust_flags"]["pgd-2"][i] == "1" for i in chosen)
+    found = analysis_of(run_dir)["calibration"]
+    assert found["clean"]["before"]["accuracy"] == clean / 70
+    right = round(found["adversarial"]["before"]["accuracy"] * 70)
+    assert robust <= right <= robust + 70 - clean
+
+
+def test_the_examples(run_dir: Path) -> None:
+    path = run_dir / "seed-0/roli/examples.npz"
+    assert analysis_of(run_dir)["examples"] == path.name
+    with np.load(path, allow_pickle=False) as file:
+        found = dict(file)
+    for name in ("clean", "adversarial"):
+        assert found[name].shape == (8, 16, 16, 3)
+        assert found[name].dtype == np.uint8
+        assert found[f"{name}_prediction"].shape == (8,)
+        assert (found[f"{name}_confidence"] > 1 / 3 - 1e-6).all()
+    assert found["delta"].dtype == np.float16
+    assert 0 < np.abs(found["delta"]).max() <= 0.0401
+    rounded = found["adversarial"].astype(int) - found["clean"].astype(int)
+    assert np.abs(rounded / 255 - found["delta"]).max() <= 1 / 255
+    assert np.abs(rounded).max() <= 0.04 * 255
+    model = models.load(run_dir / "seed-0/roli/stage-2-finetune/best.safetensors").eval()
+    pixels = torch.from_numpy(found["adversarial"]).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        confidence, prediction = model(pixels).softmax(1).max(1)
+    assert found["adversarial_prediction"].tolist() == prediction.tolist()
+    assert np.allclose(found["adversarial_confidence"], confidence.numpy(), atol=1e-5)
+    splits = analysed().data.load()
+    assert found["label"].tolist() == first_images(splits.test, 8).labels.tolist()
+
+
+def test_the_second_table(run_dir: Path) -> None:
+    lines = analysis_table(run_dir, ["roli", "ranli", "absent"]).splitlines()
+    start = analysis_of(run_dir)["stages"][0]["start"]["head"]["norm"]
+    assert lines[2].startswith("roli ")
+    assert f"{start:.3g} > " in lines[2]
+    assert lines[3].startswith("ranli ")
+    assert not any("absent" in line for line in lines)
+    assert analysis_table(run_dir, ["absent"]) == ""
+
+
+def without_time(tree: dict[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in tree.items() if name != "seconds"}
+
+
+def test_a_stop_in_the_middle(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a resume ends with is that of an uninterrupted one."""
+    folder, calls, original = tmp_path / "run", [], MethodAnalysis.watch
+
+    def stopping(self: MethodAnalysis) -> None:
+        calls.append(self)
+        if len(calls) == 25:
+            self.context.interrupt._note(signal.SIGTERM, None)
+        original(self)
+
+    monkeypatch.setattr(MethodAnalysis, "watch", stopping)
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        run_analysed(folder)
+    assert not list(folder.rglob("analysis.json"))
+    run_analysed(folder)
+    assert without_time(analysis_of(folder)) == without_time(analysis_of(run_dir))
+
+
+def test_a_failed_analysis_loses_nothing_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(MethodAnalysis, "_calibration", broken)
+    monkeypatch.setattr(postprocess.report, "write", broken)
+    folder = tmp_path / "run"
+    with caplog.at_level(logging.WARNING):
+        summary = run_analysed(folder, "--report=true")
+    assert summary["methods"]["roli"]["test"]["images"] > 0
+    assert "RuntimeError: no such thing" in caplog.text
+    assert f"python -m roli_fast.analyze {folder / 'seed-0' / 'roli'}" in caplog.text
+    assert f"python -m roli_fast.report {folder}" in caplog.text
+    assert not list(folder.rglob("analysis.json"))
+    monkeypatch.undo()
+    run_analysed(folder, "--report=true")
+    assert "calibration" in analysis_of(folder)
+    assert (folder / "report.html").is_file()
+
+
+def test_no_test_image_is_looked_at_before_its_time(run_dir: Path, tmp_path: Path) -> None:
+    """A sweep's cells are analysed on validation; what is chosen adds the rest."""
+    folder = tmp_path / "run"
+    run_analysed(folder, test=False)
+    tree = analysis_of(folder)
+    assert tree["images"]["test"] == 0
+    assert not set(tree) & {"calibration", "curve", "examples"}
+    assert not list(folder.rglob("examples.npz"))
+    run_analysed(folder)
+    whole, straight = analysis_of(folder), analysis_of(run_dir)
+    assert whole["calibration"] == straight["calibration"]
+    assert whole["stages"] == straight["stages"]
+
+
+def test_an_analysis_that_is_not_wanted(tmp_path: Path) -> None:
+    run_analysed(tmp_path / "run", "--analysis_images=0", "--finetune.epochs=1")
+    assert not list((tmp_path / "run").rglob("analysis.json"))
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_signal_that_ends_decoding_workers_too_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error that torch makes of it is no failed analysis."""
+
+    def stop(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    monkeypatch.setattr(MethodAnalysis, "_tree", stop)
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        run_analysed(tmp_path / "run", "--finetune.epochs=1")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return analysed("--data.max_per_class=null").data.load()
+
+
+def test_it_takes_a_twentieth_of_the_training(splits: Splits) -> None:
+    """By hand. RoLI with PGD-1, 1 + 60 epochs of an update (2 passes of the attack and 3) and a
+    validation by PGD-1 (1 + 2). Each image is looked at clean (1), searched by PGD-2 (4) and looked
+    at again (1)."""
+    found = plan(analysed("--finetune.epochs=60", "--analysis_images=1000"), splits)
+    n, train, val = found.points, len(splits.train), len(splits.val)
+    assert (found.left_out, found.calibration, 32 < n < val) == ((), 128, True)
+    stages = 2 * 2 * 2 * n + 3 * 2 * n * 5 + 2 * n  # clean, attacked, and held in each stage
+    calibration = (val - n + 128 + 8) * 6  # of images that the stages have not seen; the examples
+    allowed = 0.05 * 61 * (train * (2 + 3) + val * (1 + 2))
+    assert 0.85 * allowed < stages + calibration + n * 5 * 4 <= allowed  # and the curve
+
+
+def test_what_does_not_fit_is_left_out_and_named(splits: Splits) -> None:
+    left = [
+        plan(analysed(f"--finetune.epochs={epochs}", "--analysis_images=1000"), splits)
+        for epochs in (60, 40, 20, 2)
+    ]
+    assert [len(own.left_out) for own in left] == [0, 1, 3, 4]
+    assert left[1].left_out == ("curve",) and left[3].left_out[-1] == ATTACKED
+    for own in left[1:]:
+        (note,) = own.notes
+        assert all(part in note for part in own.left_out)
+        assert "python -m roli_fast.analyze RUN --images" in note
+    capped = plan(analysed("--analysis_images=20", "--finetune.epochs=60"), splits)
+    assert (capped.points, capped.calibration, capped.left_out) == (20, 20, ())
+    asked = plan(analysed(), splits, 500)
+    assert (asked.points, asked.calibration, asked.left_out) == (500, 500, ())
+
+
+def test_a_short_training_keeps_its_clean_numbers(tmp_path: Path) -> None:
+    run(analysed("--report=true"), tmp_path / "run", quiet=True)
+    tree = analysis_of(tmp_path / "run")
+    assert not set(tree) & {"calibration", "curve", "examples"} and ATTACKED in tree["left_out"]
+    for stage in tree["stages"]:
+        assert (
+            stage["end"]["residual"]["clean"] > 0 == bool(stage["end"]["residual"]["adversarial"])
+        )
+        assert stage["change"]["clean"]["cka"] > 0
+        assert stage["change"]["adversarial"]["cka"] is None
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "left out, for it would take more than a twentieth" in page
+    assert "-" in analysis_table(tmp_path / "run", ["roli"])
+
+
+def test_a_dear_attack_makes_way(splits: Splits) -> None:
+    cheap = plan(analysed("--test=autoattack"), splits, 9)
+    assert cheap.described == {"label": "pgd-1", "norm": "linf", "eps": 0.04}
+    assert "autoattack" in cheap.notes[0] and "take too long" in cheap.notes[0]
+    own = plan(analysed(), splits, 9)
+    assert own.described["label"] == "pgd-2"
+    assert own.notes == ()
+    long = plan(analysed("--test.steps=300"), splits, 9)
+    assert long.attack.label == "pgd-1" and "take too long" in long.notes[0]
+
+
+def test_several_balls_at_once_make_way(splits: Splits) -> None:
+    found = plan(analysed("--test=multi_apgd"), splits, 9)
+    assert found.attack.label == "pgd-1" and "not one search in one ball" in found.notes[0]
+
+
+def test_of_several_norms_it_is_the_first(splits: Splits) -> None:
+    several = analysed("--threat.norm=l2", "--threat.other_norms=linf", "--threat.other_eps=0.1")
+    assert plan(several, splits, 9).described == {"label": "pgd-2", "norm": "l2", "eps": 0.04}
+
+
+def test_the_first_images_are_one_order_without_augmentation(splits: Splits) -> None:
+    some, more = first_images(splits.train, 9), first_images(splits.train, 20)
+    assert some.ids.tolist() == more.ids.tolist()[:9]
+    assert first_images(splits.train, 20, 9).ids.tolist() == more.ids.tolist()[9:]
+    assert sorted(some.labels.tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert some.augment is None
+    assert len(first_images(splits.val, 10**6)) == len(splits.val)

@@ -1,0 +1,285 @@
+"""The published settings against numbers typed from the paper's tables, and what they run."""
+
+from pathlib import Path
+
+import pytest
+from tiny_data import write_cifar
+from torchvision import datasets
+
+from roli_fast.attacks import PGD
+from roli_fast.configuration import read_yaml
+from roli_fast.data import DATASETS
+from roli_fast.errors import ConfigError
+from roli_fast.peft import Adapter, Bias, Full, Linear, LoRA, Prompt
+from roli_fast.train import run
+from roli_fast.train.cli import parse
+from roli_fast.train.experiment import SCHEMA, Experiment
+from roli_fast.train.recipes import DATA, NAMES, TUNINGS, setting, settings
+from roli_fast.zoo import named
+
+PACKAGE = Path(__file__).resolve().parents[2]
+
+CELLS = [
+    # data, tuning, init, optimizer, BASE_LR / 4, weight decay, epochs
+    ("cifar10", "linear", "ranli", "sgd", 0.0125, 0.01, 20),
+    ("cifar10", "full", "roli", "adamw", 2.5e-5, 0.01, 20),
+    ("cifar10", "adapter", "ranli", "adamw", 0.0125, 0.01, 20),
+    ("cifar10", "prompt", "ranli", "adamw", 0.125, 0.001, 20),
+    ("cifar100", "linear", "ranli", "sgd", 0.025, 0.001, 20),
+    ("cifar100", "bias", "roli", "adamw", 1.25e-3, 0.01, 20),
+    ("cifar100", "lora", "ranli", "adamw", 0.0125, 0.0, 20),
+    ("cifar100", "prompt", "ranli", "adamw", 0.125, 0.01, 20),
+    ("caltech256", "linear", "ranli", "sgd", 0.125, 0.01, 40),
+    ("caltech256", "full", "ranli", "adamw", 1.25e-4, 1e-4, 40),
+    ("caltech256", "bias", "roli", "adamw", 2.5e-6, 0.0, 40),
+    ("caltech256", "lora", "roli", "adamw", 2.5e-5, 1e-4, 40),
+    ("caltech256", "adapter", "roli", "adamw", 1.25e-4, 0.0, 40),
+    ("cub", "linear", "ranli", "sgd", 0.25, 0.001, 60),
+    ("cub", "full", "roli", "adamw", 2.5e-5, 0.01, 60),
+    ("cub", "bias", "roli", "adamw", 1.25e-4, 1e-4, 60),
+    ("cub", "adapter", "roli", "adamw", 0.0125, 0.001, 60),
+    ("stanford_dogs", "linear", "ranli", "sgd", 0.25, 0.01, 40),
+    ("stanford_dogs", "full", "roli", "adamw", 1.25e-5, 0.001, 40),
+    ("stanford_dogs", "bias", "ranli", "adamw", 2.5e-4, 1e-4, 40),
+    ("stanford_dogs", "lora", "roli", "adamw", 2.5e-4, 0.01, 40),
+    ("stanford_dogs", "adapter", "roli", "adamw", 2.5e-5, 1e-4, 40),
+    ("stanford_dogs", "prompt", "ranli", "adamw", 0.0125, 1e-4, 40),
+]
+
+WRITTEN_OUT = """
+data: {name: caltech256, root: photos, image_size: 224}
+model: {name: swin_base_patch4_window7_224, weights: "zoo:ares_swin_b",
+        options: {drop_path_rate: 0.5}}
+methods: [roli]
+threat: {norm: linf, eps: 8/255}
+probe:
+  epochs: 40
+  tuning: {name: linear}
+  attack: {name: pgd, steps: 7, random_start: true}
+  optimizer: {name: sgd, lr: 0.125, weight_decay: 0.01, momentum: 0.9}
+  batch_size: 64
+  warmup_epochs: 10
+finetune:
+  epochs: 40
+  tuning: {name: lora, rank: 16, alpha: 16.0, dropout: 0.1, targets: [q, v]}
+  attack: {name: pgd, steps: 7, random_start: true}
+  optimizer: {name: adamw, lr: 2.5e-5, weight_decay: 1e-4, betas: [0.9, 0.999], eps: 1e-6}
+  batch_size: 64
+  warmup_epochs: 10
+ranli:
+  epochs: 40
+  tuning: {name: lora, rank: 16, alpha: 16.0, dropout: 0.1, targets: [q, v]}
+  attack: {name: pgd, steps: 7, random_start: true}
+  optimizer: {name: adamw, lr: 2.5e-4, weight_decay: 1e-4, betas: [0.9, 0.999], eps: 1e-6}
+  batch_size: 64
+  warmup_epochs: 10
+validation: {name: pgd, steps: 10}
+test: {name: pgd, steps: 10}
+"""
+
+
+def from_recipe(name: str, data: str, tuning: str, *more: str) -> Experiment:
+    flags = ["--recipe", name, "--data", data, "--tuning", tuning, "--data.root=photos", *more]
+    return parse(flags).experiment
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(cell[:3]))
+def test_a_cell_is_the_paper_s(cell: tuple[str, str, str, str, float, float, int]) -> None:
+    data, tuning, init, optimizer, lr, decay, epochs = cell
+    found = setting(data, tuning, init)
+    assert (found.optimizer, found.lr, found.weight_decay) == (optimizer, lr, decay)
+    assert (found.epochs, found.batch_size) == (epochs, 64)
+
+
+def test_there_are_51_settings() -> None:
+    """One a configuration file: on each of 5 data sets linear and prompts with a random head alone,
+    full, bias, LoRA and adapter with both heads (10 each, 50), and one file that only tests."""
+    found = settings()
+    assert len(found) == len({(s.data, s.tuning, s.init) for s in found}) == 51
+    per_data = {data: sum(s.data == data for s in found) for data in DATA}
+    assert per_data == {name: 10 for name in DATA} | {"stanford_dogs": 11}
+    assert [(s.data, s.tuning, s.init) for s in found if s.epochs == 0] == [
+        ("stanford_dogs", "adapter", "roli_eval")
+    ]
+
+
+def test_sums_over_the_table() -> None:
+    """A slip of a digit anywhere shows in a column's sum, added up from the paper's table."""
+    rates = {d: round(sum(s.base_lr for s in settings() if s.data == d), 9) for d in DATA}
+    assert rates == {
+        "cifar10": 0.6716,  # .05 + 5e-4 + 1e-4 + 5e-3 + 5e-3 + .01 + 1e-3 + .05 + .05 + .5
+        "cifar100": 0.7166,  # .1 + 5e-4 + 1e-4 + 5e-3 + 5e-3 + .05 + 1e-3 + 5e-3 + .05 + .5
+        "caltech256": 0.55821,  # .5 + 5e-4 + 1e-4 + 1e-3 + 1e-5 + 1e-3 + 1e-4 + 5e-3 + 5e-4 + .05
+        "cub": 1.1661,  # 1 + 5e-4 + 1e-4 + 5e-3 + 5e-4 + 5e-3 + 5e-3 + .05 + .05 + .05
+        "stanford_dogs": 1.0628,  # 1+5e-4+5e-5+1e-3+5e-5+5e-3+1e-3+5e-3 + twice 1e-4 + .05
+    }
+    decays = {d: round(sum(s.weight_decay for s in settings() if s.data == d), 9) for d in DATA}
+    assert decays == {
+        "cifar10": 0.0532,  # five times .01, three times .001, twice 1e-4
+        "cifar100": 0.0243,  # twice .01, four times .001, three times 1e-4, one 0
+        "caltech256": 0.0215,  # twice .01, one .001, five times 1e-4, two 0
+        "cub": 0.0154,  # one .01, five times .001, four times 1e-4
+        "stanford_dogs": 0.0317,  # three times .01, one .001, seven times 1e-4
+    }
+    zero = [(s.data, s.tuning, s.init) for s in settings() if s.weight_decay == 0]
+    assert zero == [
+        ("cifar100", "lora", "ranli"),
+        ("caltech256", "bias", "roli"),
+        ("caltech256", "adapter", "roli"),
+    ]
+
+
+def test_tokens_and_options() -> None:
+    tokens = {data: setting(data, "prompt", "ranli").options["tokens"] for data in DATA}
+    assert tokens == {data: 10 for data in DATA} | {"cub": 20}
+    expected = {
+        "linear": Linear(),
+        "full": Full(),
+        "bias": Bias(),
+        "lora": LoRA(rank=16, alpha=16, dropout=0.1, targets=("q", "v")),
+        "adapter": Adapter(reduction=8),
+        "prompt": Prompt(tokens=20, deep=True, dropout=0.1, pooled=True),
+    }
+    for tuning in TUNINGS:
+        experiment = from_recipe("ranli", "cub", tuning)
+        assert experiment.stages("ranli")[0][1].tuning == expected[tuning]
+
+
+def test_a_recipe_is_what_it_says_written_out(tmp_path: Path) -> None:
+    file = tmp_path / "written.yaml"
+    file.write_text(WRITTEN_OUT)
+    assert from_recipe("roli", "caltech256", "lora") == SCHEMA.build(read_yaml(file), [])
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_every_setting_builds(data: str, tuning: str) -> None:
+    name = "ranli" if tuning in ("linear", "prompt") else "compare"
+    experiment = from_recipe(name, data, tuning)
+    assert experiment.methods == NAMES[name]
+    assert type(experiment.data) is DATASETS[data]
+    for method in experiment.methods:
+        for _, stage in experiment.stages(method):
+            assert (stage.batch_size, stage.warmup_epochs) == (64, 10)
+            attack = stage.attack and stage.attack.under(experiment.threat)
+            assert isinstance(attack, PGD)
+            assert (attack.eps, attack.steps, attack.random_start) == (8 / 255, 7, True)
+            assert attack.step_size is None and 8 / 255 / 4 == 2 / 255, "null is eps / 4"
+
+
+@pytest.mark.parametrize("name", ["roli", "compare"])
+@pytest.mark.parametrize("tuning", ["linear", "prompt"])
+def test_the_paper_has_no_roli_with_these(name: str, tuning: str) -> None:
+    with pytest.raises(ConfigError, match="full, bias, lora, adapter.*--recipe ranli"):
+        from_recipe(name, "cub", tuning)
+
+
+def test_the_data_sets_come_as_in_the_paper() -> None:
+    cifar = from_recipe("ranli", "cifar100", "full")
+    assert (cifar.data.image_size, cifar.data.augment, cifar.model.resize) == (32, False, 224)
+    birds = from_recipe("ranli", "cub", "full")
+    assert (birds.data.image_size, birds.data.augment, birds.model.resize) == (224, True, None)
+    for experiment in (cifar, birds):
+        assert list(experiment.evaluations("test")) == ["pgd-10"]
+        assert list(experiment.evaluations("validation")) == ["pgd-10"]
+
+
+def test_the_weights_are_known_by_name() -> None:
+    model = from_recipe("roli", "cub", "full").model
+    entry = named(str(model.weights))
+    assert entry is not None and entry.architecture == model.name
+    assert "ARES" in entry.file
+
+
+def test_the_budget_matched_control() -> None:
+    """CUB: RoLI trains 60 + 60 epochs, RanLI 60, matched 120 at RanLI's rate."""
+    experiment = from_recipe("compare", "cub", "bias")
+    epochs = {m: [s.epochs for _, s in experiment.stages(m)] for m in experiment.methods}
+    assert epochs == {"roli": [60, 60], "ranli": [60], "ranli_matched": [120]}
+    rates = {m: experiment.stages(m)[-1][1].optimizer.lr for m in experiment.methods}
+    assert rates == {"roli": 1.25e-4, "ranli": 1.25e-3, "ranli_matched": 1.25e-3}
+    alone = from_recipe("ranli_matched", "cub", "prompt")
+    assert [s.epochs for _, s in alone.stages("ranli_matched")] == [120]
+
+
+def test_the_clean_recipes() -> None:
+    """Both clean fine-tunes have the rate of RoLI's second stage, 10 times below RanLI's."""
+    experiment = from_recipe("lp_ft_compare", "cub", "bias")
+    found = {
+        m: [(n, s.attack is None, s.epochs, s.optimizer.name, s.optimizer.lr) for n, s in stages]
+        for m, stages in ((m, experiment.stages(m)) for m in experiment.methods)
+    }
+    fine = ("ft", True, 60, "adamw", 1.25e-4)
+    probe = ("lp", True, 1, "lbfgs", 1e-3)
+    assert found["ft"] == [fine]
+    assert found["lp_ft"] == [probe, fine]
+    assert found["ranli"] == [("ranli", False, 60, "adamw", 1.25e-3)]
+    assert [name for name, *_ in found["roli"]] == ["probe", "finetune"]
+    alone = from_recipe("lp_ft", "cub", "prompt", "--finetune.epochs=30", "--lp.batch_size=8")
+    assert [s.epochs for _, s in alone.stages("lp_ft")] == [1, 30]
+    assert alone.methods == ("lp", "ft", "lp_ft")
+    with pytest.raises(ConfigError, match="`--probe.epochs` changes nothing"):
+        from_recipe("lp_ft", "cub", "full", "--probe.epochs=30")
+
+
+def test_robust_linear_heads_probe_first_within_the_same_budget() -> None:
+    experiment = from_recipe("compare", "cub", "bias", "--head_init=robust-linear")
+    stages = {m: [(n, s.epochs) for n, s in experiment.stages(m)] for m in experiment.methods}
+    assert stages["roli"] == [("probe", 60), ("finetune", 60)]
+    assert stages["ranli"] == [("probe", 60), ("ranli", 60)]
+    assert stages["ranli_matched"] == [("probe", 60), ("ranli_matched", 60)]
+    assert experiment.fresh_head == "default"
+
+
+def test_any_field_can_be_overridden_and_is_shown() -> None:
+    more = ["--finetune.epochs", "12", "--finetune.tuning.rank=4", "--model.weights=mine.pth"]
+    experiment = from_recipe("roli", "caltech256", "lora", *more, "--threat.eps=4/255")
+    assert experiment.finetune.epochs == 12
+    assert experiment.finetune.tuning == LoRA(rank=4)
+    assert experiment.model.weights == "mine.pth"
+    assert experiment.model.options == {"drop_path_rate": 0.5}
+    assert "rank: 4" in SCHEMA.to_yaml(experiment)
+
+
+def test_a_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two classes in CIFAR's format, a small ViT, an epoch a stage."""
+    root = write_cifar(tmp_path / "cifar", monkeypatch, datasets.CIFAR10)
+    small = ["--model.name=vit_tiny_patch16_224", "--model.weights=null", "--model.resize=null"]
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    small += [f"--model.options.{name}={value}" for name, value in sizes.items()]
+    for stage in ("probe", "finetune", "ranli"):
+        small += [f"--{stage}.epochs=1", f"--{stage}.warmup_epochs=0"]
+    experiment = from_recipe("compare", "cifar10", "adapter", *small, f"--data.root={root}")
+    summary = run(experiment, tmp_path / "run", quiet=True)
+    assert {m: [s["epochs"] for s in v["stages"]] for m, v in summary["methods"].items()} == {
+        "roli": [1, 1],
+        "ranli": [1],
+        "ranli_matched": [2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--recipe=roly", "--data=cub"], ["`--recipe`", "roli, ranli, ranli_matched", "'roly'"]),
+        (["--recipe=roli", "--tuning=full"], ["`--data`", "caltech256", "nothing"]),
+        (["--recipe=roli", "--data=digits", "--tuning=full"], ["`--data`", "cub", "'digits'"]),
+        (["--recipe=roli", "--data=cub"], ["`--tuning`", "lora", "nothing"]),
+        (["--recipe=roli", "--data=cub", "--tuning=vpt"], ["`--tuning`", "prompt", "'vpt'"]),
+        (["--tuning=full"], ["`--tuning`", "--recipe", "--finetune.tuning"]),
+        (["--recipe=roli", "--config=quickstart"], ["`--config`", "--print_config"]),
+        (
+            ["--recipe=ranli", "--data=cub", "--data.root=x", "--tuning=full", "--probe.epochs=30"],
+            ["`--probe.epochs`", "changes nothing", "--ranli"],
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_named_with_its_fix(flags: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(flags)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_the_tables_are_part_of_the_package() -> None:
+    declared = (PACKAGE / "pyproject.toml").read_text()
+    assert '"recipes/published/*.yaml"' in declared

@@ -1,0 +1,344 @@
+"""The recipes of several norms against numbers typed from RAMP's tables, and what they run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_data import write_cifar
+from torchvision import datasets
+
+from roli_fast.attacks import APGD, APGDT, MSD, AutoAttack, MultiAPGD
+from roli_fast.configuration import read_yaml
+from roli_fast.data import DATASETS
+from roli_fast.errors import ConfigError
+from roli_fast.peft import METHODS, Full, LoRA
+from roli_fast.threat import ThreatModel
+from roli_fast.train import run
+from roli_fast.train.cli import parse
+from roli_fast.train.experiment import SCHEMA, Experiment
+from roli_fast.train.gradient_projection import GradientProjection
+from roli_fast.train.objectives import Adversarial
+from roli_fast.train.objectives.avg import AVG
+from roli_fast.train.objectives.eat import EAT
+from roli_fast.train.objectives.ramp import RAMP
+from roli_fast.train.objectives.sat import SAT
+from roli_fast.train.optim import Schedule, Step, Triangle
+from roli_fast.train.recipes import NORM_RECIPES
+from roli_fast.train.stage import Stage, pgd_in_run
+
+PREACT, RN50, XCIT = "preact_resnet18", "resnet50", "xcit_small_12_p16_224"
+WRN28, WRN34, WRN70 = (f"wide_resnet{size}_cifar" for size in ("28_10", "34_20", "70_16"))
+THIRDS = Step((1 / 3, 2 / 3), factor=0.1)
+
+CELLS: list[tuple[str, str, str, int, float, Schedule, int, float, str, tuple[float, float]]] = [
+    # data, start, model, epochs, lr, schedule, batch (script), decay, of, lambda (text, script)
+    ("cifar10", "scratch", PREACT, 80, 0.05, Step((7 / 8,)), 128, 5e-4, "matrices", (2, 5)),
+    ("cifar10", "scratch", WRN28, 30, 0.1, Triangle(0.4), 128, 5e-4, "matrices", (2, 2)),
+    ("cifar10", "finetune", PREACT, 3, 0.05, THIRDS, 128, 5e-4, "all", (0.5, 1.5)),
+    ("cifar10", "finetune", RN50, 3, 0.01, THIRDS, 128, 5e-4, "all", (0.5, 1.5)),
+    ("cifar10", "finetune", WRN34, 3, 0.01, THIRDS, 128, 5e-4, "all", (0.5, 1.5)),
+    ("cifar10", "finetune", WRN28, 3, 0.01, THIRDS, 128, 5e-4, "all", (0.5, 1.5)),
+    ("cifar10", "finetune", WRN70, 3, 0.01, THIRDS, 64, 5e-4, "all", (0.5, 1.5)),
+    ("image_folder", "finetune", RN50, 1, 0.005, THIRDS, 128, 1e-4, "all", (0.5, 3)),
+    ("image_folder", "finetune", XCIT, 1, 1e-4, THIRDS, 64, 1e-4, "all", (0.5, 1.5)),
+]
+
+WRITTEN_OUT = """
+data: {name: cifar10, root: photos, image_size: 32, augment: true, val_fraction: 0.02}
+model: {name: preact_resnet18}
+methods: [scratch]
+threat: {norm: linf, eps: 8/255, other_norms: [l2, l1], other_eps: [0.5, 12]}
+pretrain:
+  epochs: 80
+  tuning: {name: full}
+  objective: {name: ramp, source: linf, target: l1, weight: 5}
+  attack: {name: multi_apgd, steps: 10, density: 0.05}
+  optimizer: {name: sgd, lr: 0.05, weight_decay: 5e-4, momentum: 0.9}
+  schedule: {name: step, milestones: [0.875], factor: 0.1}
+  batch_size: 128
+  warmup_epochs: 0
+  validate_every: 3
+  select: last
+  gradient_projection: {beta: 0.5, projection: cosine}
+validation: {name: apgd, steps: 100}
+test: {name: autoattack, version: apgd, steps: 100}
+note: "ramp, from scratch, settings of arXiv:2402.06827; lambda 5 of the script (text: 2)"
+"""
+
+
+def from_recipe(name: str, data: str, *more: str) -> Experiment:
+    return parse(["--recipe", name, "--data", data, "--data.root=photos", *more]).experiment
+
+
+def stage_of(experiment: Experiment) -> Stage:
+    (method,) = experiment.methods
+    ((_name, stage),) = experiment.stages(method)
+    return stage
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(cell[:3]))
+@pytest.mark.parametrize("name", NORM_RECIPES)
+def test_a_cell_is_the_paper_s(name: str, cell: tuple) -> None:
+    data, start, model, epochs, lr, schedule, batch, decay, of, _pairing = cell
+    experiment = from_recipe(name, data, f"--start={start}", f"--model.name={model}")
+    assert type(experiment.data) is DATASETS[data] and experiment.model.name == model
+    assert experiment.methods == (start,)
+    stage = stage_of(experiment)
+    assert (stage.epochs, stage.batch_size, stage.schedule) == (epochs, batch, schedule)
+    rule = stage.optimizer
+    assert (rule.name, rule.momentum, rule.lr) == ("sgd", 0.9, lr)
+    assert (rule.weight_decay, rule.decay) == (decay, of)
+    assert (stage.warmup_epochs, stage.clean_epochs, stage.select) == (0, 0, "last")
+    assert isinstance(stage.tuning, Full)
+    projected = GradientProjection(beta=0.5) if (name, start) == ("ramp", "scratch") else None
+    assert stage.gradient_projection == projected
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(cell[:3]))
+def test_lambda_of_the_text_and_of_the_scripts(cell: tuple) -> None:
+    data, start, model, *_, (text, script) = cell
+    flags = [f"--start={start}", f"--model.name={model}"]
+    for more, weight, other in (
+        ([], script, text),
+        (["--published=script"], script, text),
+        (["--published=text"], text, script),
+    ):
+        experiment = from_recipe("ramp", data, *flags, *more)
+        assert stage_of(experiment).objective == RAMP(source="linf", target="l1", weight=weight)
+        assert f"lambda {weight:g} of the" in experiment.note and f": {other:g})" in experiment.note
+
+
+def test_the_batch_on_imagenet_differs_too() -> None:
+    for name in NORM_RECIPES:
+        sizes = [
+            stage_of(from_recipe(name, "image_folder", f"--published={where}")).batch_size
+            for where in ("text", "script")
+        ]
+        assert sizes == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("data", "radii", "steps"),
+    [
+        ("cifar10", {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}, (10, 10, 10)),
+        ("image_folder", {"linf": 4 / 255, "l2": 2.0, "l1": 255.0}, (5, 15, 15)),
+    ],
+)
+def test_radii_and_steps(data: str, radii: dict[str, float], steps: tuple[int, int, int]) -> None:
+    """`steps` in linf, in l1, and of MSD, which has one number."""
+    for name in NORM_RECIPES:
+        experiment = from_recipe(name, data)
+        assert {t.norm: t.eps for t in experiment.threat.each} == radii
+        attack = stage_of(experiment).attack
+        assert attack is not None
+        attack = attack.under(experiment.threat)
+        assert isinstance(attack, MSD if name == "msd" else MultiAPGD)
+        assert dict(zip(attack.norms or (), attack.eps or (), strict=True)) == radii
+        assert attack.density == 0.05
+        if isinstance(attack, MSD):
+            assert attack.steps == steps[2]
+        else:
+            assert (attack.steps, attack.l1_steps or attack.steps) == steps[:2]
+
+
+def test_the_objectives() -> None:
+    found = {name: stage_of(from_recipe(name, "cifar10")).objective for name in NORM_RECIPES}
+    assert found == {
+        "ramp": RAMP(source="linf", target="l1", weight=1.5),
+        "eat": EAT(norms=("linf", "l1")),
+        "max": Adversarial(),
+        "msd": Adversarial(),
+        "sat": SAT(),
+        "avg": AVG(),
+    }
+
+
+def test_the_published_protocol() -> None:
+    experiment = from_recipe("eat", "cifar10")
+    data = SCHEMA.to_tree(experiment.data)
+    assert (data["image_size"], data["augment"]) == (32, True)
+    for threat in experiment.threat.each:
+        looked = experiment.validation.under(threat)
+        assert isinstance(looked, APGD)
+        assert (looked.norm, looked.eps, looked.steps, looked.restarts) == (
+            threat.norm,
+            threat.eps,
+            100,
+            1,
+        )
+        asked = experiment.test.under(threat)
+        assert isinstance(asked, AutoAttack)
+        assert (asked.norm, asked.eps) == (threat.norm, threat.eps)
+        first, second = asked.parts
+        assert isinstance(first, APGD) and isinstance(second, APGDT)
+        runs = (5, 5) if threat.norm == "l1" else (1, 9)
+        assert (first.restarts, second.targets) == runs, "ten runs a norm"
+        assert first.steps == second.steps == 100
+
+
+def test_a_recipe_is_what_it_says_written_out(tmp_path: Path) -> None:
+    file = tmp_path / "written.yaml"
+    file.write_text(WRITTEN_OUT)
+    written = SCHEMA.build(read_yaml(file), [])
+    assert from_recipe("ramp", "cifar10", "--start=scratch") == written
+
+
+@pytest.mark.parametrize("name", NORM_RECIPES)
+@pytest.mark.parametrize("start", ["scratch", "finetune"])
+def test_the_printed_configuration_is_the_recipe(name: str, start: str, tmp_path: Path) -> None:
+    experiment = from_recipe(name, "cifar10", f"--start={start}")
+    file = tmp_path / "c.yaml"
+    file.write_text(SCHEMA.to_yaml(experiment))
+    assert parse(["--config", str(file)]).experiment == experiment
+
+
+@pytest.mark.parametrize("tuning", METHODS.names())
+def test_every_tuning_method_takes_the_place_of_full(tuning: str) -> None:
+    experiment = from_recipe("ramp", "cifar10", f"--tuning={tuning}", "--model.name=deit_tiny")
+    stage = stage_of(experiment)
+    assert type(stage.tuning) is METHODS[tuning]
+    assert isinstance(stage.objective, RAMP)
+    assert ("not published" in experiment.note) and (f"tuning {tuning}" in experiment.note) == (
+        tuning != "full"
+    )
+
+
+def test_what_is_not_published_is_told() -> None:
+    def note(*flags: str, data: str = "cifar10") -> str:
+        return from_recipe("eat", data, *flags).note
+
+    assert note() == "eat, fine-tuning, settings of arXiv:2402.06827"
+    assert note(data="cifar100").endswith("not published: cifar100")
+    other = note("--model.name=vit_tiny_patch16_224", "--tuning=lora")
+    assert other.endswith(
+        "not published: vit_tiny_patch16_224, settings of wide_resnet28_10_cifar; tuning lora"
+    )
+
+
+def test_any_field_can_be_overridden() -> None:
+    flags = ["--finetune.epochs=5", "--threat.eps=2/255", "--finetune.attack.steps=3"]
+    flags += ["--finetune.objective.weight=0.7", "--tuning=lora", "--finetune.tuning.rank=2"]
+    flags += ["--finetune.schedule=cosine", "--paper_compat=unscheduled_bias"]
+    experiment = from_recipe("ramp", "cifar10", *flags)
+    stage = experiment.finetune
+    assert (stage.epochs, experiment.threat.eps) == (5, 2 / 255)
+    assert stage.objective == RAMP(source="linf", target="l1", weight=0.7)
+    assert isinstance(stage.attack, MultiAPGD) and stage.attack.steps == 3
+    assert stage.tuning == LoRA(rank=2)
+    assert SCHEMA.to_tree(stage.schedule) == {"name": "cosine"}
+    assert experiment.threat == ThreatModel(
+        "linf", 2 / 255, other_norms=("l2", "l1"), other_eps=(0.5, 12)
+    )
+
+
+def test_pgd_takes_the_place_of_a_recipe_s_attack() -> None:
+    """With its own 10 steps, and with the threat's norms and radii."""
+    experiment = from_recipe("eat", "cifar10", "--test=pgd", "--validation=pgd")
+    assert experiment.test == experiment.validation == pgd_in_run(10)
+    more = from_recipe("eat", "cifar10", "--test=pgd", "--test.steps=3")
+    assert more.test == pgd_in_run(3)
+    assert from_recipe("max", "cifar10", "--finetune.schedule=step").finetune.schedule == Step()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--recipe=rampe", "--data=cifar10"], ["`--recipe`", "roli", "ramp, eat, max", "'rampe'"]),
+        (["--recipe=ramp"], ["`--data`", "cifar10", "image_folder", "nothing"]),
+        (["--recipe=ramp", "--data=cub"], ["`--data`", "cifar10", "'cub'", "configuration"]),
+        (["--recipe=eat", "--data=cifar10", "--start=zero"], ["`--start`", "finetune", "'zero'"]),
+        (
+            ["--recipe=max", "--data=image_folder", "--start=scratch"],
+            ["`--start`", "finetune for image_folder", "--model.weights"],
+        ),
+        (["--recipe=sat", "--data=cifar10", "--tuning=vpt"], ["`--tuning`", "lora", "'vpt'"]),
+        (
+            ["--recipe=avg", "--data=cifar10", "--start=scratch", "--tuning=lora"],
+            ["`--tuning`", "full with --start scratch", "'lora'"],
+        ),
+        (
+            ["--recipe=ramp", "--data=cifar10", "--published=paper"],
+            ["`--published`", "script, text", "'paper'"],
+        ),
+        (
+            ["--recipe=roli", "--data=cub", "--tuning=full", "--start=scratch"],
+            ["`--start`", "--recipe ramp"],
+        ),
+        (["--data=digits", "--published=text"], ["`--published`", "--recipe ramp", "text"]),
+        (
+            ["--recipe=ramp", "--data=cifar10", "--data.root=x", "--ranli.epochs=3"],
+            ["`--ranli.epochs`", "changes nothing", "finetune"],
+        ),
+        (
+            ["--recipe=ramp", "--data=cifar10", "--data.root=x", "--finetune.attack=pgd"],
+            ["multi_apgd", "ramp"],
+        ),
+        (
+            [
+                "--recipe=ramp",
+                "--data=cifar10",
+                "--data.root=x",
+                "--finetune.objective.target=linf",
+            ],
+            ["`target`", "another norm than source"],
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_named_with_its_fix(flags: list[str], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse(flags)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def small(root: Path) -> list[str]:
+    """Two classes in CIFAR's format, a narrow network, one update an epoch or so."""
+    flags = [f"--data.root={root}", "--data.val_fraction=0.2", "--device=cpu", "--threads=1"]
+    flags += ["--model.options.widths=4,4,8,8", "--model.options.depths=1,1,1,1"]
+    flags += ["--model.options.stem_width=4", "--validation.steps=2", "--test=apgd"]
+    return [*flags, "--test.steps=2"]
+
+
+def test_fine_tuning_without_weights_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_cifar(tmp_path / "cifar", monkeypatch, datasets.CIFAR10)
+    experiment = from_recipe("ramp", "cifar10", *small(root))
+    with pytest.raises(ConfigError, match=r"`model.weights`.*--model.weights FILE.*scratch"):
+        run(experiment, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", NORM_RECIPES)
+def test_every_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From scratch with two epochs, then from its weights with one."""
+    root = write_cifar(tmp_path / "cifar", monkeypatch, datasets.CIFAR10)
+    more = ["--pretrain.epochs=2", "--pretrain.attack.steps=2"]
+    first = from_recipe(name, "cifar10", *small(root), "--start=scratch", *more)
+    (scratch,) = run(first, tmp_path / "a", quiet=True)["methods"].values()
+    assert scratch["stages"][0]["epochs"] == 2
+    found = tmp_path / "a/seed-0/scratch/stage-1-pretrain/best.safetensors"
+    more = [f"--model.weights={found}", "--finetune.epochs=1", "--finetune.attack.steps=2"]
+    second = from_recipe(name, "cifar10", *small(root), *more)
+    (tuned,) = run(second, tmp_path / "b", quiet=True)["methods"].values()
+    assert tuned["stages"][0]["name"] == "finetune" and 0 <= tuned["test"]["clean_accuracy"] <= 1
+
+
+def test_ramp_with_lora_on_a_vit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not published: of a ViT's weights the factors and the head alone move."""
+    root = write_cifar(tmp_path / "cifar", monkeypatch, datasets.CIFAR10)
+    vit = [flag for flag in small(root) if "model.options" not in flag]
+    vit += ["--model.name=vit_tiny_patch16_224", "--model.options.img_size=32"]
+    sizes = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    vit += [f"--model.options.{name}={value}" for name, value in sizes.items()]
+    more = ["--start=scratch", "--pretrain.epochs=1", "--pretrain.attack.steps=1"]
+    run(from_recipe("max", "cifar10", *vit, *more), tmp_path / "a", quiet=True)
+    found = tmp_path / "a/seed-0/scratch/stage-1-pretrain/best.safetensors"
+    more = ["--tuning=lora", "--finetune.tuning.rank=2", "--finetune.attack.steps=1"]
+    experiment = from_recipe("ramp", "cifar10", *vit, *more, f"--model.weights={found}")
+    run(experiment, tmp_path / "b", quiet=True)
+    before = load_file(found)
+    after = load_file(tmp_path / "b/seed-0/finetune/stage-1-finetune/last.safetensors")
+    moved = {n for n, t in after.items() if n not in before or not torch.equal(t, before[n])}
+    assert moved and all("lora" in n or n.startswith("head.") for n in moved)
+    assert {"head.weight", "blocks.0.attn.qkv.lora_b"} <= moved
