@@ -28,6 +28,7 @@ from roli_fast.evaluate import robustness_curve
 from roli_fast.evaluate.prepare import mixed_order
 from roli_fast.files import naming, write_bytes, write_json
 from roli_fast.models import Classifier
+from roli_fast.norms import NORMS
 from roli_fast.report.read import parse_analysis
 from roli_fast.seeds import derive_seed
 from roli_fast.threat import as_pixels
@@ -383,12 +384,12 @@ class MethodAnalysis:
         if isinstance(attack, PGD):
             attack = replace(attack, step_size=None)  # a quarter of each radius
         whole = bounds[1] - bounds[0]
-        radii = [eps * share for share in RADII]
+        limit = whole * NORMS[str(attack.norm)].largest(None)
         curve = robustness_curve(
             model,
             self.images_of(self.splits.test, self.plan.points),
             attack,
-            [r for r in radii if attack.norm != "linf" or r < whole],
+            [eps * share for share in RADII if eps * share < limit],
             seed=self.draws,
             name=self.method,
             after_batch=self._after_batch,
