@@ -17,7 +17,7 @@ from roli_fast.attacks.base import (
     check_choice,
     check_steps,
 )
-from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.objective import check_target, is_right
 from roli_fast.attacks.passes import Passes, take
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
@@ -52,7 +52,8 @@ class Square(BallAttack):
     Each query changes a window of random place in every image, and the change stays where it raises
     the loss. Samples that are fooled leave the batch at once; those that are wrong to begin with
     come back as they are. What was never fooled comes back as the image of highest loss. Images of
-    any shape (B, C, H, W), and (B, C, L) and (B, D), where windows are intervals.
+    any shape (B, C, H, W), and (B, C, L) and (B, D), where windows are intervals. With a `target`
+    in the call a sample is fooled when it is classified as that.
 
     Args:
         n_queries: proposals of a run.
@@ -72,6 +73,8 @@ class Square(BallAttack):
     rescale_schedule: bool = True
     compact: bool = True
 
+    options = ("eps", "target")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_offers(self.norm, "square_moves")
@@ -88,13 +91,16 @@ class Square(BallAttack):
 
     def search(self, inputs: AttackInputs) -> SquareResult:
         ball, inputs = self.ball(inputs)
-        x, y, ids = inputs.x, inputs.y, inputs.ids
+        x, ids, towards = inputs.x, inputs.ids, inputs.target is not None
+        y = inputs.y if inputs.target is None else inputs.target
         checks.generator(inputs.generator, x)
         checks.sample_ids(ids, x)
         moves, draws = self.moves(ball, x), self.draws(inputs)
         with inputs.gradient(_LOSSES[self.loss]) as gradient:
             logits = Passes(gradient).clean(x, y)
-            fooled = ~is_right(logits, y)
+            if towards:
+                check_target(y, inputs.y, logits)
+            fooled = is_right(logits, y) if towards else ~is_right(logits, y)
             x_adv, highest = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
             queries = torch.ones_like(y)
             for restart in range(self.restarts):
@@ -102,7 +108,7 @@ class Square(BallAttack):
                 if len(left) == 0:
                     break
                 radius = ball.eps[left] if isinstance(ball.eps, Tensor) else ball.eps
-                batch = _Batch(x[left], y[left], radius)
+                batch = _Batch(x[left], y[left], radius, towards)
                 found = self._search(gradient, moves, draws(restart, ids[left]), batch)
                 better = found.fooled | (found.loss > highest[left]) | (restart == 0)
                 rows = left[better]
@@ -133,9 +139,9 @@ class Square(BallAttack):
         draws: Draws,
         batch: "_Batch",
     ) -> "_Found":
-        """One run over samples that are all classified right."""
+        """One run over samples none of which is fooled yet."""
         best = moves.start(batch.x, batch.eps, draws)
-        loss, done = self._score(engine, best, batch.y)
+        loss, done = self._score(engine, best, batch)
         found = _Found(best, loss, done, torch.ones_like(batch.y))
         here = torch.arange(len(batch.y), device=batch.y.device)
         for query in range(self.n_queries):
@@ -152,7 +158,7 @@ class Square(BallAttack):
             room = (moves.image[0] - size[0], moves.image[1] - size[1])
             proposal = draws.query(query, room, moves.channels)
             tried = moves.propose(best, batch.x, batch.eps, size, proposal)
-            new_loss, fooled = self._score(engine, tried, batch.y)
+            new_loss, fooled = self._score(engine, tried, batch)
             better = (fooled | (new_loss > loss)) & ~done
             best = torch.where(better.view(-1, *[1] * (best.ndim - 1)), tried, best)
             loss = torch.where(better, new_loss, loss)
@@ -161,10 +167,14 @@ class Square(BallAttack):
         found.put(here, best, loss, done)
         return found
 
-    def _score(self, engine: InputGradient, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss that decides (B,), and which samples are fooled."""
-        loss, logits = engine.evaluate(x_adv, y)
-        return loss, self.reached(logits, y)
+    def _score(
+        self, engine: InputGradient, x_adv: Tensor, batch: "_Batch"
+    ) -> tuple[Tensor, Tensor]:
+        """What decides (B,), and which samples are fooled."""
+        loss, logits = engine.evaluate(x_adv, batch.y)
+        if batch.towards:
+            return -loss, is_right(logits, batch.y)
+        return loss, self.reached(logits, batch.y)
 
     def reached(self, logits: Tensor, y: Tensor) -> Tensor:
         """Which samples are fooled, (B,)."""
@@ -173,9 +183,12 @@ class Square(BallAttack):
 
 @dataclass(frozen=True)
 class _Batch:
+    """`y` are the labels, or the classes to go `towards`."""
+
     x: Tensor
     y: Tensor
     eps: float | Tensor
+    towards: bool = False
 
 
 @dataclass

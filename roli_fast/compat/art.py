@@ -19,11 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
-from roli_fast.attacks.passes import Passes
-from roli_fast.compat.attributes import ReadAttributes
-from roli_fast.compat.optional import library
-from roli_fast.compat.targets import aimed
-from roli_fast.engine import InputGradient
+from roli_fast.compat.peers import ReadAttributes, aimed, clean_logits, library
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
 from roli_fast.threat import Bounds
 
@@ -50,7 +46,7 @@ def as_art_attack(
         batch_size: images a call of the attack; results do not depend on it, but for the last bits
             of the model's.
         seed: of the draws, the same at each `generate`; None draws it from torch's generator.
-        targeted: y are the classes to aim at; PGD alone.
+        targeted: y are the classes to aim at; PGD and Square alone.
 
     Raises:
         MissingPackageError: ART is not installed.
@@ -138,30 +134,16 @@ def _attack_class() -> Callable[..., Any]:
             seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
             given, found = None if y is None else _labels(y, x), [x[:0]]
             for start in range(0, len(x), self.batch_size):
-                rows = slice(start, min(start + self.batch_size, len(x)))
-                part = torch.from_numpy(x[rows]).to(self.estimator.device)
-                labels = None if given is None else given[rows].to(part.device)
-                adv = _search(attack, model, part, labels, (seed, start, self.targeted))
+                part = torch.from_numpy(x[start : start + self.batch_size])
+                part = part.to(self.estimator.device)
+                ids = torch.arange(start, start + len(part), device=part.device)
+                seen = clean_logits(model, part).argmax(1) if given is None else given[ids.cpu()]
+                labels, options = seen.to(part.device), {}
+                if self.targeted:
+                    labels, options = aimed(attack, labels)
+                generator = Generator(part.device).manual_seed(seed)
+                adv = attack(model, part, labels, generator, sample_ids=ids, **options)
                 found.append(adv.cpu().numpy())
             return np.concatenate(found)
 
     return RoliFastAttack
-
-
-def _search(
-    attack: Attack,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor | None,
-    how: tuple[int, int, bool],
-) -> Tensor:
-    """One batch, whose first sample has the id `start`."""
-    seed, start, targeted = how
-    if y is None:
-        anything = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        with InputGradient(model) as engine:
-            y = Passes(engine).clean(x, anything).argmax(1)
-    y, options = aimed(attack, y) if targeted else (y, {})
-    ids = torch.arange(start, start + len(x), device=x.device)
-    generator = Generator(x.device).manual_seed(seed)
-    return attack(model, x, y, generator, sample_ids=ids, **options)

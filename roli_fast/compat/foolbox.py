@@ -20,9 +20,7 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
-from roli_fast.compat.attributes import ReadAttributes
-from roli_fast.compat.optional import library
-from roli_fast.compat.targets import aimed
+from roli_fast.compat.peers import ReadAttributes, aimed, library
 from roli_fast.engine.input_gradient import check_tensor
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 
@@ -34,8 +32,8 @@ def as_foolbox_attack(attack: Attack, generator: Generator | None = None) -> Any
     """A `foolbox.attacks.base.FixedEpsilonAttack` around one of our attacks.
 
     eps and bounds are those of the call and of its model, whatever the attack has. The criterion
-    is `Misclassification` (or labels), or, for PGD, `TargetedMisclassification`. Of a model in
-    train mode, weights, gradients, modes and running statistics stay as they are.
+    is `Misclassification` (or labels), or, for PGD and Square, `TargetedMisclassification`. Of a
+    model in train mode, weights, gradients, modes and running statistics stay as they are.
 
     Args:
         attack: an attack with the fields norm, eps and bounds.

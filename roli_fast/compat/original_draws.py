@@ -8,6 +8,7 @@ l1 at each query. Generators of their own are seeded as that code seeds torch's 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torch import Generator, Tensor
 
 from roli_fast import ops
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, Attack, AutoAttack, Square
-from roli_fast.attacks.apgd import Starts
+from roli_fast.attacks.apgd import Starts as APGDStarts
 from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
+from roli_fast.attacks.fab import Starts as FABStarts
 from roli_fast.attacks.fab import rows
 from roli_fast.attacks.passes import Samples
 from roli_fast.losses import margin
@@ -103,26 +105,6 @@ class OfficialAPGDStarts:
         return ops.l1_project_(shifted - x, x, eps=eps, bounds=bounds)
 
 
-class OfficialFABStarts:
-    """A point at half the radius in a random direction, cut to the box."""
-
-    def __init__(self, draws: OfficialDraws, ball: Ball) -> None:
-        self._draws, self._ball = draws, ball
-
-    def __call__(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
-        """One draw for the samples that are left, whichever run it is."""
-        x, order = x[left], self._ball.norm.order
-        eps = self._ball.eps[left] if isinstance(self._ball.eps, Tensor) else self._ball.eps
-        if math.isinf(order):
-            drawn = 2 * self._draws.uniform(*x.shape) - 1
-        else:
-            drawn = self._draws.normal(*x.shape)
-        drawn = drawn.to(compute_dtype(x.dtype))
-        length = torch.linalg.vector_norm(drawn.flatten(1), order, dim=1)
-        radius = eps * torch.ones_like(length)
-        return (x + rows(radius / length * 0.5, x) * drawn).to(x.dtype).clamp(*self._ball.bounds)
-
-
 class OfficialSquareDraws:
     """Square's numbers for `count` samples in lockstep.
 
@@ -173,7 +155,7 @@ class _APGDDraws:
     seed: int
     large_radius: bool
 
-    def starts(self, inputs: AttackInputs, count: int) -> Starts:
+    def starts(self, inputs: AttackInputs, count: int) -> APGDStarts:
         """Those of `seed`."""
         return OfficialAPGDStarts(self.seed, inputs.x.device, 3 if self.large_radius else 1)
 
@@ -183,9 +165,20 @@ class _FABDraws:
 
     seed: int
 
-    def starts(self, inputs: AttackInputs, ball: Ball) -> OfficialFABStarts:
-        """Those of `seed`."""
-        return OfficialFABStarts(OfficialDraws(self.seed, inputs.x.device), ball)
+    def starts(self, inputs: AttackInputs, ball: Ball) -> FABStarts:
+        """Those of `seed`: half the radius away in a random direction, cut to the box."""
+        draws, order = OfficialDraws(self.seed, inputs.x.device), ball.norm.order
+
+        def drawn(_restart: int, left: Tensor) -> Tensor:
+            x = inputs.x[left]
+            eps = ball.eps[left] if isinstance(ball.eps, Tensor) else ball.eps
+            noise = 2 * draws.uniform(*x.shape) - 1 if math.isinf(order) else draws.normal(*x.shape)
+            noise = noise.to(compute_dtype(x.dtype))
+            length = torch.linalg.vector_norm(noise.flatten(1), order, dim=1)
+            radius = eps * torch.ones_like(length)
+            return (x + rows(radius / length * 0.5, x) * noise).to(x.dtype).clamp(*ball.bounds)
+
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -261,7 +254,7 @@ class OriginalAutoAttack(AutoAttack):
         return super().search(replace(inputs, generator=generator))
 
 
-ORIGINALS: dict[type[Attack], Callable[..., Attack]] = {
+ORIGINALS: dict[type, Any] = {
     **{APGD: OriginalAPGD, APGDT: OriginalAPGDT, FAB: OriginalFAB, FABT: OriginalFABT},
     **{Square: OriginalSquare, AutoAttack: OriginalAutoAttack},
 }
@@ -272,4 +265,14 @@ def with_original_draws(attack: Attack, seed: int) -> Attack:
     """The same attack with the original's draws by `seed`; FAB without a final search."""
     settings = {field.name: getattr(attack, field.name) for field in fields(attack)}  # pyright: ignore
     settings.pop("final_search", None)
-    return ORIGINALS[type(attack)](**settings, seed=seed)
+    return _original(type(attack))(**settings, seed=seed)
+
+
+@cache
+def _original(kind: type[Attack]) -> Callable[..., Attack]:
+    """The class with the original's draws, of a subclass too."""
+    if kind in ORIGINALS:
+        return ORIGINALS[kind]
+    base = next(base for base in kind.__mro__ if base in ORIGINALS)
+    made = type(f"Original{kind.__name__}", (ORIGINALS[base], kind), {})
+    return dataclass(frozen=True, eq=False)(made)

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks import PGD
-from roli_fast.attacks.objective import Goal
+from roli_fast.attacks.base import Ball, check_choice
+from roli_fast.attacks.passes import Samples
+from roli_fast.compat.criterion import CriterionPGD
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 
@@ -29,6 +31,7 @@ def adv_generator(  # noqa: PLR0913 - RoLI's arguments
     use_best: bool = True,
     *,
     generator: Generator | None = None,
+    rng: Literal["official", "native"] = "official",
 ) -> Tensor:
     """PGD in linf on images in [0, 1], as RoLI calls it: returns adversarial images.
 
@@ -51,56 +54,44 @@ def adv_generator(  # noqa: PLR0913 - RoLI's arguments
             effect: a weight changes neither the sign of an image's gradient nor its best iterate.
         use_best: return the iterate of highest loss (one more forward), not the last.
         generator: source of the random start; None takes torch's global generator.
+        rng: "official" for the release's draws, of the whole batch at once; "native" for PGD's, by
+            one draw of the generator and an image's place.
     """
+    check_choice("rng", rng, ("official", "native"))
     if attack_criterion is not None and not callable(attack_criterion):
         got = repr(attack_criterion)
         raise ArgumentError(describe("attack_criterion", "None or a callable", got))
     if attack_criterion is None and cls_weights is not None:
         if not all(float(weight) > 0 for weight in cls_weights):
             raise ArgumentError(describe("cls_weights", "weights > 0", cls_weights))
-    attack = _CriterionPGD(
+    criterion = None
+    if attack_criterion is not None:
+        criterion = partial(_weighted, attack_criterion, cls_weights)
+    attack = (_ReleasesPGD if rng == "official" else CriterionPGD)(
         eps=eps,
         step_size=attack_lr,
         steps=attack_steps,
         random_start=bool(random_start),
         keep="best" if use_best else "last",
-        criterion=attack_criterion,
-        weights=cls_weights,
+        criterion=criterion,
     )
     return attack(model, images, target, generator)
 
 
+def _weighted(criterion: Criterion, weights: Any, logits: Tensor, y: Tensor) -> Tensor:
+    return criterion(logits, y, weights)
+
+
 @dataclass(frozen=True, eq=False)
-class _CriterionPGD(PGD):
-    """PGD on a loss of the caller's."""
+class _ReleasesPGD(CriterionPGD):
+    """PGD from the release's random start."""
 
-    criterion: Criterion | None = None
-    weights: Any = None
-
-    def _goal(self, *given: Any, **named: Any) -> Goal:
-        goal = super()._goal(*given, **named)
-        if self.criterion is None:
-            return goal
-        criterion, weights = self.criterion, self.weights
-        return _CriterionGoal(
-            goal.loss, goal.y, criterion=lambda logits, y: criterion(logits, y, weights)
-        )
-
-
-@dataclass(frozen=True)
-class _CriterionGoal(Goal):
-    criterion: Callable[[Tensor, Tensor], Tensor] | None = None
-
-    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        assert self.criterion is not None
-        losses = self.criterion(logits, y)
-        if losses.shape == y.shape:
-            return losses
-        if losses.numel() != 1:
-            expected = f"({len(y)},) or one number"
-            got = tuple(losses.shape)
-            raise ArgumentError(describe("attack_criterion", f"a loss of shape {expected}", got))
-        if len(y) == 0:
-            return logits.sum(1)
-        rows = zip(logits.split(1), y.split(1), strict=True)
-        return torch.stack([self.criterion(*row).reshape(()) for row in rows])
+    def _start(self, samples: Samples, ball: Ball, generator: Generator | None) -> Tensor:
+        x = samples.x
+        if not self.random_start:
+            return x.clone()
+        draws = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        start = x + 2 * (draws - 0.5) * samples.eps
+        still = torch.zeros_like(x)  # a step of no length rounds into ball and box
+        ball.norm.step_(start, still, x, eps=samples.eps, step_size=1.0, bounds=ball.bounds)
+        return start

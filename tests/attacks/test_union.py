@@ -73,12 +73,6 @@ def test_under_fills_what_is_none() -> None:
     assert filled.names == ("pgd-10 linf 0.1", "pgd-10 l2 0.5")
 
 
-def test_images_outside_the_bounds_are_refused(asked: Any) -> None:
-    model, x, y = asked
-    with untouched(model), pytest.raises(ArgumentError, match="`x`: expected images within"):
-        small().run(model, x * 2, y)
-
-
 def test_what_was_lost_inside_an_ensemble_is_counted() -> None:
     model, x = Wavy(dtype=torch.float32), pictures(64, torch.float32)
     y, short = predicted(model, x), Engine(dtype=torch.bfloat16).bind(model)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import FixedLogits, Mixed, images, picture, same, untouched
 from torch import Tensor, nn
-from torchattacks_cases import AIMING, GRADIENT, SEARCHES, X, Y, build, with_generator
+from torchattacks_cases import GRADIENT, NOT_AIMING, X, Y, build, with_generator
 
 import roli_fast.compat.torchattacks as torchattacks
 from roli_fast.compat.torchattacks.attack import Attack
@@ -156,15 +156,14 @@ CHANGES: dict[str, Any] = {
 def test_every_attribute_of_a_search_is_read_when_it_is_changed(name: str) -> None:
     """By the frozen attack that does the work."""
     attack = getattr(torchattacks, name)(Mixed())
-    common = dict(norm="linf") if name in SEARCHES else {}
     seen = 0
     for field, value in CHANGES.items():
         if field not in vars(attack) or (field == "n_target_classes" and name == "FAB"):
             continue
-        before, now = attack.build(eps=attack.eps, **common), getattr(attack, field)
+        before, now = attack.build(attack.eps), getattr(attack, field)
         other = ("dlr" if now == "ce" else "ce") if field == "loss" else not now
         setattr(attack, field, other if value is None else value)
-        assert attack.build(eps=attack.eps, **common) != before, field
+        assert attack.build(attack.eps) != before, field
         seen += 1
     assert seen == len([n for n in vars(attack) if n in CHANGES]) - (name == "FAB")
 
@@ -172,24 +171,25 @@ def test_every_attribute_of_a_search_is_read_when_it_is_changed(name: str) -> No
 def test_numbers_of_targets() -> None:
     attack = torchattacks.APGDT(Mixed())
     attack.n_target_classes = 1
-    assert attack.build(norm="linf", eps=0.1).targets == 1  # type: ignore[attr-defined]
+    assert attack.build(0.1).targets == 1  # type: ignore[attr-defined]
     fab = torchattacks.FAB(Mixed(), multi_targeted=True, n_classes=4)
-    assert fab.build(norm="linf", eps=0.1).targets == 3  # type: ignore[attr-defined]
-    whole: Any = torchattacks.AutoAttack(Mixed(), n_classes=100).build(norm="linf", eps=0.1)
+    assert fab.build(0.1).targets == 3  # type: ignore[attr-defined]
+    whole: Any = torchattacks.AutoAttack(Mixed(), n_classes=100).build(0.1)
     assert [getattr(part, "targets", None) for part in whole.parts] == [None, 99, 99, None]
 
 
 @pytest.mark.parametrize("name", torchattacks.__all__)
 @pytest.mark.parametrize(
-    "attribute", ["stpes", "target_classes", "perturb", "_normalization_applied", "to_type"]
+    "attribute",
+    ["stpes", "target_classes", "_attacks", "_normalization_applied", "_taken"],
 )
 def test_what_is_not_read_is_refused(name: str, attribute: str) -> None:
     attack = build(name, Mixed())
     with pytest.raises(ArgumentError, match=f"`{attribute}`: expected an attribute that {name} r"):
         setattr(attack, attribute, 3)
-    if attribute == "to_type":
-        with pytest.raises(ArgumentError, match="`to_type`"):
-            type("Own", (getattr(torchattacks, name),), {"to_type": lambda *_: 1})
+    if attribute == "_attacks":
+        with pytest.raises(ArgumentError, match="`_attacks`"):
+            type("Own", (getattr(torchattacks, name),), {"_attacks": ()})
 
 
 def test_a_subclass_may_have_attributes_of_its_own() -> None:
@@ -200,7 +200,7 @@ def test_a_subclass_may_have_attributes_of_its_own() -> None:
         attack._model_training = True
 
 
-@pytest.mark.parametrize("name", [n for n in torchattacks.__all__ if n not in AIMING])
+@pytest.mark.parametrize("name", NOT_AIMING)
 def test_targeted_set_by_hand_is_refused_where_it_would_have_no_effect(name: str) -> None:
     attack = build(name, Mixed())
     attack.targeted = True

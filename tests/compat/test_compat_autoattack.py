@@ -1,7 +1,12 @@
 """compat.autoattack: what users of the original, and RobustBench, rely on."""
 
+import inspect
 import json
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,9 +14,9 @@ import torch
 from tiny_models import FixedLogits, images, untouched
 from torch import Tensor
 
+import roli_fast.compat.autoattack as package
 from roli_fast.attacks import FAB, Square
-from roli_fast.compat import autoattack_parts
-from roli_fast.compat.autoattack import AutoAttack, EvaluationState
+from roli_fast.compat.autoattack import AutoAttack, EvaluationState, evaluation, other_utils
 from roli_fast.compat.original_draws import OfficialDraws, OriginalAPGDT, OriginalFABT
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
@@ -123,8 +128,8 @@ def test_the_versions_settings_are_the_attributes_that_users_set() -> None:
         0.5,
         False,
     )
-    with pytest.raises(AttributeError):
-        attack.apgd.n_restart = 2  # type: ignore[attr-defined]
+    with pytest.raises(ArgumentError, match="`n_restart`: expected an attribute that APGDAttack r"):
+        attack.apgd.n_restart = 2
 
 
 def test_the_model_is_read_at_each_evaluation_and_get_logits_is_what_attacks_see() -> None:
@@ -161,9 +166,15 @@ def test_what_an_evaluation_does_not_read_is_refused(name: str) -> None:
     attack = adversary(verbose=False)
     with pytest.raises(ArgumentError, match=f"`{name}`: expected an attribute that AutoAttack"):
         setattr(attack, name, "L2")
+
+
+@pytest.mark.parametrize("name", ["device", "model", "predict"])
+def test_a_part_of_an_autoattack_has_its_model_and_device(name: str) -> None:
+    attack = adversary(verbose=False)
     for component in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square):
-        with pytest.raises(AttributeError):
-            setattr(component, "device", "cpu")  # noqa: B010
+        assert component.model is attack.model and component.device == attack.device
+        with pytest.raises(ArgumentError, match="that of the AutoAttack.*Set it there"):
+            setattr(component, name, "cpu")
 
 
 def test_a_custom_version(capsys: Any) -> None:
@@ -196,7 +207,7 @@ def test_a_killed_evaluation_goes_on_and_ends_alike(share: float, tmp_path: Path
     assert torch.equal(x_adv, truth)
     assert model.forwards < total * (1.1 - share) + 60  # finished batches are not redone
     kept = EvaluationState.from_disk(state)
-    assert kept.run_attacks == NAMES and kept.robust_flags is not None
+    assert kept.finished == NAMES and kept.robust_flags is not None
     assert kept.robust_flags.mean().item() == right(x_adv).float().mean().item()
 
 
@@ -305,13 +316,15 @@ def test_without_cuda_the_default_device_is_the_cpu_and_the_log_says_so(
 
 def test_a_model_elsewhere_is_named() -> None:
     with pytest.raises(ArgumentError, match="`device`: expected the model's device, meta, got cpu"):
-        autoattack_parts.usable_device("cpu", FixedLogits(torch.ones(5, 36, device="meta")), print)
+        evaluation.usable_device(
+            "cpu", FixedLogits(torch.ones(5, 36, device="meta")), other_utils.Logger(None)
+        )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(norm="linf"), "`norm`: expected 'Linf', 'L2' or 'L1', got 'linf'"),
+        (dict(norm="linf"), "`norm`: expected 'Linf' or 'L2' or 'L1', got 'linf'"),
         (dict(eps=-1), "`eps`: expected a number >= 0, got -1"),
         (dict(eps=8), "`eps`: expected a radius in linf of at most 1.*Did you mean 8/255"),
         (dict(version="fast"), "`version`: expected one of: standard, plus, rand, custom"),
@@ -356,34 +369,188 @@ def test_an_unknown_attack_is_named() -> None:
         attack.run_standard_evaluation(X, Y)
 
 
-def benchmark(model: Any, state_path: Path | None) -> tuple[float, float]:
-    """The calls of RobustBench's `benchmark`, in its order and with its arguments."""
-    eps, device, batch_size = 0.03, torch.device("cpu"), 8
-    x_clean, y_clean = X.to(device), Y.to(device)
-    clean = (model(x_clean).argmax(1) == y_clean).float().mean().item()
+KINDS = {
+    "apgd-ce": lambda model, **o: package.APGDAttack(model, n_iter=3, **o),
+    "apgd-dlr": lambda model, **o: package.APGDAttack(model, n_iter=3, loss="dlr", **o),
+    "apgd-t": lambda model, **o: package.APGDAttack_targeted(model, n_iter=3, **o),
+    "fab": lambda model, **o: package.FABAttack_PT(model, n_iter=3, **o),
+    "fab-t": lambda model, **o: package.FABAttack_PT(model, n_iter=3, targeted=True, **o),
+    "square": lambda model, **o: package.SquareAttack(model, n_queries=5, resc_schedule=False, **o),
+}
+"""The parts, built as code that uses them alone does."""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_part_alone_finds_what_the_evaluation_finds(name: str, capsys: Any) -> None:
+    whole = adversary(version="custom", attacks_to_run=[name], verbose=False)
+    whole.apgd.n_restarts = whole.fab.n_restarts = 1
+    truth = whole.run_standard_evaluation(X, Y, bs=20)
+    right_ones = right(X)
+    alone = KINDS[name](MODEL, norm="Linf", eps=0.03, seed=0, verbose=True)
+    with untouched(MODEL):
+        found = alone.perturb(X[right_ones], Y[right_ones])
+    assert torch.equal(found, truth[right_ones])
+    assert f"fooled {12 - int(right(truth).sum())} of 12" in capsys.readouterr().out
+    assert torch.equal(alone.perturb(X[right_ones]), found)  # what is predicted are the labels
+    inside = {"apgd-t": whole.apgd_targeted, "square": whole.square}
+    part: Any = inside.get(name) or (whole.fab if "fab" in name else whole.apgd)
+    part.seed = 0
+    assert torch.equal(part.perturb(X[right_ones], Y[right_ones]), found)
+
+
+def test_a_parts_settings_are_read() -> None:
+    pair: Any = package.APGDAttack(lambda x: (None, MODEL(x)), n_iter=3, eps=0.03, seed=5)
+    pair.get_logits = lambda x: pair.model(x)[1]
+    truth = package.APGDAttack(MODEL, n_iter=3, eps=0.03, seed=5)
+    assert torch.equal(pair.perturb(X, Y), truth.perturb(X, Y))
+    truth.seed = None  # the time
+    truth.topk, truth.use_rs, truth.verbose, truth.device = 3, False, False, "cpu"
+    truth.perturb(X, Y)
+    best = truth.perturb(X, Y, best_loss=True)
+    losses = [torch.nn.functional.cross_entropy(MODEL(x), Y, reduction="none") for x in (best, X)]
+    assert (losses[0] > losses[1]).all()
+    assert package.FABAttack_PT(MODEL, "L1").eps == 5.0
+    for change in (dict(is_tf_model=True), dict(norm="linf")):
+        with pytest.raises(ArgumentError, match=f"`{[*change][0]}`"):
+            package.APGDAttack(MODEL, eps=0.1, **change)  # pyright: ignore
+    with pytest.raises(ArgumentError, match="`x_init`: expected None"):
+        truth.perturb(X, Y, x_init=X)
+    with pytest.raises(ArgumentError, match="`eps`: expected a radius, got None"):
+        package.APGDAttack(MODEL).perturb(X, Y)
+    with pytest.raises(ArgumentError, match="`loss_fn`: expected None"):
+        package.FABAttack_PT(MODEL, loss_fn=print)
+
+
+def test_square_goes_towards_a_class() -> None:
+    attack = package.SquareAttack(MODEL, eps=0.5, n_queries=150, targeted=True)
+    target = (MODEL(X).argmax(1) + 1) % 5
+    with untouched(MODEL):
+        found = attack.perturb(X, target)
+    reached, moved = MODEL(found).argmax(1) == target, (found != X).flatten(1).any(1)
+    assert torch.equal(reached, moved) and reached.sum() >= 5
+    torch.manual_seed(0)
+    drawn = attack.perturb(X)
+    assert (MODEL(drawn).argmax(1) != MODEL(X).argmax(1)).sum() >= 5
+
+
+SIGNATURES = {
+    package.APGDAttack: "predict n_iter norm n_restarts eps seed loss eot_iter rho topk verbose",
+    package.APGDAttack_targeted: "predict n_iter norm n_restarts eps seed eot_iter rho topk",
+    package.FABAttack_PT: "predict norm n_restarts n_iter eps alpha_max eta beta loss_fn verbose",
+    package.SquareAttack: "predict norm n_queries eps p_init n_restarts seed verbose targeted loss",
+}
+
+
+@pytest.mark.parametrize("kind", SIGNATURES)
+def test_arguments_in_the_originals_order(kind: Any) -> None:
+    assert " ".join(inspect.signature(kind).parameters).startswith(SIGNATURES[kind])
+
+
+def test_helpers_by_hand(capsys: Any) -> None:
+    x = torch.tensor([[3.0, -4.0, 0.0], [0.0, 0.0, 0.5]])
+    assert other_utils.L0_norm(x).tolist() == [2, 1]
+    assert other_utils.L1_norm(x).tolist() == [7.0, 0.5]
+    assert other_utils.L2_norm(x[:, :, None], keepdim=True).tolist() == [[[5.0]], [[0.5]]]
+    moved = torch.tensor([[0.5, 0.5]]) + torch.tensor([[0.3, 0.1]])
+    delta = other_utils.L1_projection(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.3, 0.1]]), 0.2)
+    assert torch.allclose(moved + delta, torch.tensor([[0.7, 0.5]]))
+    line = other_utils.check_imgs(x, x + 1, "L1")
+    assert line.startswith("max L1 pert: 3.00000, nan in imgs: 0, max in imgs: 3.00000")
+    assert capsys.readouterr().out.strip() == line
+
+
+@pytest.fixture
+def stand_in() -> Iterator[None]:
+    """What a client does before it imports `autoattack`."""
+    sys.modules["autoattack"] = package
+    try:
+        yield
+    finally:
+        for name in [n for n in sys.modules if n.split(".")[0] == "autoattack"]:
+            del sys.modules[name]
+
+
+MODULES = {
+    "autoattack": ["AutoAttack"],
+    "autopgd_base": ["APGDAttack", "APGDAttack_targeted", "L0_norm", "L1_norm", "L1_projection"],
+    "square": ["SquareAttack"],
+    "fab_pt": ["FABAttack_PT"],
+    "state": ["EvaluationState"],
+    "other_utils": ["Logger", "L2_norm", "check_imgs"],
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_originals_modules_are_there_and_no_copies(name: str, stand_in: None) -> None:
+    own = import_module(f"roli_fast.compat.autoattack.{name}")
+    other = import_module(f"autoattack.{name}")
+    assert isinstance(own, ModuleType) and own is other
+    for member in MODULES[name]:
+        assert getattr(own, member, None) is not None
+    with pytest.raises(ModuleNotFoundError, match="fab_tf"):
+        import_module("autoattack.fab_tf")
+
+
+ROBUSTBENCH = """
+from autoattack import AutoAttack
+from autoattack.state import EvaluationState
+
+def benchmark(model, x, y, eps, device, batch_size, log_path=None, aa_state_path=None):
     adversary = AutoAttack(
-        model, norm="Linf", eps=eps, version="standard", device=device, log_path=None
+        model, norm="Linf", eps=eps, version="standard", device=device, log_path=log_path
     )
+    quick(adversary)
+    x_adv = adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=aa_state_path)
+    if aa_state_path is None:
+        return (model(x_adv).argmax(1) == y).float().mean().item()
+    aa_state = EvaluationState.from_disk(aa_state_path)
+    assert aa_state.robust_flags is not None
+    assert aa_state.attacks_to_run == aa_state.run_attacks
+    return aa_state.robust_flags.mean().item()
+"""
+"""The calls of RobustBench's `benchmark`, in its order and with its arguments."""
+
+
+def quick(adversary: Any) -> None:
     for component in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
-        component.n_iter = 3  # quick
+        component.n_iter = 3
     adversary.square.n_queries = 5
-    x_adv = adversary.run_standard_evaluation(
-        x_clean, y_clean, bs=batch_size, state_path=state_path
-    )
-    if state_path is None:
-        return clean, (model(x_adv).argmax(1) == y_clean).float().mean().item()
-    state = EvaluationState.from_disk(state_path)
-    assert state.robust_flags is not None
-    return clean, state.robust_flags.mean().item()
 
 
-def test_robustbench_runs_on_it_also_with_a_state_file(tmp_path: Path) -> None:
+def test_robustbench_runs_on_it_also_with_a_state_file(stand_in: None, tmp_path: Path) -> None:
     """The original's bools made its mean raise."""
+    names: dict[str, Any] = {"quick": quick}
+    exec(ROBUSTBENCH, names)
+    asked = (MODEL, X, Y, 0.03, torch.device("cpu"), 8)
     with torch.no_grad():
-        clean, robust = benchmark(MODEL, None)
-        same_clean, saved = benchmark(MODEL, tmp_path / "aa.json")
-    assert clean == same_clean == pytest.approx(12 / 13) and 0 < robust < clean
-    assert 0 < saved < clean
+        robust = names["benchmark"](*asked)
+        saved = names["benchmark"](*asked, aa_state_path=tmp_path / "aa.json")
+    assert 0 < robust < 12 / 13 and 0 < saved < 12 / 13
+
+
+EXAMPLE = """
+from autoattack import AutoAttack
+
+adversary = AutoAttack(model, norm="Linf", eps=0.03, log_path=log, version=version, device="cpu")
+quick(adversary)
+if version == "custom":
+    adversary.attacks_to_run = ["apgd-ce", "fab"]
+    adversary.apgd.n_restarts = 2
+    adversary.fab.n_restarts = 2
+with torch.no_grad():
+    complete = adversary.run_standard_evaluation(x, y, bs=8)
+    each = adversary.run_standard_evaluation_individual(x, y, bs=8)
+"""
+"""The calls of the original's examples/eval.py."""
+
+
+@pytest.mark.parametrize("version", ["standard", "custom", "plus"])
+def test_the_originals_example_runs(version: str, stand_in: None, tmp_path: Path) -> None:
+    names: dict[str, Any] = dict(model=MODEL, x=X, y=Y, quick=quick, version=version, torch=torch)
+    exec(EXAMPLE, names | {"log": str(tmp_path / "log.txt")}, names)
+    assert names["complete"].shape == X.shape and (right(names["complete"]) <= right(X)).all()
+    assert list(names["each"]) == names["adversary"].attacks_to_run
+    assert "robust accuracy by APGD-CE" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_version_of_our_own_is_none_of_theirs() -> None:

@@ -187,6 +187,15 @@ def test_autoattack_has_a_ball_too(foolbox: Any) -> None:
     assert not flags[0].any() and flags[1].any()
 
 
+def test_square_goes_towards_a_target(foolbox: Any) -> None:
+    fmodel = wrapped(foolbox, network())
+    target = (labels(fmodel, X) + 1) % 4
+    criterion = foolbox.criteria.TargetedMisclassification(target)
+    attack = as_foolbox_attack(Square(n_queries=150), generator())
+    _, clipped, flags = attack(fmodel, X, criterion, epsilons=0.4)
+    assert torch.equal(flags, labels(fmodel, clipped) == target) and flags.any()
+
+
 def test_what_cannot_be_done(foolbox: Any) -> None:
     fmodel = wrapped(foolbox, network())
     y = labels(fmodel, X)

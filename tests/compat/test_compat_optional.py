@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import roli_fast.compat
-from roli_fast.compat.optional import library
+from roli_fast.compat.peers import library
 from roli_fast.errors import MissingPackageError, RoliFastError
 
 OTHERS = {"torchattacks", "foolbox", "eagerpy", "art", "autoattack", "robustbench", "peft"}

@@ -1,39 +1,86 @@
-"""LoRA in PEFT's format: PEFT itself opens ours and we open PEFT's, with equal logits."""
+"""LoRA in PEFT's format: PEFT opens ours, we open its, with equal logits; what cannot be saved or
+loaded is refused, and changes nothing."""
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from peft_cases import (
-    HEADS,
-    NETWORKS,
-    SWIN,
-    VIT,
-    close,
-    differs,
-    network,
-    normalised,
-    pictures,
-    stirred,
-    theirs,
-)
 from safetensors import safe_open
-from safetensors.torch import load_file
-from tiny_models import SMALL, same, tiny
-from torch import nn
+from safetensors.torch import load_file, save_file
+from tiny_models import SIZES, SMALL, images, same, tiny
+from torch import Tensor, nn
 
-from roli_fast.compat.lora_blocks import join_b, split_b
-from roli_fast.compat.peft import load, save
+from roli_fast.compat.peft import join_b, load, save, split_b
+from roli_fast.errors import ArgumentError, CheckpointError
+from roli_fast.models import Classifier, create, init_head, save_model
 from roli_fast.models import Model as ModelConfig
-from roli_fast.models import create, save_model
 from roli_fast.models import load as load_model
-from roli_fast.peft import LoRA, LoraLinear, apply, merge
+from roli_fast.peft import Adapter, LoRA, LoraLinear, apply, merge
 
+VIT, SWIN = NETWORKS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+HEADS = {VIT: "head", SWIN: "head.fc"}
 TARGETS = [("q", "v"), ("k",), ("qkv",), ("q", "v", "mlp.fc1", "proj")]
+
+
+@pytest.fixture(scope="module")
+def hf() -> Any:
+    """The other side, of the extra `test`."""
+    return pytest.importorskip("peft", reason="PEFT is not installed: pip install '.[test]'")
+
+
+def stirred(name: str = VIT, **options: Any) -> Classifier:
+    """A model with a head of its own and a LoRA that does something."""
+    model = tiny(name)
+    apply(model, LoRA(**{"rank": 2, "alpha": 3.0, "dropout": 0.25, **options}))
+    init_head(model, "kaiming", seed=5)
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            drawn = torch.randn(module.lora_b.shape, generator=generator)
+            module.lora_b.data.copy_(drawn * 0.3)
+    return model.eval()
+
+
+def network(name: str = VIT) -> nn.Module:
+    """timm's own, with the weights of `tiny(name)` and another head."""
+    made = timm.create_model(name, num_classes=5, **SMALL[name])
+    head = HEADS[name] + "."
+    state = tiny(name).backbone.state_dict()
+    made.load_state_dict({n: t for n, t in state.items() if not n.startswith(head)}, strict=False)
+    return made.eval()
+
+
+def normalised(model: Classifier, x: Tensor) -> Tensor:
+    mean, std = (torch.tensor(model.card[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return (x - mean) / std
+
+
+def pictures(name: str) -> Tensor:
+    return images(4, 3, SIZES[name], SIZES[name], seed=3)
+
+
+def theirs(hf: Any, name: str = VIT, **options: Any) -> Any:
+    """A PEFT model of which every trained tensor is random."""
+    config = {"r": 3, "lora_alpha": 7, "target_modules": ["qkv"], "modules_to_save": [HEADS[name]]}
+    adapted = hf.get_peft_model(network(name), hf.LoraConfig(**{**config, **options}))
+    generator = torch.Generator().manual_seed(2)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return adapted.eval()
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a.detach(), b.detach(), rtol=1e-5, atol=1e-5)
+
+
+def differs(a: Tensor, b: Tensor) -> bool:
+    return float((a - b).detach().abs().max()) > 1e-2
 
 
 def test_blocks_by_hand() -> None:
@@ -209,3 +256,159 @@ def test_a_network_that_reads_past_the_layer_is_told(
     )
     close(with_switch, model.backbone(x))
     assert float((without - with_switch).detach().abs().max()) > 1e-4
+
+
+class TestRefused:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        save(stirred(), tmp_path / "adapter")
+        return tmp_path / "adapter"
+
+    def change(self, folder: Path, **fields: Any) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    def change_tensors(self, folder: Path, change: Any, *, card: bool) -> None:
+        path = folder / "adapter_model.safetensors"
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        state = load_file(path)
+        change(state)
+        save_file(state, path, metadata=metadata if card else None)
+
+    def check(self, folder: Path, message: str, model: Classifier | None = None) -> None:
+        """Refused with the message, and the model is as it was."""
+        model = model or tiny()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises((CheckpointError, ArgumentError), match=message):
+            load(model, folder)
+        assert same(dict(model.state_dict()), before)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+    @pytest.mark.parametrize(
+        "other", [dict(seed=1), dict(config={"mean": (0.4, 0.4, 0.4)})], ids=["weights", "mean"]
+    )
+    def test_another_backbone(self, folder: Path, other: dict[str, Any]) -> None:
+        self.check(
+            folder,
+            rf"`model`.*{VIT} with sha256 [0-9a-f]{{64}}, got {VIT} with [0-9a-f]{{64}}",
+            tiny(**other),
+        )
+
+    def test_another_head_is_no_other_backbone(self, folder: Path) -> None:
+        model = tiny()
+        init_head(model, "zero")
+        load(model, folder)
+        assert model.head.weight.any()
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            (dict(use_rslora=True), "`use_rslora`: expected it unset.*got True"),
+            (dict(use_dora=True), "`use_dora`"),
+            (dict(fan_in_fan_out=True), "`fan_in_fan_out`"),
+            (dict(bias="lora_only"), "`bias`: expected 'none', got 'lora_only'"),
+            (dict(lora_bias=True), "`lora_bias`"),
+            (dict(init_lora_weights="pissa_niter_4"), "`init_lora_weights`.*'pissa_niter_4'"),
+            (dict(something_new={"a": 1}), "`something_new`.*{'a': 1}"),
+            (dict(peft_type="IA3"), "`peft_type`: expected LORA, got 'IA3'"),
+            (dict(r=0), "`r`: expected a number > 0, got 0"),
+            (dict(r="4"), "`r`: .*'4'"),
+            (dict(lora_alpha=None), "`lora_alpha`.*None"),
+            (dict(lora_alpha=7), r"`lora_alpha`: expected 1.5 times the rank.*got 7 for rank 4"),
+            (dict(lora_dropout=1.0), "`lora_dropout`"),
+            (dict(rank_pattern={"blocks.0.*": 4}), "`rank_pattern`.*no regular expr"),
+            (dict(alpha_pattern=[1]), "`alpha_pattern`"),
+            (dict(r=5), r"`blocks.0.attn.qkv`: expected A and B of shapes \(5, 16\)"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_fields(self, folder: Path, fields: dict[str, Any], message: str) -> None:
+        self.change(folder, **fields)
+        self.check(folder, message)
+
+    @pytest.mark.parametrize("name", ["blocks.7.attn.qkv", "norm", "head"])
+    def test_unknown_modules(self, folder: Path, name: str) -> None:
+        def rename(state: dict[str, Tensor]) -> None:
+            for key in [key for key in state if "blocks.1" in key]:
+                state[key.replace("blocks.1.attn.qkv", name)] = state.pop(key)
+
+        self.change_tensors(folder, rename, card=False)
+        self.check(folder, f"`target_modules`.*linear layers of {VIT}.*'{name}'.*end in: fc1, fc2")
+
+    def test_rank_above_the_width(self, folder: Path) -> None:
+        def widen(state: dict[str, Tensor]) -> None:
+            for key in [key for key in state if "lora" in key]:
+                shape = (17, 16) if "lora_A" in key else (48, 17)
+                state[key] = torch.ones(shape)
+
+        self.change(folder, r=17)
+        self.change_tensors(folder, widen, card=False)
+        self.check(folder, "`rank`: expected at most 16, the width of .*qkv, got 17")
+
+    def test_other_trained_modules(self, folder: Path) -> None:
+        key = "base_model.model.norm.weight"
+        self.change_tensors(folder, lambda s: s.update({key: torch.ones(16)}), card=False)
+        self.check(folder, "`modules_to_save`: .*head.weight, head.bias.*norm.weight")
+
+    def test_half_a_pair(self, folder: Path) -> None:
+        key = "base_model.model.blocks.1.attn.qkv.lora_B.weight"
+        self.change_tensors(folder, lambda s: s.pop(key), card=False)
+        self.check(folder, r"blocks.1.attn.qkv.lora_A")
+
+    def test_a_layer_short_of_the_card(self, folder: Path) -> None:
+        def drop(state: dict[str, Tensor]) -> None:
+            for key in [key for key in state if "blocks.1" in key]:
+                state.pop(key)
+
+        self.change_tensors(folder, drop, card=True)
+        self.check(folder, "`target_modules`: expected blocks.1.attn.qkv")
+
+    def test_something_outside_the_slices(self, folder: Path) -> None:
+        key = "base_model.model.blocks.1.attn.qkv.lora_B.weight"
+        self.change_tensors(folder, lambda s: s[key][20].fill_(1), card=True)
+        self.check(
+            folder,
+            r"`blocks.1.attn.qkv.lora_B.weight`: expected rank 2 in each of the rows \(\(0, 16\)",
+        )
+
+    def test_other_classes(self, folder: Path) -> None:
+        self.check(folder, r"`num_classes`.*\(7, 16\).*\(5, 16\)", tiny(num_classes=7))
+
+    def test_a_model_with_lora(self, folder: Path) -> None:
+        model = stirred()
+        model.requires_grad_(True)
+        self.check(folder, "`model`: expected a classifier without LoRA", model)
+
+    def test_missing_and_damaged_files(self, folder: Path, tmp_path: Path) -> None:
+        self.check(tmp_path, "`folder`: expected one with adapter_config.json")
+        tensors = folder / "adapter_model.safetensors"
+        tensors.write_bytes(tensors.read_bytes()[:-8])
+        self.check(folder, "complete file of tensors")
+        tensors.unlink()
+        self.check(folder, "`weights`: expected an existing .safetensors")
+        (folder / "adapter_config.json").write_text("{")
+        self.check(folder, "`adapter_config.json`: expected JSON")
+        (folder / "adapter_config.json").write_text("[]")
+        self.check(folder, "`peft_type`")
+
+    @pytest.mark.parametrize("value", ["1" + "0" * 400, "1" * 5000, "NaN", "1e999", "[" * 100_000])
+    def test_numbers_that_are_none(self, folder: Path, value: str) -> None:
+        path = folder / "adapter_config.json"
+        text = re.sub(r'"lora_alpha": [\d.]+', f'"lora_alpha": {value}', path.read_text())
+        assert value in text
+        path.write_text(text)
+        self.check(folder, "`adapter_config.json`: .*adapter_config.json'")
+
+    def test_saving(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            ArgumentError, match="`model`.*LoRA and nothing else, got one with none"
+        ):
+            save(tiny(), tmp_path)
+        model = stirred()
+        (tmp_path / "file").touch()
+        with pytest.raises(ArgumentError, match="`folder`: expected a folder"):
+            save(model, tmp_path / "file")
+        apply(model, Adapter(4))
+        with pytest.raises(ArgumentError, match="got one with lora, adapter"):
+            save(model, tmp_path)

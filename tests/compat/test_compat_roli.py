@@ -32,8 +32,10 @@ def mean(logits: Tensor, target: Tensor, weights: Any) -> Tensor:
     return each(logits, target, weights).sum() / len(target)
 
 
-def textbook(model: nn.Module, x: Tensor, y: Tensor, steps: int, best: bool) -> Tensor:
-    x_adv, highest, kept = x, torch.full((len(x),), -torch.inf), x
+def textbook(  # noqa: PLR0913
+    model: nn.Module, x: Tensor, y: Tensor, steps: int, best: bool, start: Tensor | None = None
+) -> Tensor:
+    x_adv, highest, kept = x if start is None else start, torch.full((len(x),), -torch.inf), x
     for step in range(steps + 1):
         x_adv = x_adv.detach().requires_grad_(True)
         losses = each(model(x_adv), y, WEIGHTS)
@@ -85,10 +87,32 @@ def test_the_best_iterate_is_the_images_own() -> None:
     assert last[:, 0].tolist() == pytest.approx([0.5, 0.32])
 
 
-def test_a_random_start_is_pgds() -> None:
+@pytest.mark.parametrize("use_best", [True, False])
+def test_the_releases_random_start(use_best: bool) -> None:
+    """x + 2 (u - 0.5) eps in the box, u from torch's global generator: the same images."""
     model = Mixed().eval()
     y = labels(model)
-    found = adv_generator(X, y, model, EPS, 3, LR, True, generator=torch.Generator().manual_seed(4))
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        start = (X + 2 * (torch.rand_like(X) - 0.5) * EPS).clamp(0, 1)
+        after = torch.get_rng_state()
+        torch.manual_seed(4)
+        found = adv_generator(X, y, model, EPS, 3, LR, True, mean, WEIGHTS, use_best)
+        assert torch.equal(torch.get_rng_state(), after)
+    truth = textbook(model, X, y, 3, use_best, start)
+    assert (found - truth).abs().max() <= 2.0**-24
+    seeded = torch.Generator().manual_seed(4)
+    with untouched(model):
+        again = adv_generator(
+            X, y, model, EPS, 3, LR, True, mean, WEIGHTS, use_best, generator=seeded
+        )
+    assert torch.equal(again, found)
+
+
+def test_a_native_random_start_is_pgds() -> None:
+    model = Mixed().eval()
+    y, source = labels(model), torch.Generator().manual_seed(4)
+    found = adv_generator(X, y, model, EPS, 3, LR, True, generator=source, rng="native")
     attack = PGD(eps=EPS, step_size=LR, steps=3, keep="best")
     assert torch.equal(found, attack(model, X, y, torch.Generator().manual_seed(4)))
 
@@ -123,3 +147,5 @@ def test_what_is_refused() -> None:
         adv_generator(X, y, model, EPS, 2, LR, False, "regular")  # pyright: ignore
     with pytest.raises(ArgumentError, match="`attack_criterion`: expected a loss of shape"):
         adv_generator(X, y, model, EPS, 2, LR, False, lambda logits, *_: logits)
+    with pytest.raises(ArgumentError, match="`rng`"):
+        adv_generator(X, y, model, EPS, 2, LR, False, rng="numpy")  # pyright: ignore

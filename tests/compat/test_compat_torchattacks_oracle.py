@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import io
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,10 @@ def test_constructors_have_the_same_signature(name: str) -> None:
 
 
 PUBLIC = [n for n in vars(theirs.attacks.pgd.Attack) if not n.startswith("_")]
-NOT_THERE = {"get_output_with_eval_nograd", "to_type"}
-NOT_THERE |= {"get_least_likely_label", "get_random_target_label"}
 
 
 def test_methods_have_the_same_signature() -> None:
-    assert {n for n in PUBLIC if not hasattr(ours.Attack, n)} == NOT_THERE
-    for method in sorted(set(PUBLIC) - NOT_THERE):
+    for method in PUBLIC:
         other = getattr(theirs.attacks.pgd.Attack, method)
         if "func" in inspect.getclosurevars(other).nonlocals:  # their decorator hides it
             other = inspect.getclosurevars(other).nonlocals["func"]
@@ -100,6 +98,17 @@ def test_methods_have_the_same_signature() -> None:
             for one in (getattr(ours.Attack, method), other)
         ]
         assert names[0] == names[1], method
+
+
+def test_names_and_modules_are_theirs() -> None:
+    assert ours.__version__ == theirs.__version__
+    assert set(ours.__wrapper__) <= set(theirs.__wrapper__)
+    for name in ours.__all__:
+        kind = getattr(theirs, name)
+        own = import_module(kind.__module__.replace("torchattacks", ours.__name__, 1))
+        assert getattr(own, name) is getattr(ours, name) and own.Attack is ours.Attack
+    names = [[*inspect.signature(m.MultiAttack.save).parameters] for m in (ours, theirs)]
+    assert names[0] == names[1]
 
 
 def test_what_theirs_has_is_here_or_refused(name: str) -> None:
@@ -131,12 +140,15 @@ def test_every_attack_of_theirs_is_there_or_named() -> None:
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_repr_and_attributes(name: str) -> None:
+    def shown(attack: Any) -> list[str]:
+        return sorted(repr(attack).removesuffix(")").replace("(", ", ", 1).split(", "))
+
     own, other = both(name, Model(), **DETERMINISTIC[name])
-    assert repr(own) == repr(other)
+    assert shown(own) == shown(other)
     for one in (own, other):
         one.set_mode_targeted_by_label(quiet=True)
         one.set_normalization_used(MEAN, STD)
-    assert repr(own) == repr(other)
+    assert shown(own) == shown(other)
     assert own.attack == other.attack and own.model is other.model
     assert own.supported_mode == other.supported_mode
 
@@ -174,6 +186,54 @@ def test_the_same_normalised_images(name: str) -> None:
         truth = other((X - mean) / std, y)
     found = own((X - mean) / std, y)
     assert (found - truth).abs().max() <= 5e-6  # 1 / std times that of the pixels
+
+
+def squared(model: nn.Module) -> Any:
+    """A loss of a user's own: of images, labels and targets."""
+
+    def loss(images: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        logits = model(images)
+        wanted = nn.functional.one_hot(labels if targets is None else targets, 4)
+        return (logits - wanted).square().sum(1).mean() * (1 if targets is None else -1)
+
+    return loss
+
+
+@pytest.mark.parametrize("mode", ["default", "function"])
+def test_upgd_with_a_loss_of_the_users(mode: str) -> None:
+    model = Model()
+    y = model.labels(X)
+    own, other = both("UPGD", model, loss=squared(model), eot_iter=2)
+    if mode == "function":
+        for one in (own, other):
+            one.set_mode_targeted_by_function(lambda _, labels: (labels + 1) % 4, quiet=True)
+    with peer():
+        truth = other(X, y)
+    with untouched(model):
+        found = own(X, y)
+    assert (found - truth).abs().max() <= OTHERWISE
+    assert (truth - X).abs().max() > 0.01
+
+
+def test_their_helpers() -> None:
+    model = Model()
+    y = model.labels(X)
+    own, other = both("PGD", model)
+    for one in (own, other):
+        one.set_mode_targeted_least_likely(2, quiet=True)
+    with peer():
+        truth = other.get_output_with_eval_nograd(X)
+        for labels in (y, None):
+            least = own.get_least_likely_label(X, labels)
+            assert torch.equal(least, other.get_least_likely_label(X, labels))
+            drawn = own.get_random_target_label(X, labels)
+            right = truth.argmax(1) if labels is None else labels
+            assert (drawn != right).all() and drawn.max() < 4 and len(set(drawn.tolist())) > 2
+        assert torch.equal(own.get_output_with_eval_nograd(X), truth)
+    levels = torch.tensor([0.0, 0.5, 1.0])
+    assert own.to_type(levels, "int").tolist() == [0, 128, 255]  # theirs rounds down: 127
+    for given in (own.to_type(levels, "int"), levels):
+        assert torch.equal(own.to_type(given, "float"), other.to_type(given, "float"))
 
 
 @pytest.mark.parametrize("name", ["PGD", "FFGSM", "EOTPGD", "PGDL2", "TPGD"])
@@ -243,6 +303,34 @@ def test_with_the_same_draws_the_same_samples_are_fooled(name: str) -> None:
     assert 16 <= flags[0].sum() < 64
 
 
+TARGETED: dict[str, dict[str, Any]] = {
+    "FAB": dict(eps=0.05, steps=8, seed=3),
+    "Square": dict(eps=0.2, n_queries=60, n_restarts=2, seed=3),
+}
+
+
+@pytest.mark.parametrize("name", TARGETED)
+def test_with_targets_the_same_samples_are_fooled(name: str) -> None:
+    """FAB on images that are right: theirs gives the others' targets to them."""
+    model, x = Model(), images(64, 3, 6, 6)
+    y = model.labels(x)
+    if name == "FAB":
+        x, y = (some[model(x).argmax(1) == y] for some in (x, y))
+    own, other = both(name, model, **TARGETED[name])
+    own.rng = "official"
+    for one in (own, other):
+        one.set_mode_targeted_by_function(lambda _, labels: (labels + 1) % 4, quiet=True)
+    with peer():
+        truth = other(x, y)
+    with untouched(model):
+        found = own(x, y)
+    with torch.no_grad():
+        classes = [model(given).argmax(1) for given in (found, truth)]
+    hits = [one == (y + 1) % 4 if name == "Square" else one != y for one in classes]
+    assert torch.equal(*hits)
+    assert 8 <= hits[0].sum() < len(x)
+
+
 def test_multi_attack() -> None:
     model, x = Model(), images(64, 3, 6, 6)
     y = model.labels(x)
@@ -258,6 +346,27 @@ def test_multi_attack() -> None:
 
 def batches() -> DataLoader[Any]:
     return DataLoader(TensorDataset(X, Model().labels(X)), batch_size=6)
+
+
+def test_multi_attack_saves_the_rates_of_its_parts(tmp_path: Path) -> None:
+    model = Model()
+    numbers = []
+    for module in (ours, theirs):
+        parts = [module.FGSM(model, eps=0.02), module.PGDL2(model, eps=0.3, random_start=False)]
+        whole = module.MultiAttack(parts)
+        with peer():
+            path = tmp_path / f"{module.__name__}.pt"
+            numbers.append(whole.save(batches(), path, False, True, True, True))
+        inputs = next(iter(ours.PGD.load(path, 16, load_clean_inputs=True, load_predictions=True)))
+        assert torch.equal(inputs[3], X)
+    (accuracy, rates, far, _), truth = numbers
+    assert accuracy == pytest.approx(truth[0]) and far == pytest.approx(truth[2], rel=1e-5)
+    assert rates == pytest.approx(truth[1]) and 0 < rates[0] < rates[1] == 100 - accuracy
+    assert ours.MultiAttack(parts_of(model)).save(batches(), verbose=False) is None
+
+
+def parts_of(model: nn.Module) -> list[Any]:
+    return [ours.FGSM(model, eps=0.02), ours.FGSM(model)]
 
 
 @pytest.mark.parametrize("options", [{}, dict(save_predictions=True, save_clean_inputs=True)])

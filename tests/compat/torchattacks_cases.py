@@ -13,6 +13,8 @@ EPS = 8 / 255
 SEARCHES = ("APGD", "APGDT", "FAB", "Square", "AutoAttack")
 GRADIENT = tuple(name for name in torchattacks.__all__ if name not in (*SEARCHES, "MultiAttack"))
 AIMING = tuple(name for name in GRADIENT if name != "TPGD")
+"""And FAB and Square, whose images are not always the target's."""
+NOT_AIMING = ("TPGD", "APGD", "APGDT", "AutoAttack", "MultiAttack")
 
 
 def predicted(model: nn.Module, x: Tensor) -> Tensor:

@@ -5,8 +5,10 @@
     attack = torchattacks.PGD(model, eps=8 / 255, alpha=2 / 255, steps=10, random_start=True)
     images = attack(images, labels)
 
-Constructors, defaults, attributes, modes, `set_normalization_used`, `save` and `load` are theirs.
-Nothing of torchattacks is needed or used. What differs, on purpose:
+Constructors, defaults, attributes, modes, `set_normalization_used`, `save`, `load` and the modules
+`attacks.*` and `wrappers.*` are theirs. Code that imports `torchattacks` itself finds it after
+`sys.modules["torchattacks"] = roli_fast.compat.torchattacks`. Nothing of torchattacks is used. What
+differs, on purpose:
 
 - Model: every module's train flag, the gradients, the buffers and torch's random state (but for a
   number a search, taken by random starts) are as before, after an exception too. Theirs un-freezes
@@ -24,54 +26,34 @@ Nothing of torchattacks is needed or used. What differs, on purpose:
   of the original code. An image that fools is the first found (theirs: the last), FAB looks closer
   at it. APGDT gives each image its own step size in L2 (theirs: the first one's to all).
 - AutoAttack makes 100 steps (theirs: 10); a model with fewer classes than n_classes is followed.
-- UPGD's "margin" goes on beyond the boundary (theirs is flat there); it takes no callable as loss.
-- A target may be the label: then the attack strengthens the class, as theirs does.
+- UPGD's "margin" goes on beyond the boundary (theirs is flat there).
+- A target may be the label: then the attack strengthens the class, as theirs does. FAB's targets
+  belong to their images (theirs shift them once an image is wrong).
 - Messages go to the logger "roli_fast.compat", nothing prints; `verbose` and `quiet` are its level.
 - save writes once, with distances in [0, 1] units. "int" rounds towards the inputs, so that images
   stay in the ball, and its numbers are of the file's images; theirs rounds down after measuring.
-- eps_for_division (PGDL2) has no effect and must be tiny. Further arguments of a call are refused.
+- eps_for_division (PGDL2) has no effect and must be tiny.
 - Overridden or assigned `forward` and `get_logits` work, in subclasses of `Attack` itself too. What
   else of theirs is set or overridden and is not read here is an error.
 """
 
 from typing import Any
 
+from roli_fast.compat.peers import add_modules
+from roli_fast.compat.torchattacks import table
 from roli_fast.compat.torchattacks.attack import Attack as Attack
-from roli_fast.compat.torchattacks.ensemble import MultiAttack as MultiAttack
-from roli_fast.compat.torchattacks.gradient import BIM as BIM
-from roli_fast.compat.torchattacks.gradient import EOTPGD as EOTPGD
-from roli_fast.compat.torchattacks.gradient import FFGSM as FFGSM
-from roli_fast.compat.torchattacks.gradient import FGSM as FGSM
-from roli_fast.compat.torchattacks.gradient import MIFGSM as MIFGSM
-from roli_fast.compat.torchattacks.gradient import PGD as PGD
-from roli_fast.compat.torchattacks.gradient import PGDL2 as PGDL2
-from roli_fast.compat.torchattacks.gradient import TPGD as TPGD
-from roli_fast.compat.torchattacks.gradient import UPGD as UPGD
-from roli_fast.compat.torchattacks.searches import APGD as APGD
-from roli_fast.compat.torchattacks.searches import APGDT as APGDT
-from roli_fast.compat.torchattacks.searches import FAB as FAB
-from roli_fast.compat.torchattacks.searches import AutoAttack as AutoAttack
-from roli_fast.compat.torchattacks.searches import Square as Square
+from roli_fast.compat.torchattacks.table import MultiAttack as MultiAttack
 
-__all__ = [
-    "APGD",
-    "APGDT",
-    "BIM",
-    "EOTPGD",
-    "FAB",
-    "FFGSM",
-    "FGSM",
-    "MIFGSM",
-    "PGD",
-    "PGDL2",
-    "TPGD",
-    "UPGD",
-    "AutoAttack",
-    "MultiAttack",
-    "Square",
-]
+__version__ = "3.5.1"
+__wrapper__ = ["MultiAttack"]
+__all__ = [*table.TABLE, *__wrapper__]  # noqa: PLE0604 - names
+
+_CLASSES: dict[str, Any] = {name: table.made(name) for name in table.TABLE}
+_MODULES = {f"attacks.{name.lower()}": {name: kind} for name, kind in _CLASSES.items()}
+_MODULES |= {"attacks": {}, "wrappers": {}, "wrappers.multiattack": {"MultiAttack": MultiAttack}}
+globals().update(_CLASSES)
+add_modules(__name__, {name: members | {"Attack": Attack} for name, members in _MODULES.items()})
 
 
 def __getattr__(name: str) -> Any:
-    known = ", ".join(__all__)
-    raise AttributeError(f"module '{__name__}' has no '{name}'. There are: {known}.")
+    raise AttributeError(f"module '{__name__}' has no '{name}'. There are: {', '.join(__all__)}.")

@@ -1,4 +1,4 @@
-"""What all attacks with torchattacks' interface share: modes, normalisation, device, files."""
+"""The base of all attacks with torchattacks' interface: modes, targets, normalisation, device."""
 
 import contextlib
 import functools
@@ -12,29 +12,18 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
 from roli_fast.attacks import AttackResult
-from roli_fast.attacks.objective import most_likely_others
-from roli_fast.attacks.passes import Passes
-from roli_fast.compat.attributes import ReadAttributes
+from roli_fast.attacks.objective import choose, most_likely_others
+from roli_fast.compat.peers import ReadAttributes, clean_logits
 from roli_fast.compat.torchattacks import files
-from roli_fast.compat.torchattacks.view import Modes, View, in_place, without_rounding
+from roli_fast.compat.view import Modes, View
 from roli_fast.engine import Cost, InputGradient, SearchModel, bound
 from roli_fast.engine.input_gradient import Model, check_tensor
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
-from roli_fast.threat import as_pixels
+from roli_fast.threat import as_pixels, check_images
 
 logger = logging.getLogger("roli_fast.compat")
 
 TargetMap = Callable[[Tensor, Tensor], Tensor]
-
-
-RENAMED = {"rho": "thr_decr", "resc_schedule": "rescale_schedule"}
-"""torchattacks' arguments whose attributes have another name."""
-
-
-def arguments(given: dict[str, Any], *but: str) -> dict[str, Any]:
-    """A constructor's arguments by their attributes' names, from its `locals()`."""
-    but = (*but, "self", "__class__")
-    return {RENAMED.get(name, name): value for name, value in given.items() if name not in but}
 
 
 def also_of_parts(setter: Callable[..., None]) -> Callable[..., None]:
@@ -63,8 +52,7 @@ class Attack(ReadAttributes):
 
     unread = frozenset(
         (
-            *("get_output_with_eval_nograd", "get_least_likely_label", "get_random_target_label"),
-            *("to_type", "_attacks", "_save_print", "_change_model_mode", "_recover_model_mode"),
+            *("_attacks", "_save_print", "_change_model_mode", "_recover_model_mode"),
             *("_model_training", "_batchnorm_training", "_dropout_training"),
             *("_normalization_applied", "_set_normalization_applied", "_set_mode_targeted"),
             "_set_rmodel_normalization_used",
@@ -89,8 +77,7 @@ class Attack(ReadAttributes):
         self._kth_min = 1
         self._in_pixels = False  # whether images are in [0, 1] now, though calls' are normalised
         self._modes = Modes()
-        self._return_type = "float"
-        vars(self).update(attributes, _arguments=tuple(attributes), _built=True)
+        vars(self).update(attributes, _built=True)
         mean, std = (getattr(inner, name, None) for name in ("mean", "std"))
         if type(inner).__name__ == "RobModel" and mean is not None and std is not None:  # MAIR's
             mean, std = (torch.as_tensor(v).flatten().tolist() for v in (mean, std))
@@ -100,10 +87,6 @@ class Attack(ReadAttributes):
     if TYPE_CHECKING:  # the attributes of each attack
 
         def __getattr__(self, name: str) -> Any: ...
-
-    def given(self, fields: Mapping[str, str]) -> dict[str, Any]:
-        """The constructor's attributes by the `fields` of ours that they stand for."""
-        return {fields[name]: getattr(self, name) for name in self._arguments if name in fields}
 
     @property
     def _parts(self) -> list["Attack"]:
@@ -139,12 +122,16 @@ class Attack(ReadAttributes):
         """The search itself, on images in [0, 1] on the right device."""
         raise NotImplementedError
 
-    def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Adversarial images for a batch.
 
         Args:
             inputs: images (B, ...) in [0, 1], or normalised where `set_normalization_used` says so.
             labels: int64 (B,); the targets in the mode of `set_mode_targeted_by_label`.
+            *args: handed to an overridden `forward`.
+            **kwargs: handed to it too.
 
         Returns:
             Images in the form of `inputs`, on `device`.
@@ -152,32 +139,33 @@ class Attack(ReadAttributes):
         Raises:
             ArgumentError: images outside [0, 1] (the usual cause: normalised, and not said so).
         """
-        found = self.run(inputs, labels).x_adv
-        if self._return_type == "int":
-            self.set_return_type("int")  # normalisation may have come since
-            return as_pixels(found, inputs.detach().to(found))
-        return self.in_form(found)
+        return self.in_form(self.run(inputs, labels, None, *args, **kwargs).x_adv)
 
     def run(
-        self, inputs: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
+        self,
+        inputs: Tensor,
+        labels: Tensor | None,
+        sample_ids: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> AttackResult:
         """As a call, with cost and flags; its images are in [0, 1]."""
         check_tensor("inputs", inputs)
         images = inputs.detach().to(self.device)
         normalised = self.normalization_used is not None and not self._in_pixels
         if normalised:
-            images = without_rounding(self.inverse_normalize(images))
+            images = check_images(self.inverse_normalize(images), (0.0, 1.0))
         if labels is not None:
             check_tensor("labels", labels)
             labels = labels.detach().to(self.device)
         if self.targeted and "targeted" not in self.supported_mode:
-            self._set_targeted(self.attack_mode, quiet=True)  # says that it cannot
+            self._set_targeted(self.attack_mode, None, quiet=True)  # says that it cannot
         with self._pixels(normalised):
-            if not self.overrides("forward", Attack):
+            if not self.overrides("forward", Attack) and not (args or kwargs):
                 return self.search(images, labels, sample_ids)
             view = View(bound(self.model).model, self._logits_of_pixels, self._modes)
-            with InputGradient(view), in_place(view.copies):
-                found = self.forward(images, labels)
+            with InputGradient(view), view.with_copies():
+                found = self.forward(images, labels, *args, **kwargs)
             return AttackResult(found.detach(), Cost(0, 0, 0, 0))
 
     @contextlib.contextmanager
@@ -197,9 +185,9 @@ class Attack(ReadAttributes):
         normalised = self.normalization_used is not None and not self._in_pixels
         return self.normalize(images) if normalised else images
 
-    def view(self, modes: Modes | None = None) -> Model:
+    def view(self, *, eval_mode: bool = False) -> Model:
         """The model as a search sees it: for images in [0, 1], in the modes asked for."""
-        modes = modes or self._modes
+        modes = Modes() if eval_mode else self._modes
         overridden = self.overrides("get_logits", Attack) or self.overrides("normalize", Attack)
         if self.normalization_used is None and modes == Modes() and not overridden:
             return self.model
@@ -271,14 +259,6 @@ class Attack(ReadAttributes):
         """
         self._modes = Modes(model_training, batchnorm_training, dropout_training)
 
-    def set_return_type(self, type: str) -> None:
-        """ "float" for images in [0, 1], "int" for uint8 (as torchattacks had it before 3.5)."""
-        if type == "int" and self.normalization_used is not None:
-            fix = "Normalised images have no uint8 form."
-            raise ArgumentError(describe("type", "'float'", "'int'", fix))
-        files.check_type(type)
-        self._return_type = type
-
     def get_mode(self) -> str:
         """ "default", or "targeted(...)"."""
         return self.attack_mode
@@ -294,32 +274,31 @@ class Attack(ReadAttributes):
         self, target_map_function: TargetMap, quiet: bool = False
     ) -> None:
         """Towards `target_map_function(images, labels)`, classes (B,); images are in [0, 1]."""
-        self._set_targeted("targeted(custom)", quiet)
-        self._target_map_function = target_map_function
+        self._set_targeted("targeted(custom)", target_map_function, quiet)
 
     @also_of_parts
     def set_mode_targeted_random(self, quiet: bool = False) -> None:
         """Towards a wrong class drawn for each image at each call."""
-        self._set_targeted("targeted(random)", quiet)
+        self._set_targeted("targeted(random)", self.get_random_target_label, quiet)
 
     @also_of_parts
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
         """Towards the wrong class of `kth_min`-th lowest clean logit."""
         if not isinstance(kth_min, int) or kth_min < 1:
             raise ArgumentError(describe("kth_min", "an integer >= 1", repr(kth_min)))
-        self._set_targeted("targeted(least-likely)", quiet)
+        self._set_targeted("targeted(least-likely)", self.get_least_likely_label, quiet)
         self._kth_min = kth_min
 
     @also_of_parts
     def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
         """Towards the labels of the call, which are then targets."""
-        self._set_targeted("targeted(label)", quiet)
+        self._set_targeted("targeted(label)", _themselves, quiet)
 
-    def _set_targeted(self, mode: str, quiet: bool) -> None:
+    def _set_targeted(self, mode: str, target: Any, quiet: bool) -> None:
         if "targeted" not in self.supported_mode:
-            expected = "an attack that aims (FGSM, PGD and their relatives)"
+            expected = "an attack that aims (PGD and its relatives, FAB, Square)"
             raise ArgumentError(describe("mode", expected, f"{mode} of {self.attack}"))
-        self.attack_mode, self.targeted = mode, True
+        self.attack_mode, self.targeted, self._target_map_function = mode, True, target
         logger.log(logging.DEBUG if quiet else logging.INFO, "attack mode is '%s'", mode)
 
     def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -328,24 +307,39 @@ class Attack(ReadAttributes):
         Raises:
             ArgumentError: the mode has no targets, or fewer wrong classes than it asks for.
         """
-        if self.attack_mode == "targeted(label)" and labels is not None:
-            return labels
-        if self.attack_mode == "targeted(custom)" and self._target_map_function is not None:
-            return self._target_map_function(inputs, labels).to(inputs.device)  # type: ignore[arg-type]
-        if self.attack_mode not in ("targeted(random)", "targeted(least-likely)"):
+        if self._target_map_function is None:
             raise ArgumentError(describe("attack_mode", "one with targets", self.attack_mode))
-        anything = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
-        with InputGradient(self.view()) as engine:
-            clean = Passes(engine).clean(inputs, anything if labels is None else labels)
+        return self._target_map_function(inputs, labels).to(inputs.device)  # type: ignore[arg-type]
+
+    def get_least_likely_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The wrong class (B,) of `kth_min`-th lowest logit; without labels the likeliest class is
+        the right one."""
+        clean = self.get_output_with_eval_nograd(inputs)
         labels = clean.argmax(1) if labels is None else labels
         others = most_likely_others(clean, labels, clean.shape[1] - 1)
-        if self.attack_mode == "targeted(random)":
-            draws = torch.rand(others.shape, generator=self.generator, device=others.device)
-            return others.gather(1, draws.argmax(1, keepdim=True))[:, 0]
         if others.shape[1] < self._kth_min:
             expected = f"at most {others.shape[1]}, the number of wrong classes"
             raise ArgumentError(describe("kth_min", expected, self._kth_min))
         return others[:, -self._kth_min].contiguous()
+
+    def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """A wrong class (B,) drawn for each image."""
+        clean = self.get_output_with_eval_nograd(inputs)
+        labels = clean.argmax(1) if labels is None else labels
+        ids = torch.arange(len(inputs), device=inputs.device)
+        return choose("random", clean, labels, self.generator, ids)
+
+    def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
+        """Logits (B, C) of the model in eval mode, for images as `get_logits` takes them."""
+        return clean_logits(View(bound(self.model).model, self.get_logits), inputs)
+
+    @staticmethod
+    def to_type(inputs: Tensor, type: str) -> Tensor:
+        """fp32 images as uint8, rounded, or uint8 ones as fp32 in [0, 1]; others as they are."""
+        files.check_type(type)
+        if type == "int" and inputs.dtype == torch.float32:
+            return as_pixels(inputs, inputs)
+        return inputs.float() / 255 if type == "float" and inputs.dtype == torch.uint8 else inputs
 
     def save(  # noqa: PLR0913 - torchattacks' arguments
         self,
@@ -377,10 +371,9 @@ class Attack(ReadAttributes):
         say = logger.info if verbose else logger.debug
         kept, numbers = files.collect(self, data_loader, save_type, say)
         if save_path is not None:
-            names = ["adv_inputs", "labels"]
-            names += ["preds"] if save_predictions else []
-            names += ["clean_inputs"] if save_clean_inputs else []
-            files.write(save_path, {name: kept[name] for name in names}, save_type)
+            files.write(
+                save_path, kept, files.names(save_predictions, save_clean_inputs), save_type
+            )
         return numbers if return_verbose else None
 
     load = staticmethod(files.load)
@@ -394,3 +387,7 @@ class Attack(ReadAttributes):
         }
         shown["normalization_used"] = self.normalization_used is not None
         return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+
+def _themselves(_images: Tensor, labels: Tensor) -> Tensor:
+    return labels

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from roli_fast.compat.torchattacks.view import Modes, without_rounding
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, CheckpointError, describe
+from roli_fast.files import naming, read_tensors
 from roli_fast.norms import NORMS
-from roli_fast.threat import as_pixels
+from roli_fast.threat import as_pixels, check_images
 
 if TYPE_CHECKING:
     from roli_fast.compat.torchattacks.attack import Attack
@@ -36,25 +36,22 @@ def collect(
     As "int" images are rounded before anything is measured.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in (*IMAGES, "labels", "preds")}
-    right, distances, seconds = 0, torch.zeros(0, dtype=torch.float64), 0.0
+    distances, seconds = torch.zeros(0, dtype=torch.float64), 0.0
     accuracy = far = float("nan")
     for number, (inputs, labels) in enumerate(data_loader, start=1):
         start = time.perf_counter()
         given, labels = inputs.detach().to(attack.device), labels.to(attack.device)
-        found = attack(given, labels)
-        found, given = (in_pixels(attack, images) for images in (found, given))
+        found, given = (in_pixels(attack, images) for images in (attack(given, labels), given))
         if type == "int":
             found = as_pixels(found, given).to(given.dtype) / 255
-        with InputGradient(attack.view(Modes())) as engine:
-            predicted = engine.evaluate(found.to(given.dtype), labels)[1].argmax(1)
-        row = (found, given, labels, predicted)
-        for name, value in zip(("adv_inputs", "clean_inputs", "labels", "preds"), row, strict=True):
+        with InputGradient(attack.view(eval_mode=True)) as engine:
+            predicted = engine.evaluate(found, labels)[1].argmax(1)
+        for name, value in zip(parts, (found, given, labels, predicted), strict=True):
             parts[name].append(value.cpu())
-        wrong = predicted != labels
-        right += int((~wrong).sum())
-        distance = NORMS["l2"].distance(found, given)[wrong].cpu()
-        distances = torch.cat([distances, distance])
-        accuracy = 100 * right / sum(map(len, parts["labels"]))
+        distance = NORMS["l2"].distance(found, given)[predicted != labels]
+        distances = torch.cat([distances, distance.cpu()])
+        count = sum(map(len, parts["labels"]))
+        accuracy = 100 * (count - len(distances)) / count
         far = distances.mean().item() if len(distances) else float("nan")
         seconds = time.perf_counter() - start
         shown = (number, len(data_loader), accuracy, far, seconds)
@@ -65,19 +62,22 @@ def collect(
 
 def in_pixels(attack: "Attack", images: Tensor) -> Tensor:
     """Images of a call, in [0, 1]."""
-    if images.dtype == torch.uint8:
-        return images.float() / 255
     if attack.normalization_used is None:
         return images
-    return without_rounding(attack.inverse_normalize(images))
+    return check_images(attack.inverse_normalize(images), (0.0, 1.0))
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], type: str) -> None:
-    """Write the tensors, images as `type`."""
-    saved: dict[str, Any] = {
-        name: as_pixels(value, value) if name in IMAGES and type == "int" else value
-        for name, value in tensors.items()
-    }
+def names(predictions: bool, clean_inputs: bool) -> list[str]:
+    """The tensors of a file, in the order of `load`."""
+    more = {"preds": predictions, "clean_inputs": clean_inputs}
+    return ["adv_inputs", "labels", *(name for name, wanted in more.items() if wanted)]
+
+
+def write(path: str | Path, kept: Mapping[str, Tensor], wanted: list[str], type: str) -> None:
+    """Write the tensors that are wanted, images as `type`."""
+    saved: dict[str, Any] = {name: kept[name] for name in wanted}
+    for name in set(wanted) & set(IMAGES) if type == "int" else ():
+        saved[name] = as_pixels(kept[name], kept[name])
     torch.save({**saved, "save_type": type}, path)
 
 
@@ -102,34 +102,21 @@ def load(
     Raises:
         CheckpointError: no such file, not of this kind, or without what is asked for.
     """
-    names = ["adv_inputs", "labels"]
-    names += ["preds"] if load_predictions else []
-    names += ["clean_inputs"] if load_clean_inputs else []
-    saved = read(load_path, names)
+    wanted = names(load_predictions, load_clean_inputs)
+    with naming(load_path, CheckpointError, "load_path", "a file of Attack.save"):
+        saved = read_tensors(Path(load_path))
+    known = saved if isinstance(saved, dict) else {}
+    missing = [name for name in (*wanted, "save_type") if name not in known]
+    if missing:
+        got = f"'{load_path}' without {', '.join(missing)}"
+        raise CheckpointError(describe("load_path", "a file of Attack.save", got))
     for name in IMAGES:
-        if name not in names:
+        if name not in wanted:
             continue
         if saved["save_type"] == "int":
             saved[name] = saved[name].float() / 255
         if normalize is not None:
-            from roli_fast.models import Normalize  # brings timm: only where it is needed
-
-            saved[name] = Normalize(normalize["mean"], normalize["std"])(saved[name])
-    data = TensorDataset(*[saved[name] for name in names])
+            mean, std = (torch.tensor(normalize[n]).view(-1, 1, 1) for n in ("mean", "std"))
+            saved[name] = (saved[name] - mean) / std
+    data = TensorDataset(*[saved[name] for name in wanted])
     return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
-
-
-def read(path: str | Path, names: list[str]) -> dict[str, Any]:
-    """The file's dict, which has all of `names`."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds
-        raise CheckpointError(
-            describe("load_path", "a file of Attack.save", f"'{path}': {error}")
-        ) from error
-    known = saved if isinstance(saved, dict) else {}
-    missing = [name for name in (*names, "save_type") if name not in known]
-    if missing:
-        got = f"'{path}' without {', '.join(missing)}"
-        raise CheckpointError(describe("load_path", "a file of Attack.save", got))
-    return saved
