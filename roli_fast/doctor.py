@@ -32,15 +32,15 @@ def versions() -> Iterator[str]:
 
 def build() -> Iterator[str]:
     """What the installation asked for, what came of it, and what the module says of itself."""
-    record, info = native.build_record(), ops.build_info()
+    record, info = native.state.record, ops.build_info()
     if record:
         failed = ", a build FAILED" if record["failed"] else ""
         yield f"asked for {record['requested']}, built {record['built']}{failed}"
         yield from (f"reason: {reason}" for reason in record["reasons"])
     if not info:
-        yield f"no _C: {native.obstacle()}"
+        yield f"no _C: {native.state.obstacle}"
         return
-    path = Path(native.module_file())
+    path = Path(native.state.module.__file__)
     yield f"module       {path.name}, {path.stat().st_size / 2**20:.1f} MiB"
     yield f"compiler     {info['compiler']} {info['flags']}"
     yield f"CPU          runs at {info['cpu_level']} (built for: {info['cpu_dispatch']})"
@@ -48,7 +48,7 @@ def build() -> Iterator[str]:
     cuda = f"{info['cuda']} for {info['cuda_architectures']}" if info["cuda"] else "not built"
     yield f"CUDA         {cuda}"
     if info["cuda"]:
-        driver = native.cuda_driver_version() or "none"
+        driver = native.state.module.cuda_driver_version() or "none"
         yield f"             runtime {info['cuda_runtime']} linked in, driver {driver}"
 
 
@@ -69,8 +69,8 @@ def main() -> int:
         print(title)
         for line in lines:
             print(f"  {line}")
-    if native.required() and not ops.build_info():
-        print(f"ROLI_FAST_REQUIRE_EXT is set and there is no _C: {native.obstacle()}")
+    if native.state.required and not ops.build_info():
+        print(f"ROLI_FAST_REQUIRE_EXT is set and there is no _C: {native.state.obstacle}")
         return 1
     return 0
 

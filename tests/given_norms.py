@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.attacks import MultiAPGD
-from roli_fast.attacks.multi_apgd import MultiResult, NormFound, worst_of
+from roli_fast.attacks.several_norms import MultiResult, NormFound, worst_of
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, Engine
 from roli_fast.train.objectives import Objective, Terms

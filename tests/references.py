@@ -3,9 +3,13 @@
 from types import SimpleNamespace
 
 from roli_fast import ops
-from roli_fast.ops import lora, lora_merge, random_start, rounding, select_best
+from roli_fast.ops import lora, random_start, rounding, select_best
 
-STEPS = {name[:-1]: op.reference for name, op in vars(ops).items() if hasattr(op, "reference")}
+STEPS = {
+    name[:-1]: op.reference
+    for name, op in vars(ops).items()
+    if name[-1] == "_" and hasattr(op, "reference")
+}
 
 
 def _lora_linear(x, weight, bias, a, b, seed, *, scale, dropout, rows):  # noqa: PLR0913
@@ -18,10 +22,10 @@ def _lora_linear(x, weight, bias, a, b, seed, *, scale, dropout, rows):  # noqa:
 reference = SimpleNamespace(
     **STEPS,
     **{f"{norm}_random_start": found for norm, found in random_start.REFERENCES.items()},
-    select_best=lambda *six: select_best.reference(six[:3], six[3:]),
+    select_best=select_best.reference,
     lora_linear=_lora_linear,
     lora_dropout=lora.dropout_reference,
-    lora_merge=lora_merge.merge_reference,
+    lora_merge=lora.merge_reference,
     dropout_threshold=lora.dropout_threshold,
     box_limits=rounding.box_limits,
     compute_dtype=rounding.compute_dtype,

@@ -222,8 +222,8 @@ def fit_temperature(logits: Tensor, y: Tensor) -> Temperature:
         reason = f"the best T is below {COLDEST:g}"
     if reason:
         return Temperature(1.0, False, f"{reason}: T stays 1", len(y))
-    inverse = brentq(slope, 1 / HOTTEST, 1 / COLDEST, xtol=1e-15, rtol=1e-14)
-    return Temperature(1 / float(inverse), True, "", len(y))  # pyright: ignore[reportArgumentType]
+    inverse: Any = brentq(slope, 1 / HOTTEST, 1 / COLDEST, xtol=1e-15)
+    return Temperature(1 / inverse, True, "", len(y))
 
 
 def report(

@@ -147,7 +147,8 @@ class Network:
                 try:
                     with warnings.catch_warnings():  # torch's own, of scripts that it loads once
                         warnings.simplefilter("ignore", DeprecationWarning)
-                        return jvp(lambda values: self(x, values)[0], (start,), (moving,))
+                        found = jvp(lambda values: self(x, values)[0], (start,), (moving,))
+                    return found[0], found[1]
                 except (NotImplementedError, RuntimeError) as error:
                     if not _lacks_forward_mode(error):
                         raise

@@ -1,16 +1,16 @@
 """Attacks, one a file: frozen dataclasses, attack(model, x, y, generator=None) -> x_adv."""
 
 from roli_fast.attacks.apgd import APGD as APGD
-from roli_fast.attacks.apgd_t import APGDT as APGDT
+from roli_fast.attacks.apgd import APGDT as APGDT
 from roli_fast.attacks.auto_attack import AutoAttack as AutoAttack
 from roli_fast.attacks.base import ATTACKS as ATTACKS
 from roli_fast.attacks.base import Attack as Attack
 from roli_fast.attacks.base import AttackResult as AttackResult
 from roli_fast.attacks.fab import FAB as FAB
 from roli_fast.attacks.fab import FABT as FABT
-from roli_fast.attacks.msd import MSD as MSD
-from roli_fast.attacks.multi_apgd import MultiAPGD as MultiAPGD
 from roli_fast.attacks.pgd import PGD as PGD
+from roli_fast.attacks.several_norms import MSD as MSD
+from roli_fast.attacks.several_norms import MultiAPGD as MultiAPGD
 from roli_fast.attacks.single_step import FGSM as FGSM
 from roli_fast.attacks.single_step import NFGSM as NFGSM
 from roli_fast.attacks.single_step import RSFGSM as RSFGSM

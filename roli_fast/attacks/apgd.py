@@ -1,16 +1,15 @@
 """Auto-PGD (Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of
 diverse parameter-free attacks", arXiv:2003.01690; L1: "Mind the box", arXiv:2103.01208)."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from roli_fast.attacks.apgd_schedule import large_radius_stages
-from roli_fast.attacks.apgd_search import Found, Plan, climb
-from roli_fast.attacks.apgd_start import OwnStarts, Starts
-from roli_fast.attacks.apgd_stepping import OneNorm
+from roli_fast.attacks.apgd_search import SearchResult, climb, control_for
 from roli_fast.attacks.base import (
     ATTACKS,
     AttackInputs,
@@ -20,12 +19,30 @@ from roli_fast.attacks.base import (
     check_choice,
     check_density,
     check_steps,
+    restart_generators,
 )
-from roli_fast.attacks.objective import LOSSES, Goal, check_loss_name, is_right, notes_on
+from roli_fast.attacks.objective import (
+    LOSSES,
+    Goal,
+    check_loss_name,
+    is_right,
+    most_likely_others,
+    notes_on,
+)
 from roli_fast.attacks.passes import Passes, Samples, take
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds, check_positive
+
+Starts = Callable[[int, Ball, Samples], Tensor]
+"""(number of a search, ball, samples whose eps is the first stage's) -> new tensor, where they
+start."""
+
+
+def large_radius_stages(steps: int) -> list[tuple[int, int]]:
+    """(multiple of eps, steps): 3 eps and 2 eps for 30 % of the steps each, eps for the rest."""
+    first = math.ceil(0.3 * steps)
+    return [(3, first), (2, first), (1, steps - 2 * first)]
 
 
 @ATTACKS.register("apgd")
@@ -88,7 +105,7 @@ class APGD(BallAttack):
         if not self.random_start:
             self._check_no_random_start()
         if self.large_radius:
-            self._check_large_radius(self.norm)
+            self._check_large_radius()
 
     def _check_no_random_start(self) -> None:
         wrong = {"restarts": self.restarts > 1, "loss": self.loss == "kl"}
@@ -97,10 +114,10 @@ class APGD(BallAttack):
                 got, fix = repr(getattr(self, name)), "Set random_start=True."
                 raise ArgumentError(describe(name, "one that needs no random start", got, fix))
 
-    def _check_large_radius(self, norm: str | None) -> None:
-        if norm is not None and not NORMS[norm].sparse:
+    def _check_large_radius(self) -> None:
+        if self.norm is not None and not NORMS[self.norm].sparse:
             fix = "Set norm='l1' or large_radius=False."
-            raise ArgumentError(describe("large_radius", "False", f"True in {norm}", fix))
+            raise ArgumentError(describe("large_radius", "False", f"True in {self.norm}", fix))
         if min(steps for _, steps in large_radius_stages(self.steps)) < 1:
             fix = "Each of its three stages needs one."
             raise ArgumentError(
@@ -131,83 +148,142 @@ class APGD(BallAttack):
 
     def search(self, inputs: AttackInputs) -> AttackResult:
         ball, inputs = self.ball(inputs)
-        if self.large_radius:
-            self._check_large_radius(NORMS.name_of(ball.norm))
         x, y = inputs.x, inputs.y
         with inputs.gradient() as gradient:
             passes = Passes(gradient, self.eot)
             clean = passes.clean(x, y) if self._needs_clean else None
             goals, notes = self._goals(y, clean)
             starts = self.starts(inputs, len(goals))
+
+            def once(number: int, samples: Samples) -> SearchResult:
+                start = self._start(number, samples, ball, starts)
+                return self._climb(passes, samples, start, ball)
+
             searches = [Samples(x, goal, inputs.ids, ball.eps) for goal in goals]
-            if self.keep == "best" or clean is None:
-                x_adv, fooled = self._highest_loss(passes, searches, ball, starts), None
+            if self.keep == "best":
+                x_adv, fooled = highest_loss(searches, once), None
             else:
-                right = is_right(clean, y)
-                x_adv, fooled = self._adversarial(passes, searches, ball, starts, right)
+                assert clean is not None
+                x_adv, fooled = until_fooled(searches, once, is_right(clean, y))
             notes = notes_on(self.loss, passes.classes) + notes + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
     def starts(self, inputs: AttackInputs, count: int) -> Starts:
-        """The source of the starts of `count` searches, for a subclass that draws otherwise."""
-        return OwnStarts(inputs.generator, count, inputs.x.device)
+        """Where `count` searches start, for a subclass that draws otherwise."""
+        sources = restart_generators(inputs.generator, count, inputs.x.device)
 
-    def _adversarial(  # noqa: PLR0913 - the searches and where they begin
-        self,
-        passes: Passes,
-        searches: list[Samples],
-        ball: Ball,
-        starts: Starts,
-        right: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """One search after another, each on the samples that are still right."""
-        x_adv, fooled = searches[0].x.clone(), ~right
-        highest = torch.full(right.shape, -torch.inf, dtype=torch.float64, device=right.device)
-        for number, samples in enumerate(searches):
-            rows = (~fooled).nonzero()[:, 0]
-            if len(rows) == 0:
-                break
-            found = self._search(passes, take(samples, rows), ball, starts, number)
-            better = (found.fooled | (found.loss > highest[rows])).nonzero()[:, 0]
-            x_adv[rows[better]] = found.x_adv[better]
-            highest[rows[better]] = found.loss[better]
-            fooled[rows] = found.fooled
-        return x_adv, fooled
+        def start(number: int, ball: Ball, samples: Samples) -> Tensor:
+            return ball.norm.search_start(
+                samples.x,
+                eps=samples.eps,
+                bounds=ball.bounds,
+                generator=sources[number],
+                sample_ids=samples.ids,
+            )
 
-    def _highest_loss(
-        self, passes: Passes, searches: list[Samples], ball: Ball, starts: Starts
-    ) -> Tensor:
-        """The best iterate of all searches, for every sample."""
-        best = self._search(passes, searches[0], ball, starts, 0)
-        for number, samples in enumerate(searches[1:], start=1):
-            found = self._search(passes, samples, ball, starts, number)
-            better = (found.loss > best.loss).nonzero()[:, 0]
-            best.x_adv[better], best.loss[better] = found.x_adv[better], found.loss[better]
-        return best.x_adv
+        return start
 
-    def _search(
-        self, passes: Passes, samples: Samples, ball: Ball, starts: Starts, number: int
-    ) -> Found:
-        """One start, and one loop for each radius."""
-        norm = NORMS.name_of(ball.norm)
-        large = self.large_radius
-        stages = large_radius_stages(self.steps) if large else [(1, self.steps)]
-        widest = replace(samples, eps=samples.eps * stages[0][0])
-        start = samples.x.clone()
-        if self.random_start:
-            start = starts(number, norm, widest, ball.bounds)
-        found = None
-        for factor, steps in stages:
+    @property
+    def _stages(self) -> list[tuple[int, int]]:
+        return large_radius_stages(self.steps) if self.large_radius else [(1, self.steps)]
+
+    def _start(self, number: int, samples: Samples, ball: Ball, starts: Starts) -> Tensor:
+        if not self.random_start:
+            return samples.x.clone()
+        return starts(number, ball, replace(samples, eps=samples.eps * self._stages[0][0]))
+
+    def _climb(self, passes: Passes, samples: Samples, start: Tensor, ball: Ball) -> SearchResult:
+        """One loop for each radius."""
+        found, density = None, None if self.large_radius else self.density
+        for factor, steps in self._stages:
             part = replace(samples, eps=samples.eps * factor)
             if found is not None:
                 start = ball.norm.project_(found.x_adv, part.x, eps=part.eps, bounds=ball.bounds)
-            plan = Plan(
-                stepping=OneNorm(norm, self.rho, None if large else self.density),
-                bounds=ball.bounds,
+            found = climb(
+                passes,
+                part,
+                start,
+                control_for(ball.norm, ball.bounds, steps, rho=self.rho, density=density),
                 steps=steps,
                 collect=factor == 1 and self.keep == "adversarial",
                 compact=self.compact,
             )
-            found = climb(passes, part, start, plan)
         assert found is not None
         return found
+
+
+def until_fooled(
+    searches: list[Samples], once: Callable[[int, Samples], SearchResult], right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One search after another, each on the samples that are still right: images and who is
+    fooled, (B,)."""
+    x_adv, fooled = searches[0].x.clone(), ~right
+    highest = torch.full(right.shape, -torch.inf, dtype=torch.float64, device=right.device)
+    for number, samples in enumerate(searches):
+        rows = (~fooled).nonzero()[:, 0]
+        if len(rows) == 0:
+            break
+        found = once(number, take(samples, rows))
+        better = (found.fooled | (found.loss > highest[rows])).nonzero()[:, 0]
+        x_adv[rows[better]] = found.x_adv[better]
+        highest[rows[better]] = found.loss[better]
+        fooled[rows] = found.fooled
+    return x_adv, fooled
+
+
+def highest_loss(searches: list[Samples], once: Callable[[int, Samples], SearchResult]) -> Tensor:
+    """The best iterate of all searches, for every sample."""
+    best = once(0, searches[0])
+    for number, samples in enumerate(searches[1:], start=1):
+        found = once(number, samples)
+        better = (found.loss > best.loss).nonzero()[:, 0]
+        best.x_adv[better], best.loss[better] = found.x_adv[better], found.loss[better]
+    return best.x_adv
+
+
+@ATTACKS.register("apgd-t")
+@dataclass(frozen=True)
+class APGDT(APGD):
+    """APGD towards the likeliest wrong classes, one after another, each `restarts` times
+    (arXiv:2003.01690, section 4.2).
+
+    The order of the classes is that of the clean logits, taken once: one forward in all. A search
+    ends for an image with any misclassification, not only as the target. All fields are those of
+    `APGD`, but:
+
+    Args:
+        loss: "dlr", the targeted difference of logits ratio, "ce" or "margin".
+        targets: number of wrong classes, 9 in AutoAttack (5 in l1); a model with fewer has them
+            all attacked, and the result says so.
+    """
+
+    loss: str = "dlr"
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss_name(self.loss, targeted=True)
+        check_steps("targets", self.targets)
+
+    @property
+    def label(self) -> str:
+        """ "apgd-t-dlr-100"."""
+        return self._labelled(f"apgd-t-{self.loss}-{self.steps}")
+
+    @property
+    def _needs_clean(self) -> bool:
+        return True
+
+    def _goals(self, y: Tensor, clean: Tensor | None) -> tuple[list[Goal], tuple[str, ...]]:
+        assert clean is not None
+        order = most_likely_others(clean, y, self.targets)
+        goals = [
+            Goal(self.loss, y, target.contiguous(), any_class=True)
+            for target in order.unbind(1)
+            for _ in range(self.restarts)
+        ]
+        notes = ()
+        if order.shape[1] < self.targets:
+            classes = clean.shape[1]
+            notes = (f"{order.shape[1]} targets, not {self.targets}: there are {classes} classes",)
+        return goals, notes

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from roli_fast.attacks import warning_signs
-from roli_fast.attacks.apgd import APGD
-from roli_fast.attacks.apgd_t import APGDT
+from roli_fast.attacks.apgd import APGD, APGDT
 from roli_fast.attacks.base import (
     ATTACKS,
     Attack,

@@ -2,7 +2,7 @@
 with a fast adaptive boundary attack", ICML 2020, arXiv:1907.02044), and FAB-T, towards one class
 after another (Croce & Hein, ICML 2020, arXiv:2003.01690)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -27,6 +27,9 @@ from roli_fast.norms import NORMS, Norm
 from roli_fast.norms.base import check_offers
 from roli_fast.ops.rounding import box_limits, per_sample
 from roli_fast.threat import Bounds
+
+Starts = Callable[[int, Tensor], Tensor]
+"""(number of a run after the first, indices of the samples that are left) -> their starts."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,24 @@ class FAB(BallAttack):
         if logits.shape[1] > 1:
             yield NearestPlane(NORMS[str(self.norm)], logits.shape[1] - 1)
 
-    def starts(self, inputs: AttackInputs, ball: Ball) -> "Starts":
-        """The source of the later runs' starts, for a subclass that draws otherwise."""
-        return OwnStarts(inputs, ball, self.restarts)
+    def starts(self, inputs: AttackInputs, ball: Ball) -> Starts:
+        """The source of the later runs' starts, for a subclass that draws otherwise.
+
+        Here they are random points within eps / 2, by the generator, the run and the sample's id.
+        """
+        sources = restart_generators(inputs.generator, self.restarts, inputs.x.device)
+
+        def drawn(restart: int, left: Tensor) -> Tensor:
+            start = ball.norm.random_start(
+                inputs.x,
+                eps=ball.eps * 0.5,
+                bounds=ball.bounds,
+                generator=sources[restart],
+                sample_ids=inputs.ids,
+            )
+            return start[left]
+
+        return drawn
 
     def search(self, inputs: AttackInputs) -> FABResult:
         ball, inputs = self.ball(inputs)
@@ -130,7 +148,7 @@ class FAB(BallAttack):
                         break
                     samples = take(Samples(x, y, x, planes, clean_margin, limit), left)
                     if restart > 0:
-                        samples = replace(samples, point=starts(restart, x, left))
+                        samples = replace(samples, point=starts(restart, left))
                     closest = walk.run(samples)
                     walk.refine(samples, closest)
                     closer = closest.distance < distance[left]
@@ -173,33 +191,6 @@ class FABT(FAB):
         ranked = logits.sort(dim=1).indices
         for rank in range(min(self.targets, logits.shape[1] - 1)):
             yield TargetPlane(ranked[:, -2 - rank])
-
-
-class Starts(Protocol):
-    """Where the runs after the first begin."""
-
-    def __call__(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
-        """The starts of run number `restart` for the samples `left` of the batch `x`."""
-        ...
-
-
-class OwnStarts:
-    """Random points within eps / 2 of x: by the generator, the run and the sample's id alone."""
-
-    def __init__(self, inputs: AttackInputs, ball: Ball, restarts: int) -> None:
-        self._generators = restart_generators(inputs.generator, restarts, inputs.x.device)
-        self._ball, self._ids = ball, inputs.ids
-
-    def __call__(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
-        """See `Starts`."""
-        start = self._ball.norm.random_start(
-            x,
-            eps=self._ball.eps * 0.5,
-            bounds=self._ball.bounds,
-            generator=self._generators[restart],
-            sample_ids=self._ids,
-        )
-        return start[left]
 
 
 @dataclass(frozen=True)

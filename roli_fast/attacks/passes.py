@@ -1,15 +1,17 @@
 """An attack's model passes, all through the engine, and its batch of samples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from roli_fast.attacks.base import Radius
 from roli_fast.attacks.objective import Goal
-from roli_fast.attacks.selection import take as take
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,28 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.x)
+
+
+def take(item: T, rows: Tensor | slice) -> T:
+    """The dataclass `item` with these rows of each of its tensors, also of those in its parts.
+
+    Indices copy, a slice gives views.
+    """
+    changed: dict[str, Any] = {}
+    for field in fields(item):  # pyright: ignore[reportArgumentType]
+        value = getattr(item, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = (
+                value[rows] if isinstance(rows, slice) else value.index_select(0, rows)
+            )
+        elif is_dataclass(value):
+            changed[field.name] = take(value, rows)
+    return replace(item, **changed)  # pyright: ignore[reportArgumentType]
+
+
+def column(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) shaped to broadcast over (B, ...)."""
+    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 class Passes:

@@ -26,7 +26,7 @@ from roli_fast.attacks.objective import (
     choose,
     notes_on,
 )
-from roli_fast.attacks.passes import Passes, Samples, take
+from roli_fast.attacks.passes import Passes, Samples, column, take
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds, check_positive
 
@@ -191,7 +191,7 @@ class PGD(BallAttack):
                 grad, (_loss, logits) = None, passes.evaluate(x_adv, samples.goal)
             now = fooled[place]
             new = samples.goal.reached(logits) & ~now
-            found.index_copy_(0, place, torch.where(_column(now, x_adv), found[place], x_adv))
+            found.index_copy_(0, place, torch.where(column(now, x_adv), found[place], x_adv))
             fooled[place] = now | new
             if grad is None:
                 break
@@ -236,13 +236,8 @@ def accumulated(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tenso
     """momentum * velocity + grad / ||grad||_1 (Dong et al., equation 6); a zero gradient adds 0."""
     wide = torch.promote_types(grad.dtype, torch.float32)
     length = grad.abs().flatten(1).sum(1, dtype=wide).clamp(min=torch.finfo(wide).tiny)
-    unit = (grad / length.view(-1, *[1] * (grad.ndim - 1))).to(grad.dtype)
+    unit = (grad / column(length, grad)).to(grad.dtype)
     return unit if velocity is None else momentum * velocity + unit
-
-
-def _column(flags: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to broadcast over (B, ...)."""
-    return flags.view(-1, *[1] * (x.ndim - 1))
 
 
 class Best:
@@ -259,8 +254,7 @@ class Best:
             return self.images
         better = self.better(loss, self.loss)
         self.loss = torch.where(better, loss, self.loss)
-        mask = better.view(-1, *[1] * (x_adv.ndim - 1))
-        self.images = torch.where(mask, x_adv, self.images)
+        self.images = torch.where(column(better, x_adv), x_adv, self.images)
         return self.images
 
     def better(self, loss: Tensor, kept: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks.base import Attack, AttackInputs, AttackResult
 from roli_fast.attacks.objective import RULES, is_right
+from roli_fast.attacks.passes import column
 from roli_fast.engine import Cost, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.losses import cross_entropy
@@ -50,7 +51,7 @@ def search(attack: Attack, inputs: AttackInputs) -> Checked:
         looked = torch.ones_like(y, dtype=torch.bool)
     fooled, cost = fooled_by(plain(model), found.x_adv, y, looked)
     cost += found.cost
-    x_adv = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x.detach())
+    x_adv = torch.where(column(fooled, x), found.x_adv, x.detach())
     lost = torch.zeros_like(fooled) if found.fooled is None else found.fooled & ~fooled
     rows = lost.nonzero()[:, 0]
     if model.engine.exact or len(rows) == 0:

@@ -14,7 +14,7 @@ from roli_fast.attacks.base import Attack, AttackInputs, BallAttack, restart_gen
 from roli_fast.attacks.ensemble import AttackState, EnsembleResult, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
-from roli_fast.attacks.several_balls import USUAL_NORMS
+from roli_fast.attacks.several_norms import USUAL_NORMS
 from roli_fast.engine import InputGradient, bound, plain
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.threat import Bounds, ThreatModel, check_images, usual_eps

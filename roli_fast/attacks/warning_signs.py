@@ -40,7 +40,7 @@ class Sign:
     text: str
 
 
-class Look(NamedTuple):
+class FirstLook(NamedTuple):
     """A first look at a model: which images are right, bool (B,), signs, and what it cost."""
 
     right: Tensor
@@ -48,7 +48,7 @@ class Look(NamedTuple):
     cost: Cost
 
 
-def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = False) -> Look:
+def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = False) -> FirstLook:
     """What a model shows before an attack.
 
     It costs 1 forward on all images, and 3 forwards and 2 input-backwards on up to 64 of those that
@@ -75,22 +75,15 @@ def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = 
             signs.append(Sign("train-mode", text))
         right = is_right(Passes(engine).clean(x, y), y)
         signs += before_attack(engine, x, y, right, ball, draws=draws)
-        return Look(right, signs, engine.cost)
+        return FirstLook(right, signs, engine.cost)
 
 
 def before_attack(  # noqa: PLR0913 - what an attack is about to work on
     engine: InputGradient, x: Tensor, y: Tensor, right: Tensor, ball: Ball, *, draws: bool = False
 ) -> list[Sign]:
-    """The part of `first_look` that needs passes, where it is known which images are `right`, (B,).
-
-    Args:
-        engine: an `InputGradient` of the model, entered.
-        x: as for `first_look`, like all that is not named here.
-        y: likewise.
-        right: bool (B,); only these images are looked at.
-        ball: likewise.
-        draws: likewise.
-    """
+    """The part of `first_look` that needs passes, where it is known which images are `right`, bool
+    (B,): only these are looked at, by `engine`, an entered `InputGradient` of the model. The other
+    arguments are those of `first_look`."""
     rows = right.nonzero()[:, 0][:LOOKED_AT]
     rows = rows[engine.batches(len(rows))[0]]
     if len(rows) == 0:

@@ -16,9 +16,10 @@ from torch import Generator, Tensor
 
 from roli_fast import ops
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, Attack, AutoAttack, Square
-from roli_fast.attacks.apgd_start import Starts
+from roli_fast.attacks.apgd import Starts as APGDStarts
 from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
+from roli_fast.attacks.fab import Starts as FABStarts
 from roli_fast.attacks.fab import rows
 from roli_fast.attacks.passes import Samples
 from roli_fast.losses import margin
@@ -73,27 +74,25 @@ class OfficialAPGDStarts:
         self._device = self._cpu if on_cpu else Generator(device).manual_seed(seed)
         self._stages = stages
 
-    def __call__(self, number: int, norm: str, samples: Samples, bounds: Bounds) -> Tensor:
+    def __call__(self, number: int, ball: Ball, samples: Samples) -> Tensor:
         """As that code draws: at the ball's boundary in linf and l2, projected noise in l1."""
-        x, eps = samples.x, samples.eps
+        x, eps, order = samples.x, samples.eps, ball.norm.order
         if self._stages > 1:
-            return self._large_radius(samples, bounds)
-        draw = torch.rand if norm == "linf" else torch.randn
+            return self._large_radius(samples, ball.bounds)
+        draw = torch.rand if math.isinf(order) else torch.randn
         noise = draw(x.shape, generator=self._cpu).to(x.device)
         column = [-1, *[1] * (x.ndim - 1)]
         radius = eps.view(column) if isinstance(eps, Tensor) else eps
-        if norm == "linf":
+        if math.isinf(order):
             noise = 2 * noise - 1
             unit = noise / (noise.abs().flatten(1).amax(1).view(column) + 1e-12)
-            start = (x + radius * torch.ones_like(x) * unit).to(x.dtype)
-            # a step of 0 is the projection, which rounds into the ball
-            return ops.linf_step_(start, x, x, eps=eps, step_size=0.0, bounds=bounds)
-        if norm == "l2":
+            noise = radius * torch.ones_like(x) * unit
+        elif order == 2:
             length = noise.square().flatten(1).sum(1).sqrt()
             unit = noise / (length.view(column) + 1e-12)
-            start = (x + radius * torch.ones_like(x) * unit).to(x.dtype)
-            return ops.l2_project_(start, x, eps=eps, bounds=bounds)
-        return ops.l1_project_((x + noise).to(x.dtype), x, eps=eps, bounds=bounds)
+            noise = radius * torch.ones_like(x) * unit
+        start = (x + noise).to(x.dtype)
+        return ball.norm.project_(start, x, eps=eps, bounds=ball.bounds)
 
     def _large_radius(self, samples: Samples, bounds: Bounds) -> Tensor:
         """That code projects x + noise as if it were a change of x, and takes the projected change
@@ -104,26 +103,6 @@ class OfficialAPGDStarts:
         for _ in range(self._stages):
             torch.randn(x.shape, generator=self._cpu)
         return ops.l1_project_(shifted - x, x, eps=eps, bounds=bounds)
-
-
-class OfficialFABStarts:
-    """A point at half the radius in a random direction, cut to the box."""
-
-    def __init__(self, draws: OfficialDraws, ball: Ball) -> None:
-        self._draws, self._ball = draws, ball
-
-    def __call__(self, restart: int, x: Tensor, left: Tensor) -> Tensor:
-        """One draw for the samples that are left, whichever run it is."""
-        x, order = x[left], self._ball.norm.order
-        eps = self._ball.eps[left] if isinstance(self._ball.eps, Tensor) else self._ball.eps
-        if math.isinf(order):
-            drawn = 2 * self._draws.uniform(*x.shape) - 1
-        else:
-            drawn = self._draws.normal(*x.shape)
-        drawn = drawn.to(compute_dtype(x.dtype))
-        length = torch.linalg.vector_norm(drawn.flatten(1), order, dim=1)
-        radius = eps * torch.ones_like(length)
-        return (x + rows(radius / length * 0.5, x) * drawn).to(x.dtype).clamp(*self._ball.bounds)
 
 
 class OfficialSquareDraws:
@@ -176,7 +155,7 @@ class _APGDDraws:
     seed: int
     large_radius: bool
 
-    def starts(self, inputs: AttackInputs, count: int) -> Starts:
+    def starts(self, inputs: AttackInputs, count: int) -> APGDStarts:
         """Those of `seed`."""
         return OfficialAPGDStarts(self.seed, inputs.x.device, 3 if self.large_radius else 1)
 
@@ -186,9 +165,20 @@ class _FABDraws:
 
     seed: int
 
-    def starts(self, inputs: AttackInputs, ball: Ball) -> OfficialFABStarts:
-        """Those of `seed`."""
-        return OfficialFABStarts(OfficialDraws(self.seed, inputs.x.device), ball)
+    def starts(self, inputs: AttackInputs, ball: Ball) -> FABStarts:
+        """Those of `seed`: half the radius away in a random direction, cut to the box."""
+        draws, order = OfficialDraws(self.seed, inputs.x.device), ball.norm.order
+
+        def drawn(_restart: int, left: Tensor) -> Tensor:
+            x = inputs.x[left]
+            eps = ball.eps[left] if isinstance(ball.eps, Tensor) else ball.eps
+            noise = 2 * draws.uniform(*x.shape) - 1 if math.isinf(order) else draws.normal(*x.shape)
+            noise = noise.to(compute_dtype(x.dtype))
+            length = torch.linalg.vector_norm(noise.flatten(1), order, dim=1)
+            radius = eps * torch.ones_like(length)
+            return (x + rows(radius / length * 0.5, x) * noise).to(x.dtype).clamp(*ball.bounds)
+
+        return drawn
 
 
 @dataclass(frozen=True)

@@ -295,13 +295,11 @@ def _links(model: nn.Module) -> list[_Link]:
     layers = _layers(free, norms, scalings)
     if not layers or not norms | scalings:
         return []
-    if any(_kind(module).startswith(_WRAPPERS) for module in model.modules()):
-        _say(model, "a part of it is compiled, scripted or parallel")
-        return []
-    if "forward" in vars(model) or _has_any_global_hook():
-        _say(model, "its forward is replaced, or hooks are on all modules")
-        return []
     try:
+        if any(_kind(module).startswith(_WRAPPERS) for module in model.modules()):
+            raise TypeError("a part of it is compiled, scripted or parallel")
+        if "forward" in vars(model) or _has_any_global_hook():
+            raise TypeError("it is replaced, or hooks are on all modules")
         sources = _sources(model, layers | norms | scalings)
     except Exception as error:  # whatever its code raises when it is given a symbol
         _say(model, f"its forward cannot be followed ({first_line(error)})")

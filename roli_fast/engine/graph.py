@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
+from operator import is_not
 from types import FunctionType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -114,7 +115,7 @@ class Replays:
     ) -> None:
         self._model, self._mode = model, mode
         self._engine, self._converted = engine, converted
-        self._key = ""
+        self._key, self._read = "", converted()
 
     def run(
         self, work: Work, x: Tensor, y: Tensor, loss: Loss, check: Callable[[int], None] | None
@@ -142,7 +143,9 @@ class Replays:
             return work(x, y, loss, check is None)
         inputs = (x, y, *parts.tensors)
         layouts = tuple((t.shape, t.stride(), t.dtype) for t in inputs)
-        self._key = self._key or self._graph_key(self._model)[0]
+        read = self._converted()
+        if not self._key or any(map(is_not, read, self._read)):
+            self._read, self._key = read, self._graph_key()[0]  # the model asked for a view, say
         shape = own.shape((self._key, work.__name__, parts.rest, settings(x.device), layouts))
         if shape.replay is not None:
             if check is not None:
@@ -152,7 +155,7 @@ class Replays:
         shape.passes += 1
         if shape.passes >= (1 if self._mode is True else RECORD_AT):
             try:
-                self._record(self._model, own, shape, work, inputs, parts.joined)
+                self._record(own, shape, work, inputs, parts.joined)
             except Exception as error:  # whatever it is, the result is there
                 own.clear()
                 own.reason = f"its passes cannot be recorded: {first_line(error)}"
@@ -174,18 +177,17 @@ class Replays:
             say_once(self._model, f"cuda_graph=True: {NONE}: {without}")
         return None
 
-    def _graph_key(self, model: nn.Module) -> tuple[str, list[Tensor]]:
+    def _graph_key(self) -> tuple[str, list[Tensor]]:
         """A digest of all that recordings depend on besides their inputs, so that it is compared
         in a moment, and the tensors that they read where they lie."""
-        values, tensors = values_of(model)
+        values, tensors = values_of(cast(nn.Module, self._model))
         tensors.extend(self._converted())
         places = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors]
         text = repr((self._engine, values, places))
         return hashlib.sha256(text.encode()).hexdigest(), tensors
 
-    def _record(  # noqa: PLR0913 - what a recording is made of
+    def _record(
         self,
-        model: nn.Module,
         own: _Recordings,
         shape: _Shape,
         work: Work,
@@ -193,7 +195,7 @@ class Replays:
         joined: Callable[[Sequence[Tensor]], Loss],
     ) -> None:
         device = inputs[0].device
-        key, tensors = self._graph_key(model)
+        key, tensors = self._graph_key()
         if key != self._key:  # by this very pass: it keeps its logits, or asked for a view
             self._key, own.moves = "", own.moves + 1
             if own.moves >= MOVES:

@@ -14,7 +14,7 @@ from roli_fast.ops.l2 import l2_step_ as l2_step_
 from roli_fast.ops.linf import apgd_linf_step_ as apgd_linf_step_
 from roli_fast.ops.linf import linf_step_ as linf_step_
 from roli_fast.ops.lora import lora_linear as lora_linear
-from roli_fast.ops.lora_merge import lora_merge_ as lora_merge_
+from roli_fast.ops.lora import lora_merge_ as lora_merge_
 from roli_fast.ops.native import Backend as Backend
 from roli_fast.ops.native import MissingKernelError as MissingKernelError
 from roli_fast.ops.native import backend as backend

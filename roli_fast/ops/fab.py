@@ -5,19 +5,17 @@ boundary attack", ICML 2020 (arXiv:1907.02044). Of two ends, the point and x, ea
 way d with gap + normal . d = 0 that stays in the box. An entry whose normal is 0 does not move,
 every other moves so that the gap closes: by min(room, level) for linf, by min(room, level |normal|)
 for l2, and for l1 the largest normals all the way, those at the cut by the share that is missing.
-Sums and what follows from them once a sample are fp64.
+The reference sorts and computes in fp64.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
+from roli_fast.ops.checks import Amount
 from roli_fast.ops.fused import Bounds, fused, launch
-from roli_fast.ops.l2 import inverse_power
-from roli_fast.ops.memory import Amount
-from roli_fast.ops.rounding import box_limits, clamp, compute_dtype, per_sample
+from roli_fast.ops.rounding import box_limits, clamp, per_sample
 
 SHORTEST = 1e-8
 """A shorter way counts as this long: two ends on the plane are mixed in equal parts."""
@@ -35,7 +33,7 @@ def _launch_fab(
 
 
 @fused(_launch_fab)
-def fab_linf_step_(  # noqa: PLR0913 - the step's own quantities
+def fab_linf_step_(
     x_adv: Tensor,
     grad: Tensor,
     x: Tensor,
@@ -64,8 +62,8 @@ def fab_linf_step_(  # noqa: PLR0913 - the step's own quantities
     into the corner. A NaN or an infinity in `x_adv` or `x` and a NaN in `value` or `alpha_max` make
     their whole sample NaN. A result of zero is +0.
 
-    Contiguous and channels_last tensors are updated where they are; other strides cost one copy of
-    `x_adv`. Each sample is worked on by one CPU thread, or by one block of a GPU.
+    Layouts are those of `linf_step_`. Each sample is worked on by one CPU thread, or by one block
+    of a GPU.
 
     Args:
         x_adv: where the searches stand, within the box, shape (B, ...), fp32, bf16, fp16 or fp64
@@ -78,25 +76,20 @@ def fab_linf_step_(  # noqa: PLR0913 - the step's own quantities
         bounds: lowest and highest valid pixel value.
 
     Returns:
-        `x_adv`.
-
-    Raises:
-        ArgumentTypeError: an argument has a wrong type, dtype or device.
-        ArgumentError: a wrong shape or number; another argument shares memory with `x_adv`; grad
-            mode is on and an argument requires grad (the op has no derivative).
+        `x_adv`. Errors: see `linf_step_`.
     """
 
     def way(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
         return _up_to_one_level(size, torch.ones_like(size), room, need)
 
     def length(distance: Tensor) -> Tensor:
-        return distance.amax(1, keepdim=True).double()
+        return distance.amax(1, keepdim=True)
 
-    return _step(way, length, x_adv, grad, x, value, alpha_max, eta, bounds)
+    return _step(way, length, (x_adv, grad, x), (value, alpha_max, eta), bounds)
 
 
 @fused(_launch_fab)
-def fab_l2_step_(  # noqa: PLR0913 - the step's own quantities
+def fab_l2_step_(
     x_adv: Tensor,
     grad: Tensor,
     x: Tensor,
@@ -108,21 +101,20 @@ def fab_l2_step_(  # noqa: PLR0913 - the step's own quantities
 ) -> Tensor:
     """As `fab_linf_step_`, with the shortest ways in the L2 norm: along the normal, in the box.
 
-    A normal of any magnitude serves; one entry 10^38 times smaller than the others counts as 0.
+    A normal of any magnitude serves; an entry 10^38 times smaller than others may count as 0.
     """
 
     def way(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
-        power = inverse_power(size.double().square().sum(1, keepdim=True).sqrt())
-        return _up_to_one_level(size, power.to(size.dtype) * size, room, need)
+        return _up_to_one_level(size, size, room, need)
 
     def length(distance: Tensor) -> Tensor:
-        return distance.double().square().sum(1, keepdim=True).sqrt()
+        return distance.square().sum(1, keepdim=True).sqrt()
 
-    return _step(way, length, x_adv, grad, x, value, alpha_max, eta, bounds)
+    return _step(way, length, (x_adv, grad, x), (value, alpha_max, eta), bounds)
 
 
 @fused(_launch_fab)
-def fab_l1_step_(  # noqa: PLR0913 - the step's own quantities
+def fab_l1_step_(
     x_adv: Tensor,
     grad: Tensor,
     x: Tensor,
@@ -139,38 +131,37 @@ def fab_l1_step_(  # noqa: PLR0913 - the step's own quantities
     """
 
     def length(distance: Tensor) -> Tensor:
-        return distance.double().sum(1, keepdim=True)
+        return distance.sum(1, keepdim=True)
 
-    return _step(_largest_first, length, x_adv, grad, x, value, alpha_max, eta, bounds)
+    return _step(_largest_first, length, (x_adv, grad, x), (value, alpha_max, eta), bounds)
 
 
-def _step(  # noqa: PLR0913 - the op's own arguments
+def _step(
     way: Way,
     length: Callable[[Tensor], Tensor],
-    x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
-    value: float | Tensor,
-    alpha_max: float | Tensor,
-    eta: float | Tensor,
-    bounds: tuple[float, float],
+    images: tuple[Tensor, Tensor, Tensor],
+    amounts: tuple[Amount, Amount, Amount],
+    bounds: Bounds,
 ) -> Tensor:
-    """The step of every norm; `length` is that of distances (B, D), in fp64, (B, 1)."""
-    dtype, samples, box = compute_dtype(x.dtype), x.shape[0], box_limits(*bounds, x.dtype)
-    point, origin = (image.reshape(samples, -1).to(dtype) for image in (x_adv, x))
-    normal = torch.where(torch.isfinite(grad), grad, 0.0).reshape(samples, -1).to(dtype)
-    share, overshoot = (per_sample(n, x).reshape(-1, 1) for n in (alpha_max, eta))
-    gap = per_sample(value, x).double().reshape(-1, 1).expand(samples, 1)
-    between = (normal.double() * (origin.double() - point.double())).sum(1, keepdim=True)
+    """The step of every norm; `length` is that of distances (B, D), as (B, 1)."""
+    x_adv, grad, x = images
+    samples, box = x.shape[0], box_limits(*bounds, x.dtype)
+    point, origin = (image.double().reshape(samples, -1) for image in (x_adv, x))
+    normal = torch.where(torch.isfinite(grad), grad, 0.0).double().reshape(samples, -1)
+    gap, share, overshoot = (per_sample(n, x).double().reshape(-1, 1) for n in amounts)
+    largest = normal.abs().amax(1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    normal, gap = normal / largest, gap / largest  # no product of them overflows
+    between = (normal * (origin - point)).sum(1, keepdim=True)
     ends, lengths = [], []
     for start, missing in ((point, gap), (origin, gap + between)):
-        direction = torch.where(missing >= 0, -1.0, 1.0).to(dtype) * normal
+        direction = torch.where(missing >= 0, -normal, normal)
         room = torch.where(direction > 0, box[1] - start, start - box[0])
         room = torch.where((room > 0) & (normal != 0), room, 0.0)
         distance = way(normal.abs(), room, missing.abs())
         ends.append(start + overshoot * torch.copysign(distance, direction))
         lengths.append(length(distance).clamp(min=SHORTEST))
-    alpha = (lengths[0] / (lengths[0] + lengths[1])).to(dtype)
+    alpha = lengths[0] / (lengths[0] + lengths[1])
     alpha = torch.where(alpha <= share, alpha, share)
     known = torch.isfinite(between) & ~torch.isnan(gap)
     alpha = torch.where(known, alpha, torch.nan)
@@ -181,22 +172,17 @@ def _step(  # noqa: PLR0913 - the op's own arguments
 def _up_to_one_level(size: Tensor, slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """min(room, level * slope), at the level where the sum of size * that is `need`.
 
-    The sum is concave and piecewise linear in the level, so Newton's method from 0 never passes the
-    root: entries only ever become full, and when none does any more the level stays. That takes
-    about log D passes in place of a sort.
+    The sum is concave and piecewise linear in the level, with a kink where an entry becomes full.
     """
-    level, most = torch.zeros_like(need, dtype=size.dtype), torch.finfo(size.dtype).max
-    reach, gain = size.double() * room.double(), size.double() * slope.double()
-    while True:
-        step = slope * level
-        full = step >= room
-        left = need - torch.where(full, reach, 0.0).sum(1, keepdim=True)
-        open_gain = torch.where(full, 0.0, gain).sum(1, keepdim=True)
-        left = torch.where(left > 0, left, 0.0) / open_gain
-        following = torch.where(left < most, left, most).to(level.dtype)
-        if not _readable(level) or not bool((following > level).any()):
-            return torch.where(step < room, step, room)
-        level = torch.maximum(level, following)
+    full_at, order = torch.where(slope > 0, room / slope, torch.inf).sort(dim=1)
+    reach, gain = (value.gather(1, order) for value in (size * room, size * slope))
+    before = reach.cumsum(1) - reach  # of those that are full when this one becomes it
+    open_gain = gain.flip(1).cumsum(1).flip(1)
+    closed = before + full_at * open_gain >= need
+    first = closed.to(torch.uint8).argmax(1, keepdim=True)
+    level = (need - before.gather(1, first)) / open_gain.gather(1, first)
+    step = torch.where(closed.any(1, keepdim=True), level, torch.inf) * slope
+    return torch.where(step < room, step, room)
 
 
 def _largest_first(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
@@ -204,7 +190,7 @@ def _largest_first(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
 
     Entries of one size share what is left for them.
     """
-    reach = size.double() * room.double()
+    reach = size * room
     sizes, order = size.sort(dim=1, descending=True)
     closed = reach.gather(1, order).cumsum(1) >= need
     first = closed.to(torch.uint8).argmax(1, keepdim=True)
@@ -213,11 +199,5 @@ def _largest_first(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
     whole, part = size > cut, size == cut
     left = need - torch.where(whole, reach, 0.0).sum(1, keepdim=True)
     tied = torch.where(part, reach, 0.0).sum(1, keepdim=True)
-    left, most = torch.where(left > 0, left, 0.0) / tied, torch.finfo(size.dtype).max
-    share = torch.where(left < most, left, most).to(size.dtype)
+    share = (left.clamp(min=0.0) / tied).clamp(max=1.0)
     return torch.where(whole, room, torch.where(part, share * room, 0.0))
-
-
-def _readable(value: Tensor) -> bool:
-    """Whether there are numbers to decide by."""
-    return not (value.is_meta or isinstance(value, FakeTensor))

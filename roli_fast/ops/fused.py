@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.ops import checks, native
-from roli_fast.ops.memory import (
-    Amount,
-    addresses_of,
-    dense,
-    finish,
-    fp32,
-    plain,
-    separate_addresses,
-)
+from roli_fast.ops.checks import Amount, addresses_of, finish, fp32, layout_of, plain
 from roli_fast.ops.rounding import box_limits, compute_dtype
 
 Bounds = tuple[float, float]
@@ -25,14 +17,14 @@ Bounds = tuple[float, float]
 Launch = Callable[[str, Tensor, Sequence[int], Sequence[Amount], Bounds], None]
 """(kernel, tensor for size and device, addresses of dense memory, fp32 amounts, box)."""
 
-CHECKS = {
-    "eps": checks.amount,
-    "step_size": checks.amount,
-    "density": checks.fraction,
-    "momentum": checks.fraction,
-    "value": checks.number,
-    "alpha_max": checks.fraction,
-    "eta": checks.amount,
+RANGES = {
+    "eps": checks.SIZE,
+    "step_size": checks.SIZE,
+    "density": checks.SHARE,
+    "momentum": checks.SHARE,
+    "value": checks.FINITE,
+    "alpha_max": checks.SHARE,
+    "eta": checks.SIZE,
 }
 
 
@@ -76,74 +68,86 @@ class _Update:
         self.signature = inspect.signature(reference)
         parameters = self.signature.parameters.values()
         self.tensors = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        self.amounts = [p.name for p in parameters if p.name in CHECKS]
-        self.written = written
+        self.amounts = [p.name for p in parameters if p.name in RANGES]
+        self.written = written  # first in every dict of images, so that errors name it first
+        self.order = sorted(self.tensors, key=lambda name: name != written)
         self.operator = self._operator()
 
     def function(self) -> Callable[..., Tensor]:
         """The public op."""
-        count, names = len(self.tensors), (*self.tensors, *self.amounts)
 
         def op(*images: Any, bounds: Any = (0.0, 1.0), **named: Any) -> Tensor:
-            if len(images) != count or len(named) != len(self.amounts):
+            if len(images) != len(self.tensors) or len(named) != len(self.amounts):
                 given = self.signature.bind(*images, **named).arguments
                 images = tuple(given[name] for name in self.tensors)
                 named = {name: given[name] for name in self.amounts}
             return self(images, named, bounds)
 
         op.reference = self.reference  # type: ignore[attr-defined]
-        assert len(names) + 1 == len(self.signature.parameters)
         return op
 
     def __call__(self, values: tuple[Any, ...], named: dict[str, Any], bounds: Any) -> Tensor:
         """Check, then update."""
-        images = dict(zip(self.tensors, values, strict=True))
-        x_adv = values[0]
-        checks.batch("x_adv", x_adv)
-        for name in self.tensors[1:]:
-            checks.same_kind(name, images[name], x_adv)
+        images = self.named(values)
         try:
-            numbers = {name: CHECKS[name](name, named[name], x_adv) for name in self.amounts}
+            numbers, box = self.check(images, named), checks.pair(bounds)
         except KeyError:
             self.signature.bind(*values, **named)  # raises Python's own TypeError
             raise
-        box = checks.pair(bounds)
         if torch.is_grad_enabled():
             checks.no_autograd(**images)
-        first = {self.written: images[self.written]}  # of those that are wrong it is named
-        if checks.seen(**(first | images), **numbers) and checks.can_be_written(*first.values()):
-            amounts = [as_tensor(number, x_adv) for number in numbers.values()]
+        written = images[self.written]
+        if checks.seen(**images, **numbers) and checks.can_be_written(written):
+            amounts = [as_tensor(number, written) for number in numbers.values()]
             self.operator(*values, *amounts, *box)
-            return images[self.written]
+            return written
         return self.update(images, numbers, box)
+
+    def named(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The images by name, the one that is written first."""
+        images = dict(zip(self.tensors, values, strict=True))
+        return images if self.written == "x_adv" else {name: images[name] for name in self.order}
+
+    def check(self, images: dict[str, Any], named: dict[str, Any]) -> dict[str, Amount]:
+        """The amounts, in order, after checking them and the images."""
+        x_adv = images["x_adv"]
+        checks.batch("x_adv", x_adv)
+        for name, image in images.items():
+            if image is not x_adv:
+                checks.same_kind(name, image, x_adv)
+        return {
+            name: checks.amount(name, named[name], x_adv, RANGES[name]) for name in self.amounts
+        }
 
     def update(
         self, images: dict[str, Tensor], amounts: dict[str, Amount], bounds: Bounds
     ) -> Tensor:
-        """Make the update and return the tensor that is written.
+        """Make the update and return the tensor that is written, the first of the images.
 
         Types, dtypes, devices and shapes have been checked, memory has not. An amount is a float,
         or a tensor of shape (B,) or (1,).
         """
-        written = images[self.written]
-        others = {name: image for name, image in images.items() if name != self.written}
-        values, numbers = (written, *others.values()), tuple(amounts.values())
+        values, numbers = list(images.values()), list(amounts.values())
+        written, *others = values
         box = box_limits(*bounds, written.dtype)
-        addresses = addresses_of(*values)
-        usual = addresses is not None and _ready(written, numbers)
+        parts = [number for number in numbers if type(number) is not float]
+        addresses = addresses_of((written,), (*others, *parts))
+        usual = addresses is not None and all(part.dtype is torch.float32 for part in parts)
         if not usual:
             checks.writable(self.written, written)
-            checks.apart(self.written, written, **others, **amounts)
+            named = {name: image for name, image in images.items() if name != self.written}
+            checks.apart(self.written, written, **named, **amounts)
             if written.numel() == 0:
                 return written
         if not (usual or plain(*values, *numbers)) or not native.usable(self.name, written):
             written.copy_(self.reference(**images, **amounts, bounds=bounds))
             return written
         if not usual:
-            values, numbers = dense(*values), [fp32(number) for number in numbers]
+            layout = layout_of(written)
+            values = [value.contiguous(memory_format=layout) for value in values]
             addresses = [value.data_ptr() for value in values]
-        assert addresses is not None
-        self.launch(self.name[:-1], values[0], addresses, numbers, box)
+            numbers = [fp32(number) for number in numbers]
+        self.launch(self.name[:-1], values[0], addresses[: len(values)], numbers, box)
         finish(written, values[0])
         return written
 
@@ -158,17 +162,17 @@ class _Update:
         arguments += [f"Tensor {name}" for name in amounts] + ["float low", "float high"]
 
         def checked(values: tuple[Any, ...]) -> tuple[dict[str, Tensor], dict[str, Amount]]:
-            images = dict(zip(tensors, values[: len(tensors)], strict=True))
+            images = self.named(values[: len(tensors)])
             numbers = dict(zip(amounts, values[len(tensors) : -2], strict=True))
-            check_batch(images["x_adv"], images, numbers)
+            self.check(images, {name: for_all(value, values[0]) for name, value in numbers.items()})
             return images, numbers
 
         def run(*values: Any) -> None:
             self.update(*checked(values), values[-2:])
 
         def fake(*values: Any) -> None:
-            images, _ = checked(values)
-            box_limits(*values[-2:], images["x_adv"].dtype)
+            checked(values)
+            box_limits(*values[-2:], values[0].dtype)
 
         schema = f"({', '.join(arguments)}) -> ()"
         operator = torch.library.custom_op(
@@ -176,15 +180,6 @@ class _Update:
         )
         operator.register_fake(fake)
         return operator
-
-
-def _ready(written: Tensor, numbers: Sequence[Amount]) -> bool:
-    """Whether a kernel can take the amounts as they are: floats, or fp32 apart from `written`."""
-    tensors = [value for value in numbers if type(value) is not float]
-    if not tensors:
-        return True
-    fits = all(type(value) is Tensor and value.dtype is torch.float32 for value in tensors)
-    return fits and separate_addresses((written,), tensors) is not None  # pyright: ignore
 
 
 def as_tensor(value: Amount, x: Tensor) -> Tensor:
@@ -197,13 +192,6 @@ def as_tensor(value: Amount, x: Tensor) -> Tensor:
     return torch.zeros((1,), dtype=compute_dtype(x.dtype), device=x.device) + value
 
 
-def check_batch(
-    x_adv: Tensor, others: dict[str, Tensor], amounts: dict[str, Any], name: str = "x_adv"
-) -> None:
-    """The checks of the public ops for callers of an operator, where amounts may also be (1,)."""
-    checks.batch(name, x_adv)
-    for other, value in others.items():
-        checks.same_kind(other, value, x_adv)
-    for amount, value in amounts.items():
-        whole = value.expand(x_adv.shape[0]) if value.shape == (1,) else value
-        checks.amount(amount, whole, x_adv)
+def for_all(value: Tensor, x: Tensor) -> Tensor:
+    """An operator's amount, (B,) or (1,), as the public op takes it: (B,)."""
+    return value.expand(x.shape[:1]) if value.shape == (1,) and x.ndim else value

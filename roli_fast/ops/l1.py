@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.ops.fused import fused
-from roli_fast.ops.rounding import BITS, box_limits, compute_dtype, per_sample
+from roli_fast.ops.rounding import BITS, box_limits, clamp, compute_dtype, per_sample
 
 SLACK = 2.0**-40
 """The part of eps that a projected sample leaves free: no order of summation finds it outside."""
@@ -36,24 +36,10 @@ def l1_project_(
     enough (an infinite value, or an `x` outside the box by more than eps), the result is `x`, cut
     to the box. A result of zero is +0.
 
-    Contiguous and channels_last tensors are updated where they are; other strides cost one copy of
-    `x_adv`. Each sample is worked on by one CPU thread, or by one block of a GPU.
+    Each sample is worked on by one CPU thread, or by one block of a GPU.
 
-    Args:
-        x_adv: the images to project, shape (B, ...), fp32, bf16, fp16 or fp64 (fp64 without a
-            kernel); written.
-        x: the original images, same shape, dtype and device.
-        eps: radius of the ball, a sum over all entries of a sample in the units of the images: a
-            number >= 0, or a tensor (B,).
-        bounds: lowest and highest valid pixel value.
-
-    Returns:
-        `x_adv`.
-
-    Raises:
-        ArgumentTypeError: an argument has a wrong type, dtype or device.
-        ArgumentError: a wrong shape or number; `x` or `eps` shares memory with `x_adv`; grad mode
-            is on and an argument requires grad (the op has no derivative).
+    Arguments, result and errors: see `linf_step_`. `eps` is a sum over all entries of a sample, in
+    the units of the images.
     """
     # The length of the result falls as the threshold rises, so the smallest threshold at which it
     # is at most eps is found by bisection of the numbers of the compute dtype, in their order; of
@@ -78,7 +64,7 @@ def l1_project_(
 
 
 @fused()
-def l1_step_(  # noqa: PLR0913 - the step's own quantities
+def l1_step_(
     x_adv: Tensor,
     grad: Tensor,
     x: Tensor,
@@ -102,24 +88,9 @@ def l1_step_(  # noqa: PLR0913 - the step's own quantities
     The moved image is rounded once to its dtype and then projected. A gradient entry that is NaN or
     infinite counts as 0 and moves nothing; for x_adv, x, eps, layouts and zero see `l1_project_`.
 
-    Args:
-        x_adv: the images to move, shape (B, ...), fp32, bf16, fp16 or fp64 (fp64 without a kernel);
-            written.
-        grad: gradient of the loss by `x_adv`, same shape, dtype and device.
-        x: the original images, same shape, dtype and device.
-        eps: radius of the ball, a sum over all entries of a sample in the units of the images: a
-            number >= 0, or a tensor (B,).
-        step_size: L1 length of the step, in the same units and forms.
-        density: which part of a sample's entries moves, in [0, 1]: a number, or a tensor (B,).
-        bounds: lowest and highest valid pixel value.
-
-    Returns:
-        `x_adv`.
-
-    Raises:
-        ArgumentTypeError: an argument has a wrong type, dtype or device.
-        ArgumentError: a wrong shape or number; another argument shares memory with `x_adv`; grad
-            mode is on and an argument requires grad (the op has no derivative).
+    Arguments, result and errors: see `linf_step_`. `eps` and `step_size` are sums over all entries
+    of a sample, in the units of the images; `density` is the part of a sample's entries that moves,
+    in [0, 1]: a number, or a tensor (B,).
     """
     size = per_sample(step_size, x)
     magnitude = torch.where(torch.isfinite(grad), grad.abs(), 0.0).reshape(x.shape[0], -1)
@@ -135,21 +106,15 @@ def l1_step_(  # noqa: PLR0913 - the step's own quantities
 
 def kept_rank(density: float | Tensor, x: Tensor) -> Tensor:
     """(B, 1): the ascending rank of the smallest magnitude that moves, by AutoAttack's formula."""
-    numel = x[0].numel()
-    fraction = per_sample(density, x).to(torch.float32).reshape(-1, 1).expand(x.shape[0], 1)
-    exact = {"dtype": torch.float32, "device": x.device}
-    place = ((1 - fraction) * torch.full((), float(numel), **exact)).nan_to_num(0.0)
-    last = torch.full((), float(numel - 1), **exact)
-    whole = torch.where(place >= last, 0.0, place.clamp(min=0.0)).long()
-    return torch.where(place >= last, numel - 1, whole)
+    last = x[0].numel() - 1
+    fraction = per_sample(density, x).float().reshape(-1, 1).expand(x.shape[0], 1)
+    place = ((1 - fraction) * (last + 1)).nan_to_num(0.0).clamp(min=0.0)
+    return torch.where(place >= last, 0.0, place).long() + torch.where(place >= last, last, 0)
 
 
 def _shrunk(x_adv: Tensor, x: Tensor, threshold: Tensor, box: tuple[float, float]) -> Tensor:
     """`x_adv`, each sample moved towards `x` by its threshold but not beyond, in the box."""
-    low, high = box
-    centre = torch.where(x < low, low, x)
-    centre = torch.where(centre > high, high, centre)
-    above = x_adv > x
+    (low, high), centre, above = box, clamp(x, *box), x_adv > x
     back = threshold.reshape(-1, *[1] * (x.ndim - 1))
     moved = (x_adv.to(back.dtype) - torch.where(above, back, -back)).to(x.dtype)
     floor, ceiling = torch.where(above, centre, low), torch.where(above, high, centre)

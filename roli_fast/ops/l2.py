@@ -1,28 +1,26 @@
 """Ops in the L2 ball: the projection, PGD's step and APGD's, and why results lie in the ball.
 
 One sample: d = x_adv - x, a step moves by beta * g, and the new point is x_adv + beta * g where
-that stays in the ball, else x + alpha * d + beta * g with a smaller beta. `reach` bounds its
-distance from x from above: the length that <d, d>, <d, g> and <g, g> give in fp64, plus what the
-sums (2^-33 of the longest way possible, squared) and the arithmetic of the elements (a few
-roundings each) may be wrong by. So cancellation between d and g costs length, never the guarantee,
-and alpha = eps / reach is small enough. Rounding to the storage dtype comes last. Where the sample
-stays inside the ball however its elements are rounded (`slack`), each goes to the nearest number;
-otherwise no element ends farther from x than its exact value. Clamping to a box that holds x brings
-no element farther from x.
+that stays in the ball, else x + alpha * (d + beta * g). `reach` bounds its distance from x from
+above: the length of d + beta * g, plus what a kernel's sums (2^-33 of the longest way possible,
+squared) and the arithmetic of its elements (a few roundings each) may be wrong by. So alpha =
+eps / reach is small enough. Rounding to the storage dtype comes last. Where the sample stays inside
+the ball however its elements are rounded (`slack`), each goes to the nearest number; otherwise no
+element ends farther from x than its exact value. Clamping to a box that holds x brings no element
+farther from x. The references compute in fp64.
 """
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from roli_fast.ops import native
+from roli_fast.ops.checks import Amount
 from roli_fast.ops.fused import Bounds, fused, launch
 from roli_fast.ops.linf import momentum_point
-from roli_fast.ops.memory import Amount
 from roli_fast.ops.rounding import (
     box_limits,
     clamp,
@@ -50,8 +48,7 @@ def _launch_summing(
     slack = rounding_slack(length, *box, target.dtype)
     if not target.is_cuda:
         return launch(kernel, target, addresses, amounts, box, slack, 0)
-    size = native.reduction_workspace(samples, length)
-    space = torch.empty(size, dtype=torch.float64, device=target.device)
+    space = native.workspace(target, torch.float64, "reduction_workspace", samples, length)
     return launch(kernel, target, addresses, amounts, box, slack, space.data_ptr())
 
 
@@ -88,30 +85,14 @@ def l2_project_(
     threads or on the batch. If `x` lies outside the box, the box wins. A NaN or an infinity in
     `x_adv` or `x`, or a NaN in `eps`, makes its whole sample NaN. A result of zero is +0.
 
-    Contiguous and channels_last tensors (`x_adv` decides; `x` is copied to its layout where it
-    differs) are updated where they are. Any other strides cost one copy of `x_adv`.
-
-    Args:
-        x_adv: the points to project, shape (B, ...), fp32, bf16, fp16 or fp64 (fp64 without a
-            kernel); written.
-        x: the original images, same shape, dtype and device.
-        eps: radius of the ball in the L2 norm of a whole image with pixels as they are, 0.5 for
-            instance: a number >= 0, or a tensor (B,), one radius a sample.
-        bounds: lowest and highest valid pixel value.
-
-    Returns:
-        `x_adv`.
-
-    Raises:
-        ArgumentTypeError: an argument has a wrong type, dtype or device.
-        ArgumentError: a wrong shape or number; `x` or `eps` shares memory with `x_adv`; grad mode
-            is on and an argument requires grad (the op has no derivative).
+    Arguments, layouts, result and errors: see `linf_step_`. `eps` is the radius of the ball in the
+    L2 norm of a whole image with pixels as they are, 0.5 for instance.
     """
-    return pulled(x_adv.to(compute_dtype(x.dtype)), x, limits_of(x, eps, bounds))
+    return _place(*_pulled(x_adv.double(), 0.0, x, eps, bounds), x, bounds)
 
 
 @fused(_launch_summing)
-def l2_step_(  # noqa: PLR0913 - the step's own quantities
+def l2_step_(
     x_adv: Tensor,
     grad: Tensor,
     x: Tensor,
@@ -136,30 +117,15 @@ def l2_step_(  # noqa: PLR0913 - the step's own quantities
     rounded gets nearest rounding; one that may touch the sphere gets rounding toward `x`. In bf16 a
     step that is shorter than half a spacing in every element moves nothing.
 
-    Args:
-        x_adv: the images to move, shape (B, ...), fp32, bf16, fp16 or fp64 (fp64 without a kernel).
-            Not checked against ball or box; written.
-        grad: gradient of the loss by `x_adv`, same shape, dtype and device.
-        x: the original images, same shape, dtype and device.
-        eps: radius of the ball, in the L2 norm of a whole image: a number >= 0, or a tensor (B,).
-        step_size: length of the step in the same norm and forms. NaN makes its sample NaN.
-        bounds: lowest and highest valid pixel value.
-
-    Returns:
-        `x_adv`.
-
-    Raises:
-        ArgumentTypeError: an argument has a wrong type, dtype or device.
-        ArgumentError: a wrong shape or number; an argument shares memory with `x_adv`; grad mode is
-            on and an argument requires grad (the step has no derivative).
+    Arguments, layouts, result and errors: see `linf_step_`. `eps` and `step_size` are lengths in
+    the L2 norm of a whole image; a NaN in `step_size` makes its sample NaN.
     """
-    limits = limits_of(x, eps, bounds)
-    base, distance, toward = stepped(x_adv, grad, x, step_size, limits)
-    return place(base, distance, x, toward, limits)
+    stride = _stride(grad, step_size, x)
+    return _place(*_pulled(x_adv.double(), stride, x, eps, bounds), x, bounds)
 
 
 @fused(_launch_summing, written="x_prev")
-def apgd_l2_step_(  # noqa: PLR0913 - the step's own quantities
+def apgd_l2_step_(
     x_adv: Tensor,
     x_prev: Tensor,
     grad: Tensor,
@@ -180,31 +146,12 @@ def apgd_l2_step_(  # noqa: PLR0913 - the step's own quantities
     Arguments, result and errors: see `apgd_linf_step_`. `eps` and `step_size` are lengths in the L2
     norm of a whole image.
     """
-    limits = limits_of(x, eps, bounds)
-    base, distance, _ = stepped(x_adv, grad, x, step_size, limits)
-    u = clamp(base + distance, limits.low, limits.high)
-    point = momentum_point(x_adv.to(u.dtype), x_prev, u, momentum)
-    # a number, also where iterates far apart overflow
-    return pulled(clamp(point, -(2.0**120), 2.0**120), x, limits)
-
-
-class Limits(NamedTuple):
-    """Where a sample may go; tensors broadcast over (B, ...)."""
-
-    eps: Tensor  # fp64
-    slack: float
-    low: float
-    high: float
-
-
-class Scale(NamedTuple):
-    """How a sample moves; each broadcasts over (B, ...)."""
-
-    alpha: Tensor
-    power: Tensor
-    beta: Tensor
-    inside: Tensor
-    toward: Tensor
+    start, stride = x_adv.double(), _stride(grad, step_size, x)
+    base, distance, _ = _pulled(start, stride, x, eps, bounds)
+    u = clamp(base + distance, *box_limits(*bounds, x.dtype))
+    point = momentum_point(start, x_prev, u, per_sample(momentum, x))
+    point = clamp(point, -(2.0**120), 2.0**120)  # as in a kernel, where fp32 would overflow
+    return _place(*_pulled(point, 0.0, x, eps, bounds), x, bounds)
 
 
 @lru_cache(maxsize=256)
@@ -217,101 +164,50 @@ def rounding_slack(per_sample: int, low: float, high: float, dtype: torch.dtype)
     return 1.01 * math.sqrt(per_sample) * max(spacing, smallest) / 2
 
 
-def limits_of(x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Limits:
-    """The limits for images like `x`."""
-    low, high = box_limits(*bounds, x.dtype)
-    slack = rounding_slack(x[:1].numel(), low, high, x.dtype)
-    return Limits(per_sample(eps, x).double(), slack, low, high)
+def _norm(value: Tensor) -> Tensor:
+    """The length of each sample, shaped (B, 1, ...)."""
+    squared = value.square().reshape(value.shape[0], -1).sum(1)
+    return squared.sqrt().reshape(-1, *[1] * (value.ndim - 1))
 
 
-def stepped(
-    x_adv: Tensor, grad: Tensor, x: Tensor, step_size: float | Tensor, limits: Limits
+def _stride(grad: Tensor, step_size: float | Tensor, x: Tensor) -> Tensor:
+    """What a step adds, in fp64; 0 for a sample without a gradient."""
+    slope = torch.where(torch.isfinite(grad), grad, 0.0).double()
+    largest = slope.abs().reshape(slope.shape[0], -1).amax(1)
+    slope = slope / largest.reshape(-1, *[1] * (x.ndim - 1))  # no square of it overflows
+    length = per_sample(step_size, x).double().clamp(max=LONGEST)
+    return torch.where(slope.isnan(), 0.0, length / _norm(slope) * slope)
+
+
+def _pulled(
+    point: Tensor, stride: Tensor | float, x: Tensor, eps: float | Tensor, bounds: Bounds
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Two summands of the new point, in the compute dtype, and whether to round toward `x`."""
-    wide, origin = (value.to(compute_dtype(x.dtype)) for value in (x_adv, x))
-    slope = torch.where(torch.isfinite(grad), grad, 0.0).to(wide.dtype)
-    scale = _step_scale(wide, slope, origin, per_sample(step_size, x).double(), limits)
-    stride = scale.beta * (scale.power * slope)
-    distance = scale.alpha * (wide - origin) + stride
-    base = torch.where(scale.inside, wide, origin)
-    return base, torch.where(scale.inside, stride, distance), scale.toward
+    """Two fp64 summands of point + stride brought into the ball, and whether to round toward `x`.
+
+    Without a stride a sample inside the ball stays what it is.
+    """
+    origin, radius = x.double(), per_sample(eps, x).double()
+    radius = torch.where(radius < SMALLEST, 0.0, radius)
+    way = (point - origin) + stride
+    length, farthest = _norm(way), _norm(point - origin) + _norm(way - (point - origin))
+    reach = (length.square() + SUM_ERROR * farthest.square()).sqrt()
+    reach = reach + 4 * torch.finfo(compute_dtype(x.dtype)).eps * farthest
+    still = (point - origin == way).reshape(x.shape[0], -1).all(1).reshape(length.shape)
+    inside = torch.where(still, length, reach) <= radius
+    slack = rounding_slack(x[:1].numel(), *box_limits(*bounds, x.dtype), x.dtype)
+    toward = ~(inside & (reach + slack <= radius))
+    ratio = radius / reach
+    ratio = torch.where(ratio < torch.finfo(torch.float32).tiny, 0.0, ratio)  # as in a kernel
+    alpha = torch.where(reach < math.inf, ratio, math.nan)
+    base = torch.where(inside, point, origin)
+    return base, torch.where(inside, stride, alpha * way), toward
 
 
-def pulled(point: Tensor, x: Tensor, limits: Limits) -> Tensor:
-    """`point`, in the compute dtype, projected and rounded."""
-    origin = x.to(point.dtype)
-    squared = _dot(point, origin)
-    scale = _projection(squared, limits, point.dtype)
-    distance = torch.where(scale.inside, 0.0, scale.alpha * (point - origin))
-    return place(torch.where(scale.inside, point, origin), distance, x, scale.toward, limits)
-
-
-def place(a: Tensor, b: Tensor, x: Tensor, toward: Tensor, limits: Limits) -> Tensor:
+def _place(a: Tensor, b: Tensor, toward: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
     """a + b in the dtype of `x`, in the box: the nearest number or, if `toward`, none farther."""
     total = a + b
     nearest = total.to(x.dtype)
-    excess = (nearest.to(total.dtype) - total) - sum_error(a, b, total)
-    above, below = nearest > x, nearest < x
-    beyond = (above & (excess > 0)) | (below & (excess < 0))
-    placed = torch.where(toward & beyond, neighbour(nearest, down=above), nearest)
-    return clamp(placed, limits.low, limits.high) + 0.0
-
-
-def _dot(point: Tensor, origin: Tensor) -> Tensor:
-    """<point - origin, point - origin> of each sample, in fp64, shaped (B, 1, ...)."""
-    return _total((point.double() - origin.double()).square())
-
-
-def _total(products: Tensor) -> Tensor:
-    total = products.reshape(products.shape[0], -1).sum(1)
-    return total.reshape(-1, *[1] * (products.ndim - 1))
-
-
-def _step_scale(x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, limits: Limits) -> Scale:
-    step_size = step_size.clamp(max=LONGEST)
-    d, g = x_adv.double() - x.double(), grad.double()
-    dd, dg, gg = _total(d.square()), _total(d * g), _total(g.square())
-    length = gg.sqrt()
-    rate = torch.where(gg > 0, step_size / length, 0.0)
-    farthest = dd.sqrt() + step_size
-    squared = (dd + (2 * rate) * dg) + step_size * step_size
-    squared = torch.where(squared < 0, 0.0, squared)
-    reach = (squared + SUM_ERROR * (farthest * farthest)).sqrt()
-    reach = reach + _element_error(x_adv.dtype) * farthest
-    inside = (reach <= limits.eps) & (limits.eps >= SMALLEST)
-    scale = _shrink(reach, inside, limits, x_adv.dtype)
-    power = inverse_power(length)
-    ratio = torch.where(limits.eps < SMALLEST, 0.0, limits.eps / reach)
-    beta = rate / power
-    beta = torch.where(inside, beta, ratio * beta)
-    moved = scale._replace(power=power.to(x_adv.dtype), beta=beta.to(x_adv.dtype))
-    still = _projection(dd, limits, x_adv.dtype)
-    pairs = zip(still, moved, strict=True)
-    return Scale(*(torch.where(rate == 0, one, other) for one, other in pairs))
-
-
-def _projection(dd: Tensor, limits: Limits, dtype: torch.dtype) -> Scale:
-    """Without a step. Compared as it is: a sample inside the ball stays what it is."""
-    reach = (dd + SUM_ERROR * dd).sqrt() + _element_error(dtype) * dd.sqrt()
-    inside = (dd <= limits.eps * limits.eps) & (limits.eps >= SMALLEST)
-    return _shrink(reach, inside, limits, dtype)
-
-
-def _shrink(reach: Tensor, inside: Tensor, limits: Limits, dtype: torch.dtype) -> Scale:
-    """A sample whose distance will be at most `reach` unless it is shrunk."""
-    ratio = torch.where(limits.eps < SMALLEST, 0.0, limits.eps / reach)
-    ratio = torch.where(ratio < torch.finfo(dtype).tiny, 0.0, ratio)  # subnormal: wrong by too much
-    alpha = torch.where(reach < math.inf, ratio, math.nan).to(dtype)
-    toward = ~(inside & (reach + limits.slack <= limits.eps))
-    return Scale(alpha, torch.ones_like(alpha), torch.zeros_like(alpha), inside, toward)
-
-
-def _element_error(dtype: torch.dtype) -> float:
-    """Bounds the roundings from d and g to a distance, relative to the longest way possible."""
-    return 4 * torch.finfo(dtype).eps
-
-
-def inverse_power(length: Tensor) -> Tensor:
-    """2^-e for a length in [2^e, 2^(e + 1)), as far as fp32 goes."""
-    exponent = 1 - torch.frexp(length).exponent
-    return torch.ldexp(torch.ones_like(length), exponent.clamp(-126, 127))
+    excess = (nearest.double() - total) - sum_error(a, b, total)
+    beyond = ((nearest > x) & (excess > 0)) | ((nearest < x) & (excess < 0))
+    placed = torch.where(toward & beyond, neighbour(nearest, down=nearest > x), nearest)
+    return clamp(placed, *box_limits(*bounds, x.dtype)) + 0.0

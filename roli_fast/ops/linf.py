@@ -15,7 +15,7 @@ from roli_fast.ops.rounding import (
 
 
 @fused()
-def linf_step_(  # noqa: PLR0913 - the step's own quantities
+def linf_step_(
     x_adv: Tensor,
     grad: Tensor,
     x: Tensor,
@@ -67,7 +67,7 @@ def _launch_apgd(kernel: str, target: Tensor, addresses, amounts, box) -> None:
 
 
 @fused(_launch_apgd, written="x_prev")
-def apgd_linf_step_(  # noqa: PLR0913 - the step's own quantities
+def apgd_linf_step_(
     x_adv: Tensor,
     x_prev: Tensor,
     grad: Tensor,
@@ -96,8 +96,7 @@ def apgd_linf_step_(  # noqa: PLR0913 - the step's own quantities
     momentum below 1, in `x_prev` gives NaN.
 
     Args:
-        x_adv: the current iterate, shape (B, ...), fp32, bf16, fp16 or fp64 (fp64 without a
-            kernel).
+        x_adv: the current iterate, as in `linf_step_`; read only.
         x_prev: the one before, same shape, dtype and device; written.
         grad: gradient of the loss by `x_adv`, same shape, dtype and device.
         x: the original images, same shape, dtype and device.
@@ -108,21 +107,13 @@ def apgd_linf_step_(  # noqa: PLR0913 - the step's own quantities
         bounds: lowest and highest valid pixel value.
 
     Returns:
-        `x_prev`, which now holds the new iterate.
-
-    Raises:
-        ArgumentTypeError: an argument has a wrong type, dtype or device.
-        ArgumentError: a wrong shape or number; an argument shares memory with `x_prev`; grad mode
-            is on and an argument requires grad (the step has no derivative).
+        `x_prev`, which now holds the new iterate. Errors: see `linf_step_`.
     """
-    wide = x_adv.to(compute_dtype(x.dtype))
-    ball_low, ball_high = linf_ball(x, eps)
-    box_low, box_high = box_limits(*bounds, x.dtype)
-    origin, radius = x.to(wide.dtype), per_sample(eps, x)
+    wide, origin = (value.to(compute_dtype(x.dtype)) for value in (x_adv, x))
+    radius, box = per_sample(eps, x), box_limits(*bounds, x.dtype)
     u = clamp(wide + signed_step(grad, step_size), origin - radius, origin + radius)
-    point = momentum_point(wide, x_prev, clamp(u, box_low, box_high), momentum).to(x.dtype)
-    inside = clamp(clamp(point, ball_low, ball_high), box_low, box_high)
-    return torch.where(torch.isnan(ball_low), ball_low, inside) + 0.0
+    point = momentum_point(wide, x_prev, clamp(u, *box), per_sample(momentum, x))
+    return clamped(point.to(x.dtype), x, eps, bounds)
 
 
 def signed_step(grad: Tensor, step_size: float | Tensor) -> Tensor:
@@ -132,13 +123,11 @@ def signed_step(grad: Tensor, step_size: float | Tensor) -> Tensor:
     return torch.where(moves, torch.where(grad > 0, step, -step), torch.zeros_like(step))
 
 
-def linf_ball(x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest value of `x`'s dtype within `eps` of `x`, exactly."""
-    return ball(x, per_sample(eps, x))
-
-
 def ball(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for radii in the compute dtype that broadcast with `x`."""
+    """The smallest and the largest value of `x`'s dtype within `radius` of `x`, exactly.
+
+    Radii are in the compute dtype, or fp64, and broadcast with `x`.
+    """
     wide = x.to(radius.dtype)
     low, high = wide - radius, wide + radius
     low_error, high_error = sum_error(wide, -radius, low), sum_error(wide, radius, high)
@@ -147,14 +136,14 @@ def ball(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
 
 def clamped(value: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
     """`value` moved into the ball, then into the box; NaN where `x` or `eps` is NaN."""
-    ball_low, ball_high = linf_ball(x, eps)
+    ball_low, ball_high = ball(x, per_sample(eps, x))
     inside = clamp(value, ball_low, ball_high)
     inside = torch.where(torch.isnan(ball_low), ball_low, inside)
     return clamp(inside, *box_limits(*bounds, x.dtype)) + 0.0
 
 
-def momentum_point(x_adv: Tensor, x_prev: Tensor, u: Tensor, momentum: float | Tensor) -> Tensor:
+def momentum_point(x_adv: Tensor, x_prev: Tensor, u: Tensor, momentum: Tensor) -> Tensor:
     """The point before the last projection. With momentum 1 `x_prev` is not looked at."""
-    a = per_sample(momentum, x_adv)
-    mixed = (x_adv + a * (u - x_adv)) + (1 - a) * (x_adv - x_prev.to(x_adv.dtype))
-    return torch.where(a == 1, u, mixed)
+    back = x_adv - x_prev.to(x_adv.dtype)
+    mixed = (x_adv + momentum * (u - x_adv)) + (1 - momentum) * back
+    return torch.where(momentum == 1, u, mixed)

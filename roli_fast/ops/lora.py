@@ -1,4 +1,4 @@
-"""LoRA: the linear layer with low-rank updates, and dropout by Philox.
+"""LoRA: the linear layer with low-rank updates, dropout by Philox, and the merge of many layers.
 
 The layer has a backward pass of its own: nothing is stored or computed that is not needed. The
 large products are torch's, and so are the thin ones on a CPU: MKL makes them at 145 to 185 GFLOP/s
@@ -6,6 +6,7 @@ a core, as fast as the large ones (180), so that a kernel in one pass has nothin
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,25 +16,22 @@ from torch.nn import functional
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.ops import checks, native
-from roli_fast.ops.lora_merge import (
-    MOST_RANK,
-    Layer,
-    Rows,
-    check_device,
-    check_factors,
-    check_matrix,
-    check_number,
-    merge,
-    slices,
-)
-from roli_fast.ops.memory import plain
+from roli_fast.ops.checks import finish, plain
 from roli_fast.ops.random_start import philox
+from roli_fast.ops.rounding import compute_dtype
 
+Rows = tuple[tuple[int, int], ...]
+"""Disjoint ranges ((start, stop), ...) of output rows."""
+
+MOST_RANK = 64  # kMostRank in csrc/ops.h
 _MOST_SLICES = 4
 _HALF = (torch.bfloat16, torch.float16)
 _MERGE_FROM = 4
 """A merged forward reads and writes the weight once more and saves four thin products: it pays when
 x and y together are at least this many times the size of the weight."""
+
+
+PART = checks.Range("a number in [0, 1)", 0.0, 1.0 - 2.0**-53)
 
 
 class Branch(NamedTuple):
@@ -47,6 +45,17 @@ class Branch(NamedTuple):
     rows: Rows
     dtype: torch.dtype
     merge: bool = False
+
+
+class Layer(NamedTuple):
+    """What is merged into one buffer; see `lora_merge_`."""
+
+    merged: Tensor
+    weight: Tensor
+    a: Tensor
+    b: Tensor
+    scale: float
+    rows: Rows
 
 
 def lora_linear(  # noqa: PLR0913 - the layer's own quantities
@@ -93,18 +102,19 @@ def lora_linear(  # noqa: PLR0913 - the layer's own quantities
         ArgumentTypeError: an argument has a wrong type, dtype or device.
         ArgumentError: a wrong shape or number, or ranges that overlap.
     """
-    _check_layer(x, weight, bias)
-    ranges = check_factors(weight, a, b, rows)
-    scale, dropout = check_number("scale", scale), _probability(dropout)
-    _check_seed(seed, x)
-    checks.no_inference(x=x, weight=weight, a=a, b=b, **({} if bias is None else {"bias": bias}))
+    ranges = _check_layer(x, weight, bias, a, b, rows)
+    scale, dropout = checks.number("scale", scale), checks.number("dropout", dropout, PART)
+    if seed is not None:
+        checks.tensor("seed", seed, (torch.int64,), (1,), x.device)
     if dropout and seed is None:
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device)
     dtype = _compute_dtype(x, weight, bias)
     branch = Branch(scale / (1.0 - dropout), dropout, ranges, dtype)
     followed = native.watched() or not all(map(checks.address, (x, weight, a, b)))
     if not followed and native.usable("lora_linear", x):
-        return _layer(x, weight, bias, a, b, seed, branch)
+        branch = branch._replace(merge=_merge_pays(x, weight, b, branch))
+        y = _LoraLinear.apply(x, weight, bias, a, b, seed, branch)
+        return y.view(*x.shape[:-1], len(weight))  # out here, so that callers may add in place
     x, weight, a, b = (value.to(dtype) for value in (x, weight, a, b))
     seen = x
     if dropout and seed is not None:
@@ -127,7 +137,16 @@ def _compute_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtyp
     return x.dtype
 
 
-def lora_apply(  # noqa: PLR0913 - the layer's own quantities
+def _merge_pays(x: Tensor, weight: Tensor, b: Tensor, branch: Branch) -> bool:
+    tokens = x.numel() // max(x.shape[-1], 1)
+    worth = tokens * sum(weight.shape) >= _MERGE_FROM * weight.numel()
+    # A 16-bit weight would swallow updates below half its spacing: these are added to the output.
+    wide = weight.dtype in (torch.float32, torch.float64)
+    trains = torch.is_grad_enabled() and weight.requires_grad
+    return worth and wide and not branch.dropout and not trains and b.shape[1] <= MOST_RANK
+
+
+def lora_apply(
     seen: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -138,17 +157,21 @@ def lora_apply(  # noqa: PLR0913 - the layer's own quantities
 ) -> Tensor:
     """The reference of `lora_linear`, followed by autograd: x W^T + bias, and
     gain * (seen A_i^T) B_i^T added to the columns rows[i]; `seen` is x after dropout."""
-    y = functional.linear(x, weight, bias)
-    inner = functional.linear(seen, a)
-    parts = {}
+    y, inner = functional.linear(x, weight, bias), functional.linear(seen, a)
     for out, columns, factor in slices(b, branch.rows):
         update = branch.gain * functional.linear(inner[..., columns], factor)
-        parts[out.start] = y[..., out] + update
-    pieces, at = [], 0
-    for start in sorted(parts):  # plain ints: torch.compile sorts nothing else
-        pieces += [y[..., at:start], parts[start]]
-        at = start + parts[start].shape[-1]
-    return torch.cat([*pieces, y[..., at:]], dim=-1)
+        y = y + functional.pad(update, (out.start, len(weight) - out.stop))
+    return y
+
+
+def slices(b: Tensor, rows: Rows) -> list[tuple[slice, slice, Tensor]]:
+    """Of each range: its columns of y, its columns of x A^T, and B_i."""
+    found, rank, done = [], b.shape[1], 0
+    for place, (start, stop) in enumerate(rows):
+        columns = slice(place * rank, (place + 1) * rank)
+        found.append((slice(start, stop), columns, b[done : done + stop - start]))
+        done += stop - start
+    return found
 
 
 def dropout_reference(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
@@ -184,17 +207,14 @@ def lora_dropout(x: Tensor, seed: Tensor, dropout: float, out: Tensor | None = N
 @torch.library.custom_op("roli_fast::lora_dropout", mutates_args=())
 def lora_dropout_op(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
     """Zeros where the mask of `ops.lora_linear` says so; see `dropout_reference`."""
-    checks.batch("x", x)
-    _check_seed(seed, x)
-    _probability(dropout)
-    return lora_dropout(x, seed, dropout, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    return lora_dropout(x, seed, dropout, out=_checked_empty(x, seed, dropout))
 
 
 @lora_dropout_op.register_fake
-def _(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
+def _checked_empty(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
     checks.batch("x", x)
-    _check_seed(seed, x)
-    _probability(dropout)
+    checks.tensor("seed", seed, (torch.int64,), (1,), x.device)
+    checks.number("dropout", dropout, PART)
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -210,51 +230,25 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 lora_dropout_op.register_autograd(_backward, setup_context=_keep)
 
 
-def _layer(  # noqa: PLR0913 - the layer's own quantities
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    seed: Tensor | None,
-    branch: Branch,
-) -> Tensor:
-    """What `lora_linear` returns. Everything has been checked."""
-    tokens = x.numel() // max(x.shape[-1], 1)
-    worth = tokens * sum(weight.shape) >= _MERGE_FROM * weight.numel()
-    # A 16-bit weight would swallow updates below half its spacing: these are added to the output.
-    wide = weight.dtype in (torch.float32, torch.float64)
-    trains = torch.is_grad_enabled() and weight.requires_grad
-    merge = worth and wide and not branch.dropout and not trains and b.shape[1] <= MOST_RANK
-    y = _LoraLinear.apply(x, weight, bias, a, b, seed, branch._replace(merge=merge))
-    return y.view(*x.shape[:-1], weight.shape[0])  # out here, so that callers may add in place
-
-
 class _LoraLinear(torch.autograd.Function):
     """Saves x, the weight that the forward used, the factors, and S = dropout(x) A^T."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - the layer's own quantities
-        context: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        seed: Tensor | None,
-        branch: Branch,
-    ) -> Tensor:
-        needs = context.needs_input_grad
+    def forward(context: Any, *given: Any) -> Tensor:
+        x, weight, bias, a, b, seed, branch = given
+        needs, dtype = context.needs_input_grad, branch.dtype
         with _no_autocast(x):
-            flat = x.reshape(-1, x.shape[-1]).to(branch.dtype)
+            flat, inner = x.reshape(-1, x.shape[-1]).to(dtype), None
             if branch.merge:
-                used, inner = _merged(weight, a, b, branch), None
+                used = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+                merge([Layer(used, weight, a, b, branch.gain, branch.rows)])
             else:
-                used = weight.to(branch.dtype)
-                inner = _branch_input(flat, seed, branch) @ a.to(branch.dtype).t()
-            y = functional.linear(flat, used, None if bias is None else bias.to(branch.dtype))
+                used = weight.to(dtype)
+                inner = _branch_input(flat, seed, branch) @ a.to(dtype).t()
+            y = functional.linear(flat, used, None if bias is None else bias.to(dtype))
             if inner is not None:
-                _add_update(y, inner, b.to(branch.dtype), branch)
+                for out, columns, factor in slices(b.to(dtype), branch.rows):
+                    y[:, out].addmm_(inner[:, columns], factor.t(), alpha=branch.gain)
         trains = needs[1] or needs[3] or needs[4]
         context.save_for_backward(
             flat if trains else None,
@@ -277,23 +271,23 @@ class _LoraLinear(torch.autograd.Function):
             dy = dy.reshape(-1, dy.shape[-1])
             dy = dy if dy.stride(1) == 1 and dy.stride(0) >= dy.shape[1] else dy.contiguous()
             a_used, b_used = a.to(branch.dtype), b.to(branch.dtype)
-            grads: FactorGradients | None = None
+            dx = da = db = ds = None
             if needs[3] or needs[4]:
-                thin = (x, dy, a_used, b_used, seed, inner)
-                grads = _factor_gradients(*thin, branch, with_ds=needs[0] and not branch.merge)
-            dx = None
-            if needs[0]:
-                ds = None
-                if not branch.merge:
-                    ds = grads.ds if grads else _through(dy, b_used, branch)
-                dx = _input_gradient(dy, weight, ds, a_used, seed, branch)
-                dx = dx.to(x_dtype).view(shape)
+                thin = (x, dy, a_used, b_used, seed)
+                da, db, ds = _factor_gradients(thin, inner, branch, with_ds=needs[0])
+            if needs[0] and branch.merge:
+                dx = dy @ weight
+            elif needs[0]:  # dy W + gain * mask(dS A)
+                dx = (_through(dy, b_used, branch) if ds is None else ds) @ a_used
+                if seed is not None and branch.dropout:
+                    lora_dropout(dx, seed, branch.dropout, out=dx)
+                dx = dx.addmm_(dy, weight, beta=branch.gain)
             return (
-                dx,
+                dx.to(x_dtype).view(shape) if dx is not None else None,
                 (dy.t() @ x).to(weight_dtype) if needs[1] else None,
                 dy.sum(0).to(bias_dtype) if needs[2] else None,
-                grads.a.to(a.dtype) if grads is not None and needs[3] else None,
-                grads.b.to(b.dtype) if grads is not None and needs[4] else None,
+                da.to(a.dtype) if da is not None and needs[3] else None,
+                db.to(b.dtype) if db is not None and needs[4] else None,
                 *(None, None),
             )
 
@@ -306,21 +300,10 @@ def _no_autocast(x: Tensor) -> Any:
     return torch.autocast(kind, enabled=False)
 
 
-def _merged(weight: Tensor, a: Tensor, b: Tensor, branch: Branch) -> Tensor:
-    target = torch.empty(weight.shape, dtype=branch.dtype, device=weight.device)
-    merge([Layer(target, weight, a, b, branch.gain, branch.rows)])
-    return target
-
-
 def _branch_input(x: Tensor, seed: Tensor | None, branch: Branch) -> Tensor:
     if seed is None or not branch.dropout:
         return x
     return lora_dropout(x, seed, branch.dropout)
-
-
-def _add_update(y: Tensor, inner: Tensor, b: Tensor, branch: Branch) -> None:
-    for out, columns, factor in slices(b, branch.rows):
-        y[:, out].addmm_(inner[:, columns], factor.t(), alpha=branch.gain)
 
 
 def _through(dy: Tensor, b: Tensor, branch: Branch) -> Tensor:
@@ -328,25 +311,11 @@ def _through(dy: Tensor, b: Tensor, branch: Branch) -> Tensor:
     return torch.cat([dy[:, out] @ factor for out, _, factor in slices(b, branch.rows)], dim=1)
 
 
-class FactorGradients(NamedTuple):
+def _factor_gradients(
+    thin: Sequence[Any], inner: Tensor | None, branch: Branch, *, with_ds: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of a and b, and dy B_i side by side, which the input's gradient may need."""
-
-    a: Tensor
-    b: Tensor
-    ds: Tensor | None
-
-
-def _factor_gradients(  # noqa: PLR0913 - the layer's own quantities
-    x: Tensor,
-    dy: Tensor,
-    a: Tensor,
-    b: Tensor,
-    seed: Tensor | None,
-    inner: Tensor | None,
-    branch: Branch,
-    *,
-    with_ds: bool,
-) -> FactorGradients:
+    x, dy, a, b, seed = thin
     if _fits_tensor_cores(x, dy, b, branch.rows):
         return _one_pass_gradients(x, dy, a, b, seed, branch, with_ds=with_ds)
     seen = _branch_input(x, seed, branch)
@@ -355,24 +324,7 @@ def _factor_gradients(  # noqa: PLR0913 - the layer's own quantities
     da = torch.mm(ds.t(), seen).mul_(branch.gain)
     # S^T dy is a third faster than dy^T S with MKL
     parts = [(inner[:, s].t() @ dy[:, out]).t() for out, s, _ in slices(b, branch.rows)]
-    return FactorGradients(da, torch.cat(parts).mul_(branch.gain), ds)
-
-
-def _input_gradient(  # noqa: PLR0913 - the layer's own quantities
-    dy: Tensor,
-    weight: Tensor,
-    ds: Tensor | None,
-    a: Tensor,
-    seed: Tensor | None,
-    branch: Branch,
-) -> Tensor:
-    """dy W + gain * mask(dS A); in a merged layer dy W alone."""
-    if ds is None:
-        return dy @ weight
-    through = ds @ a
-    if seed is not None and branch.dropout:
-        lora_dropout(through, seed, branch.dropout, out=through)
-    return through.addmm_(dy, weight, beta=branch.gain)
+    return da, torch.cat(parts).mul_(branch.gain), ds
 
 
 def _fits_tensor_cores(x: Tensor, dy: Tensor, b: Tensor, rows: Rows) -> bool:
@@ -391,7 +343,7 @@ def _fits_tensor_cores(x: Tensor, dy: Tensor, b: Tensor, rows: Rows) -> bool:
     )
 
 
-def _one_pass_gradients(  # noqa: PLR0913 - the layer's own quantities
+def _one_pass_gradients(
     x: Tensor,
     dy: Tensor,
     a: Tensor,
@@ -400,76 +352,222 @@ def _one_pass_gradients(  # noqa: PLR0913 - the layer's own quantities
     branch: Branch,
     *,
     with_ds: bool,
-) -> FactorGradients:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The CUDA kernel: reads x and dy once and makes everything, the gradients in fp32."""
     rows, total = branch.rows, b.shape[1] * len(branch.rows)
-    turned = _turned(b, rows)
+    turned = torch.block_diag(*(factor.t() for _, _, factor in slices(b, rows))).contiguous()
     a, ds = a.contiguous(), x.new_empty(x.shape[0], total) if with_ds else None
     da, db = (torch.empty(v.shape, dtype=torch.float32, device=x.device) for v in (a, b))
-    size = native.lora_workspace(x.shape[0], x.shape[1], b.shape[0], total)
-    workspace = torch.empty(size, dtype=torch.float32, device=x.device)
+    sizes = (x.shape[0], x.shape[1], b.shape[0], total)
+    space = native.workspace(x, torch.float32, "lora_backward_workspace", *sizes)
     native.run(
         "lora_backward",
         x,
-        *(0 if v is None else v.data_ptr() for v in (x, dy, a, turned, ds, da, db, workspace)),
+        *(0 if v is None else v.data_ptr() for v in (x, dy, a, turned, ds, da, db, space)),
         seed.data_ptr() if seed is not None and branch.dropout else 0,
         *(x.shape[0], x.shape[1], dy.stride(0)),
         [(start, stop - start) for start, stop in rows],
-        *(total, dropout_threshold(branch.dropout), branch.gain, native.code(x.dtype)),
+        *(total, dropout_threshold(branch.dropout), branch.gain, native.CODES[x.dtype]),
     )
-    return FactorGradients(da, db, ds)
+    return da, db, ds
 
 
-def _turned(b: Tensor, rows: Rows) -> Tensor:
-    """B_i^T in the rows and columns of slice i, zeros elsewhere: (k r, all rows of b)."""
-    if len(rows) == 1:
-        return b.t().contiguous()
-    turned, done = b.new_zeros(b.shape[1] * len(rows), b.shape[0]), 0
-    for _, columns, factor in slices(b, rows):
-        turned[columns, done : done + len(factor)] = factor.t()
-        done += len(factor)
-    return turned
+def lora_merge_(
+    merged: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    *,
+    scales: Sequence[float],
+    rows: Sequence[Rows | None] | None = None,
+) -> None:
+    """Write weight + update of LoRA layers into second buffers, all layers in one launch.
+
+    merged[l] = weights[l], and merged[l][rows[l][i]] += scales[l] * B_i A_i, computed in fp32 (fp64
+    for fp64 weights) and rounded once. `weights` stay as they are: there is nothing to unmerge and
+    nothing that drifts.
+
+    Args:
+        merged: buffers, written; shape and device of the weights, and their dtype, or bf16 or fp16
+            for fp32 weights.
+        weights: (out, in) each.
+        a: (k r, in) each, in the dtype of the weight or fp32; see `lora_linear`.
+        b: (rows in all ranges, r) each.
+        scales: a number a layer.
+        rows: a layer's ranges of output rows; None, for all or for one, is every row.
+
+    Raises:
+        ArgumentTypeError: an argument has a wrong type, dtype or device.
+        ArgumentError: a wrong shape or number, lists of different lengths, or a buffer that shares
+            memory with another tensor.
+    """
+    ranges = _check_merge(merged, weights, a, b, scales, rows)
+    with torch.no_grad():
+        layers = zip(merged, weights, a, b, map(float, scales), ranges, strict=True)
+        merge([Layer(*layer) for layer in layers])
 
 
-def _probability(value: object) -> float:
-    """`dropout` is a number in [0, 1)."""
-    found = check_number("dropout", value)
-    if not 0.0 <= found < 1.0:
-        fix = "0.1 drops a tenth of the inputs."
-        raise ArgumentError(describe("dropout", "a number in [0, 1)", value, fix))
-    return found
+def merge_reference(
+    weight: Tensor, a: Tensor, b: Tensor, *, scale: float, rows: Rows, dtype: torch.dtype
+) -> Tensor:
+    """`weight` + scale * B_i A_i on the rows rows[i], computed in fp32 (or fp64), rounded once."""
+    wide = compute_dtype(weight.dtype)
+    merged, a = weight.to(wide, copy=True), a.to(wide)
+    for out, columns, factor in slices(b, rows):
+        merged[out] += scale * (factor.to(wide) @ a[columns])
+    return merged.to(dtype)
 
 
-def _check_seed(value: object, x: Tensor) -> None:
-    """`seed` is None or one int64 number on the device of `x`."""
-    if value is None:
-        return
-    fix = "Draw it: torch.randint(2**62, (1,), device=x.device)."
-    if not isinstance(value, Tensor):
-        got = type(value).__name__
-        raise ArgumentTypeError(describe("seed", "an int64 tensor (1,) or None", got, fix))
-    if value.dtype != torch.int64:
-        raise ArgumentTypeError(describe("seed", "an int64 tensor (1,)", value.dtype, fix))
-    checks.dense("seed", value)
-    if value.numel() != 1:
-        raise ArgumentError(describe("seed", "one number", f"shape {tuple(value.shape)}", fix))
-    check_device("seed", value, "x", x)
+def merge(layers: Sequence[Layer]) -> None:
+    """Merge every layer: on CUDA by one launch for all that lie on one device in the same dtypes.
+
+    Types, dtypes, devices, shapes and memory have been checked.
+    """
+    groups: dict[tuple, list[Layer]] = {}
+    for layer in layers:
+        merged, weight, a, b = (value.detach() for value in layer[:4])
+        layer = Layer(merged, weight, a, b, layer.scale, layer.rows)
+        if weight.is_cuda and _fits_kernel(layer):
+            groups.setdefault((weight.device, weight.dtype, merged.dtype), []).append(layer)
+        elif weight.dtype == merged.dtype == a.dtype == torch.float32:
+            _merge_in_place(layer)
+        else:
+            options = {"scale": layer.scale, "rows": layer.rows, "dtype": merged.dtype}
+            merged.copy_(merge_reference(weight, a, b, **options))
+    for (_, *dtypes), group in groups.items():
+        keep: list[Tensor] = []  # converted factors, until the launch
+        parts = [part for layer in group for part in _parts(layer, keep)]
+        codes = [native.CODES[dtype] for dtype in dtypes]
+        native.run("lora_merge", group[0].weight, parts, *codes)
+        for layer in group:
+            finish(layer.merged, layer.merged)
 
 
-def _check_layer(x: object, weight: object, bias: object) -> None:
-    """Images' features, weight and bias of one linear layer."""
+def _fits_kernel(layer: Layer) -> bool:
+    dense = layer.merged.is_contiguous() and layer.weight.is_contiguous()
+    known = layer.merged.dtype in native.OPS["lora_merge_"] and layer.b.shape[1] <= MOST_RANK
+    dense = dense and layer.weight.numel() > 0 and plain(*layer[:4])
+    return dense and known and native.usable("lora_merge_", layer.weight)
+
+
+def _merge_in_place(layer: Layer) -> None:
+    """By torch's addmm, which beats loops of our own on a CPU; see benchmarks/NOTES.md."""
+    if layer.rows != ((0, layer.weight.shape[0]),):
+        layer.merged.copy_(layer.weight)
+    for out, columns, factor in slices(layer.b, layer.rows):
+        target, a = layer.merged[out], layer.a[columns]
+        torch.addmm(layer.weight[out], factor, a, alpha=layer.scale, out=target)
+
+
+def _parts(layer: Layer, keep: list[Tensor]) -> list[tuple]:
+    """Ranges of rows as the kernel takes them: those of the update, and between them of rank 0."""
+    a, b = layer.a.float().contiguous(), layer.b.float().contiguous()
+    keep += [a, b]
+    parts, at = [], 0
+
+    def add(start: int, stop: int, factors: Sequence[int], rank: int, scale: float) -> None:
+        if start < stop:
+            first = (layer.weight[start].data_ptr(), layer.merged[start].data_ptr())
+            parts.append((*first, *factors, stop - start, a.shape[1], rank, scale))
+
+    for out, columns, factor in sorted(slices(b, layer.rows), key=lambda found: found[0].start):
+        add(at, out.start, (0, 0), 0, 0.0)
+        factors = (a[columns].data_ptr(), factor.data_ptr())
+        add(out.start, out.stop, factors, b.shape[1], layer.scale)
+        at = out.stop
+    add(at, len(layer.weight), (0, 0), 0, 0.0)
+    return parts
+
+
+def _check_layer(x: Any, weight: Any, bias: Any, a: Any, b: Any, rows: object) -> Rows:
+    """The rows, after checking them and the tensors of one linear layer."""
     checks.batch("x", x)
-    check_matrix("weight", weight)
-    assert isinstance(x, Tensor) and isinstance(weight, Tensor)
-    check_device("weight", weight, "x", x)
+    _check_matrix("weight", weight, x.device)
     out, width = weight.shape
     if x.shape[-1] != width:
         expected = f"shape (..., {width}), the inputs of `weight`"
         raise ArgumentError(describe("x", expected, tuple(x.shape)))
-    if bias is None:
-        return
-    checks.batch("bias", bias)
-    assert isinstance(bias, Tensor)
-    check_device("bias", bias, "weight", weight)
-    if bias.shape != (out,):
-        raise ArgumentError(describe("bias", f"shape ({out},)", tuple(bias.shape)))
+    if bias is not None:
+        checks.tensor("bias", bias, shape=(out,), device=x.device)
+    ranges = _check_factors(weight, a, b, rows)
+    tensors = {"x": x, "weight": weight, "a": a, "b": b} | ({} if bias is None else {"bias": bias})
+    checks.fake_alike(**tensors)
+    checks.no_inference(**tensors)
+    return ranges
+
+
+def _check_merge(
+    merged: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scales: Sequence[float],
+    rows: Sequence[Rows | None] | None,
+) -> list[Rows]:
+    """Every layer's rows."""
+    lists = {"merged": merged, "weights": weights, "a": a, "b": b, "scales": scales}
+    for name, value in (lists if rows is None else {**lists, "rows": rows}).items():
+        if not isinstance(value, (list, tuple)):
+            got = type(value).__name__
+            raise ArgumentTypeError(describe(name, "a list, one entry a layer", got))
+        if len(value) != len(merged):
+            expected = f"{len(merged)} entries, one for each of `merged`"
+            raise ArgumentError(describe(name, expected, len(value)))
+    ranges = []
+    for index, target in enumerate(merged):
+        weight = weights[index]
+        _check_matrix("weights", weight)
+        narrow = _HALF if weight.dtype == torch.float32 else ()
+        checks.tensor("merged", target, (weight.dtype, *narrow), weight.shape, weight.device)
+        checks.number("scales", scales[index])
+        ranges.append(_check_factors(weight, a[index], b[index], rows and rows[index]))
+        checks.fake_alike(weights=weight, merged=target, a=a[index], b=b[index])
+        checks.writable("merged", target)
+        checks.apart("merged", target, weights=weight, a=a[index], b=b[index])
+        if torch.is_grad_enabled():
+            checks.no_autograd(merged=target)
+    ordered = sorted((v for v in merged if checks.address(v)), key=checks.address)
+    for first, second in zip(ordered, ordered[1:], strict=False):
+        checks.apart("merged", first, merged=second)
+    return ranges
+
+
+def _check_matrix(name: str, value: Any, device: torch.device | None = None) -> None:
+    checks.tensor(name, value, device=device)
+    if value.ndim != 2:
+        raise ArgumentError(describe(name, "a matrix", f"shape {tuple(value.shape)}"))
+
+
+def _check_factors(weight: Tensor, a: Any, b: Any, rows: object) -> Rows:
+    """`rows` as a tuple, after checking that A and B fit it and `weight`."""
+    ranges = _rows(rows, len(weight))
+    covered = sum(stop - start for start, stop in ranges)
+    checks.tensor("b", b, (weight.dtype, torch.float32), device=weight.device)
+    rank = b.shape[1] if b.ndim == 2 else 0
+    if rank < 1 or len(b) != covered:
+        expected = f"shape ({covered}, r), a row for each of the {covered} output rows in `rows`"
+        raise ArgumentError(describe("b", expected, tuple(b.shape)))
+    checks.tensor("a", a, (b.dtype,), (len(ranges) * rank, weight.shape[1]), weight.device)
+    return ranges
+
+
+def _rows(rows: object, out: int) -> Rows:
+    """`rows` as pairs of ints; None covers everything."""
+    if rows is None:
+        return ((0, out),)
+    expected = f"disjoint ranges ((start, stop), ...) of the {out} output rows"
+    fix = "q and v of a fused qkv with width d: ((0, d), (2 * d, 3 * d))."
+    try:
+        ranges = tuple((start, stop) for start, stop in rows)  # type: ignore[attr-defined]
+        if any(
+            isinstance(end, bool) or not isinstance(end, int) for pair in ranges for end in pair
+        ):
+            raise TypeError
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(describe("rows", expected, repr(rows), fix)) from None
+    stops = dict(ranges)
+    ends = [0, *(end for start in sorted(stops) for end in (start, stops[start])), out]
+    good = 0 < len(stops) == len(ranges) and all(start < stop for start, stop in ranges)
+    if not good or ends != sorted(ends):
+        raise ArgumentError(describe("rows", expected, ranges, fix))
+    return ranges

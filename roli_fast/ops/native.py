@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import torch  # before _C, so that both share one OpenMP runtime
@@ -28,26 +27,18 @@ INTERFACE = 6  # raise together with kInterface in csrc/bindings.cpp
 BACKENDS = ("native", "reference")
 _NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 OPS = {
-    "linf_step_": _NATIVE,
-    "l2_project_": _NATIVE,
-    "l2_step_": _NATIVE,
-    "apgd_linf_step_": _NATIVE,
-    "apgd_l2_step_": _NATIVE,
-    "fab_linf_step_": _NATIVE,
-    "fab_l2_step_": _NATIVE,
-    "fab_l1_step_": _NATIVE,
+    **dict.fromkeys(("linf_step_", "l2_project_", "l2_step_", "l1_project_", "l1_step_"), _NATIVE),
+    **dict.fromkeys(("apgd_linf_step_", "apgd_l2_step_"), _NATIVE),
+    **dict.fromkeys(("fab_linf_step_", "fab_l2_step_", "fab_l1_step_"), _NATIVE),
+    **dict.fromkeys(("linf_random_start", "l2_random_start", "l1_random_start"), _NATIVE),
     "select_best_": (*_NATIVE, torch.float64),
-    "l1_step_": _NATIVE,
-    "l1_project_": _NATIVE,
-    "linf_random_start": _NATIVE,
-    "l2_random_start": _NATIVE,
-    "l1_random_start": _NATIVE,
     "lora_linear": (*_NATIVE, torch.float64),
     "lora_merge_": _NATIVE,
 }
 """Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
 
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+"""Dtypes as the bindings take them; fp64 only where an op says so."""
 
 
 class MissingKernelError(RoliFastError, RuntimeError):
@@ -65,33 +56,28 @@ class _State:
     """What is found at import and what the process learns later."""
 
     def __init__(self) -> None:
-        self.chosen = _chosen_backend()
+        self.chosen = os.environ.get("ROLI_FAST_BACKEND", "") or "native"
+        if self.chosen not in BACKENDS:
+            expected = " or ".join(BACKENDS)
+            raise ArgumentError(describe("ROLI_FAST_BACKEND", expected, repr(self.chosen)))
         self.required = os.environ.get("ROLI_FAST_REQUIRE_EXT", "") not in ("", "0")
         self.forked = False
         self.cuda_obstacles: dict[int, str] = {}
-        self.record = build_record()
+        self.record = _build_record()
         self.module, self.obstacle = _load(self.record)
         self.has_cuda = self.module is not None and hasattr(self.module, "linf_step_cuda")
 
 
-def _chosen_backend() -> str:
-    chosen = os.environ.get("ROLI_FAST_BACKEND", "") or "native"
-    if chosen not in BACKENDS:
-        raise ArgumentError(describe("ROLI_FAST_BACKEND", " or ".join(BACKENDS), repr(chosen)))
-    return chosen
-
-
-def build_record() -> dict[str, Any]:
+def _build_record() -> dict[str, Any]:
     """What the installation noted in `_build.json`; empty if it never ran here."""
-    path = Path(__file__).parent.parent / "_build.json"
     try:
-        found = read_json(path)
+        found = read_json(Path(__file__).parent.parent / "_build.json")
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _load(record: dict[str, Any]) -> tuple[ModuleType | None, str]:
+def _load(record: dict[str, Any]) -> tuple[Any, str]:
     """The module, or None and the reason. A build that failed is logged either way."""
     reasons = "; ".join(record.get("reasons", [])) or "never built here: run pip install"
     try:
@@ -116,41 +102,16 @@ def _tell(message: str) -> None:
     logger.warning("%s (python -m roli_fast.doctor tells more)", message)
 
 
-_state = _State()
+state = _State()
 _used: ContextVar[str] = ContextVar("used_backend")
 
-
-def _note_fork() -> None:
-    _state.forked = True
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+    os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
 
 
 def build_info() -> dict[str, Any]:
     """What `_C` says of itself (compiler, flags, CPU level, OpenMP, CUDA); empty without it."""
-    return dict(_state.module.build_info()) if _state.module else {}
-
-
-def obstacle() -> str:
-    """Why there is no `_C`; "" if there is one."""
-    return _state.obstacle
-
-
-def required() -> bool:
-    """Whether ROLI_FAST_REQUIRE_EXT is set."""
-    return _state.required
-
-
-def module_file() -> str:
-    """Where `_C` was loaded from; "" without it."""
-    return str(_state.module.__file__) if _state.module else ""
-
-
-def cuda_driver_version() -> int:
-    """The newest CUDA that the driver knows, 13000 for 13.0; 0 without driver or CUDA kernels."""
-    return _state.module.cuda_driver_version() if _state.module and _state.has_cuda else 0
+    return dict(state.module.build_info()) if state.module else {}
 
 
 @contextmanager
@@ -181,35 +142,31 @@ def backend(op: str, device: torch.device | str, dtype: torch.dtype) -> Backend:
     """
     if op not in OPS:
         raise ArgumentError(describe("op", f"one of: {', '.join(OPS)}", repr(op)))
-    place = torch.device(device)
-    if _used.get(_state.chosen) == "reference":
-        return Backend("reference", "the reference was asked for")
-    if place.type not in ("cpu", "cuda"):
-        return Backend("reference", f"there are no kernels for {place.type}")
-    if dtype not in OPS[op]:
-        return Backend("reference", f"there is no kernel for {dtype}")
-    missing = _missing(place)
-    return Backend("reference", missing) if missing else Backend("native", "")
+    place, missing = torch.device(device), ""
+    if _used.get(state.chosen) == "reference":
+        missing = "the reference was asked for"
+    elif place.type not in ("cpu", "cuda"):
+        missing = f"there are no kernels for {place.type}"
+    elif dtype not in OPS[op]:
+        missing = f"there is no kernel for {dtype}"
+    elif state.module is None or place.type == "cuda":
+        missing = state.obstacle or _cuda_obstacle(place)
+    return Backend("reference" if missing else "native", missing)
 
 
-def _missing(device: torch.device) -> str:
-    """Why a kernel that should exist for `device` cannot be used; "" if it can."""
-    if _state.module is None:
-        return _state.obstacle
-    if device.type == "cpu":
-        return ""
-    if not _state.has_cuda:
-        reasons = "; ".join(_state.record.get("reasons", []))
-        return f"_C was built without CUDA ({reasons})" if reasons else "_C was built without CUDA"
+def _cuda_obstacle(device: torch.device) -> str:
+    """Why the kernels of `_C` cannot be used on a CUDA device; "" if they can."""
+    if not state.has_cuda:
+        reasons = "; ".join(state.record.get("reasons", []))
+        return "_C was built without CUDA" + (f" ({reasons})" if reasons else "")
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
     index = torch.cuda.current_device() if device.index is None else device.index
-    if index not in _state.cuda_obstacles:
-        reason = _state.module.cuda_obstacle(index)
-        _state.cuda_obstacles[index] = reason
+    if index not in state.cuda_obstacles:
+        reason = state.cuda_obstacles[index] = state.module.cuda_obstacle(index)
         if reason:
             _tell(f"no kernels on cuda:{index}: {reason}")
-    return _state.cuda_obstacles[index]
+    return state.cuda_obstacles[index]
 
 
 def usable(op: str, tensor: Tensor) -> bool:
@@ -217,51 +174,36 @@ def usable(op: str, tensor: Tensor) -> bool:
 
     Raises `MissingKernelError`.
     """
-    if _used.get(_state.chosen) == "reference" or tensor.dtype not in OPS[op] or watched():
+    if _used.get(state.chosen) == "reference" or tensor.dtype not in OPS[op] or watched():
         return False
-    if tensor.is_cpu:
-        missing = _state.obstacle
-    elif tensor.is_cuda:
-        missing = _missing(tensor.device)
-    else:
+    if not (tensor.is_cpu or tensor.is_cuda):
         return False
-    if missing and _state.required:
+    missing = state.obstacle or (_cuda_obstacle(tensor.device) if tensor.is_cuda else "")
+    if missing and state.required:
         raise MissingKernelError(f"{op}: ROLI_FAST_REQUIRE_EXT is set and {missing}.")
     return not missing
 
 
 def run(kernel: str, like: Tensor, *arguments: object) -> None:
     """Call `kernel` where `like` lies: on its device, in its current stream."""
-    module: Any = _state.module
     if like.is_cuda:
         stream = torch.cuda.current_stream(like.device).cuda_stream
-        getattr(module, kernel + "_cuda")(*arguments, like.get_device(), stream)
+        getattr(state.module, kernel + "_cuda")(*arguments, like.get_device(), stream)
     else:
         # A forked child has lost the thread pool and would wait for it for ever.
-        threads = 1 if _state.forked else torch.get_num_threads()
-        getattr(module, kernel)(*arguments, threads)
+        threads = 1 if state.forked else torch.get_num_threads()
+        getattr(state.module, kernel)(*arguments, threads)
 
 
-def reduction_workspace(samples: int, per_sample: int) -> int:
-    """How many fp64 numbers a CUDA kernel with sums needs to work on (samples, per_sample)."""
-    module: Any = _state.module
-    return module.reduction_workspace(samples, per_sample)
-
-
-def lora_workspace(tokens: int, inputs: int, outputs: int, rank: int) -> int:
-    """How many fp32 numbers the CUDA kernel of lora_linear's backward pass needs."""
-    module: Any = _state.module
-    return module.lora_backward_workspace(tokens, inputs, outputs, rank)
-
-
-def code(dtype: torch.dtype) -> int:
-    """A dtype as the bindings take it; fp64 only where an op says so."""
-    return _CODES[dtype]
+def workspace(like: Tensor, dtype: torch.dtype, sizes: str, *arguments: int) -> Tensor:
+    """Memory for a CUDA kernel, as much as `_C`'s function `sizes` says."""
+    size = getattr(state.module, sizes)(*arguments)
+    return torch.empty(size, dtype=dtype, device=like.device)
 
 
 def size(tensor: Tensor) -> tuple[int, int, int]:
     """(samples, elements, dtype code) as the bindings take them."""
-    return tensor.shape[0], tensor.numel(), _CODES[tensor.dtype]
+    return tensor.shape[0], tensor.numel(), CODES[tensor.dtype]
 
 
 def amounts(*values: float | Tensor) -> list[tuple[int, float, int]]:
@@ -270,8 +212,8 @@ def amounts(*values: float | Tensor) -> list[tuple[int, float, int]]:
     A tensor must be contiguous fp32 of shape (B,) or (1,) and outlive the kernel's launch.
     """
     return [
-        (0, value, 0)
-        if isinstance(value, (float, int))
-        else (value.data_ptr(), 0.0, int(value.numel() > 1))
+        (value.data_ptr(), 0.0, int(value.numel() > 1))
+        if isinstance(value, Tensor)
+        else (0, value, 0)
         for value in values
     ]

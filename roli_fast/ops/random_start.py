@@ -1,31 +1,28 @@
 """Random starts: uniform in the Linf, L2 or L1 ball, by Philox keyed by seed and sample id.
 
-In the reference integers are int64 tensors, and every operation on numbers is one IEEE rounding.
-Draws are fp32 numbers for every dtype of images.
+Draws are fp32 numbers for every dtype of images. In the reference integers are int64 tensors.
 """
 
+import math
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, describe
 from roli_fast.ops import checks, native
-from roli_fast.ops.fused import Bounds, as_tensor, check_batch
+from roli_fast.ops.checks import Amount, fp32, layout_of, plain
+from roli_fast.ops.fused import Bounds, as_tensor, for_all
 from roli_fast.ops.linf import ball, clamped
-from roli_fast.ops.memory import Amount, addresses_of, fp32, layout_of, plain
-from roli_fast.ops.rounding import box_limits, compute_dtype, per_sample
+from roli_fast.ops.rounding import box_limits, clamp, per_sample
 
 NORMS = {"linf": 0, "l2": 1, "l1": 2}
 """Norm -> the kernel's number of it."""
 
-SMALLEST = 2.0**-100
-"""A smaller scale counts as 0: products with draws would be rounded by more than the slack."""
-
 _PLAIN = nullcontext()  # nothing here that autograd could follow
 _LOW = 0xFFFFFFFF
-_QUARTER_PI = 0.78539816
 
 
 def linf_random_start(
@@ -42,8 +39,9 @@ def linf_random_start(
     arXiv:1706.06083, section 2.1). Ball and box are those of `linf_step_`.
 
     The draws come from Philox4x32-10 (Salmon et al. 2011), keyed by one 64-bit draw of the
-    generator: element i of a sample gets the same number, bit for bit, on every device, in every
-    dtype and layout and whatever batch the sample is in, as long as key and sample id are the same.
+    generator: element i of a sample gets the same number in every dtype and layout and whatever
+    batch the sample is in, as long as key and sample id are the same. Starts of the l2 and l1 ball
+    may differ in their last bits between kernel and reference.
 
     Args:
         x: the original images, shape (B, ...), fp32, bf16, fp16 or fp64 (fp64 without a kernel).
@@ -76,7 +74,7 @@ def l2_random_start(
     d of the d + 2 coordinates of a uniform point on a sphere are uniform in the ball, which equals
     a Gaussian direction times U^(1/d). Coordinates are rounded towards `x`, so that no result is
     outside the ball, measured exactly; where they are below the spacing of bf16 or fp16 numbers,
-    `x` stays. Logarithm and sine are polynomials of our own: starts are the same bits everywhere.
+    `x` stays.
 
     Arguments, result and errors, and what the draws depend on: see `linf_random_start`. `eps` is
     the Euclidean length over all entries of a sample, in the units of the images.
@@ -104,7 +102,7 @@ def l1_random_start(
     return _random_start("l1", x, eps, bounds, generator, sample_ids)
 
 
-def _random_start(  # noqa: PLR0913 - the start's own quantities
+def _random_start(
     norm: str,
     x: Tensor,
     eps: float | Tensor,
@@ -128,22 +126,18 @@ def _random_start(  # noqa: PLR0913 - the start's own quantities
         return _draw(norm, x, key, sample_ids, eps, box)
 
 
-def _draw(  # noqa: PLR0913 - the op's own arguments
+def _draw(
     norm: str, x: Tensor, key: Tensor, sample_ids: Tensor | None, eps: Amount, bounds: Bounds
 ) -> Tensor:
     """A new tensor in the layout of `x`. Types, dtypes, devices and shapes have been checked.
 
     `key`: int64 (1,), `sample_ids`: int64 (B,), `eps`: a float, or a tensor of shape (B,) or (1,).
     """
-    op, out = f"{norm}_random_start", torch.empty_like(x)
+    out = torch.empty_like(x)
     if x.numel() == 0:
         return out
-    if sample_ids is None and type(eps) is float and x.is_cpu and native.usable(op, x):
-        usual = addresses_of(x, key, out)
-        if usual:
-            _launch(norm, x, (usual[2], usual[0], usual[1], 0, 0), eps, bounds)
-            return out
-    if not (plain(x, key, sample_ids, eps) and native.usable(op, x)):
+    known = plain(x, key, sample_ids, eps)
+    if not known or not native.usable(f"{norm}_random_start", x):
         return out.copy_(REFERENCES[norm](x, key, sample_ids, eps=eps, bounds=bounds))
     layout = layout_of(x)
     target = out if out.is_contiguous(memory_format=layout) else x.new_empty(x.shape)
@@ -152,23 +146,20 @@ def _draw(  # noqa: PLR0913 - the op's own arguments
     totals = None
     if x.is_cuda and norm != "linf":
         totals = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-    tensors = (target, x, key, ids, totals)
-    addresses = tuple(0 if value is None else value.data_ptr() for value in tensors)
-    _launch(norm, x, addresses, radius, bounds)
+    numel = x.numel() // x.shape[0]
+    plane = numel if x.is_contiguous() else numel // x.shape[1]
+    native.run(
+        "random_start",
+        x,
+        *(0 if value is None else value.data_ptr() for value in (target, x, key, ids, totals)),
+        *(*native.size(x), plane, NORMS[norm]),
+        *(*native.amounts(radius), *box_limits(*bounds, x.dtype)),
+    )
     return target if target is out else out.copy_(target)
 
 
-def _launch(norm: str, x: Tensor, addresses: tuple[int, ...], eps: Amount, bounds: Bounds) -> None:
-    """The kernel, on `x` dense and not empty."""
-    numel = x.numel() // x.shape[0]
-    plane = numel if x.is_contiguous() else numel // x.shape[1]
-    sizes = (*native.size(x), plane, NORMS[norm])
-    box = box_limits(*bounds, x.dtype)
-    native.run("random_start", x, *addresses, *sizes, *native.amounts(eps), *box)
-
-
 @torch.library.custom_op("roli_fast::random_start", mutates_args=())
-def random_start_op(  # noqa: PLR0913 - the op's own arguments
+def random_start_op(
     norm: str,
     x: Tensor,
     key: Tensor,
@@ -183,29 +174,19 @@ def random_start_op(  # noqa: PLR0913 - the op's own arguments
 
 
 @random_start_op.register_fake
-def _(  # noqa: PLR0913 - the op's own arguments
-    norm: str,
-    x: Tensor,
-    key: Tensor,
-    sample_ids: Tensor | None,
-    eps: Tensor,
-    low: float,
-    high: float,
-) -> Tensor:
-    _check(norm, x, key, sample_ids, eps)
-    box_limits(low, high, x.dtype)
-    return torch.empty_like(x)
+def _(*values: Any) -> Tensor:
+    _check(*values[:5])
+    box_limits(*values[5:], values[1].dtype)
+    return torch.empty_like(values[1])
 
 
 def _check(norm: str, x: Tensor, key: Tensor, sample_ids: Tensor | None, eps: Tensor) -> None:
     if norm not in NORMS:
         raise ArgumentError(describe("norm", f"one of: {', '.join(NORMS)}", repr(norm)))
-    check_batch(x, {}, {"eps": eps}, name="x")
+    checks.batch("x", x)
+    checks.amount("eps", for_all(eps, x), x)
     checks.sample_ids(sample_ids, x)
-    checks.dense("key", key)
-    if key.dtype != torch.int64 or key.shape != (1,) or key.device != x.device:
-        got = f"{key.dtype} of shape {tuple(key.shape)} on {key.device}"
-        raise ArgumentTypeError(describe("key", f"an int64 tensor (1,) on {x.device}", got))
+    checks.tensor("key", key, (torch.int64,), (1,), x.device)
 
 
 def _linf_reference(
@@ -284,35 +265,17 @@ def signed_uniform(word: Tensor) -> Tensor:
 
 def exponential(word: Tensor) -> Tensor:
     """-log of odd multiples of 2^-24 in (0, 1), which are made of all but the lowest 9 bits."""
-    uniform = ((word >> 8) | 1).to(torch.float32) * 2.0**-24
-    bits = uniform.view(torch.int32)
-    exponent = (bits - 0x3F350000) >> 23
-    m = (bits - exponent * 0x800000).view(torch.float32)
-    s = (m - 1.0) / (m + 1.0)
-    z = s * s
-    series = z * (0.33333334 + z * (0.2 + z * (0.14285715 + z * 0.11111111)))
-    return (-exponent).to(torch.float32) * 0.6931472 - 2.0 * (s + s * series)
+    return -((((word >> 8) | 1).double() * 2.0**-24).log()).to(torch.float32)
 
 
 def gaussians(word: Tensor) -> Tensor:
     """Standard normal draws, two of each pair of neighbours in (B, n) (Box and Muller 1958)."""
     turn = word[:, 1::2]
-    radius = _sqrt(2.0 * exponential(word[:, 0::2]))
-    angle = signed_uniform((turn << 2) & _LOW) * _QUARTER_PI
-    z = angle * angle
-    sine = angle + angle * (z * (-0.16666655 + z * (0.0083321609 + z * -0.00019515296)))
-    cosine = (1.0 - 0.5 * z) + z * z * (0.041666646 + z * (-0.0013887316 + z * 0.000024433157))
-    a, b, quarter = radius * cosine, radius * sine, turn >> 30
-    first = torch.where(quarter % 2 == 1, b, a)
-    second = torch.where(quarter % 2 == 1, a, b)
-    first = torch.where((quarter == 1) | (quarter == 2), -first, first)
-    second = torch.where(quarter >= 2, -second, second)
-    return torch.stack([first, second], dim=2).flatten(1)
-
-
-def _sqrt(value: Tensor) -> Tensor:
-    """The fp32 number nearest to the root; torch's own on a CPU misses it once in 200 times."""
-    return value.double().sqrt().to(torch.float32)
+    radius = (2.0 * exponential(word[:, 0::2]).double()).sqrt()
+    place = signed_uniform((turn << 2) & _LOW).double()
+    angle = (turn >> 30).double() * (math.pi / 2) + place * (math.pi / 4)
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2)
+    return pairs.flatten(1).to(torch.float32)
 
 
 def _as(x: Tensor, values: Tensor) -> Tensor:
@@ -322,7 +285,7 @@ def _as(x: Tensor, values: Tensor) -> Tensor:
 
 def _total(sizes: Tensor) -> Tensor:
     """The sum over each sample of terms rounded up to multiples of 2^-24: exact in any order."""
-    shares = (sizes * 2.0**24).to(torch.int64) + 1
+    shares = (sizes.double() * 2.0**24).to(torch.int64) + 1
     return shares.reshape(shares.shape[0], -1).sum(1).double() * 2.0**-24
 
 
@@ -333,14 +296,10 @@ def _sample_draw(key: Tensor, ids: Tensor) -> Tensor:
 
 def _scaled(x: Tensor, draws: Tensor, size: Tensor, eps: float | Tensor, bounds: Bounds) -> Tensor:
     """x + eps * draws / size, rounded towards x, in the box; NaN where `x` or `eps` is NaN."""
-    dtype = compute_dtype(x.dtype)
-    radius = per_sample(eps, x).double().reshape(-1).expand(x.shape[0])
-    scale = (radius / size * (1.0 - 2.0**-21)).to(dtype)
-    scale = torch.where(scale < SMALLEST, 0.0, scale.clamp(max=torch.finfo(dtype).max))
-    delta = draws.to(dtype) * scale.reshape(-1, *[1] * (x.ndim - 1))
-    ball_low, ball_high = ball(x, delta.abs())
-    inside = torch.where(delta < 0, ball_low, ball_high)
-    low, high = box_limits(*bounds, x.dtype)
-    inside = torch.where(inside < low, low, inside)
-    inside = torch.where(inside > high, high, inside)
-    return torch.where(torch.isnan(x.to(dtype) + delta), torch.nan, inside).to(x.dtype) + 0.0
+    radius = per_sample(eps, x).double().reshape(-1)
+    scale = radius / size * (1.0 - 2.0**-21)  # less the roundings of a kernel
+    scale = scale.clamp(0.0, torch.finfo(torch.float64).max)
+    delta = draws.double() * scale.reshape(-1, *[1] * (x.ndim - 1))
+    low, high = ball(x, delta.abs())
+    start = clamp(torch.where(delta < 0, low, high), *box_limits(*bounds, x.dtype))
+    return torch.where(torch.isnan(x + delta), torch.nan, start).to(x.dtype) + 0.0

@@ -2,17 +2,15 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.ops import checks, native
-from roli_fast.ops.memory import finish, layout_of, plain, separate_addresses
+from roli_fast.ops.checks import addresses_of, finish, layout_of, plain
 
-Triple = tuple[Tensor, Tensor, Tensor]
-"""Images, gradients, losses."""
+NAMES = ("best_x", "best_grad", "best_loss", "x_adv", "grad", "loss")
+"""The arguments; the first three are written."""
 
 
-def select_best_(  # noqa: PLR0913 - what is kept, and what it is taken from
+def select_best_(
     best_x: Tensor, best_grad: Tensor, best_loss: Tensor, x_adv: Tensor, grad: Tensor, loss: Tensor
 ) -> Tensor:
     """Keep, sample by sample, the iterate of the highest loss, with its gradient, in place.
@@ -41,23 +39,23 @@ def select_best_(  # noqa: PLR0913 - what is kept, and what it is taken from
         ArgumentError: a wrong shape; a written tensor shares memory with another argument; grad
             mode is on and an argument requires grad.
     """
-    best, new = (best_x, best_grad, best_loss), (x_adv, grad, loss)
-    _check(best, new)
-    tensors = {"best_x": best_x, "best_grad": best_grad, "best_loss": best_loss}
-    tensors |= {"x_adv": x_adv, "grad": grad, "loss": loss}
+    values = (best_x, best_grad, best_loss, x_adv, grad, loss)
+    tensors = dict(zip(NAMES, values, strict=True))
+    _check(**tensors)
     if torch.is_grad_enabled():
         checks.no_autograd(**tensors)
-    if checks.seen(**tensors) and checks.can_be_written(*best):
-        return select_best_op(*best, *new)
-    return _select(best, new)
+    if checks.seen(**tensors) and checks.can_be_written(best_x, best_grad, best_loss):
+        return select_best_op(*values)
+    return _select(**tensors)
 
 
-def reference(best: Triple, new: Triple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def reference(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `select_best_` writes into its first three arguments, and what it returns."""
-    better = improved(best[2], new[2])
-    rows = better.reshape(-1, *[1] * (new[0].ndim - 1))
-    images, grads = (torch.where(rows, new[place], best[place]) for place in (0, 1))
-    return images, grads, torch.where(better, new[2], best[2]), better
+    best_x, best_grad, best_loss, x_adv, grad, loss = tensors
+    better = improved(best_loss, loss)
+    rows = better.reshape(-1, *[1] * (x_adv.ndim - 1))
+    images, grads = torch.where(rows, x_adv, best_x), torch.where(rows, grad, best_grad)
+    return images, grads, torch.where(better, loss, best_loss), better
 
 
 def improved(best_loss: Tensor, loss: Tensor) -> Tensor:
@@ -65,81 +63,59 @@ def improved(best_loss: Tensor, loss: Tensor) -> Tensor:
     return ~torch.isnan(loss) & ~(loss <= best_loss)
 
 
-def _check(best: Triple, new: Triple) -> None:
+def _check(best_x: Tensor, best_loss: Tensor, loss: Tensor, **images: Tensor) -> None:
     """Iterates, gradients and losses of one batch: (B, ...), the same, (B,)."""
-    best_x, best_grad, best_loss = best
-    x_adv, grad, loss = new
     checks.batch("best_x", best_x)
-    for name, value in (("best_grad", best_grad), ("x_adv", x_adv), ("grad", grad)):
-        checks.same_kind(name, value, best_x, "best_x")
-    checks.batch("best_loss", best_loss)
-    if best_loss.shape != best_x.shape[:1]:
-        expected = f"shape {tuple(best_x.shape[:1])}, a loss a sample"
-        raise ArgumentError(describe("best_loss", expected, tuple(best_loss.shape)))
-    if best_loss.device != best_x.device:
-        expected = f"device {best_x.device}, that of `best_x`"
-        raise ArgumentTypeError(describe("best_loss", expected, best_loss.device))
-    checks.same_kind("loss", loss, best_loss, "best_loss")
+    for name, value in images.items():
+        checks.same_kind(name, value, best_x)
+    checks.tensor("best_loss", best_loss, shape=best_x.shape[:1], device=best_x.device)
+    checks.same_kind("loss", loss, best_loss)
 
 
-def _select(best: Triple, new: Triple) -> Tensor:
-    """Update `best` (x, gradient, loss) from `new`; returns which samples improved, (B,), bool.
+def _select(**tensors: Tensor) -> Tensor:
+    """Update the first three from the others; returns which samples improved, (B,), bool.
 
     Types, dtypes, devices and shapes have been checked, memory has not.
     """
-    addresses = separate_addresses(best, new)
-    if addresses and native.usable("select_best_", best[0]):
-        better = _run(best[0], best[2], addresses)
-        increment_version(best)
+    values = [tensors[name] for name in NAMES]
+    addresses = addresses_of(values[:3], values[3:])
+    if addresses is None:
+        for place, name in enumerate(NAMES[:3]):
+            checks.writable(name, tensors[name])
+            checks.apart(name, tensors[name], **{n: tensors[n] for n in NAMES[place + 1 :]})
+    best_x, best_loss = values[0], values[2]
+    known = addresses is not None or (best_x.numel() and plain(*values))
+    if not known or not native.usable("select_best_", best_x):
+        *results, better = reference(*values)
+        for target, result in zip(values, results, strict=False):
+            target.copy_(result)
         return better
-    names = ("best_x", "best_grad", "best_loss")
-    others = dict(zip(("x_adv", "grad", "loss"), new, strict=True))
-    for index, name in enumerate(names):
-        checks.writable(name, best[index])
-        rest = dict(zip(names[index + 1 :], best[index + 1 :], strict=True))
-        checks.apart(name, best[index], **rest, **others)
-    if best[0].numel() and plain(*best, *new) and native.usable("select_best_", best[0]):
-        return _select_dense(best, new)
-    *results, better = reference(best, new)
-    for target, result in zip(best, results, strict=True):
-        target.copy_(result)
-    return better
-
-
-def _select_dense(best: Triple, new: Triple) -> Tensor:
-    layouts = [layout_of(value) for value in best]
-    targets = [v.contiguous(memory_format=m) for v, m in zip(best, layouts, strict=True)]
-    sources = [v.contiguous(memory_format=m) for v, m in zip(new, layouts, strict=True)]
-    better = _run(targets[0], targets[2], [value.data_ptr() for value in (*targets, *sources)])
-    for value, target in zip(best, targets, strict=True):
+    dense = values
+    if addresses is None:
+        layouts = [layout_of(value) for value in values[:3]] * 2
+        dense = [v.contiguous(memory_format=m) for v, m in zip(values, layouts, strict=True)]
+        addresses = [value.data_ptr() for value in dense]
+    better = torch.empty(best_loss.shape, dtype=torch.bool, device=best_loss.device)
+    addresses.insert(3, better.data_ptr())
+    samples, code = best_x.shape[0], native.CODES[best_loss.dtype]
+    native.run("select_best", best_x, *addresses, samples, best_x.nbytes // samples, code)
+    for value, target in zip(values[:3], dense, strict=False):
         finish(value, target)
     return better
 
 
-def _run(best_x: Tensor, best_loss: Tensor, addresses: list[int]) -> Tensor:
-    """The kernel on dense memory, and which samples better."""
-    better = torch.empty(best_loss.shape, dtype=torch.bool, device=best_loss.device)
-    samples, row_bytes = best_x.shape[0], best_x.nbytes // best_x.shape[0]
-    addresses.insert(3, better.data_ptr())
-    code = native.code(best_loss.dtype)
-    native.run("select_best", best_x, *addresses, samples, row_bytes, code)
-    return better
-
-
-@torch.library.custom_op(
-    "roli_fast::select_best_", mutates_args=("best_x", "best_grad", "best_loss")
-)
-def select_best_op(  # noqa: PLR0913 - the op's own arguments
+@torch.library.custom_op("roli_fast::select_best_", mutates_args=NAMES[:3])
+def select_best_op(
     best_x: Tensor, best_grad: Tensor, best_loss: Tensor, x_adv: Tensor, grad: Tensor, loss: Tensor
 ) -> Tensor:
     """`ops.select_best_` without the check that autograd is off."""
-    _check((best_x, best_grad, best_loss), (x_adv, grad, loss))
-    return _select((best_x, best_grad, best_loss), (x_adv, grad, loss))
+    values = (best_x, best_grad, best_loss, x_adv, grad, loss)
+    tensors = dict(zip(NAMES, values, strict=True))
+    _check(**tensors)
+    return _select(**tensors)
 
 
 @select_best_op.register_fake
-def _(  # noqa: PLR0913 - the op's own arguments
-    best_x: Tensor, best_grad: Tensor, best_loss: Tensor, x_adv: Tensor, grad: Tensor, loss: Tensor
-) -> Tensor:
-    _check((best_x, best_grad, best_loss), (x_adv, grad, loss))
-    return torch.empty_like(loss, dtype=torch.bool, memory_format=torch.contiguous_format)
+def _(*values: Tensor) -> Tensor:
+    _check(**dict(zip(NAMES, values, strict=True)))
+    return torch.empty_like(values[5], dtype=torch.bool, memory_format=torch.contiguous_format)

@@ -5,8 +5,8 @@ from typing import Any
 
 from roli_fast.report.read import Run, Tree, at
 from roli_fast.report.subjects import Page
-from roli_fast.report.tables import Columns, Table, table
-from roli_fast.report.text import NONE, count, listed, radius, whole
+from roli_fast.report.tables import Table, table
+from roli_fast.report.text import NONE, count, listed, radius
 from roli_fast.running.folder import CONFIG
 
 FOLLOWS = {"ranli": "finetune", "ranli_matched": "ranli", "ft": "finetune"}
@@ -53,58 +53,18 @@ def configuration(run: Run) -> str:
     return (run.folder / CONFIG).read_text(encoding="utf-8")
 
 
-def _results(run: Run) -> list[Tree]:
+def results(run: Run) -> list[Tree]:
+    """Of all stages that finished."""
     return [stage for m in run.methods for seed in m.seeds for stage in seed.stages]
 
 
-def data(run: Run) -> str:
-    """Where the images are from, their size, and how many there are."""
-    given, parts = run.config.get("data") or {}, [data_text(run)]
-    if size := given.get("image_size"):
-        parts.append(f"images of {size} × {size}")
-    projected = ("probe", "finetune", "ranli", "ft")  # these draw images more than once
-    known = [at(s, "train_images") for s in _results(run)[-1:]]
-    if all(known) and not any(at(run.config, n, "gradient_projection") for n in projected):
-        images = known[0] / max(1, _results(run)[-1].get("epochs") or 1) if known else 0.5
-        parts += [f"{whole(images)} training images"] if images == int(images) else []
-    if run.summary:
-        parts.append(count(run.summary["test_images"], "test images"))
-    if given.get("max_per_class"):
-        parts.append(f"at most {given['max_per_class']} a class")
-    if given.get("root"):
-        parts.append(f"from {given['root']}")
-    return ", ".join(parts)
-
-
-def model(run: Run) -> str:
-    """The architecture, where its weights come from, and how many of them train."""
-    given = run.config.get("model") or {}
-    if source := run.config.get("source"):
-        classes = f" (classes {', '.join(map(str, c))})" if (c := source.get("classes")) else ""
-        how = "pretrained robustly" if at(run.config, "pretrain", "attack") else "pretrained"
-        start = f"{how} on {source.get('name')}{classes} in this run"
-    elif given.get("weights"):
-        start = f"weights {given['weights']}"
-    else:
-        start = "timm's pretrained weights" if given.get("pretrained") else "random weights"
-    parts = [str(given.get("name")), start]
-    if options := given.get("options"):
-        parts.append(", ".join(f"{name} {value}" for name, value in options.items()))
-    if sizes := [s["trainable_parameters"] for s in _results(run) if s.get("trainable_parameters")]:
-        parts.append(f"up to {whole(max(sizes))} parameters train")
-    return "; ".join(parts)
-
-
-def machine(environment: Tree) -> str:
-    """Device, processor, threads and versions."""
-    packages = environment.get("packages") or {}
-    parts = [str(environment.get("gpu") or environment.get("device"))]
-    parts.append(str(environment.get("processor")))
-    for name in ("threads", "processes"):
-        if environment.get(name):
-            parts.append(count(environment[name], name))
-    parts += [f"{name} {packages[name]}" for name in ("roli-fast", "torch") if packages.get(name)]
-    return ", ".join([*parts, f"Python {environment.get('python')}"])
+def training_images(run: Run) -> int | None:
+    """How many there are; None where a run that draws some more than once cannot tell."""
+    projected = ("probe", "finetune", "ranli", "ft")
+    last = (results(run) or [{}])[-1]
+    images = (last.get("train_images") or 0.5) / max(1, last.get("epochs") or 1)
+    known = not any(at(run.config, name, "gradient_projection") for name in projected)
+    return int(images) if known and images == int(images) else None
 
 
 def stages(run: Run) -> Table:
@@ -112,20 +72,11 @@ def stages(run: Run) -> Table:
     names = [name for method in run.methods for name in method.stages]
     if run.config.get("source") and names:
         names.insert(0, "pretrain")
-    found: Columns = {
-        "stage": lambda r: r["title"],
-        "epochs": lambda r: str(r["epochs"]),
-        "trains": lambda r: _named(r.get("tuning"), ("rank", "alpha")),
-        "objective": _objective,
-        "attack": lambda r: attack_text(r.get("attack")),
-        "optimiser": lambda r: _optimizer(r.get("optimizer") or {}),
-        "batch": lambda r: str(r.get("batch_size")),
-    }
-    return table(found, [row for name in dict.fromkeys(names) if (row := _stage(run, name))])
+    return table([row for name in dict.fromkeys(names) if (row := _stage(run, name))])
 
 
-def _stage(run: Run, name: str) -> Tree | None:
-    """The configuration of a stage, with its title; None where there is none."""
+def _stage(run: Run, name: str) -> dict[str, str] | None:
+    """A row of the table; None where the configuration has no such stage."""
     stage, title = run.config.get(name), name
     if stage is None and (other := FOLLOWS.get(name)):
         other = other if run.config.get(other) else "finetune"
@@ -134,8 +85,16 @@ def _stage(run: Run, name: str) -> Tree | None:
             stage = stage | {"attack": None, "objective": {"name": "adversarial"}}
     if not isinstance(stage, dict):
         return None
-    done = [s for s in _results(run) if s["name"] == name] or [stage]
-    return stage | {"title": title, "epochs": done[0].get("epochs")}
+    done = [s for s in results(run) if s["name"] == name] or [stage]
+    return {
+        "stage": title,
+        "epochs": str(done[0].get("epochs")),
+        "trains": _named(stage.get("tuning"), ("rank", "alpha")),
+        "objective": _objective(stage),
+        "attack": attack_text(stage.get("attack")),
+        "optimiser": _optimizer(stage.get("optimizer") or {}),
+        "batch": str(stage.get("batch_size")),
+    }
 
 
 def _objective(stage: Tree) -> str:
@@ -163,12 +122,12 @@ def differing(page: Page) -> Table:
     """Fields of the configurations that differ between the runs."""
     flat = [dict(_flat(run.config)) for run in page.runs]
     names = dict.fromkeys(name for one in flat for name in one if name.split(".")[0] not in ASIDE)
-    rows = [name for name in names if len({one.get(name) for one in flat}) > 1]
-    cells: Columns = {
-        name: lambda field, one=one: one.get(field, NONE)
-        for name, one in zip(page.names, flat, strict=True)
-    }
-    return table({"field": str, **cells}, rows)
+    return table(
+        {"field": name}
+        | {run: one.get(name, NONE) for run, one in zip(page.names, flat, strict=True)}
+        for name in names
+        if len({one.get(name) for one in flat}) > 1
+    )
 
 
 def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -126,7 +126,7 @@ def pretraining(run: Run) -> list[Chart]:
 
 def curves(subject: Subject) -> list[Tree]:
     """The curves of accuracy against the radius, of every seed that has one."""
-    return [a["curve"] for a in subject.analyses if a.get("curve")]
+    return [a["curve"] for a in subject.method.analyses if a.get("curve")]
 
 
 def curves_told(subjects: Sequence[Subject]) -> str:
@@ -207,7 +207,7 @@ def _norms(subjects: Sequence[Subject]) -> Chart:
     drawn = []
     for s in subjects:
         paths = []
-        for stages in (a["stages"] for a in s.analyses):
+        for stages in (a["stages"] for a in s.method.analyses):
             norms = values(stages[:1], "start", "head", "norm")
             norms += values(stages, "end", "head", "norm")
             if len(norms) == 1 + len(s.method.stages):
@@ -229,7 +229,7 @@ def _norms(subjects: Sequence[Subject]) -> Chart:
 
 def fits(subject: Subject, condition: str, when: str) -> list[Tree]:
     """Measures of calibration "before" or "after" a temperature, of every seed that has them."""
-    trees = [at(a, "calibration", condition, when) for a in subject.analyses]
+    trees = [at(a, "calibration", condition, when) for a in subject.method.analyses]
     return [tree for tree in trees if tree]
 
 
@@ -242,7 +242,7 @@ def reliability(subjects: Sequence[Subject]) -> tuple[list[Chart], list[Key]]:
             found = [fits(subject, condition, when) for when in ("before", "after")]
             errors = [values(measures, "ece") for measures in found]
             told = percent_over_seeds(errors[0])
-            if any(at(a, "calibration", condition, "fitted") for a in subject.analyses):
+            if any(at(a, "calibration", condition, "fitted") for a in subject.method.analyses):
                 told, keys = change(errors[0], errors[1], percent_over_seeds), [AS_TRAINED, SCALED]
             else:
                 found = found[:1]

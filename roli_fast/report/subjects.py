@@ -36,11 +36,6 @@ class Subject:
         """Its line in a legend."""
         return Key(self.label, self.look, self.dash)
 
-    @property
-    def analyses(self) -> list[Tree]:
-        """analysis.json of every seed that has one."""
-        return self.method.analyses
-
     def staged(self, stage: str) -> str:
         """ "RoLI, probe"; a method of one stage that is called as itself says it once."""
         alone = len(self.method.stages) == 1
@@ -89,12 +84,12 @@ class Page:
     @property
     def analysed(self) -> list[Subject]:
         """The subjects of which some stage was analysed."""
-        return [s for s in self.subjects if any(a["stages"] for a in s.analyses)]
+        return [s for s in self.subjects if any(a["stages"] for a in s.method.analyses)]
 
     @property
     def looked_at(self) -> str:
         """ "64 training and 64 validation images, attacked by pgd-10"."""
-        trees = [a for s in self.analysed for a in s.analyses]
+        trees = [a for s in self.analysed for a in s.method.analyses]
         told = [
             f"{a['images']['train']} training and {a['images']['validation']} validation images, "
             f"attacked by {a['attack']['label']}"
@@ -111,6 +106,6 @@ class Page:
 def steps(subjects: Sequence[Subject]) -> Iterator[tuple[Subject, str, list[Tree]]]:
     """(subject, stage, that stage's entry of every analysed seed)."""
     for subject in subjects:
-        stages = [stage for a in subject.analyses for stage in a["stages"]]
+        stages = [stage for a in subject.method.analyses for stage in a["stages"]]
         for name in dict.fromkeys(stage["name"] for stage in stages):
             yield subject, name, [stage for stage in stages if stage["name"] == name]

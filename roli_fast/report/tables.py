@@ -3,7 +3,7 @@
 What the headings mean stands in page/page.html.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
@@ -60,11 +60,16 @@ class Of(NamedTuple):
     told: str = ""
 
 
-def table(columns: Columns, rows: Sequence[Any]) -> Table:
-    """The texts of all columns over all rows; a column of which nothing is known is left out."""
-    found = {name: [says(row) for row in rows] for name, says in columns.items()}
-    found = {name: cells for name, cells in found.items() if {*cells} - {NONE} or not cells}
-    return Table(list(found), list(zip(*found.values(), strict=True)))
+def table(rows: Iterable[Mapping[str, str]]) -> Table:
+    """Rows as heading -> text; a column of which nothing is known is left out."""
+    found = list(rows)
+    names = [name for name in (found or [{}])[0] if {row[name] for row in found} - {NONE}]
+    return Table(names, [[row[name] for name in names] for row in found])
+
+
+def told(columns: Columns, rows: Sequence[Any]) -> Table:
+    """What every column says of every row."""
+    return table({name: says(row) for name, says in columns.items()} for row in rows)
 
 
 def over(*path: str | int, one: Callable[[Sequence[float]], str] = over_seeds) -> Says:
@@ -99,79 +104,83 @@ def columns(subjects: Sequence[Subject]) -> list[str]:
     return list(dict.fromkeys(c for test in tests for c in at(test, "robust_accuracy") or ()))
 
 
-def _shares(page: Page, one: Callable[[Any, str], str]) -> Columns:
-    """A column for clean images and each attack."""
-    robust = {f"robust, {c}": lambda row, c=c: one(row, c) for c in columns(page.subjects)}
-    return {"clean": lambda row: one(row, "clean")} | robust
+def _shares(page: Page, one: Callable[[str], str]) -> dict[str, str]:
+    """Heading -> text of clean images and of each attack."""
+    return {"clean": one("clean")} | {f"robust, {c}": one(c) for c in columns(page.subjects)}
 
 
 def accuracy(page: Page) -> Table:
     """Test accuracy of every method: the table that methods are compared by."""
+    return table(_tested(page, s) for s in page.tested)
 
-    def within(s: Subject, column: str) -> str:
-        return percent_within(share(s.method.test, column), spreads(s.method.test).get(column))
 
-    def stages(s: Subject) -> str:
-        return " + ".join(f"{t['name']} {t['epochs']}" for t in s.method.seeds[0].stages)
-
-    def time(s: Subject) -> str:
-        return duration(mean(sum(t["train_seconds"] for t in x.stages) for x in s.method.seeds))
-
-    head = {"method": LABEL, **_shares(page, within), "seeds": lambda s: str(len(s.method.seeds))}
-    return table(head | {"stages and epochs": stages, "training time": time}, page.tested)
+def _tested(page: Page, s: Subject) -> dict[str, str]:
+    test, spread, seeds = s.method.test, spreads(s.method.test), s.method.seeds
+    times = [sum(stage["train_seconds"] for stage in seed.stages) for seed in seeds]
+    stages = [f"{stage['name']} {stage['epochs']}" for stage in seeds[0].stages]
+    return {
+        "method": s.label,
+        **_shares(page, lambda column: percent_within(share(test, column), spread.get(column))),
+        "seeds": str(len(seeds)),
+        "stages and epochs": " + ".join(stages),
+        "training time": duration(mean(times)),
+    }
 
 
 def comparisons(page: Page) -> Table:
     """The paired tests of every run."""
-    rows = [
-        (f"{name}: " if page.several else "", entry)
+    return table(
+        {
+            "methods": (f"{name}: " if page.several else "")
+            + " − ".join(map(method_name, entry["methods"])),
+            "attack": entry["attack"],
+            "difference": points(entry["difference"]),
+            "p": p_value(entry["p_value"]),
+            "test": entry["test"],
+        }
         for name, run in zip(page.names, page.runs, strict=True)
         for entry in run.summary.get("comparisons") or ()
-    ]
-    head: Columns = {
-        "methods": lambda r: r[0] + " − ".join(map(method_name, r[1]["methods"])),
-        "attack": lambda r: r[1]["attack"],
-        "difference": lambda r: points(r[1]["difference"]),
-        "p": lambda r: p_value(r[1]["p_value"]),
-        "test": lambda r: r[1]["test"],
-    }
-    return table(head, rows)
+    )
 
 
 def per_seed(page: Page) -> Table:
     """What every seed has, also of an unfinished run."""
-    head: Columns = {
-        "method": lambda r: r[0],
-        "seed": lambda r: str(r[1].number),
-        "last stage": lambda r: str(at(r[1].stages, -1, "name") or NONE),
-        "validation": lambda r: percent(at(r[1].stages, -1, "best_validation_accuracy")),
-        **_shares(page, lambda r, column: percent(share(r[1].test, column))),
-    }
-    return table(head, [(s.label, seed) for s in page.subjects for seed in s.method.seeds])
+    return table(
+        {
+            "method": s.label,
+            "seed": str(seed.number),
+            "last stage": str(at(seed.stages, -1, "name") or NONE),
+            "validation": percent(at(seed.stages, -1, "best_validation_accuracy")),
+            **_shares(page, lambda c, test=seed.test: percent(share(test, c))),
+        }
+        for s in page.subjects
+        for seed in s.method.seeds
+    )
 
 
 def sweep(run: Run) -> Table:
     """The cells of a sweep, and which were chosen."""
-    head: Columns = {
-        "cell": lambda r: str(r["cell"]),
-        "method": lambda r: method_name(r["method"]),
-        "validation": lambda r: percent_within(r["validation_accuracy"], r["sd"]),
-        "outcome": lambda r: "chosen" if r["chosen"] else "diverged" if r["diverged"] else "",
-    }
-    return table(head, at(run.summary, "sweep", "cells") or ())
+    return table(
+        {
+            "cell": str(cell["cell"]),
+            "method": method_name(cell["method"]),
+            "validation": percent_within(cell["validation_accuracy"], cell["sd"]),
+            "outcome": "chosen" if cell["chosen"] else "diverged" if cell["diverged"] else "",
+        }
+        for cell in at(run.summary, "sweep", "cells") or ()
+    )
 
 
 def curve(page: Page, norm: str) -> Table:
     """Accuracy at every radius of a norm, a column a subject."""
-    found = [(s, [c for c in plots.curves(s) if c["norm"] == norm]) for s in page.subjects]
-    drawn = [(s, plots.radii(own)) for s, own in found if own]
-    shares: Columns = {
-        s.label: lambda x, own=own: percent_over_seeds(values(own.get(x, ()), "accuracy"))
-        for s, own in drawn
-    }
+    curves = [(s, [c for c in plots.curves(s) if c["norm"] == norm]) for s in page.subjects]
+    shown = [(s.label, plots.radii(own)) for s, own in curves if own]
     unit = "radius in 1/255" if norm == "linf" else "radius"
-    rows = sorted({x for _, own in drawn for x in own})
-    return table({unit: lambda x: f"{x:.4g}", **shares}, rows)
+    return table(
+        {unit: f"{x:.4g}"}
+        | {name: percent_over_seeds(values(own.get(x, ()), "accuracy")) for name, own in shown}
+        for x in sorted({x for _, own in shown for x in own})
+    )
 
 
 def _interval(entry: Tree | None) -> str:
@@ -181,36 +190,44 @@ def _interval(entry: Tree | None) -> str:
     return f"{percent(entry['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def evaluated(tree: Tree) -> str:
+    """The model of an evaluation."""
+    return str(at(tree, "model", "source") or at(tree, "model", "file"))
+
+
 def evaluations(run: Run) -> Table:
     """What each evaluation of a run found: a row for every norm, and one for their union."""
     rows = []
     for name, tree in run.evaluations.items():
         norms = [(radius(n, e.get("eps")), e.get("robust")) for n, e in tree["norms"].items()]
         norms += [("union", tree.get("union"))] * (len(norms) > 1)
-        model = str(at(tree, "model", "source") or at(tree, "model", "file"))
-        rows += [(name, "/".join(model.split("/")[-3:]), tree, *norm) for norm in norms]
-    head: Columns = {
-        "evaluation": lambda r: r[0],
-        "model": lambda r: r[1],
-        "attacks": lambda r: " + ".join(str(a.get("name")) for a in r[2].get("attacks") or ()),
-        "threat": lambda r: r[3],
-        "images": lambda r: whole(r[2]["images"]),
-        "clean": lambda r: _interval(r[2]["clean"]),
-        "robust": lambda r: _interval(r[4]),
-    }
-    return table(head, rows)
+        rows += [
+            {
+                "evaluation": name,
+                "model": "/".join(evaluated(tree).split("/")[-3:]),
+                "attacks": " + ".join(str(a.get("name")) for a in tree.get("attacks") or ()),
+                "threat": threat,
+                "images": whole(tree["images"]),
+                "clean": _interval(tree["clean"]),
+                "robust": _interval(robust),
+            }
+            for threat, robust in norms
+        ]
+    return table(rows)
 
 
 def searches(tree: Tree) -> Table:
     """Every attack of an evaluation, and what it found of the images that were left to it."""
-    head: Columns = {
-        "attack": lambda r: str(r[1]["part"]),
-        "norm": lambda r: r[0],
-        "images left": lambda r: whole(r[1]["attacked"]),
-        "fooled": lambda r: whole(r[1]["fooled"]),
-    }
-    norms = tree["norms"].items()
-    return table(head, [(norm, s) for norm, e in norms for s in e.get("searches") or ()])
+    return table(
+        {
+            "attack": str(one["part"]),
+            "norm": norm,
+            "images left": whole(one["attacked"]),
+            "fooled": whole(one["fooled"]),
+        }
+        for norm, entry in tree["norms"].items()
+        for one in entry.get("searches") or ()
+    )
 
 
 TOGETHER = {
@@ -226,20 +243,21 @@ def unseen(tree: Tree) -> Table:
     alone = found.get("attacks") or ()
     rows = [(f"{e['attack']}, {radius(e['norm'], e['eps'])}", e["robust"]) for e in alone]
     rows += [(text, found[name]) for name, text in TOGETHER.items() if found.get(name)]
-    return table({"right under": lambda r: r[0], "accuracy": lambda r: _interval(r[1])}, rows)
+    return table({"right under": name, "accuracy": _interval(entry)} for name, entry in rows)
 
 
 def corruptions(tree: Tree) -> Table:
     """Accuracy on corrupted images by kind and severity, and on a second data set."""
-    found = at(tree, "shifts", "corruptions") or {}
+    found = dict(at(tree, "shifts", "corruptions") or {})
     severities = sorted({severity for levels in found.values() for severity in levels})
-    head: dict[str, Says] = {"images": lambda r: r[0]}
-    head |= {f"severity {s}": lambda r, s=s: percent(at(r[1], s, "accuracy")) for s in severities}
-    head["mean"] = lambda r: percent(mean(values(list(r[1].values()), "accuracy")))
-    rows = list(found.items())
     if other := at(tree, "shifts", "ood"):
-        rows.append(("the second data set", {"": other}))
-    return table(head, rows)
+        found["the second data set"] = {"": other}
+    return table(
+        {"images": kind}
+        | {f"severity {s}": percent(at(levels, s, "accuracy")) for s in severities}
+        | {"mean": percent(mean(values(list(levels.values()), "accuracy")))}
+        for kind, levels in found.items()
+    )
 
 
 def _rows_of_classes(row: Of) -> str:
@@ -438,7 +456,7 @@ def fits(page: Page) -> list[Of]:
         Of(s.label, found, word)
         for s in page.subjects
         for condition, word in CONDITIONS.items()
-        if (found := [f for a in s.analyses if (f := at(a, "calibration", condition))])
+        if (found := [f for a in s.method.analyses if (f := at(a, "calibration", condition))])
     ]
 
 

@@ -90,7 +90,7 @@ def evaluate(run: Run) -> str:
 
 def notes(page: Page) -> list[str]:
     """What the analyses have to say, each once."""
-    trees = [a for s in page.subjects for a in s.analyses]
+    trees = [a for s in page.subjects for a in s.method.analyses]
     return list(dict.fromkeys(note for a in trees for note in a.get("notes") or ()))
 
 

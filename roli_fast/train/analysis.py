@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ SHARE = 0.05
 LEAST, LEAST_CALIBRATION = 32, 128
 """Images of a split below which parts are left out instead, and those that calibration needs: no
 temperature is fitted to fewer than 100."""
+
+MOST = 1000
+"""Images of a split where the run itself was to have no analysis, and it is asked for later."""
 
 MOST_PASSES = 400
 """An attack of more passes an image makes way for the validation's."""
@@ -109,19 +113,17 @@ def plan(experiment: Experiment, splits: Splits, images: int | None = None) -> P
     attack, notes = _attack(experiment, splits.num_classes)
     if images:
         return Plan(attack, images, images, notes=notes)
-    most, allowed = experiment.analysis_images, SHARE * _training(experiment, splits)
-    for left_out in LEFT_OUT:
-        points = most
-        while True:
-            found = Plan(attack, points, min(most, max(points, LEAST_CALIBRATION)), left_out, notes)
-            fits = _passes(experiment, splits, found) <= allowed
-            if fits or points <= LEAST:
-                break
-            points = max(LEAST, points * 9 // 10)
-        if fits:
+    allowed, counts = SHARE * _training(experiment, splits), [experiment.analysis_images or MOST]
+    while counts[-1] > LEAST:
+        counts.append(max(LEAST, counts[-1] * 9 // 10))
+    found = Plan(attack, 1, 1)
+    for left_out, points in product(LEFT_OUT, counts):
+        calibration = min(counts[0], max(points, LEAST_CALIBRATION))
+        found = Plan(attack, points, calibration, left_out, notes)
+        if _passes(experiment, splits, found) <= allowed:
             break
-    if left_out:
-        what, command = ", ".join(left_out), "python -m roli_fast.analyze RUN --images"
+    if found.left_out:
+        what, command = ", ".join(found.left_out), "python -m roli_fast.analyze RUN --images"
         note = f"left out, for it would take more than a twentieth of the training: {what}"
         found = replace(found, notes=(*notes, f"{note}; {command} {LEAST_CALIBRATION} makes it"))
     return found

@@ -1,19 +1,17 @@
 """APGD's schedule against numbers worked by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from roli_fast import ops
-from roli_fast.attacks.apgd_schedule import (
-    Halving,
-    Sparsity,
-    checkpoints,
-    large_radius_stages,
-    sparse_checkpoints,
-)
+from roli_fast.attacks.apgd import large_radius_stages
+from roli_fast.attacks.apgd_search import Halving, Sparsity, checkpoints, sparse_checkpoints
 from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Samples
 from roli_fast.norms import NORMS
+
+BOX = (0.0, 1.0)
 
 
 def samples(count: int, entries: int = 10) -> Samples:
@@ -51,11 +49,17 @@ def test_large_radius_stages(steps: int, stages: tuple[int, ...]) -> None:
 
 class TestHalving:
     def begin(self, loss: list[float], looks: dict[int, int]) -> Halving:
-        return Halving.begin(NORMS["linf"], looks, 0.75, samples(len(loss)), torch.tensor(loss))
+        given = samples(len(loss)), torch.tensor(loss)
+        return Halving.begin(NORMS["linf"], BOX, looks, 0.75, *given)
+
+    def observe(self, control: Halving, step: int, loss: list[float], best: list[float]) -> Any:
+        nothing = torch.empty(len(loss), 10)
+        given = torch.tensor(loss), nothing, torch.tensor(best), samples(len(loss))
+        return control.observe(step, *given)
 
     def test_the_first_step_is_two_eps(self) -> None:
         control = self.begin([0.0], {})
-        assert control.step_size.tolist() == [1.0] and control.step is ops.apgd_linf_step_
+        assert control.step_size.tolist() == [1.0]
 
     def test_a_step_is_halved_unless_more_than_three_quarters_of_the_steps_helped(self) -> None:
         """Of four steps 4, 3 and 2 raise the loss; all losses are above 0, where the count begins.
@@ -63,41 +67,36 @@ class TestHalving:
         Only 4 > 0.75 * 4.
         """
         control = self.begin([0.5, 0.5, 0.5], {6: 4})
-        for loss in ([1.0, 1.0, 1.0], [2.0, 0.9, 0.9], [3.0, 2.0, 0.8], [4.0, 3.0, 2.0]):
-            control.observe(torch.tensor(loss))
-        arguments = torch.empty(3, 10), torch.tensor([4.0, 3.0, 2.0]), torch.empty(3, 10)
-        assert control.look_back(5, *arguments) is None  # it is not time
-        back = control.look_back(6, *arguments)
-        assert back is not None and back.tolist() == [False, True, True]
+        for loss in ([1.0, 1.0, 1.0], [2.0, 0.9, 0.9], [3.0, 2.0, 0.8]):
+            assert self.observe(control, 5, loss, loss) is None  # it is not time
+        back = self.observe(control, 6, [4.0, 3.0, 2.0], [4.0, 3.0, 2.0])
+        assert back.tolist() == [False, True, True]
         assert control.step_size.tolist() == [1.0, 0.5, 0.5]
         assert control.increases.tolist() == [0, 0, 0]
 
     def test_the_first_loss_is_compared_with_zero(self) -> None:
         """As in the authors' code: a DLR of -1 is no increase over a start of -2."""
         control = self.begin([-2.0], {})
-        control.observe(torch.tensor([-1.0]))
+        self.observe(control, 1, [-1.0], [-1.0])
         assert control.increases.tolist() == [0]
-        control.observe(torch.tensor([-0.5]))
+        self.observe(control, 2, [-0.5], [-0.5])
         assert control.increases.tolist() == [1]
 
     def test_a_step_that_was_kept_and_brought_no_new_best_is_halved(self) -> None:
         """Two looks, one step each, the loss rising to the same best: kept, then halved, then kept
         for once, for a step just halved may need more than one period."""
         control = self.begin([9.0], {1: 1})
-        nothing = torch.empty(1, 10)
-        seen = []
-        for loss in (1.0, 2.0, 3.0, 4.0):
-            control.observe(torch.tensor([loss]))
-            back = control.look_back(1, nothing, torch.tensor([9.0]), nothing)
-            assert back is not None
-            seen.append(back.item())
+        seen = [self.observe(control, 1, [loss], [9.0]).item() for loss in (1.0, 2.0, 3.0, 4.0)]
         assert seen == [False, True, False, True]
         assert control.step_size.tolist() == [0.25]
 
 
 class TestSparsity:
+    def begin(self, looks: dict[int, int], density: float | None, part: Any, start: Any) -> Any:
+        return Sparsity.begin(NORMS["l1"], BOX, looks, density, part, start)
+
     def test_it_starts_with_eps_and_counts_all_entries(self) -> None:
-        control = Sparsity.begin(NORMS["l1"], {}, samples(2), 0.2)
+        control = self.begin({}, 0.2, samples(2), samples(2).x)
         assert control.step_size.tolist() == [0.5, 0.5]
         assert control.density.tolist() == pytest.approx([0.2, 0.2])
         assert control.changed.tolist() == [10, 10]
@@ -106,21 +105,22 @@ class TestSparsity:
         part = samples(1)
         start = part.x.clone()
         start[0, :3] += 0.1
-        control = Sparsity.from_start(NORMS["l1"], {}, part, start)
+        control = self.begin({}, None, part, start)
         assert control.density.tolist() == pytest.approx([3 / 10 / 1.5])
         assert control.changed.tolist() == [3]
 
     def test_sparser_means_long_steps_from_the_best_and_else_shorter_ones(self) -> None:
         """Changed entries 10 -> 9 (0.9 < 0.95: restart) and 10 -> 10."""
         part = samples(2)
-        control = Sparsity.begin(NORMS["l1"], {1: 1}, part, 0.2)
+        control = self.begin({1: 1}, 0.2, part, part.x)
+        loss = torch.zeros(2)
         best = part.x + 0.01
         best[0, 0] = 0.5
-        assert control.look_back(2, best, torch.zeros(2), part.x) is None  # it is not time
-        back = control.look_back(1, best, torch.zeros(2), part.x)
+        assert control.observe(2, loss, best, loss, part) is None  # it is not time
+        back = control.observe(1, loss, best, loss, part)
         assert back is not None and back.tolist() == [True, False]
         assert control.step_size.tolist() == pytest.approx([0.5, 0.5 / 1.5])
         assert control.density.tolist() == pytest.approx([0.6, 10 / 15])
         for _ in range(10):
-            control.look_back(1, best, torch.zeros(2), part.x)
+            control.observe(1, loss, best, loss, part)
         assert control.step_size.tolist() == pytest.approx([0.05, 0.05])  # a tenth of eps

@@ -9,13 +9,12 @@ from tiny_models import untouched
 from torch import Tensor, nn
 from wavy import Wavy, pictures, predicted
 
-from roli_fast.attacks import APGD, APGDT, ATTACKS, Attack, AttackResult, AutoAttack
+from roli_fast.attacks import APGD, APGDT, Attack, AttackResult, AutoAttack
 from roli_fast.attacks.base import AttackInputs
 from roli_fast.attacks.ensemble import AttackState, search_in_turn
 from roli_fast.compat.original_draws import ORIGINALS, OriginalAutoAttack
 from roli_fast.engine import Cost, Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.threat import ThreatModel
 
 EPS = {"linf": 0.02, "l2": 0.12, "l1": 0.8}
 QUICK: dict[str, Any] = dict(steps=4, n_queries=10)
@@ -77,31 +76,6 @@ def test_the_protocol_of_multi_norm_papers_is_ten_runs_of_apgd(norm: str) -> Non
 def test_the_official_draws_are_every_components() -> None:
     parts: list[Any] = list(OriginalAutoAttack(version="plus", seed=7).parts)
     assert {(type(part) in ORIGINALS.values(), part.seed) for part in parts} == {(True, 7)}
-
-
-def test_a_custom_one_runs_what_is_named_in_that_order() -> None:
-    attack = AutoAttack(version="custom", attacks=("square", "fab"), **QUICK)
-    assert [part.label for part in attack.parts] == ["square-10", "fab-4"]
-    assert attack.label == "autoattack-square+fab-4-q10"
-    assert ATTACKS["autoattack"] is AutoAttack
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(version="fast"), "`version`: expected .*'standard'.*got 'fast'"),
-        (dict(attacks=("fab",)), "`attacks`: expected none.*version='custom'"),
-        (dict(version="custom"), "`attacks`: expected some of: apgd-ce.*got"),
-        (dict(version="custom", attacks=("pgd",)), "`attacks`: expected some of: apgd-ce.*pgd"),
-        (dict(version="custom", attacks=("fab", "fab")), "`attacks`: expected each .* once"),
-        (dict(steps=0), "`steps`: expected"),
-        (dict(n_queries=0), "`n_queries`: expected"),
-        (dict(norm="l1", steps=1), "`steps`: expected .*large_radius"),
-    ],
-)
-def test_what_it_cannot_be_is_named(options: Any, message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        AutoAttack(**options)
 
 
 @dataclass(frozen=True)
@@ -174,8 +148,10 @@ def test_each_part_gets_what_is_left_and_what_it_says_is_checked(asked: AttackIn
     assert result.cost == Cost(1 + 3 * 2 + 2, 3)  # the third found nothing to ask about
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("version", ["standard", "plus", "rand", "apgd"])
+@pytest.mark.parametrize(
+    ("version", "norm"),
+    [("standard", "linf"), ("standard", "l1"), ("plus", "l2"), ("rand", "linf"), ("apgd", "l1")],
+)
 def test_it_fools_at_least_whom_its_components_fool(norm: str, version: Any) -> None:
     model, x = Wavy(), pictures(12)
     y = predicted(model, x)
@@ -198,19 +174,6 @@ def test_nobody_is_left_and_nobody_comes() -> None:
     result = AutoAttack(norm="linf", eps=0.02, **QUICK).run(model, x, wrong)
     assert result.cost == Cost(1, 0) and torch.equal(result.x_adv, x)
     assert AutoAttack(**QUICK).run(model, x[:0], wrong[:0]).x_adv.shape == (0, 3, 8, 8)
-
-
-def test_a_samples_answer_does_not_depend_on_its_batch() -> None:
-    model, x = Wavy(), pictures(9)
-    y, ids = predicted(model, x), torch.arange(9)
-    attack = AutoAttack(norm="linf", eps=EPS["linf"], **QUICK)
-    whole = attack.run(model, x, y, torch.Generator().manual_seed(1))
-    assert whole.fooled is not None and 0 < whole.fooled.sum() < 9
-    order = torch.tensor([5, 2, 8])
-    some = attack.run(
-        model, x[order], y[order], torch.Generator().manual_seed(1), sample_ids=ids[order]
-    )
-    assert torch.equal(some.x_adv, whole.x_adv[order])
 
 
 def test_the_generator_moves_on_alike_whatever_is_found() -> None:
@@ -244,11 +207,10 @@ class FewClasses(nn.Module):
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-@pytest.mark.parametrize("version", ["standard", "plus"])
-def test_few_classes_are_followed(classes: int, version: Any) -> None:
+def test_few_classes_are_followed(classes: int) -> None:
     model, x = FewClasses(classes), pictures(6)
     y = predicted(model, x)
-    attack = AutoAttack(norm="linf", eps=1e-5, version=version, steps=2, n_queries=2)
+    attack = AutoAttack(norm="linf", eps=1e-5, steps=2, n_queries=2)
     notes = attack.run(model, x, y, torch.Generator().manual_seed(0)).notes
     assert f"apgd-t-dlr-2: {classes - 1} targets, not 9: there are {classes} classes" in notes
     fallback = f"apgd-t-dlr-2: loss dlr needs 4 classes, the model has {classes}: margin was taken"
@@ -298,8 +260,3 @@ def test_models_that_cannot_be_attacked(change: Any, message: str) -> None:
     with untouched(model), pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         y, generator = torch.zeros(2, dtype=torch.int64), torch.Generator().manual_seed(0)
         AutoAttack(**QUICK)(model, pictures(2), y, generator)
-
-
-def test_the_threat_can_come_later() -> None:
-    attack = AutoAttack(norm=None, eps=None, bounds=None).under(ThreatModel("l1", 12.0))
-    assert [part.label for part in attack.parts][0] == "apgd-ce-100-r5-large"

@@ -7,7 +7,6 @@ import torch
 from tiny_models import images
 
 from roli_fast.attacks.objective import (
-    LOSSES,
     Goal,
     check_target,
     choose,
@@ -26,10 +25,6 @@ NAN = float("nan")
 
 def logits(classes: int = 4) -> torch.Tensor:
     return 4 * images(4, classes, seed=3) - 2
-
-
-def test_the_table() -> None:
-    assert LOSSES.names() == ("ce", "dlr", "kl", "margin")
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 from one_by_one import OneByOne
-from torch import Tensor
 from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, FGSM, PGD, Attack, Square
 from roli_fast.engine import Engine
-from roli_fast.norms import NORMS
 
 POOL, SIZE = 17, 4
 X = pictures(POOL, torch.float32)
@@ -125,15 +123,3 @@ def test_a_pool_of_many_radii_in_one_call() -> None:
     for rows, radius in zip(together.view(3, POOL), radii, strict=True):
         alone = attack.run(model, X, Y, source(), eps=torch.full((POOL,), radius)).fooled
         assert alone is not None and torch.equal(rows, alone)
-
-
-@pytest.mark.parametrize("attack", [*IN_STEP[:3], IN_STEP[7], *IN_TURN[:4]], ids=name)
-def test_a_search_in_bf16_stays_in_the_fp32_ball(attack: Any) -> None:
-    seen: list[Tensor] = []
-    net = Wavy(dtype=torch.float32)
-    net.register_forward_hook(lambda _m, _x, logits: seen.append(logits))
-    result = attack.run(Engine(batch_size=5, dtype=torch.bfloat16).bind(net), X, Y, source())
-    assert {logits.dtype for logits in seen} == {torch.bfloat16}
-    assert result.x_adv.dtype == torch.float32
-    assert (NORMS[attack.norm].distance(result.x_adv, X) <= torch.tensor(attack.eps).double()).all()
-    assert result.fooled is None or 1 < result.fooled.sum() < POOL

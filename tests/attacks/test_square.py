@@ -31,8 +31,9 @@ def within(norm: str, x_adv: Tensor, x: Tensor, eps: float) -> bool:
     return bool(inside) and 0 <= x_adv.min().item() and x_adv.max().item() <= 1
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("loss", ["margin", "ce"])
+@pytest.mark.parametrize(
+    ("norm", "loss"), [("linf", "margin"), ("linf", "ce"), ("l2", "ce"), ("l1", "margin")]
+)
 def test_flags_queries_and_images_are_true(norm: str, loss: str) -> None:
     model = Net()
     x, y = batch(16, model)
@@ -214,22 +215,6 @@ def test_logits_that_break_down_count_as_fooled_and_nothing_is_raised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"n_queries": 0}, "n_queries"),
-        ({"restarts": -1}, "restarts"),
-        ({"p_init": 0}, "p_init"),
-        ({"p_init": "1"}, "p_init"),
-        ({"loss": "dlr"}, "loss"),
-    ],
-    ids=str,
-)
-def test_wrong_fields(options: dict[str, Any], name: str) -> None:
-    with pytest.raises(ArgumentError, match=f"`{name}`: expected .*, got "):
-        Square(**options)
-
-
-@pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
         ((2, 3, 4, 4, 4), {}, r"`x`: expected a batch \(B, C, H, W\)"),
@@ -327,7 +312,7 @@ def test_a_samples_numbers_are_its_own() -> None:
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3, 40])
+@pytest.mark.parametrize("channels", [1, 40])
 def test_numbers_are_even(channels: int) -> None:
     draws = SampleDraws(("even",), torch.arange(4000))
     proposal = draws.query(7, (4, 0), channels)

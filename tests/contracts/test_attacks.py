@@ -149,6 +149,15 @@ def test_draws_depend_on_the_generator_alone(attack: Attack) -> None:
         assert torch.equal(attack(model, X, Y, generator(1)), first)
 
 
+def test_the_generator_moves_on_alike_whatever_is_found(kind: type[Attack]) -> None:
+    states = []
+    for eps in (1e-5, 0.5):
+        source = generator()
+        short(kind, "linf", eps, restarts=3)(Mixed(), X, Y, source)
+        states.append(source.get_state())
+    assert torch.equal(*states)
+
+
 def test_without_a_generator_the_global_seed_decides(attack: Attack) -> None:
     with torch.random.fork_rng():
         results = []

@@ -173,16 +173,6 @@ def test_the_compiled_function_goes_with_the_model(backend: Backend) -> None:
     assert gone() is None
 
 
-def test_torch_that_compiles_nothing_here(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiled, "BACKEND", "no such backend")
-    model = Mixed()
-    assert close(both(model)) and close(both(model))
-    text = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(text) == 1 and "no such backend" in text[0]
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_by_a_real_compiler() -> None:

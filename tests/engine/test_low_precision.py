@@ -587,14 +587,6 @@ class TestChannelsLast:
         else:
             assert (cosine(grad, truth) > 0.99).all()
 
-    def test_fp64_models_too(self) -> None:
-        model = Layout().double()
-        with InputGradient(model) as engine:
-            truth = engine(self.X.double(), self.Y)[0]
-        with InputGradient(Engine(channels_last=True).bind(model)) as engine:
-            assert torch.allclose(engine(self.X.double(), self.Y)[0], truth, rtol=1e-12, atol=1e-15)
-        assert model.seen[-1] == (True, True, True)
-
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -13,6 +13,7 @@ from building import missing
 from roli_fast import ops
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests" / "ops"))  # for the cases of the ops
 
 
 @pytest.fixture

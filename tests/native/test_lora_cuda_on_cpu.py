@@ -13,7 +13,7 @@ from building import EMULATOR, compiled
 from references import reference
 from torch import Tensor
 
-from roli_fast.ops import lora, lora_merge
+from roli_fast.ops import lora
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SEED = torch.tensor([-77])
@@ -131,27 +131,27 @@ def test_the_call_from_python(library, monkeypatch, rows, with_ds):
         )
 
     monkeypatch.setattr(lora.native, "run", emulate)
-    monkeypatch.setattr(lora.native, "lora_workspace", lambda *sizes: 1)  # it has its own
+    monkeypatch.setattr(lora.native, "workspace", lambda like, *sizes: like)  # it has its own
     draw, covered = torch.Generator().manual_seed(0), sum(stop - start for start, stop in rows)
     sizes = ((50, 32), (50, 48), (3 * len(rows), 32), (covered, 3))
     x, dy, a, b = (aligned(torch.randn(s, generator=draw).bfloat16()) for s in sizes)
     branch = lora.Branch(0.75, 0.3, rows, x.dtype)
-    found = lora._one_pass_gradients(x, dy, a, b, SEED, branch, with_ds=with_ds)
-    assert (found.ds is not None) == with_ds
+    da, db, ds = lora._one_pass_gradients(x, dy, a, b, SEED, branch, with_ds=with_ds)
+    assert (ds is not None) == with_ds
     wide_a, wide_b = (v.double().requires_grad_() for v in (a, b))
     weight, seen = torch.zeros(48, 32).double(), reference.lora_dropout(x, SEED, 0.3).double()
     y = lora.lora_apply(seen, seen, weight, None, wide_a, wide_b, branch)
     y.backward(dy.double())
-    close(found.a, wide_a.grad, 2**-8)
-    close(found.b, wide_b.grad, 2**-8)
+    close(da, wide_a.grad, 2**-8)
+    close(db, wide_b.grad, 2**-8)
 
 
 def test_the_parts_of_a_merge_from_python():
     """Every row of the buffer belongs to one part, with the factors of its range."""
     weight, merged = torch.randn(24, 8), torch.zeros(24, 8)
     a, b, keep = torch.randn(6, 8), torch.randn(10, 3), []
-    layer = lora_merge.Layer(merged, weight, a, b, 0.5, ((18, 24), (1, 5)))
-    parts = lora_merge._parts(layer, keep)
+    layer = lora.Layer(merged, weight, a, b, 0.5, ((18, 24), (1, 5)))
+    parts = lora._parts(layer, keep)
     base, found = merged.data_ptr(), []
     for at_weight, at_merged, at_a, at_b, rows, width, rank, scale in parts:
         start = (at_merged - base) // 32

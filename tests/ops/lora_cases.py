@@ -11,6 +11,18 @@ ROWS = {
 }
 OUT, IN, RANK = 24, 20, 3
 
+LORA = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-5,
+    torch.float16: 2.5e-2,
+    torch.bfloat16: 2e-1,
+}
+"""LoRA layers of width 20 with standard normal inputs, outputs of magnitude up to 20.
+
+The inner products, the output and, where it is merged, the weight are each rounded to the dtype:
+three to four roundings of numbers below 20 at most, 2^-9 (bf16), 2^-12 (fp16) or 2^-25 of each.
+"""
+
 
 def seeded(number: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)

@@ -1,174 +1,266 @@
-"""What linf_step_ and linf_random_start refuse, and that the message names the argument."""
+"""What the ops refuse, and that the message names the argument; test_fuzz.py tries many more."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from cases import STARTS, UPDATES, amounts, batch
+from lora_cases import layer
 
 from roli_fast import ops
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
 SHAPE = (2, 3, 4, 5)
+SELECT = ("best_x", "best_grad", "best_loss", "x_adv", "grad", "loss")
+NAMES = (*UPDATES, "select_best_", *STARTS)
+WRITTEN = {"select_best_": SELECT[:3]} | {name: op.tensors[:1] for name, op in UPDATES.items()}
+REFUSED = (ArgumentError, ArgumentTypeError)
 
 
-def good() -> dict:
+def good(name: str) -> dict:
+    """Arguments of a call, the written ones first."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(SHAPE, generator=generator)
-    return {
-        "x_adv": x.clone(),
-        "grad": torch.randn(SHAPE, generator=generator),
-        "x": x,
-        "eps": 8 / 255,
-        "step_size": 2 / 255,
-        "bounds": (0.0, 1.0),
-    }
+    if name == "select_best_":
+        shapes = [SHAPE, SHAPE, (2,)] * 2
+        values = [torch.randn(shape, generator=generator) for shape in shapes]
+        return dict(zip(SELECT, values, strict=True))
+    if name in STARTS:
+        return {"x": torch.rand(SHAPE, generator=generator), "eps": 0.3, "bounds": (0.0, 1.0)}
+    op = UPDATES[name]
+    tensors = zip(op.tensors, batch(op, SHAPE, torch.float32), strict=True)
+    return dict(tensors) | amounts(op, 0.3) | {"bounds": (0.0, 1.0)}
 
 
-def call(arguments: dict) -> torch.Tensor:
-    positional = [arguments.pop(name) for name in ("x_adv", "grad", "x")]
-    return ops.linf_step_(*positional, **arguments)
+def call(name: str, arguments: dict) -> torch.Tensor:
+    return getattr(ops, name)(**arguments)
 
 
-ANYTHING_BUT_A_TENSOR = (None, 0.5, [[0.5]], np.zeros(SHAPE, np.float32), "x", torch.float32)
-WRONG_TENSORS = (
-    torch.zeros(SHAPE, dtype=torch.int64),
-    torch.zeros(SHAPE, dtype=torch.complex64),
-    torch.zeros(SHAPE, dtype=torch.bool),
-    torch.zeros(SHAPE).to_sparse(),
-    torch.tensor(0.5),
+def tensors_of(name: str) -> list[str]:
+    return [key for key, value in good(name).items() if isinstance(value, torch.Tensor)]
+
+
+TENSORS = (
+    *(None, 0.5, [[0.5]], np.zeros(SHAPE, np.float32), torch.float32, torch.tensor(0.5)),
+    *(torch.zeros(SHAPE, dtype=d) for d in (torch.int64, torch.complex64, torch.float64)),
+    *(torch.zeros(SHAPE).to_sparse(), torch.zeros(SHAPE[1:]), torch.zeros(2, 3, 20)),
+    torch.zeros(SHAPE, device="meta"),
 )
-WRONG_AMOUNTS = (
-    *(-0.1, -1, math.nan, math.inf, -math.inf, None, "8/255", True, [0.1], 1j, np.float32("nan")),
-    *(torch.tensor(0.1), torch.zeros(3), torch.zeros(2, 1), torch.ones(2, dtype=torch.int64)),
-    *(torch.zeros(2, device="meta"), torch.zeros(2).to_sparse(), np.zeros(2)),
+AMOUNTS = (
+    *(-0.1, math.nan, math.inf, None, "8/255", True, [0.1], 1j, torch.tensor(0.1)),
+    *(torch.zeros(3), torch.zeros(2, 1), torch.ones(2, dtype=torch.int64), np.zeros(2)),
+    *(torch.zeros(2, device="meta"), torch.zeros(2).to_sparse()),
 )
-WRONG_BOUNDS = (
+BOUNDS = (
     *((1.0, 0.0), (0.5, 0.5), (0.0, math.inf), (math.nan, 1.0), (0.0,), (0.0, 0.5, 1.0)),
-    *(None, 1.0, ("0", "1"), (False, True), (torch.tensor(0.0), torch.tensor(1.0)), (None, 1)),
+    *(None, ("0", "1"), (False, True), (torch.tensor(0.0), torch.tensor(1.0)), (0.5, 0.5 + 1e-12)),
 )
-CASES = [
-    *(("x_adv", value) for value in (*ANYTHING_BUT_A_TENSOR, *WRONG_TENSORS)),
-    *(("grad", value) for value in (*ANYTHING_BUT_A_TENSOR, *WRONG_TENSORS)),
-    *(("x", value) for value in (*ANYTHING_BUT_A_TENSOR, *WRONG_TENSORS)),
-    *((name, torch.zeros(SHAPE, dtype=torch.float64)) for name in ("grad", "x")),
-    *((name, torch.zeros(SHAPE, dtype=torch.bfloat16)) for name in ("grad", "x")),
-    *((name, torch.zeros(SHAPE, device="meta")) for name in ("grad", "x")),
-    *((name, torch.zeros(SHAPE[1:])) for name in ("grad", "x")),
-    *((name, torch.zeros(2, 3, 20)) for name in ("grad", "x")),
-    *((name, value) for name in ("eps", "step_size") for value in WRONG_AMOUNTS),
-    *(("bounds", value) for value in WRONG_BOUNDS),
-]
 
 
-@pytest.mark.parametrize(("name", "value"), CASES, ids=lambda value: repr(value)[:30])
-def test_a_wrong_argument_is_named(name, value):
-    arguments = good() | {name: value}
-    before = arguments["x_adv"].clone() if name != "x_adv" else None
-    written = arguments["x_adv"]
-    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"^`{name}`: expected"):
-        call(arguments)
-    if before is not None:
-        assert torch.equal(written, before)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_argument_is_named_and_nothing_is_written(name):
+    for argument, value in good(name).items():
+        known = BOUNDS if argument == "bounds" else AMOUNTS
+        known = TENSORS if isinstance(value, torch.Tensor) else known
+        for wrong in known[1 if argument == "value" else 0 :]:  # a linear function's has a sign
+            arguments = good(name) | {argument: wrong}
+            written = set(WRITTEN.get(name, ())) - {argument}
+            kept = {k: arguments[k].clone() for k in written}
+            if name in STARTS and isinstance(wrong, torch.Tensor) and argument == "x":
+                if wrong.dtype.is_floating_point and wrong.ndim and not wrong.is_sparse:
+                    continue  # another batch
+            with pytest.raises(REFUSED, match="^`[a-z_]+`: expected ") as caught:
+                call(name, arguments)
+            # A first tensor of another shape or dtype makes the next one the odd one out.
+            named = str(caught.value).split("`")[1]
+            first = next((k for k in ("best_x", "x_adv", "x") if k in arguments), "")
+            blamed = {argument} if argument != first else set(arguments)
+            blamed |= {"loss"} if argument == "best_loss" else set()
+            assert named in blamed, (argument, wrong, str(caught.value))
+            assert all(torch.equal(arguments[key], value) for key, value in kept.items())
 
 
-@pytest.mark.parametrize(
-    "value", [1, 0, np.float32(0.1), np.float64(0.1), torch.full((2,), 0.1, dtype=torch.float64)]
-)
-@pytest.mark.parametrize("name", ["eps", "step_size"])
-def test_every_kind_of_number_is_taken(name, value):
-    number = torch.tensor([float(value)] * 2) if not isinstance(value, torch.Tensor) else value
-    expected = call(good() | {name: number})
-    assert torch.equal(call(good() | {name: value}), expected)
+@pytest.mark.parametrize("value", [1, 0, np.float32(0.1), np.float64(0.1), torch.full((2,), 0.1)])
+def test_every_kind_of_number_is_taken(op, value):
+    for name in op.amounts:
+        number = value.double() if isinstance(value, torch.Tensor) else torch.full((2,), value)
+        expected = call(op.name, good(op.name) | {name: number.float()})
+        assert torch.equal(call(op.name, good(op.name) | {name: value}), expected)
 
 
-def test_the_message_gives_the_fix():
+def test_the_messages_give_the_fix():
     with pytest.raises(ArgumentError) as caught:
-        call(good() | {"eps": -0.1})
+        call("linf_step_", good("linf_step_") | {"eps": -0.1})
     assert str(caught.value) == (
         "`eps`: expected a number >= 0 or a tensor of shape (B,), got -0.1. "
         "Write 8/255 for pixel units."
     )
+    with pytest.raises(ArgumentTypeError) as caught:
+        call("linf_step_", good("linf_step_") | {"x": torch.zeros(2, 3).half()})
+    assert str(caught.value) == (
+        "`x`: expected a dense float32 tensor of shape (2, 3, 4, 5) on cpu, "
+        "got a strided torch.float16 tensor of shape (2, 3) on cpu."
+    )
+    for name, number in (("alpha_max", 1.5), ("value", math.inf)):
+        with pytest.raises(ArgumentError, match=rf"^`{name}`: expected a .* of shape \(B,\), got"):
+            call("fab_l2_step_", good("fab_l2_step_") | {name: number})
+    with pytest.raises(ArgumentError) as caught:
+        ops.lora_linear(*layer().values(), scale=1.0, rows=((0, 9), (8, 24)))
+    assert str(caught.value) == (
+        "`rows`: expected disjoint ranges ((start, stop), ...) of the 24 output rows, got "
+        "((0, 9), (8, 24)). q and v of a fused qkv with width d: ((0, d), (2 * d, 3 * d))."
+    )
 
 
-@pytest.mark.parametrize("name", ["x_adv", "grad", "x", "eps", "step_size"])
-def test_a_tensor_that_requires_grad_is_refused_while_grad_mode_is_on(name):
-    arguments = good() | {"eps": torch.full((2,), 0.1), "step_size": torch.full((2,), 0.1)}
-    expected = call(dict(arguments, x_adv=arguments["x_adv"].clone()))
-    arguments[name] = arguments[name].clone().requires_grad_()
-    with pytest.raises(ArgumentError, match=f"`{name}`.*no_grad"):
-        call(dict(arguments))
-    with torch.no_grad():
-        assert torch.equal(call(arguments), expected)
-
-
-@pytest.mark.parametrize("name", ["grad", "x"])
-def test_shared_memory_is_refused(name):
-    buffer = torch.rand(3, *SHAPE)
-    arguments = good() | {"x_adv": buffer[0], name: buffer[0]}
-    with pytest.raises(ArgumentError, match=f"`{name}`: expected memory apart"):
-        call(arguments)
-    flat = buffer.flatten()
-    n = buffer[0].numel()
-    overlapping = flat[n - 1 : 2 * n - 1].view(SHAPE)
-    with pytest.raises(ArgumentError, match=f"`{name}`: expected memory apart"):
-        call(good() | {"x_adv": buffer[0], name: overlapping})
-    with pytest.raises(ArgumentError, match=f"`{name}`: expected memory apart"):
-        call(
-            good()
-            | {"x_adv": overlapping, name: buffer[0].flip(0).view_as(buffer[0]) * 0 + 1}
-            | {name: flat[:n].view(SHAPE)}
-        )
-    call(good() | {"x_adv": buffer[0], name: buffer[1]})  # neighbours in memory are apart
-
-
-def test_eps_inside_x_adv_is_refused():
-    arguments = good()
-    with pytest.raises(ArgumentError, match="`eps`: expected memory apart"):
-        call(arguments | {"eps": arguments["x_adv"][:, 0, 0, 0]})
-
-
-def test_x_and_grad_may_share_memory():
-    arguments = good()
-    arguments["grad"] = arguments["x"]
-    expected = call(good() | {"grad": arguments["x"].clone()})
-    assert torch.equal(call(arguments), expected)
-
-
-def test_an_expanded_x_adv_is_refused_and_an_expanded_x_is_not():
-    row = torch.rand(1, *SHAPE[1:])
-    with pytest.raises(ArgumentError, match="`x_adv`: expected elements with memory"):
-        call(good() | {"x_adv": row.expand(SHAPE)})
-    expected = call(good() | {"x": row.repeat(2, 1, 1, 1)})
-    assert torch.equal(call(good() | {"x": row.expand(SHAPE)}), expected)
-
-
-def test_inference_tensors_follow_torch():
-    arguments = good()
-    with torch.inference_mode():
-        inner = good()
-        assert torch.equal(call(dict(inner)), call(dict(good())))
-        call(dict(arguments))  # a normal tensor may be written in inference mode
-    with pytest.raises(ArgumentError, match="`x_adv`: expected a normal tensor"):
-        call(inner)
-
-
-RANDOM_CASES = [
-    *(("x", value) for value in (*ANYTHING_BUT_A_TENSOR, *WRONG_TENSORS)),
-    *(("eps", value) for value in WRONG_AMOUNTS),
-    *(("bounds", value) for value in WRONG_BOUNDS),
-    *(("generator", value) for value in (0, "cpu", torch.random)),
-]
-
-
-@pytest.mark.parametrize(("name", "value"), RANDOM_CASES, ids=lambda value: repr(value)[:30])
-def test_random_start_names_a_wrong_argument(name, value):
-    arguments = {"x": torch.rand(SHAPE), "eps": 0.1} | {name: value}
-    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"^`{name}`: expected"):
-        ops.linf_random_start(arguments.pop("x"), **arguments)
+def test_missing_and_unknown_arguments_are_pythons_own_errors(op):
+    arguments = good(op.name)
+    with pytest.raises(TypeError, match="unknown"):
+        call(op.name, arguments | {"unknown": 0.1})
+    for name in (op.tensors[0], op.amounts[-1]):
+        with pytest.raises(TypeError, match=name):
+            call(op.name, {key: value for key, value in arguments.items() if key != name})
 
 
 def test_bounds_that_hold_no_number_of_the_dtype_are_refused():
     x = torch.rand(SHAPE).to(torch.bfloat16)
     with pytest.raises(ArgumentError, match="`bounds`: expected a range that holds several"):
         ops.linf_random_start(x, eps=0.1, bounds=(0.5001, 0.5002))
+
+
+@pytest.mark.parametrize("name", [*UPDATES, "select_best_"])
+def test_a_tensor_that_requires_grad_is_refused_while_grad_mode_is_on(name):
+    numbers = UPDATES[name].amounts if name in UPDATES else ()
+    each = {key: torch.full((2,), 0.1) for key in numbers}
+    expected = call(name, good(name) | each)
+    for key in (*tensors_of(name), *numbers):
+        arguments = good(name) | {k: v.clone() for k, v in each.items()}
+        arguments[key] = arguments[key].clone().requires_grad_()
+        with pytest.raises(ArgumentError, match=f"`{key}`.*no_grad"):
+            call(name, arguments)
+        with torch.no_grad():
+            assert torch.equal(call(name, arguments), expected)
+
+
+@pytest.mark.parametrize("name", [*UPDATES, "select_best_"])
+def test_shared_memory_is_refused(name):
+    for target in WRITTEN[name]:
+        shape, n = good(name)[target].shape, good(name)[target].numel()
+        for other in tensors_of(name):
+            if other == target or good(name)[other].shape != shape:
+                continue
+            flat = torch.rand(2 * n)
+            first = flat[:n].view(shape)
+            for wrong in (first, flat[n - 1 : 2 * n - 1].view(shape)):
+                with pytest.raises(ArgumentError, match=r"expected memory apart from `\w+`"):
+                    call(name, good(name) | {target: first, other: wrong})
+            call(name, good(name) | {target: first, other: flat[n:].view(shape)})  # neighbours
+
+
+def test_an_amount_inside_the_written_tensor_is_refused(op):
+    for amount in op.amounts:
+        arguments = good(op.name)
+        inside = arguments[op.tensors[0]][:, 0, 0, 0]
+        with pytest.raises(ArgumentError, match=f"`{amount}`: expected memory apart"):
+            call(op.name, arguments | {amount: inside})
+
+
+def test_tensors_that_are_only_read_may_share_memory_and_be_expanded():
+    arguments = good("linf_step_")
+    expected = call("linf_step_", good("linf_step_") | {"grad": arguments["x"].clone()})
+    arguments["grad"] = arguments["x"]
+    assert torch.equal(call("linf_step_", arguments), expected)
+    row = torch.rand(1, *SHAPE[1:])
+    expected = call("linf_step_", good("linf_step_") | {"x": row.repeat(2, 1, 1, 1)})
+    assert torch.equal(call("linf_step_", good("linf_step_") | {"x": row.expand(SHAPE)}), expected)
+
+
+@pytest.mark.parametrize("name", [*UPDATES, "select_best_"])
+def test_expanded_targets_and_inference_tensors_are_refused(name):
+    target, row = WRITTEN[name][0], torch.rand(1, *SHAPE[1:])
+    with pytest.raises(ArgumentError, match=f"`{target}`: expected elements with memory"):
+        call(name, good(name) | {target: row.expand(SHAPE)})
+    with torch.inference_mode():
+        inner = good(name)
+        call(name, inner)
+        call(name, {k: v for k, v in good(name).items()})
+    with pytest.raises(ArgumentError, match=f"`{target}`: expected a normal tensor"):
+        call(name, inner)
+
+
+WRONG_IDS = (0, [0, 1], torch.zeros(2), torch.zeros(3, dtype=torch.int64), torch.tensor(1))
+WRONG = [*(("sample_ids", value) for value in WRONG_IDS)]
+WRONG += [("generator", value) for value in (0, "cpu", torch.random)]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=lambda value: repr(value)[:30])
+def test_a_random_start_names_wrong_ids_and_generators(name, value):
+    for start in STARTS:
+        with pytest.raises(REFUSED, match=f"^`{name}`: expected"):
+            call(start, good(start) | {name: value})
+
+
+NUMBERS = (math.nan, math.inf, None, "1", True, 1j, torch.tensor(1.0))
+LINEAR = [
+    *(("x", v) for v in (torch.zeros(3, 19), torch.tensor(0.5))),
+    *(("weight", v) for v in (torch.zeros(24), torch.zeros(24, 20).double())),
+    *(("bias", v) for v in (0.5, torch.zeros(23), torch.zeros(24, 1), torch.zeros(24).half())),
+    *(("a", v) for v in (None, torch.zeros(2, 20), torch.zeros(3, 19), torch.zeros(3, 20).half())),
+    *(("b", v) for v in (None, torch.zeros(23, 3), torch.zeros(24, 0), torch.zeros(24, 3).half())),
+    *((name, torch.zeros(3, 20, device="meta")) for name in ("weight", "a", "b")),
+    *(("scale", v) for v in NUMBERS),
+    *(("dropout", v) for v in (*NUMBERS, 1.0, -0.1, 1)),
+    *(("seed", v) for v in (3, "3", torch.zeros(1), torch.zeros(2, dtype=torch.int64))),
+    *(("rows", v) for v in (0, "all", (), ((0, 25),), ((-1, 3),), ((5, 5),), ((9, 3),))),
+    *(("rows", v) for v in (((0, 9), (8, 24)), ((0.0, 24.0),), ((False, 24),), ((0, 8, 24),))),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), LINEAR, ids=lambda value: repr(value)[:40])
+def test_lora_linear_names_a_wrong_argument(name, value):
+    with pytest.raises(REFUSED, match=f"^`{name}`: expected"):
+        ops.lora_linear(**layer() | {"scale": 1.0, name: value})
+
+
+def lists() -> dict:
+    case = layer()
+    values = {"weights": case["weight"], "a": case["a"], "b": case["b"], "scales": 1.0}
+    merged = [torch.zeros(24, 20), torch.zeros(24, 20)]
+    return {name: [value] * 2 for name, value in (values | {"rows": None}).items()} | {
+        "merged": merged
+    }
+
+
+MERGE = [
+    *((name, v) for name in lists() for v in (3, "xy")),
+    *((name, []) for name in lists() if name != "merged"),
+    *((name, [None, v]) for name in ("merged", "weights", "a", "b") for v in (None, 0.5)),
+    ("merged", [torch.zeros(24, 19)] * 2),
+    ("merged", [torch.zeros(24, 20).double()] * 2),
+    ("merged", [torch.zeros(1, 20).expand(24, 20)] * 2),
+    ("merged", [torch.zeros(24, 20, device="meta")] * 2),
+    ("merged", [torch.zeros(24, 20, requires_grad=True)] * 2),
+    ("merged", [torch.zeros(24, 20)] * 2),
+    ("a", [torch.zeros(3, 20).double()] * 2),
+    ("b", [torch.zeros(23, 3)] * 2),
+    *(("scales", [1.0, v]) for v in NUMBERS),
+    *(("rows", [None, v]) for v in (0, ((0, 25),), ((0, 9), (8, 24)))),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), MERGE, ids=lambda value: repr(value)[:40])
+def test_lora_merge_names_a_wrong_argument_and_writes_nothing(name, value):
+    arguments = lists() | {name: value}
+    with pytest.raises(REFUSED, match=f"^`{name}`: expected"):
+        ops.lora_merge_(**arguments)
+    if name != "merged":
+        assert not any(buffer.any() for buffer in arguments["merged"])
+
+
+def test_a_merge_refuses_memory_that_its_buffers_share():
+    good = lists()
+    for name in ("weights", "a", "b"):
+        shared = torch.zeros(24, 20)
+        view = {"weights": shared, "a": shared[:3], "b": shared.flatten()[:72].view(24, 3)}[name]
+        arguments = good | {"merged": [shared, torch.zeros(24, 20)], name: [view, good[name][1]]}
+        with pytest.raises(ArgumentError, match=f"`{name}`: expected memory apart from `merged`"):
+            ops.lora_merge_(**arguments)

@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from l2_cases import amounts, batch
+from cases import DTYPES, UPDATES, amounts, batch
 from torch import Tensor
-from update_cases import UPDATES
 
 from roli_fast import ops
 from roli_fast.errors import ArgumentError
-from roli_fast.ops import native
 from roli_fast.threat import check_images
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
 LENGTHS = {
     "linf": lambda d: d.amax(1),
@@ -20,10 +17,7 @@ LENGTHS = {
 }
 
 
-@pytest.fixture(params=native.BACKENDS, autouse=True)
-def backend(request):
-    with ops.use_backend(request.param):
-        yield request.param
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def length(norm: str, moved: Tensor, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import DTYPES, near
 from fuzz_values import CHANGES, RIGHT, WRONG, Change
 from torch import Generator, Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -36,7 +37,6 @@ WRITTEN = {
     "select_best_": ("best_x", "best_grad", "best_loss"),
 }
 """Which arguments an op writes, where it is not just `x_adv` (or none: a name without _)."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHAPES = ((2, 3, 4, 5), (3, 7), (1, 1), (5,), (0, 3, 2), (2, 0), (4, 1, 1, 3))
 CALLS = 100
 """Random calls for each op, some seconds in all; the slow test makes 100,000."""
@@ -158,14 +158,19 @@ def check_success(op: str, values: dict, copies: dict, before: dict, result: Ten
         return
     with torch.no_grad(), ops.use_backend("reference"):
         expected = call(op, copies)
-    assert same(clean(result), expected), "the result is not the reference's"
+    scale = max(1.0, *(abs(float(end)) for end in copies.get("bounds", (0, 1))))
+    numbers = [(clean(result), expected)]
     for name in set(before).intersection(written_by(op)):
         view = values[name].as_subclass(Tensor).detach()
+        numbers.append((clean(values[name]), copies[name]))
         if view.is_neg():
-            before[name] = copies[name]
-        else:
+            before[name] = view
+        else:  # around it, memory is what it was
             place = before[name].as_strided(view.shape, view.stride(), view.storage_offset())
-            place.copy_(copies[name])
+            place.copy_(view)
+    for found, right in numbers:
+        alike = same if found.dtype == torch.bool or "select" in op else near
+        assert alike(found, right, *[scale] * (alike is near)), "it is not the reference's result"
     for name, memory in before.items():
         if not isinstance(values[name], Generator):
             assert same(memory_of(values[name]), memory), f"{name} is not as it should be"

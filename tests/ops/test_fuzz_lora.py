@@ -51,7 +51,7 @@ LAYER = {
         own("two", WRONG, lambda v: torch.zeros(2, dtype=torch.int64)),
         own("sparse", WRONG, lambda v: v.to_sparse()),
         own("strided", RIGHT, strided),
-        own("0-d", RIGHT, lambda v: v[0]),
+        own("0-d", WRONG, lambda v: v[0]),
     ],
 }
 

@@ -4,20 +4,13 @@ import math
 
 import pytest
 import torch
+from cases import DTYPES
 from references import reference
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.ops import native
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHAPES = [(6,), (6, 1), (6, 3, 5, 7), (6, 3, 8, 8), (6, 4097), (1, 3), (5000, 3)]
-
-
-@pytest.fixture(params=native.BACKENDS)
-def backend(request):
-    with ops.use_backend(request.param):
-        yield request.param
 
 
 def arguments(shape, dtype=torch.float32, losses=None) -> list[Tensor]:
