@@ -2,11 +2,32 @@
 // is brought, as fp32, and how it goes back.
 #pragma once
 
-#include "cpu/half.h"
+#include <cstdint>
+
+#include "math/bits.h"
 #include "math/grid.h"
 #include "ops.h"
 
 namespace rf {
+
+// bf16 <-> fp32 for one number, and both half types for blocks: compilers do not vectorise fp16's
+// conversions without AVX512-FP16, so the instructions are written out and chosen at run time.
+RF_HD float widen_bf16(uint16_t bits) { return float_of(static_cast<uint32_t>(bits) << 16); }
+
+// `value` must be a number that bf16 holds (or a NaN).
+RF_HD uint16_t narrow_bf16(float value) { return static_cast<uint16_t>(bits_of(value) >> 16); }
+
+void bf16_to_float(const uint16_t* from, float* to, int64_t n);
+
+void float_to_bf16(const float* from, uint16_t* to, int64_t n);
+
+void half_to_float(const uint16_t* from, float* to, int64_t n);
+
+// Every value must be a number that fp16 holds (or a NaN).
+void float_to_half(const float* from, uint16_t* to, int64_t n);
+
+// Four words for each of `count` counters from (first, id) on.
+void fill_words(uint32_t* words, int64_t count, uint64_t key, uint64_t first, uint64_t id);
 
 constexpr int64_t kBlock = 512;  // a few blocks of floats stay in the first-level cache
 

@@ -6,7 +6,6 @@
 #include "cpu/blocks.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
-#include "cpu/words.h"
 #include "ops.h"
 
 namespace rf {

@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "cpu/half.h"
+#include "cpu/blocks.h"
 #include "cpu/parallel.h"
 #include "math/select_best.h"
 #include "ops.h"

@@ -2,7 +2,7 @@
 
 #include <cuda_runtime.h>
 
-#include "lora.h"
+#include "ops.h"
 
 namespace rf {
 
@@ -33,10 +33,8 @@ std::string cuda_obstacle(int device) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaThreadExchangeStreamCaptureMode(&mode);
   int code = cudaSuccess;
-  for (auto load : {linf_step_cuda_load, l2_step_cuda_load, apgd_step_cuda_load,
-                    fab_step_cuda_load, select_best_cuda_load, l1_project_cuda_load,
-                    l1_step_cuda_load, random_start_cuda_load, lora_elementwise_cuda_load,
-                    lora_backward_cuda_load}) {
+  for (auto load : {linf_cuda_load, l2_cuda_load, l1_cuda_load, fab_cuda_load,
+                    random_start_cuda_load, select_best_cuda_load, lora_cuda_load}) {
     if (code == cudaSuccess) code = load(device);
   }
   cudaThreadExchangeStreamCaptureMode(&mode);

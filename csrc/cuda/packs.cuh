@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cuda/storage.cuh"
+#include "ops.h"
 
 namespace rf {
 namespace cuda {
@@ -100,6 +101,29 @@ inline Grid2 elementwise_grid(int64_t samples, int64_t per_sample, int words) {
   const int64_t most = std::max<int64_t>(kMaxBlocks / rows, 1);
   const int64_t blocks = std::min((items + kThreads - 1) / kThreads, most);
   return {static_cast<unsigned>(blocks), static_cast<unsigned>(rows)};
+}
+
+// For APGD's kernels: use(first, x, points) with N elements each, for this thread's share of a sample.
+template <class T, bool kVectors, class Point, class Use>
+__device__ void each_point(const ApgdStepCall& call, int64_t sample, const Point& point,
+                           const Use& use) {
+  const int64_t base = sample * call.per_sample;
+  each_pack<T, kVectors>(call.per_sample, [&](auto count, int64_t first) {
+    constexpr int kWords = decltype(count)::value;
+    float x_adv[kWords], x_prev[kWords], grad[kWords], x[kWords];
+    load<T>(call.x_adv, base + first, x_adv);
+    load<T>(call.x_prev, base + first, x_prev);
+    load<T>(call.grad, base + first, grad);
+    load<T>(call.x, base + first, x);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) x_prev[i] = point(x_adv[i], x_prev[i], grad[i], x[i]);
+    use(base + first, x, x_prev);
+  });
+}
+
+inline bool by_vectors(const ApgdStepCall& call, int64_t word_bytes) {
+  return aligned_rows(call.samples, call.per_sample * word_bytes, call.x_adv, call.x_prev,
+                      call.grad, call.x);
 }
 
 }  // namespace cuda

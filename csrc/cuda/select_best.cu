@@ -1,5 +1,65 @@
-#include "cuda/select_best.cuh"
+// select_best_: one kernel decides and keeps the losses, a second copies the rows that improved.
+//
+// Also compiled by g++ in tests, block by block, without the launchers.
+#include "cuda/packs.cuh"
+#include "math/select_best.h"
+#include "ops.h"
 
+namespace rf {
+namespace cuda {
+
+template <class Word>
+__device__ void keep_loss(const SelectBestCall& call, int64_t i, double (*widen)(Word)) {
+  Word* best = static_cast<Word*>(call.best_loss);
+  const Word loss = static_cast<const Word*>(call.loss)[i];
+  const bool better = is_better(widen(loss), widen(best[i]));
+  call.improved[i] = better;
+  if (better) best[i] = loss;
+}
+
+template <class T>
+__device__ double widen_loss(typename T::Word word) {
+  return T::widen(word);
+}
+
+__device__ inline double same_loss(double loss) { return loss; }
+
+static __global__ void __launch_bounds__(kThreads) decide_kernel(SelectBestCall call) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  for (; i < call.samples; i += stride) {
+    if (call.loss_type == LossType::fp32) keep_loss<float>(call, i, widen_loss<Fp32>);
+    if (call.loss_type == LossType::bf16) keep_loss<uint16_t>(call, i, widen_loss<Bf16>);
+    if (call.loss_type == LossType::fp16) keep_loss<uint16_t>(call, i, widen_loss<Fp16>);
+    if (call.loss_type == LossType::fp64) keep_loss<double>(call, i, same_loss);
+  }
+}
+
+// Unit: uint4 where all rows start at 16-byte borders and end there, else uint16_t.
+template <class Unit>
+__global__ void __launch_bounds__(kThreads) copy_kernel(SelectBestCall call) {
+  const int64_t units = call.row_bytes / static_cast<int64_t>(sizeof(Unit));
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
+    if (!call.improved[sample]) continue;
+    const int64_t base = sample * units;
+    for (int64_t i = base + thread; i < base + units; i += stride) {
+      static_cast<Unit*>(call.best_x)[i] = static_cast<const Unit*>(call.x_adv)[i];
+      static_cast<Unit*>(call.best_grad)[i] = static_cast<const Unit*>(call.grad)[i];
+    }
+  }
+}
+
+inline bool by_vectors(const SelectBestCall& call) {
+  return aligned(call.best_x) && aligned(call.best_grad) && aligned(call.x_adv) &&
+         aligned(call.grad) && call.row_bytes % kVectorBytes == 0;
+}
+
+}  // namespace cuda
+}  // namespace rf
+
+#ifdef __CUDACC__
 #include "cuda/launch.cuh"
 
 namespace rf {
@@ -23,3 +83,4 @@ int select_best_cuda(const SelectBestCall& call, int device, void* stream) {
 }
 
 }  // namespace rf
+#endif

@@ -7,11 +7,10 @@
 #include <cfloat>
 #include <cmath>
 
-#include "math/amount.h"
+#include "math/linf.h"
 #include "math/bits.h"
 #include "math/grid.h"
 #include "math/l2.h"
-#include "math/linf_step.h"
 #include "ops.h"
 
 namespace rf {

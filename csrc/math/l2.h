@@ -5,10 +5,9 @@
 
 #include <cmath>
 
-#include "math/amount.h"
 #include "math/bits.h"
 #include "math/grid.h"
-#include "math/linf_step.h"
+#include "math/linf.h"
 
 namespace rf {
 
@@ -157,6 +156,16 @@ template <class Call>
 RF_HD L2Scale scale_of(const Call& call, const L2Sums& sums, int64_t sample) {
   return l2_scale(sums, static_cast<double>(amount_of(call.step_size, sample)),
                   limits_of(call, sample));
+}
+
+// The point of an L2 step before the last projection, in fp32, not on the grid.
+RF_HD float apgd_l2_point(float x_adv, float x_prev, float grad, float x, float momentum,
+                          const L2Scale& s, const L2Limits& limits) {
+  const float stride = l2_stride(grad, s);
+  const float distance = s.alpha * (x_adv - x) + stride;
+  const float u = choose(s.inside, x_adv, x) + choose(s.inside, stride, distance);
+  const float point = apgd_point(x_adv, x_prev, clamp(u, limits.low, limits.high), momentum);
+  return clamp(point, -0x1p120f, 0x1p120f);  // a number, also where iterates far apart overflow
 }
 
 }  // namespace rf

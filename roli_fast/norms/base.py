@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms.windows import Moves, Size
 from roli_fast.ops.linf import momentum_point
-from roli_fast.ops.rounding import compute_dtype
+from roli_fast.ops.rounding import compute_dtype, per_sample
 from roli_fast.registry import Registry
 
 Bounds = tuple[float, float]
@@ -120,7 +120,8 @@ class Norm:
         `ops.apgd_linf_step_`. With momentum 1 `x_prev` is not looked at."""
         u = self.step_(x_adv.clone(), grad, x, eps=eps, step_size=step_size, bounds=bounds)
         wide = compute_dtype(x.dtype)
-        x_prev.copy_(momentum_point(x_adv.to(wide), x_prev, u.to(wide), momentum))
+        share = per_sample(momentum, x)
+        x_prev.copy_(momentum_point(x_adv.to(wide), x_prev, u.to(wide), share))
         return self.project_(x_prev, x, eps=eps, bounds=bounds)
 
     def sparse_step_(  # noqa: PLR0913 - a step's own quantities

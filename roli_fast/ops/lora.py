@@ -23,7 +23,7 @@ from roli_fast.ops.rounding import compute_dtype
 Rows = tuple[tuple[int, int], ...]
 """Disjoint ranges ((start, stop), ...) of output rows."""
 
-MOST_RANK = 64  # kMostRank in csrc/lora.h
+MOST_RANK = 64  # kMostRank in csrc/ops.h
 _MOST_SLICES = 4
 _HALF = (torch.bfloat16, torch.float16)
 _MERGE_FROM = 4
@@ -234,16 +234,8 @@ class _LoraLinear(torch.autograd.Function):
     """Saves x, the weight that the forward used, the factors, and S = dropout(x) A^T."""
 
     @staticmethod
-    def forward(
-        context: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        seed: Tensor | None,
-        branch: Branch,
-    ) -> Tensor:
+    def forward(context: Any, *given: Any) -> Tensor:
+        x, weight, bias, a, b, seed, branch = given
         needs, dtype = context.needs_input_grad, branch.dtype
         with _no_autocast(x):
             flat, inner = x.reshape(-1, x.shape[-1]).to(dtype), None
@@ -281,8 +273,8 @@ class _LoraLinear(torch.autograd.Function):
             a_used, b_used = a.to(branch.dtype), b.to(branch.dtype)
             dx = da = db = ds = None
             if needs[3] or needs[4]:
-                thin = (x, dy, a_used, b_used, seed, inner)
-                da, db, ds = _factor_gradients(*thin, branch, with_ds=needs[0])
+                thin = (x, dy, a_used, b_used, seed)
+                da, db, ds = _factor_gradients(thin, inner, branch, with_ds=needs[0])
             if needs[0] and branch.merge:
                 dx = dy @ weight
             elif needs[0]:  # dy W + gain * mask(dS A)
@@ -320,17 +312,10 @@ def _through(dy: Tensor, b: Tensor, branch: Branch) -> Tensor:
 
 
 def _factor_gradients(
-    x: Tensor,
-    dy: Tensor,
-    a: Tensor,
-    b: Tensor,
-    seed: Tensor | None,
-    inner: Tensor | None,
-    branch: Branch,
-    *,
-    with_ds: bool,
+    thin: Sequence[Any], inner: Tensor | None, branch: Branch, *, with_ds: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of a and b, and dy B_i side by side, which the input's gradient may need."""
+    x, dy, a, b, seed = thin
     if _fits_tensor_cores(x, dy, b, branch.rows):
         return _one_pass_gradients(x, dy, a, b, seed, branch, with_ds=with_ds)
     seen = _branch_input(x, seed, branch)

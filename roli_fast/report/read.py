@@ -139,15 +139,10 @@ def read(folder: Path, without: Mapping[Path, str] | None = None) -> Run:
     if "methods" not in config and "finetune" not in config:
         got = f"'{folder}', whose config.yaml is of something else"
         raise RunDirectoryError(describe("run", "a training run's directory", got))
-    files = _Files(folder, without or {})
-    summary: Tree = {}
-    if (path := folder / "summary.json").is_file():
-        with naming(path, RunDirectoryError, "run", "a summary that roli_fast.train wrote"):
-            summary = _object(path)
-            _ = summary["methods"], summary["seeds"], summary["test_images"]
-            files.read.append(Path("summary.json"))
-            methods = _methods(files, config, summary)
-    else:
+    files, path = _Files(folder, without or {}), folder / "summary.json"
+    with naming(path, RunDirectoryError, "run", "a summary that roli_fast.train wrote"):
+        summary = _summary(path) if path.is_file() else {}
+        files.read += [Path(path.name)] if summary else []
         methods = _methods(files, config, summary)
     environment = files.load("environment.json", _object) or {}
     metrics = files.records("metrics.jsonl")
@@ -224,6 +219,12 @@ def parse_analysis(file: Path) -> Tree:
     for stage in tree["stages"]:
         for path in OF_STAGE:
             reduce(getitem, path, stage)
+    return tree
+
+
+def _summary(file: Path) -> Tree:
+    tree = _object(file)
+    _ = tree["methods"], tree["seeds"], tree["test_images"]
     return tree
 
 

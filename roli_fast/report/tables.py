@@ -190,17 +190,21 @@ def _interval(entry: Tree | None) -> str:
     return f"{percent(entry['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def evaluated(tree: Tree) -> str:
+    """The model of an evaluation."""
+    return str(at(tree, "model", "source") or at(tree, "model", "file"))
+
+
 def evaluations(run: Run) -> Table:
     """What each evaluation of a run found: a row for every norm, and one for their union."""
     rows = []
     for name, tree in run.evaluations.items():
         norms = [(radius(n, e.get("eps")), e.get("robust")) for n, e in tree["norms"].items()]
         norms += [("union", tree.get("union"))] * (len(norms) > 1)
-        model = str(at(tree, "model", "source") or at(tree, "model", "file"))
         rows += [
             {
                 "evaluation": name,
-                "model": "/".join(model.split("/")[-3:]),
+                "model": "/".join(evaluated(tree).split("/")[-3:]),
                 "attacks": " + ".join(str(a.get("name")) for a in tree.get("attacks") or ()),
                 "threat": threat,
                 "images": whole(tree["images"]),

@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -96,11 +95,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    parts: dict[str, Any] = {
-        **{"examples": examples, "facts": facts, "plots": plots, "tables": tables, "words": words},
-        **{"listed": text.listed, "count": text.count},
-    }
-    found.globals |= parts
+    found.globals.update(examples=examples, facts=facts, plots=plots, tables=tables, words=words)
+    found.globals.update(listed=text.listed, count=text.count)
     found.filters |= {"percent": text.percent, "whole": text.whole, "method": text.method_name}
     found.filters["quoted"] = lambda path: shlex.quote(str(path))
     return found

@@ -78,31 +78,6 @@ def test_the_official_draws_are_every_components() -> None:
     assert {(type(part) in ORIGINALS.values(), part.seed) for part in parts} == {(True, 7)}
 
 
-def test_a_custom_one_runs_what_is_named_in_that_order() -> None:
-    attack = AutoAttack(version="custom", attacks=("square", "fab"), **QUICK)
-    assert [part.label for part in attack.parts] == ["square-10", "fab-4"]
-    assert attack.label == "autoattack-square+fab-4-q10"
-    assert AutoAttack(steps=5, n_queries=7).label == "autoattack-standard-5-q7"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(version="fast"), "`version`: expected .*'standard'.*got 'fast'"),
-        (dict(attacks=("fab",)), "`attacks`: expected none.*version='custom'"),
-        (dict(version="custom"), "`attacks`: expected some of: apgd-ce.*got"),
-        (dict(version="custom", attacks=("pgd",)), "`attacks`: expected some of: apgd-ce.*pgd"),
-        (dict(version="custom", attacks=("fab", "fab")), "`attacks`: expected each .* once"),
-        (dict(steps=0), "`steps`: expected"),
-        (dict(n_queries=0), "`n_queries`: expected"),
-        (dict(norm="l1", steps=1), "`steps`: expected .*large_radius"),
-    ],
-)
-def test_what_it_cannot_be_is_named(options: Any, message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        AutoAttack(**options)
-
-
 @dataclass(frozen=True)
 class Claims(Attack):
     """Changes the first pixel of the samples with these ids to 1, and says that this fooled."""

@@ -215,22 +215,6 @@ def test_logits_that_break_down_count_as_fooled_and_nothing_is_raised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"n_queries": 0}, "n_queries"),
-        ({"restarts": -1}, "restarts"),
-        ({"p_init": 0}, "p_init"),
-        ({"p_init": "1"}, "p_init"),
-        ({"loss": "dlr"}, "loss"),
-    ],
-    ids=str,
-)
-def test_wrong_fields(options: dict[str, Any], name: str) -> None:
-    with pytest.raises(ArgumentError, match=f"`{name}`: expected .*, got "):
-        Square(**options)
-
-
-@pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
         ((2, 3, 4, 4, 4), {}, r"`x`: expected a batch \(B, C, H, W\)"),

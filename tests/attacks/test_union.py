@@ -10,7 +10,7 @@ from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, PGD, AutoAttack, Union
 from roli_fast.engine import Engine
-from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.errors import ArgumentError
 from roli_fast.norms import NORMS
 from roli_fast.threat import ThreatModel
 
@@ -67,39 +67,10 @@ def test_every_tells_the_accuracy_under_each_threat(asked: Any) -> None:
     assert lean.robust_under == {} and lean.cost.forward_images < result.cost.forward_images
 
 
-def test_parts_are_those_of_its_attacks() -> None:
-    union = Union((AutoAttack(version="rand"), PGD(norm="l2", eps=0.5, steps=3)))
-    assert [part.label for part in union.parts] == [
-        "apgd-ce-100-eot20",
-        "apgd-dlr-100-eot20",
-        "pgd-3",
-    ]
-    assert union.label == "union-autoattack-rand-linf-0.03137+pgd-3-l2-0.5"
-    usual = Union.over()
-    assert usual.label == "union-autoattack-standard-linf-0.03137+l2-0.5+l1-12"
-    assert len(usual.parts) == 12
-
-
 def test_under_fills_what_is_none() -> None:
     union = Union((PGD(norm=None, eps=None), PGD(norm="l2", eps=0.5)))
     filled = union.under(ThreatModel("linf", 0.1))
     assert filled.names == ("pgd-10 linf 0.1", "pgd-10 l2 0.5")
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Union(()), "`attacks`: expected attacks, got none.*Union.over"),
-        (lambda: Union((("linf", 0.1),)), r"`attacks`: expected attacks, got \['tuple'\]"),  # type: ignore
-        (lambda: Union((PGD(), PGD())), "`attacks`: expected attacks that differ"),
-        (lambda: Union.over([("linf", -1)]), "`eps`: expected a number > 0"),
-        (lambda: Union.over([("l7", 1.0)]), "expected one of: .*l7"),
-        (lambda: Union.over(attack=PGD()), "`attack`: expected one without norm, got 'linf'"),
-    ],
-)
-def test_what_it_cannot_be_is_named(make: Any, message: str) -> None:
-    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-        make()
 
 
 def test_what_was_lost_inside_an_ensemble_is_counted() -> None:

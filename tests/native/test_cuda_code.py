@@ -14,14 +14,13 @@ from building import missing
 from roli_fast import ops
 
 # Three storage types, with and without vectors; l1_kernel also with and without a step, and
-# fab_step_kernel in three norms.
-# sum_kernel serves both files of L2 kernels. A name that holds another comes first.
+# fab_step_kernel in three norms. A name that holds another comes first.
 KERNELS = {
     "apgd_linf_step_kernel": 6,
     "apgd_l2_length_kernel": 6,
     "apgd_l2_step_kernel": 6,
     "l2_step_kernel": 6,
-    "sum_kernel": 12,
+    "sum_kernel": 6,
     "fab_step_kernel": 18,
     "decide_kernel": 1,
     "copy_kernel": 2,

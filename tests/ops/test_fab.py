@@ -168,16 +168,6 @@ def test_what_is_unknown_takes_its_sample_and_no_other(backend, norm, dtype):
         assert moved[1].isnan().all() and torch.equal(moved[[0, 2]], clean[[0, 2]])
 
 
-def test_a_sample_neither_sees_its_batch_nor_its_place(backend, norm):
-    tensors, value = problem()
-    amounts = {"value": value, "alpha_max": torch.linspace(0, 0.5, 6)}
-    amounts["eta"] = torch.linspace(1, 2, 6)
-    whole = step(norm, *tensors, **amounts)
-    for i in range(6):
-        one = {name: number[i].item() for name, number in amounts.items()}
-        assert torch.equal(step(norm, *(t[i : i + 1] for t in tensors), **one)[0], whole[i])
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_results_are_in_the_box_and_zero_has_no_sign(backend, norm, dtype):
     tensors, value = problem(dtype=dtype)

@@ -1,4 +1,4 @@
-"""Strides, views and tensor types: the result never depends on how the values lie in memory."""
+"""Every op that updates a batch: layouts, views, tensor types, neighbours in the batch, zeros."""
 
 import pytest
 import torch
@@ -77,6 +77,33 @@ def test_any_number_of_dimensions(op, shape, dtype):
     for options in (numbers, each, *(numbers | {name: each[name]} for name in op.amounts)):
         expected = op.reference(*tensors, **options)
         assert near(op.run(*copies(tensors), **options), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sample_does_not_depend_on_its_batch(backend, op, dtype):
+    tensors, options = batch(op, (5, 3, 33, 15), dtype), amounts(op, 0.7, 5)
+    whole = op.run(*copies(tensors), **options)
+    order = torch.tensor([4, 2, 0, 1, 3])
+    turned = {name: value[order] for name, value in options.items()}
+    assert torch.equal(op.run(*[value[order] for value in tensors], **turned), whole[order])
+    for i in (0, 2, 4):
+        alone = [value[i : i + 1].clone() for value in tensors]
+        numbers = {name: value[i].item() for name, value in options.items()}
+        assert torch.equal(op.run(*alone, **numbers), whole[i : i + 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_radius_of_zero_a_box_that_wins_and_zeros_without_a_sign(backend, op, dtype):
+    tensors = batch(op, (3, 4, 5), dtype)
+    if "eps" in op.amounts:
+        options = amounts(op, 0.0) | ({"step_size": 0.3} if "step_size" in op.amounts else {})
+        assert torch.equal(op.run(*tensors, **options), tensors[-1])
+    x = torch.tensor([[-3.0, 3.0, 0.5]], dtype=dtype)
+    tensors = [torch.ones_like(x) if name == "grad" else x.clone() for name in op.tensors]
+    assert op.run(*tensors, **amounts(op, 0.25), bounds=(-1, 2))[0, :2].tolist() == [-1.0, 2.0]
+    zeros = [torch.full((1, 6), -0.0, dtype=dtype) for _ in op.tensors]
+    moved = op.run(*zeros, **amounts(op, 0.5), bounds=(-1.0, 1.0))
+    assert moved.tolist() == [[0.0] * 6] and not torch.signbit(moved).any()
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0), (0,), (2, 3, 0, 4)])

@@ -269,7 +269,7 @@ def test_an_evaluation_in_the_run_directory_is_shown(run: Path) -> None:
     tree = {
         "images": 100,
         "data": {"split": "test"},
-        "model": {"source": "runs/x/seed-0/roli"},
+        "model": {"file": "runs/x/seed-0/roli"},
         "attacks": [{"name": "autoattack"}],
         "clean": entry,
         "norms": {"linf": {"eps": 8 / 255, "robust": robust, "searches": searches}},

@@ -1,5 +1,5 @@
 // Runs every thread of every block of the Linf step's CUDA kernel, one after the other.
-#include "cuda/linf_step.cuh"
+#include "cuda/linf.cu"
 
 namespace {
 

@@ -1,11 +1,10 @@
 // Indices beyond 2^32 elements in the other kernels. Prints what differs; 0 if nothing does.
 #include "far.h"
 
-#include "cuda/apgd_step.cuh"
-#include "cuda/fab_step.cuh"
-#include "cuda/l2_step.cuh"
-#include "cuda/linf_step.cuh"
-#include "cuda/select_best.cuh"
+#include "cuda/fab.cu"
+#include "cuda/l2.cu"
+#include "cuda/linf.cu"
+#include "cuda/select_best.cu"
 
 namespace {
 

@@ -8,8 +8,8 @@ T atomicAdd(T* target, T value) {
   return before;
 }
 
-#include "cuda/l1.cuh"
-#include "cuda/random_start.cuh"
+#include "cuda/l1.cu"
+#include "cuda/random_start.cu"
 
 namespace {
 

@@ -7,10 +7,10 @@
 #include <cstdlib>
 #include <random>
 
-#include "cuda/apgd_step.cuh"
-#include "cuda/fab_step.cuh"
-#include "cuda/l2_step.cuh"
-#include "cuda/select_best.cuh"
+#include "cuda/linf.cu"
+#include "cuda/fab.cu"
+#include "cuda/l2.cu"
+#include "cuda/select_best.cu"
 
 namespace {
 

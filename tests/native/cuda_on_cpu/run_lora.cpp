@@ -5,8 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cuda/lora_backward.cuh"
-#include "cuda/lora_elementwise.cuh"
+#include "cuda/lora.cu"
 
 namespace {
 

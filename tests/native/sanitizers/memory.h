@@ -7,7 +7,7 @@
 #include <memory>
 #include <random>
 
-#include "cpu/half.h"
+#include "cpu/blocks.h"
 #include "math/bits.h"
 #include "math/grid.h"
 #include "ops.h"

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "lora.h"
+#include "ops.h"
 #include "memory.h"
 
 namespace {

@@ -1,14 +1,11 @@
 // The kernel of l1_project_ and l1_step_: one block a sample. Selection counts in shared memory,
 // sums are added up in a fixed order, and every thread walks the search on its own, from the same
-// sums. Also compiled by g++ in tests.
-#pragma once
-
+// sums.
+// Also compiled by g++ in tests, block by block, without the launchers.
 #include <algorithm>
 
 #include "cuda/packs.cuh"
-#include "math/amount.h"
-#include "math/l1_project.h"
-#include "math/l1_step.h"
+#include "math/l1.h"
 #include "ops.h"
 
 #ifndef RF_L1_THREADS  // tests take few
@@ -211,3 +208,47 @@ inline unsigned l1_blocks(const L1StepCall& call) {
 
 }  // namespace cuda
 }  // namespace rf
+
+#ifdef __CUDACC__
+#include "cuda/launch.cuh"
+
+namespace rf {
+
+using namespace cuda;
+
+namespace {
+
+template <bool kStep>
+int launch_l1(const L1StepCall& call, int device, void* stream) {
+  const L1ProjectCall& project = call.project;
+  if (project.per_sample > UINT32_MAX) return cudaErrorInvalidValue;  // 32-bit counts
+  return launch_on(device, stream, project.dtype, call, [&](auto type, auto vectors, auto target) {
+    l1_kernel<decltype(type), vectors(), kStep>
+        <<<l1_blocks(call), kL1Threads, 0, target>>>(call);
+  });
+}
+
+template <bool kStep>
+int load_l1(int device) {
+  return load_on(device, l1_kernel<Fp32, true, kStep>, l1_kernel<Fp32, false, kStep>,
+                 l1_kernel<Bf16, true, kStep>, l1_kernel<Bf16, false, kStep>,
+                 l1_kernel<Fp16, true, kStep>, l1_kernel<Fp16, false, kStep>);
+}
+
+}  // namespace
+
+int l1_cuda_load(int device) {
+  const int code = load_l1<true>(device);
+  return code ? code : load_l1<false>(device);
+}
+
+int l1_step_cuda(const L1StepCall& call, int device, void* stream) {
+  return launch_l1<true>(call, device, stream);
+}
+
+int l1_project_cuda(const L1ProjectCall& call, int device, void* stream) {
+  return launch_l1<false>({call, nullptr, {}, {}}, device, stream);
+}
+
+}  // namespace rf
+#endif

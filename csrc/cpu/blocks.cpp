@@ -1,7 +1,8 @@
-#include "cpu/half.h"
+#include "cpu/blocks.h"
 
 #include "cpu/dispatch.h"
 #include "math/bits.h"
+#include "math/philox.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(RF_NO_DISPATCH)
 #define RF_F16C 1
@@ -88,6 +89,17 @@ void half_to_float(const uint16_t* from, float* to, int64_t n) {
 
 void float_to_half(const float* from, uint16_t* to, int64_t n) {
   for (int64_t i = converters.narrow(from, to, n); i < n; ++i) to[i] = narrow(from[i]);
+}
+
+RF_CLONES void fill_words(uint32_t* __restrict words, int64_t count, uint64_t key, uint64_t first,
+                          uint64_t id) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Words drawn = philox(key, first + static_cast<uint64_t>(i), id);
+    words[4 * i] = drawn.v[0];
+    words[4 * i + 1] = drawn.v[1];
+    words[4 * i + 2] = drawn.v[2];
+    words[4 * i + 3] = drawn.v[3];
+  }
 }
 
 }  // namespace rf

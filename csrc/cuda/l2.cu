@@ -1,45 +1,43 @@
-// APGD's momentum steps: one pass for Linf; for L2 the sums, the length of the new distance, and the
-// result, which is written where the last iterate was. Also compiled by g++ in tests.
-#pragma once
-
+// l2_step_ and l2_project_: sums.cuh's kernel, then one more. APGD's step: the sums, the length of
+// the new distance, and the result, which is written where the last iterate was.
+// Also compiled by g++ in tests, block by block, without the launchers.
 #include "cuda/sums.cuh"
-#include "math/apgd.h"
+#include "math/l2.h"
 #include "ops.h"
 
 namespace rf {
 namespace cuda {
 
-// use(first, x, points) with N elements each, for this thread's share of a sample.
-template <class T, bool kVectors, class Point, class Use>
-__device__ void each_point(const ApgdStepCall& call, int64_t sample, const Point& point,
-                           const Use& use) {
-  const int64_t base = sample * call.per_sample;
-  each_pack<T, kVectors>(call.per_sample, [&](auto count, int64_t first) {
-    constexpr int kWords = decltype(count)::value;
-    float x_adv[kWords], x_prev[kWords], grad[kWords], x[kWords];
-    load<T>(call.x_adv, base + first, x_adv);
-    load<T>(call.x_prev, base + first, x_prev);
-    load<T>(call.grad, base + first, grad);
-    load<T>(call.x, base + first, x);
+template <class T, bool kVectors>
+__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) l2_step_kernel(L2StepCall call) {
+  using Grid = typename T::Grid;
+  const int64_t parts = parts_of(call.per_sample);
+  for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
+    const L2Limits limits = limits_of(call, sample);
+    const L2Sums sums = sums_of(call.workspace, sample, parts);
+    const L2Scale scale = from_one<L2Scale>([&] { return scale_of(call, sums, sample); });
+    const int64_t base = sample * call.per_sample;
+    each_pack<T, kVectors>(call.per_sample, [&](auto count, int64_t first) {
+      constexpr int kWords = decltype(count)::value;
+      float x_adv[kWords], grad[kWords] = {}, x[kWords];
+      load<T>(call.x_adv, base + first, x_adv);
+      load<T>(call.x, base + first, x);
+      if (call.grad) load<T>(call.grad, base + first, grad);
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) x_prev[i] = point(x_adv[i], x_prev[i], grad[i], x[i]);
-    use(base + first, x, x_prev);
-  });
+      for (int i = 0; i < kWords; ++i) {
+        x_adv[i] = l2_move<Grid>(x_adv[i], grad[i], x[i], scale, limits);
+      }
+      store<T>(call.x_adv, base + first, x_adv);
+    });
+  }
 }
 
-template <class T, bool kVectors>
-__global__ void __launch_bounds__(kThreads, 4) apgd_linf_step_kernel(ApgdStepCall call) {
-  for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
-    const LinfScalars scalars = {amount_of(call.eps, sample), amount_of(call.step_size, sample),
-                                 call.low, call.high};
-    const float momentum = amount_of(call.momentum, sample);
-    each_point<T, kVectors>(
-        call, sample,
-        [&](float x_adv, float x_prev, float grad, float x) {
-          return apgd_linf_step<typename T::Grid>(x_adv, x_prev, grad, x, momentum, scalars);
-        },
-        [&](int64_t at, const auto&, const auto& points) { store<T>(call.x_prev, at, points); });
-  }
+inline SumCall sums_for(const L2StepCall& call) {
+  return {call.x_adv, call.grad, call.x, call.samples, call.per_sample, call.workspace};
+}
+
+inline bool by_vectors(const L2StepCall& call, int64_t word_bytes) {
+  return aligned_rows(call.samples, call.per_sample * word_bytes, call.x_adv, call.grad, call.x);
 }
 
 // The workspace: three sums a part, and behind them all one square a part.
@@ -109,10 +107,49 @@ inline SumCall sums_for(const ApgdStepCall& call) {
   return {call.x_adv, call.grad, call.x, call.samples, call.per_sample, call.workspace};
 }
 
-inline bool by_vectors(const ApgdStepCall& call, int64_t word_bytes) {
-  return aligned_rows(call.samples, call.per_sample * word_bytes, call.x_adv, call.x_prev,
-                      call.grad, call.x);
-}
-
 }  // namespace cuda
 }  // namespace rf
+
+#ifdef __CUDACC__
+#include "cuda/launch.cuh"
+
+namespace rf {
+
+using namespace cuda;
+
+int64_t reduction_workspace(int64_t samples, int64_t per_sample) {
+  return samples * parts_of(per_sample) * 4;
+}
+
+int l2_cuda_load(int device) {
+  return load_on(device, RF_EACH_TYPE(sum_kernel), RF_EACH_TYPE(l2_step_kernel),
+                 RF_EACH_TYPE(apgd_l2_length_kernel), RF_EACH_TYPE(apgd_l2_step_kernel));
+}
+
+int l2_step_cuda(const L2StepCall& call, int device, void* stream) {
+  if (!call.workspace) return cudaErrorInvalidValue;
+  const dim3 sums = blocks_of(sum_grid(call.samples, call.per_sample));
+  return launch_on(device, stream, call.dtype, call, [&](auto type, auto vectors, auto target) {
+    using T = decltype(type);
+    constexpr bool kVectors = vectors();
+    const dim3 grid = blocks_of(elements_grid<T, kVectors>(call));
+    sum_kernel<T, kVectors><<<sums, kThreads, 0, target>>>(sums_for(call));
+    l2_step_kernel<T, kVectors><<<grid, kThreads, 0, target>>>(call);
+  });
+}
+
+int apgd_l2_step_cuda(const ApgdStepCall& call, int device, void* stream) {
+  if (!call.workspace) return cudaErrorInvalidValue;
+  const dim3 sums = blocks_of(sum_grid(call.samples, call.per_sample));
+  return launch_on(device, stream, call.dtype, call, [&](auto type, auto vectors, auto target) {
+    using T = decltype(type);
+    constexpr bool kVectors = vectors();
+    const dim3 grid = blocks_of(elements_grid<T, kVectors>(call));
+    sum_kernel<T, kVectors><<<sums, kThreads, 0, target>>>(sums_for(call));
+    apgd_l2_length_kernel<T, kVectors><<<sums, kThreads, 0, target>>>(call);
+    apgd_l2_step_kernel<T, kVectors><<<grid, kThreads, 0, target>>>(call);
+  });
+}
+
+}  // namespace rf
+#endif

@@ -2,8 +2,8 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
-#include "cpu/words.h"
-#include "lora.h"
+#include "cpu/blocks.h"
+#include "ops.h"
 #include "math/lora.h"
 
 namespace rf {

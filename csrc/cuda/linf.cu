@@ -1,0 +1,92 @@
+// linf_step_ and apgd_linf_step_ in one pass each.
+// Also compiled by g++ in tests, block by block, without the launchers.
+#include "cuda/packs.cuh"
+#include "math/linf.h"
+#include "ops.h"
+
+namespace rf {
+namespace cuda {
+
+template <class T, bool kVectors>
+__global__ void __launch_bounds__(kThreads) step_kernel(LinfStepCall call) {
+  for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
+    const LinfScalars s = scalars_of(call, sample);
+    const int64_t base = sample * call.per_sample;
+    each_pack<T, kVectors>(call.per_sample, [&](auto count, int64_t first) {
+      constexpr int kWords = decltype(count)::value;
+      float x_adv[kWords], grad[kWords], x[kWords];
+      load<T>(call.x_adv, base + first, x_adv);
+      load<T>(call.grad, base + first, grad);
+      load<T>(call.x, base + first, x);
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        x_adv[i] = linf_step<typename T::Grid>(x_adv[i], grad[i], x[i], s);
+      }
+      store<T>(call.x_adv, base + first, x_adv);
+    });
+  }
+}
+
+// The call as one long sample where eps and step size are the same for all.
+inline LinfStepCall joined(LinfStepCall call) {
+  if (is_uniform(call.eps) && is_uniform(call.step_size)) {
+    call.per_sample *= call.samples;
+    call.samples = 1;
+  }
+  return call;
+}
+
+inline bool by_vectors(const LinfStepCall& call, int64_t word_bytes) {
+  return aligned_rows(call.samples, call.per_sample * word_bytes, call.x_adv, call.grad, call.x);
+}
+
+template <class T, bool kVectors>
+__global__ void __launch_bounds__(kThreads, 4) apgd_linf_step_kernel(ApgdStepCall call) {
+  for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
+    const LinfScalars scalars = {amount_of(call.eps, sample), amount_of(call.step_size, sample),
+                                 call.low, call.high};
+    const float momentum = amount_of(call.momentum, sample);
+    each_point<T, kVectors>(
+        call, sample,
+        [&](float x_adv, float x_prev, float grad, float x) {
+          return apgd_linf_step<typename T::Grid>(x_adv, x_prev, grad, x, momentum, scalars);
+        },
+        [&](int64_t at, const auto&, const auto& points) { store<T>(call.x_prev, at, points); });
+  }
+}
+
+}  // namespace cuda
+}  // namespace rf
+
+#ifdef __CUDACC__
+#include "cuda/launch.cuh"
+
+namespace rf {
+
+using namespace cuda;
+
+int linf_cuda_load(int device) {
+  return load_on(device, RF_EACH_TYPE(step_kernel), RF_EACH_TYPE(apgd_linf_step_kernel));
+}
+
+int linf_step_cuda(const LinfStepCall& given, int device, void* stream) {
+  const LinfStepCall call = joined(given);
+  return launch_on(device, stream, call.dtype, call, [&](auto type, auto vectors, auto target) {
+    using T = decltype(type);
+    constexpr bool kVectors = vectors();
+    const dim3 grid = blocks_of(elements_grid<T, kVectors>(call));
+    step_kernel<T, kVectors><<<grid, kThreads, 0, target>>>(call);
+  });
+}
+
+int apgd_linf_step_cuda(const ApgdStepCall& call, int device, void* stream) {
+  return launch_on(device, stream, call.dtype, call, [&](auto type, auto vectors, auto target) {
+    using T = decltype(type);
+    constexpr bool kVectors = vectors();
+    const dim3 grid = blocks_of(elements_grid<T, kVectors>(call));
+    apgd_linf_step_kernel<T, kVectors><<<grid, kThreads, 0, target>>>(call);
+  });
+}
+
+}  // namespace rf
+#endif
