@@ -40,7 +40,7 @@ class Registry(Generic[T]):
             raise ArgumentError(describe(self.kind, f"one of: {known}", repr(name))) from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items
+        return isinstance(name, str) and name in self._items
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

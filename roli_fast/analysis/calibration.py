@@ -2,7 +2,8 @@
 
 Pure functions of logits (N, C), floating point, and labels (N,), int64, wherever they come from;
 all sums are taken in fp64 on the CPU. They make no pass through a model: an image costs nothing
-beyond the forward (and, under attack, the search) that gave its logits.
+beyond the forward (and, under attack, the search) that gave its logits. What they refuse, see
+`reliability`.
 """
 
 from collections.abc import Sequence
@@ -105,9 +106,6 @@ def ece(logits: Tensor, y: Tensor, bins: int = BINS) -> float:
 
     Returns:
         A number in [0, 1].
-
-    Raises:
-        ArgumentError: see `reliability`.
     """
     return _expected(reliability(logits, y, bins))
 
@@ -115,19 +113,12 @@ def ece(logits: Tensor, y: Tensor, bins: int = BINS) -> float:
 def mce(logits: Tensor, y: Tensor, bins: int = BINS, least: int = LEAST_IN_BIN) -> float | None:
     """Maximum calibration error: the largest |accuracy_b - confidence_b| over the bins that have at
     least `least` samples; None where none has. With `least` 1 single samples decide it.
-
-    Raises:
-        ArgumentError: see `reliability`; `least` below 1.
     """
     return _maximum(reliability(logits, y, bins), least)
 
 
 def nll(logits: Tensor, y: Tensor) -> float:
-    """Mean negative log-likelihood of the labels, in nats: the cross-entropy.
-
-    Raises:
-        ArgumentError: see `reliability`.
-    """
+    """Mean negative log-likelihood of the labels, in nats: the cross-entropy."""
     return float(cross_entropy(*in_double(logits, y)))
 
 
@@ -135,9 +126,6 @@ def brier(logits: Tensor, y: Tensor) -> float:
     """Brier score: the mean over samples and classes of (probability - one-hot)^2.
 
     Brier (1950) and scikit-learn sum over the classes: C times as much.
-
-    Raises:
-        ArgumentError: see `reliability`.
     """
     logits, y = in_double(logits, y)
     return float((logits.softmax(1) - one_hot(y, logits.shape[1])).square().mean())
@@ -151,9 +139,6 @@ def measure(
     Returns:
         "accuracy", "ece", "mce" (or None), "nll", "brier", and "bins": each "low", "high", "count",
         "confidence", "accuracy".
-
-    Raises:
-        ArgumentError: see `reliability`; `least` below 1.
     """
     logits, y = in_double(logits, y)
     found = reliability(logits, y, bins)
@@ -252,9 +237,6 @@ def report(
         "clean" and "adversarial", each with "temperature", "fitted", "reason",
         "validation_images", "test_images", "before", "after" (`measure`) and
         "with_clean_temperature" (`measure`; None under "clean").
-
-    Raises:
-        ArgumentError: see `reliability`.
     """
     clean, own = (fit_temperature(*val) for val in (val_clean, val_adv))
     borrowed = _measured(test_adv, clean.value, bins, least)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.special import log_softmax
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError, describe
@@ -102,12 +103,8 @@ def _classes(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, folds: int)
     if len(y) < folds:
         raise ArgumentError(describe("y", f"at least {folds} labels, one a fold", len(y)))
     classes = len(train) // len(y)
-    for name, kernel, rows in (
-        ("kernel_train", train, len(y)),
-        ("kernel_test", test, len(y_test)),
-    ):
-        shape = (rows * classes, len(y) * classes)
-        if not classes or tuple(kernel.shape) != shape:
+    for name, kernel, rows in (("kernel_train", train, y), ("kernel_test", test, y_test)):
+        if not classes or tuple(kernel.shape) != (len(rows) * classes, len(y) * classes):
             raise ArgumentError(describe(name, f"shape (samples C, {len(y)} C)", kernel.shape))
     return classes
 
@@ -135,13 +132,10 @@ def _folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 def _loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """Summed cross-entropy and its gradient in the logits (N, C)."""
-    shifted = logits - logits.max(1, keepdims=True)
-    exps = np.exp(shifted)
-    total = exps.sum(1, keepdims=True)
-    rows = np.arange(len(labels))
-    gradient = exps / total
+    rows, found = np.arange(len(labels)), log_softmax(logits, axis=1)
+    gradient = np.exp(found)
     gradient[rows, labels] -= 1
-    return float((np.log(total[:, 0]) - shifted[rows, labels]).sum()), gradient
+    return -float(found[rows, labels].sum()), gradient
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, strength: float) -> np.ndarray:

@@ -32,7 +32,7 @@ from roli_fast.attacks.objective import (
 from roli_fast.attacks.passes import Passes, Samples, take
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
-from roli_fast.threat import Bounds, check_positive
+from roli_fast.threat import check_positive
 
 Starts = Callable[[int, Ball, Samples], Tensor]
 """(number of a search, ball, samples whose eps is the first stage's) -> new tensor, where they
@@ -60,9 +60,6 @@ class APGD(BallAttack):
     and n input-backwards a restart, the attack for training.
 
     Args:
-        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
-            result then notes, and in a run that of the run's threat model.
         steps: number of gradient steps.
         loss: what the steps ascend: "ce", "dlr", "margin", or "kl" from the clean logits.
         restarts: number of searches, each from its own random start.
@@ -77,11 +74,8 @@ class APGD(BallAttack):
         eot: passes an iterate, over which gradient and loss are averaged: for models that draw.
         compact: an image leaves the batch as soon as it is misclassified; false keeps all shapes as
             they are, without any wait for the device within a restart. The result is the same.
-        bounds: lowest and highest valid pixel; null takes the run's threat model.
     """
 
-    norm: str | None = "linf"
-    eps: float | None = None
     steps: int = 100
     loss: str = "ce"
     restarts: int = 1
@@ -92,10 +86,9 @@ class APGD(BallAttack):
     large_radius: bool = False
     eot: int = 1
     compact: bool = True
-    bounds: Bounds | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        self.check_ball()
+        super().__post_init__()
         for name in ("steps", "restarts", "eot"):
             check_steps(name, getattr(self, name))
         check_loss_name(self.loss)

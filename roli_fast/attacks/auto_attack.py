@@ -21,7 +21,6 @@ from roli_fast.attacks.square import Square
 from roli_fast.engine import bound
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
-from roli_fast.threat import Bounds
 
 STEPS, QUERIES = 100, 5000
 """As published."""
@@ -77,10 +76,6 @@ class AutoAttack(BallAttack):
     says how many these were.
 
     Args:
-        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
-            result then notes, and in a run that of the run's threat model.
-        bounds: lowest and highest valid pixel; null takes the run's threat model.
         version: "standard", APGD-CE, APGD-T, FAB-T and Square (in l1 with five restarts of APGD-CE,
             5 targets of APGD-T and large radii); "plus", with APGD-DLR and FAB and five restarts;
             "rand", APGD-CE and APGD-DLR over 20 draws of a model that draws; "apgd", APGD-CE and
@@ -93,16 +88,13 @@ class AutoAttack(BallAttack):
         n_queries: of Square.
     """
 
-    norm: str | None = "linf"
-    eps: float | None = None
-    bounds: Bounds | None = (0.0, 1.0)
     version: Literal["standard", "plus", "rand", "apgd", "custom"] = "standard"
     attacks: tuple[str, ...] = ()
     steps: int = STEPS
     n_queries: int = QUERIES
 
     def __post_init__(self) -> None:
-        self.check_ball()
+        super().__post_init__()
         check_choice("version", self.version, (*PRESETS, "custom"))
         for name in ("steps", "n_queries"):
             check_steps(name, getattr(self, name))

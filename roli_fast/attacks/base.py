@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -184,16 +184,24 @@ class Ball(NamedTuple):
 BallAttackT = TypeVar("BallAttackT", bound="BallAttack")
 
 
+@dataclass(frozen=True)
 class BallAttack(Attack):
-    """An attack inside one ball: its subclasses have the fields norm, eps and bounds."""
+    """Base of attacks inside one ball.
+
+    Args:
+        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
+        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
+            result then notes, and in a run that of the run's threat model.
+        bounds: lowest and highest valid pixel; null takes the run's threat model.
+    """
 
     options = ("eps",)
 
-    norm: str | None
-    eps: float | None
-    bounds: Bounds | None
+    norm: str | None = "linf"
+    eps: float | None = None
+    bounds: Bounds | None = field(default=(0.0, 1.0), kw_only=True)
 
-    def check_ball(self) -> None:
+    def __post_init__(self) -> None:
         """Raise unless norm, eps and bounds are usable or None; NumPy's numbers become Python's."""
         plain_numbers(self)
         if self.norm is not None:
@@ -214,12 +222,8 @@ class BallAttack(Attack):
             ArgumentError: the threat has no radius in this norm.
         """
         norm = self.norm or threat.norm
-        return replace(
-            self,  # pyright: ignore[reportArgumentType] - a dataclass in every subclass
-            norm=norm,
-            eps=threat.radius(norm) if self.eps is None else self.eps,
-            bounds=self.bounds or threat.bounds,
-        )
+        eps = threat.radius(norm) if self.eps is None else self.eps
+        return replace(self, norm=norm, eps=eps, bounds=self.bounds or threat.bounds)
 
     def ball(self, inputs: AttackInputs) -> tuple[Ball, AttackInputs]:
         """The ball of one call, and the inputs with its radius and with `x` as `check_images`

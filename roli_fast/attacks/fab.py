@@ -26,7 +26,6 @@ from roli_fast.losses import at_least_float32, margin
 from roli_fast.norms import NORMS, Norm
 from roli_fast.norms.base import check_offers
 from roli_fast.ops.rounding import box_limits, per_sample
-from roli_fast.threat import Bounds
 
 Starts = Callable[[int, Tensor], Tensor]
 """(number of a run after the first, indices of the samples that are left) -> their starts."""
@@ -59,10 +58,6 @@ class FAB(BallAttack):
     of them stepped back, over those that did otherwise.
 
     Args:
-        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
-            result then notes, and in a run that of the run's threat model.
-        bounds: lowest and highest valid pixel; null takes the run's threat model.
         steps: number of steps of a run.
         restarts: number of runs; the first starts from x, the others from a random point within
             eps / 2 of it.
@@ -75,9 +70,6 @@ class FAB(BallAttack):
             sample leave the batch: the same samples are fooled, at less cost.
     """
 
-    norm: str | None = "linf"
-    eps: float | None = None
-    bounds: Bounds | None = (0.0, 1.0)
     steps: int = 100
     restarts: int = 1
     alpha_max: float = 0.1
@@ -87,7 +79,7 @@ class FAB(BallAttack):
     minimal: bool = True
 
     def __post_init__(self) -> None:
-        self.check_ball()
+        super().__post_init__()
         check_offers(self.norm, "fab_step_")
         for name in ("steps", "restarts"):
             check_steps(name, getattr(self, name))

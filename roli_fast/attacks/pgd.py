@@ -28,7 +28,7 @@ from roli_fast.attacks.objective import (
 )
 from roli_fast.attacks.passes import Passes, Samples, column, take
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.threat import Bounds, check_positive
+from roli_fast.threat import check_positive
 
 
 @ATTACKS.register("pgd")
@@ -41,16 +41,11 @@ class PGD(BallAttack):
     loss. `targets`, `target` and loss "kl" cost one forward on the original images.
 
     Args:
-        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's
-            threat model.
-        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
-            result then notes, and in a run that of the run's threat model.
         step_size: length of one step; null takes eps / 4, as RoLI does.
         steps: number of gradient steps.
         random_start: start from a random point of the ball instead of the image itself.
         keep: "last" returns the last iterate, "best" the iterate of highest loss, image by image;
             "adversarial" the first one that fools the model, and the last where none does.
-        bounds: lowest and highest valid pixel; null takes the run's threat model.
         loss: what the steps ascend: "ce", "dlr", "margin", or "kl" from the clean logits (TRADES).
         restarts: number of searches, each from its own random start.
         momentum: decay of the accumulated gradient, 1 in MI-FGSM; 0 takes the gradient as it is.
@@ -61,13 +56,10 @@ class PGD(BallAttack):
             false keeps all shapes as they are. The result is the same.
     """
 
-    norm: str | None = "linf"
-    eps: float | None = None
     step_size: float | None = None
     steps: int = 10
     random_start: bool = True
     keep: Literal["last", "best", "adversarial"] = "last"
-    bounds: Bounds | None = (0.0, 1.0)
     loss: str = "ce"
     restarts: int = 1
     momentum: float = 0.0
@@ -78,7 +70,7 @@ class PGD(BallAttack):
     options = ("eps", "target")
 
     def __post_init__(self) -> None:
-        self.check_ball()
+        super().__post_init__()
         if self.step_size is not None:
             check_positive("step_size", self.step_size)
         for name in ("steps", "restarts", "eot"):

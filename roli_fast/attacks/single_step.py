@@ -14,7 +14,7 @@ from roli_fast.attacks.base import (
 from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
 from roli_fast.attacks.passes import Passes
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.threat import Bounds, check_positive
+from roli_fast.threat import check_positive
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,13 @@ class SingleStep(BallAttack):
     """Base of FGSM, RS-FGSM and N-FGSM: one forward and one input-backward.
 
     Args:
-        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
-            result then notes, and in a run that of the run's threat model.
         loss: "ce", "dlr" or "margin", what the step ascends.
-        bounds: lowest and highest valid pixel; null takes the run's threat model.
     """
 
-    norm: str | None = "linf"
-    eps: float | None = None
     loss: str = "ce"
-    bounds: Bounds | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        self.check_ball()
+        super().__post_init__()
         check_loss_name(self.loss)
         if self.loss == "kl":
             raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", "'kl'"))

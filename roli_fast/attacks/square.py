@@ -27,7 +27,6 @@ from roli_fast.norms.windows import Draws, Moves, Proposal
 from roli_fast.ops import checks
 from roli_fast.ops.random_start import philox
 from roli_fast.seeds import derive_seed
-from roli_fast.threat import Bounds
 
 _LOSSES = {"margin": margin, "ce": cross_entropy}
 _SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -57,10 +56,6 @@ class Square(BallAttack):
     in the call a sample is fooled when it is classified as that.
 
     Args:
-        norm: "linf", "l2" or "l1"; null in a run's configuration takes the run's threat model.
-        eps: radius; null takes the norm's usual one (8/255, 0.5, 12 in [0, 1] images), which the
-            result then notes, and in a run that of the run's threat model.
-        bounds: lowest and highest valid pixel; null takes the run's threat model.
         n_queries: proposals of a run.
         restarts: number of runs; a run takes the samples that no run before it fooled.
         p_init: share of the pixels that the first windows cover.
@@ -71,9 +66,6 @@ class Square(BallAttack):
             are, without any wait for the device within a run. The result is the same.
     """
 
-    norm: str | None = "linf"
-    eps: float | None = None
-    bounds: Bounds | None = (0.0, 1.0)
     n_queries: int = 5000
     restarts: int = 1
     p_init: float = 0.8
@@ -84,7 +76,7 @@ class Square(BallAttack):
     options = ("eps", "target")
 
     def __post_init__(self) -> None:
-        self.check_ball()
+        super().__post_init__()
         check_offers(self.norm, "square_moves")
         for name in ("n_queries", "restarts"):
             check_steps(name, getattr(self, name))

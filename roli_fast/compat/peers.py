@@ -159,7 +159,7 @@ class _StandIns(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         peer, _, name = fullname.partition(".")
-        own = getattr(sys.modules.get(peer), "__name__", peer)
+        own = str(getattr(sys.modules.get(peer), "__name__", peer))
         if not name or own == peer or not own.startswith(f"{__package__}."):
             return None
         return ModuleSpec(fullname, _Existing(import_module(f"{own}.{name}")))

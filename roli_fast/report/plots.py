@@ -7,9 +7,8 @@ from statistics import mean, stdev
 from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
 from roli_fast.report.subjects import LOOKS, Key, Subject, steps
 from roli_fast.report.svg import Axis, Chart, Line, Point, Row, dots, lines
-from roli_fast.report.text import change, percent_over_seeds
+from roli_fast.report.text import change, percent_over_seeds, radius_name, unit
 
-GREY = 255.0
 """Grey levels of an image, in which linf radii are read."""
 
 FEW = 10
@@ -147,8 +146,7 @@ def against_radius(subjects: Sequence[Subject]) -> dict[str, Chart]:
 
 
 def _radius_chart(title: str, norm: str, drawn: Sequence[Line]) -> Chart:
-    label = "linf radius in 1/255" if norm == "linf" else f"{norm} radius"
-    return lines(title, drawn, Axis(label, low=0), PERCENT)
+    return lines(title, drawn, Axis(f"{norm} {radius_name(norm)}", low=0), PERCENT)
 
 
 def _curve(key: Key, found: Sequence[Tree]) -> Line:
@@ -170,8 +168,7 @@ def radii(found: Sequence[Tree]) -> dict[float, list[Tree]]:
     for curve in found:
         for point in curve["points"]:
             if all(values([point], key) for key in ("eps", "accuracy", "low", "high")):
-                unit = GREY if curve["norm"] == "linf" else 1.0
-                same.setdefault(unit * point["eps"], []).append(point)
+                same.setdefault(unit(curve["norm"]) * point["eps"], []).append(point)
     return {x: points for x, points in sorted(same.items()) if len(points) == len(found)}
 
 

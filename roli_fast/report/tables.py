@@ -26,6 +26,7 @@ from roli_fast.report.text import (
     percent_within,
     points,
     radius,
+    radius_name,
     whole,
 )
 
@@ -175,9 +176,8 @@ def curve(page: Page, norm: str) -> Table:
     """Accuracy at every radius of a norm, a column a subject."""
     curves = [(s, [c for c in plots.curves(s) if c["norm"] == norm]) for s in page.subjects]
     shown = [(s.label, plots.radii(own)) for s, own in curves if own]
-    unit = "radius in 1/255" if norm == "linf" else "radius"
     return table(
-        {unit: f"{x:.4g}"}
+        {radius_name(norm): f"{x:.4g}"}
         | {name: percent_over_seeds(values(own.get(x, ()), "accuracy")) for name, own in shown}
         for x in sorted({x for _, own in shown for x in own})
     )

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from roli_fast.norms import NORMS
+
 NONE = "–"
 """In a table where there is no number."""
 
@@ -119,12 +121,24 @@ def radius(norm: Any, eps: Any) -> str:
     """ "linf 8/255", "linf 0.08 (20.4/255)", "l2 0.5"."""
     if not known(eps):
         return str(norm)
-    if norm != "linf":
+    whole = unit(norm)
+    if whole == 1:
         return f"{norm} {eps:.4g}"
-    grey = eps * 255
+    grey = eps * whole
     if abs(grey - round(grey)) < 1e-6:
-        return f"linf {round(grey)}/255"
-    return f"linf {eps:.4g} ({grey:.1f}/255)"
+        return f"{norm} {round(grey)}/{whole:g}"
+    return f"{norm} {eps:.4g} ({grey:.1f}/{whole:g})"
+
+
+def unit(norm: Any) -> float:
+    """Radii in this norm are shown in 1/unit: 255 for grey levels."""
+    return NORMS[norm].unit if norm in NORMS else 1.0
+
+
+def radius_name(norm: Any) -> str:
+    """ "radius in 1/255", "radius"."""
+    whole = unit(norm)
+    return "radius" if whole == 1 else f"radius in 1/{whole:g}"
 
 
 def duration(seconds: Any) -> str:

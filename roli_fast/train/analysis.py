@@ -28,6 +28,7 @@ from roli_fast.evaluate import robustness_curve
 from roli_fast.evaluate.prepare import mixed_order
 from roli_fast.files import naming, write_bytes, write_json
 from roli_fast.models import Classifier
+from roli_fast.norms import NORMS
 from roli_fast.report.read import parse_analysis
 from roli_fast.seeds import derive_seed
 from roli_fast.threat import as_pixels
@@ -68,10 +69,9 @@ MOST_PASSES = 400
 UPDATE = 3
 """Passes of an update: one forward, and a backward for inputs and weights of twice that."""
 
-ATTACKED = "attacked images"
-DEAR = ("curve", "calibration", "examples", ATTACKED)
-LEFT_OUT = ((), DEAR[:1], DEAR[:3], DEAR)
-"""What is left out, the dearest for its worth first."""
+TESTED, ATTACKED = ("curve", "calibration", "examples"), "attacked images"
+LEFT_OUT = ((), TESTED[:1], TESTED, (*TESTED, ATTACKED))
+"""What is left out, the dearest for its worth first. `TESTED` look at test images."""
 
 
 @dataclass(frozen=True)
@@ -306,9 +306,9 @@ class MethodAnalysis:
 
     def _whole(self, tree: dict[str, Any]) -> bool:
         """Whether it has all that would be made now; on how many images plays no part."""
-        tested = not self.test or tree["images"].get("test", 0) > 0
+        missing = set(TESTED if self.test else ()) - tree.keys() | set(tree.get("left_out", ()))
         stages = len(tree["stages"]) == len(self.experiment.stages(self.method))
-        return tested and stages and set(tree.get("left_out", ())) <= set(self.plan.left_out)
+        return stages and missing <= set(self.plan.left_out)
 
     @property
     def _total(self) -> int:
@@ -334,7 +334,8 @@ class MethodAnalysis:
             after_batch=self._after_batch,
         )
         images = {"train": min(count, train), "validation": min(count, val)}
-        images["test"] = min(self.plan.calibration, test) if self.test else 0
+        tested = self.test and "calibration" not in left_out
+        images["test"] = min(self.plan.calibration, test) if tested else 0
         tree: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
             "attack": self.plan.described,
@@ -353,7 +354,7 @@ class MethodAnalysis:
             own |= {"epochs": stage.epochs, **points, "change": survey.change(start, model, end)}
             tree["stages"].append(own)
         assert model is not None and end is not None, "every method has a stage"
-        if self.test and "calibration" not in left_out:
+        if tested:
             tree["calibration"] = self._calibration(survey, model, end)
         if self.test and "curve" not in left_out:
             tree["curve"] = self._curve(model, tree["notes"])
@@ -383,12 +384,12 @@ class MethodAnalysis:
         if isinstance(attack, PGD):
             attack = replace(attack, step_size=None)  # a quarter of each radius
         whole = bounds[1] - bounds[0]
-        radii = [eps * share for share in RADII]
+        limit = whole * NORMS[str(attack.norm)].largest(None)
         curve = robustness_curve(
             model,
             self.images_of(self.splits.test, self.plan.points),
             attack,
-            [r for r in radii if attack.norm != "linf" or r < whole],
+            [eps * share for share in RADII if eps * share < limit],
             seed=self.draws,
             name=self.method,
             after_batch=self._after_batch,

@@ -91,7 +91,7 @@ def test_batches_and_engines_give_the_same() -> None:
 
 def test_wrong_calls() -> None:
     batches = one_batch(images(2, 3, 6, 6), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ArgumentError, match="`norm`: expected 'linf' or 'l2' or 'l1', got 'l3'"):
+    with pytest.raises(ArgumentError, match="expected one of: l1, l2, linf, got 'l3'"):
         margin_sensitivity(Mixed(), batches, "l3")
     with pytest.raises(ArgumentError, match="at least one image"):
         margin_sensitivity(Mixed(), [], "l2")

@@ -35,8 +35,10 @@ def test_an_overridden_forward_is_what_a_call_does() -> None:
         fooled = model.eval()(torch.full_like(X, 0.25)).argmax(1) != Y
     assert torch.equal((whole(X, Y) == 0.25).flatten(1).all(1), fooled) and fooled.any()
     plain: Any = torchattacks.PGD(Mixed())
-    plain.forward = lambda images, labels: images
-    assert torch.equal(plain(X, Y), X)
+    plain.forward = lambda images, labels, scale=1: images * scale
+    assert torch.equal(plain(X, Y), X) and torch.equal(plain(X, Y, scale=0.5), X * 0.5)
+    with pytest.raises(TypeError, match="`forward`: expected inputs and labels, got 1 more"):
+        torchattacks.PGD(Mixed())(X, Y, 3)
 
 
 def test_an_attack_of_ones_own_sees_pixels_and_a_model_in_its_modes() -> None:

@@ -261,6 +261,17 @@ def test_upgd_takes_named_losses() -> None:
         attack(X, Y)
 
 
+def test_upgd_raises_a_loss_of_the_users() -> None:
+    """Here that of the batch's mean cross-entropy, the one of "ce"."""
+    model = Mixed().eval()
+    own = torchattacks.UPGD(
+        model, loss=lambda images, labels, _: nn.functional.cross_entropy(model(images), labels)
+    )
+    truth = torchattacks.UPGD(model)
+    with untouched(model):
+        assert torch.allclose(own(X, Y), truth(X, Y), atol=1e-6)
+
+
 def test_an_attack_that_is_not_there_is_named() -> None:
     with pytest.raises(AttributeError, match="no 'CW'. There are: FGSM, .*Square"):
         torchattacks.CW  # noqa: B018
