@@ -197,9 +197,9 @@ def _second(layer: nn.Module, name: str, value: Tensor) -> nn.Parameter:
 
 def _is_fixed(norm: Any, layer: Any) -> bool:
     """Whether this BN is one affine map, for as many channels as the layer has."""
-    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     if getattr(layer, "transposed", False) and layer.groups > 1:
         return False  # whose weights torch's fusion takes for those of one group
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     mean, var = norm.running_mean, norm.running_var
     known = mean is not None and var is not None and mean.numel() == channels
     return known and not norm.training and "forward" not in vars(norm)
