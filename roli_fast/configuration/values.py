@@ -194,7 +194,8 @@ def _one_of(value: Any, kind: Any, where: str) -> Any:
 def _expected(kind: Any, null: bool = False) -> str:
     kind = without_none(kind)
     if typing.get_origin(kind) is Literal:
-        words = f"one of: {', '.join(map(str, typing.get_args(kind)))}"
+        known = typing.get_args(kind)
+        words = f"{'one of: ' if len(known) > 1 else ''}{', '.join(map(str, known))}"
     elif kind is torch.dtype:
         words = f"one of: {', '.join(DTYPES)}"
     elif typing.get_origin(kind) in (dict, Mapping):
