@@ -174,7 +174,8 @@ class _UPGD(Listed):
         target = self.get_target_label(images, need(labels)) if self.targeted else None
 
         def of_all(x: Tensor) -> Tensor:
-            return (loss(x, labels, target).sum() / len(x)).expand(len(x), 1)
+            value: Any = loss(x, labels, target)
+            return (value.sum() / len(x)).expand(len(x), 1)
 
         eps, radius = radius_of(self.eps, images)
         attack = CriterionPGD(**self.fields(), eps=eps, criterion=lambda value, _: value[:, 0])
