@@ -73,6 +73,7 @@ def test_links_lead_to_files_and_headings_that_are_there(page: str) -> None:
 @pytest.mark.parametrize("page", [page for page, found in PROGRAMS.items() if found])
 def test_the_programs_of_a_page_run(page: str, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "autoattack", None)  # afterwards it is as it was
     with torch.random.fork_rng():
         torch.manual_seed(0)
         given = names(page)
