@@ -287,7 +287,7 @@ def test_a_run_with_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The first epoch leaves every weight where it was; attacks and heads are the release's."""
     heads: dict[str, float] = {}
     attacks: set[str] = set()
-    original, run = loop.StageLoop.run, PGD.run
+    original, search = loop.StageLoop.run, PGD.search
 
     def spy(self: loop.StageLoop) -> Any:
         heads[self.job.name] = self.model.head.weight.std().item()
@@ -295,10 +295,10 @@ def test_a_run_with_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def watched(self: PGD, *arguments: Any, **options: Any) -> Any:
         attacks.add(f"{type(self).__name__}-{self.steps}")
-        return run(self, *arguments, **options)
+        return search(self, *arguments, **options)
 
     monkeypatch.setattr(loop.StageLoop, "run", spy)
-    monkeypatch.setattr(PGD, "run", watched)
+    monkeypatch.setattr(PGD, "search", watched)
     flags = ["--paper_compat=all", "--probe.epochs=1", "--finetune.epochs=2"]
     flags += ["--finetune.tuning=lora", "--finetune.tuning.rank=2"]
     summary = run_small(tmp_path / "run", *flags)
