@@ -13,6 +13,7 @@ from small import run_small, small, weights
 
 from roli_fast import models, ops
 from roli_fast.attacks import PGD, AttackResult
+from roli_fast.attacks.base import AttackInputs
 from roli_fast.engine import Cost
 from roli_fast.errors import NonFiniteLossError
 from roli_fast.evaluate import Evaluation
@@ -70,12 +71,12 @@ def test_the_model_trains_on_attacked_images(
 ) -> None:
     """The clean batch never reaches the update; what does is within eps of it, and not equal."""
     inputs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    original = PGD.run
+    original = PGD.search
 
-    def watched(self: PGD, model: Any, x: torch.Tensor, *rest: Any, **options: Any) -> Any:
-        result = original(self, model, x, *rest, **options)
+    def watched(self: PGD, asked: AttackInputs) -> AttackResult:
+        result = original(self, asked)
         if self.steps == 7:  # the training attack
-            inputs.append((x, result.x_adv))
+            inputs.append((asked.x, result.x_adv))
         return result
 
     forwarded: list[torch.Tensor] = []
@@ -85,7 +86,7 @@ def test_the_model_trains_on_attacked_images(
             forwarded.append(arguments[0])
 
     create = starting.create
-    monkeypatch.setattr(PGD, "run", watched)
+    monkeypatch.setattr(PGD, "search", watched)
 
     def hooked(*arguments: Any, **options: Any) -> Any:
         model = create(*arguments, **options)
@@ -122,21 +123,19 @@ def test_an_image_is_attacked_from_the_same_start_in_any_batch(
     """Its draws depend on the seed, the epoch and its id: not on batch size or place."""
     starts: list[dict[int, torch.Tensor]] = []
 
-    def start_only(
-        self: PGD, model: Any, x: Any, y: Any, generator: Any, *, sample_ids: Any, **_options: Any
-    ) -> Any:
+    def start_only(self: PGD, asked: AttackInputs) -> AttackResult:
         noise = ops.linf_random_start(
-            torch.full_like(x, 0.5),
+            torch.full_like(asked.x, 0.5),
             eps=0.25,
             bounds=(0.0, 1.0),
-            generator=generator,
-            sample_ids=sample_ids,
+            generator=asked.generator,
+            sample_ids=asked.ids,
         )
         if self.steps == 7:  # the training attack
-            starts[-1].update(zip(sample_ids.tolist(), noise, strict=True))
-        return AttackResult(x.clone(), Cost(0, 0))
+            starts[-1].update(zip(asked.ids.tolist(), noise, strict=True))
+        return AttackResult(asked.x.clone(), Cost(0, 0))
 
-    monkeypatch.setattr(PGD, "run", start_only)
+    monkeypatch.setattr(PGD, "search", start_only)
     for size, epochs in ((24, 1), (9, 1), (9, 2)):
         starts.append({})
         flags = [f"--ranli.batch_size={size}", f"--ranli.epochs={epochs}"]
