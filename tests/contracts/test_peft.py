@@ -67,12 +67,17 @@ def tensors(model: Classifier) -> dict[str, torch.Tensor]:
 
 
 def test_the_names_are_the_trainable_set(method: Method, name: str) -> None:
+    """Also where it follows another, as in RoLI's second stage; no other tensor gets a gradient."""
     model = tiny(name)
+    apply(model, METHODS["linear"]())
     names = apply(model, method)
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     assert sorted(names) == sorted(trainable) and len(set(names)) == len(names)
     head = {f"{model.head_name}.{part}" for part in ("weight", "bias")}
     assert head <= set(names)
+    train(model, method, data(name), steps=1)
+    with_grad = [n for n, p in model.named_parameters() if p.grad is not None]
+    assert sorted(with_grad) == sorted(names)
 
 
 def test_the_function_is_unchanged_at_first(method: Method, name: str) -> None:
@@ -105,48 +110,6 @@ def test_everything_else_stays_bit_for_bit(method: Method, name: str) -> None:
     moved = {n for n in after if not torch.equal(before[n], after[n])} - names
     assert {n for n in moved if n.rpartition(".")[0] not in live} == set()
     assert moved <= {n for n, _ in model.named_buffers()}
-
-
-def test_frozen_parameters_get_no_gradient(method: Method, name: str) -> None:
-    model = tiny(name)
-    names = apply(model, method)
-    train(model, method, data(name), steps=1)
-    with_grad = [n for n, p in model.named_parameters() if p.grad is not None]
-    assert sorted(with_grad) == sorted(names)
-
-
-def test_a_state_dict_round_trip(method: Method, name: str) -> None:
-    first, x = tiny(name), data(name)
-    apply(first, method)
-    train(first, method, x)
-    again = tiny(name, seed=9)
-    apply(again, method)
-    again.load_state_dict(first.state_dict(), strict=True)
-    assert torch.equal(logits(again, x), logits(first, x))
-
-
-def test_applying_a_method_is_reproducible(method: Method, name: str) -> None:
-    states = []
-    for _ in range(2):
-        model = tiny(name)
-        apply(model, method)
-        states.append(model.state_dict())
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
-
-
-@pytest.mark.parametrize("key", METHODS.names())
-def test_the_method_is_its_configuration(key: str) -> None:
-    kind: Any = METHODS[key]
-    assert kind() == kind() and hash(kind()) == hash(kind())
-
-
-def test_a_second_stage_can_follow_the_first(method: Method, name: str) -> None:
-    """RoLI: a linear probe, then any other method, on the same model."""
-    model = tiny(name)
-    apply(model, METHODS["linear"]())
-    names = apply(model, method)
-    assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(("key", "name"), sorted(REFUSED))
