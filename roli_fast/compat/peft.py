@@ -88,7 +88,18 @@ def save(model: Classifier, folder: str | Path) -> None:
     for own, parameter in model.head.named_parameters():
         tensors[f"{PREFIX}{head}.{own}"] = parameter
     card = {"backbone": _fingerprint(model), "name": model.config.name, "tuning": trees}
-    config = _make_config(model, numbers, trees[0]["dropout"], head)
+    rank, alpha = next(iter(numbers.values()))
+    config = {
+        "peft_type": "LORA",
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": trees[0]["dropout"],
+        "rank_pattern": {name: r for name, (r, _) in numbers.items() if r != rank},
+        "alpha_pattern": {name: a for name, (_, a) in numbers.items() if a != alpha},
+        "target_modules": list(numbers),
+        "modules_to_save": [head],
+    }
     write_tensors(Path(folder) / TENSORS, tensors, {"format": "pt", CARD: json.dumps(card)})
     write_json(Path(folder) / CONFIG, config)
 
@@ -266,35 +277,6 @@ def _whole_layers(model: Classifier, file: Adapter) -> tuple[list[LoRA], dict[st
                 raise CheckpointError(describe(name, expected, got))
             tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": b}
     return methods, tensors
-
-
-def _make_config(
-    model: Classifier, numbers: Mapping[str, tuple[int, float]], dropout: float, head: str
-) -> dict[str, Any]:
-    """What PEFT reads to open the adapter: `numbers` are layer -> (rank, alpha), `head` the layer
-    that it replaces as a whole."""
-    rank, alpha = next(iter(numbers.values()))
-    base = type(model.backbone)
-    return {
-        "peft_type": "LORA",
-        # shown by PEFT, not used
-        "auto_mapping": {"parent_library": base.__module__, "base_model_class": base.__name__},
-        "base_model_name_or_path": None,
-        "task_type": None,
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": dropout,
-        "rank_pattern": {name: r for name, (r, _) in numbers.items() if r != rank},
-        "alpha_pattern": {name: a for name, (_, a) in numbers.items() if a != alpha},
-        "target_modules": list(numbers),
-        "modules_to_save": [head],
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-        "init_lora_weights": True,
-    }
 
 
 def join_b(b: Tensor, rows: Rows, out: int) -> Tensor:

@@ -139,14 +139,19 @@ class Attack(UserAttributes):
     @contextlib.contextmanager
     def _pixels(self, normalised: bool) -> Iterator[None]:
         """Within, this attack and its parts are given images in [0, 1]."""
-        told = [one for one in (self, *self._parts) if normalised and not one._in_pixels]
-        with contextlib.ExitStack() as inner:
+        told = [one for one in self._family() if normalised and not one._in_pixels]
+        try:
             for one in told:
                 one._in_pixels = True
-                inner.callback(setattr, one, "_in_pixels", False)
-                if one is not self:
-                    inner.enter_context(one._pixels(True))
             yield
+        finally:
+            for one in told:
+                one._in_pixels = False
+
+    def _family(self) -> Iterator["Attack"]:
+        yield self
+        for part in self._parts:
+            yield from part._family()
 
     def view(self) -> Model:
         """The model as a search sees it: for images in [0, 1], in the modes asked for."""

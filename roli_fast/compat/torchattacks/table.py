@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader
 
 from roli_fast import attacks as ours
 from roli_fast import ops
-from roli_fast.attacks import AttackResult
-from roli_fast.attacks.auto_attack import VERSIONS
 from roli_fast.attacks.base import Ball
 from roli_fast.attacks.fab import Planes, TargetPlane
 from roli_fast.attacks.passes import Samples
@@ -26,7 +24,7 @@ from roli_fast.compat.torchattacks.attack import Attack, logger
 from roli_fast.compat.view import View
 from roli_fast.engine import bound
 from roli_fast.engine.input_gradient import Model
-from roli_fast.errors import ArgumentError, check_choice, describe
+from roli_fast.errors import ArgumentError, describe
 
 FIELDS = OFFICIAL_FIELDS | {
     **dict(alpha="step_size", steps="steps", random_start="random_start", decay="momentum"),
@@ -66,7 +64,7 @@ class Listed(Attack):
         super().__init__(self.name, model)
         given = {RENAMED.get(name, name): value for name, value in given.items()}
         attributes = self._attributes(given)
-        vars(self).update(attributes, _fields=FIELDS.keys() & attributes, _told=set())
+        vars(self).update(attributes, _fields=FIELDS.keys() & attributes)
         if self.row.aims:
             self.supported_mode = ["default", "targeted"]
         self._built = True
@@ -76,44 +74,37 @@ class Listed(Attack):
         return given
 
     def fields(self) -> dict[str, Any]:
-        """Ours, but for eps."""
+        """Ours, but for eps, which a call is given."""
         return self.row.fixed | {FIELDS[name]: getattr(self, name) for name in self._fields}
 
-    def build(self, eps: float | None, target: Tensor | None = None) -> ours.Attack:
+    def build(self, target: Tensor | None = None) -> ours.Attack:
         """The attack behind it."""
-        return self.row.kind(**self.fields(), eps=eps)
+        return self.row.kind(**self.fields())
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The search itself."""
-        options: dict[str, Any] = {}
-        eps = self.eps
-        if isinstance(eps, Tensor):
-            eps, options["eps"] = None, eps.to(inputs.device)
         target = self.get_target_label(inputs, labels) if self.targeted else None
-        attack = self.build(eps, target)
+        attack = self.build(target)
+        options = self._options(inputs)
         if target is not None and not isinstance(attack, _AimedFAB):
             assert labels is not None
             labels, options["target"] = beside(labels, target), target
-        result = self._run(attack, inputs, labels, options)
-        self._report(attack, result, len(inputs))
-        return result.x_adv
+        found = self._drawn(attack).run(self.view(), inputs, labels, **options)  # type: ignore[arg-type]
+        verbose = vars(self).get("verbose", True)
+        for note in found.notes:
+            logger.log(logging.INFO if verbose else logging.DEBUG, "%s: %s", self.attack, note)
+        if verbose and found.fooled is not None:
+            shown = (attack.label, int(found.fooled.sum()), len(inputs))
+            logger.info("%s: %d of %d images fool", *shown)
+        return found.x_adv
 
-    def _run(
-        self, attack: ours.Attack, inputs: Tensor, labels: Any, options: dict[str, Any]
-    ) -> AttackResult:
-        return attack.run(self.view(), inputs, labels, self.generator, **options)
+    def _options(self, inputs: Tensor) -> dict[str, Any]:
+        eps = self.eps.to(inputs.device) if isinstance(self.eps, Tensor) else self.eps
+        return {"eps": eps, "generator": self.generator}
 
-    def _report(self, attack: ours.Attack, result: AttackResult, count: int) -> None:
-        """Log what it found where it is verbose; once, what its model does not allow."""
-        if vars(self).get("verbose") and result.fooled is not None:
-            cost = result.cost
-            text = "%s: %d of %d images fool, %d forwards and %d backwards"
-            shown = (int(result.fooled.sum()), count, cost.forwards, cost.backwards)
-            logger.info(text, attack.label, *shown)
-        for note in result.notes:
-            if note not in self._told:
-                self._told.add(note)
-                logger.warning("%s: %s", self.attack, note)
+    def _drawn(self, attack: ours.Attack) -> ours.Attack:
+        """The attack with the draws that are asked for."""
+        return attack
 
 
 class _BIM(Listed):
@@ -127,36 +118,31 @@ class _BIM(Listed):
 class _TPGD(Listed):
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Labels play no part."""
-        return super().forward(
-            inputs, torch.zeros(len(inputs), dtype=torch.int64).to(inputs.device)
-        )
+        return super().forward(inputs, _nothing(inputs))
 
 
 class _UPGD(Listed):
-    """A loss that is a callable sees images, labels and targets (None without), and its value of
-    all images is what the steps raise."""
-
-    def build(self, eps: float | None, target: Tensor | None = None) -> ours.Attack:
-        if not callable(self.loss):
-            return super().build(eps, target)
-        fields = self.fields() | {"loss": "ce"}  # in name alone
-        return CriterionPGD(**fields, eps=eps, criterion=lambda value, _: value[:, 0])
-
-    def _run(
-        self, attack: ours.Attack, inputs: Tensor, labels: Any, options: dict[str, Any]
-    ) -> AttackResult:
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """A loss that is a callable sees images, labels and targets (None without), and its value
+        of all images is what the steps raise."""
         loss: Any = self.loss
         if not callable(loss):
-            return super()._run(attack, inputs, labels, options)
-        target = options.pop("target", None)
+            return super().forward(inputs, labels)
+        target = self.get_target_label(inputs, labels) if self.targeted else None
 
         def of_all(x: Tensor) -> Tensor:
             value: Any = loss(x, labels, target)
             return (value.sum() / len(x)).expand(len(x), 1)
 
-        model = View(bound(self.model).model, of_all, self._modes)
-        one = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
-        return attack.run(model, inputs, one, self.generator, **options)
+        fields = self.fields() | {"loss": "ce"}  # in name alone
+        attack = CriterionPGD(**fields, criterion=lambda value, _: value[:, 0])
+        view = View(bound(self.model).model, of_all, self._modes)
+        return attack(view, inputs, _nothing(inputs), **self._options(inputs))
+
+
+def _nothing(inputs: Tensor) -> Tensor:
+    """Labels that play no part."""
+    return torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
 
 
 class Seeded(Listed):
@@ -172,15 +158,14 @@ class Seeded(Listed):
     def fields(self) -> dict[str, Any]:
         return super().fields() | {"norm": our_norm(self.norm)}
 
-    def _run(
-        self, attack: ours.Attack, inputs: Tensor, labels: Any, options: dict[str, Any]
-    ) -> AttackResult:
-        generator = self.generator
+    def _options(self, inputs: Tensor) -> dict[str, Any]:
+        options = super()._options(inputs)
         if self.seed is not None:
-            generator = Generator(inputs.device).manual_seed(self.seed)
-        if self.rng == "official":
-            attack = with_original_draws(attack, self.seed)
-        return attack.run(self.view(), inputs, labels, generator, **options)
+            options["generator"] = Generator(inputs.device).manual_seed(self.seed)
+        return options
+
+    def _drawn(self, attack: ours.Attack) -> ours.Attack:
+        return with_original_draws(attack, self.seed) if self.rng == "official" else attack
 
 
 class _Targets(Seeded):
@@ -194,23 +179,12 @@ class _Targets(Seeded):
 
 
 class _FAB(_Targets):
-    def build(self, eps: float | None, target: Tensor | None = None) -> ours.Attack:
-        fields: dict[str, Any] = self.fields() | {"eps": eps}
+    def build(self, target: Tensor | None = None) -> ours.Attack:
+        fields = self.fields()
         if self.multi_targeted:
             return ours.FABT(**fields)
         del fields["targets"]
         return ours.FAB(**fields) if target is None else _AimedFAB(**fields, target=target)
-
-
-class _AutoAttack(Seeded):
-    def _attributes(self, given: dict[str, Any]) -> dict[str, Any]:
-        check_choice("version", given["version"], tuple(VERSIONS))
-        return super()._attributes(given)
-
-    def _report(self, attack: ours.Attack, result: AttackResult, count: int) -> None:
-        """It warns by itself; what else it notes is how many images each part fooled."""
-        for note in result.notes:
-            logger.log(logging.INFO if self.verbose else logging.DEBUG, "AutoAttack: %s", note)
 
 
 @dataclass(frozen=True)
@@ -329,7 +303,7 @@ TABLE = {
         "plus or rand. `n_classes` has no effect: fewer are followed. seed=None draws anew at each "
         "call.",
         ours.AutoAttack,
-        base=_AutoAttack,
+        base=Seeded,
         aims=False,
     ),
 }
