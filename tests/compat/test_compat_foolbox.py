@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FixedLogits, Mixed, images, untouched
+from tiny_models import Mixed, images, untouched
 from torch import Tensor, nn
 
 from roli_fast.attacks import APGD, FAB, PGD, AutoAttack, Square
@@ -98,7 +98,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("attack", [PGD(), FAB(steps=4), AutoAttack(steps=2, n_queries=5)])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("attack", [PGD(), FAB(steps=4), AutoAttack(steps=2, n_queries=5)])
 def test_a_training_model_is_attacked_in_eval_mode_and_given_back(
     foolbox: Any, attack: Any
 ) -> None:
@@ -154,14 +154,6 @@ def test_a_model_of_ones_own_is_run_as_it_is(foolbox: Any) -> None:
     x, y = images(3, 4), torch.tensor([0, 1, 2])
     moved = as_foolbox_attack(PGD(random_start=False))(Own(), x, y, epsilons=0.1)[0] - x
     assert torch.equal(moved.argmin(1), y)
-
-
-def test_vectors_and_repeats(foolbox: Any) -> None:
-    fmodel = wrapped(foolbox, FixedLogits(torch.eye(4)).eval())
-    x, y = images(5, 4), torch.tensor([0, 1, 2, 3, 0])
-    attack = as_foolbox_attack(PGD(norm="l2"), generator()).repeat(2)
-    raw, _, flags = attack(fmodel, x, y, epsilons=[0.1, 0.5])
-    assert len(raw) == 2 and flags.shape == (2, 5)
 
 
 def test_square_goes_towards_a_target(foolbox: Any) -> None:

@@ -108,16 +108,13 @@ class AutoAttack(UserAttributes):
         self.apgd_targeted = APGDAttack_targeted(model, **common)
         self.fab = FABAttack_PT(model, n_restarts=5, **common)
         self.square = SquareAttack(model, resc_schedule=False, **common)
+        self._components = (self.apgd, self.apgd_targeted, self.fab, self.square)
         for component in self._components:
-            vars(component).update(owner=self, rng=rng, bounds=bounds)
+            component.owner, component.rng, component.bounds = self, rng, bounds
         self.model = model
         if version != "custom":
             self.set_version(version)
         self._built = True
-
-    @property
-    def _components(self) -> tuple[Component, ...]:
-        return self.apgd, self.apgd_targeted, self.fab, self.square
 
     @property
     def model(self) -> Model:
