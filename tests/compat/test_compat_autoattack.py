@@ -184,7 +184,7 @@ def test_a_killed_evaluation_goes_on(share: float, bs: int, tmp_path: Path) -> N
 
 
 def test_images_of_a_state_that_was_removed_are_passed_over(tmp_path: Path) -> None:
-    state, other = tmp_path / "state.json", dict(verbose=False, eps=0.02)
+    state, other = tmp_path / "state.json", {"verbose": False, "eps": 0.02}
     adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
     state.unlink()
     x_adv = adversary(**other).run_standard_evaluation(X, Y, bs=20, state_path=state)

@@ -161,7 +161,8 @@ class APGDAttack_targeted(APGDAttack):  # noqa: N801 - the original's
     loss = "dlr-targeted"
 
     def _build(self, fields: dict[str, Any]) -> ours.Attack:
-        return ours.APGDT(**fields | {"loss": self.loss.removesuffix("-targeted")})
+        fields["loss"] = self.loss.removesuffix("-targeted")
+        return ours.APGDT(**fields)
 
     def perturb(  # type: ignore[override]
         self, x: Tensor, y: Tensor | None = None, x_init: Tensor | None = None

@@ -126,7 +126,7 @@ class AutoAttack(UserAttributes):
         self.engine.bind(model)  # raises where it cannot
         for component in self._components:
             component.model = model
-        vars(self)["_model"] = model
+        self._model = model
 
     def get_logits(self, x: Tensor) -> Tensor:
         """Logits (B, C). Overridden, it is what all attacks see."""

@@ -134,7 +134,7 @@ class _UPGD(Listed):
             value: Any = loss(x, labels, target)
             return (value.sum() / len(x)).expand(len(x), 1)
 
-        fields = self.fields() | {"loss": "ce"}  # in name alone
+        fields: dict[str, Any] = self.fields() | {"loss": "ce"}  # in name alone
         attack = CriterionPGD(**fields, criterion=lambda value, _: value[:, 0])
         view = View(bound(self.model).model, of_all, self._modes)
         return attack(view, inputs, _nothing(inputs), **self._options(inputs))
