@@ -66,10 +66,10 @@ def parse(arguments: Sequence[str]) -> Command:
     own.add_argument("--out", type=Path)
     own.add_argument("--resume", action="store_true")
     own.add_argument("--print_config", action="store_true")
-    own.add_argument("-h", "--help", action="store_true")
+    own.add_argument("-h", "--help", nargs="?", const="")
     options, overrides = own.parse_known_args(list(arguments))
-    if options.help:
-        print(help_text())
+    if options.help is not None:
+        print(help_text(options.help))
         raise SystemExit(0)
     resume = options.resume and _begun(options.out)
     if resume:
@@ -79,9 +79,12 @@ def parse(arguments: Sequence[str]) -> Command:
     return Command(assessment, options.out, resume, options.print_config)
 
 
-def help_text() -> str:
-    """Usage, and the fields of an evaluation and of every component."""
+def help_text(asked: str) -> str:
+    """Usage and the fields; what there is to say of the field or component that is asked for; with
+    "all" the fields of every component as well."""
     usage = Usage(SCHEMA)
+    if asked != "all":
+        return usage.about(asked) if asked else f"{USAGE}\n{usage.overview()}"
     lines = [USAGE, "Fields:", *usage.lines(Assessment, "--"), *usage.components()]
     return "\n".join(lines)
 
