@@ -37,10 +37,9 @@ from roli_fast.running.signals import Interrupt
 from roli_fast.train.analysis import FILE, MethodAnalysis, read_analysis
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import SCHEMA, Experiment
-from roli_fast.train.images import all_parts, as_begun
-from roli_fast.train.metrics import NoRecorder
+from roli_fast.train.metrics import Recorder
 from roli_fast.train.postprocess import analysis_table
-from roli_fast.train.run_directory import identity, saved_environment
+from roli_fast.train.run_directory import all_parts, identity, saved_environment
 from roli_fast.train.starting import stage_folder
 from roli_fast.train.sweep import SWEEP
 
@@ -231,7 +230,7 @@ def run(command: argparse.Namespace, *, quiet: bool = False) -> Iterator[str]:
             check_budget(command, splits.num_classes)
             torch.set_num_threads(threads)
             workers = own[0].experiment.workers if command.workers is None else command.workers
-            context = Context(device, workers, 0.0, NoRecorder(), interrupt, quiet=quiet)
+            context = Context(device, workers, 0.0, Recorder(None), interrupt, quiet=quiet)
             splits = splits.kept_on(device)
             for target in own:
                 place = (target.experiment, splits, run_dir, target.seed, target.method, context)
@@ -257,19 +256,15 @@ def _open(target: Target, *, quiet: bool) -> tuple[Splits, int]:
     """
     experiment = target.experiment
     try:
-        begun, _ = as_begun(target.run_dir, {"data": experiment.data.load()})
-        hashes = inspect_images(all_parts(begun), decode=False, quiet=quiet)
-    except RunDirectoryError:
-        raise
+        splits = experiment.data.load()
+        hashes = inspect_images(all_parts({"data": splits}), decode=False, quiet=quiet)
     except RoliFastError as error:
         text = (
             f"the data of '{target.run_dir}': {error} Paths count from where the run was started."
         )
         raise type(error)(text) from error
-    splits = begun["data"]
-    assert splits is not None
     logger.info("%s: %s", target.run_dir, splits.summary())
-    found = identity(experiment, begun, hashes)
+    found = identity(experiment, {"data": splits}, hashes)
     del found["configuration"]  # fields of later versions are welcome
     saved = saved_environment(target.run_dir, found)
     if not saved:

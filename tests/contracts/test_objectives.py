@@ -18,7 +18,7 @@ from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.threat import known_values
 from roli_fast.train.experiment import COMPONENTS
-from roli_fast.train.objectives import OBJECTIVES, Objective, Terms
+from roli_fast.train.objectives import OBJECTIVES, Objective, Step, Terms
 from roli_fast.train.stage import Stage
 
 SHORT = dataclasses.replace(REAL, steps=2)
@@ -131,7 +131,7 @@ def test_the_host_waits_for_nothing(objective: Objective, model: nn.Module) -> N
 
     def run() -> Tensor:
         with known_values():
-            return drawn(model, a_batch(), SHORT, source, Engine()).loss
+            return drawn(Step(model, a_batch(), SHORT, source, Engine())).loss
 
     run()  # fills caches
     assert waits(run) == []
