@@ -249,7 +249,7 @@ class Updates:
             epoch: from 0.
             position: updates of this phase before it, over all epochs.
             images: how many, over all processes.
-            meet: called before anything waits for the other processes; raises their errors.
+            meet: called before anything waits for the other processes.
         """
         rank = self.team.rank
         # dropout and DropPath; the caller's state is forked away

@@ -257,7 +257,7 @@ def test_any_field_can_be_overridden() -> None:
                 "--data.root=x",
                 "--finetune.objective.target=linf",
             ],
-            ["`target`", "another norm than source"],
+            ["`finetune.objective.target`", "another norm than source"],
         ),
     ],
 )

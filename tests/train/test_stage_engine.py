@@ -165,7 +165,6 @@ def test_attack_and_training_in_bf16_validation_in_fp32(
     assert seen == {
         (True, True, short),  # the training step
         (False, True, short),  # its attack
-        (False, False, short),  # one image before it, folded and plain
         (False, True, full),  # validation's and the test's attack
         (False, False, full),  # and their looks
     }

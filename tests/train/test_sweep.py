@@ -51,7 +51,10 @@ def test_values_as_written(text: str, field: str, values: Sequence[str]) -> None
         (["finetune.optimizer.lr="], ["`--sweep`", "FIELD=VALUE"]),
         (["finetune.optimizer.lr=1,,2"], ["`--sweep`", "FIELD=VALUE"]),
         ([RATES, RATES], ["each field once"]),
-        (["finetune.optimizer.lr=1,-1"], ["finetune.optimizer.lr=-1", "`lr`", "> 0"]),
+        (
+            ["finetune.optimizer.lr=1,-1"],
+            ["finetune.optimizer.lr=-1", "`finetune.optimizer.lr`", "> 0"],
+        ),
         (["finetune.epochs=1,many"], ["finetune.epochs=many", "an integer"]),
         (["threat.eps=0.1,0.2"], ["threat", "a sweep for each value"]),
         (["seeds=0,1"], ["seeds"]),
