@@ -9,7 +9,7 @@ from torch import Tensor
 from roli_fast.attacks import recheck
 from roli_fast.attacks.base import Attack, AttackInputs, AttackResult, restart_generators
 from roli_fast.engine import Cost
-from roli_fast.ops import checks
+from roli_fast.ops.fused import check_sample_ids
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def search_in_turn(
         state: where the samples stand; updated.
         names: what the notes call the parts; their labels by default.
     """
-    checks.sample_ids(inputs.sample_ids, inputs.x)
+    check_sample_ids(inputs.sample_ids, inputs.x)
     generators = restart_generators(inputs.generator, len(parts), inputs.x.device)
     for number, (part, generator) in enumerate(zip(parts, generators, strict=True)):
         rows = (~state.fooled).nonzero()[:, 0]

@@ -24,7 +24,7 @@ from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, margin
 from roli_fast.norms.base import check_offers
 from roli_fast.norms.windows import Draws, Moves, Proposal
-from roli_fast.ops import checks
+from roli_fast.ops.fused import check_generator, check_sample_ids
 from roli_fast.ops.random_start import philox
 from roli_fast.seeds import derive_seed
 
@@ -93,8 +93,8 @@ class Square(BallAttack):
         ball, inputs = self.ball(inputs)
         x, ids, towards = inputs.x, inputs.ids, inputs.target is not None
         y = inputs.y if inputs.target is None else inputs.target
-        checks.generator(inputs.generator, x)
-        checks.sample_ids(ids, x)
+        check_generator(inputs.generator, x)
+        check_sample_ids(ids, x)
         moves, draws = self.moves(ball, x), self.draws(inputs)
         with inputs.gradient(_LOSSES[self.loss]) as gradient:
             logits = Passes(gradient).clean(x, y)
