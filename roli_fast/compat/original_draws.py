@@ -20,8 +20,8 @@ from roli_fast.attacks.apgd import Starts as APGDStarts
 from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
 from roli_fast.attacks.fab import Starts as FABStarts
-from roli_fast.attacks.fab import rows
-from roli_fast.attacks.passes import Samples
+from roli_fast.attacks.objective import Goal
+from roli_fast.attacks.passes import Samples, column
 from roli_fast.losses import margin
 from roli_fast.norms.l1 import L1Moves
 from roli_fast.norms.windows import Draws, MassMoves, Moves, Proposal
@@ -81,15 +81,14 @@ class OfficialAPGDStarts:
             return self._large_radius(samples, ball.bounds)
         draw = torch.rand if math.isinf(order) else torch.randn
         noise = draw(x.shape, generator=self._cpu).to(x.device)
-        column = [-1, *[1] * (x.ndim - 1)]
-        radius = eps.view(column) if isinstance(eps, Tensor) else eps
+        radius = column(eps, x) if isinstance(eps, Tensor) else eps
         if math.isinf(order):
             noise = 2 * noise - 1
-            unit = noise / (noise.abs().flatten(1).amax(1).view(column) + 1e-12)
+            unit = noise / (column(noise.abs().flatten(1).amax(1), x) + 1e-12)
             noise = radius * torch.ones_like(x) * unit
         elif order == 2:
             length = noise.square().flatten(1).sum(1).sqrt()
-            unit = noise / (length.view(column) + 1e-12)
+            unit = noise / (column(length, x) + 1e-12)
             noise = radius * torch.ones_like(x) * unit
         start = (x + noise).to(x.dtype)
         return ball.norm.project_(start, x, eps=eps, bounds=ball.bounds)
@@ -176,7 +175,7 @@ class _FABDraws:
             noise = noise.to(compute_dtype(x.dtype))
             length = torch.linalg.vector_norm(noise.flatten(1), order, dim=1)
             radius = eps * torch.ones_like(length)
-            return (x + rows(radius / length * 0.5, x) * noise).to(x.dtype).clamp(*ball.bounds)
+            return (x + column(radius / length * 0.5, x) * noise).to(x.dtype).clamp(*ball.bounds)
 
         return drawn
 
@@ -233,9 +232,9 @@ class OriginalSquare(Square):
             moves = replace(moves, spare=1e-6)
         return replace(moves, cancelled=0.0) if isinstance(moves, MassMoves) else moves
 
-    def reached(self, logits: Tensor, y: Tensor) -> Tensor:
+    def reached(self, logits: Tensor, goal: Goal) -> Tensor:
         """Ties too."""
-        return margin(logits, y) >= 0
+        return margin(logits, goal.y) >= 0 if goal.target is None else goal.reached(logits)
 
 
 @dataclass(frozen=True)

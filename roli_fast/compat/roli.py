@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import Ball, check_choice
+from roli_fast.attacks.base import Ball
 from roli_fast.attacks.passes import Samples
 from roli_fast.compat.criterion import CriterionPGD
 from roli_fast.engine.input_gradient import Model
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, check_choice, describe
 
 Criterion = Callable[[Tensor, Tensor, Any], Tensor]
 """(logits (B, C), target (B,), class weights) -> one loss a sample (B,), or the batch's mean."""

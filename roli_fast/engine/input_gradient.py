@@ -383,26 +383,28 @@ def check_loss(loss: object, y: Tensor) -> None:
         )
 
 
-def check_labels(y: Tensor, logits: Tensor) -> None:
+def check_labels(y: Tensor, logits: Tensor, name: str = "y") -> None:
     """Raise unless `y` is (B,) int64 on the logits' device with values in [0, C). One sync, none
     within `threat.known_values`."""
     batch, classes = logits.shape
-    check_tensor("y", y)
+    check_tensor(name, y)
     expected = f"one class a sample, an int64 tensor of shape ({batch},)"
     got = f"{y.dtype} of shape {tuple(y.shape)}"
     if y.ndim == 2 and y.shape[1] > 1:
         fix = "Several labels a sample and soft labels are not supported; of one-hot ones take "
-        raise ArgumentError(describe("y", expected, got, f"{fix}y.argmax(1)."))
+        raise ArgumentError(describe(name, expected, got, f"{fix}y.argmax(1)."))
     if y.shape != (batch,):
-        raise ArgumentError(describe("y", expected, got))
+        raise ArgumentError(describe(name, expected, got))
     if y.dtype != torch.int64:
-        raise ArgumentTypeError(describe("y", expected, got, "Use y.long()."))
+        raise ArgumentTypeError(describe(name, expected, got, "Use y.long()."))
     if y.device != logits.device:
-        raise ArgumentError(describe("y", f"labels on {logits.device}", y.device, "Move it there."))
-    check_range(y, classes)
+        raise ArgumentError(
+            describe(name, f"labels on {logits.device}", y.device, "Move it there.")
+        )
+    check_range(y, classes, name)
 
 
-def check_range(y: Tensor, classes: int) -> None:
+def check_range(y: Tensor, classes: int, name: str = "y") -> None:
     """Raise unless all labels are in [0, classes). One sync."""
     if len(y) == 0 or values_are_known():
         return
@@ -410,7 +412,7 @@ def check_range(y: Tensor, classes: int) -> None:
     if low < 0 or high >= classes:
         raise ArgumentError(
             describe(
-                "y",
+                name,
                 f"labels in [0, {classes}) for a model with {classes} outputs",
                 f"labels from {low} to {high}",
                 "Map the labels to 0..C-1, or build the model with num_classes to match.",

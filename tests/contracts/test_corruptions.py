@@ -15,7 +15,7 @@ from roli_fast.data.splits import ImageDataset
 from roli_fast.data.transforms import evaluation_transform, transformed
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
-SIZES = ((32, 32), (33, 47), (47, 33), (70, 66), (3, 5), (1, 9), (1, 1))
+SIZES = ((33, 47), (70, 66), (3, 5), (1, 9), (1, 1))
 
 
 @pytest.fixture(params=CORRUPTIONS.names())
@@ -35,22 +35,16 @@ def seeded(seed: int) -> Generator:
     return Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "{}x{}".format(*size))
-def test_any_size_in_the_same_out(kind: Corruption, size: tuple[int, int], channels: int) -> None:
-    image = picture(*size, channels)
-    before = image.clone()
-    for severity in SEVERITIES:
-        out = kind(image, severity, seeded(0))
-        assert out.dtype == torch.uint8 and out.shape == image.shape
-        assert torch.equal(image, before) and out.data_ptr() != image.data_ptr()
-
-
-def test_it_changes_the_image_at_every_severity(kind: Corruption) -> None:
-    for size in ((32, 32), (72, 80)):
-        image = picture(*size)
+def test_any_size_in_the_same_out(kind: Corruption, size: tuple[int, int]) -> None:
+    for channels in (1, 3):
+        image = picture(*size, channels)
+        before = image.clone()
         for severity in SEVERITIES:
-            assert not torch.equal(kind(image, severity, seeded(0)), image)
+            out = kind(image, severity, seeded(0))
+            assert out.dtype == torch.uint8 and out.shape == image.shape
+            assert torch.equal(image, before) and out.data_ptr() != image.data_ptr()
+            assert min(size) < 30 or not torch.equal(out, image)
 
 
 def test_the_generator_decides_and_nothing_else(kind: Corruption) -> None:
@@ -70,9 +64,11 @@ NO_DRAWS = {
 }  # fmt: skip
 
 
-def test_another_seed_another_draw(kind: Corruption) -> None:
+def test_another_seed_another_draw_and_the_size_decides_the_setting(kind: Corruption) -> None:
     same = torch.equal(kind(picture(32, 32), 4, seeded(1)), kind(picture(32, 32), 4, seeded(2)))
     assert same == (kind.name in NO_DRAWS)
+    assert len(kind.large) == len(kind.small) == 5
+    assert kind.setting(2, 64) == kind.small[1] and kind.setting(2, 65) == kind.large[1]
 
 
 def test_grey_is_rgb_of_three_equal_channels(kind: Corruption) -> None:
@@ -96,11 +92,6 @@ def test_a_flat_image_is_no_special_case(kind: Corruption) -> None:
 def test_fifteen_kinds_in_four_groups() -> None:
     counts = [sum(CORRUPTIONS[name].group == group for name in CORRUPTIONS) for group in GROUPS]
     assert counts == [3, 4, 4, 4]
-
-
-def test_five_settings_for_each_size(kind: Corruption) -> None:
-    assert len(kind.large) == len(kind.small) == 5
-    assert kind.setting(2, 64) == kind.small[1] and kind.setting(2, 65) == kind.large[1]
 
 
 class TestOnRealImages:
@@ -153,23 +144,15 @@ class TestView:
         ids = torch.arange(count).flip(0)
         return ImageDataset(ArrayPixels(images), ids, torch.arange(count) % 3, size)
 
-    def test_it_is_the_corruption_of_the_same_samples(self, kind: Corruption) -> None:
-        plain = self.dataset()
-        view = corrupted(plain, kind.name, 2)
-        assert torch.equal(view.ids, plain.ids) and torch.equal(view.labels, plain.labels)
-        assert view.name(0) == plain.name(0)
-        x, y, sample_id = view[4]
-        assert (y, sample_id) == (int(plain.labels[4]), 7)
-        assert x.dtype == torch.float32 and x.shape == (3, 16, 16)
-        assert not torch.equal(x, plain[4][0])
-
     def test_draws_depend_on_seed_sample_kind_and_severity_alone(self, kind: Corruption) -> None:
-        view = corrupted(self.dataset(), kind.name, 5, seed=1)
+        plain, view = self.dataset(), corrupted(self.dataset(), kind.name, 5, seed=1)
+        assert torch.equal(view.ids, plain.ids) and torch.equal(view.labels, plain.labels)
+        assert view.name(0) == plain.name(0) and not torch.equal(view[4][0], plain[4][0])
         whole = view.batch(torch.arange(12)).x
         one_by_one = torch.stack([view[index][0] for index in range(12)])
         assert torch.equal(whole, one_by_one)
         assert torch.equal(view.subset([3, 9]).batch(torch.tensor([1])).x[0], whole[9])
-        for seed, epoch, size in ((0, 0, 5), (7, 3, 12)):
+        for seed, epoch, size in ((7, 3, 5),):
             order = batches(view, batch_size=size, seed=seed, epoch=epoch, shuffle=True)
             for batch in order:
                 assert torch.equal(batch.x, whole[11 - batch.ids])
@@ -207,25 +190,18 @@ class TestView:
             assert torch.equal(found, view.batch(torch.arange(12)).x)
 
 
-class TestErrors:
+@pytest.mark.parametrize("severity", [0, 6, 2.5, True, "3"])
+def test_a_severity_that_there_is_not(severity: object) -> None:
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ArgumentError, match="`severity`: expected an integer from 1 to 5"):
+        CORRUPTIONS["fog"](image, severity, Generator())  # pyright: ignore
+    with pytest.raises(ArgumentError, match="`severity`"):
+        corrupted(TestView().dataset(), "fog", severity)  # pyright: ignore
 
-    @pytest.mark.parametrize("severity", [0, 6, 2.5, True, "3"])
-    def test_severity(self, severity: object) -> None:
-        with pytest.raises(ArgumentError, match="`severity`: expected an integer from 1 to 5"):
-            CORRUPTIONS["fog"](self.image, severity, Generator())  # pyright: ignore
-        with pytest.raises(ArgumentError, match="`severity`"):
-            corrupted(TestView().dataset(), "fog", severity)  # pyright: ignore
 
-    def test_kind(self) -> None:
-        with pytest.raises(ArgumentError, match=r"`corruption`: expected one of: .*'rain'"):
-            corrupted(TestView().dataset(), "rain", 1)
-
-    def test_floats_are_refused(self) -> None:
-        with pytest.raises(ArgumentTypeError, match=r"`image`: expected uint8.*float32.*255"):
-            CORRUPTIONS["fog"](self.image / 255, 1, Generator())
-
-    @pytest.mark.parametrize("shape", [(8, 8), (2, 3, 8, 8), (4, 8, 8), (3, 0, 8)])
-    def test_shape(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ArgumentError, match="`image`: expected one image"):
-            CORRUPTIONS["fog"](torch.zeros(shape, dtype=torch.uint8), 1, Generator())
+@pytest.mark.parametrize("shape", [(8, 8), (2, 3, 8, 8), (4, 8, 8), (3, 0, 8)])
+def test_what_is_no_image(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ArgumentError, match="`image`: expected one image"):
+        CORRUPTIONS["fog"](torch.zeros(shape, dtype=torch.uint8), 1, Generator())
+    with pytest.raises(ArgumentTypeError, match=r"`image`: expected uint8.*float32.*255"):
+        CORRUPTIONS["fog"](torch.zeros(3, 8, 8), 1, Generator())

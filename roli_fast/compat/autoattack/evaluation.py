@@ -12,7 +12,7 @@ from torch import Tensor
 from roli_fast.attacks import Attack, warning_signs
 from roli_fast.attacks.auto_attack import COMPONENTS, VERSIONS
 from roli_fast.attacks.base import AttackInputs, Ball, check_steps
-from roli_fast.attacks.ensemble import AttackState, search_in_turn
+from roli_fast.attacks.ensemble import EnsembleResult, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
 from roli_fast.compat.autoattack.components import (
@@ -261,9 +261,10 @@ class AutoAttack(ReadAttributes):
             if number < running.batches:
                 continue
             at = place.to(run.x.device)
-            standing = self._search(name, run.x[at], run.y[at], place)
-            gone = standing.fooled.cpu()
-            found = standing.x_adv[standing.fooled]
+            result = self._search(name, run.x[at], run.y[at], place)
+            assert result.fooled is not None
+            gone = result.fooled.cpu()
+            found = result.x_adv[result.fooled]
             state.save_images(name, place[gone], found)
             run.robust[place[gone]] = False
             running.batches = number + 1
@@ -273,21 +274,19 @@ class AutoAttack(ReadAttributes):
                 f"{name} - {number + 1}/{len(batches)} - {int(gone.sum())} out of "
                 f"{len(place)} successfully perturbed"
             )
-            for note in standing.notes:
+            for note in result.notes:
                 if note not in notes:
                     self._say(f"note: {note}")
-            notes.update(standing.notes)
+            notes.update(result.notes)
 
-    def _search(self, name: str, x: Tensor, y: Tensor, place: Tensor) -> AttackState:
+    def _search(self, name: str, x: Tensor, y: Tensor, place: Tensor) -> EnsembleResult:
         x, y = x.to(self.device), y.to(self.device)
         everyone = torch.ones_like(y, dtype=torch.bool)  # is right, as the pass before has seen
-        state = AttackState.begin(x, everyone)
         seed = int(self.get_seed())
         generator = derived_generator("autoattack", seed, name, device=self.device)
         ids, model = place.to(self.device), self._component(name).searched()
         inputs = AttackInputs(model, x, y, generator, sample_ids=ids)
-        search_in_turn((self._part(name, seed),), inputs, state)
-        return state
+        return search_in_turn((self._part(name, seed),), inputs, everyone)
 
     def _part(self, name: str, seed: int = 0) -> Attack:
         component = self._component(name)
