@@ -66,12 +66,10 @@ def parse(arguments: Sequence[str]) -> Command:
     own.add_argument("--out", type=Path)
     own.add_argument("--resume", action="store_true")
     own.add_argument("--print_config", action="store_true")
-    own.add_argument("-h", "--help", action="store_true")
+    own.add_argument("-h", "--help", nargs="?", const="")
     options, overrides = own.parse_known_args(list(arguments))
-    if options.help:
-        usage = Usage(SCHEMA)
-        lines = [USAGE, "Fields:", *usage.lines(Assessment, "--"), *usage.components()]
-        print("\n".join(lines))
+    if options.help is not None:
+        print(help_text(options.help))
         raise SystemExit(0)
     out: Path | None = options.out
     if options.resume and out is None:
@@ -81,6 +79,16 @@ def parse(arguments: Sequence[str]) -> Command:
     resume = options.resume and out is not None and out.is_dir() and is_used(out)
     assessment = _resumed(options, overrides) if resume else _new(options.config, overrides)
     return Command(assessment, out, resume, options.print_config)
+
+
+def help_text(asked: str) -> str:
+    """Usage and the fields; what there is to say of the field or component that is asked for; with
+    "all" the fields of every component as well."""
+    usage = Usage(SCHEMA)
+    if asked != "all":
+        return usage.about(asked) if asked else f"{USAGE}\n{usage.overview()}"
+    lines = [USAGE, "Fields:", *usage.lines(Assessment, "--"), *usage.components()]
+    return "\n".join(lines)
 
 
 def _new(config: str | None, overrides: Sequence[str]) -> Assessment:

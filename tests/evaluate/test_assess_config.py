@@ -186,7 +186,7 @@ def test_an_unseen_attack_takes_the_radius_of_a_norm_that_is_evaluated(tmp_path:
 
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse(["--help"])
+        parse(["--help", "all"])
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     for registry in COMPONENTS.values():
