@@ -8,10 +8,12 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constra
 # a waiting OpenMP thread sleeps soon instead of spinning beside a busy neighbour
 export GOMP_SPINCOUNT ?= 5000
 
+BENCH = $(BIN)/python -m pytest benchmarks --benchmark-only -q
+
 # two workers of one thread each; the tests of a file share its fixtures, so they stay together
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-slow sanitize check types docs bench bench-ops figures clean
+.PHONY: demo test test-slow sanitize check types docs bench bench-quick figures clean
 
 demo: $(VENV)/.built  ## install into .venv and run RoLI beside RanLI on small images
 	$(BIN)/python -m roli_fast.train
@@ -25,11 +27,12 @@ test-slow: $(VENV)/.tested  ## convergence and stress checks
 sanitize: $(VENV)/.tested  ## the kernels under sanitizers, skipped without g++
 	$(PYTEST) -m sanitize
 
-check: $(VENV)/.tested  ## style, the tests, the sanitizers: what CI runs
+check: $(VENV)/.tested  ## style, the tests, the sanitizers, tiny benchmarks: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) test
 	$(MAKE) sanitize
+	$(MAKE) bench-quick
 
 types: $(VENV)/.tested
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -38,11 +41,11 @@ docs: $(VENV)/.built  ## docs/_build/html; a broken link or reference is an erro
 	$(PIP) --editable '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(VENV)/.benched  ## every benchmark beside its peers, some 25 minutes; the table comes last
-	env -u GOMP_SPINCOUNT $(BIN)/python benchmarks/bench.py $(GROUPS)  # idle, as in a user's program
+bench: $(VENV)/.benched  ## every benchmark beside its peers, some 20 minutes; the table comes last
+	env -u GOMP_SPINCOUNT $(BENCH) --benchmark-autosave  # idle, as in a user's program
 
-bench-ops: GROUPS = ops
-bench-ops: bench  ## the fused ops alone
+bench-quick: $(VENV)/.tested  ## the same on tiny networks, to see that all runs
+	$(BENCH) -k quick
 
 figures:  ## the figures and tables of README and docs anew, from benchmarks/results
 	$(BIN)/python benchmarks/plot.py

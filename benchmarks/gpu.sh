@@ -48,10 +48,9 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "== sanitizer: compute-sanitizer is not on PATH"; failed="$failed sanitizer"
 fi
-# what has targets comes first
-part benchmarks 240 "$PYTHON" benchmarks/bench.py gpu train pgd lora memory switches \
-  --device cuda --scale 0.15 --out "$folder"
+# what has targets comes first; its last lines are the table
+part benchmarks 240 "$PYTHON" -m pytest benchmarks --benchmark-only \
+  -k "gpu or train or pgd or lora or switches" --device cuda --scale 0.15 --out "$folder"
 [ -n "$failed" ] && echo "== failed or cut short:$failed"
-timeout -k 5 20 "$PYTHON" benchmarks/bench.py --table --device cuda --out "$folder" \
-  --merge "benchmarks/results/$name.json"
+(cd benchmarks && timeout -k 5 20 "$PYTHON" -m harness.report "../$folder")
 [ -z "$failed" ]

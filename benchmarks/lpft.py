@@ -13,7 +13,7 @@ attack. LP is L-BFGS on cached features, RoLI's probe a few epochs under attack.
 five images a class at 32x32 and a weight file (its network: docs/train.md, `Two real examples`).
 
 It can be stopped and called again. results/lpft.json has, for each data set, every seed's numbers,
-what is claimed of them (lpft_claims.py), and what each analysis costs (lpft_costs.py).
+and what is claimed of them (lpft_claims.py).
 """
 
 import argparse
@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 
-import lpft_costs
 from harness.report import RESULTS, machine
 from lpft_claims import NAMES, Values, judge
 from lpft_tables import table
@@ -251,7 +250,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "settings": settings(own) | {"analysed": images},
         "values": found,
         "claims": judge(found),
-        "costs": lpft_costs.measured(own, folder, quick=args.quick),
     }
 
 
@@ -263,9 +261,8 @@ def main() -> None:
         torch.set_num_threads(1)
         results[args.data] = measure(args)
         files.write_json(args.out, results)
-    for name, found in results.items():
-        print(f"\n## {name}{', QUICK: numbers mean nothing' if found['quick'] else ''}\n")
-        print(table(found))
+    quick = [name for name, found in results.items() if found["quick"]]
+    print(table(results), f"\nQUICK, numbers mean nothing: {', '.join(quick)}" if quick else "")
 
 
 if __name__ == "__main__":

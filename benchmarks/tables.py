@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lpft_tables
 from harness.report import RESULTS, read, times_of
-from lpft_tables import brief
 from plot import FIGURES, where
 from roli_fast.train.summary import table
 from runs import percent
@@ -50,7 +50,7 @@ def ops_cpu() -> str:
         "libraries write it, torch.compile, a copy of as many bytes as the op must move; last, how "
         f"many times faster the op is in bf16. {machine['threads']} threads of a CPU at "
         f"{machine['build']['cpu_level']}, torch {machine['torch']}, rows interleaved, medians "
-        "(`make bench-ops`; all rows: benchmarks/results/ops-cpu.json)."
+        "(`make bench`; all rows: benchmarks/results/ops-cpu.json)."
     )
     return "\n".join(lines)
 
@@ -279,7 +279,7 @@ def lpft() -> str | None:
     )
     seeds = len(next(iter(results.values()))["settings"]["seeds"])
     return (
-        f"{brief(results)}\n\n"
+        f"{lpft_tables.table(results)}\n\n"
         f"Mean and standard deviation over {seeds} seeds ({sets}), one network, one rate and as "
         "many epochs for all fine-tunes, not tuned; probes come on top. A claim is a difference "
         "that should be positive; it holds or fails where the 95 % interval over the seeds has one "

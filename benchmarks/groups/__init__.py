@@ -1,14 +1,14 @@
-"""The groups of `bench.py`, in the order in which they run; each module has `run(report)`."""
+"""The groups of benchmarks; each module has `CASES`, name -> what adds the case to a report."""
 
-GROUPS = (
-    "pgd",
-    "train",
-    "lora",
-    "switches",
-    "growth",
-    "memory",
-    "ops",
-    "autoattack",
-    "endtoend",
-    "gpu",
-)
+import importlib
+from collections.abc import Callable, Mapping
+
+from harness.report import Report
+
+GROUPS = ("pgd", "train", "lora", "switches", "growth", "ops", "autoattack", "gpu")
+"""Those that time interleaved candidates; memory and endtoend start processes of their own."""
+
+
+def cases_of(group: str) -> Mapping[str, Callable[[Report], object]]:
+    """The cases of a group."""
+    return importlib.import_module(f"groups.{group}").CASES

@@ -1,4 +1,4 @@
-"""Full AutoAttack on one network, beside the same attacks written the usual way.
+r"""Full AutoAttack on one network, beside the same attacks written the usual way.
 
 Every candidate attacks its own survivors, part after part (APGD-CE, APGD-T, FAB-T, Square, each
 with the published 100 steps or 5000 queries), batch by batch with the candidates interleaved in one
@@ -7,13 +7,15 @@ as ours are, so that the difference is the attack's own work. "full batch" is ou
 images stay in the batch; "bf16" searches in bfloat16, checks in fp32 and keeps what still fools.
 
 By itself it attacks a small network that it trains on digits first. For a real one:
-    bench.py autoattack --weights best.safetensors --root cifar10 --images 200 --threads 1
+    pytest benchmarks --benchmark-only -k autoattack --weights best.safetensors \
+      --images_root cifar10 --images 200 --threads 1 --out benchmarks/results
 writes results/autoattack-<device>.json, the digits' run autoattack-digits-<device>.json.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from harness import ours as passes_of
 from harness import peers
 from harness.networks import SmallCNN
 from harness.report import Options, Report
+from harness.timing import Times
 from roli_fast import models
 from roli_fast.attacks import PGD, Attack, AutoAttack
 from roli_fast.attacks.base import AttackInputs
@@ -201,26 +204,32 @@ def subject(options: Options) -> tuple[nn.Module, Batches, dict[str, float]]:
     return model.to(device), moved, eps
 
 
-def run(report: Report) -> None:
-    """Every norm; a row for each candidate."""
+def run(norm: str, report: Report) -> None:
+    """A row for each candidate."""
     model, batches, eps = subject(report.options)
+    if norm not in eps:
+        report.add_row({"case": norm, "name": "-", "note": "with --weights alone"})
+        return
     images = sum(len(y) for _, y, _ in batches)
     report.case |= {"images": images, "batch": len(batches[0][1]), "eps": eps}
     report.case["data"] = Path(report.options.root).name if report.options.root else "digits"
-    for norm, radius in eps.items():
-        result = attack(model, batches, norm, radius, report)
-        found = conclude(result, images)
-        report.extra[norm] = {**found, "details": result}
-        for name, one in found.items():
-            report.add_row(
-                {
-                    "case": f"{report.case['data']}, {norm}",
-                    "name": name,
-                    "ms": round(1e3 * one["seconds"], 1),
-                    "base": "roli_fast",
-                    "times_base": one["times_ours"],
-                    "batches": len(batches),
-                    "note": f"robust {100 * one['robust_accuracy']:.1f} %",
-                }
-            )
-        report.save()
+    result = attack(model, batches, norm, eps[norm], report)
+    found = conclude(result, images)
+    report.extra[norm] = {**found, "details": result}
+    for name, one in found.items():
+        report.add_row(
+            {
+                "case": f"{report.case['data']}, {norm}",
+                "name": name,
+                "ms": round(1e3 * one["seconds"], 1),
+                "base": "roli_fast",
+                "times_base": one["times_ours"],
+                "batches": len(batches),
+                "note": f"robust {100 * one['robust_accuracy']:.1f} %",
+            }
+        )
+    seconds = {name: [one["seconds"]] for name, one in found.items()}
+    report.timed = Times(seconds), "roli_fast"
+
+
+CASES = {norm: partial(run, norm) for norm in EPS}

@@ -82,3 +82,6 @@ def trained(flags: list[str], options: Options) -> dict[str, dict[str, float]]:
             values["waiting"] = record[WAITING]
         stages[record["stage"]] = values
     return stages
+
+
+CASES = {"all": run}

@@ -3,6 +3,8 @@
 All points of an axis are measured in the same rounds; `times_base` is over the first of them.
 """
 
+from functools import partial
+from itertools import product
 from typing import Any
 
 from groups.pgd import BFLOAT16, quick
@@ -24,23 +26,17 @@ PRECISIONS: dict[str, ours.Passes] = {"fp32": {}, "bf16": BFLOAT16}
 PLAN = Plan(most=9, budget=8)
 
 
-def run(report: Report) -> None:
-    """Every axis in both precisions."""
-    points = QUICK if report.options.quick else AXES
-    for axis, values in points.items():
-        for precision, passes in PRECISIONS.items():
-            case = f"{axis}, {precision}"
-            if report.options.only not in case:
-                continue
-            calls: dict[str, Call] = {}
-            for value in values:
-                calls[f"{axis} {value}"] = call({**START, axis: value}, passes, report.options)
-                calls[f"{axis} {value}"]()
-            times = measure(calls, quick(PLAN, report.options), report.options.device)
-            columns: dict[str, dict[str, Any]] = {
-                f"{axis} {value}": {"value": value} for value in values
-            }
-            report.add(case, times, f"{axis} {values[0]}", columns)
+def run(axis: str, precision: str, report: Report) -> None:
+    """All points of an axis in one precision."""
+    options = report.options
+    values = (QUICK if options.quick else AXES)[axis]
+    calls: dict[str, Call] = {}
+    for value in values:
+        calls[f"{axis} {value}"] = call({**START, axis: value}, PRECISIONS[precision], options)
+        calls[f"{axis} {value}"]()
+    times = measure(calls, quick(PLAN, options), options.device)
+    columns: dict[str, dict[str, Any]] = {f"{axis} {value}": {"value": value} for value in values}
+    report.add(f"{axis}, {precision}", times, f"{axis} {values[0]}", columns)
     report.case |= {"network": NETWORK, "start": START}
 
 
@@ -53,3 +49,9 @@ def call(at: dict[str, int], passes: ours.Passes, options: Options) -> Call:
     x, y = images(NETWORK, batch, options, size)
     attack = ours.pgd(model, at["steps"], passes)
     return lambda: attack(x, y)
+
+
+CASES = {
+    f"{axis}, {precision}": partial(run, axis, precision)
+    for axis, precision in product(AXES, PRECISIONS)
+}

@@ -1,9 +1,8 @@
 """Peak memory of an attack and of a training step on ViT-S, each in a process of its own."""
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from harness.timing import Call
 NETWORK, BATCH, STEPS = "vit_small_patch16_224", 8, 2
 ATTACKS = ("ours fp32", "ours bf16", "torchattacks", "foolbox", "ART", "RoLI's loop")
 UPDATES = ("ours fp32", "ours bf16", "RoLI's loop", "PEFT")
-BENCH = Path(__file__).resolve().parent.parent / "bench.py"
+IMPORTS = {"PEFT": "peft", "foolbox": "foolbox", "ART": "art", "torchattacks": "torchattacks"}
+"""Candidate -> module, whose own size is not the model's."""
 
 
 def makers(options: Options) -> dict[str, dict[str, Callable[[], Call]]]:
@@ -37,45 +37,24 @@ def makers(options: Options) -> dict[str, dict[str, Callable[[], Call]]]:
 
 
 def run(report: Report) -> None:
-    """All cases."""
+    """All cases; on a CPU from another process, whose memory has never been larger."""
     for case, candidates in makers(report.options).items():
         for name in candidates:
-            if report.options.only in case:
-                report.add_row({"case": case, "name": name, **peak(report.options, case, name)})
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                found = process.submit(peak, report.options, case, name).result()
+            report.add_row({"case": case, "name": name, **found})
     report.case |= {"network": NETWORK, "batch": BATCH, "steps": STEPS}
-    report.save()
 
 
 def peak(options: Options, case: str, name: str) -> dict[str, Any]:
-    """The row's values; on a CPU from another process, whose memory has never been larger."""
-    if options.device == "cuda":
-        torch.cuda.empty_cache()
-        try:
-            found = work.peak_mb(makers(options)[case][name], "cuda")
-        except peers.Missing as reason:
-            return {"note": str(reason)}
-        return {"peak_mb": round(found, 1)}
-    command = [sys.executable, str(BENCH), "memory", "--device", "cpu", "--alone", case, name]
-    command += ["--threads", str(options.threads)] + ["--quick"] * options.quick
-    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - our own file
-    if done.returncode:
-        return {"note": f"failed: {done.stderr.strip().splitlines()[-1]}"}
-    last = done.stdout.strip().splitlines()[-1]
+    """The row's values."""
+    torch.set_num_threads(options.threads)
     try:
-        return {"peak_mb": round(float(last), 1)}
-    except ValueError:
-        return {"note": last}
-
-
-def alone(options: Options, case: str, name: str) -> str:
-    """What the other process prints: MB, or why there are none."""
-    imports = {"PEFT": "peft", "foolbox": "foolbox", "ART": "art", "torchattacks": "torchattacks"}
-    if name in imports:
-        try:
-            peers.library(imports[name], imports[name])  # its own size is not the model's
-        except peers.Missing as reason:
-            return str(reason)
-    try:
-        return str(work.peak_mb(makers(options)[case][name], "cpu"))
+        if name in IMPORTS:
+            peers.library(IMPORTS[name], IMPORTS[name])
+        return {"peak_mb": round(work.peak_mb(makers(options)[case][name], options.device), 1)}
     except peers.Missing as reason:
-        return str(reason)
+        return {"note": str(reason)}
+
+
+CASES = {"all": run}

@@ -6,6 +6,7 @@ The file keeps all of them by name, in us and multiples of native; the rows are 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ LARGE = "64x3x224x224"
 QUICK_SHAPES = {"1x3x4x4": (1, 3, 4, 4), LARGE: (2, 3, 16, 16)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARTS = (linf, l2, l1, fab)
-CASES = {op: make for part in PARTS for op, make in part.CASES.items()}
+MAKERS = {op: make for part in PARTS for op, make in part.CASES.items()}
 TARGETS = {row: goals for part in PARTS for row, goals in part.TARGETS.items()}
 ROUNDS = {name: part.ROUNDS for part in PARTS for name in part.CASES}
 HALF_TARGETS = {"linf_step_": {"float32": 1.7}}
@@ -36,21 +37,18 @@ SIZES = {  # elements: a batch of images
 BUDGET = 2.5  # seconds a row, at least 5 rounds of it
 
 
-def run(report: Report) -> None:
-    """All ops, table by table."""
-    chosen = [op for op in CASES if report.options.only in op]
-    chosen = chosen[:2] if report.options.quick else chosen
-    for op in chosen:
-        for dtype in DTYPES.values():
-            backend = ops.backend(op, report.options.device, dtype)
-            if backend.name != "native":
-                note = f"nothing to measure: {backend.reason}"
-                report.add_row({"case": op, "name": "native", "note": note})
-                return
-    for table in (beside_others, half_beside_float, all_sizes):
-        for op in chosen:
-            table(report, op)
-    large_rows(report, chosen)
+def run(op: str, report: Report) -> None:
+    """The tables of one op."""
+    for dtype in DTYPES.values():
+        backend = ops.backend(op, report.options.device, dtype)
+        if backend.name != "native":
+            note = f"nothing to measure: {backend.reason}"
+            report.add_row({"case": op, "name": "native", "note": note})
+            return
+    half_beside_float(report, op)
+    all_sizes(report, op)
+    beside_others(report, op)
+    large_rows(report, op)
 
 
 def row(report: Report, name: str, calls: dict[str, Call], rounds: int, goals: dict) -> None:
@@ -61,6 +59,7 @@ def row(report: Report, name: str, calls: dict[str, Call], rounds: int, goals: d
     repeats = timing.warm(calls, options.device)
     plan = quick(Plan(5, rounds, BUDGET), options)
     times = timing.measure(calls, plan, options.device, repeats)
+    report.timed = times, "native"  # of the last row: the largest shape
     report.extra[name] = found = summary(times, goals)
     report.save()
     median, ratio = found["median_us"], found["times_native"]
@@ -86,7 +85,7 @@ def beside_others(report: Report, op: str) -> None:
     for shape, sizes in (QUICK_SHAPES if report.options.quick else SHAPES).items():
         for dtype, torch_dtype in DTYPES.items():
             goals = TARGETS.get(f"{op} {shape}", {}) if dtype == "float32" else {}
-            calls = CASES[op](sizes, torch_dtype, report.options.device)
+            calls = MAKERS[op](sizes, torch_dtype, report.options.device)
             row(report, f"{op} {shape} {dtype}", calls, ROUNDS[op], goals)
 
 
@@ -94,7 +93,7 @@ def half_beside_float(report: Report, op: str) -> None:
     """bf16 against fp32, both native."""
     shape = (QUICK_SHAPES if report.options.quick else SHAPES)[LARGE]
     native = {
-        dtype: CASES[op](shape, torch_dtype, report.options.device)["native"]
+        dtype: MAKERS[op](shape, torch_dtype, report.options.device)["native"]
         for dtype, torch_dtype in DTYPES.items()
     }
     calls = {"native": native["bfloat16"], "float32": native["float32"]}
@@ -107,25 +106,26 @@ def all_sizes(report: Report, op: str) -> None:
         if report.options.quick and elements > 10**3:
             break
         for dtype, torch_dtype in DTYPES.items():
-            calls: dict[str, Callable] = CASES[op](shape, torch_dtype, report.options.device)
+            calls: dict[str, Callable] = MAKERS[op](shape, torch_dtype, report.options.device)
             calls = {name: calls[name] for name in ("native", "eager")}
             row(report, f"{op} {elements} elements {dtype}", calls, 7, {"eager": 1.0})
 
 
-def large_rows(report: Report, chosen: list[str]) -> None:
+def large_rows(report: Report, op: str) -> None:
     """The table's rows: the largest shape, in multiples of native."""
-    for op in chosen:
-        for dtype in DTYPES:
-            found = report.extra[f"{op} {LARGE} {dtype}"]
-            for name, median in found["median_us"].items():
-                report.add_row(
-                    {
-                        "case": f"{op} {dtype}",
-                        "name": name,
-                        "ms": rounded(median / 1e3),
-                        "quartiles_ms": [rounded(q / 1e3) for q in found["quartiles_us"][name]],
-                        "base": "native",
-                        "times_base": found["times_native"][name],
-                    }
-                )
-    report.save()
+    for dtype in DTYPES:
+        found = report.extra[f"{op} {LARGE} {dtype}"]
+        for name, median in found["median_us"].items():
+            report.add_row(
+                {
+                    "case": f"{op} {dtype}",
+                    "name": name,
+                    "ms": rounded(median / 1e3),
+                    "quartiles_ms": [rounded(q / 1e3) for q in found["quartiles_us"][name]],
+                    "base": "native",
+                    "times_base": found["times_native"][name],
+                }
+            )
+
+
+CASES = {op: partial(run, op) for op in MAKERS}

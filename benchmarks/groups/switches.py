@@ -6,6 +6,7 @@ One that this version does not have, or that a device cannot take, is a row that
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,11 @@ class Switch:
     expected: str = ""
     model: Callable[[str, Options], nn.Module] = network
     off_call: Callable[[nn.Module, Tensor, Tensor], Call] | None = None
+
+    @property
+    def case(self) -> str:
+        """As the table shows it."""
+        return f"{self.name}, {self.network.split('_patch')[0]}"
 
 
 def weights_too(model: nn.Module, x: Tensor, y: Tensor) -> Call:
@@ -108,17 +114,9 @@ SWITCHES = [
 ]
 
 
-def run(report: Report) -> None:
-    """All switches."""
-    for switch in SWITCHES:
-        case = f"{switch.name}, {switch.network.split('_patch')[0]}"
-        if report.options.only in case:
-            one(report, switch, case)
-
-
-def one(report: Report, switch: Switch, case: str) -> None:
+def run(switch: Switch, report: Report) -> None:
     """The two rows of one switch."""
-    options = report.options
+    options, case = report.options, switch.case
     if "cuda_graph" in switch.on and options.device != "cuda":
         report.add_row({"case": case, "name": "on", "note": "needs a CUDA device"})
         return
@@ -144,3 +142,6 @@ def one(report: Report, switch: Switch, case: str) -> None:
     said = f"{faster:.2f} times as fast, expected {switch.expected}"
     found = {"times_as_fast": faster, "expected": switch.expected, "note": said}
     report.add(case, times, "off", {"on": found})
+
+
+CASES = {switch.case: partial(run, switch) for switch in SWITCHES}

@@ -1,1 +1,1 @@
-"""What every group of `bench.py` shares: the timer, the report, networks, peers, our own calls."""
+"""What every group of benchmarks shares: the timer, the report, networks, peers, our own calls."""

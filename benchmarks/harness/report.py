@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ class Options:
     threads: int = 1
     quick: bool = False
     scale: float = 1.0
-    only: str = ""
     weights: str = ""
     root: str = ""
     images: int = 200
@@ -51,6 +51,8 @@ class Report:
     extra: dict[str, Any] = field(default_factory=dict)
     """What a group keeps beside the rows."""
     machine: dict[str, Any] = field(default_factory=dict)
+    timed: tuple[Times, str] | None = None
+    """The last rounds that were measured, and which candidate is their base."""
 
     def __post_init__(self) -> None:
         self.machine = machine(self.options.device, self.options.threads)
@@ -61,6 +63,7 @@ class Report:
         A candidate that has columns alone, "note" say, was not run. `times_base` is the median of
         its seconds over those of `base` in the same round.
         """
+        self.timed = times, base
         for name in dict.fromkeys([*times.seconds, *columns]):
             row: dict[str, Any] = {"case": case, "name": name}
             if name in times.seconds:
@@ -230,3 +233,12 @@ def table(reports: list[dict[str, Any]]) -> str:
     lines.append("\ntargets")
     lines += [target_line(r["group"], goal) for r in reports for goal in r["targets"]]
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    print(
+        table(
+            [found for path in sorted(folder.glob("*.json")) if (found := read(path.stem, folder))]
+        )
+    )

@@ -1,4 +1,4 @@
-"""What FAB's steps are timed against, for benchmarks/ops.py."""
+"""What FAB's steps are timed against, for benchmarks/groups/ops.py."""
 
 from collections.abc import Callable
 

@@ -20,7 +20,7 @@ from roli_fast.models import Classifier, backbone_fingerprint, read_state_dict
 from roli_fast.models.weights import read_card
 from roli_fast.peft import LoRA, LoraLinear, apply
 from roli_fast.peft.base import from_tree
-from roli_fast.peft.lora_linear import Rows
+from roli_fast.peft.targets import Rows
 
 logger = logging.getLogger("roli_fast.compat")
 

@@ -28,11 +28,6 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-def is_fraction(text: str) -> bool:
-    """Whether `text` is a number over a number."""
-    return bool(_FRACTION.match(text))
-
-
 def fraction(text: str) -> float:
     """ "8/255" as a number."""
     above, _, below = text.partition("/")

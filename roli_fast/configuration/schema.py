@@ -6,7 +6,9 @@ Components are written by their registered names ({name: pgd, steps: 7}), number
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +27,7 @@ from roli_fast.configuration.values import (
     field_types,
     may_be_null,
 )
-from roli_fast.errors import ConfigError, check_utf8, describe
+from roli_fast.errors import ConfigError, RoliFastError, check_utf8, describe
 from roli_fast.files import naming
 from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
@@ -65,14 +67,16 @@ class Schema(Generic[Root]):
         Raises:
             ConfigError: what is wrong, with the field's name.
         """
-        given = [*_radius_anew(tree, overrides), *pairs(overrides)]
-        first = [pair for pair in given if self._chooses(*pair)]  # before the fields of what it is
+        given = [(self.full_name(flag), text) for flag, text in pairs(overrides)]
+        given = [*_radius_anew(tree, dict(given)), *given]
+        # a component is chosen before its fields are set
+        inside = {flag[:end] for flag, _ in given for end, dot in enumerate(flag) if dot == "."}
+        first = [pair for pair in given if pair[0] in inside and pair[1] not in NULL]
         whole = copy.deepcopy(dict(tree))
-        for flag, text in [*first, *(pair for pair in given if pair not in first)]:
+        for name, text in [*first, *(pair for pair in given if pair not in first)]:
             if text is None:
-                fix = f"Write {flag} VALUE."
-                raise ConfigError(describe(flag.removeprefix("--"), "a value", "nothing", fix))
-            self._put(whole, self.root, None, flag.removeprefix("--"), text, "")
+                raise ConfigError(describe(name, "a value", "nothing", f"Write --{name} VALUE."))
+            self._put(whole, self.root, None, name, text, "")
         return self._make(whole, self.root, "", None)
 
     def read(self, path: Path) -> Root:
@@ -85,10 +89,40 @@ class Schema(Generic[Root]):
         with naming(path, ConfigError, "config", "a saved configuration", fix):
             return self.build(read_yaml(path), [])
 
-    def _chooses(self, flag: str, text: str | None) -> bool:
-        """Whether a flag names the component of a field."""
-        chosen = self.field_at(flag.removeprefix("--")) in self.components
-        return chosen and text is not None and text not in NULL
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """Dotted name -> type of every field that there is, whichever component is chosen."""
+        return dict(self._fields(self.root, ""))
+
+    def _fields(self, kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        kinds = [kind]
+        if registry := self.components.get(kind):
+            kinds = [registry[name] for name in registry]
+            yield f"{prefix}name", str
+        for own in kinds:
+            for name, inner in field_types(own).items():
+                yield f"{prefix}{name}", inner
+                if is_dataclass(inner) or inner in self.components:
+                    yield from self._fields(inner, f"{prefix}{name}.")
+
+    def full_name(self, flag: str) -> str:
+        """The field that a flag means: "finetune.optimizer.lr" for "--finetune.lr". A name that no
+        field has stays as it is.
+
+        Raises:
+            ConfigError: several fields may be meant.
+        """
+        name = flag.removeprefix("--")
+        if name in self.fields:
+            return name
+        found = [field for field in self.fields if _shortens(name, field)]
+        least = min((field.count(".") for field in found), default=0)
+        found = [field for field in found if field.count(".") == least]
+        if len(found) > 1:
+            *most, last = [f"--{field}" for field in found]
+            words = f"{', '.join(most)} or {last}"
+            raise ConfigError(f"unknown field `{name}`. Did you mean {words}?")
+        return found[0] if found else name
 
     def _put(  # noqa: PLR0913 - a place in a tree, and what is known of it
         self, tree: Tree, kind: Any, base: Any, path: str, text: str, where: str
@@ -104,7 +138,7 @@ class Schema(Generic[Root]):
             where: the path to here.
         """
         name, _, rest = path.partition(".")
-        where = f"{where}.{name}" if where else name
+        where = _join(where, name)
         own = self.components[kind][tree["name"]] if kind in self.components else kind
         inner = field_types(own).get(name) if is_dataclass(own) else None
         before = getattr(base, name, None) if base is not None else _default(own, name)
@@ -169,23 +203,22 @@ class Schema(Generic[Root]):
         elif kind is ThreatModel and "norm" in given:
             given = {"eps": None} | given  # the norm's own, not the default of linf
         known, values = field_types(kind), {}
-        for name in given:
-            if name not in known:
-                raise ConfigError(
-                    f"unknown field `{_join(where, name)}`. Known here: {', '.join(sorted(known))}."
-                )
+        for name in [name for name in given if name not in known]:
+            fields = ", ".join(sorted(known))
+            raise ConfigError(f"unknown field `{_join(where, name)}`. Known here: {fields}.")
         for name, inner in known.items():
+            path = _join(where, name)
             before = default_of(kind, name) if base is None else getattr(base, name)
             if name in given:
-                null = name in may_be_null(kind)
                 before = None if before is MISSING else before
-                before = self._value(given[name], inner, _join(where, name), before, null)
+                null = name in may_be_null(kind)
+                before = self._value(given[name], inner, path, before, null)
             elif before is MISSING:
-                path = _join(where, name)
                 expected = "a value, there is no default"
                 raise ConfigError(describe(path, expected, "nothing", f"Add --{path} ..."))
             values[name] = before
-        return kind(**values)
+        with _inside(where, known):
+            return kind(**values)
 
     def _value(self, value: Any, kind: Any, where: str, base: Any, null: bool) -> Any:
         """The value of one field."""
@@ -204,7 +237,9 @@ class Schema(Generic[Root]):
                 return self._make(value, kind, where, base)
             if is_dataclass(value) and kind in self.components:
                 return value  # the default of a component's own component
-            raise ConfigError(_no_fields(where, str(value), kind))
+            known = list(field_types(kind)) if is_dataclass(kind) else ["name"]
+            fix = f"Write --{where}.{known[0]} VALUE; known here: {', '.join(sorted(known))}."
+            raise ConfigError(describe(where, "its fields, one by one", repr(str(value)), fix))
         return convert(value, kind, where, null=null)
 
     def to_tree(self, value: Any) -> Any:
@@ -224,34 +259,23 @@ class Schema(Generic[Root]):
         """The whole configuration as it is saved."""
         return yaml.safe_dump(self.to_tree(value), sort_keys=False, default_flow_style=None)
 
-    def _own_field(self, registry: Registry[Any], name: str) -> Any:
-        """The type of a component's own field, where all that have such a field agree."""
-        types = [field_types(registry[key]) for key in registry]
-        found = [known[name] for known in types if name in known]
-        return found[0] if found and all(kind == found[0] for kind in found) else None
 
-    def field_at(self, path: str) -> Any:
-        """The type of the field that a dotted flag names; None where it cannot be told.
+@contextmanager
+def _inside(where: str, known: Mapping[str, Any]) -> Iterator[None]:
+    """Errors of a part of a configuration name the whole field: `lr` is `finetune.optimizer.lr`."""
+    try:
+        yield
+    except RoliFastError as error:
+        name, text = str(error).partition("`:")[0].removeprefix("`"), str(error)
+        if not where or name not in known:
+            raise
+        raise type(error)(f"`{where}.{text[1:]}") from error
 
-        Raises:
-            ConfigError: a part of the path is unknown, where that can be told.
-        """
-        kind: Any = self.root
-        walked = ""
-        for part in path.split("."):
-            if kind in self.components:
-                kind = self._own_field(self.components[kind], part)
-                continue
-            known = field_types(kind) if is_dataclass(kind) else {}  # type: ignore[arg-type]
-            if part not in known:
-                if not known:
-                    return None
-                raise ConfigError(
-                    f"unknown field `{_join(walked, part)}`. "
-                    f"Known here: {', '.join(sorted(known))}."
-                )
-            kind, walked = known[part], _join(walked, part)
-        return kind
+
+def _shortens(name: str, field: str) -> bool:
+    """Whether the parts of `name` are some of `field`'s, in order, and the last is its last."""
+    parts, rest = name.split("."), iter(field.split("."))
+    return field.split(".")[-1] == parts[-1] and all(part in rest for part in parts)
 
 
 def _starts_anew(registry: Registry[Any], chosen: type) -> bool:
@@ -273,20 +297,14 @@ def _default(kind: Any, name: str) -> Any:
     return None if found is MISSING else found
 
 
-def _no_fields(where: str, got: str, kind: Any) -> str:
-    if not is_dataclass(kind):
-        return describe(where, "a value of its own kind", repr(got))
-    first, known = next(iter(field_types(kind))), ", ".join(sorted(field_types(kind)))
-    fix = f"Write --{where}.{first} VALUE; known here: {known}."
-    return describe(where, "its fields, one by one", repr(got), fix)
-
-
-def _radius_anew(tree: Mapping[str, Any], overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """The flag by which a threat in another norm than the tree's leaves the tree's radius behind:
+def _radius_anew(
+    tree: Mapping[str, Any], given: Mapping[str, str | None]
+) -> list[tuple[str, str | None]]:
+    """What a threat in another norm than the tree's adds: the tree's radius is left behind, for
     linf's says nothing of l2."""
-    norm, threat = dict(pairs(overrides)).get("--threat.norm"), tree.get("threat")
+    norm, threat = given.get("threat.norm"), tree.get("threat")
     old = threat.get("norm", "linf") if isinstance(threat, Mapping) else "linf"
-    return [] if norm in (None, old) else [("--threat.eps", "null")]
+    return [] if norm in (None, old) else [("threat.eps", "null")]
 
 
 def _join(where: str, name: str) -> str:

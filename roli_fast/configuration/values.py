@@ -20,8 +20,6 @@ NULL = ("null", "None", "none")
 _NUMBERS = re.compile(r"^-?[\d./eE+-]+(,-?[\d./eE+-]+)+$")
 
 _WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
-_MANY = {int: "integers", float: "numbers", str: "names", bool: "true or false"}
-_EXAMPLES = {int: "0,1,2", float: "0.1,0.2,0.3"}
 
 
 class Text(str):
@@ -80,14 +78,10 @@ def descriptions(kind: type) -> dict[str, str]:
     """Field -> text of the `Args:` section, the bases' fields included."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        section = re.search(
-            r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(base.__doc__ or ""), re.M | re.S
-        )
-        if section:
-            for name, text in re.findall(
-                r"^ {4}(\w+): (.*?)(?=^ {4}\S|\Z)", section[1], re.M | re.S
-            ):
-                found[name] = " ".join(text.split())
+        text = inspect.cleandoc(base.__doc__ or "")
+        if section := re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.M | re.S):
+            entries = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\S|\Z)", section[1], re.M | re.S)
+            found |= {name: " ".join(told.split()) for name, told in entries}
     return found
 
 
@@ -108,17 +102,16 @@ def convert(value: Any, kind: Any, where: str, *, null: bool = False) -> Any:
             return None
         raise ConfigError(describe(where, _expected(kind), "null"))
     kind, origin = without_none(kind), typing.get_origin(kind)
+    inner = typing.get_args(kind)
     if origin is tuple:
         return _tuple(value, kind, where, null)
     if _is_union(kind):
         return _one_of(value, kind, where)
     found = _parsed(value, kind) if isinstance(value, Text) else value
     if origin in (dict, Mapping) and isinstance(found, Mapping):
-        inner = typing.get_args(kind)[1]
-        return {name: convert(v, inner, f"{where}.{name}") for name, v in found.items()}
+        return {name: convert(v, inner[1], f"{where}.{name}") for name, v in found.items()}
     if origin is list and isinstance(found, list):
-        (inner,) = typing.get_args(kind)
-        return [convert(v, inner, where) for v in found]
+        return [convert(v, inner[0], where) for v in found]
     if kind is float and type(found) is int:
         return float(found)
     if kind is torch.dtype and found in DTYPES:
@@ -138,46 +131,35 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _parsed(text: str, kind: Any) -> Any:
     """What a flag's text is as a value of this type; the text itself where it is none."""
-    if kind is str or typing.get_origin(kind) is Literal and text in typing.get_args(kind):
+    if kind in (str, torch.dtype) or text in typing.get_args(kind):
         return str(text)
     try:
         if kind is Any and _NUMBERS.match(text):  # an option of timm's, "4,4,8"
             return [load_yaml(part) for part in text.split(",")]
-        found = load_yaml(text)
+        return load_yaml(text)
     except ValueError:
         return str(text)
-    return str(text) if kind is torch.dtype else found
 
 
 def _tuple(value: Any, kind: Any, where: str, null: bool) -> tuple[Any, ...]:
-    inner = typing.get_args(kind)
-    several = len(inner) == 2 and inner[1] is Ellipsis
+    """Values of a list, or of a flag's text, which separates them by commas."""
     if isinstance(value, Text):
-        try:
-            value = load_yaml(value) if value.startswith("[") else _split(value)
-        except ValueError:
-            raise ConfigError(describe(where, "several values in [...]", repr(value))) from None
+        value = _parsed(value, list) if value.startswith("[") else value.split(",") if value else []
+        if isinstance(value, list):
+            value = [Text(one) if isinstance(one, str) else one for one in value]
     if not isinstance(value, (list, tuple)):
         what = "several values" + (" or null" if null else "")
-        raise ConfigError(describe(where, what, _shown(value), f"Of one, write [{value}]."))
-    if not several and len(value) != len(inner):
+        cut = str(value).startswith("[")
+        fix = "Close the bracket." if cut else f"Of one, write [{value}]."
+        raise ConfigError(describe(where, what, _shown(value), fix))
+    kinds = typing.get_args(kind)
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
         fix = "Separate them by commas, without spaces."
         got = _shown(",".join(map(str, value)))
-        raise ConfigError(describe(where, f"{len(inner)} values", got, fix))
-    kinds = [inner[0]] * len(value) if several else inner
-    found = []
-    for one, own in zip(value, kinds, strict=True):
-        try:
-            found.append(convert(one, own, where))
-        except ConfigError:
-            example = _EXAMPLES.get(own, "one,two")
-            fix = f"Separate them by commas, without spaces: --{where} {example}"
-            raise ConfigError(describe(where, _MANY.get(own, "values"), _shown(one), fix)) from None
-    return tuple(found)
-
-
-def _split(text: str) -> list[Text]:
-    return [Text(part) for part in text.split(",")] if text else []
+        raise ConfigError(describe(where, f"{len(kinds)} values", got, fix))
+    return tuple(convert(one, own, where) for one, own in zip(value, kinds, strict=True))
 
 
 def _one_of(value: Any, kind: Any, where: str) -> Any:
@@ -193,11 +175,10 @@ def _one_of(value: Any, kind: Any, where: str) -> Any:
 
 def _expected(kind: Any, null: bool = False) -> str:
     kind = without_none(kind)
-    if typing.get_origin(kind) is Literal:
-        known = typing.get_args(kind)
+    known = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    known = tuple(DTYPES) if kind is torch.dtype else known
+    if known:
         words = f"{'one of: ' if len(known) > 1 else ''}{', '.join(map(str, known))}"
-    elif kind is torch.dtype:
-        words = f"one of: {', '.join(DTYPES)}"
     elif typing.get_origin(kind) in (dict, Mapping):
         words = "fields"
     else:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from roli_fast.report.read import CONDITIONS, UNROUNDED, Arrays, Seed, Tree
+from roli_fast.report.read import Arrays, Seed, Tree
 from roli_fast.report.subjects import Page, Subject
 from roli_fast.report.text import number, percent, radius
 
@@ -23,11 +23,9 @@ class Picture(NamedTuple):
 
 
 class Example(NamedTuple):
-    """An image, what the attack made of it, and their difference; `fooled` is None where the model
-    was wrong before."""
+    """An image, what the attack made of it, and their difference."""
 
     text: str
-    fooled: bool | None
     pictures: Sequence[Picture]
 
 
@@ -52,45 +50,51 @@ def _gallery(subject: Subject, seed: Seed) -> Gallery:
     attack = (seed.analysis or {}).get("attack") or {}
     arrays, classes = seed.examples or {}, subject.run.summary.get("classes") or ()
     found = [_example(arrays, i, classes, attack) for i in range(len(arrays["label"]))]
-    fooled = [example.fooled for example in found]
-    wrong, by_attack = fooled.count(None), fooled.count(True)
-    told = f"{wrong} of {len(fooled)} wrong before the attack, {by_attack} fooled"
+    right = arrays["clean_prediction"] == arrays["label"]
+    attacked = arrays["adversarial_prediction"], arrays["unrounded_prediction"]
+    fooled = right & np.logical_or(*(predicted != arrays["label"] for predicted in attacked))
+    told = f"{(~right).sum()} of {len(found)} wrong before the attack, {fooled.sum()} fooled"
     by = f"{attack.get('label')}, {radius(attack.get('norm'), attack.get('eps'))}"
     label = f"{subject.label}, seed {seed.number}"
     return Gallery(label, told, found, by, attack.get("norm") == "linf")
 
 
 def _example(arrays: Arrays, i: int, classes: Sequence[str], attack: Tree) -> Example:
-    predicted = [int(arrays[f"{condition}_prediction"][i]) for condition in CONDITIONS]
-    sure = [percent(float(arrays[f"{condition}_confidence"][i]), 0) for condition in CONDITIONS]
-    label, unrounded = int(arrays["label"][i]), int(arrays[UNROUNDED][i])
-    says = [f"{_class(classes, k)}, {p}" for k, p in zip(predicted, sure, strict=True)]
-    true, (clean, attacked) = _class(classes, label), predicted
-    if clean != label:
-        text, fooled = "wrong before the attack", None
-    elif attacked != label:
-        text, fooled = "fooled", True
-    elif unrounded != label:
-        text, fooled = "fooled, but not by these rounded pixels", True
+    here = {name: values[i] for name, values in arrays.items()}
+    label = here["label"]
+    if here["clean_prediction"] != label:
+        verdict = "wrong before the attack"
+    elif here["adversarial_prediction"] != label:
+        verdict = "fooled"
+    elif here["unrounded_prediction"] != label:
+        verdict = "fooled, but not by these rounded pixels"
     else:
-        text, fooled = "withstands the attack", False
-    delta = arrays["delta"][i].astype(np.float32)
-    whole = attack.get("eps") if attack.get("norm") == "linf" else float(np.abs(delta).max())
-    factor = 0.5 / whole if whole else 1.0
+        verdict = "withstands the attack"
+    delta = here["delta"].astype(np.float32)
+    largest = attack.get("eps") if attack.get("norm") == "linf" else float(np.abs(delta).max())
+    factor = 0.5 / largest if largest else 1.0
     seen = np.rint(255 * np.clip(0.5 + factor * delta, 0, 1)).astype(np.uint8)
-    times = number(factor)
-    before = f"Test image of {true}; the model says {says[0]}"
-    after = f"The same image attacked; the model says {says[1]}"
+    true, times = _class(classes, label), number(factor)
+    clean, attacked = _said(here, "clean", classes), _said(here, "adversarial", classes)
+    before = f"Test image of {true}; the model says {clean}"
+    after = f"The same image attacked; the model says {attacked}"
     change = f"What the attack changed, magnified {times} times; grey is no change"
     pictures = (
-        Picture(_png(arrays["clean"][i]), "clean", says[0], before),
-        Picture(_png(arrays["adversarial"][i]), "attacked", says[1], after),
+        Picture(_png(here["clean"]), "clean", clean, before),
+        Picture(_png(here["adversarial"]), "attacked", attacked, after),
         Picture(_png(seen), "difference", f"× {times}", change),
     )
-    return Example(f"{true}: {text}", fooled, pictures)
+    return Example(f"{true}: {verdict}", pictures)
 
 
-def _class(classes: Sequence[str], number: int) -> str:
+def _said(here: Arrays, condition: str, classes: Sequence[str]) -> str:
+    """ "“cat”, 90 %"."""
+    sure = percent(float(here[f"{condition}_confidence"]), 0)
+    return f"{_class(classes, here[f'{condition}_prediction'])}, {sure}"
+
+
+def _class(classes: Sequence[str], label: np.ndarray) -> str:
+    number = int(label)
     return f"“{classes[number]}”" if 0 <= number < len(classes) else f"class {number}"
 
 

@@ -6,10 +6,8 @@ from statistics import mean, stdev
 
 from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
 from roli_fast.report.subjects import LOOKS, Key, Subject, steps
-from roli_fast.report.svg import Axis, Chart, Line, Point, Row, dots, lines
+from roli_fast.report.svg import Axis, Chart, Line, Row, dots, lines
 from roli_fast.report.text import change, percent_over_seeds, radius_name, unit
-
-"""Grey levels of an image, in which linf radii are read."""
 
 FEW = 10
 """Images of a bin below which its point says little."""
@@ -26,8 +24,29 @@ EPOCHS = {
 }
 """Drawn fields of metrics.jsonl: title and factor."""
 
+PRETRAINING = {
+    Key("attacked", 0): "validation_robust_accuracy",
+    Key("clean", 1, 1): "validation_clean_accuracy",
+}
+"""Series of pretraining -> field of metrics.jsonl."""
+
 AS_TRAINED, SCALED = Key("as trained", 0, hollow=True), Key("after temperature", 1)
 """Series of a reliability diagram."""
+
+Heights = Mapping[float, float]
+"""x -> y of one seed."""
+
+
+def over_seeds(key: Key, seeds: Sequence[Heights], *, marked: bool = True) -> Line:
+    """The mean of all seeds where each has a value, within ± their deviation; `marked` with a
+    circle at every point."""
+    seeds = [heights for heights in seeds if heights]
+    shared = sorted(set.intersection(*map(set, seeds))) if seeds else []
+    columns = [(x, [heights[x] for heights in seeds]) for x in shared]
+    points = [(x, mean(ys)) for x, ys in columns]
+    band = [(x, mean(ys) - stdev(ys), mean(ys) + stdev(ys)) for x, ys in columns if len(ys) > 1]
+    sizes = [3.0] * len(points) if marked else ()
+    return Line(key.label, points, key.look, key.dash, band, sizes)
 
 
 def accuracy(subjects: Sequence[Subject], columns: Sequence[str]) -> list[Chart]:
@@ -71,53 +90,35 @@ def training(subjects: Sequence[Subject]) -> list[Chart]:
 
 
 def _over_epochs(subject: Subject, name: str, factor: float) -> Iterator[Line]:
-    """Of every stage: each seed's line, with several seeds faint under their mean, and the epochs
-    whose weights were kept."""
+    """A line for every stage, with the mean of the seeds at the epochs whose weights were kept."""
     records, offset = subject.method.metrics, 0
-    results = [(seed.number, stage) for seed in subject.method.seeds for stage in seed.stages]
-    kept = {(n, t["name"]): t["best_epoch"] for n, t in results if t.get("best_epoch") is not None}
-    seeds = sorted({record["seed"] for record in records})
     for stage in dict.fromkeys(record["stage"] for record in records):
         own = [r for r in records if r["stage"] == stage]
-        found: dict[int, dict[float, float]] = {seed: {} for seed in seeds}
-        for r in own:
-            if isinstance(r.get(name), (int, float)):
-                found[r["seed"]][offset + r["epoch"] + 1] = factor * r[name]
-        label, look, dash = f"{subject.label}, {stage}", subject.look, subject.dash
-        for seed, heights in found.items():
-            points = sorted(heights.items())
-            yield Line(f"{label}, seed {seed}", points, look, dash, thin=len(seeds) > 1)
-            x = offset + 1 + kept.get((seed, stage), math.nan)
-            if x in heights:
-                yield Line("", [(x, heights[x])], look)
-        if len(seeds) > 1:
-            yield Line(f"{label}, mean", _mean(list(found.values())), look, dash)
+        seeds = _by_seed(own, name, factor, offset)
+        key = Key(f"{subject.label}, {stage}", subject.look, subject.dash)
+        yield (line := over_seeds(key, seeds, marked=False))
+        kept = values(subject.method.stages.get(stage, ()), "best_epoch")
+        ends = [point for point in line.points if point[0] - offset - 1 in kept]
+        yield from (Line("", [point], subject.look) for point in ends)
         offset += 1 + max(r["epoch"] for r in own)
 
 
-def _mean(found: Sequence[Mapping[float, float]]) -> list[Point]:
-    """Where every seed that has any value has one."""
-    found = [heights for heights in found if heights]
-    shared = set.intersection(*map(set, found)) if found else set()
-    return [(x, mean(heights[x] for heights in found)) for x in sorted(shared)]
-
-
-PRETRAINING = {
-    Key("attacked", 0): "validation_robust_accuracy",
-    Key("clean", 1, 1): "validation_clean_accuracy",
-}
-"""Series of pretraining -> field of metrics.jsonl."""
+def _by_seed(records: Sequence[Tree], name: str, factor: float, offset: int = 0) -> list[Heights]:
+    """Epoch -> value, of every seed."""
+    found: dict[int, dict[float, float]] = {}
+    for r in records:
+        if values([r], name):
+            found.setdefault(r["seed"], {})[offset + r["epoch"] + 1] = factor * r[name]
+    return list(found.values())
 
 
 def pretraining(run: Run) -> list[Chart]:
     """Validation accuracy of pretraining over its epochs."""
     own = [r for r in run.metrics if r["method"] == "source"]
-    drawn = []
-    for key, name in PRETRAINING.items():
-        for seed in sorted({r["seed"] for r in own}):
-            mine = [r for r in own if r["seed"] == seed and name in r]
-            points = [(r["epoch"] + 1, 100 * r[name]) for r in mine]
-            drawn.append(Line(f"{key.label}, seed {seed}", points, key.look, key.dash))
+    drawn = [
+        over_seeds(key, _by_seed(own, name, 100.0), marked=False)
+        for key, name in PRETRAINING.items()
+    ]
     if not any(line.points for line in drawn):
         return []
     return [lines("Pretraining, validation accuracy", drawn, Axis("epoch", low=0), PERCENT)]
@@ -140,7 +141,6 @@ def against_radius(subjects: Sequence[Subject]) -> dict[str, Chart]:
     for norm in dict.fromkeys(c["norm"] for s in subjects for c in curves(s)):
         found = [(s, [c for c in curves(s) if c["norm"] == norm]) for s in subjects]
         drawn = [_curve(s.key, own) for s, own in found if own]
-        drawn = [line for line in drawn if line.points]
         charts[norm] = _radius_chart(f"Accuracy under attack, {norm}", norm, drawn)
     return charts
 
@@ -151,15 +151,13 @@ def _radius_chart(title: str, norm: str, drawn: Sequence[Line]) -> Chart:
 
 def _curve(key: Key, found: Sequence[Tree]) -> Line:
     """The mean over seeds within ±, or of one seed within its interval."""
-    points, band = [], []
-    for x, same in radii(found).items():
-        shares = [100 * p["accuracy"] for p in same]
-        middle, low, high = mean(shares), 100 * same[0]["low"], 100 * same[0]["high"]
-        if len(shares) > 1:
-            low, high = middle - stdev(shares), middle + stdev(shares)
-        points.append((x, middle))
-        band.append((x, max(0.0, low), min(100.0, high)))
-    return Line(key.label, points, key.look, key.dash, band, sizes=[3.0] * len(points))
+    points = radii(found)
+    seeds = [{x: 100 * p[i]["accuracy"] for x, p in points.items()} for i in range(len(found))]
+    line = over_seeds(key, seeds)
+    if len(found) > 1:
+        return line
+    band = [(x, 100 * p["low"], 100 * p["high"]) for x, (p,) in points.items()]
+    return line._replace(band=band)
 
 
 def radii(found: Sequence[Tree]) -> dict[float, list[Tree]]:
@@ -200,34 +198,21 @@ def heads(subjects: Sequence[Subject]) -> list[Chart]:
 
 
 def _norms(subjects: Sequence[Subject]) -> Chart:
-    """From the first stage's start over the end of each, the mean over seeds."""
+    """From the first stage's start over the end of each."""
     drawn = []
     for s in subjects:
-        paths = []
+        seeds = []
         for stages in (a["stages"] for a in s.method.analyses):
             norms = values(stages[:1], "start", "head", "norm")
             norms += values(stages, "end", "head", "norm")
-            if len(norms) == 1 + len(s.method.stages):
-                paths.append(norms)
-        columns = list(enumerate(zip(*paths, strict=True)))
-        points = [(float(x), mean(column)) for x, column in columns]
-        around = [(x, c, stdev(c)) for x, c in columns if len(c) > 1]
-        band = [(float(x), mean(c) - spread, mean(c) + spread) for x, c, spread in around]
-        drawn.append(Line(s.label, points, s.look, s.dash, band, sizes=[3.0] * len(points)))
-    drawn = [line for line in drawn if line.points]
-    last = max((len(line.points) for line in drawn), default=2) - 1
-    marks = [(0.0, "start"), *((float(i), f"after stage {i}") for i in range(1, last + 1))]
+            seeds.append({float(place): norm for place, norm in enumerate(norms)})
+        drawn.append(over_seeds(s.key, seeds))
     every = [v for line in drawn for _, v in line.points if v > 0]
+    last = max((x for line in drawn for x, _ in line.points), default=1.0)
+    marks = [(0.0, "start"), *((float(i), f"after stage {i}") for i in range(1, int(last) + 1))]
     log = bool(every) and max(every) > STEEP * min(every)
     x, y = Axis("", low=-0.3, high=last + 0.3, ticks=marks), Axis("‖V‖", low=0, log=log)
-    title = "Head norm ‖V‖, logarithmic" if log else "Head norm ‖V‖"
-    return lines(title, drawn, x, y)
-
-
-def fits(subject: Subject, condition: str, when: str) -> list[Tree]:
-    """Measures of calibration "before" or "after" a temperature, of every seed that has them."""
-    trees = [at(a, "calibration", condition, when) for a in subject.method.analyses]
-    return [tree for tree in trees if tree]
+    return lines("Head norm ‖V‖, logarithmic" if log else "Head norm ‖V‖", drawn, x, y)
 
 
 def reliability(subjects: Sequence[Subject]) -> tuple[list[Chart], list[Key]]:
@@ -236,52 +221,45 @@ def reliability(subjects: Sequence[Subject]) -> tuple[list[Chart], list[Key]]:
     axes = Axis("confidence", low=0, high=1), Axis("accuracy", low=0, high=1)
     for subject in subjects:
         for condition, word in CONDITIONS.items():
-            found = [fits(subject, condition, when) for when in ("before", "after")]
+            fits = [f for a in subject.method.analyses if (f := at(a, "calibration", condition))]
+            found = [[fit[when] for fit in fits if fit.get(when)] for when in ("before", "after")]
             errors = [values(measures, "ece") for measures in found]
             told = percent_over_seeds(errors[0])
-            if any(at(a, "calibration", condition, "fitted") for a in subject.method.analyses):
+            if any(fit.get("fitted") for fit in fits):
                 told, keys = change(errors[0], errors[1], percent_over_seeds), [AS_TRAINED, SCALED]
             else:
                 found = found[:1]
-            if any(b["count"] for b in _pooled(found[0])):
-                drawn = [_bins(key, m) for key, m in zip((AS_TRAINED, SCALED), found, strict=False)]
+            drawn = [_bins(key, m) for key, m in zip((AS_TRAINED, SCALED), found, strict=False)]
+            if any(line.points for line in drawn):
                 title = f"{subject.label}, {word}: ECE {told}"
                 charts.append(lines(title, drawn, *axes, size=(300, 270)))
     return charts, keys
 
 
 def _bins(key: Key, measures: Sequence[Tree]) -> Line:
-    """A point for every bin that holds enough images, larger for more of them."""
-    bins = _pooled(measures)
-    total, kept = sum(b["count"] for b in bins), [b for b in bins if b["count"] >= FEW]
-    points = [(b["confidence"], b["accuracy"]) for b in kept]
-    sizes = [2 + 9 * math.sqrt(b["count"] / total) for b in kept]
-    return Line(key.label, points, key.look, sizes=sizes, hollow=key.hollow)
-
-
-def _pooled(measures: Sequence[Tree]) -> list[Tree]:
-    """The bins of all seeds together."""
-    out = []
+    """A point for every bin that holds enough images of all seeds, larger for more of them."""
+    pooled = []
     for same in zip(*(m.get("bins") or () for m in measures), strict=False):
         count = sum(b["count"] or 0 for b in same)
-        sums = {
-            k: sum((b["count"] or 0) * (b[k] or 0) for b in same)
-            for k in ("confidence", "accuracy")
-        }
-        out.append({"count": count} | {k: total / max(count, 1) for k, total in sums.items()})
-    return out
+        if count >= FEW:
+            point = [
+                sum((b["count"] or 0) * (b[k] or 0) for b in same) / count
+                for k in ("confidence", "accuracy")
+            ]
+            pooled.append((count, *point))
+    total = sum(count for count, *_ in pooled)
+    sizes = [2 + 9 * math.sqrt(count / total) for count, *_ in pooled]
+    points = [(x, y) for _, x, y in pooled]
+    return Line(key.label, points, key.look, sizes=sizes, hollow=key.hollow)
 
 
 def spectrum(subjects: Sequence[Subject]) -> tuple[list[Chart], list[Key]]:
     """The largest eigenvalues of the tangent kernel of the first seed, and their legend."""
-    drawn = []
+    drawn, keys = [], []
     for subject, name, own in steps(subjects):
         found = [stage["kernel"] for stage in own if stage.get("kernel")]
-        points = list(enumerate(values(at(found, 0, "spectrum") or ()), 1))
-        if points:
-            sizes = [3.0] * len(points)
-            drawn.append(Line(subject.staged(name), points, subject.look, len(drawn), sizes=sizes))
-    if not drawn:
-        return [], []
+        if heights := dict(enumerate(values(at(found, 0, "spectrum") or ()), 1)):
+            keys.append(Key(subject.staged(name), subject.look, len(drawn)))
+            drawn.append(over_seeds(keys[-1], [heights]))
     axes = Axis("eigenvalue number", low=0), Axis("over the largest", log=True)
-    return [lines("Spectrum", drawn, *axes)], [Key(x.label, x.look, x.dash) for x in drawn]
+    return [lines("Spectrum", drawn, *axes)] if drawn else [], keys

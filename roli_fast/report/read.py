@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,9 @@ PLACE = {"seed": int, "method": str, "stage": str, "epoch": int}
 CONDITIONS = {"clean": "clean", "adversarial": "attacked"}
 """Of images: as analysis.json and as the page calls them."""
 
-UNROUNDED = "unrounded_prediction"
-EXAMPLES = ("clean", "adversarial", "delta", "label")
+EXAMPLES = ("clean", "adversarial", "delta", "label", "unrounded_prediction")
 EXAMPLES += tuple(f"{c}_{what}" for c in CONDITIONS for what in ("prediction", "confidence"))
 """Fields of examples.npz."""
-
-OF_ANALYSIS = (("attack", "label"), ("images", "train"), ("images", "validation"))
-OF_STAGE = (("name",), ("start", "head", "norm"), ("end", "head", "norm"))
-OF_STAGE += tuple(("change", name, "relative") for name in CONDITIONS)
-"""What every analysis.json has, and each of its stages."""
 
 
 @dataclass(frozen=True)
@@ -114,34 +106,33 @@ class Run:
         return self.folder.resolve().name
 
     @property
-    def seeds(self) -> int:
-        """How many it has."""
-        return len(self.config.get("seeds") or (0,))
+    def seeds(self) -> Sequence[int]:
+        """Their numbers."""
+        return self.config.get("seeds") or (0,)
+
+    @property
+    def results(self) -> list[Tree]:
+        """Of all stages that finished."""
+        return [stage for m in self.methods for seed in m.seeds for stage in seed.stages]
 
 
-def read(folder: Path, without: Mapping[Path, str] | None = None) -> Run:
+def read(folder: Path) -> Run:
     """Read a run directory.
-
-    Args:
-        folder: of the run.
-        without: files below it that are passed over as damaged, and what is wrong with them.
 
     Raises:
         RunDirectoryError: it is none, or its summary or configuration cannot be read.
     """
+    fix = "Name a folder that python -m roli_fast.train wrote."
     try:
         config = read_yaml(folder / CONFIG)
+        if "methods" not in config and "finetune" not in config:
+            raise ConfigError("it is of something else")
     except ConfigError as error:
-        fix = "Name a folder that python -m roli_fast.train wrote."
-        raise RunDirectoryError(
-            describe("run", "a run directory with its config.yaml", f"'{folder}'", fix)
-        ) from error
-    if "methods" not in config and "finetune" not in config:
-        got = f"'{folder}', whose config.yaml is of something else"
-        raise RunDirectoryError(describe("run", "a training run's directory", got))
-    files, path = _Files(folder, without or {}), folder / "summary.json"
+        expected = "a run directory with its config.yaml"
+        raise RunDirectoryError(describe("run", expected, f"'{folder}'", fix)) from error
+    files, path = _Files(folder), folder / "summary.json"
     with naming(path, RunDirectoryError, "run", "a summary that roli_fast.train wrote"):
-        summary = _summary(path) if path.is_file() else {}
+        summary = _object(path) if path.is_file() else {}
         files.read += [Path(path.name)] if summary else []
         methods = _methods(files, config, summary)
     environment = files.load("environment.json", _object) or {}
@@ -151,18 +142,16 @@ def read(folder: Path, without: Mapping[Path, str] | None = None) -> Run:
         for file in sorted(folder.rglob("evaluation.json"))
         if (tree := files.load(path := file.relative_to(folder), _object))
     }
-    return Run(
-        *(folder, config, summary, environment, methods, metrics, evaluations),
-        list(dict.fromkeys((Path(CONFIG), *files.read))),
-        list(dict.fromkeys(files.damaged)),
-    )
+    read = list(dict.fromkeys((Path(CONFIG), *files.read)))
+    damaged = list(dict.fromkeys(files.damaged))
+    return Run(folder, config, summary, environment, methods, metrics, evaluations, read, damaged)
 
 
 class _Files:
     """Reads files below `folder` and remembers which, and which are damaged."""
 
-    def __init__(self, folder: Path, without: Mapping[Path, str]) -> None:
-        self.folder, self.without = folder, without
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.read: list[Path] = []
         self.damaged: list[str] = []
 
@@ -172,8 +161,6 @@ class _Files:
         if not (self.folder / path).is_file():
             return None
         try:
-            if path in self.without:
-                raise ValueError(self.without[path])
             found = parse(self.folder / path)
         except Exception as error:  # whatever a damaged file makes of it
             self.damaged.append(f"{path.as_posix()}: {told(error)}")
@@ -214,17 +201,7 @@ def parse_analysis(file: Path) -> Tree:
     tree = _object(file)
     if tree.get("schema") != SCHEMA:
         raise ValueError(f"schema {tree.get('schema')!r}, and this version reads {SCHEMA}")
-    for path in OF_ANALYSIS:
-        reduce(getitem, path, tree)
-    for stage in tree["stages"]:
-        for path in OF_STAGE:
-            reduce(getitem, path, stage)
-    return tree
-
-
-def _summary(file: Path) -> Tree:
-    tree = _object(file)
-    _ = tree["methods"], tree["seeds"], tree["test_images"]
+    _ = tree["attack"]["label"], tree["images"], [stage["name"] for stage in tree["stages"]]
     return tree
 
 
@@ -239,14 +216,7 @@ def _examples(file: Path) -> Arrays:
     """The arrays of examples.npz, each with one entry an image."""
     # opened here: numpy leaves a damaged one open
     with open(file, "rb") as raw, np.load(raw, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in EXAMPLES}
-        before = archive.get(UNROUNDED, archive["adversarial_prediction"])  # of older runs: itself
-        arrays[UNROUNDED] = before
-    lengths = {len(array) for array in arrays.values()}
-    images = {arrays[name].shape for name in ("clean", "adversarial", "delta")}
-    if len(lengths) != 1 or len(images) != 1 or arrays["clean"].ndim != 4:
-        raise ValueError("arrays of different shapes")
-    return arrays
+        return {name: archive[name] for name in EXAMPLES}
 
 
 def _methods(files: _Files, config: Tree, summary: Tree) -> list[Method]:

@@ -5,8 +5,7 @@ phone: a chart is 360 units wide and the page sets several side by side where th
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -20,20 +19,18 @@ Point = tuple[float, float]
 Ticks = Sequence[tuple[float, str]]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """An axis: what it shows, its range (None: that of the data), its marks if they are given."""
+class Axis(NamedTuple):
+    """An axis: what it shows, its range (None: that of the data), its marks if they are given; a
+    vertical one may have powers of ten in equal steps, without what is not above 0."""
 
     label: str
     low: float | None = None
     high: float | None = None
     ticks: Ticks = ()
     log: bool = False
-    """Of a vertical axis: powers of ten in equal steps; what is not above 0 is left out."""
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line of a chart.
 
     Args:
@@ -42,7 +39,6 @@ class Line:
         look: number of its colour.
         dash: number of its dashes; 0 is drawn through.
         band: (x, low, high) of a shaded band.
-        thin: one of several that are drawn faintly, below the others.
         sizes: radius of a circle at every point; empty is a line alone.
         hollow: circles are not filled.
     """
@@ -52,7 +48,6 @@ class Line:
     look: int = 0
     dash: int = 0
     band: Sequence[tuple[float, float, float]] = ()
-    thin: bool = False
     sizes: Sequence[float] = ()
     hollow: bool = False
 
@@ -79,45 +74,41 @@ def lines(
 ) -> Chart:
     """Lines over two axes, read aloud by where each begins and ends. Where `x` and `y` both reach
     from 0 to 1, the diagonal is drawn."""
-    kept = [_shown(line, float) for line in drawn]
-    ends = [(line.label, line.points[0][1], line.points[-1][1]) for line in kept if _told(line)]
-    told = "; ".join(f"{label} {first:.3g} to {last:.3g}" for label, first, last in ends)
-    drawn = [_shown(line, _log) for line in kept] if y.log else kept
+    told = [_shown(line, False) for line in drawn if line.label]
+    aloud = [f"{a.label} {a.points[0][1]:.3g} to {a.points[-1][1]:.3g}" for a in told if a.points]
+    drawn = [_shown(line, y.log) for line in drawn]
     xs = [a for line in drawn for a, _ in line.points]
     ys = [b for line in drawn for _, b in line.points]
     ys += [v for line in drawn for part in line.band for v in part[1:]]
-    across = span(replace(x, high=max(xs, default=1.0)) if x.high is None else x, xs)
+    across = span(x._replace(high=max(xs, default=1.0)) if x.high is None else x, xs)
     up = _powers(ys) if y.log else span(y, ys)
     yticks = _power_ticks(*up) if y.log else ticks(*up)
     left = max(LEFT, round(24 + LETTER * max(len(text) for _, text in yticks)))
-    frame = _Frame(f"{title}, {y.label}: {told}", across, up, (left, *size))
+    frame = _Frame(f"{title}, {y.label}: {'; '.join(aloud)}", across, up, (left, *size))
     frame.axes(x, y.label, yticks)
     if (x.low, x.high, y.low, y.high) == (0, 1, 0, 1):
         frame.path([(0, 0), (1, 1)], "rule dashed")
     for line in drawn:
         there, back = [(a, c) for a, _, c in line.band], [(a, b) for a, b, _ in line.band]
         frame.path(there + back[::-1], f"band c{line.look}", "polygon")
-    for line in sorted(drawn, key=lambda line: not line.thin):
-        frame.path(line.points, f"{'thin' if line.thin else 'line'} c{line.look} d{line.dash % 4}")
-        css = f"{'hollow' if line.hollow else 'dot'} c{line.look}"
+    for line in drawn:
+        frame.path(line.points, f"line c{line.look} d{line.dash % 4}")
         sizes = line.sizes or [3.5] * (len(line.points) == 1)
         for point, radius in zip(line.points, sizes, strict=False):
-            frame.circle(*point, radius, css)
+            frame.circle(*point, radius, f"{'hollow' if line.hollow else 'dot'} c{line.look}")
     return Chart(title, frame.markup())
 
 
-def _told(line: Line) -> bool:
-    """Whether it is read aloud: not of marks alone, nor one of several."""
-    return bool(line.label and line.points) and not line.thin
+def _shown(line: Line, log: bool) -> Line:
+    """The line, with logarithms where the axis has them, and without what is not finite."""
 
+    def height(y: float) -> float:
+        return y if not log else math.log10(y) if y > 0 else math.nan
 
-def _shown(line: Line, height: Callable[[float], float]) -> Line:
-    """The line with `height` of its values, without what is not finite."""
     points = [(x, height(y)) for x, y in line.points]
     kept = [i for i, point in enumerate(points) if all(map(math.isfinite, point))]
     band = [(x, height(low), height(high)) for x, low, high in line.band]
-    return replace(
-        line,
+    return line._replace(
         points=[points[i] for i in kept],
         sizes=[line.sizes[i] for i in kept] if line.sizes else (),
         band=[part for part in band if all(map(math.isfinite, part))],
@@ -126,14 +117,13 @@ def _shown(line: Line, height: Callable[[float], float]) -> Line:
 
 def dots(title: str, rows: Sequence[Row], x: Axis) -> Chart:
     """Rows of values with their spreads, and single values as small dots, from the top."""
-    told = "; ".join(f"{row.label} {row.value:.3g}" for row in rows)
+    aloud = "; ".join(f"{row.label} {row.value:.3g}" for row in rows)
     most = min(21, max(len(row.label) for row in rows))
-    left = most * LETTER + 12
+    left, room = most * LETTER + 12, 24
     ends = [v for r in rows for v in (r.value - (r.spread or 0), r.value + (r.spread or 0))]
     ends += [v for row in rows for v in row.singles]
-    room, height = 24, TOP + BOTTOM + 24 * len(rows)
-    title_told = f"{title}, {x.label}: {told}"
-    frame = _Frame(title_told, span(x, ends), (len(rows), 0), (left, WIDTH, height))
+    sizes = (left, WIDTH, TOP + BOTTOM + room * len(rows))
+    frame = _Frame(f"{title}, {x.label}: {aloud}", span(x, ends), (len(rows), 0), sizes)
     frame.axes(x, "", ())
     for place, row in enumerate(rows):
         y, middle, colour = TOP + room * place, place + 0.5, f"c{row.look}"
@@ -219,10 +209,6 @@ class _Frame:
         return Markup("").join((head, *self.parts, Markup("</svg>")))
 
 
-def _log(value: float) -> float:
-    return math.log10(value) if value > 0 else math.nan
-
-
 def _powers(found: Sequence[float]) -> Point:
     """From one power of ten to another, so that all logarithms lie between."""
     low = math.floor(min(found, default=0))
@@ -230,12 +216,9 @@ def _powers(found: Sequence[float]) -> Point:
 
 
 def _power_ticks(low: float, high: float) -> Ticks:
-    """ "0.1", "100", "10⁻⁵"."""
-    found = []
-    for k in range(int(low), int(high) + 1, max(1, int(high - low) // 6)):
-        raised = str(k).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        found.append((float(k), f"{10.0**k:g}" if abs(k) < 3 else f"10{raised}"))
-    return found
+    """ "0.1", "100", "1e-05"."""
+    powers = range(int(low), int(high) + 1, max(1, int(high - low) // 6))
+    return [(float(k), f"{10.0**k:g}".replace("-", "−")) for k in powers]
 
 
 def span(axis: Axis, found: Sequence[float]) -> Point:

@@ -416,12 +416,9 @@ def kernels(page: Page) -> list[Of]:
 
 
 def _images(row: Of) -> str:
-    """ "120 / 200", of several seeds "118–120 / 200"."""
-    told = []
-    for name in ("validation_images", "test_images"):
-        found = sorted({round(v) for v in values(row.trees, name)})
-        told.append("–".join(map(str, dict.fromkeys((*found[:1], *found[-1:])))) or NONE)
-    return " / ".join(told)
+    """ "120 / 200", of the first seed."""
+    counts = [at(row.trees, 0, f"{name}_images") for name in ("validation", "test")]
+    return " / ".join(map(whole, counts))
 
 
 def _temperature(row: Of) -> str:

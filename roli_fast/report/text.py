@@ -74,8 +74,7 @@ def percent_within(value: Any, spread: Any) -> str:
     """0.6602, 0.025 -> "66.0 ± 2.5 %"."""
     if not known(value) or not known(spread):
         return percent(value)
-    places = 2 if 0 < spread < 5e-4 else 1
-    return f"{percent(value, places)[:-2]}{THIN}±{THIN}{100 * spread:.{places}f}{THIN}%"
+    return f"{percent(value)[:-2]}{THIN}±{THIN}{percent(spread)}"
 
 
 def points(value: float) -> str:
@@ -84,20 +83,12 @@ def points(value: float) -> str:
 
 
 def over_seeds(found: Sequence[float], digits: int = 3) -> str:
-    """ "24.8 ± 0.3": mean and sample standard deviation; one number stands alone."""
+    """ "24.8 ± 0.35": mean and sample standard deviation; one number stands alone."""
     if len(found) < 2:
         return number(found[0], digits) if found else NONE
-    middle, spread, pm = mean(found), stdev(found), f"{THIN}±{THIN}"
-    size = max(abs(middle), spread)
-    if spread <= 1e-12 * size:
-        return f"{number(middle, digits)}{pm}0"
-    if size >= 1e4 or size < 1e-3:
-        return f"{number(middle, digits)}{pm}{number(spread, 2)}"
-    places = max(0, digits - 1 - math.floor(math.log10(size)))
-    around = f"{spread:,.{places}f}"
-    if not float(around.replace(",", "")):
-        around = number(spread, 1)
-    return f"{middle:,.{places}f}{pm}{around}".replace("-", "−")
+    middle, spread = mean(found), stdev(found)
+    spread = 0.0 if spread <= 1e-12 * abs(middle) else spread
+    return f"{number(middle, digits)}{THIN}±{THIN}{number(spread, 2)}"
 
 
 def percent_over_seeds(found: Sequence[float]) -> str:

@@ -1,14 +1,25 @@
-"""Sentences of a page whose words depend on the runs: verdicts, warnings, commands."""
+"""What was run, on what, and what came of it: the facts and sentences that depend on the runs."""
 
 import shlex
+from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
-from roli_fast.report.facts import data_text, threat_text
 from roli_fast.report.plots import share
 from roli_fast.report.read import CONDITIONS, Run, Tree, at
 from roli_fast.report.subjects import Page
-from roli_fast.report.tables import columns
-from roli_fast.report.text import count, listed, method_name, p_value, percent, points
+from roli_fast.report.tables import Table, columns, table
+from roli_fast.report.text import (
+    NONE,
+    count,
+    listed,
+    method_name,
+    p_value,
+    percent,
+    points,
+    radius,
+)
+from roli_fast.running.folder import CONFIG
 
 LEVEL = 0.05
 """Of p, from which on a difference is not called one."""
@@ -19,13 +30,133 @@ FEW = 2
 TWINS = ({"roli", "ranli"}, {"lp_ft", "ft"})
 """Methods that differ in the head that the fine-tune begins with."""
 
+FOLLOWS = {"ranli": "finetune", "ranli_matched": "ranli", "ft": "finetune"}
+"""Stages that follow from another where their own field is null."""
+
+ASIDE = {"device", "threads", "workers", "checkpoint_minutes", "report", "analysis_images"}
+"""Fields of the configuration that say where and how a run was carried out."""
+
+
+def threat_text(run: Run) -> str:
+    """ "linf 8/255 and l2 0.5"."""
+    threat = run.config.get("threat") or {}
+    norms = [threat.get("norm"), *(threat.get("other_norms") or ())]
+    radii = [threat.get("eps"), *(threat.get("other_eps") or ())]
+    return listed([radius(n, e) for n, e in zip(norms, radii, strict=False) if n is not None])
+
+
+def data_text(run: Run) -> str:
+    """ "digits"; of images of one's own the folder's name and its kind."""
+    data = run.config.get("data") or {}
+    name = str(data.get("name", "data"))
+    root = str(data.get("root") or "").rstrip("/").rsplit("/", 1)[-1]
+    return f"{root} ({name})" if root else name
+
+
+def attack_text(attack: Any) -> str:
+    """ "pgd, 7 steps"; what follows the threat is not said again."""
+    if not isinstance(attack, dict):
+        return "none: clean images"
+    parts = [str(attack.get("name"))]
+    if attack.get("steps"):
+        parts.append(count(attack["steps"], "steps"))
+    if (attack.get("restarts") or 1) > 1:
+        parts.append(f"{attack['restarts']} restarts")
+    if attack.get("loss") not in (None, "ce"):
+        parts.append(f"loss {attack['loss']}")
+    if isinstance(attack.get("norm"), str) and attack.get("eps"):
+        parts.append(radius(attack["norm"], attack["eps"]))
+    return ", ".join(parts)
+
+
+def configuration(run: Run) -> str:
+    """config.yaml as it is."""
+    return (run.folder / CONFIG).read_text(encoding="utf-8")
+
+
+def training_images(run: Run) -> int | None:
+    """How many there are; None where a run that draws some more than once cannot tell."""
+    projected = [at(run.config, name, "gradient_projection") for name in run.config]
+    last = (run.results or [{}])[-1]
+    images = (last.get("train_images") or 0.5) / max(1, last.get("epochs") or 1)
+    return int(images) if images == int(images) and not any(projected) else None
+
+
+def stages(run: Run) -> Table:
+    """How the stages that ran train, each once; none before one has finished."""
+    names = [name for method in run.methods for name in method.stages]
+    if run.config.get("source") and names:
+        names.insert(0, "pretrain")
+    return table([row for name in dict.fromkeys(names) if (row := _stage(run, name))])
+
+
+def _stage(run: Run, name: str) -> dict[str, str] | None:
+    """A row of the table; None where the configuration has no such stage."""
+    stage, title = run.config.get(name), name
+    if stage is None and (other := FOLLOWS.get(name)):
+        other = other if run.config.get(other) else "finetune"
+        stage, title = run.config.get(other), f"{name} (as {other})"
+        if name == "ft" and stage:
+            stage = stage | {"attack": None, "objective": {"name": "adversarial"}}
+    if not isinstance(stage, dict):
+        return None
+    done = [s for s in run.results if s["name"] == name] or [stage]
+    objective = _named(stage.get("objective"), ("beta", "weight", "label_smoothing"))
+    if not stage.get("attack"):  # the adversarial objective on clean images
+        objective = objective.replace("adversarial", "cross-entropy", 1)
+    return {
+        "stage": title,
+        "epochs": str(done[0].get("epochs")),
+        "trains": _named(stage.get("tuning"), ("rank", "alpha")),
+        "objective": objective,
+        "attack": attack_text(stage.get("attack")),
+        "optimiser": _optimizer(stage.get("optimizer") or {}),
+        "batch": str(stage.get("batch_size")),
+    }
+
+
+def _optimizer(optimizer: Tree) -> str:
+    name = optimizer.get("name")
+    if name == "lbfgs":
+        tried = optimizer.get("strengths") or ()
+        return f"lbfgs, best of L2 strengths {', '.join(f'{s:g}' for s in tried)}"
+    return f"{name}, rate {optimizer.get('lr')}, decay {optimizer.get('weight_decay')}"
+
+
+def _named(part: Any, fields: tuple[str, ...]) -> str:
+    """ "lora, rank 8"."""
+    if not isinstance(part, dict):
+        return str(part) if part else NONE
+    return ", ".join([str(part.get("name")), *(f"{f} {part[f]}" for f in fields if part.get(f))])
+
+
+def differing(page: Page) -> Table:
+    """Fields of the configurations that differ between the runs."""
+    flat = [dict(_flat(run.config)) for run in page.runs]
+    names = dict.fromkeys(name for one in flat for name in one if name.split(".")[0] not in ASIDE)
+    return table(
+        {"field": name}
+        | {run: one.get(name, NONE) for run, one in zip(page.names, flat, strict=True)}
+        for name in names
+        if len({one.get(name) for one in flat}) > 1
+    )
+
+
+def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """("probe.optimizer.lr", "0.1"), ... of a configuration."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, "null" if tree is None else str(tree)
+
 
 def headline(run: Run) -> str:
     """One sentence: what was run, and on what."""
     methods = listed([method_name(m.name) for m in run.methods]) if run.methods else "No method"
     classes = len(run.summary.get("classes") or ())
     data = f"{data_text(run)}, {count(classes, 'classes')}" if classes else data_text(run)
-    return f"{methods} on {data}; threat {threat_text(run)}; {count(run.seeds, 'seeds')}."
+    return f"{methods} on {data}; threat {threat_text(run)}; {count(len(run.seeds), 'seeds')}."
 
 
 def findings(run: Run) -> list[str]:
@@ -44,7 +175,7 @@ def findings(run: Run) -> list[str]:
             f"{method_name(name)} {percent(share(tests.get(name), entry['attack']))}"
             for name in entry["methods"]
         ]
-        test = entry["test"].replace("over seeds", f"over {len(run.summary['seeds'])} seeds")
+        test = entry["test"].replace("over seeds", f"over {len(run.seeds)} seeds")
         found.append(
             f"Robust accuracy under {entry['attack']}: {', '.join(shares)}, a difference of "
             f"{points(entry['difference'])} ({test}: {p_value(entry['p_value'])}). "
@@ -90,8 +221,10 @@ def evaluate(run: Run) -> str:
 
 def notes(page: Page) -> list[str]:
     """What the analyses have to say, each once."""
-    trees = [a for s in page.subjects for a in s.method.analyses]
-    return list(dict.fromkeys(note for a in trees for note in a.get("notes") or ()))
+    found = [
+        note for s in page.subjects for a in s.method.analyses for note in a.get("notes") or ()
+    ]
+    return list(dict.fromkeys(found))
 
 
 def unfitted(page: Page) -> list[str]:
@@ -123,7 +256,7 @@ def warnings(page: Page) -> list[str]:
         found.append(
             "The runs were tested by different attacks or radii: robust accuracies do not compare."
         )
-    if len({tuple(run.config.get("seeds") or (0,)) for run in page.runs}) > 1:
+    if len({tuple(run.seeds) for run in page.runs}) > 1:
         found.append("The runs have different seeds.")
     without = [name for name, run in zip(page.names, page.runs, strict=True) if not run.summary]
     if without:

@@ -44,15 +44,16 @@ def open_folder(
     """
     check_utf8(option, str(folder))  # safetensors opens no other paths
     try:
-        if not resume:
+        if resume:
+            return RunLock(folder, option)
+        if folder.is_dir():
             _check_empty(folder, option)
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(folder, option)
         try:
-            if not resume:
-                _check_empty(folder, option)  # again: another process may have been here meanwhile
-                for name, text in {**(beside or {}), CONFIG: configuration}.items():
-                    write_bytes(folder / name, text.encode())
+            _check_empty(folder, option)  # again: another process may have been here meanwhile
+            for name, text in {**(beside or {}), CONFIG: configuration}.items():
+                write_bytes(folder / name, text.encode())
         except BaseException:
             lock.release()
             raise
@@ -69,9 +70,7 @@ def is_used(folder: Path) -> bool:
 
 
 def _check_empty(folder: Path, option: str) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise RunDirectoryError(describe(option, "a folder", f"the file '{folder}'"))
-    if folder.exists() and is_used(folder):
+    if is_used(folder):
         ours = (folder / CONFIG).is_file()
         fix = "Add --resume to continue that run, or name a new folder."
         fix = fix if ours else "It holds no run: name a new folder."

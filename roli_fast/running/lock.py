@@ -1,9 +1,7 @@
 """One process at a time works in a folder of results."""
 
-import contextlib
 import os
 import platform
-import re
 from pathlib import Path
 from types import TracebackType
 
@@ -35,39 +33,36 @@ class RunLock:
     """
 
     def __init__(self, folder: Path, option: str = "--run_dir") -> None:
-        self._file: int | None = None
-        if fcntl is None:
-            return
         path = folder / LOCK
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            _held.add(self)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunDirectoryError(
-                    f"`{option}`: '{folder}' is in use by {_holder(path)}. Wait until it ends or "
-                    "stop it, or name a new folder."
-                ) from None
-            except OSError:  # a file system without locks
-                self.release()
-                return
-            _remove_unfinished(folder, _words(path)[:1])
-            os.ftruncate(self._file, 0)
-            os.write(self._file, f"{os.getpid()} {platform.node()}\n".encode())
-        except BaseException as error:
-            self.release()
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             expected = "a folder that can be written"
             raise RunDirectoryError(describe(option, expected, f"'{folder}': {error}")) from error
+        _held.add(self)
+        holder = path.read_text(encoding="utf-8", errors="replace").split()
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            who = f"process {holder[0]} on {holder[1]}" if len(holder) == 2 else "another process"
+            raise RunDirectoryError(
+                f"`{option}`: '{folder}' is in use by {who}. Wait until it ends or stop it, or "
+                "name a new folder."
+            ) from None
+        except OSError:  # a file system without locks
+            self.release()
+            return
+        _remove_unfinished(folder, holder)
+        os.ftruncate(self._file, 0)
+        os.write(self._file, f"{os.getpid()} {platform.node()}\n".encode())
 
     def release(self) -> None:
         """Let others in. The file stays: removing it could take it from under the next holder."""
-        _held.discard(self)
-        if self._file is not None:
+        if self in _held:
+            _held.discard(self)
             os.close(self._file)
-            self._file = None
 
     def __enter__(self) -> "RunLock":
         return self
@@ -94,22 +89,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_give_up_copies)
 
 
-def _words(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").split()
-
-
-def _holder(path: Path) -> str:
-    words = _words(path)
-    return f"process {words[0]} on {words[1]}" if len(words) == 2 else "another process"
-
-
 def _remove_unfinished(folder: Path, holder: list[str]) -> None:
-    """Remove the temporary files (`files.write_bytes`) of the process with this id; not those of a
-    folder with a lock of its own, of an evaluation say."""
-    for number in holder:
-        own = re.compile(rf"\..+\.{re.escape(number)}\.tmp")
+    """Remove the temporary files (`files.write_bytes`) of the process that held the lock; not those
+    of a folder with a lock of its own, of an evaluation say."""
+    if holder and holder[0].isdecimal():
         for where, inside, names in os.walk(folder):
             inside[:] = [name for name in inside if not Path(where, name, LOCK).exists()]
-            for name in filter(own.fullmatch, names):
-                with contextlib.suppress(OSError):
+            for name in names:
+                if name.startswith(".") and name.endswith(f".{holder[0]}.tmp"):
                     Path(where, name).unlink()

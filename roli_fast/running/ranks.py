@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from roli_fast.errors import ConfigError, describe
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -26,22 +24,12 @@ class Ranks:
 
     @staticmethod
     def from_environment() -> "Ranks":
-        """What torchrun says; alone without it.
-
-        Raises:
-            ConfigError: its variables make no sense.
-        """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        """What torchrun says; alone without it."""
         if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
             return Ranks()
-        defaults = ("0", "1", "0", os.environ["WORLD_SIZE"])
-        try:
-            pairs = zip(names, defaults, strict=True)
-            return Ranks(*(int(os.environ.get(name, usual)) for name, usual in pairs))
-        except ValueError as error:
-            raise ConfigError(
-                describe(", ".join(names), "integers, as torchrun sets them", error)
-            ) from error
+        usual = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]} | os.environ
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return Ranks(*(int(usual[name]) for name in names))
 
     @property
     def first(self) -> bool:

@@ -46,10 +46,10 @@ def parse(arguments: Sequence[str]) -> Command:
     own.add_argument("--run_dir", type=Path)
     own.add_argument("--resume", action="store_true")
     own.add_argument("--print_config", action="store_true")
-    own.add_argument("-h", "--help", action="store_true")
+    own.add_argument("-h", "--help", nargs="?", const="")
     options, overrides = own.parse_known_args(list(arguments))
-    if options.help:
-        print(help_text())
+    if options.help is not None:
+        print(help_text(options.help))
         raise SystemExit(0)
     if options.resume:
         return _resumed(options, overrides)
@@ -198,9 +198,12 @@ Every field can be set on the command line: --threat.eps 4/255 --finetune.epochs
 """
 
 
-def help_text() -> str:
-    """Usage, the fields of a run, of a stage, and of every component."""
+def help_text(asked: str) -> str:
+    """Usage and the fields' names; what there is to say of the field or component that is asked
+    for; with "all" the fields of a run, of a stage, and of every component."""
     usage = Usage(SCHEMA, apart=(Stage,))
+    if asked != "all":
+        return usage.about(asked) if asked else f"{USAGE}\n{usage.overview()}"
     parts = [USAGE, "Fields of a run:", *usage.lines(Experiment, "--")]
     parts += [
         "",

@@ -84,10 +84,10 @@ class StageLoop:
                 with self.stage.memory_guard(self.job.name, self.context.device):
                     self._epochs(bar)
             # a damaged image, or too large a batch, must not cost the work before it
-            except (DataError, OutOfMemoryError) as error:
-                self.team.fail(error)
-                self._flush(self.progress.epoch, bar)
-                self._save()
+            except (DataError, OutOfMemoryError):
+                if self.team.world == 1:  # which the others would not take part in
+                    self._flush(self.progress.epoch, bar)
+                    self._save()
                 raise
         return self._finish()
 
@@ -209,7 +209,7 @@ class StageLoop:
         return self.updates.step(place, batch, self._meet)
 
     def _meet(self) -> None:
-        """Before anything waits for the others: here an error in another process is raised."""
+        """Before anything waits for the others: whether all save now."""
         self.due = self.context.wanted(save=self._checkpoint_due())
 
     def _lr_factor(self, position: int) -> float:
@@ -221,7 +221,7 @@ class StageLoop:
         if not len(rows):
             return
         first = self.progress.step - len(self.tally) - len(rows)
-        rows = self.team.total(rows)
+        rows = self.team.sum_(rows)
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
             words = f"{self.phase.name} loss".strip()

@@ -68,7 +68,7 @@ class Axis:
         if not equals or not field or not all(found):
             fix = "Write --sweep finetune.optimizer.lr=1e-3,1e-4"
             raise ConfigError(describe("--sweep", "FIELD=VALUE,VALUE,...", repr(text), fix))
-        SCHEMA.field_at(field)
+        field = SCHEMA.full_name(field)
         if field in PLACE_FIELDS:
             got, fix = repr(text), "All its values would train the same."
             raise ConfigError(describe("--sweep", "a field that changes what is trained", got, fix))

@@ -254,7 +254,7 @@ class Updates:
         Args:
             place: where it stands.
             batch: the images.
-            meet: called before anything waits for the other processes; raises their errors.
+            meet: called before anything waits for the other processes.
         """
         phase, rank, images = place.phase, self.team.rank, place.images
         # dropout and DropPath; the caller's state is forked away

@@ -251,6 +251,7 @@ def write_examples(path: Path) -> None:
         label=np.array([0, 2]),
         clean_prediction=np.array([0, 2]),
         adversarial_prediction=np.array([1, 2]),
+        unrounded_prediction=np.array([1, 2]),
         clean_confidence=np.array([0.9, 0.8], np.float32),
         adversarial_confidence=np.array([0.6, 0.5], np.float32),
     )

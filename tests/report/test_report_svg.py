@@ -6,6 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from roli_fast.report.plots import over_seeds
+from roli_fast.report.subjects import Key
 from roli_fast.report.svg import (
     BOTTOM,
     HEIGHT,
@@ -33,23 +35,21 @@ def places(root: ET.Element) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in pairs]
 
 
-def test_points_lie_where_the_axes_say() -> None:
+def test_points_lie_where_the_axes_say_and_what_is_not_finite_is_left_out() -> None:
+    nan, inf = float("nan"), float("inf")
+    points = [(0, 0), (1, nan), (2, inf), (5, 50), (10, 100)]
+    band = [(0, nan, 1), (1, 0, 1), (2, 0, 1)]
+    line = Line("a", points, sizes=[1, 2, 3, 4, 5], band=band)
     title = '<a> & "b"'
-    root = ET.fromstring(lines(title, [Line("a", [(0, 0), (5, 50), (10, 100)])], X, Y).svg)
+    root = ET.fromstring(lines(title, [line], X, Y).svg)
     left, right, bottom = LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM
     middle = ((left + right) / 2, (TOP + bottom) / 2)
     assert places(root) == [(left, bottom), middle, (right, TOP)]
-    assert root.attrib["role"] == "img" and root.attrib["aria-label"] == f"{title}, y: a 0 to 100"
-
-
-def test_what_is_not_finite_is_left_out() -> None:
-    nan, inf = float("nan"), float("inf")
-    points = [(0, 0), (1, nan), (2, inf), (10, 100)]
-    line = Line("a", points, sizes=[1, 2, 3, 4], band=[(0, nan, 1), (1, 0, 1), (2, 0, 1)])
-    root = ET.fromstring(lines("t", [line], X, Y).svg)
-    assert len(places(root)) == 2
-    assert [c.attrib["r"] for c in root.findall("circle")] == ["1.0", "4.0"]
+    assert [c.attrib["r"] for c in root.findall("circle")] == ["1.0", "4.0", "5.0"]
     assert len(root.find("polygon").attrib["points"].split()) == 4  # type: ignore[union-attr]
+    assert root.attrib["role"] == "img" and root.attrib["aria-label"] == f"{title}, y: a 0 to 100"
+    nothing = ET.fromstring(lines("t", [Line("a", [])], Axis("x"), Axis("y")).svg)
+    assert nothing.find("polyline") is None
 
 
 def test_a_logarithmic_axis_has_powers_of_ten_in_equal_steps() -> None:
@@ -58,20 +58,13 @@ def test_a_logarithmic_axis_has_powers_of_ten_in_equal_steps() -> None:
     heights = [y for _, y in places(root)]
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
     assert len(heights) == 3  # what is not above 0 is left out
-    texts = [t.text for t in root.findall("text")]
-    assert texts[-6:] == ["0.1", "1", "10", "100", "10³", "y"]
-
-
-def test_no_values_are_an_empty_chart() -> None:
-    root = ET.fromstring(lines("t", [Line("a", [])], Axis("x"), Axis("y")).svg)
-    assert root.find("polyline") is None
+    assert [t.text for t in root.findall("text")][-6:] == ["0.1", "1", "10", "100", "1000", "y"]
 
 
 @pytest.mark.parametrize(
     ("low", "high", "texts"),
     [
         (0, 1, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        (0, 30.6, ["0", "10", "20", "30"]),
         (-2, 2, ["−2", "−1", "0", "1", "2"]),
         (0, 20000, ["0", "5,000", "10,000", "15,000", "20,000"]),
     ],
@@ -103,3 +96,11 @@ def test_rows_of_dots_have_values_spreads_and_seeds() -> None:
     assert float(middle[0].attrib["cx"]) == pytest.approx(sum(ends) / 2, abs=0.1)
     texts = [text.text or "" for text in root.findall("text")]
     assert "<b>" in texts and any(text.endswith("…") for text in texts)
+
+
+def test_a_line_is_the_mean_of_the_seeds_where_all_have_a_value() -> None:
+    """Of 1 and 3 the mean is 2 and the deviation the root of 2; a seed without values is none."""
+    line = over_seeds(Key("a", 3, 1), [{0.0: 1.0, 1.0: 5.0}, {0.0: 3.0}, {}])
+    assert (line.points, line.look, line.dash) == ([(0.0, 2.0)], 3, 1)
+    assert line.band == [(0.0, pytest.approx(2 - 2**0.5), pytest.approx(2 + 2**0.5))]
+    assert over_seeds(Key("a", 0), [{0.0: 1.0}]).band == []

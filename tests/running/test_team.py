@@ -10,7 +10,7 @@ import pytest
 import torch
 from processes import together
 
-from roli_fast.errors import ConfigError, DataError, PeerError
+from roli_fast.errors import PeerError
 from roli_fast.running.ranks import Ranks
 from roli_fast.running.team import Team
 
@@ -29,7 +29,7 @@ def exchange() -> dict[str, Any]:
             "first": team.from_first(f"of {ranks.rank}"),
             "all": team.gather(ranks.rank),
             "tensors": torch.stack(team.gather_tensors(own)).tolist(),
-            "total": team.total(own.clone()).tolist(),
+            "total": team.sum_(own.clone()).tolist(),
             "copied": [tensor.tolist() for tensor in copied],
             "leads": team.leads,
         }
@@ -51,92 +51,41 @@ def test_three_processes() -> None:
 
 def test_alone_nothing_is_exchanged() -> None:
     with Team().joined(CPU) as team:
-        assert (team.leads, team.agree(3), team.gather("x"), team.from_first(4)) == (
-            True,
-            3,
-            ["x"],
-            4,
-        )
+        assert team.leads and (team.agree(3), team.gather("x"), team.from_first(4)) == (3, ["x"], 4)
         tensor = torch.ones(2)
-        assert team.total(tensor) is tensor and team.gather_tensors(tensor) == [tensor]
+        assert team.sum_(tensor) is tensor and team.gather_tensors(tensor) == [tensor]
         team.copy_first_([tensor])
-        team.fail(ValueError())
         assert not torch.distributed.is_initialized()
 
 
-def fails(kind: type[Exception], where: str) -> str:
-    """Process 1 fails before an exchange of the others; what the exception here says."""
-    ranks = Ranks.from_environment()
+def ends(how: str) -> tuple[str, float]:
+    """Process 1 ends while the other waits; what is raised here, and the seconds waited."""
+    ranks, began = Ranks.from_environment(), time.monotonic()
     try:
-        with Team(ranks).joined(CPU) as team:
-            team.agree()
-            if ranks.rank == 1:
-                raise kind("no such thing")
-            getattr(team, where)(*([] if where == "agree" else [torch.ones(1)]))
-            return "nothing"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-
-@pytest.mark.parametrize("where", ["agree", "gather", "total", "gather_tensors"])
-def test_an_error_in_one_is_raised_in_all(where: str) -> None:
-    first, second, third = [member.value for member in together(3, fails, KeyError, where)]
-    assert first == third == "PeerError: process 1 stopped: KeyError: 'no such thing'"
-    assert second == "KeyError: 'no such thing'"
-
-
-def test_an_error_of_ours_keeps_its_type() -> None:
-    values = [member.value for member in together(2, fails, DataError, "agree")]
-    assert values == ["DataError: process 1: no such thing", "DataError: no such thing"]
-
-
-def dies() -> tuple[str, float]:
-    """Process 1 is killed while the other waits; what that says, and the seconds waited."""
-    ranks, began = Ranks.from_environment(), 0.0
-    try:
-        with Team(ranks).joined(CPU) as team:
+        with Team(ranks).joined(CPU, wait=datetime.timedelta(seconds=5)) as team:
             team.agree()
             began = time.monotonic()
             if ranks.rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            team.agree()
-        return "nothing", 0.0
-    except PeerError as error:
-        return str(error), time.monotonic() - began
-
-
-def test_a_process_that_dies_leaves_none_waiting() -> None:
-    first, second = together(2, dies)
-    words, seconds = first.value
-    assert "process 0 of 2 lost another one" in words and seconds < 30
-    assert second.process.exitcode == -signal.SIGKILL
-
-
-def hangs() -> str:
-    """Process 1 never comes to the exchange."""
-    ranks = Ranks.from_environment()
-    try:
-        with Team(ranks).joined(CPU, wait=datetime.timedelta(seconds=3)) as team:
-            team.agree()
-            if ranks.rank == 1:
+                if how == "error":
+                    raise KeyError("no such thing")
+                if how == "kill -9":
+                    os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(8)
-            team.agree()
-        return "nothing"
-    except PeerError as error:
-        return str(error)
+            team.gather("x") if how == "error" else team.agree()
+        return "nothing", 0.0
+    except (PeerError, KeyError) as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - began
 
 
-def test_a_process_that_hangs_is_not_waited_for_forever() -> None:
-    values = [member.value for member in together(2, hangs)]
-    assert "did not answer in time" in values[0]
-
-
-@pytest.mark.parametrize("broken", ["one", ""])
-def test_variables_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    monkeypatch.setenv("RANK", broken)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="RANK"):
-        Ranks.from_environment()
+@pytest.mark.parametrize("how", ["error", "kill -9", "hang"])
+def test_the_end_of_one_is_the_end_of_all(how: str) -> None:
+    first, second = together(2, ends, how)
+    words, seconds = first.value
+    assert "PeerError: process 0 of 2 lost another one" in words and seconds < 30
+    if how == "error":
+        assert second.value[0] == "KeyError: 'no such thing'" and seconds < 4
+    elif how == "kill -9":
+        assert second.process.exitcode == -signal.SIGKILL and seconds < 4
 
 
 def test_each_process_has_its_own_gpu_where_there_are_enough(

@@ -221,7 +221,7 @@ def test_statistics_without_batch_norm_are_refused_before_anything_runs(tmp_path
 
 
 def test_the_help_says_that_it_is_off() -> None:
-    words = " ".join(help_text().split())
+    words = " ".join(help_text("all").split())
     assert "--.gradient_projection" not in words
     assert ".gradient_projection trains each epoch on clean images as well" in words
     assert "switches it on. `epochs` and all the rest are those of the other half. [null]" in words

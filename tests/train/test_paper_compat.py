@@ -135,7 +135,7 @@ def test_all_is_of_one_paper_and_another_s_are_named() -> None:
     assert small("--paper_compat=unscheduled_bias").paper_compat == ("unscheduled_bias",)
     assert not set(RAMP_FAULTS) & set(FAULTS)
     assert not set(RAMP_FAULTS) & set(small("--paper_compat=all").paper_compat)
-    words = " ".join(help_text().split())
+    words = " ".join(help_text("all").split())
     assert all(f"{name} {text}" in words for name, text in RAMP_FAULTS.items())
 
 
@@ -273,7 +273,7 @@ def test_the_names_are_checked_and_all_is_all() -> None:
     for wrong in ("dead_loras", "all,wide_head", "wide_head,wide_head"):
         with pytest.raises(ConfigError, match=r"`paper_compat`: expected 'all'.*dead_adapter.*got"):
             small(f"--paper_compat={wrong}")
-    words = " ".join(help_text().split())
+    words = " ".join(help_text("all").split())
     assert all(f"{name} {text}" in words for name, text in FAULTS.items())
 
 

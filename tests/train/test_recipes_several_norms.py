@@ -281,7 +281,7 @@ def test_pgd_takes_the_place_of_a_recipe_s_attack() -> None:
                 "--data.root=x",
                 "--finetune.objective.target=linf",
             ],
-            ["`target`", "another norm than source"],
+            ["`finetune.objective.target`", "another norm than source"],
         ),
     ],
 )

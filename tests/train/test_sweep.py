@@ -55,7 +55,10 @@ def test_values_as_written(text: str, field: str, values: Sequence[str]) -> None
         (["analysis_images=10,20"], ["changes what is trained", "analysis_images"]),
         (["finetune.optimizer.lr=1e-3,0.001"], ["1e-3", "0.001", "alike"]),
         ([RATES, RATES], ["each field once"]),
-        (["finetune.optimizer.lr=1,-1"], ["finetune.optimizer.lr=-1", "`lr`", "> 0"]),
+        (
+            ["finetune.optimizer.lr=1,-1"],
+            ["finetune.optimizer.lr=-1", "`finetune.optimizer.lr`", "> 0"],
+        ),
         (["finetune.epochs=1,many"], ["finetune.epochs=many", "an integer"]),
         (["threat.eps=0.1,0.2"], ["threat", "a sweep for each value"]),
         (["seeds=0,1"], ["seeds"]),
