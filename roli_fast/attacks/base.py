@@ -15,7 +15,7 @@ from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
 from roli_fast.losses import Loss, cross_entropy
 from roli_fast.norms import NORMS, Norm
-from roli_fast.ops import checks
+from roli_fast.ops.fused import check_tensor
 from roli_fast.registry import Registry
 from roli_fast.threat import (
     Bounds,
@@ -218,7 +218,7 @@ class Ball(NamedTuple):
             note = f"eps was not given: {eps:.4g} was taken, the usual radius in {norm}"
             return cls(NORMS[norm], eps, bounds, (note,))
         if isinstance(eps, Tensor):
-            checks.tensor("eps", eps, shape=x.shape[:1], device=x.device)
+            check_tensor("eps", eps, shape=x.shape[:1], device=x.device)
             least, largest = torch.stack(eps.aminmax()).tolist() if len(eps) else (0.0, 0.0)
         else:
             least = largest = eps
