@@ -39,8 +39,8 @@ def write_lists(root: Path, **lists: Mapping[str, object]) -> Path:
     return root
 
 
-TINY_LISTS = {"train": 12, "val": 3, "test": 6}
-"""How many images `write_json_splits` lists."""
+TINY_LISTS = (12, 3, 6)
+"""How many images `write_json_splits` lists for train, val and test."""
 
 
 def write_json_splits(root: Path, folder: str = "images") -> Path:

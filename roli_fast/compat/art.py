@@ -9,9 +9,8 @@ x_adv = as_art_attack(PGD(eps=8 / 255), classifier, batch_size=128).generate(x, 
 """
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import cache
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from roli_fast.attacks import Attack
-from roli_fast.compat.peers import ReadAttributes, aimed, clean_logits, library
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
+from roli_fast.compat.peers import UserAttributes, aimed, clean_logits, library
+from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
 
 PACKAGE = "adversarial-robustness-toolbox"
@@ -50,11 +49,7 @@ def as_art_attack(
 
     Raises:
         MissingPackageError: ART is not installed.
-        ArgumentError: no such attack, or preprocessing that torch cannot differentiate.
     """
-    names = {f.name for f in fields(attack)} if is_dataclass(attack) else set()
-    if "bounds" not in names:
-        raise ArgumentError(describe("attack", "an attack with a field `bounds`", repr(attack)))
     return _attack_class()(attack, estimator, batch_size, seed, targeted)
 
 
@@ -75,26 +70,21 @@ class _Estimator(nn.Module):
         return self.network(x)
 
 
-def _bounds_of(estimator: Any, own: Bounds | None) -> Bounds:
+def _bounds_of(estimator: Any, own: Bounds | None) -> Bounds | None:
     if estimator.clip_values is None:
-        if own is None:
-            raise ArgumentError(describe("bounds", "bounds, or clip values", None))
         return own
     low, high = (np.unique(np.asarray(value, dtype=float)) for value in estimator.clip_values)
     if len(low) != 1 or len(high) != 1:
-        raise ArgumentError(
-            describe("estimator", "one pair of clip values", "others for each feature")
-        )
+        got = "others for each feature"
+        raise ArgumentError(describe("estimator", "one pair of clip values", got))
     return float(low[0]), float(high[0])
 
 
-def _labels(y: Any, x: Any) -> Tensor:
+def _labels(y: Any) -> Tensor:
     """Labels (N,) from labels (N,), (N, 1) or one-hot rows (N, C)."""
     y = np.asarray(y)
     if y.ndim == 2:
         y = y.argmax(1) if y.shape[1] > 1 else y[:, 0]
-    if y.shape != (len(x),):
-        raise ArgumentError(describe("y", f"labels ({len(x)},) or ({len(x)}, C)", y.shape))
     return torch.from_numpy(y.astype(np.int64))
 
 
@@ -104,7 +94,7 @@ def _attack_class() -> Callable[..., Any]:
     classifier = library("art.estimators.classification.classifier", PACKAGE)
     torch_estimator = library("art.estimators.pytorch", PACKAGE)
 
-    class RoliFastAttack(art.EvasionAttack, ReadAttributes):
+    class RoliFastAttack(art.EvasionAttack, UserAttributes):
         """One of roli_fast's attacks."""
 
         attack_params = ["attack", "batch_size", "seed", "targeted"]
@@ -116,29 +106,21 @@ def _attack_class() -> Callable[..., Any]:
             super().__init__(estimator=estimator)
             self.attack, self.batch_size, self.seed = attack, batch_size, seed
             self._targeted = targeted
-            self._check_params()
             self._built = True
 
-        def _check_params(self) -> None:
-            super()._check_params()
-            if not is_number(self.batch_size, Integral) or self.batch_size < 1:
-                raise ArgumentError(describe("batch_size", "an integer >= 1", self.batch_size))
-
-        def generate(self, x: Any, y: Any = None, **kwargs: Any) -> Any:
-            if kwargs:
-                raise ArgumentTypeError(describe("kwargs", "none", ", ".join(kwargs)))
+        def generate(self, x: Any, y: Any = None) -> Any:
             if y is None and self.targeted:
                 raise ArgumentError(describe("y", "the targets, with targeted=True", None))
             model = _Estimator(self.estimator)
             attack = replace(self.attack, bounds=_bounds_of(self.estimator, self.attack.bounds))
             seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
-            given, found = None if y is None else _labels(y, x), [x[:0]]
+            given, found = None if y is None else _labels(y), [x[:0]]
             for start in range(0, len(x), self.batch_size):
-                part = torch.from_numpy(x[start : start + self.batch_size])
-                part = part.to(self.estimator.device)
+                rows, options = slice(start, start + self.batch_size), {}
+                part = torch.from_numpy(x[rows]).to(self.estimator.device)
                 ids = torch.arange(start, start + len(part), device=part.device)
-                seen = clean_logits(model, part).argmax(1) if given is None else given[ids.cpu()]
-                labels, options = seen.to(part.device), {}
+                seen = clean_logits(model, part).argmax(1) if given is None else given[rows]
+                labels = seen.to(part.device)
                 if self.targeted:
                     labels, options = aimed(attack, labels)
                 generator = Generator(part.device).manual_seed(seed)

@@ -21,7 +21,7 @@ from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
 from roli_fast.attacks.fab import Starts as FABStarts
 from roli_fast.attacks.fab import rows
-from roli_fast.attacks.passes import Samples
+from roli_fast.attacks.passes import Samples, column
 from roli_fast.losses import margin
 from roli_fast.norms.l1 import L1Moves
 from roli_fast.norms.windows import Draws, MassMoves, Moves, Proposal
@@ -81,16 +81,14 @@ class OfficialAPGDStarts:
             return self._large_radius(samples, ball.bounds)
         draw = torch.rand if math.isinf(order) else torch.randn
         noise = draw(x.shape, generator=self._cpu).to(x.device)
-        column = [-1, *[1] * (x.ndim - 1)]
-        radius = eps.view(column) if isinstance(eps, Tensor) else eps
         if math.isinf(order):
             noise = 2 * noise - 1
-            unit = noise / (noise.abs().flatten(1).amax(1).view(column) + 1e-12)
-            noise = radius * torch.ones_like(x) * unit
-        elif order == 2:
+            length = noise.abs().flatten(1).amax(1)
+        else:
             length = noise.square().flatten(1).sum(1).sqrt()
-            unit = noise / (length.view(column) + 1e-12)
-            noise = radius * torch.ones_like(x) * unit
+        if order != 1:
+            radius = column(eps, x) if isinstance(eps, Tensor) else eps
+            noise = radius * torch.ones_like(x) * (noise / (column(length, x) + 1e-12))
         start = (x + noise).to(x.dtype)
         return ball.norm.project_(start, x, eps=eps, bounds=ball.bounds)
 
@@ -127,17 +125,12 @@ class OfficialSquareDraws:
         windows = 1 if self._shared else 2
         places = [[self._draws.below(side) for side in room] for _ in range(windows)]
         if self._shared:
-            signs, flip = self._draws.sign(channels, 1, 1).view(1, channels), None
+            signs = self._draws.sign(channels, 1, 1).view(1, channels)
+            flip = torch.zeros(1, dtype=torch.bool, device=signs.device)
         else:
-            flip = self._flip()
-            signs = self._signs(channels)
-        device = signs.device
-        top, left = (
-            torch.tensor([[place[axis] for place in places]], device=device) for axis in (0, 1)
-        )
-        return Proposal(
-            top, left, signs, torch.zeros(1, device=device) > 0 if flip is None else flip
-        )
+            flip, signs = self._flip(), self._signs(channels)
+        top, left = torch.tensor(places, device=signs.device).T[:, None]
+        return Proposal(top, left, signs, flip)
 
     def keep(self, index: Tensor) -> None:
         self._count = len(index)
@@ -149,21 +142,24 @@ class OfficialSquareDraws:
         return self._draws.sign(self._count, channels, 1, 1)[:, :, 0, 0]
 
 
+@dataclass(frozen=True)
 class _APGDDraws:
-    """APGD and APGD-T with the original's starts."""
+    """The original's starts for this batch and `seed`."""
 
-    seed: int
-    large_radius: bool
+    seed: int = 0
 
     def starts(self, inputs: AttackInputs, count: int) -> APGDStarts:
         """Those of `seed`."""
-        return OfficialAPGDStarts(self.seed, inputs.x.device, 3 if self.large_radius else 1)
+        large: bool = self.large_radius  # type: ignore[attr-defined]
+        return OfficialAPGDStarts(self.seed, inputs.x.device, 3 if large else 1)
 
 
+@dataclass(frozen=True)
 class _FABDraws:
-    """FAB and FAB-T with the original's starts."""
+    """The original's starts for this batch and `seed`, without a final search."""
 
-    seed: int
+    seed: int = 0
+    final_search: int = 0
 
     def starts(self, inputs: AttackInputs, ball: Ball) -> FABStarts:
         """Those of `seed`: half the radius away in a random direction, cut to the box."""
@@ -182,38 +178,8 @@ class _FABDraws:
 
 
 @dataclass(frozen=True)
-class OriginalAPGD(_APGDDraws, APGD):
-    """APGD whose starts are the original's for this batch and `seed`."""
-
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class OriginalAPGDT(_APGDDraws, APGDT):
-    """APGD-T whose starts are the original's for this batch and `seed`."""
-
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class OriginalFAB(_FABDraws, FAB):
-    """FAB whose starts are the original's for this batch and `seed`, without a final search."""
-
-    final_search: int = 0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class OriginalFABT(_FABDraws, FABT):
-    """FAB-T whose starts are the original's for this batch and `seed`, without a final search."""
-
-    final_search: int = 0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class OriginalSquare(Square):
-    """Square whose numbers are the original's for this batch and `seed`.
+class _SquareDraws(Square):
+    """The original's numbers for this batch and `seed`.
 
     A tie counts as fooled, and windows never reach the last row and column. In l2 and l1 images
     have to be square, with a side that five tiles fill.
@@ -239,8 +205,8 @@ class OriginalSquare(Square):
 
 
 @dataclass(frozen=True)
-class OriginalAutoAttack(AutoAttack):
-    """AutoAttack whose parts draw as the original's for this batch and `seed`."""
+class _AutoAttackDraws(AutoAttack):
+    """Parts that draw as the original's for this batch and `seed`."""
 
     seed: int = 0
 
@@ -254,25 +220,26 @@ class OriginalAutoAttack(AutoAttack):
         return super().search(replace(inputs, generator=generator))
 
 
-ORIGINALS: dict[type, Any] = {
-    **{APGD: OriginalAPGD, APGDT: OriginalAPGDT, FAB: OriginalFAB, FABT: OriginalFABT},
-    **{Square: OriginalSquare, AutoAttack: OriginalAutoAttack},
-}
-"""Attack -> the same with the original's draws."""
+MIXINS = {APGD: _APGDDraws, FAB: _FABDraws, Square: _SquareDraws, AutoAttack: _AutoAttackDraws}
+"""Attack -> what makes its draws, and those of its subclasses, the original's."""
+
+
+@cache
+def original(kind: type[Attack]) -> Any:
+    """The same attack with a field `seed` more and the original's draws for it."""
+    mixin = next(MIXINS[base] for base in kind.__mro__ if base in MIXINS)
+    bases = (mixin,) if issubclass(mixin, kind) else (mixin, kind)
+    made = type(f"Original{kind.__name__}", bases, {"__doc__": mixin.__doc__})
+    return dataclass(frozen=True, eq=vars(kind)["__dataclass_params__"].eq)(made)
+
+
+OriginalAPGD, OriginalAPGDT = original(APGD), original(APGDT)
+OriginalFAB, OriginalFABT = original(FAB), original(FABT)
+OriginalSquare, OriginalAutoAttack = original(Square), original(AutoAttack)
 
 
 def with_original_draws(attack: Attack, seed: int) -> Attack:
     """The same attack with the original's draws by `seed`; FAB without a final search."""
     settings = {field.name: getattr(attack, field.name) for field in fields(attack)}  # pyright: ignore
     settings.pop("final_search", None)
-    return _original(type(attack))(**settings, seed=seed)
-
-
-@cache
-def _original(kind: type[Attack]) -> Callable[..., Attack]:
-    """The class with the original's draws, of a subclass too."""
-    if kind in ORIGINALS:
-        return ORIGINALS[kind]
-    base = next(base for base in kind.__mro__ if base in ORIGINALS)
-    made = type(f"Original{kind.__name__}", (ORIGINALS[base], kind), {})
-    return dataclass(frozen=True, eq=False)(made)
+    return original(type(attack))(**settings, seed=seed)

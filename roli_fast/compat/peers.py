@@ -3,21 +3,19 @@ targets."""
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from roli_fast.attacks import Attack
-from roli_fast.attacks.passes import Passes
 from roli_fast.engine import InputGradient
 from roli_fast.engine.input_gradient import Model
-from roli_fast.errors import ArgumentError, MissingPackageError, describe
+from roli_fast.errors import ArgumentError, MissingPackageError, check_choice, describe
 
 NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 """AutoAttack's and torchattacks' names of norms -> ours."""
@@ -25,8 +23,7 @@ NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 
 def our_norm(norm: str) -> str:
     """Our name of a norm."""
-    if norm not in NORMS:
-        raise ArgumentError(describe("norm", " or ".join(map(repr, NORMS)), repr(norm)))
+    check_choice("norm", norm, tuple(NORMS))
     return NORMS[norm]
 
 
@@ -65,45 +62,34 @@ def constructor(begin: Callable[..., None], first: str, more: Mapping[str, Any])
     return __init__
 
 
-class ReadAttributes:
-    """Base of classes whose users set attributes and override methods, as in the peer's: what is
-    not read is refused, never swallowed.
+class UserAttributes:
+    """Base of classes whose users set attributes and override methods, as in the peer's.
 
-    Once `_built` is set, an attribute that the instance does not have is an error, and so are the
-    peer's names in `unread`, overridden ones too. Subclasses of a user's own may add any others.
+    Once `_built` is set, an attribute that the instance does not have is an error: a slip in its
+    name would have no effect. Subclasses of a user's own may add any.
     """
 
-    unread: ClassVar[frozenset[str]] = frozenset()
-    """The peer's attributes and methods that nothing here reads or calls."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        for name in vars(cls):
-            if name in cls.unread:
-                cls._refuse(name)
-
     def __setattr__(self, name: str, value: Any) -> None:
-        if "_built" in vars(self):
-            own = type(self).__module__.partition(".")[0] != __name__.partition(".")[0]
-            if name in self.unread or not (own or hasattr(self, name)):
-                self._refuse(name)
+        if "_built" in vars(self) and not hasattr(self, name) and _is_ours(type(self)):
+            expected = f"an attribute that {type(self).__name__} reads"
+            raise ArgumentError(describe(name, expected, name))
         super().__setattr__(name, value)
 
-    def overrides(self, name: str, base: type) -> bool:
-        """Whether a method of `base` was overridden in a subclass, or replaced on this instance."""
-        return name in vars(self) or getattr(type(self), name) is not getattr(base, name)
+    def overrides(self, name: str) -> bool:
+        """Whether a user has overridden this method, in a subclass or on this instance."""
+        owner = next(kind for kind in type(self).__mro__ if name in vars(kind))
+        return name in vars(self) or not _is_ours(owner)
 
-    @classmethod
-    def _refuse(cls, name: str) -> None:
-        fix = "Nothing reads it here: it would have no effect."
-        raise ArgumentError(describe(name, f"an attribute that {cls.__name__} reads", name, fix))
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("roli_fast.")
 
 
 def clean_logits(model: Model, x: Tensor) -> Tensor:
     """Logits (B, C) of images, of the model in eval mode: one forward."""
     anything = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    with InputGradient(model) as engine, torch.no_grad():
-        return Passes(engine).clean(x, anything)
+    with InputGradient(model) as gradient:
+        return gradient.evaluate(x, anything)[1]
 
 
 def beside(labels: Tensor, target: Tensor) -> Tensor:
@@ -112,9 +98,6 @@ def beside(labels: Tensor, target: Tensor) -> Tensor:
     An attack refuses a target that is the label, and here one may be (or all, where labels are
     targets). Towards a target, cross-entropy and margin do not depend on the label.
     """
-    if target.shape != labels.shape:
-        got = f"shape {tuple(target.shape)}"
-        raise ArgumentError(describe("target", f"shape {tuple(labels.shape)}", got))
     neighbour = torch.where(target > 0, target - 1, target + 1)
     return torch.where(labels == target, neighbour, labels)
 
@@ -123,11 +106,8 @@ def aimed(attack: Attack, target: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """Labels and options of a call that goes towards `target` (B,), where no label is known.
 
     Raises:
-        ArgumentError: an attack that takes no target, or whose loss needs the label beside it.
+        ArgumentError: an attack whose loss needs the label beside the target.
     """
-    if "target" not in attack.options:
-        expected = "an attack that takes a target (PGD, Square)"
-        raise ArgumentError(describe("attack", expected, attack.label))
     if getattr(attack, "loss", None) == "dlr":
         fix = "The dlr of a target depends on the label, which is not known here."
         raise ArgumentError(describe("loss", "'ce' or 'margin'", "'dlr'", fix))
@@ -148,31 +128,25 @@ def add_modules(package: str, modules: Mapping[str, Mapping[str, Any]]) -> None:
         parent, _, own = module.__name__.rpartition(".")
         setattr(sys.modules[parent], own, module)
         sys.modules[module.__name__] = module
-    if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _StandIns())
+    if _StandIns not in sys.meta_path:
+        sys.meta_path.insert(0, _StandIns)
 
 
-class _StandIns(MetaPathFinder):
-    """Finds `peer.name` where one of our packages is `sys.modules["peer"]`."""
+class _StandIns:
+    """Finds and loads `peer.name` where one of our packages is `sys.modules["peer"]`."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    @classmethod
+    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         peer, _, name = fullname.partition(".")
         own = str(getattr(sys.modules.get(peer), "__name__", peer))
         if not name or own == peer or not own.startswith(f"{__package__}."):
             return None
-        return ModuleSpec(fullname, _Existing(import_module(f"{own}.{name}")))
+        return ModuleSpec(fullname, cls, origin=f"{own}.{name}")  # pyright: ignore
 
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> ModuleType:
+        return import_module(str(spec.origin))
 
-class _Existing(Loader):
-    """Gives a module that has been imported, as it is."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self.module, self.spec = module, module.__spec__
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self.module
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # the import has set that of the other name
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        """It has been executed under its own name."""

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import Ball, check_choice
+from roli_fast.attacks.base import Ball
 from roli_fast.attacks.passes import Samples
 from roli_fast.compat.criterion import CriterionPGD
 from roli_fast.engine.input_gradient import Model
@@ -31,7 +30,6 @@ def adv_generator(  # noqa: PLR0913 - RoLI's arguments
     use_best: bool = True,
     *,
     generator: Generator | None = None,
-    rng: Literal["official", "native"] = "official",
 ) -> Tensor:
     """PGD in linf on images in [0, 1], as RoLI calls it: returns adversarial images.
 
@@ -53,33 +51,21 @@ def adv_generator(  # noqa: PLR0913 - RoLI's arguments
         cls_weights: handed to the criterion. Without one they must be positive and then have no
             effect: a weight changes neither the sign of an image's gradient nor its best iterate.
         use_best: return the iterate of highest loss (one more forward), not the last.
-        generator: source of the random start; None takes torch's global generator.
-        rng: "official" for the release's draws, of the whole batch at once; "native" for PGD's, by
-            one draw of the generator and an image's place.
+        generator: source of the random start, drawn for the whole batch at once as in the release;
+            None takes torch's global generator.
     """
-    check_choice("rng", rng, ("official", "native"))
-    if attack_criterion is not None and not callable(attack_criterion):
-        got = repr(attack_criterion)
-        raise ArgumentError(describe("attack_criterion", "None or a callable", got))
-    if attack_criterion is None and cls_weights is not None:
-        if not all(float(weight) > 0 for weight in cls_weights):
-            raise ArgumentError(describe("cls_weights", "weights > 0", cls_weights))
-    criterion = None
-    if attack_criterion is not None:
-        criterion = partial(_weighted, attack_criterion, cls_weights)
-    attack = (_ReleasesPGD if rng == "official" else CriterionPGD)(
+    given, weights = attack_criterion, () if cls_weights is None else tuple(cls_weights)
+    if given is None and not all(weight > 0 for weight in weights):
+        raise ArgumentError(describe("cls_weights", "weights > 0", cls_weights))
+    attack = _ReleasesPGD(
         eps=eps,
         step_size=attack_lr,
         steps=attack_steps,
         random_start=bool(random_start),
         keep="best" if use_best else "last",
-        criterion=criterion,
+        criterion=None if given is None else lambda logits, y: given(logits, y, cls_weights),
     )
     return attack(model, images, target, generator)
-
-
-def _weighted(criterion: Criterion, weights: Any, logits: Tensor, y: Tensor) -> Tensor:
-    return criterion(logits, y, weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -32,47 +32,31 @@ class Modes:
 
 
 class View(nn.Module):
-    """What an attack takes for its model: `logits`, a method that calls `model`.
-
-    Where that is in train mode it works on copies of its buffers, so that running statistics move
-    in the copies alone.
-    """
+    """What an attack takes for its model: `logits`, a method that calls `model`."""
 
     def __init__(self, model: Model, logits: Model, modes: Modes = Modes()) -> None:  # noqa: B008
         super().__init__()
         self.model, self.logits, self.modes = model, logits, modes
         self.training = False  # no mode of its own: what is in train mode is the model
-        self.copies: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
 
     def train(self, mode: bool = True) -> "View":
         """What the engine calls: its eval mode is `modes`."""
         super().train(mode)
         if not mode and isinstance(self.model, nn.Module):
             self.modes.apply(self.model)
-            if self.modes.model_training:
-                made: dict[Tensor, Tensor] = {}  # one that several modules share stays shared
-                self.copies = [
-                    (module._buffers, name, own, made.setdefault(own, own.clone()))
-                    for module in self.model.modules()
-                    for name, own in module._buffers.items()
-                    if own is not None
-                ]
         return self
 
-    @contextlib.contextmanager
-    def with_copies(self) -> Iterator[None]:
-        """Within, the copies are in the place of the modules' own buffers.
-
-        `torch.func.functional_call` leaves them in a module that has two names.
-        """
-        try:
-            for owner, name, _own, copy in self.copies:
-                owner[name] = copy
-            yield
-        finally:
-            for owner, name, own, _copy in self.copies:
-                owner[name] = own
-
     def forward(self, x: Tensor) -> Tensor:
-        with self.with_copies():
-            return self.logits(x)
+        return self.logits(x)
+
+
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module | None) -> Iterator[None]:
+    """Within, a model in train mode may move its statistics; they are given back."""
+    own = [] if model is None else [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in own:
+                buffer.copy_(before)

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torchvision import datasets
 
-from roli_fast.data import stratify
 from roli_fast.data.pixels import ArrayPixels
-from roli_fast.data.source import DATASETS, DataSource, check_shares
+from roli_fast.data.source import DATASETS, DataSource
 from roli_fast.data.splits import Splits
 from roli_fast.errors import DataError, describe
 
@@ -40,21 +39,15 @@ class _Cifar(DataSource):
 
     reader: ClassVar[type[datasets.CIFAR10]]
 
-    def __post_init__(self) -> None:
-        """Raises ArgumentError for an impossible fraction."""
-        super().__post_init__()
-        check_shares(val_fraction=self.val_fraction)
-
     def load(self) -> Splits:
         """Read both parts into memory. Sample ids: train in file order, then test."""
         train, test = self._read(train=True), self._read(train=False)
         images = torch.from_numpy(np.concatenate([train.data, test.data]))
         pixels = ArrayPixels(images.permute(0, 3, 1, 2).contiguous())
         labels = torch.tensor([*train.targets, *test.targets], dtype=torch.int64)
-        seen, test_rows = torch.arange(len(labels)).split([len(train), len(test)])
-        shares = {"val": self.val_fraction}
-        rows = stratify.cut(seen, labels, pixels, train.classes, seed=self.seed, shares=shares)
-        return self.split(pixels, labels, {**rows, "test": test_rows}, train.classes)
+        seen, unseen = torch.arange(len(labels)).split([len(train), len(test)])
+        rows, shares = {"train": seen, "test": unseen}, {"val": self.val_fraction}
+        return self.split(pixels, labels, rows, train.classes, shares=shares)
 
     def _read(self, *, train: bool) -> datasets.CIFAR10:
         try:

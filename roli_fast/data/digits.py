@@ -7,9 +7,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize_image
 
-from roli_fast.data import stratify
 from roli_fast.data.pixels import ArrayPixels
-from roli_fast.data.source import DATASETS, DataSource, check_shares
+from roli_fast.data.source import DATASETS, DataSource
 from roli_fast.data.splits import Splits
 from roli_fast.data.transforms import RandomShift, Transform
 from roli_fast.errors import ArgumentError, describe
@@ -35,9 +34,8 @@ class Digits(DataSource):
     test_fraction: float = 0.4
 
     def __post_init__(self) -> None:
-        """Raises ArgumentError for repeated or unknown classes and for impossible fractions."""
+        """Raises ArgumentError for repeated or unknown classes."""
         super().__post_init__()
-        check_shares(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
         known = set(self.classes) <= set(range(10))
         if not known or not self.classes or len(set(self.classes)) < len(self.classes):
             raise ArgumentError(describe("classes", "different digits of 0 to 9", self.classes))
@@ -54,11 +52,9 @@ class Digits(DataSource):
         labels = torch.full_like(digits, -1)
         for label, digit in enumerate(self.classes):
             labels[digits == digit] = label
-        rows = torch.nonzero(labels >= 0).squeeze(1)
-        names = [str(digit) for digit in self.classes]
+        rows = {"train": torch.nonzero(labels >= 0).squeeze(1)}
         shares = {"test": self.test_fraction, "val": self.val_fraction}
-        parts = stratify.cut(rows, labels, pixels, names, seed=self.seed, shares=shares)
-        return self.split(pixels, labels, parts, names)
+        return self.split(pixels, labels, rows, [str(d) for d in self.classes], shares=shares)
 
     def _scaled(self, images: Tensor) -> Tensor:
         grey = (images * (255 / 16)).round().to(torch.uint8)

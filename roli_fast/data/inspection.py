@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, repeat
 
 from torch import Tensor
 
@@ -37,43 +38,35 @@ def inspect_images(
     Raises:
         DataError: names every file that cannot be read.
     """
-    tasks = [
-        (dataset, rows, decode)
-        for dataset in datasets.values()
-        for rows in dataset.ids.split(_BLOCK)
-    ]
-    hashes: list[str] = []
-    bad: list[str] = []
+    found: list[str | DataError] = []
+    blocks = [(d, rows) for d in datasets.values() for rows in d.ids.split(_BLOCK)]
     total = sum(map(len, datasets.values()))
-    threads = min(16, os.cpu_count() or 1)
     # nothing is shown of what takes less than a second
     bar = progress_bar("looking at the images", total=total, quiet=quiet, delay=1.0, leave=False)
-    with bar, ThreadPoolExecutor(threads) as pool:
-        for found, errors in pool.map(lambda task: _look(*task), tasks):
-            hashes += found
-            bad += errors
-            bar.update(len(found))
+    with bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for seen in pool.map(_look, blocks, repeat(decode)):
+            found += seen
+            bar.update(len(seen))
+    bad = [str(one) for one in found if isinstance(one, DataError)]
     if len(bad) == 1:
         raise DataError(bad[0])
     if bad:
         shown = bad[:_SHOWN] + [f"and {len(bad) - _SHOWN} more"] * (len(bad) > _SHOWN)
         raise DataError(f"{len(bad)} images cannot be used:\n" + "\n".join(shown))
-    left = iter(hashes)
-    return {name: [next(left) for _ in range(len(d))] for name, d in datasets.items()}
+    hashes = map(str, found)
+    return {name: list(islice(hashes, len(dataset))) for name, dataset in datasets.items()}
 
 
-def _look(dataset: ImageDataset, rows: Tensor, decode: bool) -> tuple[list[str], list[str]]:
-    """A hash an image, empty for one that cannot be read; and what is wrong with those."""
-    pixels = dataset.pixels
-    hashes, errors = [], []
-    for row in rows.tolist():
+def _look(block: tuple[ImageDataset, Tensor], decode: bool) -> list[str | DataError]:
+    """The hash of each image, or what is wrong with it."""
+    pixels, found = block[0].pixels, []
+    for row in block[1].tolist():
         try:
             if isinstance(pixels, FilePixels):
-                hashes.append(pixels.look(row, decode=decode))
+                found.append(pixels.look(row, decode=decode))
             else:
                 image = pixels.read(row).cpu().contiguous().numpy()
-                hashes.append(hashlib.sha256(image.tobytes()).hexdigest())
+                found.append(hashlib.sha256(image.tobytes()).hexdigest())
         except DataError as error:
-            hashes.append("")
-            errors.append(str(error))
-    return hashes, errors
+            found.append(error)
+    return found

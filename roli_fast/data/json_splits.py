@@ -1,24 +1,17 @@
 """RoLI's format: {train,val,test}.json, each a flat object {relative image path: class id}."""
 
-import json
 import os
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from itertools import chain, combinations
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import ClassVar
+from itertools import combinations
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
 
-from roli_fast.data.source import DATASETS, DataSource
+from roli_fast.data.source import DATASETS, SPLITS, DataSource, FileTable, file_table
 from roli_fast.data.splits import Splits
-from roli_fast.data.table import SPLITS, FileTable
 from roli_fast.errors import DataError, describe
 from roli_fast.files import parse_json, read_text
 
-IMAGE_FOLDERS = ("images", "Images", "256_ObjectCategories", ".")
 _PROBES = 100  # how many paths decide which folder holds the images
-
-ClassId = int | str
 
 
 @DATASETS.register("json_splits")
@@ -37,7 +30,7 @@ class JsonSplits(DataSource):
     _: KW_ONLY
     images: str | None = None
 
-    folders: ClassVar[tuple[str, ...]] = IMAGE_FOLDERS
+    folders: ClassVar[tuple[str, ...]] = ("images", "Images", "256_ObjectCategories", ".")
     """Where the images are looked for."""
 
     absent: ClassVar[str] = (
@@ -55,25 +48,20 @@ class JsonSplits(DataSource):
             got = f"{len(missing)} of {len(table.paths)} missing: {_some(missing)}"
             expected = f"every listed image below {folder}"
             raise DataError(describe("root", expected, got, self.absent))
-        return self.split(table.pixels(folder), table.labels, table.rows, table.classes)
+        return self.split_files(folder, table)
 
     def lists(self, root: Path) -> FileTable:
         """What the lists under `root` say."""
         return read_lists(root)
 
     def _image_folder(self, root: Path, paths: tuple[str, ...]) -> Path:
-        names = self.folders if self.images is None else (self.images,)
-        folders = [root / name for name in names]
-        hits = {
-            folder: sum(os.path.isfile(folder / path) for path in paths[:_PROBES])
-            for folder in folders
-        }
-        best = max(folders, key=hits.__getitem__)
-        if not hits[best]:
-            looked = ", ".join(str(folder) for folder in folders)
-            expected = f"the {len(paths)} listed images ({_some(list(paths))}) below {looked}"
-            raise DataError(describe("images", expected, "none of the first ones", self.absent))
-        return best
+        folders = [root / name for name in ([self.images] if self.images else self.folders)]
+        for folder in folders:
+            if any(os.path.isfile(folder / path) for path in paths[:_PROBES]):
+                return folder
+        looked = ", ".join(map(str, folders))
+        expected = f"the {len(paths)} listed images ({_some(list(paths))}) below {looked}"
+        raise DataError(describe("images", expected, "none of the first ones", self.absent))
 
 
 def read_lists(root: Path) -> FileTable:
@@ -82,76 +70,36 @@ def read_lists(root: Path) -> FileTable:
     Class ids are mapped once over all splits: integers in numeric, strings in alphabetical order.
 
     Raises:
-        DataError: a list is missing, is not valid JSON, names a path twice or outside of the
-            image folder, mixes class id types, or shares a path with another list.
+        DataError: a list is missing or no JSON object, class ids are not all integers or all
+            strings, or a path is in two lists.
     """
     lists = {split: _read_list(root / f"{split}.json") for split in SPLITS}
-    for first, second in combinations(SPLITS, 2):
-        shared = sorted(lists[first].keys() & lists[second].keys())
-        if shared:
+    for (first, a), (second, b) in combinations(lists.items(), 2):
+        if shared := sorted(a.keys() & b.keys()):
+            expected = f"no path in {first}.json and {second}.json"
             got = f"{len(shared)} in both: {_some(shared)}"
-            fix = "List each image once."
-            raise DataError(
-                describe(str(root), f"no path in {first}.json and {second}.json", got, fix)
-            )
-    ids = sorted(_one_type(root, set(chain.from_iterable(x.values() for x in lists.values()))))
-    label = {class_id: index for index, class_id in enumerate(ids)}
-    entries = {
-        split: [(path, label[class_id]) for path, class_id in entries.items()]
-        for split, entries in lists.items()
-    }
-    return FileTable.of(entries, [str(class_id) for class_id in ids])
+            raise DataError(describe(str(root), expected, got, "List each image once."))
+    kinds = {type(kind): (path, kind) for pairs in lists.values() for path, kind in pairs.items()}
+    if len(kinds) > 1 or not kinds.keys() <= {int, str}:
+        got = " and ".join(f"{kind!r} for {path}" for path, kind in kinds.values())
+        fix = "Whether 1 and '1' are one class cannot be told; write all ids alike."
+        raise DataError(describe(str(root), "class ids all integers or all strings", got, fix))
+    return file_table({split: list(pairs.items()) for split, pairs in lists.items()})
 
 
-def _read_list(file: Path) -> dict[str, ClassId]:
+def _read_list(file: Path) -> dict[str, Any]:
+    """Path -> class id; paths with forward slashes, where Windows wrote backslashes."""
     try:
-        text = read_text(file)
-        pairs = parse_json(text, object_pairs_hook=lambda found: found)
+        tree = parse_json(read_text(file))
     except OSError as error:
         expected = "train.json, val.json and test.json side by side"
         raise DataError(describe(str(file), expected, error.strerror)) from None
     except ValueError as error:
         raise DataError(describe(str(file), "valid JSON", str(error))) from None
-    # An object comes as a list of pairs, an array of pairs as a list of lists.
-    if (
-        not isinstance(pairs, list)
-        or not pairs
-        or not all(isinstance(pair, tuple) for pair in pairs)
-    ):
+    if not isinstance(tree, dict) or not tree:
         expected = "one object {relative image path: class id}, not empty"
-        raise DataError(describe(str(file), expected, f"{text.strip()[:40]!r}"))
-    paths = [_relative(file, path) for path, _ in pairs]
-    twice = [path for path, count in Counter(paths).items() if count > 1]
-    if twice:
-        raise DataError(describe(str(file), "each path once", f"repeated: {_some(twice)}"))
-    return {path: _class_id(file, path, pair[1]) for path, pair in zip(paths, pairs, strict=True)}
-
-
-def _relative(file: Path, path: str) -> str:
-    """The path with forward slashes; lists written on Windows have backslashes."""
-    parts = PurePosixPath(path.replace("\\", "/"))
-    absolute = parts.is_absolute() or PureWindowsPath(path).drive
-    if absolute or ".." in parts.parts or not parts.parts:
-        expected = "paths inside the image folder"
-        fix = "Write them relative to that folder, without '..'."
-        raise DataError(describe(str(file), expected, repr(path), fix))
-    return str(parts)
-
-
-def _class_id(file: Path, path: str, value: object) -> ClassId:
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    expected = "class ids that are integers or strings"
-    raise DataError(describe(str(file), expected, f"{json.dumps(value)} for {path}"))
-
-
-def _one_type(root: Path, ids: set[ClassId]) -> Iterable:
-    kinds = {type(class_id).__name__: class_id for class_id in ids}
-    if len(kinds) > 1:
-        got = " and ".join(repr(example) for example in kinds.values())
-        fix = "Whether 1 and '1' are one class cannot be told; write all ids alike."
-        raise DataError(describe(str(root), "class ids of one type in all lists", got, fix))
-    return ids
+        raise DataError(describe(str(file), expected, repr(tree)[:40]))
+    return {str(PurePosixPath(path.replace("\\", "/"))): kind for path, kind in tree.items()}
 
 
 def _some(paths: list[str]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from roli_fast.data.pixels import sent
 from roli_fast.data.splits import Batch, ImageDataset, scaled
 from roli_fast.errors import ArgumentError, DataError, describe
 from roli_fast.seeds import derived_generator
@@ -20,7 +21,8 @@ def num_batches(dataset: ImageDataset, *, batch_size: int, drop_last: bool = Fal
     Raises:
         ArgumentError: `batch_size` is below 1.
     """
-    _at_least("batch_size", batch_size, 1)
+    if batch_size < 1:
+        raise ArgumentError(describe("batch_size", "an integer >= 1", batch_size))
     full, rest = divmod(len(dataset), batch_size)
     return full + (rest > 0 and not drop_last)
 
@@ -86,17 +88,16 @@ def batches(  # noqa: PLR0913 - one call, and each option is independent of the 
         An iterator of `Batch(x, y, ids)`.
 
     Raises:
-        ArgumentError: at once, for a number out of range.
+        ArgumentError: at once, for a `batch_size` below 1.
         DataError: while iterating, when an image cannot be read.
     """
-    _at_least("start", start, 0)
-    _at_least("workers", workers, 0)
     total = num_batches(dataset, batch_size=batch_size, drop_last=drop_last)
-    order = _order(len(dataset), seed, epoch) if shuffle else torch.arange(len(dataset))
+    order = torch.arange(len(dataset))
+    if shuffle:
+        order = torch.randperm(len(dataset), generator=derived_generator("order", seed, epoch))
     chunks = list(order.split(batch_size))[start:total]
     chunks = [chunk[share(len(chunk), rank, world)] for chunk in chunks]
-    view = dataset.at_epoch(epoch, seed)
-    return _iterate(_ByBatch(view), chunks, workers, torch.device(device))
+    return _iterate(_ByBatch(dataset.at_epoch(epoch, seed)), chunks, workers, torch.device(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,15 +113,6 @@ class _ByBatch(Dataset[Batch | DataError]):
             return error
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ArgumentError(describe(name, f"an integer >= {least}", value))
-
-
-def _order(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=derived_generator("order", seed, epoch))
-
-
 def _own_group(_worker: int) -> None:
     """Let a worker leave the run's process group: who signals the group, as a terminal and many job
     schedulers do, means the run, which stops its workers itself. They also end when it is gone."""
@@ -131,32 +123,19 @@ def _own_group(_worker: int) -> None:
 def _iterate(
     source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
 ) -> Iterator[Batch]:
-    for item in _read(source, chunks, workers, device):
+    items: Iterable[Batch | DataError] = map(source.__getitem__, chunks)
+    if workers and not source.dataset.on_gpu:  # a worker cannot read what lies there
+        items = DataLoader(
+            source,
+            batch_size=None,  # each chunk is a batch already
+            sampler=chunks,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # else the loader draws from the global one
+            worker_init_fn=_own_group,
+        )
+    for item in items:
         if isinstance(item, DataError):
             raise item
-        yield scaled(_delivered(item, device))
-
-
-def _read(
-    source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
-) -> Iterable[Batch | DataError]:
-    """uint8 batches; a worker cannot read what lies on a GPU, nor is there anything to decode."""
-    if workers == 0 or source.dataset.on_gpu:
-        return map(source.__getitem__, chunks)
-    return DataLoader(
-        source,
-        batch_size=None,  # each chunk is a batch already
-        sampler=chunks,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else the loader draws from the global one
-        worker_init_fn=_own_group,
-    )
-
-
-def _delivered(batch: Batch, device: torch.device) -> Batch:
-    """Images and labels on `device`, the ids pinned; a GPU is not waited for."""
-    if device.type != "cuda":
-        return batch._replace(x=batch.x.to(device), y=batch.y.to(device))
-    x, y, ids = (part if part.is_cuda else part.pin_memory() for part in batch)
-    return Batch(x.to(device, non_blocking=True), y.to(device, non_blocking=True), ids)
+        ids = item.ids.pin_memory() if device.type == "cuda" else item.ids
+        yield scaled(Batch(sent(item.x, device), sent(item.y, device), ids))

@@ -26,18 +26,11 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 89_478_485
 """Of an image, as Pillow warns of: a few kilobytes can unfold to gigabytes."""
 
-# What Pillow's decoders raise on damaged files.
 _DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    EOFError,
-    struct.error,
-    zlib.error,
+    *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, EOFError),
+    *(struct.error, zlib.error),
 )
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""What Pillow's decoders raise on damaged files."""
 
 
 class Pixels(Protocol):
@@ -63,7 +56,6 @@ class ArrayPixels:
     images: Tensor = field(repr=False)
 
     def __len__(self) -> int:
-        """How many images there are."""
         return len(self.images)
 
     def read(self, row: int) -> Tensor:
@@ -72,9 +64,7 @@ class ArrayPixels:
 
     def batch(self, rows: Tensor) -> Tensor:
         """The images at `rows`, int64 (B,) on the CPU, where they lie: uint8, (B, C, H, W)."""
-        if self.images.is_cuda:  # without waiting for it
-            rows = rows.pin_memory().to(self.images.device, non_blocking=True)
-        return self.images.index_select(0, rows)
+        return self.images.index_select(0, sent(rows, self.images.device))
 
     def kept_on(self, device: torch.device) -> "ArrayPixels":
         """The images on `device`, if it is a GPU and a quarter of its free memory holds them."""
@@ -108,7 +98,6 @@ class FilePixels:
     channels: int = 3
 
     def __len__(self) -> int:
-        """How many images there are."""
         return len(self.paths)
 
     def read(self, row: int) -> Tensor:
@@ -131,8 +120,8 @@ class FilePixels:
         Raises:
             DataError: as `read`, for what is looked at.
         """
-        content = hashlib.sha256()
         with self._file(row) as file:
+            content = hashlib.sha256()
             for block in iter(lambda: file.read(2**20), b""):
                 content.update(block)
             file.seek(0)
@@ -153,23 +142,24 @@ class FilePixels:
     def _file(self, row: int) -> Iterator[BinaryIO]:
         """The file at `row`; what goes wrong while it is read names it."""
         path = self.root / self.paths[row]
-        fix = "Restore the file, or take it out of the data set."
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
                 raise ValueError("no regular file")
             with open(path, "rb") as file:
                 yield file
-        except FileNotFoundError:
-            raise self._error(row, "no such file", "Put the file back.") from None
-        except _BOMBS:
-            got = f"more than {MOST_PIXELS:,} pixels"
-            raise self._error(row, got, "Scale it down, or take it out of the data set.") from None
         except _DECODE_ERRORS as error:
-            raise self._error(row, str(error) or type(error).__name__, fix) from error
+            expected = f"a readable image of class {self.class_names[row]!r}"
+            got = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+            fix = "Restore the file, or take it out of the data set."
+            text = describe(str(path), expected, got or type(error).__name__, fix)
+            raise DataError(text) from error
 
-    def _error(self, row: int, got: str, fix: str) -> DataError:
-        expected = f"a readable image of class {self.class_names[row]!r}"
-        return DataError(describe(str(self.root / self.paths[row]), expected, got, fix))
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, from the CPU through pinned memory; a GPU is not waited for."""
+    if tensor.is_cuda or device.type != "cuda" or tensor.numel() == 0:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def to_grey(images: Tensor) -> Tensor:
@@ -181,9 +171,13 @@ def to_grey(images: Tensor) -> Tensor:
 
 def _image(file: BinaryIO) -> Image.Image:
     """The image in `file`, its header read and nothing decoded."""
-    image = Image.open(file, formats=FORMATS)
+    too_large = f"more than {MOST_PIXELS:,} pixels: scale it down"
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(too_large) from None
     if image.width * image.height > MOST_PIXELS:
-        raise Image.DecompressionBombError
+        raise ValueError(too_large)
     if image.mode.startswith(("I", "F")) and not _has_16_bits(image):
         # convert() would clip them to white without a word
         raise ValueError(f"mode {image.mode}, more than 16 bits per channel")
@@ -198,19 +192,12 @@ def _has_16_bits(image: Image.Image) -> bool:
 def _to_rgb(image: Image.Image) -> Image.Image:
     deep = _has_16_bits(image)
     image.load()  # what is damaged is told here and not while it is turned
-    image = _upright(image)
+    with contextlib.suppress(*_DECODE_ERRORS):  # a damaged EXIF block says nothing
+        if image.getexif().get(Tag.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     if deep:
         values = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the direct conversion warns
     return image.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """As its EXIF block says it is to be shown; a damaged block says nothing."""
-    try:
-        turned = image.getexif().get(Tag.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
-    except _DECODE_ERRORS:
-        return image

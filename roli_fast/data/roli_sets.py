@@ -1,12 +1,11 @@
 """The three sets of the RoLI paper that come as files: their published lists, and their sizes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from roli_fast.data.json_splits import JsonSplits, read_lists
-from roli_fast.data.source import DATASETS
-from roli_fast.data.table import SPLITS, FileTable
+from roli_fast.data.source import DATASETS, SPLITS, FileTable
 from roli_fast.errors import DataError, describe
 
 LISTS = "github.com/DongXzz/RoLI, folder data_splits"
@@ -20,8 +19,7 @@ class PublishedSplits(JsonSplits):
     """
 
     title: ClassVar[str]
-    archive: ClassVar[str]
-    published: ClassVar[dict[str, int]]  # split -> images
+    published: ClassVar[tuple[int, int, int]]  # train, val and test images
     num_published: ClassVar[int]  # classes
 
     def lists(self, root: Path) -> FileTable:
@@ -32,17 +30,16 @@ class PublishedSplits(JsonSplits):
             expected = f"train.json, val.json and test.json in {root}"
             raise DataError(describe("root", expected, f"no {', '.join(gone)}", fix))
         table = read_lists(root)
-        found = {split: len(table.rows[split]) for split in SPLITS}
-        if (found, len(table.classes)) != (self.published, self.num_published):
-            raise DataError(
-                describe(
-                    "root",
-                    f"RoLI's lists of {self.title}: {_sizes(self.published, self.num_published)}",
-                    _sizes(found, len(table.classes)),
-                    "Restore them; other lists are read with the data set json_splits.",
-                )
+        found = tuple(len(table.rows[split]) for split in SPLITS), len(table.classes)
+        if found != (self.published, self.num_published):
+            expected, got = (
+                f"{' / '.join(map(str, images))} images of {classes} classes"
+                for images, classes in ((self.published, self.num_published), found)
             )
-        return replace(table, classes=_folders(table))
+            fix = "Restore them; other lists are read with the data set json_splits."
+            expected = f"RoLI's lists of {self.title}: {expected}"
+            raise DataError(describe("root", expected, got, fix))
+        return table._replace(classes=_folders(table))
 
 
 @DATASETS.register("caltech256")
@@ -56,9 +53,11 @@ class Caltech256(PublishedSplits):
 
     title = "Caltech-256"
     folders = ("256_ObjectCategories", ".")
-    archive = "256_ObjectCategories.tar"
-    absent = f"Unpack {archive} in root, so that it holds {folders[0]}/001.ak47, or set `images`."
-    published = {"train": 14_649, "val": 771, "test": 15_187}
+    absent = (
+        "Unpack 256_ObjectCategories.tar in root, so that it holds "
+        "256_ObjectCategories/001.ak47, or set `images`."
+    )
+    published = (14_649, 771, 15_187)
     num_published = 257
 
 
@@ -73,12 +72,11 @@ class Cub(PublishedSplits):
 
     title = "CUB-200-2011"
     folders = ("images", ".")
-    archive = "CUB_200_2011.tgz"
     absent = (
-        f"Unpack {archive} and set root to its CUB_200_2011, which holds "
-        f"{folders[0]}/001.Black_footed_Albatross, or set `images`."
+        "Unpack CUB_200_2011.tgz and set root to its CUB_200_2011, which holds "
+        "images/001.Black_footed_Albatross, or set `images`."
     )
-    published = {"train": 5_394, "val": 600, "test": 5_794}
+    published = (5_394, 600, 5_794)
     num_published = 200
 
 
@@ -94,17 +92,11 @@ class StanfordDogs(PublishedSplits):
 
     title = "Stanford Dogs"
     folders = ("Images", ".")
-    archive = "images.tar"
     absent = (
-        f"Unpack {archive} in root, so that it holds {folders[0]}/n02085620-Chihuahua, or set "
-        "`images`."
+        "Unpack images.tar in root, so that it holds Images/n02085620-Chihuahua, or set `images`."
     )
-    published = {"train": 10_800, "val": 1_200, "test": 8_580}
+    published = (10_800, 1_200, 8_580)
     num_published = 120
-
-
-def _sizes(images: dict[str, int], classes: int) -> str:
-    return f"{' / '.join(str(images[split]) for split in SPLITS)} images of {classes} classes"
 
 
 def _folders(table: FileTable) -> tuple[str, ...]:
@@ -112,6 +104,6 @@ def _folders(table: FileTable) -> tuple[str, ...]:
     found: dict[int, set[str]] = {}
     for path, label in zip(table.paths, table.labels.tolist(), strict=True):
         found.setdefault(label, set()).add(path.rpartition("/")[0])
-    names = tuple(sorted(found[label])[0] for label in range(len(table.classes)))
+    names = tuple(min(found[label]) for label in range(len(table.classes)))
     own = all(len(folders) == 1 for folders in found.values()) and len(set(names)) == len(names)
     return names if own and all(names) else table.classes

@@ -3,11 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from roli_fast.data import stratify
-from roli_fast.data.pixels import ArrayPixels, FilePixels, Pixels
+from roli_fast.data.pixels import ArrayPixels, FilePixels
 from roli_fast.data.splits import ImageDataset, Splits
 from roli_fast.data.transforms import (
     SMALL,
@@ -17,6 +20,43 @@ from roli_fast.data.transforms import (
 )
 from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.registry import Registry
+
+SPLITS = ("train", "val", "test")
+
+
+class FileTable(NamedTuple):
+    """The samples of a data set on disk, before any image is opened.
+
+    Args:
+        paths: N relative paths, sorted, so that a row, the sample id, is reproducible.
+        labels: int64 (N,).
+        rows: split -> int64 rows, ascending.
+        classes: the name of each label.
+    """
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    rows: dict[str, Tensor]
+    classes: tuple[str, ...]
+
+
+def file_table(entries: Mapping[str, Sequence[tuple[str, int | str]]]) -> FileTable:
+    """The table of `entries`, split -> (path, class); paths are unique over all splits.
+
+    Labels follow the sorted classes of all splits: integers in numeric, texts in alphabetical
+    order.
+    """
+    found = sorted((path, split, kind) for split, pairs in entries.items() for path, kind in pairs)
+    classes = sorted({kind for *_, kind in found})
+    label = {kind: number for number, kind in enumerate(classes)}
+    rows = {
+        split: torch.tensor([row for row, (_, of, _) in enumerate(found) if of == split]).long()
+        for split in entries
+    }
+    labels = torch.tensor([label[kind] for *_, kind in found]).long()
+    return FileTable(
+        tuple(path for path, *_ in found), labels, rows, tuple(str(kind) for kind in classes)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +95,7 @@ class DataSource(ABC):
 
         Raises:
             DataError: something on disk is missing, damaged or inconsistent.
+            ArgumentError: a fraction to cut is impossible.
         """
 
     def train_transform(self) -> Transform:
@@ -67,46 +108,43 @@ class DataSource(ABC):
         labels: Tensor,
         rows: Mapping[str, Tensor],
         classes: Sequence[str],
+        *,
+        shares: Mapping[str, float] | None = None,
     ) -> Splits:
         """Build the splits over one table of samples.
 
         Args:
             pixels: the images of all splits, N rows.
             labels: int64 (N,), one label per row.
-            rows: "train", "val" and "test" -> int64 rows; a row is the sample's id.
+            rows: "train", and what else is known of "val" and "test" -> int64 rows; a row is the
+                sample's id.
             classes: the name of each label.
+            shares: "test" and "val", where they are missing -> the share to cut from "train".
         """
+        if shares:
+            train = rows["train"]
+            cut = stratify.cut(train, labels, pixels, classes, seed=self.seed, shares=shares)
+            rows = {**rows, **cut}
         if self.channels == 1:
             pixels = pixels.grey()
-        prepare = None if self._fits(pixels) else evaluation_transform(self.image_size)
+        side = self.image_size
+        exact = isinstance(pixels, ArrayPixels) and pixels.images.shape[-2:] == (side, side)
+        prepare = None if exact and side <= SMALL else evaluation_transform(side)
 
         def dataset(name: str, augment: Transform | None = None) -> ImageDataset:
             ids = stratify.cap(rows[name], labels, pixels, seed=self.seed, most=self.max_per_class)
-            return ImageDataset(
-                pixels, ids, labels[ids], self.image_size, prepare, augment, self.seed
-            )
+            return ImageDataset(pixels, ids, labels[ids], side, prepare, augment, self.seed)
 
         augment = self.train_transform() if self.augment else None
         return Splits(dataset("train", augment), dataset("val"), dataset("test"), tuple(classes))
 
-    def _fits(self, pixels: Pixels) -> bool:
-        side = self.image_size
-        exact = isinstance(pixels, ArrayPixels) and pixels.images.shape[-2:] == (side, side)
-        return exact and side <= SMALL
-
-
-def check_shares(**shares: float) -> None:
-    """Check the fractions of samples cut off for validation and test.
-
-    Raises:
-        ArgumentError: one is not in (0, 1), or together they leave nothing to train on.
-    """
-    for name, share in shares.items():
-        if not 0 < share < 1:
-            raise ArgumentError(describe(name, "a fraction in (0, 1)", share))
-    if sum(shares.values()) >= 1:
-        names = " + ".join(shares)
-        raise ArgumentError(describe(names, "a sum below 1", sum(shares.values())))
+    def split_files(
+        self, root: Path, table: FileTable, *, shares: Mapping[str, float] | None = None
+    ) -> Splits:
+        """`split` of a table of image files below `root`."""
+        names = tuple(table.classes[label] for label in table.labels.tolist())
+        pixels = FilePixels(root, table.paths, names)
+        return self.split(pixels, table.labels, table.rows, table.classes, shares=shares)
 
 
 DATASETS: Registry[type[DataSource]] = Registry("data set")

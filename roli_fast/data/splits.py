@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from roli_fast.data.draws import Draws
-from roli_fast.data.pixels import ArrayPixels, Pixels
-from roli_fast.data.transforms import Compose, Transform, transformed
+from roli_fast.data.pixels import ArrayPixels, Pixels, sent
+from roli_fast.data.transforms import Compose, Transform, uniform_draws
 from roli_fast.errors import DataError, describe
 
 
@@ -50,12 +49,6 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     seed: int = 0
     epoch: int = 0
 
-    def __post_init__(self) -> None:
-        """Raises DataError unless there is one label per id."""
-        if self.ids.ndim != 1 or self.ids.shape != self.labels.shape:
-            got = f"{tuple(self.labels.shape)} for ids {tuple(self.ids.shape)}"
-            raise DataError(describe("labels", "one label per sample id", got))
-
     def __len__(self) -> int:
         """The number of samples."""
         return len(self.ids)
@@ -81,20 +74,16 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     def raw(self, indices: Tensor) -> Batch:
         """As `batch`, with `x` still uint8. Images in memory are transformed all at once, where
         they lie; `y` and `ids` are on the CPU.
-
-        Raises:
-            DataError: an image file cannot be read.
         """
         ids = self.ids[indices]
         transform = self.augment or self.prepare or Compose(())
-        count = transform.draws if self.augment else 0
-        draws = Draws.of(self.seed, self.epoch, ids, count)
+        uniform = uniform_draws(self.seed, self.epoch, ids, transform.draws)
         if isinstance(self.pixels, ArrayPixels):
             images = self.pixels.batch(ids)
-            images = transformed(transform, images, draws.to(images.device))
+            images = transform(images, sent(uniform, images.device))
         else:
             read = (self.pixels.read(row)[None] for row in ids.tolist())
-            each = [transformed(transform, x, draws.row(i)) for i, x in enumerate(read)]
+            each = [transform(x, u) for x, u in zip(read, uniform.split(1), strict=True)]
             images = torch.cat(each)
         return Batch(images, self.labels[indices], ids)
 
@@ -141,9 +130,19 @@ class Splits:
         """Check what every split must keep."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         for name, dataset in named.items():
-            _check_labels(name, dataset, len(self.classes))
+            if not len(dataset):
+                raise DataError(describe(name, "at least one sample", "an empty split"))
+            low, high = int(dataset.labels.min()), int(dataset.labels.max())
+            if low < 0 or high >= self.num_classes:
+                expected = f"labels in [0, {self.num_classes})"
+                raise DataError(describe(name, expected, f"labels from {low} to {high}"))
         for (first, a), (second, b) in combinations(named.items(), 2):
-            _check_apart(first, a, second, b)
+            shared = a.ids[torch.isin(a.ids, b.ids)].tolist()
+            if shared:
+                examples = ", ".join(a.pixels.name(row) for row in shared[:3])
+                got = f"{len(shared)} samples of {first} again ({examples})"
+                fix = "Keep each sample in one split."
+                raise DataError(describe(second, f"no sample of {first}", got, fix))
         missing = sorted(set(range(self.num_classes)) - set(self.train.labels.tolist()))
         if missing:
             names = ", ".join(repr(self.classes[label]) for label in missing[:5])
@@ -174,21 +173,3 @@ class Splits:
         sizes = f"train {len(self.train)}, val {len(self.val)}, test {len(self.test)}"
         side = self.train.image_size
         return f"{self.num_classes} classes, {sizes} images of {side}x{side}"
-
-
-def _check_labels(name: str, dataset: ImageDataset, num_classes: int) -> None:
-    if not len(dataset):
-        raise DataError(describe(name, "at least one sample", "an empty split"))
-    low, high = int(dataset.labels.min()), int(dataset.labels.max())
-    if low < 0 or high >= num_classes:
-        got = f"labels from {low} to {high}"
-        raise DataError(describe(name, f"labels in [0, {num_classes})", got))
-
-
-def _check_apart(first: str, a: ImageDataset, second: str, b: ImageDataset) -> None:
-    shared = a.ids[torch.isin(a.ids, b.ids)].tolist()
-    if shared:
-        examples = ", ".join(a.pixels.name(row) for row in shared[:3])
-        got = f"{len(shared)} samples of {first} again ({examples})"
-        fix = "Keep each sample in one split."
-        raise DataError(describe(second, f"no sample of {first}", got, fix))

@@ -6,13 +6,12 @@ taken. A hash, unlike a shuffle, keeps its order when images are added, and a la
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from roli_fast.data.pixels import Pixels
-from roli_fast.errors import DataError, describe
+from roli_fast.errors import ArgumentError, DataError, describe
 from roli_fast.seeds import derive_seed
 
 
@@ -37,11 +36,18 @@ def cut(
         shares: part ("test", "val") -> its share of `rows`, in (0, 1); cut in this order.
 
     Returns:
-        Part -> its rows, ascending, and "train".
+        Part -> its rows, in their order, and "train".
 
     Raises:
+        ArgumentError: a share is not in (0, 1), or they leave nothing to train on.
         DataError: a class has fewer samples than there are parts.
     """
+    for name, share in shares.items():
+        if not 0 < share < 1:
+            raise ArgumentError(describe(f"{name}_fraction", "a fraction in (0, 1)", share))
+    if sum(shares.values()) >= 1:
+        names = " + ".join(f"{name}_fraction" for name in shares)
+        raise ArgumentError(describe(names, "a sum below 1", sum(shares.values())))
     counts = torch.bincount(labels[rows], minlength=len(classes)).tolist()
     named = zip(classes, counts, strict=True)
     few = [f"{count} of {name!r}" for name, count in named if 0 < count <= len(shares)]
@@ -50,45 +56,39 @@ def cut(
         expected = f"{len(shares) + 1} or more images a class, to cut {what}"
         fix = "Add images, or leave the class out."
         raise DataError(describe("root", expected, ", ".join(few), fix))
-    parts, whole = {"train": rows}, 1.0
-    for purpose, share in shares.items():
-        part = share / whole  # of what is left
-        parts["train"], parts[purpose] = _take(
-            parts["train"], labels, _order(pixels, purpose, seed), partial(_count, share=part)
-        )
-        whole -= share
+    parts, left = {"train": rows}, 1.0
+    for name, share in shares.items():
+        part, rest = share / left, parts["train"]  # of what is left
+
+        def count(available: int, part: float = part) -> int:
+            return min(max(round(part * available), 1), available - 1)
+
+        parts[name] = _first(rest, labels, pixels, (name, seed), count)
+        parts["train"] = rest[~torch.isin(rest, parts[name])]
+        left -= share
     return parts
 
 
-def _count(available: int, *, share: float) -> int:
-    return min(max(round(share * available), 1), available - 1)
-
-
 def cap(rows: Tensor, labels: Tensor, pixels: Pixels, *, seed: int, most: int | None) -> Tensor:
-    """At most `most` rows of each class, ascending; all of them for None."""
+    """At most `most` rows of each class, in their order; all of them for None."""
     if most is None:
         return rows
-    return _take(rows, labels, _order(pixels, "cap", seed), lambda _: most)[1]
+    return _first(rows, labels, pixels, ("cap", seed), lambda _: most)
 
 
-def _order(pixels: Pixels, purpose: str, seed: int) -> Callable[[int], int]:
-    return lambda row: derive_seed(purpose, seed, pixels.name(row))
-
-
-def _take(
-    rows: Tensor, labels: Tensor, order: Callable[[int], int], count: Callable[[int], int]
-) -> tuple[Tensor, Tensor]:
+def _first(
+    rows: Tensor,
+    labels: Tensor,
+    pixels: Pixels,
+    key: tuple[str, int],
+    count: Callable[[int], int],
+) -> Tensor:
+    """The first `count(available)` of each class by the hash of (*key, name)."""
     members: dict[int, list[int]] = {}
     for row, label in zip(rows.tolist(), labels[rows].tolist(), strict=True):
         members.setdefault(label, []).append(row)
-    rest, taken = [], []
-    for of_class in members.values():
-        ranked = sorted(of_class, key=order)
-        first = count(len(ranked))
-        taken += ranked[:first]
-        rest += ranked[first:]
-    return _ascending(rest), _ascending(taken)
-
-
-def _ascending(rows: list[int]) -> Tensor:
-    return torch.tensor(sorted(rows), dtype=torch.int64)
+    taken: list[int] = []
+    for available in members.values():
+        ranked = sorted(available, key=lambda row: derive_seed(*key, pixels.name(row)))
+        taken += ranked[: count(len(ranked))]
+    return rows[torch.isin(rows, torch.tensor(taken, dtype=torch.int64))]

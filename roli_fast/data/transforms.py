@@ -1,18 +1,21 @@
-"""Transforms of uint8 images: pure functions of images and draws, with a repr.
+"""Transforms of uint8 images, and the numbers that the random ones take.
 
-Each takes a batch of images of one size as a `Frame`, and what each image draws. A batch gives bit
-for bit what its images give one by one. The resizing is torchvision's.
+A transform is called with images uint8 (B, C, H, W) and `uniform` numbers (B, its `draws`), one row
+an image, and gives images of the same type. A batch gives bit for bit what its images give one by
+one. The resizing is torchvision's.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 from torchvision.transforms.v2 import functional as geometry
 
-from roli_fast.data.draws import Draws
-from roli_fast.data.frame import Frame
+from roli_fast import ops
 from roli_fast.errors import DataError, describe
+from roli_fast.seeds import derived_generator
 
 SMALL = 64  # images up to this size are padded and cropped, larger ones resized and cropped
 SMALL_PADDING = 4
@@ -26,14 +29,26 @@ class Transform(Protocol):
         """How many numbers it takes for each image."""
         ...
 
-    def __call__(self, frame: Frame, draws: Draws) -> Frame:
-        """Transform the images; every number drawn is one of `draws`."""
+    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """The transformed images; everything random about them comes from `uniform`."""
         ...
 
 
-def transformed(transform: Transform, images: Tensor, draws: Draws) -> Tensor:
-    """`images`, uint8 (B, C, H, W), after `transform`: uint8 (B, C, h, w)."""
-    return transform(Frame(images), draws).pixels()
+def uniform_draws(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
+    """`count` numbers for each of `ids`, float64 (B, count) in (0, 1), on the CPU.
+
+    They are a function of (seed, epoch, sample id) alone, the draws of the random starts
+    (`ops.linf_random_start`: Philox, keyed by seed and epoch, counted by the sample's id), so all
+    samples of a batch draw at once, and each of them what it would draw alone.
+    """
+    zeros = torch.zeros(len(ids), count)
+    if count == 0:
+        return zeros.double()
+    key = derived_generator("augment", seed, epoch)
+    signed = ops.linf_random_start(
+        zeros, eps=1.0, bounds=(-1.0, 1.0), generator=key, sample_ids=ids
+    )
+    return (signed.double() + 1.0) / 2.0  # exact: odd multiples of 2^-25
 
 
 @dataclass(frozen=True)
@@ -44,12 +59,11 @@ class Resize:
 
     draws = 0
 
-    def __call__(self, frame: Frame, draws: Draws) -> Frame:
-        """The scaled images; the same frame when the short side fits already."""
-        images = frame.pixels()
+    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """The scaled images; those given when the short side fits already."""
         if min(images.shape[-2:]) == self.size:
-            return frame
-        return Frame(geometry.resize_image(images, [self.size], antialias=True))
+            return images
+        return geometry.resize_image(images, [self.size], antialias=True)
 
 
 @dataclass(frozen=True)
@@ -60,12 +74,9 @@ class CenterCrop:
 
     draws = 0
 
-    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """The crop, a view where possible."""
-        images = frame.pixels()
-        if images.shape[-2:] == (self.size, self.size):
-            return frame
-        return Frame(geometry.center_crop_image(images, [self.size, self.size]))
+        return geometry.center_crop_image(images, [self.size, self.size])
 
 
 @dataclass(frozen=True)
@@ -80,16 +91,15 @@ class RandomCrop:
 
     draws = 2
 
-    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """The crop. Raises DataError when the padded image is smaller than the crop."""
-        images = frame.pixels()
         height, width = (side + 2 * self.padding - self.size for side in images.shape[-2:])
         if min(height, width) < 0:
             got = f"{images.shape[-2]}x{images.shape[-1]}"
             fix = "Put Resize before RandomCrop."
             raise DataError(describe("image", f"at least {self.size} pixels a side", got, fix))
-        top, left = (draws.below(room + 1) - self.padding for room in (height, width))
-        return Frame(images).window(top, left, (self.size, self.size), self.padding)
+        top, left = _below(uniform[:, 0], height + 1), _below(uniform[:, 1], width + 1)
+        return _windows(images, top, left, (self.size, self.size), self.padding)
 
 
 @dataclass(frozen=True)
@@ -103,12 +113,10 @@ class RandomShift:
 
     draws = 2
 
-    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """The shifted images, of unchanged size."""
-        images, furthest = frame.pixels(), self.pixels
-        top, left = (draws.below(2 * furthest + 1) - furthest for _ in range(2))
-        height, width = images.shape[-2:]
-        return Frame(images).window(top, left, (height, width), furthest)
+        top, left = (_below(uniform[:, axis], 2 * self.pixels + 1) for axis in (0, 1))
+        return _windows(images, top, left, tuple(images.shape[-2:]), self.pixels)
 
 
 @dataclass(frozen=True)
@@ -119,9 +127,9 @@ class HorizontalFlip:
 
     draws = 1
 
-    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """Some of the images mirrored."""
-        return frame.mirrored(draws.chance(self.p))
+        return torch.where(uniform[:, :1, None, None] < self.p, images.flip(-1), images)
 
 
 @dataclass(frozen=True)
@@ -135,11 +143,13 @@ class Compose:
         """As many as its steps."""
         return sum(step.draws for step in self.steps)
 
-    def __call__(self, frame: Frame, draws: Draws) -> Frame:
+    def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """The images after the last step."""
+        taken = 0
         for step in self.steps:
-            frame = step(frame, draws)
-        return frame
+            images = step(images, uniform[:, taken : taken + step.draws])
+            taken += step.draws
+        return images
 
 
 def evaluation_transform(size: int) -> Transform:
@@ -155,3 +165,20 @@ def training_transform(size: int) -> Transform:
 
 def _resize_to(size: int) -> int:
     return size if size <= SMALL else size * 256 // 224  # 224: 256, 384: 438, 448: 512
+
+
+def _below(uniform: Tensor, count: int) -> Tensor:
+    """One integer a sample in [0, count), int64 (B,)."""
+    return (uniform * count).long()
+
+
+def _windows(
+    images: Tensor, top: Tensor, left: Tensor, size: tuple[int, ...], padding: int
+) -> Tensor:
+    """`size` pixels of the padded images from the corners `top` and `left`, int64 (B,)."""
+    if padding:
+        images = functional.pad(images, [padding] * 4)
+    index = [torch.arange(count, device=images.device) for count in (*images.shape[:2], *size)]
+    sample, channel = index[0].view(-1, 1, 1, 1), index[1].view(1, -1, 1, 1)
+    rows, columns = top[:, None] + index[2], left[:, None] + index[3]
+    return images[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -5,7 +5,6 @@ from roli_fast.engine.engine import SearchModel as SearchModel
 from roli_fast.engine.engine import bound as bound
 from roli_fast.engine.engine import forget as forget
 from roli_fast.engine.engine import plain as plain
-from roli_fast.engine.fold import Foldable as Foldable
 from roli_fast.engine.hold import Hold as Hold
 from roli_fast.engine.hold import in_train_mode as in_train_mode
 from roli_fast.engine.input_gradient import Cost as Cost

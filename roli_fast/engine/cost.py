@@ -1,6 +1,7 @@
 """What a search costs."""
 
 from dataclasses import dataclass, field
+from operator import add, sub
 
 
 @dataclass(frozen=True)
@@ -19,18 +20,7 @@ class Cost:
     backward_images: int = field(default=0, compare=False)
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.forwards + other.forwards,
-            self.backwards + other.backwards,
-            self.forward_images + other.forward_images,
-            self.backward_images + other.backward_images,
-        )
+        return Cost(*map(add, vars(self).values(), vars(other).values()))
 
     def __sub__(self, other: "Cost") -> "Cost":
-        """What came after `other`."""
-        return Cost(
-            self.forwards - other.forwards,
-            self.backwards - other.backwards,
-            self.forward_images - other.forward_images,
-            self.backward_images - other.backward_images,
-        )
+        return Cost(*map(sub, vars(self).values(), vars(other).values()))

@@ -11,8 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from roli_fast.engine import compiled, fold, graph, low_precision, merging
+from roli_fast.engine import graph
 from roli_fast.engine.batch_norm import mended
+from roli_fast.engine.buffers import forget_buffers
+from roli_fast.engine.compiled import forget_compiled
 from roli_fast.engine.low_precision import NO_VIEW, EnginePasses, surroundings
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe, is_number
 from roli_fast.threat import values_are_known
@@ -46,11 +48,10 @@ class Engine:
             quicker, and else the fused kernel.
         channels_last: images and convolutions' weights in channels_last; "auto" in low precision.
             A model that asks for a view which only contiguous maps have gets these instead.
-        fold: during an attack batch normalisation is part of the convolution before it, and the
-            division by the images' standard deviation part of the first layer, where that is exact
-            but for rounding, as the first image of each attack, run both ways, must show; on the
-            CPU patch embeddings are a matrix product. "auto" in low precision, where last bits are
-            not expected anyway.
+        fold: during an attack batch normalisation is part of the convolution before it, where that
+            is exact but for rounding, as the first image of each attack, run both ways, must show;
+            on the CPU patch embeddings are a matrix product. "auto" in low precision, where last
+            bits are not expected anyway.
         cuda_graph: on a GPU a pass, forward and input-backward, is recorded once a shape and
             replayed, in every attack, with weights read anew: the same kernels, without the time to
             launch them one by one. "auto" records what comes a fifth time and holds at most a
@@ -98,7 +99,7 @@ class Engine:
 
     @property
     def folds(self) -> bool:
-        """Whether batch normalisation and the input's division are folded."""
+        """Whether batch normalisation is folded."""
         return self.low_precision_dtype is not None if self.fold == "auto" else self.fold
 
     @property
@@ -220,9 +221,9 @@ class SearchModel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C), with a graph where autograd asks for one."""
-        run, parts = self.passes(), list(self.batches(len(x)))
-        found = [logits_of(run, x if len(parts) == 1 else x[part]) for part in parts]
-        return mended(found[0] if len(parts) == 1 else torch.cat(found))
+        run = self.passes()
+        found = [logits_of(run, x[part]) for part in self.batches(len(x))]
+        return mended(found[0] if len(found) == 1 else torch.cat(found))
 
 
 def bound(model: Model, engine: Engine | None = None) -> SearchModel:
@@ -241,49 +242,26 @@ def plain(model: Model) -> SearchModel:
 def forget(model: nn.Module) -> None:
     """Free what is kept of a model from one attack to the next, as long as it lives: recordings,
     its compiled function, and converted, folded and merged weights."""
-    for kept in (graph.recordings, compiled.states, low_precision.kept_weights):
-        kept.pop(model, None)
-    for module in model.modules():
-        fold.buffers.pop(module, None)
-        merging.buffers.pop(module, None)
+    graph.recordings.pop(model, None)
+    forget_compiled(model)
+    forget_buffers(model)
 
 
-def logits_of(run: Model, x: Tensor, *, known: bool = False) -> Tensor:
-    """`run(x)` of a model that leaves its input as it is.
-
-    Args:
-        run: what runs one batch.
-        x: images (B, ...).
-        known: the model was seen to do so: only the tensor's version is looked at.
+def logits_of(run: Model, x: Tensor) -> Tensor:
+    """`run(x)` of a model that is not known yet to leave its images as they are.
 
     Raises:
-        ArgumentError: it wrote into `x`, which has its old values again unless `known`.
+        ArgumentError: it writes into what it is given, which was a copy of `x`.
     """
-    copy = None if known else x.detach().clone()
-    version = None if x.is_inference() else x._version
-    try:
-        found = run(x)
-    except RuntimeError as error:
-        if _IN_PLACE not in str(error):
-            raise
-        raise _changed(run) from error
-    changed = version is not None and x._version != version
-    looks = x.is_cpu and not values_are_known()  # on a GPU, and in training, it would wait
-    if copy is not None and not changed and looks:  # by x.data, of which no version tells
-        changed = bool(((x.detach() != copy) & (copy == copy)).any())
+    given = x.clone()
+    version = None if given.is_inference() else given._version
+    found = run(given)
+    changed = version is not None and given._version != version
+    if x.is_cpu and not values_are_known():  # by x.data, of which no version tells
+        changed = changed or not torch.allclose(given.detach(), x, rtol=0, atol=0, equal_nan=True)
     if not changed:
         return found
-    if copy is not None:
-        x.data.copy_(copy)
-    raise _changed(run)
-
-
-_IN_PLACE = "leaf Variable that requires grad"
-"""What torch says of an operation in place on images whose gradient is taken."""
-
-
-def _changed(run: Model) -> ArgumentError:
     name = type(getattr(run, "model", run)).__name__
     fix = "Write x = (x - mean) / std in its forward, not x.sub_(mean).div_(std)."
     expected = "a model that leaves its input as it is"
-    return ArgumentError(describe("model", expected, f"{name}, which changes it in place", fix))
+    raise ArgumentError(describe("model", expected, f"{name}, which changes it in place", fix))

@@ -8,26 +8,26 @@ read where they lie: updated in place, as training does between batches, they ar
 the next replay.
 """
 
-import hashlib
 import logging
 import warnings
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
-from operator import is_not
 from types import FunctionType
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import Loss
+
+if TYPE_CHECKING:
+    from roli_fast.engine.engine import Engine
 
 logger = logging.getLogger("roli_fast.engine")
 
@@ -41,7 +41,8 @@ passes, which shapes that come but a few times, of a batch that images leave, wo
 """
 
 RECORDINGS, SHAPES = 8, 64
-"""A model's recordings, and the shapes whose passes are counted; the one unused longest goes."""
+"""Recordings of a model under an engine, of which the one unused longest goes; and the shapes whose
+passes are counted, anew once there are more."""
 
 MOVES = 8
 """After so many passes in a row that left another model than they found, nothing is recorded."""
@@ -54,44 +55,54 @@ WARM_UPS = 2
 NONE = "no CUDA graph for this model, it runs as it is"
 
 
+class _Replay(NamedTuple):
+    """A recorded pass: its own inputs, what repeats it, and the outputs that this overwrites."""
+
+    inputs: Sequence[Tensor]
+    replay: Callable[[], None]
+    outputs: tuple[Tensor, ...]
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        with torch.inference_mode(False), torch.no_grad():
+            for own, given in zip(self.inputs, inputs, strict=True):
+                own.copy_(given)
+            self.replay()
+            return tuple(output.clone() for output in self.outputs)
+
+
 @dataclass
-class _Shape:
-    """How many passes of one kind and shape there were, and their recording."""
-
-    passes: int = 0
-    inputs: Sequence[Tensor] = ()
-    outputs: tuple[Tensor, ...] = ()
-    replay: Callable[[], None] | None = None
-
-
 class _Recordings:
-    """What is recorded of one model, and why nothing more is."""
+    """What is recorded of one model under one engine, and why nothing more is.
 
-    def __init__(self) -> None:
-        self.reason = ""
-        self.moves = 0
-        self.shapes: OrderedDict[Hashable, _Shape] = OrderedDict()
+    Args:
+        state: of the model, as the recordings have it; see `model_state`.
+        reason: why nothing is recorded, "" for no reason.
+        moves: passes in a row that left another state than they found.
+        passes: how often each shape came.
+        replays: recordings by shape, the one unused longest first.
+    """
 
-    def shape(self, key: Hashable) -> _Shape:
-        shape = self.shapes.setdefault(key, _Shape())
-        self.shapes.move_to_end(key)
-        if len(self.shapes) > SHAPES:
-            self.shapes.popitem(last=False)
-        return shape
+    state: Hashable = None
+    reason: str = ""
+    moves: int = 0
+    passes: Counter[Hashable] = field(default_factory=Counter)
+    replays: dict[Hashable, _Replay] = field(default_factory=dict)
 
-    def make_room(self) -> None:
-        held = [key for key, shape in self.shapes.items() if shape.replay]
-        if len(held) >= RECORDINGS:
-            del self.shapes[held[0]]
+    def settle(self, state: Hashable) -> None:
+        """Forget what was recorded of another state."""
+        if state != self.state:
+            self.state = state
+            self.clear()
 
     def clear(self) -> bool:
         """Free the recordings; whether there were any."""
-        found = any(shape.replay for shape in self.shapes.values())
-        self.shapes.clear()
+        found = bool(self.replays)
+        self.passes.clear()
+        self.replays.clear()
         return found
 
 
-recordings: "WeakKeyDictionary[nn.Module, _Recordings]" = WeakKeyDictionary()
+recordings: "WeakKeyDictionary[nn.Module, dict[Engine, _Recordings]]" = WeakKeyDictionary()
 """Kept as long as the model, and not in it: its copies and state dicts know nothing of it."""
 
 
@@ -100,22 +111,17 @@ class Replays:
 
     Args:
         model: what is run, frozen for as long as this is used.
-        mode: "auto" records what comes often, True the first pass of each shape. The pass that is
-            recorded takes its result from an ordinary run, so a failure costs nothing but time.
-        engine: how passes are made; part of the recordings' key.
-        converted: the tensors that they read besides the model's own.
+        engine: how passes are made. The pass that is recorded takes its result from an ordinary
+            run, so a failure costs nothing but time.
+        weights: the converted ones that passes read besides the model's own; another list once the
+            model needed them in another form.
     """
 
     def __init__(
-        self,
-        model: object,
-        mode: Literal["auto"] | bool,
-        engine: Hashable,
-        converted: Callable[[], Sequence[Tensor]],
+        self, model: object, engine: "Engine", weights: Callable[[], Sequence[Tensor]]
     ) -> None:
-        self._model, self._mode = model, mode
-        self._engine, self._converted = engine, converted
-        self._key, self._read = "", converted()
+        self._model, self._engine, self._weights = model, engine, weights
+        self._seen: Sequence[Tensor] | None = None
 
     def run(
         self, work: Work, x: Tensor, y: Tensor, loss: Loss, check: Callable[[int], None] | None
@@ -138,22 +144,26 @@ class Replays:
         if parts is None:
             return work(x, y, loss, check is None)
         assert isinstance(self._model, nn.Module)
-        own = recordings.setdefault(self._model, _Recordings())
+        own = recordings.setdefault(self._model, {}).setdefault(self._engine, _Recordings())
         if own.reason:
             return work(x, y, loss, check is None)
+        if self._weights() is not self._seen:  # at first, and where the model asked for a view
+            self._seen = self._weights()
+            own.settle(model_state(self._model, self._seen)[0])
         inputs = (x, y, *parts.tensors)
         layouts = tuple((t.shape, t.stride(), t.dtype) for t in inputs)
-        read = self._converted()
-        if not self._key or any(map(is_not, read, self._read)):
-            self._read, self._key = read, self._graph_key()[0]  # the model asked for a view, say
-        shape = own.shape((self._key, work.__name__, parts.rest, settings(x.device), layouts))
-        if shape.replay is not None:
+        shape = (work.__name__, parts.rest, settings(x.device), layouts)
+        recorded = own.replays.pop(shape, None)
+        if recorded is not None:
+            own.replays[shape] = recorded  # the last used
             if check is not None:
-                check(shape.outputs[-1].shape[1])
-            return _replay(shape, inputs)
+                check(recorded.outputs[-1].shape[1])
+            return recorded(inputs)
         found = work(x, y, loss, check is None)  # makes the checks, loads what the device needs
-        shape.passes += 1
-        if shape.passes >= (1 if self._mode is True else RECORD_AT):
+        if len(own.passes) >= SHAPES:
+            own.passes.clear()
+        own.passes[shape] += 1
+        if own.passes[shape] >= (1 if self._engine.cuda_graph is True else RECORD_AT):
             try:
                 self._record(own, shape, work, inputs, parts.joined)
             except Exception as error:  # whatever it is, the result is there
@@ -165,67 +175,47 @@ class Replays:
     def _recordable(self, x: Tensor, loss: Loss) -> "_Parts | None":
         """What the loss is made of; None where nothing is to be recorded."""
         parts = _taken_apart(loss)
-        if x.device.type not in RECORDERS:
-            without = f"the images are on {x.device}"
-        elif not isinstance(self._model, nn.Module):
-            without = "it is no nn.Module, so nobody knows where its weights are"
-        elif parts is None:
-            without = "what the loss holds is not seen: give a function without a closure"
-        else:
+        if x.device.type in RECORDERS and isinstance(self._model, nn.Module) and parts:
             return parts if len(x) else None
-        if self._mode is True:
-            say_once(self._model, f"cuda_graph=True: {NONE}: {without}")
+        if self._engine.cuda_graph is True:
+            wanted = "images on a GPU, an nn.Module and a loss without a closure"
+            say_once(self._model, f"cuda_graph=True: {NONE}: it takes {wanted}")
         return None
-
-    def _graph_key(self) -> tuple[str, list[Tensor]]:
-        """A digest of all that recordings depend on besides their inputs, so that it is compared
-        in a moment, and the tensors that they read where they lie."""
-        values, tensors = values_of(cast(nn.Module, self._model))
-        tensors.extend(self._converted())
-        places = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors]
-        text = repr((self._engine, values, places))
-        return hashlib.sha256(text.encode()).hexdigest(), tensors
 
     def _record(
         self,
         own: _Recordings,
-        shape: _Shape,
+        shape: Hashable,
         work: Work,
         inputs: Sequence[Tensor],
         joined: Callable[[Sequence[Tensor]], Loss],
     ) -> None:
+        assert isinstance(self._model, nn.Module)
         device = inputs[0].device
-        key, tensors = self._graph_key()
-        if key != self._key:  # by this very pass: it keeps its logits, or asked for a view
-            self._key, own.moves = "", own.moves + 1
+        state, tensors = model_state(self._model, self._weights())
+        if state != own.state:  # by this very pass: it keeps its logits, or asked for a view
+            own.settle(state)
+            own.moves += 1
             if own.moves >= MOVES:
                 raise RuntimeError("each leaves other tensors or attributes in the model")
             return
         for tensor in tensors:  # a number from elsewhere would be recorded as it is
             if tensor.device != device:
                 raise ArgumentError(describe("model", f"all tensors on {device}", tensor.device))
-        own.make_room()
+        if len(own.replays) >= RECORDINGS:
+            del own.replays[next(iter(own.replays))]
         with torch.inference_mode(False), torch.no_grad():
             buffers = [tensor.detach().clone() for tensor in inputs]
             x, y, *rest = buffers
-            shape.replay, shape.outputs = RECORDERS[device.type](device).record(
-                lambda: work(x, y, joined(rest), True), limited=self._mode == "auto"
+            replay, outputs = RECORDERS[device.type](device).record(
+                lambda: work(x, y, joined(rest), True), limited=self._engine.cuda_graph == "auto"
             )
-        shape.inputs, own.moves = buffers, 0
-
-
-def _replay(shape: _Shape, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    assert shape.replay is not None
-    with torch.inference_mode(False), torch.no_grad():
-        for own, given in zip(shape.inputs, inputs, strict=True):
-            own.copy_(given)
-        shape.replay()
-        return tuple(output.clone() for output in shape.outputs)
+        own.replays[shape], own.moves = _Replay(buffers, replay, outputs), 0
 
 
 def free_recordings() -> bool:
     """Free the memory of all models' recordings; whether there were any."""
-    return any([own.clear() for own in list(recordings.values())])
+    return any([own.clear() for held in list(recordings.values()) for own in held.values()])
 
 
 def records(model: object) -> bool:
@@ -263,24 +253,34 @@ def _taken_apart(loss: Loss) -> _Parts | None:
     return _Parts(tuple(own.values()), (type(loss), tuple(own), rest), joined)
 
 
-def values_of(model: nn.Module) -> tuple[Hashable, list[Tensor]]:
-    """All by which a model's forward may choose its way: modules, hooks, numbers, words and
-    functions; and its tensors: parameters, buffers and attributes, also those in lists."""
-    values: list[Hashable] = [bool(_has_any_global_hook())]
-    tensors: list[Tensor] = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        values += (name, id(module), type(module))
-        for key, value in vars(module).items():
-            if key.endswith("_hooks"):
-                values += value  # numbers, by which they are known
-            elif value is None or isinstance(value, (bool, int, float, str, Enum)):
+_USUAL = frozenset(vars(nn.Module())) - {"training"}
+"""What every module has: its tables are read by name."""
+
+
+def model_state(
+    model: nn.Module, converted: Sequence[Tensor] = ()
+) -> tuple[Hashable, list[Tensor]]:
+    """All that a recorded pass depends on besides its inputs, and the tensors that it reads where
+    they lie: modules, hooks, numbers, words and functions, by which a forward may choose its way,
+    and parameters, buffers and attributes, also those in lists."""
+    values: list[Hashable] = []
+    tensors = list(converted)
+    for module in model.modules():
+        held = vars(module)
+        values += (id(module), type(module), *module._forward_hooks, *module._forward_pre_hooks)
+        tensors += (t for t in module._parameters.values() if t is not None)
+        tensors += (t for t in module._buffers.values() if t is not None)
+        for key in [key for key in held if key not in _USUAL]:
+            value = held[key]
+            if value is None or isinstance(value, (bool, int, float, str, Enum)):
                 values += (key, value)
-            elif callable(value) and not isinstance(value, nn.Module):
+            elif callable(value) and not isinstance(value, (nn.Module, Tensor)):
                 function = getattr(value, "__func__", value)
                 values += (key, id(function), getattr(function, "__code__", None))  # ids come again
-            elif key != "_modules":
+            else:
                 tensors += _tensors_in(value)
-    return tuple(values), tensors
+    places = tuple((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
+    return (tuple(values), places), tensors
 
 
 def _tensors_in(value: object) -> Iterator[Tensor]:
@@ -334,8 +334,7 @@ def say_once(model: object, text: str, level: int = logging.WARNING) -> None:
 
 def first_line(error: BaseException) -> str:
     """The error's type and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 class CudaRecorder:
@@ -376,7 +375,7 @@ class CudaRecorder:
                 graph cannot hold, or takes too much memory.
         """
         device = self._device
-        with torch.cuda.device(device), torch.random.fork_rng([device]), _waiting("default"):
+        with torch.cuda.device(device), torch.random.fork_rng([device]):
             self._warm_up(work)
             torch.cuda.empty_cache()
             before, total = torch.cuda.mem_get_info(device)
@@ -398,7 +397,7 @@ class CudaRecorder:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         try:
-            with torch.cuda.stream(self._stream), _waiting("error"):
+            with torch.cuda.stream(self._stream), _raising_waits():
                 for _ in range(WARM_UPS):
                     work()
         finally:
@@ -407,35 +406,22 @@ class CudaRecorder:
     def _capture(
         self, work: Callable[[], tuple[Tensor, ...]]
     ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-        """An exception of `work` is held back until the recording has ended in order: raised from
-        within, it would leave the stream, the allocator and the random state as if it went on."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         generator = torch.cuda.default_generators[self._device.index]
         state = generator.clone_state()
-        outputs: tuple[Tensor, ...] = ()
-        problems: list[Exception] = []  # emptied: a frame that holds its own error is not freed
+        mode = "thread_local"  # loader threads may go on with what a recording thread may not do
         try:
-            # thread_local: loader threads may go on with what a recording thread may not do
-            with (
-                torch.cuda.graph(
-                    graph, self._pool, self._stream, capture_error_mode="thread_local"
-                ),
-                _waiting("error"),
-            ):
-                try:
-                    outputs = work()
-                except Exception as error:  # raised below
-                    problems.append(error)
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
+                outputs = work()
         except Exception as error:
-            # the recording itself broke: torch leaves its stream current, and may leave the
-            # generator believing that it is recorded; a state of its own replaces that
+            # where the recording itself broke, torch leaves its stream current and the generator
+            # believing that it is recorded; a state of its own replaces that
+            torch.cuda.set_stream(current)
             generator.graphsafe_set_state(state)
             self._give_up_the_pool()
-            raise problems.pop() if problems else error from None
-        finally:
-            torch.cuda.set_stream(current)
-        if problems:
-            raise problems.pop()
+            # first came what `work` raised, of which the recording broke
+            broken = isinstance(error.__context__, Exception)
+            raise (error.__context__ if broken else error) from None
         return graph, outputs
 
     def _give_up_the_pool(self) -> None:
@@ -451,21 +437,16 @@ class CudaRecorder:
 
 
 @contextmanager
-def _waiting(mode: str) -> Iterator[None]:
-    """Inside, what waits for the device may do so ("default"), or raises before it does ("error"),
-    whatever the caller has set."""
+def _raising_waits() -> Iterator[None]:
+    """Inside, what waits for the device raises before it does, whatever the caller has set."""
     before = torch.cuda.get_sync_debug_mode()
-    try:
-        _set_waiting(mode)
-        yield
-    finally:
-        _set_waiting(before)
-
-
-def _set_waiting(mode: int | str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls the mode a prototype, once, when it is set
-        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 RECORDERS: dict[str, Callable[[torch.device], Any]] = {"cuda": CudaRecorder.on}

@@ -32,14 +32,6 @@ class Hold:
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> "Hold":
-        self.begin()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def begin(self) -> None:
-        """What `with` does first."""
         with _changed:
             _changed.wait_for(lambda: not any(map(self._waits_for, _standing)))
             _standing.append(self)
@@ -48,6 +40,10 @@ class Hold:
         except BaseException:
             self.end()
             raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def at_end(self, undo: Callable[[], None]) -> None:
         """Call `undo` when the model is given back: last come, first called."""

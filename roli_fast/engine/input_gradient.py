@@ -1,9 +1,8 @@
 """Gradients with respect to the input, at the lowest cost, and nothing left behind."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from roli_fast.engine.fold import Folding
 from roli_fast.engine.graph import Replays, Work, free_recordings
 from roli_fast.engine.hold import Hold
 from roli_fast.engine.low_precision import EnginePasses
-from roli_fast.engine.merging import Merging
+from roli_fast.engine.merging import merge
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, SampleLoss, cross_entropy
 from roli_fast.threat import values_are_known
@@ -45,6 +44,9 @@ class InputGradient:
             batch's samples has `rows`, see `SampleLoss`.
     """
 
+    cost: Cost
+    """Passes made so far."""
+
     def __init__(self, model: Model, loss: Loss = cross_entropy) -> None:
         self._model = bound(model)
         self._run = self._model.model
@@ -54,57 +56,38 @@ class InputGradient:
         self._replays: Replays | None = None
         self._entered = False
         self._checked = False
-        self._forwards = self._forward_images = 0
-        self._backwards = self._backward_images = 0
-
-    @property
-    def cost(self) -> Cost:
-        """Passes made so far."""
-        return Cost(self._forwards, self._backwards, self._forward_images, self._backward_images)
+        self.cost = Cost(0, 0)
 
     def __enter__(self) -> "InputGradient":
         if self._entered:  # the second exit would restore what the first entry changed
             raise RoliFastError("This InputGradient is in use: make another one for a nested loop.")
         self._entered = True
         keep_freed_memory()
-        module = self._model.module
+        engine, module = self._model.engine, self._model.module
         try:
             if module is not None:
                 self._hold = Hold(module)
                 self._change(module, self._hold)
             self._run = self._model.passes()
-            engine = self._model.engine
             if engine.cuda_graph is not False:
-                self._replays = Replays(
-                    self._model.model, engine.cuda_graph, engine, self._converted
-                )
+                self._replays = Replays(self._model.model, engine, self._converted)
         except BaseException:
-            self._restore()
+            self.__exit__()
             raise
         return self
 
     def _change(self, module: nn.Module, hold: Hold) -> None:
         """Freeze, merge and fold; `hold` takes it back."""
-        hold.begin()
+        hold.__enter__()
         engine = self._model.engine
         if engine.merge:
-            merging = Merging()
-            hold.at_end(merging.clear)
-            merging.fill(module.modules(), engine.low_precision_dtype)
+            hold.at_end(merge(module.modules(), engine.low_precision_dtype))
         if engine.folds:
             self._folding = Folding(module, engine.low_precision_dtype)
             hold.at_end(self._folding.clear)
             self._folding.fill()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._hold is not None:
             self._hold.end()
         self._hold = self._folding = self._replays = None
@@ -133,8 +116,7 @@ class InputGradient:
             RoliFastError: called outside `with`.
         """
         grad, losses, logits = self._batched(self._gradient, x, y, loss)
-        self._backwards += len(self.batches(len(x)))
-        self._backward_images += len(x)
+        self.cost += Cost(0, len(self.batches(len(x))), 0, len(x))
         return grad, losses, logits
 
     def batches(self, count: int) -> list[slice]:
@@ -153,12 +135,14 @@ class InputGradient:
         if len(parts) == 1:
             found = self._once(work, x, y, loss)
         else:
-            some = [self._once(work, x[p], y[p], rows_of(loss, p)) for p in parts]
+            some = []
+            for part in parts:
+                own = loss.rows(part) if isinstance(loss, SampleLoss) else loss
+                some.append(self._once(work, x[part], y[part], own))
             with torch.inference_mode(False):
                 found = tuple(torch.cat(batches) for batches in zip(*some, strict=True))
         self._checked = True
-        self._forwards += len(parts)
-        self._forward_images += len(x)
+        self.cost += Cost(len(parts), 0, len(x))
         return found
 
     def _once(self, work: Work, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, ...]:
@@ -200,42 +184,40 @@ class InputGradient:
         with _with_graph(x, y) as (leaf, labels):
             logits = self._logits(leaf, labels, self._checked)
         self._checked = True
-        self._forwards += 1
-        self._forward_images += len(x)
+        self.cost += Cost(1, 0, len(x))
         return KeptForward(leaf, labels, logits, self._count_backward)
 
-    def _converted(self) -> list[Tensor]:
-        return self._run.weights if isinstance(self._run, EnginePasses) else []
+    def _converted(self) -> Sequence[Tensor]:
+        return self._run.weights if isinstance(self._run, EnginePasses) else ()
 
     def _count_backward(self, images: int) -> None:
-        self._backwards += 1
-        self._backward_images += images
+        self.cost += Cost(0, 1, 0, images)
 
     def _check_call(self, x: Tensor, y: Tensor) -> None:
         if not self._entered:
             raise RoliFastError(
                 "InputGradient works inside `with InputGradient(model) as gradient`."
             )
+        if self._checked:
+            return
         check_tensor("x", x)
         check_tensor("y", y)
         if not x.is_floating_point():
-            raise ArgumentTypeError(
-                describe("x", "a floating-point tensor", x.dtype, "Divide uint8 images by 255.")
-            )
-        if self._checked:
-            return
+            fix = "Divide uint8 images by 255."
+            raise ArgumentTypeError(describe("x", "a floating-point tensor", x.dtype, fix))
         if y.shape[:1] != x.shape[:1]:  # a pass may be split
             raise ArgumentError(describe("y", f"shape ({len(x)},)", tuple(y.shape)))
         check_device(x, self._model.module)
 
     def _logits(self, x: Tensor, y: Tensor, known: bool) -> Tensor:
-        """One forward; unless all is `known`, logits and labels are checked."""
+        """One forward; unless all is `known`, model, logits and labels are checked."""
         if self._folding is not None and not self._folding.check(x):
             self._run = self._model.passes()  # with weights converted anew
-        logits = mended(logits_of(self._run, x, known=known))
-        if not known:
-            check_logits(logits, x)
-            check_labels(y, logits)
+        if known:
+            return mended(self._run(x))
+        logits = mended(logits_of(self._run, x))
+        check_logits(logits, x)
+        check_labels(y, logits)
         return logits
 
 
@@ -311,27 +293,21 @@ def input_gradient(loss: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
     if loss.requires_grad:
         (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True, retain_graph=keep)
     if grad is None:
-        raise ArgumentError(
-            describe(
-                "model",
-                "logits that depend on x through differentiable operations",
-                "logits without a path to x",
-                "Remove `torch.no_grad`, `.detach()` or `.data` from its forward.",
-            )
-        )
+        expected = "logits that depend on x through differentiable operations"
+        fix = "Remove `torch.no_grad`, `.detach()` or `.data` from its forward."
+        raise ArgumentError(describe("model", expected, "logits without a path to x", fix))
     return grad
 
 
 def _losses(loss: Loss, logits: Tensor, y: Tensor, known: bool) -> Tensor:
+    """One number a sample, which is checked unless it is `known`."""
     losses = loss(logits, y)
-    if not known:
-        check_loss(losses, y)
+    got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+    if not known and got != tuple(y.shape):
+        expected = f"one value a sample, shape {tuple(y.shape)}"
+        fix = 'Use reduction="none": a mean would mix the samples of a batch.'
+        raise ArgumentError(describe("loss", expected, got, fix))
     return losses
-
-
-def rows_of(loss: Loss, part: slice) -> Loss:
-    """The loss of these samples of the batch."""
-    return loss.rows(part) if isinstance(loss, SampleLoss) else loss
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -354,33 +330,13 @@ def check_device(x: Tensor, module: nn.Module | None) -> None:
 def check_logits(logits: object, x: Tensor) -> None:
     """Raise unless a model's output is (B, C) for the batch `x`."""
     if not isinstance(logits, Tensor):
-        raise ArgumentTypeError(
-            describe(
-                "model",
-                "a model that returns a logits tensor (B, C)",
-                type(logits).__name__,
-                "Wrap it in an nn.Module whose forward returns the logits alone (a lambda would "
-                "leave the model in train mode).",
-            )
-        )
+        expected = "a model that returns a logits tensor (B, C)"
+        fix = "Wrap it in an nn.Module whose forward returns the logits alone (a lambda would "
+        fix += "leave the model in train mode)."
+        raise ArgumentTypeError(describe("model", expected, type(logits).__name__, fix))
     if logits.ndim != 2 or logits.shape[0] != x.shape[0]:
-        raise ArgumentError(
-            describe("model", f"logits of shape ({x.shape[0]}, C)", tuple(logits.shape))
-        )
-
-
-def check_loss(loss: object, y: Tensor) -> None:
-    """Raise unless a loss function's value is one number a sample."""
-    got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-    if got != tuple(y.shape):
-        raise ArgumentError(
-            describe(
-                "loss",
-                f"one value a sample, shape {tuple(y.shape)}",
-                got,
-                'Use reduction="none": a mean would mix the samples of a batch.',
-            )
-        )
+        expected = f"logits of shape ({x.shape[0]}, C)"
+        raise ArgumentError(describe("model", expected, tuple(logits.shape)))
 
 
 def check_labels(y: Tensor, logits: Tensor) -> None:
@@ -390,11 +346,10 @@ def check_labels(y: Tensor, logits: Tensor) -> None:
     check_tensor("y", y)
     expected = f"one class a sample, an int64 tensor of shape ({batch},)"
     got = f"{y.dtype} of shape {tuple(y.shape)}"
-    if y.ndim == 2 and y.shape[1] > 1:
-        fix = "Several labels a sample and soft labels are not supported; of one-hot ones take "
-        raise ArgumentError(describe("y", expected, got, f"{fix}y.argmax(1)."))
     if y.shape != (batch,):
-        raise ArgumentError(describe("y", expected, got))
+        fix = "Several labels a sample and soft labels are not supported; of one-hot ones take "
+        fix = f"{fix}y.argmax(1)." if y.ndim == 2 and y.shape[1] > 1 else ""
+        raise ArgumentError(describe("y", expected, got, fix))
     if y.dtype != torch.int64:
         raise ArgumentTypeError(describe("y", expected, got, "Use y.long()."))
     if y.device != logits.device:
@@ -408,11 +363,6 @@ def check_range(y: Tensor, classes: int) -> None:
         return
     low, high = (int(value) for value in torch.aminmax(y))
     if low < 0 or high >= classes:
-        raise ArgumentError(
-            describe(
-                "y",
-                f"labels in [0, {classes}) for a model with {classes} outputs",
-                f"labels from {low} to {high}",
-                "Map the labels to 0..C-1, or build the model with num_classes to match.",
-            )
-        )
+        expected = f"labels in [0, {classes}) for a model with {classes} outputs"
+        fix = "Map the labels to 0..C-1, or build the model with num_classes to match."
+        raise ArgumentError(describe("y", expected, f"labels from {low} to {high}", fix))

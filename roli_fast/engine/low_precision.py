@@ -3,8 +3,9 @@ own weights and form."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from roli_fast.engine.compiled import CompiledPasses
+from roli_fast.engine.buffers import buffer
+from roli_fast.engine.compiled import compiled_pass
 from roli_fast.errors import ArgumentTypeError, describe
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ MOST_TOKENS = 1024
 """Beyond it a matrix of all pairs of tokens takes too much memory."""
 
 _NOTHING = contextlib.nullcontext()
+
+_viewing: "WeakSet[nn.Module]" = WeakSet()
+"""Models that asked for a view which maps in channels_last do not have."""
 
 
 class EnginePasses:
@@ -49,21 +54,28 @@ class EnginePasses:
         self, model: Callable[[Tensor], Tensor], engine: "Engine", *, keep: bool = False
     ) -> None:
         self.model = model
-        self._model = CompiledPasses(model) if engine.compile else model
-        self._dtype, self._attention = engine.low_precision_dtype, engine.attention
-        last = engine.in_channels_last
-        self._layout = torch.channels_last if last else torch.preserve_format
-        self._weights: SecondWeights | None = None
-        if isinstance(model, nn.Module) and (self._dtype or last):
-            make = SecondWeights.kept if keep else SecondWeights
-            self._weights = make(model, self._dtype, channels_last=last)
-        self._compiled = engine.compile
-        self._packed = self._pack()
+        self._call = partial(compiled_pass, model) if engine.compile else model
+        self._engine, self._dtype = engine, engine.low_precision_dtype
+        # an engine inside another one may fold what that has not folded
+        self._kept = ("folded" if engine.folds else "plain") if keep else None
+        if not engine.in_channels_last:
+            self._convert(torch.preserve_format)
+        elif isinstance(model, nn.Module) and model in _viewing:
+            self._convert(torch.contiguous_format)
+        else:
+            self._convert(torch.channels_last)
 
-    @property
-    def weights(self) -> list[Tensor]:
+    def _convert(self, layout: torch.memory_format) -> None:
+        self._layout, self._second, self._packed = layout, None, None
+        self.weights: list[Tensor] = []
         """The converted weights."""
-        return self._weights.tensors if self._weights else []
+        if isinstance(self.model, nn.Module):
+            self._second = SecondWeights(self.model, self._dtype, layout, kept=self._kept)
+            self.weights = self._second.tensors
+            packs = self._dtype == torch.bfloat16 and not self._engine.compile and can_pack()
+            fixed = [*self.weights, *merged_in(self.model)] if packs else []
+            fixed = [w for w in fixed if w.is_cpu and w.ndim == 2 and w.dtype == torch.bfloat16]
+            self._packed = PackedWeights(fixed) if fixed else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, in fp32 where the passes are in low precision.
@@ -95,46 +107,32 @@ class EnginePasses:
         except RuntimeError as error:
             if self._layout != torch.channels_last or NO_VIEW not in str(error):
                 raise
-        self._layout = torch.contiguous_format
-        if self._weights is not None:  # out here, where the error no longer holds the first maps
-            self._weights.make_contiguous()
-            self._packed = self._pack()
+        if isinstance(self.model, nn.Module):
+            _viewing.add(self.model)
+        self._convert(torch.contiguous_format)  # out here, where no error holds the first maps
         return self._once(x)
 
     def _once(self, x: Tensor) -> Tensor:
         if x.ndim == 4 and self._layout != torch.preserve_format:
             x = x.contiguous(memory_format=self._layout)
-        packed = self._packed if x.is_cpu else None
+        packed, way = self._packed if x.is_cpu else None, self._engine.attention
         with (
-            surroundings(x.device.type, self._dtype, self._attention, cache=False, packed=packed),
-            self._weights.in_place() if self._weights else _NOTHING,
+            surroundings(x.device.type, self._dtype, way, cache=False, packed=packed),
+            self._second.in_place() if self._second else _NOTHING,
         ):
-            return self._model(x)
+            return self._call(x)
 
-    def _pack(self) -> "PackedWeights | None":
-        """Of linear layers in bf16 on the CPU; a compiled model packs its own."""
-        if self._compiled or self._dtype != torch.bfloat16 or not can_pack():
-            return None
-        modules = self._model.modules() if isinstance(self._model, nn.Module) else ()
-        # what stands in low-rank layers for weight and update, see `Merging`
-        merged = [getattr(module, "merged", None) for module in modules]
-        fixed = [w for w in (*self.weights, *merged) if isinstance(w, Tensor)]
-        fixed = [w for w in fixed if w.is_cpu and w.ndim == 2 and w.dtype == torch.bfloat16]
-        return PackedWeights(fixed) if fixed else None
+
+def merged_in(model: nn.Module) -> Iterator[Tensor]:
+    """What stands in low-rank layers for weight and update, see `engine.merging`."""
+    found = (vars(module).get("merged") for module in model.modules())
+    return (tensor for tensor in found if isinstance(tensor, Tensor))
 
 
 _CONVERTED = (nn.Linear, _ConvNd, nn.MultiheadAttention)
 """Modules whose weights autocast would convert at each call, low-rank layers among them. All else
 stays as it is: normalisation has few weights, and its kernels take both dtypes; and what a model
 derives from a parameter of its own, and keeps in eval mode, must outlive the passes in fp32."""
-
-
-class _Weight(NamedTuple):
-    """A weight, and the table and name by which its module keeps it."""
-
-    table: dict[str, nn.Parameter | None]
-    name: str
-    own: nn.Parameter
 
 
 class SecondWeights:
@@ -146,90 +144,59 @@ class SecondWeights:
     Args:
         model: whose weights they are.
         dtype: of the second tensors, which only fp32 weights have; None keeps each weight's.
-        channels_last: whether those of two-dimensional convolutions lie in channels_last.
+        layout: of those of two-dimensional convolutions.
+        kept: what those of the last time are called where these are to lie; None for new ones.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None, *, channels_last: bool) -> None:
-        self._form = dtype, channels_last
-        self._weights = list(self._chosen(model))
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype | None,
+        layout: torch.memory_format = torch.preserve_format,
+        *,
+        kept: str | None = None,
+    ) -> None:
+        self._places: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
         self._second: dict[nn.Parameter, nn.Parameter] = {}
         with torch.inference_mode(False), torch.no_grad():
-            for own in {weight.own: None for weight in self._weights}:
-                maps = channels_last and own.ndim == 4
-                layout = torch.channels_last if maps else torch.preserve_format
-                second = own.detach().to(dtype or own.dtype, memory_format=layout, copy=True)
-                self._second[own] = nn.Parameter(second, requires_grad=False)
-
-    def _chosen(self, model: nn.Module) -> Iterator[_Weight]:
-        """Weights that have another form."""
-        dtype, channels_last = self._form
-        for module in model.modules():
-            if not isinstance(module, _CONVERTED):
-                continue
-            for name, own in module._parameters.items():
-                # a hook computes the weight from `weight_orig` of spectral_norm and pruning, or
-                # `weight_g` and `weight_v` of weight_norm, in fp32 as its buffers are
-                if own is None or name.rpartition("_")[0] in module.__dict__:
-                    continue
-                if own.dtype == torch.float32 if dtype else channels_last and own.ndim == 4:
-                    yield _Weight(module._parameters, name, own)
-
-    @staticmethod
-    def kept(
-        model: nn.Module, dtype: torch.dtype | None, *, channels_last: bool
-    ) -> "SecondWeights":
-        """Those of the last time, refilled where they lie, as recordings read them there."""
-        mine = kept_weights.setdefault(model, {})
-        found = mine.get((dtype, channels_last))
-        if found is None or not found._refill(model):
-            found = mine[dtype, channels_last] = SecondWeights(
-                model, dtype, channels_last=channels_last
-            )
-        return found
-
-    def _refill(self, model: nn.Module) -> bool:
-        """Convert again, in place; False where the model has other weights by now."""
-        now, before = (
-            [(id(weight.table), weight.name, id(weight.own)) for weight in weights]
-            for weights in (self._chosen(model), self._weights)
-        )
-        pairs = self._second.items()
-        if now != before or any((a.shape, a.device) != (b.shape, b.device) for a, b in pairs):
-            return False
-        with torch.inference_mode(False), torch.no_grad():
-            for own, second in pairs:
-                second.data.copy_(own)  # data: the graph of a pass is not told of equal numbers
-        return True
+            for module in model.modules():
+                for name, own in module._parameters.items():
+                    if own is None or not isinstance(module, _CONVERTED):
+                        continue
+                    # a hook computes the weight from `weight_orig` of spectral_norm and pruning,
+                    # or `weight_g` and `weight_v` of weight_norm, in fp32 as its buffers are
+                    if name.rpartition("_")[0] in module.__dict__:
+                        continue
+                    ordered = own.ndim == 4 and layout != torch.preserve_format
+                    if not (own.dtype == torch.float32 if dtype else ordered):
+                        continue
+                    self._places.append((module._parameters, name, own))
+                    if own not in self._second:
+                        form = dtype or own.dtype, layout if ordered else torch.preserve_format
+                        make = partial(buffer, module, f"{kept} {name}") if kept else _empty
+                        second = make(own, *form)
+                        second.data.copy_(own)  # data: no graph is told of equal numbers
+                        self._second[own] = nn.Parameter(second, requires_grad=False)
 
     @property
     def tensors(self) -> list[Tensor]:
         """The second weights."""
         return list(self._second.values())
 
-    def make_contiguous(self) -> None:
-        """For all later calls; new tensors, as the graph of an earlier one holds the old."""
-        with torch.inference_mode(False), torch.no_grad():
-            self._second = {
-                own: nn.Parameter(second.contiguous(), requires_grad=False)
-                for own, second in self._second.items()
-            }
-
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """The second weights in the place of the modules' own."""
-        second = self._second
         try:
-            for table, name, own in self._weights:
-                table[name] = second[own]
+            for table, name, own in self._places:
+                table[name] = self._second[own]
             yield
         finally:
-            for table, name, own in self._weights:
+            for table, name, own in self._places:
                 table[name] = own
 
 
-_Form = tuple[torch.dtype | None, bool]
-kept_weights: "WeakKeyDictionary[nn.Module, dict[_Form, SecondWeights]]" = WeakKeyDictionary()
-"""What `SecondWeights.kept` returned, by dtype and layout, as long as the model."""
+def _empty(like: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+    return torch.empty_like(like, dtype=dtype, memory_format=layout)
 
 
 @contextlib.contextmanager
@@ -271,19 +238,19 @@ class Faster(TorchFunctionMode):
         self, products: bool, products_back: bool, packed: "PackedWeights | None" = None
     ) -> None:
         super().__init__()
-        self._products, self._products_back, self._packed = products, products_back, packed
+        self._ways: dict[Callable[..., Any], Callable[..., Tensor | None]] = {}
+        if products_back:
+            way = partial(attention_products, forward=products)
+            self._ways[functional.scaled_dot_product_attention] = way
+        if packed:
+            self._ways[functional.linear] = packed.linear
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Every torch function inside `with`."""
-        kwargs, found = kwargs or {}, None
-        if func is functional.linear and self._packed:
-            if not (torch.compiler.is_compiling() or is_recomputed()):
-                found = self._packed.linear(*args, **kwargs)
-        elif func is functional.scaled_dot_product_attention and self._products_back:
-            if not is_recomputed():
-                found = attention_products(*args, **kwargs, forward=self._products)
+        way, kwargs = self._ways.get(func), kwargs or {}
+        found = None if way is None or is_recomputed() else way(*args, **kwargs)
         return func(*args, **kwargs) if found is None else found
 
 
@@ -355,53 +322,46 @@ class PackedWeights:
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
-        self._packed = {id(weight): _Packed(weight) for weight in weights}
+        self._weights = {id(weight): weight for weight in weights}
+        self._laid_out: dict[tuple[int, bool], Tensor] = {}
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
         """What `functional.linear` gives under autocast; None where that has to do it."""
-        packed = self._packed.get(id(weight))
-        if packed is None or x.ndim < 2 or x.numel() == 0 or not x.is_cpu:
+        if id(weight) not in self._weights or x.ndim < 2 or x.numel() == 0 or not x.is_cpu:
             return None
         if not x.is_floating_point() or (bias is not None and bias.requires_grad):
             return None
+        if torch.compiler.is_compiling():
+            return None
         bias = None if bias is None else bias.to(torch.bfloat16)
-        found = _Product.apply(x.to(torch.bfloat16), packed, bias)
+        found = _Product.apply(x.to(torch.bfloat16), self, id(weight), bias)
         assert isinstance(found, Tensor)
         return found
 
-
-class _Packed:
-    """One weight, and its two layouts once they are wanted."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight  # its id stays its own
-        self._ways: dict[bool, Tensor] = {}
-
-    def way(self, back: bool) -> Tensor:
-        """The weight as x W^T takes it; `back`: as dy W does."""
-        found = self._ways.get(back)
+    def product(self, x: Tensor, weight: int, bias: Tensor | None, *, back: bool) -> Tensor:
+        """x W^T + b, or x W, by the id of a weight."""
+        found = self._laid_out.get((weight, back))
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
-                matrix = self.weight.detach()
-                matrix = matrix.t().contiguous() if back else matrix.contiguous()
+                matrix = self._weights[weight].detach()
+                matrix = (matrix.t() if back else matrix).contiguous()
                 found = torch.ops.mkldnn._reorder_linear_weight(matrix)
-            self._ways[back] = found
-        return found
+            self._laid_out[weight, back] = found
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), found, bias, "none", [], "")
 
 
 class _Product(torch.autograd.Function):
     """x W^T + b, with the gradient of x alone."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, packed: _Packed, bias: Tensor | None) -> Tensor:
-        context.packed = packed
-        return _times(x, packed.way(False), bias)
+    def forward(
+        context: Any, x: Tensor, packed: PackedWeights, weight: int, bias: Tensor | None
+    ) -> Tensor:
+        context.packed, context.weight = packed, weight
+        return packed.product(x, weight, bias, back=False)
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, grad: Tensor) -> Any:  # pyright: ignore
-        return _times(grad, context.packed.way(True), None), None, None
-
-
-def _times(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, bias, "none", [], "")
+        grad_x = context.packed.product(grad, context.weight, None, back=True)
+        return grad_x, None, None, None

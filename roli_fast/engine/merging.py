@@ -1,13 +1,13 @@
 """Low-rank layers take part in an attack as one matrix: their weights do not change meanwhile."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from roli_fast import ops
+from roli_fast.engine.buffers import buffer
 
 
 class MergeRequest(NamedTuple):
@@ -35,56 +35,40 @@ class Mergeable(Protocol):
         ...
 
 
-buffers: "WeakKeyDictionary[nn.Module, Tensor]" = WeakKeyDictionary()
-"""One buffer a module, kept as long as the module, so that no batch allocates. Kept here and not in
-the module, whose copies and state dicts know nothing of it."""
+def merge(modules: Iterable[nn.Module], dtype: torch.dtype | None = None) -> Callable[[], None]:
+    """Fill `merged` of whatever asks for it, by one `ops.lora_merge_`; returns what empties it.
 
+    What an outer engine has merged is left alone. Second matrices of fp32 weights have `dtype`
+    where it is given, and under autocast autocast's, which spares a conversion at every forward.
+    """
+    asked: list[tuple[nn.Module, MergeRequest]] = []
+    for module in modules:
+        # of the type alone: nn.Module answers for a name that it lacks slowly
+        if hasattr(type(module), "merge_request") and isinstance(module, Mergeable):
+            request = module.merge_request() if module.merged is None else None
+            if request is not None:
+                asked.append((module, MergeRequest(*request)))
+    if not asked:
+        return lambda: None
+    weights, a, b, scales, rows = map(list, zip(*(r for _, r in asked), strict=True))
+    with torch.inference_mode(False), torch.no_grad():
+        targets = [
+            buffer(m, "merged", r.weight, _dtype(r.weight, dtype), torch.contiguous_format)
+            for m, r in asked
+        ]
+        ops.lora_merge_(targets, weights, a, b, scales=scales, rows=rows)
+    for (module, _), target in zip(asked, targets, strict=True):
+        module.merged = target
 
-class Merging:
-    """Fills and empties the `merged` of every `Mergeable` module in a model."""
-
-    def __init__(self) -> None:
-        self._filled: list[Mergeable] = []
-
-    def fill(self, modules: Iterable[nn.Module], dtype: torch.dtype | None = None) -> None:
-        """Merge whatever asks for it, by one `ops.lora_merge_`.
-
-        A module that an outer engine has merged is left alone. Buffers have `dtype` where it is
-        given, and under autocast autocast's, which spares a conversion at every forward.
-        """
-        asked = []
-        for module in modules:
-            # of the type alone: nn.Module answers for a name that it lacks slowly
-            if hasattr(type(module), "merge_request") and isinstance(module, Mergeable):
-                request = module.merge_request() if module.merged is None else None
-                if request is not None:
-                    asked.append((module, MergeRequest(*request)))
-        if not asked:
-            return
-        weights, a, b, scales, rows = map(list, zip(*(r for _, r in asked), strict=True))
-        with torch.inference_mode(False), torch.no_grad():
-            targets = [_buffer(module, request.weight, dtype) for module, request in asked]
-            ops.lora_merge_(targets, weights, a, b, scales=scales, rows=rows)
-        for (module, _), target in zip(asked, targets, strict=True):
-            module.merged = target
-            self._filled.append(module)
-
-    def clear(self) -> None:
-        """Set `merged` back to None where `fill` set it."""
-        for module in self._filled:
+    def clear() -> None:
+        for module, _ in asked:
             module.merged = None
-        self._filled = []
+
+    return clear
 
 
-def _buffer(module: nn.Module, weight: Tensor, low: torch.dtype | None) -> Tensor:
-    """The module's buffer from the last time, if it still fits."""
-    dtype, kind = weight.dtype, weight.device.type
+def _dtype(weight: Tensor, low: torch.dtype | None) -> torch.dtype:
+    kind = weight.device.type
     if low is None and torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
-    if low is not None and dtype == torch.float32:
-        dtype = low
-    found = buffers.get(module)
-    same = found is not None and (found.shape, found.dtype) == (weight.shape, dtype)
-    if found is None or not same or found.device != weight.device:
-        found = buffers[module] = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    return found
+    return low if low is not None and weight.dtype == torch.float32 else weight.dtype

@@ -80,8 +80,12 @@ def evaluate(
         ArgumentError: no images, labels that the model cannot give, or two attacks of one label.
     """
     if not isinstance(attacks, Mapping):
-        _check_labels_differ(attacks)
-        attacks = {attack.label: attack for attack in attacks}
+        labels = [attack.label for attack in attacks]
+        if len(set(labels)) < len(labels):
+            expected = "attacks that differ in their label, the name of a column of results"
+            fix = "Evaluate them in separate calls, or give names: {'linf': ..., 'l2': ...}."
+            raise ArgumentError(describe("attacks", expected, ", ".join(labels), fix))
+        attacks = dict(zip(labels, attacks, strict=True))
     searched = (engine or Engine()).bind(model)
     clean: list[Tensor] = []
     robust: dict[str, list[Tensor]] = {name: [] for name in attacks}
@@ -126,22 +130,7 @@ def attacked(
         return fooled, None
     ids = batch.ids.to(rows.device)[rows]
     x, y = batch.x[rows], batch.y[rows]
-    inputs = AttackInputs(model, x, y, generator, sample_ids=ids, eps=eps)
-    found = search(attack, inputs)
+    found = search(attack, AttackInputs(model, x, y, generator, sample_ids=ids, eps=eps))
     assert found.result.fooled is not None
     fooled[rows] = found.result.fooled
     return fooled, found
-
-
-def _check_labels_differ(attacks: Sequence[Attack]) -> None:
-    labels = [attack.label for attack in attacks]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ArgumentError(
-            describe(
-                "attacks",
-                "attacks that differ in their label, the name of a column of results",
-                f"{', '.join(twice)} more than once",
-                "Evaluate them in separate calls, or give names: {'linf': ..., 'l2': ...}.",
-            )
-        )

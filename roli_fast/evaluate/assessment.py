@@ -121,14 +121,8 @@ class Assessment:
     note: str = ""
 
     def __post_init__(self) -> None:
-        for name, low in {
-            "seed": 0,
-            "images": 1,
-            "batch_size": 1,
-            "chunk": 1,
-            "threads": 1,
-        }.items():
-            value = getattr(self, name)
+        for name in ("seed", "images", "batch_size", "chunk", "threads"):
+            value, low = getattr(self, name), 0 if name == "seed" else 1
             if value is not None and value < low:
                 raise ConfigError(describe(name, f"an integer >= {low}", value))
         if not self.norm or len(set(self.norm)) < len(self.norm):
@@ -139,21 +133,24 @@ class Assessment:
             got = f"{len(self.eps or ())} for {len(self.norm)} ({', '.join(self.norm)})"
             fix = "Separate them by commas: --norm linf,l2,l1 --eps 8/255,0.5,12"
             raise ConfigError(describe("eps", "one radius for each norm", got, fix))
-        object.__setattr__(self, "corruptions", _kinds(self.corruptions))
+        kinds = CORRUPTIONS.names() if self.corruptions == ("all",) else self.corruptions
+        if any(name not in CORRUPTIONS for name in kinds) or len(set(kinds)) < len(kinds):
+            expected = f"'all', or different ones of: {', '.join(CORRUPTIONS)}"
+            raise ConfigError(describe("corruptions", expected, ", ".join(kinds)))
+        object.__setattr__(self, "corruptions", kinds)
         self._check_attacks()
 
     def _check_attacks(self) -> None:
         """Whatever an attack refuses is told now, not after an hour."""
         if not self.attacks:
             raise ConfigError(describe("attacks", "one or more attacks", "none"))
-        for attack in self.attacks:
-            for name, flag in {"norm": "norm", "norms": "norm", "eps": "eps"}.items():
-                fix = f"Leave it out: --{flag} holds for all attacks."
-                _check_null(f"attacks.{name}", getattr(attack, name, None), fix)
-        for field_name in ("attacks", "unseen"):
-            for attack in getattr(self, field_name):
-                fix = "Leave it out: images are in [0, 1]."
-                _check_null(f"{field_name}.bounds", getattr(attack, "bounds", None), fix)
+        own = {"norm": "--norm", "norms": "--norm", "eps": "--eps", "bounds": "[0, 1]"}
+        for attack in (*self.attacks, *self.unseen):
+            for name, place in own.items():
+                given = getattr(attack, name, None)
+                if given is not None and (attack in self.attacks or name == "bounds"):
+                    fix = f"Leave it out: {place} holds for all attacks."
+                    raise ConfigError(describe(f"attacks.{name}", "null", given, fix))
         for threat in self.threats:
             for attack in self.attacks:
                 try:
@@ -184,11 +181,6 @@ class Assessment:
         return tuple(map(ThreatModel, self.norm, self.eps or ()))
 
 
-def _check_null(name: str, given: object, fix: str) -> None:
-    if given is not None:
-        raise ConfigError(describe(name, "null", given, fix))
-
-
 PLACE_FIELDS = ("device", "threads")
 """Fields that say where an evaluation is carried out; a resume may change them."""
 
@@ -196,20 +188,6 @@ PLACE_FIELDS = ("device", "threads")
 def same_assessment(a: Assessment, b: Assessment) -> bool:
     """Whether two configurations differ in nothing but `PLACE_FIELDS`."""
     return replace(a, **{name: getattr(b, name) for name in PLACE_FIELDS}) == b
-
-
-def _kinds(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The corruptions meant by `names`; "all" stands for every one.
-
-    Raises:
-        ConfigError: an unknown name, or one twice.
-    """
-    if names == ("all",):
-        return CORRUPTIONS.names()
-    known = f"'all', or different ones of: {', '.join(CORRUPTIONS)}"
-    if any(name not in CORRUPTIONS for name in names) or len(set(names)) < len(names):
-        raise ConfigError(describe("corruptions", known, ", ".join(names)))
-    return names
 
 
 COMPONENTS: dict[type, Registry[Any]] = {Attack: ATTACKS, DataSource: DATASETS}

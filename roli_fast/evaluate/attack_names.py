@@ -35,21 +35,25 @@ def attack_tree(text: str) -> Mapping[str, Any]:
     for name in sorted(ATTACKS, key=len, reverse=True):
         written = name.replace("_", "-")
         if words == written or words.startswith(f"{written}-"):
-            known = field_types(ATTACKS[name])
-            rest = words[len(name) + 1 :].split("-") if words != written else []
-            settings: dict[str, Any] = _ball(ball, known, text) if at else {}
-            for word in rest:
-                setting, value = _setting(word, known, text)
-                if setting in settings:
-                    fix = f"`{word}` sets `{setting}`, which is {settings[setting]!r} already."
-                    raise ConfigError(describe("attacks", "each setting once", repr(text), fix))
-                settings[setting] = value
-            try:  # the attack itself would not say which of several it is
-                ATTACKS[name](**dict.fromkeys(set(FOLLOWS_THREAT) & set(known)) | settings)
-            except RoliFastError as error:
-                raise ConfigError(f"`attacks`: {text!r}: {error}") from error
-            return {"name": name, **settings}
-    raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), _known()))
+            break
+    else:
+        fix = f"Known: {', '.join(ATTACKS)}."
+        raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), fix))
+    known = field_types(ATTACKS[name])
+    settings: dict[str, Any] = _ball(ball, known, text) if at else {}
+    for word in words.removeprefix(written).split("-")[1:]:
+        setting, value = _setting(word, known)
+        if setting is None or setting in settings:
+            fix = f"`{word}` sets nothing there; what has no short name is written in YAML."
+            if setting in settings:
+                fix = f"`{word}` sets `{setting}`, which is {settings[setting]!r} already."
+            raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), fix))
+        settings[setting] = value
+    try:  # the attack itself would not say which of several it is
+        ATTACKS[name](**dict.fromkeys(set(FOLLOWS_THREAT) & set(known)) | settings)
+    except RoliFastError as error:
+        raise ConfigError(f"`attacks`: {text!r}: {error}") from error
+    return {"name": name, **settings}
 
 
 def _ball(ball: str, known: Mapping[str, Any], text: str) -> dict[str, Any]:
@@ -65,27 +69,17 @@ def _ball(ball: str, known: Mapping[str, Any], text: str) -> dict[str, Any]:
     return {"norm": norm, "eps": eps}
 
 
-def _setting(word: str, known: Mapping[str, Any], text: str) -> tuple[str, Any]:
-    counted = _COUNTED.fullmatch(word)
+def _setting(word: str, known: Mapping[str, Any]) -> tuple[str | None, Any]:
+    """The field that a word sets, and its value; None where the attack has no such field."""
     candidates: list[tuple[str, Any]] = []
-    if word.isdecimal():
+    if word.isdecimal() and "version" not in known:  # AutoAttack's are part of its definition
         candidates = [("steps", int(word)), ("n_queries", int(word))]
-        if "version" in known:
-            candidates = []  # AutoAttack's numbers are part of its definition
     elif word in LOSSES:
         candidates = [("loss", word)]
     elif word in PRESETS:
         candidates = [("version", word)]
     elif word == "large":
         candidates = [("large_radius", True)]
-    elif counted:
+    elif counted := _COUNTED.fullmatch(word):
         candidates = [(_COUNTS[counted[1]], int(counted[2]))]
-    for name, value in candidates:
-        if name in known:
-            return name, value
-    fix = f"`{word}` sets nothing there; what has no short name is written in YAML. {_known()}"
-    raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), fix))
-
-
-def _known() -> str:
-    return f"Known: {', '.join(ATTACKS)}."
+    return next(((name, value) for name, value in candidates if name in known), (None, None))

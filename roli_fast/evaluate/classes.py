@@ -41,27 +41,25 @@ def match_classes(
         return same, []
     if all(name in names for name in classes):
         found = tuple(names[name] for name in classes)
-        return found, [] if found == same and len(same) == outputs else [_told(found, outputs)]
+        if found == same and len(same) == outputs:
+            return found, []
+        shown = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
+        text = f"the data's {len(found)} classes are the outputs {shown} of {outputs} by their "
+        return found, [f"{text}names; an image that is given another output is wrong"]
     elsewhere = any(names.get(name, place) != place for place, name in enumerate(classes))
     if given or elsewhere or len(classes) != outputs:
         unnamed = [name for name in classes if name not in names] if names else classes
+        few = ", ".join(map(repr, unnamed[:3])) + (", ..." if len(unnamed) > 3 else "")
         got = f"{len(classes)} classes in {field} and {outputs} outputs, and nothing that tells "
-        got += f"the output of {_few(unnamed)}"
+        got += f"the output of {few}"
         raise ConfigError(describe("classes", "the model's output of every class", got, _FIX))
     different = [pair for pair in zip(known, classes, strict=False) if pair[0] != pair[1]]
     if not different:
         return same, []
-    text = "%d classes are called otherwise in the data than in the model's file ('%s', '%s'): if "
-    text += "they are others, the accuracy says nothing"
-    return same, [text % (len(different), *reversed(different[0]))]
-
-
-def _told(found: tuple[int, ...], outputs: int) -> str:
-    shown = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
-    return (
-        f"the data's {len(found)} classes are the outputs {shown} of {outputs} by their names; an "
-        "image that is given another output is wrong"
-    )
+    theirs, ours = different[0]
+    text = f"{len(different)} classes are called otherwise in the data than in the model's file "
+    text += f"('{ours}', '{theirs}'): if they are others, the accuracy says nothing"
+    return same, [text]
 
 
 def _given(entries: Sequence[str], outputs: int) -> dict[str, int]:
@@ -70,19 +68,16 @@ def _given(entries: Sequence[str], outputs: int) -> dict[str, int]:
         try:
             lines = Path(entries[0]).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                describe("classes", "a text file", f"{entries[0]}: {error}")
-            ) from error
+            got = f"{entries[0]}: {error}"
+            raise ConfigError(describe("classes", "a text file", got)) from error
         entries = [line.strip() for line in lines if line.strip()]
     found: dict[str, int] = {}
     for place, entry in enumerate(entries):
         match = re.fullmatch(r"(.+)=(\d+)", entry)
         name, output = (match[1], int(match[2])) if match else (entry, place)
         if name in found or output >= outputs:
-            got = f"'{entry}'" + (" twice" if name in found else "")
-            raise ConfigError(
-                describe("classes", f"names of outputs 0 to {outputs - 1}", got, _FIX)
-            )
+            expected = f"different names of outputs 0 to {outputs - 1}"
+            raise ConfigError(describe("classes", expected, f"'{entry}'", _FIX))
         found[name] = output
     return found
 
@@ -91,7 +86,3 @@ def _once(names: Sequence[str]) -> Mapping[str, int]:
     """Name -> output; a name that several outputs have tells nothing."""
     counts = Counter(names)
     return {name: place for place, name in enumerate(names) if counts[name] == 1}
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

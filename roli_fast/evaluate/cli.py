@@ -11,7 +11,7 @@ from roli_fast.configuration import check_arguments, find_config, pairs, read_ya
 from roli_fast.configuration.usage import Usage
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate.assessment import PLACE_FIELDS, SCHEMA, Assessment, same_assessment
-from roli_fast.evaluate.prepare import IDENTITY, only_begun
+from roli_fast.evaluate.prepare import IDENTITY
 from roli_fast.running.folder import CONFIG, is_used
 
 logger = logging.getLogger("roli_fast.evaluate")
@@ -71,12 +71,14 @@ def parse(arguments: Sequence[str]) -> Command:
     if options.help is not None:
         print(help_text(options.help))
         raise SystemExit(0)
-    resume = options.resume and _begun(options.out)
-    if resume:
-        assessment = _resumed(options, overrides)
-    else:
-        assessment = _new(options.config, overrides)
-    return Command(assessment, options.out, resume, options.print_config)
+    out: Path | None = options.out
+    if options.resume and out is None:
+        raise ConfigError(
+            "`--resume` goes on with the evaluation in `--out DIR`: name that folder."
+        )
+    resume = options.resume and out is not None and out.is_dir() and is_used(out)
+    assessment = _resumed(options, overrides) if resume else _new(options.config, overrides)
+    return Command(assessment, out, resume, options.print_config)
 
 
 def help_text(asked: str) -> str:
@@ -89,20 +91,12 @@ def help_text(asked: str) -> str:
     return "\n".join(lines)
 
 
-def _begun(out: Path | None) -> bool:
-    if out is None:
-        raise ConfigError(
-            "`--resume` goes on with the evaluation in `--out DIR`: name that folder."
-        )
-    return out.is_dir() and is_used(out)
-
-
 def _new(config: str | None, overrides: Sequence[str]) -> Assessment:
     """The configuration of a file and overrides, with what a training run tells."""
     tree = read_yaml(find_config(config)) if config else {}
-    given = [(flag.removeprefix("--"), text) for flag, text in pairs(overrides)]
+    given = {flag.removeprefix("--"): text for flag, text in pairs(overrides)}
     tree = _from_run(tree, given) | tree
-    have = {name.partition(".")[0] for name, _ in given} | set(tree)
+    have = {name.partition(".")[0] for name in given} | set(tree)
     if "model" not in have:
         fix = "Write --model FILE, or a run's folder, zoo:NAME, module:factory, a timm name."
         raise ConfigError(describe("model", "what to evaluate", "nothing", fix))
@@ -112,42 +106,25 @@ def _new(config: str | None, overrides: Sequence[str]) -> Assessment:
     return SCHEMA.build(tree, overrides)
 
 
-def _from_run(tree: dict[str, Any], given: list[tuple[str, str | None]]) -> dict[str, Any]:
+def _from_run(tree: dict[str, Any], given: dict[str, str | None]) -> dict[str, Any]:
     """Data and threat of the training run that the model is of, where nothing else is asked for.
 
     A data set that is named is taken as it is: the run's classes or seed were for the run's own.
     """
-    texts = [text for name, text in given if name in ("model", "model.source") and text]
     model = tree.get("model")
-    source = texts[-1] if texts else model.get("source") if isinstance(model, dict) else model
+    source = given.get("model.source") or given.get("model")
+    source = source or (model.get("source") if isinstance(model, dict) else model)
     if not isinstance(source, str) or not Path(source).exists():
         return {}
-    taken = _as_assessment(_settings_of(Path(source)))
-    names = {name for name, _ in given} | set(tree)
-    groups = {"norm": {"norm", "eps"}, "eps": {"norm", "eps"}, "data": {"data"}}
-    return {name: value for name, value in taken.items() if not names & groups[name]}
-
-
-def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessment:
-    """The saved configuration, which flags may repeat and not change."""
-    saved = options.out / CONFIG
-    if not (saved.is_file() and (options.out / IDENTITY).is_file()) and not only_begun(options.out):
-        fix = "Nothing was changed. Leave out --resume, and name a new folder."
-        raise ConfigError(
-            describe("--out", "a folder in which an evaluation began", f"'{options.out}'", fix)
-        )
-    before = SCHEMA.read(saved)
-    after = SCHEMA.build(read_yaml(saved), overrides)
-    others = [after]
-    if options.config:
-        others.append(_new(options.config, overrides))
-    if not all(same_assessment(before, other) for other in others):
-        raise ConfigError(
-            f"`--resume` goes on with the configuration in '{saved}', and "
-            f"{' '.join(overrides) or '--config'} is another. Leave it out, or name a new --out. "
-            f"Only {', '.join(PLACE_FIELDS)} may change."
-        )
-    return after
+    run, out = _settings_of(Path(source)), {}
+    names = set(given) | set(tree)
+    if "data" in run and "data" not in names:
+        out["data"] = run["data"]
+    threat = run.get("threat") or {}
+    if {"norm", "eps"} <= set(threat) and not names & {"norm", "eps"}:
+        out["norm"] = [threat["norm"], *(threat.get("other_norms") or ())]
+        out["eps"] = [threat["eps"], *(threat.get("other_eps") or ())]
+    return out
 
 
 def _settings_of(path: Path) -> dict[str, Any]:
@@ -168,13 +145,20 @@ def _settings_of(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _as_assessment(tree: dict[str, Any]) -> dict[str, Any]:
-    """What an evaluation takes from a run's configuration: data, and norms and radii."""
-    out: dict[str, Any] = {}
-    if "data" in tree:
-        out["data"] = tree["data"]
-    threat = tree.get("threat") or {}
-    if {"norm", "eps"} <= set(threat):
-        out["norm"] = [threat["norm"], *(threat.get("other_norms") or ())]
-        out["eps"] = [threat["eps"], *(threat.get("other_eps") or ())]
-    return out
+def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessment:
+    """The saved configuration, which flags may repeat and not change."""
+    saved = options.out / CONFIG
+    if not (saved.is_file() and (options.out / IDENTITY).is_file()):
+        fix = "Nothing was changed. Leave out --resume, and name a new folder."
+        expected = "a folder in which an evaluation began"
+        raise ConfigError(describe("--out", expected, f"'{options.out}'", fix))
+    before = SCHEMA.read(saved)
+    after = SCHEMA.build(read_yaml(saved), overrides)
+    others = [after, *([_new(options.config, overrides)] if options.config else [])]
+    if not all(same_assessment(before, other) for other in others):
+        raise ConfigError(
+            f"`--resume` goes on with the configuration in '{saved}', and "
+            f"{' '.join(overrides) or '--config'} is another. Leave it out, or name a new --out. "
+            f"Only {', '.join(PLACE_FIELDS)} may change."
+        )
+    return after

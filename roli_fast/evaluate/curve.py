@@ -5,11 +5,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from roli_fast.attacks import FAB, PGD, Attack
 from roli_fast.attacks.base import AttackInputs, BallAttack
@@ -67,10 +68,11 @@ class Curve:
         for eps, right in zip(self.radii, self.right.sum(1).tolist(), strict=True):
             low, high = wilson_interval(right, count, level=level, population=population)
             point = {"eps": eps, "accuracy": right / count, "right": right}
-            points.append({**point, "low": low, "high": high})
-        named = {"name": self.name, "attack": self.attack, "norm": self.norm}
+            points.append(point | {"low": low, "high": high})
         return {
-            **named,
+            "name": self.name,
+            "attack": self.attack,
+            "norm": self.norm,
             "images": count,
             "level": level,
             "points": points,
@@ -119,19 +121,18 @@ def robustness_curve(
     if not isinstance(attack, BallAttack):
         expected = "an attack in one ball, with norm, eps and bounds"
         raise ArgumentTypeError(describe("attack", expected, type(attack).__name__))
-    check_radii(radii, attack)
-    attack, searched = at_any_radius(attack), bound(model)
-    follow = _one_by_one
-    if (
-        isinstance(attack, FAB) and searched.engine.exact
-    ):  # its distances can be taken at their word
-        follow = _by_distance
+    attack, searched = at_any_radius(attack, radii), bound(model)
+    # FAB's distances can be taken at their word where its search is exact
+    follow = _by_distance if isinstance(attack, FAB) and searched.engine.exact else _one_by_one
     flags: list[Tensor] = []
     costs: list[Cost] = []
     for batch in batches:
         if len(batch.y):
             right, cost = right_flags(searched, batch)
-            found, more = follow(searched, batch, right, attack, radii, seed)
+            generator = partial(
+                derived_generator, "evaluate", seed, attack.label, device=batch.x.device
+            )
+            found, more = follow(searched, batch, right, attack, radii, generator)
             flags.append(torch.cat([right[None], found]).cpu())
             costs += [cost, more]
         if after_batch:
@@ -142,57 +143,64 @@ def robustness_curve(
     return Curve(name or label, label, str(attack.norm), (0.0, *radii), right, total(costs))
 
 
-def _one_by_one(  # noqa: PLR0913 - a curve's question to a batch
+def _one_by_one(
     model: SearchModel,
     batch: Batch,
     right: Tensor,
     attack: BallAttack,
     radii: Sequence[float],
-    seed: int,
+    generator: Callable[[], Generator],
 ) -> tuple[Tensor, Cost]:
     """One radius after another, each for what is still right: flags (R, B), and the cost."""
     flags, costs, x = [], [Cost(0, 0)], batch.x
     for radius in radii:
-        generator = derived_generator("evaluate", seed, attack.label, device=x.device)
         eps = torch.full((int(right.sum()),), radius, dtype=x.dtype, device=x.device)
-        fooled, found = attacked(model, batch, right, attack, generator, eps=eps)
+        fooled, found = attacked(model, batch, right, attack, generator(), eps=eps)
         costs += [found.result.cost] if found else []
         right = right & ~fooled
         flags.append(right)
     return torch.stack(flags), total(costs)
 
 
-def _by_distance(  # noqa: PLR0913 - likewise
+def _by_distance(
     model: SearchModel,
     batch: Batch,
     right: Tensor,
     attack: BallAttack,
     radii: Sequence[float],
-    seed: int,
+    generator: Callable[[], Generator],
 ) -> tuple[Tensor, Cost]:
     """One search with the smallest radius as eps: what is met within it is fooled at them all, for
     everything else every restart and target looks for something closer."""
     flags, rows, device = right.repeat(len(radii), 1), right.nonzero()[:, 0], batch.x.device
     if len(rows) == 0:
         return flags, Cost(0, 0)
-    generator = derived_generator("evaluate", seed, attack.label, device=device)
     x, y, ids = batch.x[rows], batch.y[rows], batch.ids.to(device)[rows]
     assert isinstance(attack, FAB)
-    inputs = AttackInputs(model, x, y, generator, sample_ids=ids, eps=radii[0])
+    inputs = AttackInputs(model, x, y, generator(), sample_ids=ids, eps=radii[0])
     found = replace(attack, minimal=False).search(inputs)
-    distance = found.distance
-    assert distance is not None
+    assert found.distance is not None
     limits = torch.tensor(radii, dtype=x.dtype, device=device).double()
-    flags[:, rows] = distance > limits[:, None]
+    flags[:, rows] = found.distance > limits[:, None]
     return flags, found.cost
 
 
-def at_any_radius(attack: BallAttack) -> BallAttack:
-    """The attack with steps that follow the radius. Raises ArgumentError for a fixed step size."""
+def at_any_radius(attack: BallAttack, radii: Sequence[float]) -> BallAttack:
+    """The attack with steps that follow the radius.
+
+    Raises:
+        ArgumentError: a fixed step size, or radii that do not ascend, above 0, within what the
+            bounds allow.
+    """
     if attack.norm is None or attack.bounds is None:
         missing = "norm" if attack.norm is None else "bounds"
         fix = "Set it, or call `.under(ThreatModel(...))` first."
         raise ArgumentError(describe(missing, "a value", None, fix))
+    for radius in radii:
+        check_positive("radii", radius)
+        check_radius(attack.norm, radius, attack.bounds, name="radii")
+    if not radii or any(a >= b for a, b in itertools.pairwise(radii)):
+        raise ArgumentError(describe("radii", "one or more numbers, ascending", tuple(radii)))
     if not isinstance(attack, PGD) or attack.step_size is None:
         return attack
     if attack.eps is None or not math.isclose(attack.step_size, attack.eps / 4):
@@ -201,24 +209,14 @@ def at_any_radius(attack: BallAttack) -> BallAttack:
     return replace(attack, step_size=None)
 
 
-def check_radii(radii: Sequence[float], attack: BallAttack) -> None:
-    """Raise ArgumentError unless the radii ascend, above 0, within what the bounds allow."""
-    for radius in radii:
-        check_positive("radii", radius)
-        if attack.norm is not None and attack.bounds is not None:
-            check_radius(attack.norm, radius, attack.bounds, name="radii")
-    if not radii or any(a >= b for a, b in itertools.pairwise(radii)):
-        raise ArgumentError(describe("radii", "one or more numbers, ascending", tuple(radii)))
-
-
 def curve_attacks(
     radii: Sequence[float], attacks: Sequence[Attack], threats: Sequence[ThreatModel]
 ) -> list[BallAttack]:
     """The attacks of the curves, one each, ready for any radius.
 
     Raises:
-        ConfigError: several norms, an attack that is not in one ball, radii that do not ascend.
-        ArgumentError: a fixed step size.
+        ConfigError: several norms, an attack that is not in one ball, radii that do not ascend, a
+            fixed step size.
     """
     if not radii:
         return []
@@ -232,84 +230,62 @@ def curve_attacks(
         if not isinstance(under, BallAttack):
             raise ConfigError(describe("curve", "attacks in one ball", under.label))
         try:
-            check_radii(radii, under)
+            found.append(at_any_radius(under, radii))
         except ArgumentError as error:
             raise ConfigError(str(error).replace("`radii`", "`curve`")) from None
-        found.append(at_any_radius(under))
     return found
 
 
-STYLES = ("-", "--", ":", "-.")
-
-
 def plot_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write `draw_curves` of the same curves as a PNG; `path` is replaced in one step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Write accuracy in % against the radius as a PNG; `path` is replaced in one step.
 
+    Each curve has its Wilson interval as a band. One panel a norm, side by side, as their radii
+    cannot be compared; in all of them a name has one colour and an attack one style of line.
+
+    Args:
+        curves: what `Curve.as_json` returns, or the same read from a file; at least one.
+        path: of the PNG.
+    """
     png = io.BytesIO()
-    FigureCanvasAgg(draw_curves(curves)).print_png(png)
+    draw_curves(curves).savefig(png, format="png")
     write_bytes(path, png.getvalue())
 
 
 def draw_curves(curves: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Accuracy in % against the radius, with its Wilson interval as a band.
-
-    One panel a norm, side by side, as their radii cannot be compared; in all of them a name has one
-    colour and an attack one style of line. The figure is matplotlib's, made without pyplot: no
-    window system is asked for, and no figure of the caller changes.
-
-    Args:
-        curves: what `Curve.as_json` returns, or the same read from a file.
-
-    Raises:
-        ArgumentError: there is no curve.
-    """
+    """The figure of `plot_curves`. It is made without pyplot: no window system is asked for, and no
+    figure of the caller changes."""
     from matplotlib.figure import Figure
 
     if not curves:
         raise ArgumentError(describe("curves", "at least one curve", "none"))
-    norms = list(dict.fromkeys(curve["norm"] for curve in curves))
-    colours = _numbered(curves, "name", [f"C{i}" for i in range(10)])
-    styles = _numbered(curves, "attack", STYLES)
+    norms, names, attacks = (
+        list(dict.fromkeys(curve[key] for curve in curves)) for key in ("norm", "name", "attack")
+    )
     figure = Figure(figsize=(1.2 + 4.4 * len(norms), 4.2), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
-    for panel, norm in zip(panels, norms, strict=True):
-        for curve in (curve for curve in curves if curve["norm"] == norm):
-            _draw(panel, curve, colours[curve["name"]], styles[curve["attack"]])
+    axes = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
+    panels = dict(zip(norms, axes, strict=True))
+    for norm, panel in panels.items():
         unit = NORMS[norm].unit
         panel.set_xlabel(f"{norm} radius" + (f", in 1/{unit:g}" if unit != 1 else ""))
-        panel.set_xlim(left=0)
         panel.set_ylim(0, 100)
         panel.grid(alpha=0.3)
+    for curve in curves:
+        panel, name, points = panels[curve["norm"]], curve["name"], curve["points"]
+        radii = [point["eps"] * NORMS[curve["norm"]].unit for point in points]
+        low, middle, high = (
+            [100 * point[key] for point in points] for key in ("low", "accuracy", "high")
+        )
+        colour = f"C{names.index(name) % 10}"
+        style = ("-", "--", ":", "-.")[attacks.index(curve["attack"]) % 4]
+        label = name if name == curve["attack"] else f"{name}, {curve['attack']}"
+        line = dict(color=colour, linestyle=style, marker="o", markersize=3.5, clip_on=False)
+        panel.plot(radii, middle, **line, label=label, zorder=3)
+        panel.fill_between(radii, low, high, color=colour, alpha=0.18, linewidth=0)
+    for panel in panels.values():
+        panel.set_xlim(left=0)
         panel.legend(loc="upper right", fontsize="small", handlelength=3)
-    panels[0].set_ylabel("accuracy in %")
-    figure.suptitle(_title(curves), fontsize="medium")
+    panels[norms[0]].set_ylabel("accuracy in %")
+    first = curves[0]
+    title = f"{first['images']} images; band: {100 * first['level']:g} % interval"
+    figure.suptitle(title, fontsize="medium")
     return figure
-
-
-def _numbered(
-    curves: Sequence[Mapping[str, Any]], key: str, looks: Sequence[str]
-) -> dict[str, str]:
-    """The first value of `key` gets the first look, and so on; they repeat."""
-    values = dict.fromkeys(curve[key] for curve in curves)
-    return {value: looks[i % len(looks)] for i, value in enumerate(values)}
-
-
-def _draw(panel: Any, curve: Mapping[str, Any], colour: str, style: str) -> None:
-    points = curve["points"]
-    radii = [point["eps"] * NORMS[curve["norm"]].unit for point in points]
-    low, middle, high = (
-        [100 * point[key] for point in points] for key in ("low", "accuracy", "high")
-    )
-    name = curve["name"]
-    label = name if name == curve["attack"] else f"{name}, {curve['attack']}"
-    line = dict(color=colour, linestyle=style, marker="o", markersize=3.5)
-    panel.plot(radii, middle, **line, label=label, clip_on=False, zorder=3)
-    panel.fill_between(radii, low, high, color=colour, alpha=0.18, linewidth=0)
-
-
-def _title(curves: Sequence[Mapping[str, Any]]) -> str:
-    counts = sorted({curve["images"] for curve in curves})
-    images = f"{counts[0]} images" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} images"
-    levels = sorted({curve["level"] for curve in curves})
-    return f"{images}; band: {' and '.join(f'{100 * level:g} %' for level in levels)} interval"

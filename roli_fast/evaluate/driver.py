@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import RoliFastError, RunDirectoryError, describe
 from roli_fast.evaluate.assessment import SCHEMA, Assessment
 from roli_fast.evaluate.curve import plot_curves
-from roli_fast.evaluate.prepare import IDENTITY, Prepared, check_same, only_begun, prepare
+from roli_fast.evaluate.prepare import IDENTITY, Prepared, check_same, prepare
 from roli_fast.evaluate.report import PICTURE, REPORT, build_report, write_images
 from roli_fast.evaluate.rows import plan
 from roli_fast.evaluate.runner import Images, Runner
@@ -35,7 +36,6 @@ from roli_fast.running.team import Team
 
 logger = logging.getLogger("roli_fast.evaluate")
 
-OPTION = "--out"
 _LOADING = datetime.timedelta(hours=1)
 """The longest wait for the others to load data and model."""
 
@@ -72,12 +72,11 @@ def run(
     """
     ranks = ranks or Ranks.from_environment()
     with contextlib.ExitStack() as undo:
-        ready, lock, problem = None, None, None
+        ready, problem = None, None
         try:
             ready = prepare(assessment, ranks, quiet=quiet or not ranks.first)
             if ranks.first:
-                lock = _open(assessment, folder, ready, resume=resume)
-                undo.callback(lock.release)
+                undo.callback(_open(assessment, folder, ready, resume=resume).release)
         except RoliFastError as error:
             problem = error
         folder = _agree(ranks, ready, problem, folder)
@@ -90,40 +89,54 @@ def run(
         interrupt = undo.enter_context(Interrupt())
         undo.enter_context(_stops(ready.opened.model, interrupt))
         began = time.perf_counter()
-        runner = _runner(assessment, folder, ready, ranks, interrupt, quiet)
+        engine = Engine(dtype=DTYPES[assessment.search_dtype], batch_size=assessment.batch_size)
+        runner = Runner(
+            engine.bind(ready.opened.model),
+            ready.device,
+            Store(folder, hash_text(ready.found["key"])),
+            assessment.norm if assessment.save_adversarial else (),
+            interrupt.check,
+            ranks,
+            quiet,
+        )
         sets = _sets(assessment, ready)
         for images in sets:
             runner.attack_dataset(images)
         if not ranks.first:
             return None
-        done = [runner.collect(images) for images in sets]
-        report = build_report(assessment, ready, sets, done)
-        report["seconds_here"] = time.perf_counter() - began
-        if assessment.save_adversarial:
-            write_images(folder, assessment.norm, sets[0], runner.store, done[0])
-        write_json(folder / REPORT, report)
-        if report["curves"]:
-            try:
-                plot_curves(report["curves"], folder / PICTURE)
-            except Exception as error:  # a picture must not cost the report
-                logger.warning("no picture of curves: %s: %s", type(error).__name__, error)
-        return report
+        return _report(assessment, folder, ready, runner, sets, began)
+
+
+def _report(
+    assessment: Assessment,
+    folder: Path,
+    ready: Prepared,
+    runner: Runner,
+    sets: list[Images],
+    began: float,
+) -> dict[str, Any]:
+    """Write everything, once all processes are done."""
+    done = [runner.collect(images) for images in sets]
+    report = build_report(assessment, ready, sets, done)
+    report["seconds_here"] = time.perf_counter() - began
+    if assessment.save_adversarial:
+        write_images(folder, assessment.norm, sets[0], runner.store, done[0])
+    write_json(folder / REPORT, report)
+    if report["curves"]:
+        try:
+            plot_curves(report["curves"], folder / PICTURE)
+        except Exception as error:  # a picture must not cost the report
+            logger.warning("no picture of curves: %s: %s", type(error).__name__, error)
+    return report
 
 
 def _open(assessment: Assessment, folder: Path, ready: Prepared, *, resume: bool) -> RunLock:
     """The folder, made or entered, by the first process alone."""
-    begins = not resume or only_begun(folder, assessment)
-    if not begins:
+    if resume:
         say_what_changed(check_same(folder, ready.found).get("packages") or {})
+    beside = {IDENTITY: json.dumps(ready.found, indent=2) + "\n"}
     text = SCHEMA.to_yaml(assessment)
-    lock = open_folder(folder, text, resume=resume, option=OPTION)
-    try:
-        if begins:
-            write_json(folder / IDENTITY, ready.found)
-    except BaseException:
-        lock.release()
-        raise
-    return lock
+    return open_folder(folder, text, resume=resume, option="--out", beside=beside)
 
 
 def _agree(
@@ -158,31 +171,8 @@ def _stops(model: Model, interrupt: Interrupt) -> Iterator[None]:
     def check(_module: nn.Module, _inputs: tuple[Tensor, ...]) -> None:
         interrupt.check()
 
-    handle = model.register_forward_pre_hook(check)
-    try:
+    with model.register_forward_pre_hook(check):  # the handle removes itself
         yield
-    finally:
-        handle.remove()
-
-
-def _runner(  # noqa: PLR0913 - what a process works with
-    assessment: Assessment,
-    folder: Path,
-    ready: Prepared,
-    ranks: Ranks,
-    interrupt: Interrupt,
-    quiet: bool,
-) -> Runner:
-    engine = Engine(dtype=DTYPES[assessment.search_dtype], batch_size=assessment.batch_size)
-    return Runner(
-        engine.bind(ready.opened.model),
-        ready.device,
-        Store(folder, hash_text(ready.found["key"])),
-        assessment.norm if assessment.save_adversarial else (),
-        interrupt.check,
-        ranks,
-        quiet,
-    )
 
 
 def _sets(assessment: Assessment, ready: Prepared) -> list[Images]:

@@ -11,18 +11,21 @@ from torch import Tensor, nn
 
 from roli_fast.data import DataSource, ImageDataset, Splits
 from roli_fast.data.inspection import inspect_images
-from roli_fast.engine.input_gradient import Model, check_logits
+from roli_fast.engine.input_gradient import check_logits
 from roli_fast.errors import ArgumentError, RoliFastError, RunDirectoryError, describe
-from roli_fast.evaluate.assessment import PLACE_FIELDS, SCHEMA, Assessment, same_assessment
+from roli_fast.evaluate.assessment import PLACE_FIELDS, SCHEMA, Assessment
 from roli_fast.evaluate.classes import match_classes
-from roli_fast.evaluate.store import FOLDER as CHUNKS
 from roli_fast.evaluate.subject import Opened, open_model
 from roli_fast.files import naming, read_json
 from roli_fast.running.device import pick_device, pick_threads, saved_threads
 from roli_fast.running.environment import hash_samples, hash_text, packages
-from roli_fast.running.folder import CONFIG
 from roli_fast.running.ranks import Ranks
 from roli_fast.seeds import derived_generator
+
+IDENTITY = "identity.json"
+"""The file of what an evaluation's results depend on, so that a resume never mixes two."""
+
+PARTS = ("configuration", "model", "images", "pixels")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,6 @@ class Prepared:
     opened: Opened
     outputs: tuple[int, ...]
     device: torch.device
-    threads: int
     found: dict[str, Any]
 
 
@@ -46,28 +48,33 @@ def prepare(assessment: Assessment, ranks: Ranks, *, quiet: bool = True) -> Prep
     All images that will be evaluated are decoded once.
     """
     device = pick_device(ranks.device(assessment.device))
-    splits = _load(assessment.data, "data")
-    dataset = chosen(assessment, splits)
-    datasets, other = {"data": dataset}, None
+    splits = {"data": _load(assessment.data, "data")}
+    datasets = {"data": chosen(assessment, splits["data"])}
     if assessment.ood is not None:
-        other = _load(assessment.ood, "ood")
-        datasets["ood"] = chosen(assessment, other, at_most=True)
+        splits["ood"] = _load(assessment.ood, "ood")
+        datasets["ood"] = chosen(assessment, splits["ood"], at_most=True)
     hashes = inspect_images(datasets, decode=True, quiet=quiet)
-    size = dataset.image_size
-    opened = open_model(assessment.model, num_classes=splits.num_classes, image_size=size)
-    opened = replace(opened, model=_to(opened.model, device))
-    dataset, outputs, notes = _matched(assessment, opened, dataset, splits, device)
-    second = datasets.get("ood")
-    if second is not None and other is not None:
-        second, _, more = _matched(assessment, opened, second, other, device, field="ood")
-        notes += [f"ood: {note}" for note in more]
-    threads = _threads(opened.model, size, assessment)
-    opened = replace(opened, notes=(*opened.notes, *notes))
+    own, size = splits["data"], datasets["data"].image_size
+    opened = open_model(assessment.model, num_classes=own.num_classes, image_size=size)
+    if isinstance(opened.model, nn.Module):
+        opened.model.to(device)
+    matched: dict[str, ImageDataset] = {}
+    outputs: dict[str, tuple[int, ...]] = {}
+    notes = list(opened.notes)
+    for name, dataset in datasets.items():
+        count = _count_outputs(opened, dataset, device)
+        names = (splits[name].classes, opened.classes)
+        outputs[name], more = match_classes(*names, count, assessment.classes, name)
+        matched[name] = replace(dataset, labels=torch.tensor(outputs[name])[dataset.labels])
+        notes += more if name == "data" else [f"{name}: {note}" for note in more]
+    opened = replace(opened, notes=tuple(notes))
     found = identity(assessment, datasets, hashes, opened)
-    found["threads"] = threads
-    found["device"] = str(device)
-    found["packages"] = packages()
-    return Prepared(splits, dataset, second, opened, outputs, device, threads, found)
+    usual = torch.get_num_threads()
+    if isinstance(opened.model, nn.Module):
+        usual = pick_threads(opened.model, size, assessment.batch_size)
+    found |= {"threads": assessment.threads or usual, "device": str(device), "packages": packages()}
+    second = matched.get("ood")
+    return Prepared(own, matched["data"], second, opened, outputs["data"], device, found)
 
 
 def _load(source: DataSource, field: str) -> Splits:
@@ -78,44 +85,15 @@ def _load(source: DataSource, field: str) -> Splits:
         raise type(error)(f"{field}: {error}") from error
 
 
-def _threads(model: Model, size: int, assessment: Assessment) -> int:
-    if assessment.threads:
-        return assessment.threads
-    if not isinstance(model, nn.Module):
-        return torch.get_num_threads()
-    return pick_threads(model, size, assessment.batch_size)
-
-
-def _to(model: Model, device: torch.device) -> Model:
-    return model.to(device) if isinstance(model, nn.Module) else model
-
-
-def _matched(  # noqa: PLR0913 - a model and a data set meet
-    assessment: Assessment,
-    opened: Opened,
-    dataset: ImageDataset,
-    splits: Splits,
-    device: torch.device,
-    *,
-    field: str = "data",
-) -> tuple[ImageDataset, tuple[int, ...], list[str]]:
-    """The images with the outputs of the model as labels, the output of each class, and notes."""
-    count = _outputs(opened, dataset, device)
-    outputs, notes = match_classes(splits.classes, opened.classes, count, assessment.classes, field)
-    labels = torch.tensor(outputs)[dataset.labels]
-    return replace(dataset, labels=labels), outputs, notes
-
-
-def _outputs(opened: Opened, dataset: ImageDataset, device: torch.device) -> int:
+def _count_outputs(opened: Opened, dataset: ImageDataset, device: torch.device) -> int:
     """How many outputs the model has; one image goes through it, to see that the two fit."""
     x = dataset.batch(torch.tensor([0])).x.to(device)
     try:
         with torch.no_grad():
             logits: Any = opened.model(x)
-    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-        words = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # whatever a model raises for images of another size
         fix = "Set data.image_size (or model.resize) and data.channels to the model's."
-        got = f"{type(error).__name__}: {words}"
+        got = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise ArgumentError(
             describe("model", f"a model of images {tuple(x.shape[1:])}", got, fix)
         ) from error
@@ -126,14 +104,17 @@ def _outputs(opened: Opened, dataset: ImageDataset, device: torch.device) -> int
 def chosen(assessment: Assessment, splits: Splits, *, at_most: bool = False) -> ImageDataset:
     """The images of an evaluation, without augmentation, in the order of the evaluation.
 
+    Args:
+        assessment: the split, the seed, and how many images.
+        splits: of the data.
+        at_most: take all where there are fewer, as of a second data set.
+
     Raises:
         ArgumentError: more images than the split has.
     """
     dataset: ImageDataset = getattr(splits, assessment.split)
     count = assessment.images or len(dataset)
-    if at_most:  # of a second data set, as many as of the first, or all
-        count = min(count, len(dataset))
-    if count > len(dataset):
+    if count > len(dataset) and not at_most:
         raise ArgumentError(
             describe("images", f"at most {len(dataset)}, the {assessment.split} split", count)
         )
@@ -164,12 +145,6 @@ def mixed_order(labels: Tensor, seed: int) -> Tensor:
     return places.argsort(stable=True)
 
 
-IDENTITY = "identity.json"
-"""The file of what an evaluation's results depend on, so that a resume never mixes two."""
-
-PARTS = ("configuration", "model", "images", "pixels")
-
-
 def identity(
     assessment: Assessment,
     datasets: Mapping[str, ImageDataset],
@@ -188,18 +163,6 @@ def identity(
     }
     pixels = hash_text("\n".join(content for name in datasets for content in hashes[name]))
     return {**found, "key": hash_text(json.dumps(found, sort_keys=True)), "pixels": pixels}
-
-
-def only_begun(folder: Path, assessment: Assessment | None = None) -> bool:
-    """Whether a process was killed there after it wrote the configuration (this one, where one is
-    given) and before anything else."""
-    if (folder / IDENTITY).exists() or (folder / CHUNKS).exists():
-        return False
-    try:
-        saved = SCHEMA.read(folder / CONFIG)
-    except RoliFastError:
-        return False
-    return assessment is None or same_assessment(saved, assessment)
 
 
 def check_same(folder: Path, found: dict[str, Any]) -> dict[str, Any]:

@@ -41,14 +41,14 @@ class Flags:
         """Places of the samples in the order of the evaluation, by their ids."""
         return self.images.dataset.ids.argsort()
 
-    @property
-    def clean(self) -> Tensor:
-        """bool (N,): right as it is."""
-        return torch.cat([chunk.clean for chunk in self.done])[self.order]
-
     def alive(self, group: str | None) -> Tensor:
         """bool (N,), see `Chunk.alive`."""
         return torch.cat([chunk.alive(group) for chunk in self.done])[self.order]
+
+    @property
+    def clean(self) -> Tensor:
+        """bool (N,): right as it is."""
+        return self.alive("no group")
 
     def rows(self, group: str) -> dict[str, list[Found]]:
         """Part -> that row of every chunk."""
@@ -74,13 +74,12 @@ def build_report(
         | _group(own, one.group, one.threat.eps)
         for one in assessment.unseen_attacks
     ]
-    norms = {
-        threat.norm: _group(own, threat.norm, threat.eps, union_only=assessment.union_only)
-        for threat in assessment.threats
-    }
-    tables = [s for entry in (*norms.values(), *unseen) for s in entry["searches"]]
+    norms = {threat.norm: _group(own, threat.norm, threat.eps) for threat in assessment.threats}
+    if assessment.union_only:
+        norms = {norm: entry | {"robust": None} for norm, entry in norms.items()}
     shifts, union = _shifts(own, *others), own.alive(None)
-    searched = [f for chunk in own.done for f in chunk.found if not _aside(f.group)]
+    aside = (CURVE, SHIFT)  # no search of the attacks
+    searched = [f for c in own.done for f in c.found if f.group.split()[0] not in aside]
     return {
         "format": FORMAT,
         "model": {**SCHEMA.to_tree(assessment.model), **ready.opened.described},
@@ -103,7 +102,7 @@ def build_report(
         "unseen": _unseen(unseen, union, shifts),
         "shifts": shifts,
         "curves": _curves(own, Path(assessment.model.source).stem),
-        "lost": sum(table["lost"] for table in tables),
+        "lost": sum(found.lost for found in searched),
         "cost": asdict(total([*(c.cost for c in own.done), *(f.cost for f in searched)])),
         "seconds": sum(found.seconds for found in searched),
         "warnings": _warnings(own, norms),
@@ -116,13 +115,8 @@ def build_report(
     }
 
 
-def _aside(group: str) -> bool:
-    """Whether a row is no search of the attacks."""
-    return group.split()[0] in (CURVE, SHIFT)
-
-
-def _group(own: Flags, group: str, eps: float, *, union_only: bool = False) -> dict[str, Any]:
-    """One norm: its searches, and the accuracy against all of them; null with union_only."""
+def _group(own: Flags, group: str, eps: float) -> dict[str, Any]:
+    """One norm: its searches, and the accuracy against all of them."""
     attacks = {row.label: row.attack for row in _searches(own, group)}
     searches = []
     for part, found in own.rows(group).items():
@@ -140,8 +134,7 @@ def _group(own: Flags, group: str, eps: float, *, union_only: bool = False) -> d
                 "fooled_flags": to_text(fooled),
             }
         )
-    robust = None if union_only else accuracy_of(own.alive(group))
-    return {"eps": eps, "robust": robust, "searches": searches}
+    return {"eps": eps, "robust": accuracy_of(own.alive(group)), "searches": searches}
 
 
 def _searches(own: Flags, group: str) -> list[Search]:
@@ -278,51 +271,62 @@ def read_report(path: str | Path) -> Report:
 def table(report: dict[str, Any]) -> str:
     """A report as text."""
     rows = [["", "eps", "attacked", "fooled", "accuracy", "95 % interval"]]
-    rows.append(["clean", "", "", "", *_accuracy(report["clean"])])
+    rows.append(_row("clean", report["clean"]))
     for norm, entry in report["norms"].items():
-        left = None
         for search in entry["searches"]:
-            left = search["attacked"] - search["fooled"]
-            share = _percent(left / report["images"])
             counts = [str(search["attacked"]), str(search["fooled"])]
-            rows.append([f"{norm} {search['part']}", _eps(entry["eps"]), *counts, share, ""])
+            left = (search["attacked"] - search["fooled"]) / report["images"]
+            rows.append([f"{norm} {search['part']}", _eps(entry["eps"]), *counts, _percent(left)])
         if entry["robust"] is not None:
-            rows.append([f"{norm} robust", _eps(entry["eps"]), "", "", *_accuracy(entry["robust"])])
+            rows.append(_row(f"{norm} robust", entry["robust"], entry["eps"]))
     if len(report["norms"]) > 1:
-        rows.append(["union", "", "", "", *_accuracy(report["union"])])
-    rows += _unseen_rows(report["unseen"])
-    shifts = report["shifts"] or {"corruptions": {}, "ood": None}
-    for kind, levels in shifts["corruptions"].items():
-        share = sum(entry["accuracy"] for entry in levels.values()) / len(levels)
-        rows.append([f"{kind}, mean of {len(levels)}", "", "", "", _percent(share), ""])
-    if shifts["corruptions"]:
-        rows.append(["corruptions, mean", "", "", "", _percent(shifts["corruption_accuracy"]), ""])
-    if shifts["ood"]:
-        rows.append(["second data set", "", "", "", *_accuracy(shifts["ood"])])
+        rows.append(_row("union", report["union"]))
+    rows += _unseen_rows(report["unseen"]) + _shift_rows(report["shifts"])
     for curve in report["curves"] or ():
         for point in curve["points"][1:]:
             entry = point | {"interval_95": [point["low"], point["high"]]}
-            rows.append([f"curve {curve['attack']}", _eps(point["eps"]), "", "", *_accuracy(entry)])
-    return "\n".join([*align(rows), "", *_remarks(report)])
+            rows.append(_row(f"curve {curve['attack']}", entry, point["eps"]))
+    lines = align([[*row, *[""] * (len(rows[0]) - len(row))] for row in rows])
+    return "\n".join([*lines, "", *_remarks(report)])
 
 
 def _unseen_rows(unseen: dict[str, Any] | None) -> list[list[str]]:
-    """Each attack by itself, their mean, and what stays right under all of them."""
+    rows: list[list[str]] = []
     if not unseen:
-        return []
-    rows = []
-    for entry in unseen["attacks"]:
-        attacked = entry["searches"][0]["attacked"]
-        counts = [str(attacked), str(sum(search["fooled"] for search in entry["searches"]))]
-        name = f"unseen {entry['norm']} {entry['attack']}"
-        rows.append([name, _eps(entry["eps"]), *counts, *_accuracy(entry["robust"])])
-    rows.append(["unseen, mean", "", "", "", _percent(unseen["mean_accuracy"]), ""])
-    unions = {"union": "unseen, union", "union_with_norms": "norms and unseen, union"}
-    unions["union_with_corruptions"] = "norms, unseen, corruptions, union"
-    for key, name in unions.items():
-        if unseen[key]:
-            rows.append([name, "", "", "", *_accuracy(unseen[key])])
+        return rows
+    for one in unseen["attacks"]:
+        row = _row(f"unseen {one['norm']} {one['attack']}", one["robust"], one["eps"])
+        row[2] = str(one["searches"][0]["attacked"])
+        row[3] = str(sum(search["fooled"] for search in one["searches"]))
+        rows.append(row)
+    rows.append(["unseen, mean", "", "", "", _percent(unseen["mean_accuracy"])])
+    rows.append(_row("unseen, union", unseen["union"]))
+    rows.append(_row("norms and unseen, union", unseen["union_with_norms"]))
+    if whole := unseen["union_with_corruptions"]:
+        rows.append(_row("norms, unseen, corruptions, union", whole))
     return rows
+
+
+def _shift_rows(shifts: dict[str, Any] | None) -> list[list[str]]:
+    rows: list[list[str]] = []
+    if not shifts:
+        return rows
+    for kind, levels in shifts["corruptions"].items():
+        share = _percent(mean_accuracy(levels.values()))
+        rows.append([f"{kind}, mean of {len(levels)}", "", "", "", share])
+    if rows:
+        rows.append(["corruptions, mean", "", "", "", _percent(shifts["corruption_accuracy"])])
+    if shifts["ood"]:
+        rows.append(_row("second data set", shifts["ood"]))
+    return rows
+
+
+def _row(name: str, entry: dict[str, Any], eps: float | None = None) -> list[str]:
+    """What `accuracy_of` made, as a row of the table."""
+    low, high = entry["interval_95"]
+    interval = f"{100 * low:.1f} to {100 * high:.1f} %"
+    radius = "" if eps is None else _eps(eps)
+    return [name, radius, "", "", _percent(entry["accuracy"]), interval]
 
 
 def _remarks(report: dict[str, Any]) -> list[str]:
@@ -346,11 +350,6 @@ def _remarks(report: dict[str, Any]) -> list[str]:
         for search in entry["searches"]:
             lines += [f"Note: {norm} {search['part']}: {note}." for note in search["notes"]]
     return lines
-
-
-def _accuracy(entry: dict[str, Any]) -> list[str]:
-    low, high = entry["interval_95"]
-    return [_percent(entry["accuracy"]), f"{100 * low:.1f} to {100 * high:.1f} %"]
 
 
 def _percent(share: float) -> str:

@@ -77,32 +77,24 @@ class Search:
 
     @property
     def names(self) -> list[tuple[str, str]]:
-        """See `Row`."""
+        """One row."""
         return [(self.group, self.label)]
 
     def measure(self, model: SearchModel, seen: Seen) -> list[Found]:
-        """See `Row`."""
+        """Of the search; what it finds is written into `seen.images`."""
         began, alive, device = time.perf_counter(), seen.chunk.alive(self.over), seen.batch.x.device
         key = (self.seed, self.group, self.label)
         generator = derived_generator("evaluation", *key, device=device)
         fooled, found = attacked(model, seen.batch, alive.to(device), self.attack, generator)
+        row = Found(self.group, self.label, int(alive.sum()), fooled.cpu(), Cost(0, 0))
         if found is None:
-            return [Found(self.group, self.label, 0, fooled.cpu(), Cost(0, 0))]
+            return [row]
         result = found.result
         if seen.images is not None and self.group in seen.images:
             seen.images[self.group][fooled] = result.x_adv[result.fooled]
-        return [
-            Found(
-                self.group,
-                self.label,
-                int(alive.sum()),
-                fooled.cpu(),
-                result.cost,
-                int(found.lost.sum()),
-                time.perf_counter() - began,
-                result.notes,
-            )
-        ]
+        row.cost, row.notes, row.lost = result.cost, result.notes, int(found.lost.sum())
+        row.seconds = time.perf_counter() - began
+        return [row]
 
 
 @dataclass(frozen=True)
@@ -115,11 +107,11 @@ class Radii:
 
     @property
     def names(self) -> list[tuple[str, str]]:
-        """See `Row`."""
+        """A row a radius."""
         return [(f"{CURVE} {self.attack.label}", f"{radius:.9g}") for radius in self.radii]
 
     def measure(self, model: SearchModel, seen: Seen) -> list[Found]:
-        """See `Row`. The whole cost is the first radius'."""
+        """The whole cost is the first radius'."""
         curve = robustness_curve(model, [seen.batch], self.attack, self.radii, seed=self.seed)
         costs = [curve.cost, *[Cost(0, 0)] * (len(self.radii) - 1)]
         return [
@@ -139,11 +131,11 @@ class Corruption:
 
     @property
     def names(self) -> list[tuple[str, str]]:
-        """See `Row`."""
+        """One row."""
         return [(f"{SHIFT} {self.kind}", str(self.severity))]
 
     def measure(self, model: SearchModel, seen: Seen) -> list[Found]:
-        """See `Row`."""
+        """A forward on the corrupted images."""
         x = self.images.batch(torch.tensor(seen.rows)).x.to(seen.batch.x.device)
         right, cost = right_flags(model, seen.batch._replace(x=x))
         return [Found(*self.names[0], len(seen.rows), ~right.cpu(), cost)]

@@ -1,12 +1,10 @@
 """The loop over chunks of images and rows of flags; what is finished is not done again."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from roli_fast.attacks.base import Ball
 from roli_fast.attacks.objective import is_right
@@ -23,11 +21,6 @@ from roli_fast.running.ranks import Ranks
 from roli_fast.threat import check_images
 
 _POLL_SECONDS = 0.5
-
-
-def chunks(count: int, size: int) -> list[range]:
-    """Positions of each chunk: a matter of the configuration, whatever carries it out."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @dataclass(frozen=True)
@@ -52,8 +45,10 @@ class Images:
     @property
     def parts(self) -> dict[str, range]:
         """The name of each chunk and its images' places."""
-        found = enumerate(chunks(len(self.dataset), self.chunk))
-        return {f"{self.name}{number:05d}": rows for number, rows in found}
+        starts = range(0, len(self.dataset), self.chunk)
+        ends = [min(start + self.chunk, len(self.dataset)) for start in starts]
+        ranges = map(range, starts, ends)
+        return {f"{self.name}{number:05d}": rows for number, rows in enumerate(ranges)}
 
     @property
     def plan(self) -> list[tuple[str, str]]:
@@ -78,10 +73,10 @@ class Runner:
     model: SearchModel
     device: torch.device
     store: Store
-    norms: tuple[str, ...]
-    check: Callable[[], None]
-    ranks: Ranks
-    quiet: bool
+    norms: tuple[str, ...] = ()
+    check: Callable[[], None] = lambda: None
+    ranks: Ranks = Ranks()
+    quiet: bool = False
 
     def load(self, images: Images, name: str) -> Chunk | None:
         """What is saved of a chunk."""
@@ -96,9 +91,17 @@ class Runner:
         """
         parts, total = images.parts, len(images.plan)
         kept = {name: self.load(images, name) for name in parts}
-        left = [n for n, chunk in kept.items() if chunk is None or len(chunk.found) < total]
-        mine = left[self.ranks.rank :: self.ranks.world]
-        with self._bar(images, kept, mine) as advance:
+        done = {name: c for name, c in kept.items() if c is not None and len(c.found) == total}
+        mine = [name for name in parts if name not in done][self.ranks.rank :: self.ranks.world]
+        title = f"evaluate {images.name}".strip(" -")
+        bar = progress_bar(
+            title if self.ranks.world == 1 else f"{title}, process 1/{self.ranks.world}",
+            total=sum(len(parts[name]) for name in mine),
+            quiet=self.quiet or not self.ranks.first or not mine,
+            smoothing=0.0,  # rows differ, chunks do not: the mean is the better guess
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+        )
+        with bar:
             for name in mine:
                 self.check()
                 rows = parts[name]
@@ -107,22 +110,18 @@ class Runner:
                 batch = Batch(*(tensor.to(self.device) for tensor in (x, y, ids)))
                 size = self.model.engine.batch_size or len(rows)
                 with memory_guard("--batch_size", size, self.device):
-                    self._measure(images, name, kept[name], batch, advance)
+                    chunk = kept[name] or self._begin(images, name, batch)
+                    for made in self._measure(images, chunk, batch):
+                        bar.update(made * len(rows) / max(1, total))
+                done[name] = chunk
+                robust = sum(int(one.alive(None).sum()) for one in done.values())
+                count = sum(len(one.ids) for one in done.values())
+                bar.set_postfix_str(f"robust {100 * robust / count:.1f} % of {count}")
 
-    def _measure(
-        self,
-        images: Images,
-        name: str,
-        chunk: Chunk | None,
-        batch: Batch,
-        advance: Callable[[Chunk], None],
-    ) -> None:
-        """Bring one chunk to its end."""
-        if chunk is None:
-            chunk = self._begin(images, name, batch)
-            self.store.save(chunk)
+    def _measure(self, images: Images, chunk: Chunk, batch: Batch) -> Iterator[int]:
+        """Bring one chunk to its end, measurement by measurement; gives how many rows each has."""
         saved = self.store.images(chunk, batch.x, self.norms) if self.norms else None
-        seen = Seen(chunk, images.parts[name], batch, saved)
+        seen = Seen(chunk, images.parts[chunk.name], batch, saved)
         done = 0
         for row in images.rows:
             done += len(row.names)
@@ -130,8 +129,8 @@ class Runner:
                 del chunk.found[done - len(row.names) :]
                 chunk.found += row.measure(self.model, seen)
                 self.store.save(chunk, saved)
-                advance(chunk)
                 self.check()
+            yield len(row.names)
 
     def _begin(self, images: Images, name: str, batch: Batch) -> Chunk:
         """One forward on the images as they are, and a look for signs in the first chunk."""
@@ -139,45 +138,21 @@ class Runner:
         signs: dict[str, str] = {}
         with InputGradient(plain(self.model)) as gradient, torch.no_grad():
             logits = gradient.evaluate(x, y, cross_entropy)[1]
-            _check_numbers(logits, images.dataset, rows)
+            if broken := logits.isnan().any(1).nonzero()[:, 0].tolist():
+                names = ", ".join(images.dataset.name(rows[place]) for place in broken[:5])
+                got = f"NaN for {len(broken)} of {len(logits)}: {names}"
+                fix = "Look for a division by zero, or an overflow in half precision."
+                raise ArgumentError(
+                    describe("model", "numbers as logits of clean images", got, fix)
+                )
             right = is_right(logits, y)
             if images.ball and rows.start == 0:
                 ball, draws = images.ball
                 found = before_attack(gradient, x, y, right, ball, draws=draws)
                 signs = {sign.kind: sign.text for sign in found}
-            return Chunk(name, batch.ids.tolist(), right.cpu(), gradient.cost, signs)
-
-    @contextlib.contextmanager
-    def _bar(
-        self, images: Images, kept: dict[str, Chunk | None], mine: list[str]
-    ) -> Iterator[Callable[[Chunk], None]]:
-        """Within: a bar over this process's share, with the robust accuracy so far; it gives what
-        is to be called after each row of a chunk."""
-        total, world, parts = max(1, len(images.plan)), self.ranks.world, images.parts
-        shown = {n: c for n, c in kept.items() if c is not None and len(c.found) == total}
-        counted = {n: len(c.found) if (c := kept[n]) else 0 for n in mine}
-        title = f"evaluate {images.name}".strip(" -")
-        bar = progress_bar(
-            title if world == 1 else f"{title}, process {self.ranks.rank + 1}/{world}",
-            total=sum(len(parts[name]) for name in mine),
-            initial=sum(counted[name] * len(parts[name]) for name in mine) / total,
-            quiet=self.quiet or not self.ranks.first or not mine,
-            smoothing=0.0,  # rows differ, chunks do not: the mean is the better guess
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-        )
-
-        def advance(chunk: Chunk) -> None:
-            shown[chunk.name] = chunk
-            count = sum(len(c.ids) for c in shown.values())
-            robust = sum(int(c.alive(None).sum()) for c in shown.values())
-            bar.set_postfix_str(f"robust {100 * robust / count:.1f} % of {count}", refresh=False)
-            bar.update((len(chunk.found) - counted[chunk.name]) * len(chunk.ids) / total)
-            counted[chunk.name] = len(chunk.found)
-
-        try:
-            yield advance
-        finally:
-            bar.close()
+            chunk = Chunk(name, batch.ids.tolist(), right.cpu(), gradient.cost, signs)
+        self.store.save(chunk)
+        return chunk
 
     def collect(self, images: Images) -> list[Chunk]:
         """Every chunk, once all processes are done."""
@@ -188,12 +163,3 @@ class Runner:
                 time.sleep(_POLL_SECONDS)
             done.append(chunk)
         return done
-
-
-def _check_numbers(logits: Tensor, dataset: ImageDataset, rows: range) -> None:
-    broken = logits.isnan().any(1).nonzero()[:, 0].tolist()
-    if broken:
-        names = ", ".join(dataset.name(rows[place]) for place in broken[:5])
-        got = f"NaN for {len(broken)} of {len(logits)}: {names}"
-        fix = "Look for a division by zero, or an overflow in half precision."
-        raise ArgumentError(describe("model", "numbers as logits of clean images", got, fix))

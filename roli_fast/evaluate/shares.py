@@ -53,8 +53,6 @@ def standard_error(accuracy: float, count: int) -> float:
     """
     if not 0 <= accuracy <= 1:
         raise ArgumentError(describe("accuracy", "a share in [0, 1]", accuracy))
-    if count < 1:
-        raise ArgumentError(describe("count", "at least one image", count))
     return math.sqrt(accuracy * (1 - accuracy) / count)
 
 
@@ -82,31 +80,24 @@ def wilson_interval(
         (low, high), shares in [0, 1].
 
     Raises:
-        ArgumentError: a number is out of range.
+        ArgumentError: counts that cannot be, or a level out of range.
     """
-    _check(right, count, level, population)
+    if not (0 <= right <= count and 1 <= count and (population is None or count <= population)):
+        expected = "counts with 0 <= right <= count <= population and 1 <= count"
+        got = f"{right}, {count}, {population}"
+        raise ArgumentError(describe("right, count, population", expected, got))
+    if not 0 < level < 1:
+        raise ArgumentError(describe("level", "a share in (0, 1), 0.95 say", level))
     share, size = right / count, float(count)
+    lowest, highest = 0.0, 1.0
     if population is not None:
         if count == population:
             return share, share
         size = count * (population - 1) / (population - count)
+        lowest, highest = right / population, 1 - (count - right) / population
     z = NormalDist().inv_cdf((1 + level) / 2)
     shrink = 1 + z * z / size
     middle = (share + z * z / (2 * size)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
-    lowest, highest = 0.0, 1.0
-    if population is not None:
-        lowest, highest = right / population, 1 - (count - right) / population
     low = lowest if right == 0 else max(middle - half, lowest)
     return low, highest if right == count else min(middle + half, highest)
-
-
-def _check(right: int, count: int, level: float, population: int | None) -> None:
-    if count < 1:
-        raise ArgumentError(describe("count", "at least one image", count))
-    if not 0 <= right <= count:
-        raise ArgumentError(describe("right", f"a number of images from 0 to {count}", right))
-    if not 0 < level < 1:
-        raise ArgumentError(describe("level", "a share in (0, 1), 0.95 say", level))
-    if population is not None and population < count:
-        raise ArgumentError(describe("population", f"at least the {count} images seen", population))

@@ -39,11 +39,6 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def is_weight_file(source: str) -> bool:
-    """Whether `source` names a file of weights, present or not."""
-    return Path(source).suffix in WEIGHTS or Path(source).is_file()
-
-
 def open_model(subject: Subject, *, num_classes: int, image_size: int) -> Opened:
     """Open a subject.
 
@@ -57,38 +52,33 @@ def open_model(subject: Subject, *, num_classes: int, image_size: int) -> Opened
         CheckpointError: a weight file that is missing, damaged or does not fit.
     """
     source = subject.source
-    folder = Path(source)
-    if folder.is_dir():
-        path = weight_file(folder)
+    path = Path(source)
+    if path.is_dir():
+        path = weight_file(path)
         logger.info("model: %s", path)
-        return _file(subject, path)
     if source.startswith(zoo.PREFIX):
         entry = zoo.find(source.removeprefix(zoo.PREFIX))
         name = subject.name or entry.architecture
         return _foreign(subject, source, zoo.local_file(source), name, image_size)
-    if is_weight_file(source):
-        if read_card(source):
-            return _file(subject, folder)
+    if path.suffix in WEIGHTS or path.is_file():
+        if read_card(path):
+            _nothing_beside(subject, f"'{path}', which names its own architecture")
+            model = models.load(path)
+            described = {"file": str(path), "architecture": model.card["name"]}
+            return _opened(model, described, tuple(model.card["classes"]))
         if not subject.name:
-            models.read_state_dict(source)  # a missing or damaged file is told as such
+            models.read_state_dict(path)  # a missing or damaged file is told as such
             fix = "Add --model.name with its timm architecture, and its --model.options."
             raise ConfigError(
                 describe("model", "a file that names its architecture", f"'{source}'", fix)
             )
-        return _foreign(subject, source, folder, subject.name, image_size)
+        return _foreign(subject, source, path, subject.name, image_size)
     if ":" in source:
         return _made(subject)
     if "/" in source:
         kinds = "a weight file, a run's folder, zoo:NAME, module:factory or a timm architecture"
         raise ConfigError(describe("model", kinds, f"'{source}', which does not exist"))
     return _architecture(subject, num_classes, image_size)
-
-
-def _file(subject: Subject, path: Path) -> Opened:
-    _nothing_beside(subject, f"'{path}', which names its own architecture")
-    model = models.load(path)
-    described = {"file": str(path), "architecture": model.card["name"]}
-    return _opened(model, described, tuple(model.card["classes"]))
 
 
 def _foreign(subject: Subject, source: str, path: Path, name: str, image_size: int) -> Opened:
@@ -118,27 +108,19 @@ def _model(subject: Subject, **more: Any) -> models.Model:
 
 
 def _made(subject: Subject) -> Opened:
+    """What a module or a function of the user's gives."""
     _nothing_beside(subject, subject.source)
     module, _, name = subject.source.partition(":")
-    expected = "module:factory that can be imported"
     try:
         factory = getattr(importlib.import_module(module), name)
+        model = factory if isinstance(factory, nn.Module) else factory()
     except RoliFastError:
         raise
-    except Exception as error:  # whatever someone's module raises while it is imported
-        fix = "It is looked for as Python does, from the current folder on."
-        got = f"'{subject.source}' ({type(error).__name__}: {error})"
-        raise ConfigError(describe("model", expected, got, fix)) from error
-    if not callable(factory):
-        raise ConfigError(describe("model", "a function", f"'{subject.source}', {factory!r}"))
-    try:
-        model = factory() if not isinstance(factory, nn.Module) else factory
-    except RoliFastError:
-        raise
-    except Exception as error:  # whatever someone's function raises
+    except Exception as error:  # whatever someone's module or function raises
+        fix = "It is looked for from the current folder on, and called without arguments."
         got = f"'{subject.source}' that raised {type(error).__name__}: {error}"
-        fix = "It is called without arguments."
-        raise ConfigError(describe("model", "a factory that returns a model", got, fix)) from error
+        expected = "module:factory that gives a model"
+        raise ConfigError(describe("model", expected, got, fix)) from error
     if not callable(model):
         got = f"{type(model).__name__} from '{subject.source}'"
         raise ConfigError(describe("model", "a factory that returns a model", got))

@@ -35,7 +35,8 @@ def columns(attack: Attack, threat: ThreatModel) -> dict[str, Attack]:
     """
     fields: dict[str, Any] = vars(attack)
     if not threat.other_norms or fields.get("norm") or fields.get("norms"):
-        return _one(attack.under(threat))
+        one = attack.under(threat)
+        return {one.label: one}
     for name in ("eps", "step_size"):
         if fields.get(name) is not None:
             what = f"null for an attack in several norms ({', '.join(t.norm for t in threat.each)})"
@@ -43,11 +44,7 @@ def columns(attack: Attack, threat: ThreatModel) -> dict[str, Attack]:
             raise ArgumentError(describe(name, what, fields[name], fix))
     each = {alone.norm: attack.under(alone) for alone in threat.each}
     first = each[threat.norm]
-    return _one(first) if all(other == first for other in each.values()) else each
-
-
-def _one(attack: Attack) -> dict[str, Attack]:
-    return {attack.label: attack}
+    return {first.label: first} if all(other == first for other in each.values()) else each
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
     Raises:
         ConfigError: an attack that has no one ball, a radius without its norm, or two alike.
     """
-    found: list[Unseen] = []
+    found: dict[str, Unseen] = {}
     for attack in attacks:
         try:
             if isinstance(attack, BallAttack) and attack.norm is None and attack.eps is not None:
@@ -85,10 +82,9 @@ def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
         for one in under:
             if not isinstance(one, BallAttack) or one.norm is None or one.eps is None:
                 raise ConfigError(describe("unseen", "attacks in one ball", one.label))
-            found.append(Unseen(ThreatModel(one.norm, one.eps, threat.bounds), one))
             _ = one.parts  # raises where a part cannot take these settings
-    names = [one.group for one in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(describe("unseen", "different attacks", f"{', '.join(twice)} twice"))
-    return found
+            own = Unseen(ThreatModel(one.norm, one.eps, threat.bounds), one)
+            if own.group in found:
+                raise ConfigError(describe("unseen", "different attacks", f"{own.group} twice"))
+            found[own.group] = own
+    return list(found.values())

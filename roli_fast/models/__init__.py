@@ -1,7 +1,7 @@
 """Classifiers that take images in [0, 1] and normalise inside."""
 
-from roli_fast.models.factory import Classifier as Classifier
-from roli_fast.models.factory import Model as Model
+from roli_fast.models.classifier import Classifier as Classifier
+from roli_fast.models.classifier import Model as Model
 from roli_fast.models.factory import create as create
 from roli_fast.models.factory import imagenet_synsets as imagenet_synsets
 from roli_fast.models.factory import load as load

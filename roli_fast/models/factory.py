@@ -1,163 +1,38 @@
-"""Any timm architecture as a classifier of images in [0, 1]."""
+"""Any timm architecture as a classifier of images in [0, 1]: built, and opened from a file."""
 
 import contextlib
 import difflib
 import importlib
 import logging
-from dataclasses import dataclass, field, replace
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants
 from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
-from torch import Tensor, nn
+from torch import nn
 
 from roli_fast import zoo
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.files import naming
-from roli_fast.models.layers import Normalize, Resize
+from roli_fast.models.classifier import Classifier, Model, head_name
 from roli_fast.models.normalization import choose_normalization
-from roli_fast.models.options import check_options, first_line, hub_within_seconds, refusal
 from roli_fast.models.weights import load_backbone, read_card, read_state_dict, read_weights
 from roli_fast.seeds import derive_seed
 
 logger = logging.getLogger("roli_fast.models")
 
-EXTENSIONS = {"tuning": ("roli_fast.peft", "rebuild")}
-"""Key of a card -> module and function that rebuild it on a plain classifier, before the weights
-are loaded. Named and not imported: peft stands above models, and loads for the files that need
-it."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """Which network, and where its weights come from.
-
-    Args:
-        name: timm architecture, "vit_base_patch16_224" say, or one of the CIFAR networks that are
-            registered there: preact_resnet18, wide_resnet28_10_cifar, wide_resnet34_20_cifar,
-            wide_resnet70_16_cifar.
-        weights: local .safetensors or .pth file of the backbone, or zoo:NAME for one that
-            `python -m roli_fast.zoo get NAME` fetched; loaded strictly, its head is left aside.
-            Null starts from random weights.
-        pretrained: download timm's own weights of this architecture (asks the network).
-        options: further arguments of `timm.create_model`, {img_size: 32, drop_path_rate: 0.1} say.
-        mean: channel means of the normalisation; null takes what the weight file was trained with
-            where that is known, else timm's own; the log says which.
-        std: channel standard deviations; null likewise.
-        resize: size to which images are resized inside the model; the attack sees the original
-            pixels (RoLI does so for CIFAR). Null passes them as they are.
-    """
-
-    name: str = "vit_tiny_patch16_224"
-    weights: str | None = None
-    pretrained: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    resize: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights and self.pretrained:
-            raise ArgumentError(
-                describe("pretrained", "false where `weights` names a file", "true", "Choose one.")
-            )
-
-
-class Classifier(nn.Module):
-    """resize -> normalise -> backbone with head. Images (B, 3, H, W) in [0, 1] -> logits (B, C).
-
-    The number of channels is that of `mean`: three, or options["in_chans"].
-    """
-
-    def __init__(self, backbone: nn.Module, config: Model, mean: Any, std: Any) -> None:
-        super().__init__()
-        self.resize = Resize(config.resize) if config.resize else nn.Identity()
-        self.normalize = Normalize(mean, std)
-        self.backbone = backbone
-        self.config = config
-        self.head_sees_features: bool | None = None  # not known before an image went through
-        self.card: dict[str, Any] = {
-            "name": config.name,
-            "options": dict(config.options),
-            "mean": list(mean),
-            "std": list(std),
-            "resize": config.resize,
-        }
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.backbone(self.normalize(self.resize(x)))
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the head sees, (B, D).
-
-        Raises:
-            ArgumentError: the head on the features does not give the model's logits, as in VOLO,
-                which adds those of a second head.
-        """
-        if self.head_sees_features is None:
-            self.check_features(x[:1])
-        self._check_one_head()
-        return self._features(self.normalize(self.resize(x)))
-
-    def _features(self, x: Tensor) -> Tensor:
-        maps = self.backbone.forward_features(x)  # type: ignore[operator]
-        return self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-
-    def check_features(self, x: Tensor) -> None:
-        """Note whether head(features(x)) are the logits of `x`, in eval mode: probes, tunings and
-        analyses rely on it, and once for a network is enough."""
-        modes = [(module, module.training) for module in self.modules()]
-        try:
-            self.eval()
-            with torch.no_grad():
-                x = self.normalize(self.resize(x))
-                logits, layer = self.backbone(x), self._classifier()
-                if not isinstance(layer, nn.Linear):
-                    return  # refused where a head is asked for
-                try:
-                    own = layer(self._features(x))
-                except (AttributeError, TypeError, RuntimeError):  # no such way, another shape
-                    own = logits[:, :0]
-                scale = float(logits.abs().max())
-                self.head_sees_features = own.shape == logits.shape and torch.allclose(
-                    own, logits, rtol=0, atol=1e-3 * scale, equal_nan=True
-                )
-        finally:
-            for module, mode in modes:
-                module.training = mode
-
-    @property
-    def head_name(self) -> str:
-        """Module path of the head inside this model, "backbone.head" say."""
-        head = self._classifier()
-        for name, module in self.named_modules():
-            if module is head:
-                return name
-        raise self._no_single_head(head)
-
-    def _classifier(self) -> object:
-        """timm's answer; some backbones have none."""
-        return getattr(self.backbone, "get_classifier", lambda: None)()  # type: ignore[operator]
-
-    @property
-    def head(self) -> nn.Linear:
-        """The linear layer from features to logits."""
-        head = self.get_submodule(self.head_name)
-        if not isinstance(head, nn.Linear):
-            raise self._no_single_head(head)
-        self._check_one_head()
-        return head
-
-    def _check_one_head(self) -> None:
-        if self.head_sees_features is False:
-            got = f"{self.config.name}, whose logits are not head(features)"
-            raise ArgumentError(describe("model.name", "an architecture with one linear head", got))
-
-    def _no_single_head(self, head: object) -> ArgumentError:
-        got = f"{self.config.name} with {type(head).__name__}"
-        return ArgumentError(describe("model.name", "an architecture with one linear head", got))
+ELSEWHERE = {
+    "num_classes": "The data says how many there are.",
+    "pretrained": "Set model.pretrained.",
+    "checkpoint_path": "Set model.weights.",
+}
+"""Argument of `timm.create_model` that is no option here -> what takes its place."""
 
 
 def create(
@@ -191,21 +66,81 @@ def create(
         raise ArgumentError(describe("num_classes", "an integer >= 1", num_classes))
     path = _local_weights(config)
     card = read_card(path) if path else {}
-    if extended := [key for key in EXTENSIONS if key in card]:
-        raise CheckpointError(_not_plain(config, {key: card[key] for key in extended}))
+    if "tuning" in card:
+        got = f"'{config.weights}' with {card['tuning']}"
+        fix = "Load it with models.load; peft.merge and save_model make a plain file of a LoRA "
+        fix += "model."
+        raise CheckpointError(describe("weights", "the weights of a plain backbone", got, fix))
     if with_head:
         _check_head(config, card, num_classes)
     backbone = _timm_model(config, num_classes, seed)
     file = read_weights(path) if path else None
-    mean, std = choose_normalization(
-        config, file, config.weights, getattr(backbone, "pretrained_cfg", {})
-    )
+    mean, std = choose_normalization(config, file, getattr(backbone, "pretrained_cfg", {}))
     model = Classifier(backbone, config, mean, std)
     if image_size is not None:
         _check_image_size(model, config.resize or image_size)
     if file:
         load_backbone(model, file, with_head=with_head)
     return model
+
+
+def load(path: str | Path) -> Classifier:
+    """A classifier that training saved, head and normalisation included.
+
+    Args:
+        path: a best.safetensors or last.safetensors of a run.
+
+    Returns:
+        The model in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, C). `card["classes"]`
+        names the outputs.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or was not written by this package.
+    """
+    card = read_card(path)
+    if not card:
+        read_state_dict(path)  # a missing or damaged file is told as such
+        fix = "For other files: create(Model(name, weights=path), num_classes=C)."
+        expected = "a model file with roli_fast's card"
+        raise CheckpointError(describe("path", expected, f"'{path}'", fix))
+    with naming(path, CheckpointError, "path", "a card that describes a model of this version"):
+        mean, std = tuple(card["mean"]), tuple(card["std"])
+        config = Model(card["name"], options=card["options"], mean=mean, std=std)
+        config = replace(config, resize=card["resize"])
+        model = create(config, num_classes=card["num_classes"])
+        model.card["classes"] = card["classes"]
+        if "tuning" in card:  # peft stands above models, and loads for the files that need it
+            importlib.import_module("roli_fast.peft").rebuild(model, card["tuning"])
+        load_backbone(model, path, with_head=True)
+    return model.eval()
+
+
+def restore(config: Model, *, image_size: int | None = None) -> Classifier:
+    """A classifier from a weight file that does not name its architecture, head included.
+
+    Args:
+        config: architecture and file; the number of outputs is that of the file's head.
+        image_size: as for `create`.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        ArgumentError: as `create`.
+        CheckpointError: no file, one without a head, or one that does not fit.
+    """
+    path = _local_weights(config)
+    if path is None:
+        raise CheckpointError(describe("weights", "a weight file", config.weights))
+    file = read_weights(path)
+    head = head_name(_timm_model(replace(config, weights=None), 1, seed=0))
+    weight = file.state.get(f"{head}.weight")
+    if weight is None:
+        fix = "A backbone alone classifies nothing: train a head first."
+        raise CheckpointError(describe("weights", f"a file with {head}.weight", f"'{path}'", fix))
+    model = create(config, num_classes=len(weight), image_size=image_size)
+    load_backbone(model, file, with_head=True)
+    return model.eval()
 
 
 def trained_classes(config: Model) -> tuple[str, ...]:
@@ -247,104 +182,29 @@ def _local_weights(config: Model) -> Path | None:
     """The weight file on this disk; a published one must be of the architecture that is built."""
     if not config.weights:
         return None
-    entry = zoo.named(config.weights)
-    by_name = config.weights.startswith(zoo.PREFIX)
-    if entry and by_name and entry.architecture != config.name.split(".")[0]:
-        got = f"{config.name} with weights of {entry.architecture} ({config.weights})"
-        fix = "Set model.name, or choose another file: `python -m roli_fast.zoo list`."
-        raise ArgumentError(describe("model.name", entry.architecture, got, fix))
+    if config.weights.startswith(zoo.PREFIX):
+        expected = zoo.find(config.weights.removeprefix(zoo.PREFIX)).architecture
+        if expected != config.name.split(".")[0]:
+            got = f"{config.name} with weights of {expected} ({config.weights})"
+            fix = "Set model.name, or choose another file: `python -m roli_fast.zoo list`."
+            raise ArgumentError(describe("model.name", expected, got, fix))
     return zoo.local_file(config.weights)
-
-
-def load(path: str | Path) -> Classifier:
-    """A classifier that training saved, head and normalisation included.
-
-    Args:
-        path: a best.safetensors or last.safetensors of a run.
-
-    Returns:
-        The model in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, C). `card["classes"]`
-        names the outputs.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or was not written by this package.
-    """
-    card = read_card(path)
-    if not card:
-        read_state_dict(path)  # a missing or damaged file is told as such
-        raise CheckpointError(
-            describe(
-                "path",
-                "a model file with roli_fast's card",
-                f"'{path}'",
-                "For other files: create(Model(name, weights=path), num_classes=C).",
-            )
-        )
-    with naming(path, CheckpointError, "path", "a card that describes a model of this version"):
-        config = Model(
-            name=card["name"],
-            options=card["options"],
-            mean=tuple(card["mean"]),
-            std=tuple(card["std"]),
-            resize=card["resize"],
-        )
-        model = create(config, num_classes=card["num_classes"])
-        model.card["classes"] = card["classes"]
-        for key, (module, function) in EXTENSIONS.items():
-            if key not in card:
-                continue
-            with naming(path, CheckpointError, key, "what this version can build"):
-                getattr(importlib.import_module(module), function)(model, card[key])
-        load_backbone(model, path, with_head=True)
-    return model.eval()
-
-
-def restore(config: Model, *, image_size: int | None = None) -> Classifier:
-    """A classifier from a weight file that does not name its architecture, head included.
-
-    Args:
-        config: architecture and file; the number of outputs is that of the file's head.
-        image_size: as for `create`.
-
-    Returns:
-        The model in eval mode.
-
-    Raises:
-        ArgumentError: as `create`.
-        CheckpointError: no file, one without a head, or one that does not fit.
-    """
-    path = _local_weights(config)
-    if path is None:
-        raise CheckpointError(describe("weights", "a weight file", config.weights))
-    file = read_weights(path)
-    plain = _timm_model(replace(config, weights=None), 1, seed=0)
-    head = Classifier(plain, config, [0.0], [1.0]).head_name.removeprefix("backbone.")
-    weight = file.state.get(f"{head}.weight")
-    if weight is None:
-        fix = "A backbone alone classifies nothing: train a head first."
-        raise CheckpointError(describe("weights", f"a file with {head}.weight", f"'{path}'", fix))
-    model = create(config, num_classes=len(weight), image_size=image_size)
-    load_backbone(model, file, with_head=True)
-    return model.eval()
 
 
 def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
     if not timm.is_model(config.name.split(".")[0]):
         near = difflib.get_close_matches(config.name, timm.list_models(), n=5)
-        raise ArgumentError(
-            describe(
-                "model.name",
-                "a timm architecture (`timm.list_models()`)",
-                repr(config.name),
-                f"Similar: {', '.join(near)}." if near else "",
-            )
-        )
-    check_options(config.options)
+        fix = f"Similar: {', '.join(near)}." if near else ""
+        expected = "a timm architecture (`timm.list_models()`)"
+        raise ArgumentError(describe("model.name", expected, repr(config.name), fix))
+    for name in config.options.keys() & ELSEWHERE:
+        field, value = f"model.options.{name}", config.options[name]
+        raise ArgumentError(describe(field, "nothing", value, ELSEWHERE[name]))
     with torch.random.fork_rng(devices=[]):
         # the CPU's generator alone: torch.manual_seed would reseed every GPU's too, for good
         torch.default_generator.manual_seed(derive_seed(seed, "model"))
         try:
-            with hub_within_seconds() if config.pretrained else contextlib.nullcontext():
+            with _hub_within_seconds() if config.pretrained else contextlib.nullcontext():
                 return timm.create_model(
                     config.name,
                     pretrained=config.pretrained,
@@ -356,25 +216,55 @@ def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
 
 
 def _not_built(config: Model, error: Exception) -> ArgumentError:
+    text = _first_line(error)
     if config.pretrained and not isinstance(error, TypeError):
-        return ArgumentError(
-            describe(
-                "model.pretrained",
-                f"weights of {config.name} that timm can download",
-                first_line(error),
-                "Pass a local file as model.weights where there is no network.",
-            )
-        )
-    return refusal(config.name, config.options, error)
-
-
-def _not_plain(config: Model, found: dict[str, Any]) -> str:
-    return describe(
-        "weights",
-        "the weights of a plain backbone",
-        f"'{config.weights}' with {found}",
-        "Load it with models.load; peft.merge and save_model make a plain file of a LoRA model.",
+        expected = f"weights of {config.name} that timm can download"
+        fix = "Pass a local file as model.weights where there is no network."
+        return ArgumentError(describe("model.pretrained", expected, text, fix))
+    fix = ""
+    if "'img_size'" in text:
+        fix = f"{config.name} is built for no particular size: leave img_size out; data.image_size "
+        fix += "or model.resize set the size of the images."
+    expected = f"options that timm's {config.name} can be built with"
+    return ArgumentError(
+        describe("model.options", expected, f"{dict(config.options)} ({text})", fix)
     )
+
+
+@contextlib.contextmanager
+def _hub_within_seconds() -> Iterator[None]:
+    """Within, timm takes published weights from the cache where the hub gives no answer: its client
+    would try again for a minute and more.
+
+    Raises:
+        OSError: they were needed, and are not in the cache.
+    """
+    reason, before = _silent_hub(), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or bool(reason)
+    try:
+        yield
+    except OSError as error:  # what the hub's client raises
+        if reason:
+            raise OSError(f"no answer from {constants.ENDPOINT} ({reason})") from error
+        raise
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _silent_hub() -> str:
+    """Why the hub gives no answer; empty where it does."""
+    try:
+        urllib.request.build_opener().open(constants.ENDPOINT, timeout=5).close()
+    except urllib.error.HTTPError as error:  # an answer
+        error.close()
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    """The error's first line, or its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_image_size(model: Classifier, size: int) -> None:
@@ -383,12 +273,8 @@ def _check_image_size(model: Classifier, size: int) -> None:
     try:
         model.check_features(torch.rand(1, len(model.card["mean"]), size, size, generator=draw))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ArgumentError(
-            describe(
-                "image_size",
-                f"images that {model.config.name} takes",
-                f"{size}x{size} ({first_line(error)})",
-                "Set data.image_size to the model's size, or model.resize to resize inside the "
-                "model, or model.options {img_size: ...} to build the model for this size.",
-            )
-        ) from error
+        fix = "Set data.image_size to the model's size, or model.resize to resize inside the "
+        fix += "model, or model.options {img_size: ...} to build the model for this size."
+        expected = f"images that {model.config.name} takes"
+        got = f"{size}x{size} ({_first_line(error)})"
+        raise ArgumentError(describe("image_size", expected, got, fix)) from error

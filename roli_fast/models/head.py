@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
 
-from roli_fast.errors import ArgumentError, CheckpointError, describe
+from roli_fast.errors import CheckpointError, check_choice, describe
 from roli_fast.files import write_tensors
-from roli_fast.models.factory import Classifier
+from roli_fast.models.classifier import Classifier
 from roli_fast.models.weights import check_finite, fingerprint, read_card, read_state_dict
-from roli_fast.seeds import derive_seed
+from roli_fast.seeds import derived_generator
 
 CARD = "roli_fast_head"
 
@@ -37,22 +36,16 @@ def init_head(model: Classifier, init: HeadInit, *, seed: int = 0) -> None:
     Raises:
         ArgumentError: another `init`, or a model without a linear head.
     """
-    if init not in get_args(HeadInit):
-        known = ", ".join(get_args(HeadInit))
-        raise ArgumentError(describe("init", f"one of: {known}", repr(init)))
+    check_choice("init", init, get_args(HeadInit))
     head = model.head
-    if init == "zero":
-        nn.init.zeros_(head.weight)
+    if init == "default":
+        return
+    scale = {"zero": 0.0, "small": SMALL_STD, "kaiming": math.sqrt(2 / head.out_features)}[init]
+    drawn = torch.randn(head.weight.shape, generator=derived_generator(seed, "head"))
+    with torch.no_grad():
+        head.weight.copy_(drawn * scale)
         if head.bias is not None:
-            nn.init.zeros_(head.bias)
-    elif init != "default":
-        wide = init == "kaiming"
-        generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
-        drawn = torch.randn(head.weight.shape, generator=generator)
-        with torch.no_grad():
-            head.weight.copy_(drawn * (math.sqrt(2 / head.out_features) if wide else SMALL_STD))
-            if head.bias is not None:
-                head.bias.fill_(-math.log(99) if wide else 0.0)
+            head.bias.fill_(-math.log(99) if init == "kaiming" else 0.0)
 
 
 def backbone_fingerprint(model: Classifier, *, without: Collection[str] = ()) -> str:
@@ -74,7 +67,7 @@ def backbone_fingerprint(model: Classifier, *, without: Collection[str] = ()) ->
 def save_head(model: Classifier, path: str | Path) -> None:
     """Write the head (C x D and C floats) and the fingerprint of the backbone it was trained on."""
     card = {"backbone": backbone_fingerprint(model), "name": model.config.name}
-    write_tensors(Path(path), _tensors(model.head), {CARD: json.dumps(card)})
+    write_tensors(Path(path), dict(model.head.named_parameters()), {CARD: json.dumps(card)})
 
 
 def load_head(model: Classifier, path: str | Path) -> None:
@@ -84,36 +77,21 @@ def load_head(model: Classifier, path: str | Path) -> None:
         CheckpointError: the file is unreadable, its shapes differ, or it was trained on another
             backbone.
     """
-    state = read_state_dict(path)
-    own = _tensors(model.head)
-    if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
-        raise CheckpointError(
-            describe(
-                "head",
-                f"tensors {_shapes(own)}",
-                f"'{path}' with {_shapes(state)}",
-                "The head must come from the same architecture and the same number of classes.",
-            )
-        )
+    state, own = read_state_dict(path), dict(model.head.named_parameters())
+    found, expected = (
+        ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in sorted(tensors))
+        for tensors in (state, own)
+    )
+    if found != expected:
+        fix = "The head must come from the same architecture and the same number of classes."
+        got = f"'{path}' with {found}"
+        raise CheckpointError(describe("head", f"tensors {expected}", got, fix))
     check_finite(state, path)
     card = read_card(path, CARD)
     if card.get("backbone") not in (None, backbone_fingerprint(model)):
-        raise CheckpointError(
-            describe(
-                "head",
-                "a head trained on this very backbone",
-                f"'{path}', trained on other weights of {card.get('name')}",
-                "Load the backbone weights that stage 1 used.",
-            )
-        )
+        got = f"'{path}', trained on other weights of {card.get('name')}"
+        fix = "Load the backbone weights that stage 1 used."
+        raise CheckpointError(describe("head", "a head trained on this very backbone", got, fix))
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
-
-
-def _tensors(head: nn.Linear) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in head.named_parameters()}
-
-
-def _shapes(state: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(state.items()))

@@ -25,7 +25,6 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.folded = False
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise ArgumentError(
                 describe("std", f"{len(mean)} numbers > 0, as many as mean has", tuple(std))
@@ -43,12 +42,7 @@ class Normalize(nn.Module):
             raise ArgumentError(
                 describe("x", f"images (B, {channels[0]}, H, W)", f"shape {tuple(x.shape)}")
             )
-        centred = x - self.mean
-        return centred if self.folded else centred / self.std
-
-    def fold_request(self) -> Tensor:
-        """What the engine divides the next layer's weight by while `folded` is set."""
-        return self.std
+        return (x - self.mean) / self.std
 
 
 class Resize(nn.Module):

@@ -1,17 +1,22 @@
-"""The names under which others publish the same networks, and timm's names for them.
+"""Checkpoints as people publish them: what stands around the tensors, and others' names for them.
 
 A layout is recognised by keys that no other one has. Only names change on the way to timm: every
 tensor keeps its values, shape and order of rows (torchvision and timm both stack q, k, v; Microsoft
 and timm both merge patches in the order (0,0) (1,0) (0,1) (1,1)).
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from roli_fast.errors import CheckpointError, describe
+
+logger = logging.getLogger("roli_fast.models")
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -100,10 +105,7 @@ def is_recomputed(key: str) -> bool:
 
 
 def to_timm(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
-    """Give a state dict timm's names.
-
-    Returns:
-        The layout that was recognised, and {timm's name: tensor}.
+    """The layout that a state dict is recognised by, and {timm's name: tensor}.
 
     Raises:
         CheckpointError: two tensors would get one name.
@@ -117,3 +119,89 @@ def to_timm(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
             raise CheckpointError(describe("weights", f"one set of {layout.name}", got))
         renamed[name] = tensor
     return layout, renamed
+
+
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")
+CONTAINERS += ("ema_state_dict", "teacher")
+"""Keys under which a checkpoint keeps a network's tensors; the first one there is taken."""
+
+_WRAPPER = re.compile(r"(?:module|_orig_mod|model|net|network|backbone|\d+)\.")
+"""One that holds the whole network: DataParallel, torch.compile, Sequential(normalise, net) ..."""
+
+_PAIRS = {"std": "mean", "sigma": "mu", "new_std": "new_mean"}
+"""Buffer of a normalisation's standard deviations -> of its means."""
+
+
+def unwrapped(loaded: object, path: Path) -> tuple[dict[str, Tensor], Normalization | None]:
+    """The network's own tensors, and the mean and std of a normalisation in front of it.
+
+    What wraps the network is taken off where all tensors share it; a second copy of the network,
+    as an attacker in the robustness library holds, is dropped where it is equal to the last bit.
+
+    Raises:
+        CheckpointError: no tensors by name, or two normalisations.
+    """
+    state = _contained(loaded, path)
+    normalization, state = _normalization(state, path)
+    while state:
+        first = _WRAPPER.match(next(iter(state)))
+        if first and all(name.startswith(first[0]) for name in state):
+            state = {name.removeprefix(first[0]): tensor for name, tensor in state.items()}
+        elif (rest := _without_twin(state)) is not state:
+            state = rest
+        else:
+            break
+    return state, normalization
+
+
+def _contained(loaded: object, path: Path) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping):
+        there = [key for key in CONTAINERS if isinstance(loaded.get(key), Mapping)]
+        if not there:
+            break
+        if len(there) > 1:
+            text = "%s: it holds %s; taking %s"
+            logger.warning(text, path.name, " and ".join(there), there[0])
+        loaded = loaded[there[0]]
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        got = f"'{path}' with other contents"
+        if isinstance(loaded, Mapping):
+            got += f" ({', '.join(str(key) for key in list(loaded)[:8])})"
+        raise CheckpointError(describe("weights", "a state dict {name: tensor}", got))
+    # a count that torch's AveragedModel keeps beside the module
+    return {str(name): tensor for name, tensor in loaded.items() if name != "n_averaged"}
+
+
+def _normalization(
+    state: dict[str, Tensor], path: Path
+) -> tuple[Normalization | None, dict[str, Tensor]]:
+    """The values of normalisation buffers, and the other tensors."""
+    found: set[Normalization] = set()
+    used: set[str] = set()
+    for name, std in state.items():
+        place, dot, own = name.rpartition(".")
+        other = f"{place}{dot}{_PAIRS.get(own)}"
+        mean = state.get(other)
+        if mean is None or std.numel() != 3 or mean.numel() != 3:
+            continue
+        values = [tuple(round(v, 6) for v in t.double().flatten().tolist()) for t in (mean, std)]
+        found.add((values[0], values[1]))
+        used |= {name, other}
+    if len(found) > 1 or any(max(*mean, *std) > 1 for mean, std in found):
+        expected = "one normalisation of images in [0, 1]"
+        raise CheckpointError(describe("weights", expected, f"{sorted(found)} in '{path}'"))
+    rest = {name: tensor for name, tensor in state.items() if name not in used}
+    return (found.pop() if found else None), rest
+
+
+def _without_twin(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without an exact second copy of the rest under a name of its own ("attacker.")."""
+    for top in dict.fromkeys(name.partition(".")[0] + "." for name in state):
+        inside = {name: tensor for name, tensor in state.items() if name.startswith(top)}
+        twins = (state.get(name.removeprefix(top)) for name in inside)
+        if len(inside) * 2 == len(state) and all(
+            twin is not None and twin.dtype == tensor.dtype and torch.equal(twin, tensor)
+            for twin, tensor in zip(twins, inside.values(), strict=True)
+        ):
+            return {name: tensor for name, tensor in state.items() if name not in inside}
+    return state

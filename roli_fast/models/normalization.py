@@ -8,9 +8,10 @@ that knows is taken, the log names it, and a guess is a warning.
 import logging
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from roli_fast import zoo
+from roli_fast.models.classifier import Model
 from roli_fast.models.layouts import Normalization
 from roli_fast.models.weights import WeightFile
 
@@ -19,27 +20,8 @@ logger = logging.getLogger("roli_fast.models")
 _FALLBACK = (0.5, 0.5, 0.5)
 
 
-class Wanted(Protocol):
-    """What the user says of it."""
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Further arguments of the architecture; in_chans is the number of channels."""
-        ...
-
-    @property
-    def mean(self) -> tuple[float, ...] | None:
-        """Channel means; None leaves them open."""
-        ...
-
-    @property
-    def std(self) -> tuple[float, ...] | None:
-        """Channel standard deviations; None leaves them open."""
-        ...
-
-
 def choose_normalization(
-    wanted: Wanted, file: WeightFile | None, weights: str | None, own: Mapping[str, Any]
+    config: Model, file: WeightFile | None, own: Mapping[str, Any]
 ) -> Normalization:
     """Mean and standard deviation, each from the first that has it.
 
@@ -48,26 +30,25 @@ def choose_normalization(
     the architecture. For another number of channels than those are for, their average.
 
     Args:
-        wanted: the user's.
+        config: the user's.
         file: the weight file that is loaded, if any.
-        weights: how the user named it.
         own: timm's `pretrained_cfg` of the architecture.
     """
     card = file.card if file else {}
-    known, source = _known(file, weights) if file and weights and not card else (None, "")
+    known, source = _known(file, config.weights or "") if file and not card else (None, "")
     mean = card.get("mean") or (known and known[0]) or own.get("mean") or _FALLBACK
     std = card.get("std") or (known and known[1]) or own.get("std") or _FALLBACK
-    if file and not card and not (wanted.mean and wanted.std):
+    if file and not card and not (config.mean and config.std):
         if known:
             _say(logging.INFO, f"{file.path.name}: normalisation from {source}")
         else:
             text = f"does not tell its normalisation; taking timm's: mean {mean}, std {std}. "
             text += "Set model.mean and model.std if it was trained with another."
             _say(logging.WARNING, f"{file.path.name} {text}")
-    channels = wanted.options.get("in_chans", len(mean))
+    channels = config.options.get("in_chans", len(mean))
     if len(mean) != channels:  # of grey images, and of others that nobody knows the mean of
         mean, std = ([sum(values) / len(values)] * channels for values in (mean, std))
-    return tuple(wanted.mean or mean), tuple(wanted.std or std)
+    return tuple(config.mean or mean), tuple(config.std or std)
 
 
 def _known(file: WeightFile, weights: str) -> tuple[Normalization | None, str]:

@@ -96,11 +96,6 @@ class PreActResNet(nn.Module):
             "classifier": "linear",
         }
 
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """As timm's models have it."""
-        return self.pretrained_cfg
-
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
@@ -131,42 +126,29 @@ def _head(features: int, num_classes: int) -> nn.Module:
     return nn.Linear(features, num_classes) if num_classes else nn.Identity()
 
 
-def _build(name: str, options: dict[str, Any], own: dict[str, Any]) -> PreActResNet:
-    """What timm hands to every entry point beside a model's options is of no use here."""
-    if options.pop("pretrained", False):
-        raise RuntimeError(f"there are no published weights of {name}")
-    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        options.pop(key, None)
-    model = PreActResNet(**own | options)
-    model.pretrained_cfg["architecture"] = name
-    return model
+def _register(name: str, note: str, **own: Any) -> None:
+    """Give timm an entry point `name` with options of its own."""
+
+    def entry_point(pretrained: bool = False, **options: Any) -> PreActResNet:
+        if pretrained:
+            raise RuntimeError(f"there are no published weights of {name}")
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+            options.pop(key, None)  # timm hands these to every entry point
+        model = PreActResNet(**own | options)
+        model.pretrained_cfg["architecture"] = name
+        return model
+
+    entry_point.__name__, entry_point.__doc__ = name, note
+    register_model(entry_point)
 
 
-@register_model
-def preact_resnet18(pretrained: bool = False, **options: Any) -> PreActResNet:
-    """PreAct ResNet-18 with softplus, the network of E-AT's and RAMP's CIFAR-10 tables."""
-    return _build("preact_resnet18", {"pretrained": pretrained, **options}, {})
+def _wide(depth: int, factor: int) -> dict[str, Any]:
+    widths = (16 * factor, 32 * factor, 64 * factor)
+    depths = ((depth - 4) // 6,) * 3
+    return {"widths": widths, "depths": depths, "stem_width": 16, "activation": "relu"}
 
 
-def _wide(name: str, depth: int, factor: int, options: dict[str, Any]) -> PreActResNet:
-    blocks = (depth - 4) // 6
-    own = {"widths": (16 * factor, 32 * factor, 64 * factor), "depths": (blocks,) * 3}
-    return _build(name, options, own | {"stem_width": 16, "activation": "relu"})
-
-
-@register_model
-def wide_resnet28_10_cifar(pretrained: bool = False, **options: Any) -> PreActResNet:
-    """WRN-28-10."""
-    return _wide("wide_resnet28_10_cifar", 28, 10, {"pretrained": pretrained, **options})
-
-
-@register_model
-def wide_resnet34_20_cifar(pretrained: bool = False, **options: Any) -> PreActResNet:
-    """WRN-34-20."""
-    return _wide("wide_resnet34_20_cifar", 34, 20, {"pretrained": pretrained, **options})
-
-
-@register_model
-def wide_resnet70_16_cifar(pretrained: bool = False, **options: Any) -> PreActResNet:
-    """WRN-70-16."""
-    return _wide("wide_resnet70_16_cifar", 70, 16, {"pretrained": pretrained, **options})
+_register("preact_resnet18", "With softplus: the network of E-AT's and RAMP's CIFAR-10 tables.")
+_register("wide_resnet28_10_cifar", "WRN-28-10.", **_wide(28, 10))
+_register("wide_resnet34_20_cifar", "WRN-34-20.", **_wide(34, 20))
+_register("wide_resnet70_16_cifar", "WRN-70-16.", **_wide(70, 16))

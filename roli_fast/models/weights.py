@@ -8,12 +8,10 @@ names for the same tensors: see `layouts`.
 import hashlib
 import json
 import logging
-import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,15 @@ from torch import Tensor, nn
 
 from roli_fast.errors import CheckpointError, describe
 from roli_fast.files import naming, parse_json, read_tensors, unreadable, write_tensors
-from roli_fast.models.layouts import LAYOUTS, Layout, Normalization, is_recomputed, to_timm
-from roli_fast.models.wrapped import unwrapped
+from roli_fast.models.classifier import Classifier
+from roli_fast.models.layouts import (
+    LAYOUTS,
+    Layout,
+    Normalization,
+    is_recomputed,
+    to_timm,
+    unwrapped,
+)
 
 CARD = "roli_fast"
 
@@ -47,12 +52,23 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors, .pth, .pt or .bin file, never executing code from it.
 
     Containers ("state_dict", "model", ...) are opened, and what wraps the whole network is taken
-    off ("module." of DataParallel, ...; see `wrapped`).
+    off ("module." of DataParallel, ...; see `layouts.unwrapped`).
 
     Raises:
         CheckpointError: the file is missing, truncated, or holds something else.
     """
     return _read(Path(path))[0]
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Read a file of any known layout.
+
+    Raises:
+        CheckpointError: as `read_state_dict`.
+    """
+    own, normalization = _read(Path(path))
+    layout, state = to_timm(own)
+    return WeightFile(Path(path), state, layout, read_card(path), normalization)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Normalization | None]:
@@ -62,15 +78,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Normalization | None]:
         )
     loaded = read_tensors(path)
     return (loaded, None) if read_card(path) else unwrapped(loaded, path)
-
-
-def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise CheckpointError for a NaN or an infinity, with the tensor's name."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            got = f"{int((~tensor.isfinite()).sum()):,} in {name} of '{path}'"
-            fix = "The training that wrote it diverged: take an earlier checkpoint."
-            raise CheckpointError(describe("weights", "no NaN and no infinity", got, fix))
 
 
 def read_card(path: str | Path, key: str = CARD) -> dict[str, Any]:
@@ -91,48 +98,20 @@ def read_card(path: str | Path, key: str = CARD) -> dict[str, Any]:
         card = {} if text is None else parse_json(text)
         if not isinstance(card, dict):
             raise ValueError(f"its card is {type(card).__name__}")
-        for name, fits in (_FIELDS if key == CARD and card else {}).items():
-            if not fits(card[name]):
-                raise ValueError(f"`{name}` is {card[name]!r}")
         return card
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_list_of(kind: type | tuple[type, ...], value: object) -> bool:
-    """Texts, or finite numbers."""
-    return isinstance(value, list) and all(
-        isinstance(v, kind) and (isinstance(v, str) or math.isfinite(v)) for v in value
-    )
-
-
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "name": lambda value: isinstance(value, str),
-    "options": lambda value: isinstance(value, dict),
-    "mean": partial(_is_list_of, (int, float)),
-    "std": lambda value: _is_list_of((int, float), value) and all(v > 0 for v in value),
-    "resize": lambda value: value is None or _is_count(value),
-    "num_classes": _is_count,
-    "classes": partial(_is_list_of, str),
-}
-"""Field of the card of an architecture -> whether a value can be one."""
-
-
-def read_weights(path: str | Path) -> WeightFile:
-    """Read a file of any known layout.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, or holds something else.
-    """
-    own, normalization = _read(Path(path))
-    layout, state = to_timm(own)
-    return WeightFile(Path(path), state, layout, read_card(path), normalization)
+def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise CheckpointError for a NaN or an infinity, with the tensor's name."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            got = f"{int((~tensor.isfinite()).sum()):,} in {name} of '{path}'"
+            fix = "The training that wrote it diverged: take an earlier checkpoint."
+            raise CheckpointError(describe("weights", "no NaN and no infinity", got, fix))
 
 
 def load_backbone(
-    model: nn.Module, weights: str | Path | WeightFile, *, with_head: bool = False
+    model: Classifier, weights: str | Path | WeightFile, *, with_head: bool = False
 ) -> None:
     """Load a file into `model.backbone`, strictly.
 
@@ -144,17 +123,16 @@ def load_backbone(
         CheckpointError: listing the missing, unknown and misshapen tensors.
     """
     file = weights if isinstance(weights, WeightFile) else read_weights(weights)
-    backbone: nn.Module = model.get_submodule("backbone")
-    target = backbone.state_dict()
+    target = model.backbone.state_dict()
     state = {name: t for name, t in file.state.items() if name in target or not is_recomputed(name)}
     if not with_head:
-        head = str(model.head_name).removeprefix("backbone.") + "."  # type: ignore[attr-defined]
+        head = model.head_name.removeprefix("backbone.") + "."
         state = {name: tensor for name, tensor in state.items() if not name.startswith(head)}
         target = {name: tensor for name, tensor in target.items() if not name.startswith(head)}
-    _fit_positions(state, target, backbone, file.path)
+    _fit_positions(state, target, model.backbone, file.path)
     _check_fit(state, target, file)
     check_finite(state, file.path)
-    backbone.load_state_dict(state, strict=with_head)
+    model.backbone.load_state_dict(state, strict=with_head)
 
 
 def _fit_positions(
@@ -162,11 +140,11 @@ def _fit_positions(
 ) -> None:
     """Resample tables of positions of another image size in place, by timm's own filter of the
     architecture's checkpoints."""
-    places = {  # a patch embedding of another size is another network
+    places = [  # a patch embedding of another size is another network
         name
         for name, new in target.items()
         if name in state and state[name].shape != new.shape and "patch_embed" not in name
-    }
+    ]
     resample: Any = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if not places or not resample:
         return
@@ -177,17 +155,19 @@ def _fit_positions(
     except Exception as error:  # whatever it makes of a file that does not fit: told as misshapen
         logger.debug("%s: %s", path.name, error)
         return
-    done = [n for n in places if n in fitted and fitted[n].shape == target[n].shape]
-    for name in done:
-        shapes = f"from {tuple(state[name].shape)} to {tuple(target[name].shape)}"
-        logger.info("%s: %s resampled %s (bicubic)", path.name, name, shapes)
-        state[name] = fitted[name]
+    for name in places:
+        if name in fitted and fitted[name].shape == target[name].shape:
+            shapes = f"from {tuple(state[name].shape)} to {tuple(target[name].shape)}"
+            logger.info("%s: %s resampled %s (bicubic)", path.name, name, shapes)
+            state[name] = fitted[name]
 
 
 def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], file: WeightFile) -> None:
+    missing = [name for name in target if name not in state]
+    unknown = [name for name in state if name not in target]
     kinds = (
-        [f"missing {name}" for name in target if name not in state],
-        [f"unknown {name}" for name in state if name not in target],
+        [f"missing {name}" for name in missing],
+        [f"unknown {name}" for name in unknown],
         [
             f"{name} has shape {tuple(state[name].shape)}, the model's is {tuple(new.shape)}"
             for name, new in target.items()
@@ -198,38 +178,26 @@ def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], file: 
     if not total:
         return
     shown = "; ".join(text for found in kinds for text in found[:3])
-    unknown = [name for name in state if name not in target]
-    ends = (u.removesuffix(m) for m in target if m not in state for u in unknown if u.endswith(m))
-    if (prefix := next(ends, "")).endswith("."):
+    prefix = next((u.removesuffix(m) for m in missing for u in unknown if u.endswith(f".{m}")), "")
+    if prefix:
         shown += f". Its names begin with '{prefix}': take that off"
     if any(len(found) > 3 for found in kinds):
         shown += "; ..."
     read_as = file.layout.name
     if not file.layout.marks:  # nothing was recognised
         read_as += f" (it has none of: {', '.join(layout.name for layout in LAYOUTS)})"
-    raise CheckpointError(
-        describe(
-            "weights",
-            "a file whose tensors match the model",
-            f"'{file.path}' with {total} differences: {shown}",
-            f"It was read as {read_as}. {_what_it_is(file.card)}",
-        )
-    )
+    fix = "Check model.name and model.options (img_size, patch_size, embed_dim, depth ...)."
+    if card := file.card:
+        fix = f"It was saved with model.name {card['name']} and model.options {card['options']}."
+    got = f"'{file.path}' with {total} differences: {shown}"
+    fix = f"It was read as {read_as}. {fix}"
+    raise CheckpointError(describe("weights", "a file whose tensors match the model", got, fix))
 
 
-def _what_it_is(card: Mapping[str, Any]) -> str:
-    """Which fields to set; a file of ours knows their values."""
-    if not card:
-        return "Check model.name and model.options (img_size, patch_size, embed_dim, depth ...)."
-    return f"It was saved with model.name {card['name']} and model.options {card['options']}."
-
-
-def save_model(model: nn.Module, path: str | Path, *, classes: tuple[str, ...] = ()) -> None:
+def save_model(model: Classifier, path: str | Path, *, classes: tuple[str, ...] = ()) -> None:
     """Write backbone and head under timm's names, with the architecture card, atomically."""
-    outputs = model.head.out_features  # type: ignore[union-attr]
-    card = {**model.card, "classes": list(classes), "num_classes": outputs}  # type: ignore[dict-item]
-    backbone: nn.Module = model.get_submodule("backbone")
-    write_tensors(Path(path), backbone.state_dict(), {CARD: json.dumps(card)})
+    card = {**model.card, "classes": list(classes), "num_classes": model.head.out_features}
+    write_tensors(Path(path), model.backbone.state_dict(), {CARD: json.dumps(card)})
 
 
 def fingerprint(state: Mapping[str, Any]) -> str:

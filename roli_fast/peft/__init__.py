@@ -9,8 +9,8 @@ from roli_fast.peft.bias import Bias as Bias
 from roli_fast.peft.full import Full as Full
 from roli_fast.peft.linear import Linear as Linear
 from roli_fast.peft.lora import LoRA as LoRA
-from roli_fast.peft.lora_linear import LoraLinear as LoraLinear
-from roli_fast.peft.lora_linear import merge as merge
+from roli_fast.peft.lora import LoraLinear as LoraLinear
+from roli_fast.peft.lora import merge as merge
 from roli_fast.peft.prompt import Prompt as Prompt
 from roli_fast.registry import load_components
 

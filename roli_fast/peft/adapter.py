@@ -7,7 +7,7 @@ Sources: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers.attention_pool import AttentionPoolLatent
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, head_names
-from roli_fast.peft.modes import Inserted, Modes
+from roli_fast.models.classifier import backbone_of, name_of
+from roli_fast.peft.base import METHODS, Inserted, Method, head_names, unfit
 
 NAME = "adapter"
 """The adapter's name inside the MLP that it follows."""
@@ -57,7 +56,7 @@ def _after_mlp(mlp: nn.Module, _inputs: object, output: Tensor) -> Tensor:
 
 @METHODS.register("adapter")
 @dataclass(frozen=True)
-class Adapter(Modes):
+class Adapter(Method):
     """A bottleneck after the MLP of every block, inside the residual branch, and the head train.
 
     h = h + drop_path(adapter(mlp(norm(h)))). Down is random and up zero, so that both train (in the
@@ -75,37 +74,30 @@ class Adapter(Modes):
         if self.reduction < 1:
             raise ArgumentError(describe("reduction", "an integer >= 1", self.reduction))
 
-    def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> list[str]:
         """Insert the adapters; names of their parameters and of the head's."""
-        mlps = _mlps(model)
-        for name, mlp in mlps.items():
+        found, head = mlps(model), head_names(model)
+        for name, mlp in found.items():
             if hasattr(mlp, NAME):
-                raise ArgumentError(
-                    describe("tuning", "a model without adapters", f"one with {name}.{NAME}")
-                )
-        widths = {name: self._inner(name, mlp) for name, mlp in mlps.items()}
+                got = f"one with {name}.{NAME}"
+                raise ArgumentError(describe("tuning", "a model without adapters", got))
+            if (width := mlp.fc2.out_features) < self.reduction:
+                expected = f"at most {width}, the width of {name}"
+                raise ArgumentError(describe("reduction", expected, self.reduction))
         names: list[str] = []
-        for name, mlp in mlps.items():
-            last = _last_linear(mlp)
-            adapter = Bottleneck(last.out_features, widths[name], generator, last.weight)
+        for name, mlp in found.items():
+            width = mlp.fc2.out_features
+            adapter = Bottleneck(width, width // self.reduction, generator, mlp.fc2.weight)
             mlp.add_module(NAME, adapter.train(mlp.training))
             mlp.register_forward_hook(_after_mlp)
             names += [f"{name}.{NAME}.{own}" for own, _ in adapter.named_parameters()]
-        return [*names, *head_names(model)]
-
-    def _inner(self, name: str, mlp: nn.Module) -> int:
-        width = _last_linear(mlp).out_features
-        if width < self.reduction:
-            raise ArgumentError(
-                describe("reduction", f"at most {width}, the width of {name}", self.reduction)
-            )
-        return width // self.reduction
+        return [*names, *head]
 
 
-def _mlps(model: Classifier) -> dict[str, nn.Module]:
+def mlps(model: nn.Module) -> dict[str, Any]:
     """The MLP of every block, by name: a module `mlp` of linear layers in a block with attention, a
     convolution or a norm (the MLP of an attention pooling or of positions is not one)."""
-    found: dict[str, nn.Module] = {}
+    found: dict[str, Any] = {}
     others: list[str] = []
     for name, block in model.named_modules():
         parts = dict(block.named_children())
@@ -120,15 +112,11 @@ def _mlps(model: Classifier) -> dict[str, nn.Module]:
             elif last is not None:
                 others.append(f"{name}.{part}")
     if not found or others:
-        kind = f"adapter for {model.config.name} (timm's {type(model.backbone).__name__})"
         where = f" ({others[0]})" if found else ""
-        got = f"{kind}, whose blocks have no `mlp` of linear layers{where}"
-        fix = "Adapters fit ViT, Swin and ConvNeXt (built without conv_mlp); use bias or full."
-        raise ArgumentError(describe("tuning", "a method that fits the model", got, fix))
+        raise unfit(
+            "adapter",
+            f"{name_of(model)} (timm's {type(backbone_of(model)).__name__})",
+            f"whose blocks have no `mlp` of linear layers{where}",
+            "Adapters fit ViT, Swin and ConvNeXt (built without conv_mlp); use bias or full.",
+        )
     return found
-
-
-def _last_linear(mlp: nn.Module) -> nn.Linear:
-    last = mlp.get_submodule("fc2")
-    assert isinstance(last, nn.Linear), "chosen so in _mlps"
-    return last

@@ -7,11 +7,10 @@ Transformer-based Masked Language-models", ACL 2022 (arXiv:2106.10199).
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from roli_fast.errors import ArgumentError, describe
-from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, head_names
-from roli_fast.peft.modes import Modes
+from roli_fast.models.classifier import name_of
+from roli_fast.peft.base import METHODS, Method, head_names, unfit
 
 BIASES = frozenset(("bias", "q_bias", "k_bias", "v_bias", "qkv_bias", "mlp_bias", "in_proj_bias"))
 """Own names of bias parameters in torch and timm."""
@@ -22,7 +21,7 @@ TABLES = frozenset(("relative_position_bias_table",))
 
 @METHODS.register("bias")
 @dataclass(frozen=True)
-class Bias(Modes):
+class Bias(Method):
     """Every bias and the head train: those of linear layers, convolutions, LayerNorm and BN.
 
     Everything else is frozen and the backbone stays in eval mode, as in RoLI. Swin's relative
@@ -35,19 +34,13 @@ class Bias(Modes):
 
     tables: bool = False
 
-    def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> list[str]:
         """Names of the biases and of the head."""
         kinds = BIASES | TABLES if self.tables else BIASES
         head = head_names(model)
         names = [n for n, _ in model.named_parameters() if n.rpartition(".")[2] in kinds]
         backbone = [name for name in names if name not in head]
         if not backbone:
-            raise ArgumentError(
-                describe(
-                    "tuning",
-                    "a method that fits the model",
-                    f"bias for {model.config.name}, whose backbone has no biases",
-                    "Use linear, lora or full.",
-                )
-            )
+            reason = "whose backbone has no biases"
+            raise unfit("bias", name_of(model), reason, "Use linear, lora or full.")
         return [*backbone, *head]

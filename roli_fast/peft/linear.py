@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from roli_fast.models import Classifier
-from roli_fast.peft.base import METHODS, head_names
-from roli_fast.peft.modes import Modes
+from roli_fast.peft.base import METHODS, Method, head_names
 
 
 @METHODS.register("linear")
 @dataclass(frozen=True)
-class Linear(Modes):
+class Linear(Method):
     """The backbone is frozen, in eval mode: no dropout, no DropPath, BN statistics fixed."""
 
-    def prepare(self, model: Classifier, generator: torch.Generator) -> list[str]:
+    def prepare(self, model: nn.Module, generator: torch.Generator) -> list[str]:
         """Names of the head's weight and bias."""
         return head_names(model)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.models import Classifier
-from roli_fast.peft.lora_linear import LoraLinear
+from roli_fast.models.classifier import Classifier, backbone_of, head_name, name_of
+from roli_fast.peft.base import Inserted
 
 Rows = tuple[tuple[int, int], ...]
 
@@ -50,7 +50,7 @@ FUSED = frozenset(
 likewise a `kv` or `qk`."""
 
 
-def find_layers(model: Classifier, targets: Iterable[str]) -> dict[str, Rows | None]:
+def find_layers(model: nn.Module, targets: Iterable[str]) -> dict[str, Rows | None]:
     """Layer name -> output rows (None for all), in the order of the model.
 
     Raises:
@@ -61,7 +61,12 @@ def find_layers(model: Classifier, targets: Iterable[str]) -> dict[str, Rows | N
     fused = {name: letters for name in layers if (letters := _fused(model, name))}
     chosen: dict[str, list[str]] = {}
     for target in targets:
-        found = _matching(model, layers, fused, target)
+        found = [name for name in layers if f".{name}".endswith(f".{target}")]
+        if target in SLICES:
+            own = (n for n in layers if _letters(n) == target or target in fused.get(n, ""))
+            found += [name for name in own if name not in found]
+        if not found:
+            raise ArgumentError(_unknown(model, layers, target))
         for name in found:
             chosen.setdefault(name, []).append(target)
     _check_attentions(model, set(targets) & set(SLICES), chosen)
@@ -71,22 +76,22 @@ def find_layers(model: Classifier, targets: Iterable[str]) -> dict[str, Rows | N
         inside = fused.get(name, "")
         parts = sorted(inside.index(t) for t in wanted if t in SLICES and t in inside)
         if len(wanted) > max(1, len(parts)):
-            raise ArgumentError(
-                describe("targets", f"one target for each row of {name}", tuple(wanted))
-            )
+            expected = f"one target for each row of {name}"
+            raise ArgumentError(describe("targets", expected, tuple(wanted)))
         rows = layers[name].out_features // max(1, len(inside))
         out[name] = tuple((i * rows, (i + 1) * rows) for i in parts) or None
     return out
 
 
-def _linears(model: Classifier) -> dict[str, nn.Linear]:
-    """All linear layers, the head left out: it trains as a whole. Subclasses compute otherwise."""
-    head = model.head_name
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """All linear layers, the head left out: it trains as a whole. timm's subclasses compute
+    otherwise; one with LoRA is found, and refused with a reason."""
+    head = head_name(model)
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and type(module) in (nn.Linear, LoraLinear)
+        and (type(module) is nn.Linear or isinstance(module, Inserted))
         and name != head
     }
 
@@ -97,26 +102,14 @@ def _letters(name: str) -> str:
     return match[1] if match else ""
 
 
-def _fused(model: Classifier, name: str) -> str:
+def _fused(model: nn.Module, name: str) -> str:
     """The letters of a layer of several projections, where its rows are known to follow them."""
     kinds = type(model.get_submodule(name.rpartition(".")[0])).__mro__
     known = any(f"{k.__module__}.{k.__qualname__}" in FUSED for k in kinds)
     return _letters(name) if known and len(_letters(name)) > 1 else ""
 
 
-def _matching(
-    model: Classifier, layers: dict[str, nn.Linear], fused: dict[str, str], target: str
-) -> list[str]:
-    found = [name for name in layers if f".{name}".endswith(f".{target}")]
-    if target in SLICES:
-        own = (n for n in layers if _letters(n) == target or target in fused.get(n, ""))
-        found += [name for name in own if name not in found]
-    if not found:
-        raise ArgumentError(_unknown(model, layers, target))
-    return found
-
-
-def _check_attentions(model: Classifier, wanted: set[str], chosen: Mapping[str, list[str]]) -> None:
+def _check_attentions(model: nn.Module, wanted: set[str], chosen: Mapping[str, list[str]]) -> None:
     """Raise where "q", "k" or "v" would pass over an attention of the network in silence."""
     left: list[str] = []
     attentions = 0
@@ -132,32 +125,25 @@ def _check_attentions(model: Classifier, wanted: set[str], chosen: Mapping[str, 
         got = f"{len(left)} places left out of {attentions} attentions: {left[0]}"
         fix = "How their rows are laid out is not known here, or they are no linear layers: name "
         fix += "whole layers, such as qkv, or use bias or full."
-        expected = f"q, k or v in every attention of {model.config.name}"
+        expected = f"q, k or v in every attention of {name_of(model)}"
         raise ArgumentError(describe("targets", expected, got, fix))
 
 
-def _unknown(model: Classifier, layers: dict[str, nn.Linear], target: str) -> str:
-    expected = f"names of linear layers of {model.config.name}"
-    if not layers:
-        fix = "It has none but its head, which trains as it is (1x1 convolutions do not count): "
-        fix += "use bias or full."
-        return describe("targets", expected, repr(target), fix)
+def _unknown(model: nn.Module, layers: Iterable[str], target: str) -> str:
+    expected = f"names of linear layers of {name_of(model)}"
     ends = sorted({name.rpartition(".")[2] for name in layers})
-    longer = {".".join(name.split(".")[-2:]) for name in layers}
-    known = sorted({*layers, *longer, *ends})
-    near = difflib.get_close_matches(target, known, n=5)
-    inside = [name for name in sorted(longer) if target and target in name and name not in near]
-    similar = [*near, *inside][:8]
-    fix = f"Similar: {', '.join(similar)}. " if similar else ""
-    fix += f"Its layers end in: {', '.join(ends)}."
-    if target in SLICES and "qkv" in ends:
-        fix += " How its qkv is laid out is not known here: name it as a whole."
-    elif target in SLICES:
-        fix += f" It has no attention with a fused qkv: use targets such as {ends[0]!r}."
+    if not ends:
+        fix = "It has none but its head, which trains as it is (1x1 convolutions do not count): "
+        return describe("targets", expected, repr(target), f"{fix}use bias or full.")
+    fix = f"Its layers end in: {', '.join(ends)}."
+    if near := difflib.get_close_matches(target.rpartition(".")[2], ends):
+        fix = f"Similar: {', '.join(near)}. {fix}"
+    if target in SLICES:
+        fix += f" It has no attention whose rows are known here: use targets such as {ends[0]!r}."
     return describe("targets", expected, repr(target), fix)
 
 
-def check_called(model: Classifier, names: Iterable[str]) -> None:
+def check_called(model: nn.Module, names: Iterable[str]) -> None:
     """Raise unless a forward of the backbone calls each of the named layers.
 
     Some networks read a layer's weight past the layer, and an update beside it would be dead. Beit,
@@ -173,12 +159,13 @@ def check_called(model: Classifier, names: Iterable[str]) -> None:
         layer = model.get_submodule(name)
         hooks.append(layer.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
     try:
-        _blank_forward(model.backbone, len(model.card["mean"]))
+        channels = len(model.card["mean"]) if isinstance(model, Classifier) else 3
+        _blank_forward(backbone_of(model), channels)
     finally:
         for hook in hooks:
             hook.remove()
     if dead := [name for name in names if name not in called]:
-        got = f"{dead[0]}, whose weight {model.config.name} reads past the layer"
+        got = f"{dead[0]}, whose weight {name_of(model)} reads past the layer"
         raise ArgumentError(describe("targets", "layers that are called", got))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from roli_fast.data import ImageDataset, Splits
 from roli_fast.data.pixels import FilePixels
-from roli_fast.data.table import SPLITS
+from roli_fast.data.source import SPLITS
 from roli_fast.errors import RunDirectoryError
 from roli_fast.files import naming, read_json, write_bytes, write_json
 from roli_fast.running.environment import hash_samples, hash_text

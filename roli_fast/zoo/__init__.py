@@ -3,12 +3,11 @@
 The only code that downloads is `fetch`, and only `get` calls it.
 """
 
-from roli_fast.zoo.cache import PREFIX as PREFIX
-from roli_fast.zoo.cache import find as find
-from roli_fast.zoo.cache import folder as folder
-from roli_fast.zoo.cache import local_file as local_file
-from roli_fast.zoo.cache import named as named
-from roli_fast.zoo.download import Fetched as Fetched
 from roli_fast.zoo.download import fetch as fetch
+from roli_fast.zoo.table import PREFIX as PREFIX
 from roli_fast.zoo.table import ZOO as ZOO
 from roli_fast.zoo.table import Entry as Entry
+from roli_fast.zoo.table import find as find
+from roli_fast.zoo.table import folder as folder
+from roli_fast.zoo.table import local_file as local_file
+from roli_fast.zoo.table import named as named

@@ -47,7 +47,7 @@ def asked(dtype: torch.dtype) -> Asked:
     return model, x.to(dtype), y
 
 
-def ours(norm: str, eps: float) -> OriginalAutoAttack:
+def ours(norm: str, eps: float) -> Any:
     return OriginalAutoAttack(norm=norm, eps=eps, steps=STEPS, n_queries=QUERIES, seed=0)
 
 

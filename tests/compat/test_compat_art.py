@@ -12,9 +12,9 @@ import torch
 from tiny_models import FixedLogits, Mixed, images, untouched
 from torch import nn
 
-from roli_fast.attacks import APGD, FAB, FGSM, PGD, AutoAttack, Square
+from roli_fast.attacks import FAB, PGD, AutoAttack, Square
 from roli_fast.compat.art import as_art_attack
-from roli_fast.errors import ArgumentError, ArgumentTypeError, MissingPackageError
+from roli_fast.errors import ArgumentError, MissingPackageError
 
 X = images(8, 3, 6, 6).numpy()
 MEAN, STD = np.float32([0.44, 0.45, 0.46]), np.float32([0.2, 0.2, 0.21])
@@ -70,7 +70,7 @@ def test_the_same_images_as_arts_pgd(
     assert norm == "linf" or 0 < truth.min()
 
 
-@pytest.mark.parametrize("attack", [PGD(), FGSM(norm="l1"), APGD(steps=4), FAB(steps=4), Square(n_queries=9), AutoAttack(steps=2, n_queries=5)])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("attack", [PGD(), FAB(steps=4), AutoAttack(steps=2, n_queries=5)])
 def test_the_model_is_given_back(art: Any, attack: Any) -> None:
     model = Mixed()
     classifier = estimator(art, model)
@@ -127,8 +127,6 @@ def test_labels_in_every_form(art: Any) -> None:
     x[np.arange(5), y] = 0.6  # without labels: those that the model predicts
     assert ((attack.generate(x) - x).argmin(1) == y).all()
     assert attack.generate(x[:0]).shape == (0, 4)
-    with pytest.raises(ArgumentError, match=r"`y`: expected labels \(5,\) or \(5, C\)"):
-        attack.generate(x, y[:2])
 
 
 def test_it_is_an_evasion_attack_with_arts_parameters(art: Any) -> None:
@@ -138,8 +136,6 @@ def test_it_is_an_evasion_attack_with_arts_parameters(art: Any) -> None:
     assert attack.batch_size == 5 and attack.targeted and "batch_size=5" in repr(attack)
     with pytest.raises(ArgumentError, match="`y`: expected the targets"):
         attack.generate(X)
-    with pytest.raises(ArgumentError, match="`batch_size`: expected an integer >= 1"):
-        attack.set_params(batch_size=0)
     with pytest.raises(art.exceptions.EstimatorError):
         as_art_attack(PGD(), Mixed())
 
@@ -152,8 +148,6 @@ def test_clip_values_are_the_bounds(art: Any) -> None:
     assert abs(found - given).max() == pytest.approx(4 * 8 / 255, rel=1e-3)  # of their range
     open_ended = estimator(art, Mixed(), clip_values=None)
     assert as_art_attack(PGD(), open_ended).generate(X).max() <= 1
-    with pytest.raises(ArgumentError, match="`bounds`: expected bounds, or clip values"):
-        as_art_attack(PGD(bounds=None), open_ended).generate(X)
     each = estimator(art, Mixed(), clip_values=(np.zeros(108), np.linspace(1, 2, 108)))
     with pytest.raises(ArgumentError, match="one pair of clip values"):
         as_art_attack(PGD(), each).generate(X)
@@ -166,16 +160,6 @@ def test_preprocessing_that_torch_cannot_differentiate(art: Any) -> None:
     classifier = estimator(art, Mixed(), preprocessing_defences=[squeezing])
     with pytest.raises(ArgumentError, match="`estimator`: expected preprocessing in torch"):
         as_art_attack(PGD(), classifier).generate(X)
-
-
-def test_arguments_without_effect_are_refused(art: Any) -> None:
-    attack = as_art_attack(PGD(), estimator(art, Mixed()))
-    with pytest.raises(ArgumentTypeError, match="`kwargs`: expected none, got mask"):
-        attack.generate(X, mask=np.ones_like(X))
-    with pytest.raises(ArgumentError, match="takes a target"):
-        as_art_attack(FGSM(), estimator(art, Mixed()), targeted=True).generate(X, X[:, 0, 0, 0] > 0)
-    with pytest.raises(ArgumentError, match="with a field `bounds`"):
-        as_art_attack(lambda: None, None)  # pyright: ignore
 
 
 def test_without_art_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """compat.autoattack: what users of the original, and RobustBench, rely on."""
 
 import inspect
-import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -16,7 +15,7 @@ from torch import Tensor
 
 import roli_fast.compat.autoattack as package
 from roli_fast.attacks import FAB, Square
-from roli_fast.compat.autoattack import AutoAttack, EvaluationState, evaluation, other_utils
+from roli_fast.compat.autoattack import AutoAttack, EvaluationState, other_utils
 from roli_fast.compat.original_draws import OfficialDraws, OriginalAPGDT, OriginalFABT
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
@@ -81,16 +80,12 @@ def test_images_labels_and_log_lines(capsys: Any, tmp_path: Path) -> None:
     )
     assert lines[-1] == f"robust accuracy: {robust.double().mean():.2%}"
     assert (tmp_path / "log.txt").read_text().splitlines() == lines
-    again = adversary(verbose=False).run_standard_evaluation(X, Y, bs=8)
-    assert torch.equal(again, x_adv) and capsys.readouterr().out == ""
-
-
-def test_native_draws_do_not_depend_on_the_batches() -> None:
-    found = [
+    again = [
         adversary(rng="native", verbose=False).run_standard_evaluation(X, Y, bs=bs)
         for bs in (4, 13)
     ]
-    assert (found[0] - found[1]).abs().max() < 1e-6
+    assert (again[0] - again[1]).abs().max() < 1e-6  # native draws do not depend on the batches
+    assert capsys.readouterr().out == ""
 
 
 def test_individual_attacks_each_attack_all(capsys: Any) -> None:
@@ -161,31 +156,6 @@ def test_official_draws_are_those_of_the_reseeded_global_generator() -> None:
         assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["norm", "eps", "epsilon", "bounds", "rng", "attack_to_run"])
-def test_what_an_evaluation_does_not_read_is_refused(name: str) -> None:
-    attack = adversary(verbose=False)
-    with pytest.raises(ArgumentError, match=f"`{name}`: expected an attribute that AutoAttack"):
-        setattr(attack, name, "L2")
-
-
-@pytest.mark.parametrize("name", ["device", "model", "predict"])
-def test_a_part_of_an_autoattack_has_its_model_and_device(name: str) -> None:
-    attack = adversary(verbose=False)
-    for component in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square):
-        assert component.model is attack.model and component.device == attack.device
-        with pytest.raises(ArgumentError, match="that of the AutoAttack.*Set it there"):
-            setattr(component, name, "cpu")
-
-
-def test_a_custom_version(capsys: Any) -> None:
-    attack = adversary(version="custom", attacks_to_run=["apgd-dlr", "fab"])
-    attack.apgd.n_restarts = attack.fab.n_restarts = 1
-    attack.run_standard_evaluation(X, Y, bs=20)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "using custom version including apgd-dlr, fab."
-    assert sum("robust accuracy after" in line for line in lines) == 2
-
-
 def test_without_a_seed_the_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     attack = adversary(seed=None, verbose=False)
     monkeypatch.setattr("time.time", lambda: 77.5)
@@ -194,8 +164,9 @@ def test_without_a_seed_the_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(adversary(seed=77, verbose=False).run_standard_evaluation(X, Y, bs=8), x_adv)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_killed_evaluation_goes_on_and_ends_alike(share: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "bs"), [(0.3, 4), (0.9, 4), (0.15, 13), (0.6, 13)])
+def test_a_killed_evaluation_goes_on(share: float, bs: int, tmp_path: Path) -> None:
+    """With the same batches it ends alike; with others it has the images of the run before too."""
     model, state = Net(), tmp_path / "state.json"
     truth = adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=4)
     total, model.forwards = model.forwards, 0
@@ -203,38 +174,21 @@ def test_a_killed_evaluation_goes_on_and_ends_alike(share: float, tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=4, state_path=state)
     model.stop_at, model.forwards = 10**9, 0
-    x_adv = adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=4, state_path=state)
-    assert torch.equal(x_adv, truth)
-    assert model.forwards < total * (1.1 - share) + 60  # finished batches are not redone
+    x_adv = adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=bs, state_path=state)
     kept = EvaluationState.from_disk(state)
     assert kept.finished == NAMES and kept.robust_flags is not None
-    assert kept.robust_flags.mean().item() == right(x_adv).float().mean().item()
+    assert torch.equal(kept.robust_flags, right(x_adv).float())
+    if bs == 4:
+        assert torch.equal(x_adv, truth)
+        assert model.forwards < total * (1.1 - share) + 60  # finished batches are not redone
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.6])
-def test_going_on_with_other_batches_keeps_the_images_of_those_before(
-    share: float, tmp_path: Path
-) -> None:
-    model, state = Net(), tmp_path / "state.json"
-    adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=3)
-    model.stop_at, model.forwards = int(share * model.forwards), 0
-    with pytest.raises(KeyboardInterrupt):
-        adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=3, state_path=state)
-    model.stop_at = 10**9
-    x_adv = adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=13, state_path=state)
-    kept = EvaluationState.from_disk(state)
-    again = adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=13, state_path=state)
-    assert kept.robust is not None and torch.equal(right(x_adv), kept.robust)
-    assert torch.equal(again, x_adv)
-
-
-def test_images_without_their_state_are_not_taken_for_a_new_ones(tmp_path: Path) -> None:
-    state = tmp_path / "state.json"
+def test_images_of_a_state_that_was_removed_are_passed_over(tmp_path: Path) -> None:
+    state, other = tmp_path / "state.json", {"verbose": False, "eps": 0.02}
     adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
     state.unlink()
-    with pytest.raises(ArgumentError, match=r"`state_path`.*state\.json\.images.*Remove that"):
-        adversary(verbose=False, seed=1).run_standard_evaluation(X, Y, bs=20, state_path=state)
-    assert not state.exists()
+    x_adv = adversary(**other).run_standard_evaluation(X, Y, bs=20, state_path=state)
+    assert torch.equal(x_adv, adversary(**other).run_standard_evaluation(X, Y, bs=20))
 
 
 def test_a_finished_evaluation_is_read_back(tmp_path: Path, capsys: Any) -> None:
@@ -250,60 +204,28 @@ def test_a_finished_evaluation_is_read_back(tmp_path: Path, capsys: Any) -> None
     assert "initial clean accuracy: 92.31%" in lines
 
 
-def _official(_state: Path) -> bytes:
-    return json.dumps({"_attacks_to_run": "{'square'}", "_robust_flags": [True]}).encode()
-
-
-def _cut(state: Path) -> bytes:
-    return state.read_bytes()[:100]
-
-
-def _flags(state: Path) -> bytes:
-    return state.read_bytes().replace(b'"robust": "', b'"robust": "x')
-
-
 @pytest.mark.parametrize(
-    "change",
-    [_official, _cut, _flags, lambda _: b"", lambda _: b"[1, 2]", lambda _: b"[" * 100_000],
-)
-def test_a_state_that_cannot_be_read_is_left_as_it_is(change: Any, tmp_path: Path) -> None:
-    state = tmp_path / "state.json"
-    adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
-    content = change(state)
-    state.write_bytes(content)
-    with pytest.raises(ArgumentError, match="`state_path`: expected a state file.*new file"):
-        adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
-    assert state.read_bytes() == content
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
+    ("options", "named"),
     [
-        (dict(eps=0.04), "settings"),
-        (dict(seed=1), "seed"),
-        (dict(x=X.flip(0)), "images"),
-        (dict(model=FixedLogits(torch.ones(5, 36))), "model"),
-        (dict(version="custom", attacks_to_run=["fab"]), "attacks, settings"),
+        (dict(eps=0.04), "has other settings"),
+        (dict(x=X.flip(0)), "has other images"),
+        (dict(model=FixedLogits(torch.ones(5, 36))), "has other model"),
+        (dict(content=b'{"_attacks_to_run": "x", "_robust_flags": [true]}'), "a state file"),
+        (dict(content=b'{"format": "ro'), "a state file"),
     ],
 )
-def test_anothers_state_is_left_as_it_is(change: Any, named: str, tmp_path: Path) -> None:
-    state = tmp_path / "state.json"
+def test_a_state_that_cannot_be_used_is_left_as_it_is(
+    options: Any, named: str, tmp_path: Path
+) -> None:
+    """Another evaluation's; the original's own, a file that was cut off."""
+    state, options = tmp_path / "state.json", dict(options)
     adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
-    content, options = state.read_bytes(), dict(change)
+    state.write_bytes(content := options.pop("content", state.read_bytes()))
     x = options.pop("x", X)
     other = adversary(options.pop("model", MODEL), verbose=False, **options)
-    with pytest.raises(ArgumentError, match=f"`state_path`: .*has other {named}"):
+    with pytest.raises(ArgumentError, match=f"`state_path`: .*{named}.*new file"):
         other.run_standard_evaluation(x, Y, bs=20, state_path=state)
     assert state.read_bytes() == content
-
-
-def test_a_state_with_too_few_flags_is_left_as_it_is(tmp_path: Path) -> None:
-    state = tmp_path / "state.json"
-    adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
-    tree = json.loads(state.read_bytes())
-    state.write_text(json.dumps(tree | {"robust": tree["robust"][1:]}))
-    with pytest.raises(ArgumentError, match=r"`state_path`: .*has other flags \("):
-        adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
 
 
 def test_without_cuda_the_default_device_is_the_cpu_and_the_log_says_so(
@@ -314,46 +236,24 @@ def test_without_cuda_the_default_device_is_the_cpu_and_the_log_says_so(
     assert "no CUDA device is available: running on the CPU" in capsys.readouterr().out
 
 
-def test_a_model_elsewhere_is_named() -> None:
-    with pytest.raises(ArgumentError, match="`device`: expected the model's device, meta, got cpu"):
-        evaluation.usable_device(
-            "cpu", FixedLogits(torch.ones(5, 36, device="meta")), other_utils.Logger(None)
-        )
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(norm="linf"), "`norm`: expected 'Linf' or 'L2' or 'L1', got 'linf'"),
-        (dict(eps=-1), "`eps`: expected a number >= 0, got -1"),
         (dict(eps=8), "`eps`: expected a radius in linf of at most 1.*Did you mean 8/255"),
-        (dict(version="fast"), "`version`: expected one of: standard, plus, rand, custom"),
+        (dict(version="apgd"), "`version`: expected 'standard' or 'plus' or 'rand' or 'custom'"),
         (dict(attacks_to_run=["fab"]), "`attacks_to_run`: expected none in version standard"),
+        (dict(version="custom", attacks_to_run=["pgd"]), "`attacks_to_run`: expected 'apgd-ce'"),
         (dict(is_tf_model=True), "`is_tf_model`: expected False"),
-        (dict(model=3), "`model`: expected a callable"),
-        (dict(search_dtype=torch.int8), "`dtype`: expected torch.float32"),
+        (dict(y=Y + 9), r"`y`: expected labels in \[0, 5\).*Map the labels"),
+        (dict(x=X * 3 - 1), "`x`: expected images within bounds.*models.Normalize"),
     ],
 )
-def test_arguments_that_cannot_be_used(options: Any, message: str) -> None:
-    given: Any = dict(model=MODEL, device="cpu", verbose=False) | options
+def test_what_cannot_be_evaluated(options: Any, message: str) -> None:
+    given = dict(verbose=False) | options
+    x, y = given.pop("x", X), given.pop("y", Y)
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-        AutoAttack(**given)
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "bs", "message"),
-    [
-        (X, Y + 9, 4, r"`y`: expected labels in \[0, 5\).*Map the labels"),
-        (X * 3 - 1, Y, 4, "`x`: expected images within bounds.*models.Normalize"),
-        (X, Y, 0, "`bs`: expected an integer >= 1, got 0"),
-        (X, Y[:3], 4, "`y_orig`: expected a label for each"),
-        (X[:0], Y[:0], 4, "`y_orig`: expected .* one or more images"),
-        (X, Y.tolist(), 4, "`y_orig`: expected a torch.Tensor, got list"),
-    ],
-)
-def test_data_that_cannot_be_used(x: Any, y: Any, bs: int, message: str, tmp_path: Path) -> None:
-    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-        adversary(verbose=False).run_standard_evaluation(x, y, bs=bs)
+        adversary(**given).run_standard_evaluation(x, y, bs=4)
 
 
 def test_a_radius_of_zero_and_a_rounding_beyond_a_bound() -> None:
@@ -361,12 +261,6 @@ def test_a_radius_of_zero_and_a_rounding_beyond_a_bound() -> None:
     x_adv, y_adv = adversary(eps=0, verbose=False).run_standard_evaluation(x, Y, 8, True)
     assert torch.equal(x_adv, x.clamp(max=1)) and ((y_adv == Y) == right(x_adv)).all()
     assert adversary(verbose=False).run_standard_evaluation(x, Y).max() <= 1
-
-
-def test_an_unknown_attack_is_named() -> None:
-    attack = adversary(version="custom", attacks_to_run=["pgd"], verbose=False)
-    with pytest.raises(ArgumentError, match="`attacks_to_run`: expected some of: apgd-ce.*'pgd'"):
-        attack.run_standard_evaluation(X, Y)
 
 
 KINDS = {
@@ -405,20 +299,12 @@ def test_a_parts_settings_are_read() -> None:
     assert torch.equal(pair.perturb(X, Y), truth.perturb(X, Y))
     truth.seed = None  # the time
     truth.topk, truth.use_rs, truth.verbose, truth.device = 3, False, False, "cpu"
-    truth.perturb(X, Y)
     best = truth.perturb(X, Y, best_loss=True)
     losses = [torch.nn.functional.cross_entropy(MODEL(x), Y, reduction="none") for x in (best, X)]
     assert (losses[0] > losses[1]).all()
     assert package.FABAttack_PT(MODEL, "L1").eps == 5.0
-    for change in (dict(is_tf_model=True), dict(norm="linf")):
-        with pytest.raises(ArgumentError, match=f"`{[*change][0]}`"):
-            package.APGDAttack(MODEL, eps=0.1, **change)  # pyright: ignore
-    with pytest.raises(ArgumentError, match="`x_init`: expected None"):
-        truth.perturb(X, Y, x_init=X)
     with pytest.raises(ArgumentError, match="`eps`: expected a radius, got None"):
         package.APGDAttack(MODEL).perturb(X, Y)
-    with pytest.raises(ArgumentError, match="`loss_fn`: expected None"):
-        package.FABAttack_PT(MODEL, loss_fn=print)
 
 
 def test_square_goes_towards_a_class() -> None:
@@ -441,9 +327,9 @@ SIGNATURES = {
 }
 
 
-@pytest.mark.parametrize("kind", SIGNATURES)
-def test_arguments_in_the_originals_order(kind: Any) -> None:
-    assert " ".join(inspect.signature(kind).parameters).startswith(SIGNATURES[kind])
+def test_arguments_in_the_originals_order() -> None:
+    for kind, names in SIGNATURES.items():
+        assert " ".join(inspect.signature(kind).parameters).startswith(names)
 
 
 def test_helpers_by_hand(capsys: Any) -> None:
@@ -480,13 +366,13 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_the_originals_modules_are_there_and_no_copies(name: str, stand_in: None) -> None:
-    own = import_module(f"roli_fast.compat.autoattack.{name}")
-    other = import_module(f"autoattack.{name}")
-    assert isinstance(own, ModuleType) and own is other
-    for member in MODULES[name]:
-        assert getattr(own, member, None) is not None
+def test_the_originals_modules_are_there_and_no_copies(stand_in: None) -> None:
+    for name, members in MODULES.items():
+        own = import_module(f"roli_fast.compat.autoattack.{name}")
+        other = import_module(f"autoattack.{name}")
+        assert isinstance(own, ModuleType) and own is other
+        for member in members:
+            assert getattr(own, member, None) is not None
     with pytest.raises(ModuleNotFoundError, match="fab_tf"):
         import_module("autoattack.fab_tf")
 
@@ -544,15 +430,10 @@ with torch.no_grad():
 """The calls of the original's examples/eval.py."""
 
 
-@pytest.mark.parametrize("version", ["standard", "custom", "plus"])
+@pytest.mark.parametrize("version", ["standard", "custom"])
 def test_the_originals_example_runs(version: str, stand_in: None, tmp_path: Path) -> None:
     names: dict[str, Any] = dict(model=MODEL, x=X, y=Y, quick=quick, version=version, torch=torch)
     exec(EXAMPLE, names | {"log": str(tmp_path / "log.txt")}, names)
     assert names["complete"].shape == X.shape and (right(names["complete"]) <= right(X)).all()
     assert list(names["each"]) == names["adversary"].attacks_to_run
     assert "robust accuracy by APGD-CE" in (tmp_path / "log.txt").read_text()
-
-
-def test_a_version_of_our_own_is_none_of_theirs() -> None:
-    with pytest.raises(ArgumentError, match="`version`: expected one of: standard, plus, rand"):
-        adversary(version="apgd")

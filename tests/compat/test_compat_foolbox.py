@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FixedLogits, Mixed, images, untouched
+from tiny_models import Mixed, images, untouched
 from torch import Tensor, nn
 
 from roli_fast.attacks import APGD, FAB, PGD, AutoAttack, Square
@@ -98,7 +98,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("attack", [PGD(), PGD(norm="l1"), APGD(steps=4), FAB(steps=4), Square(n_queries=9)])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("attack", [PGD(), FAB(steps=4), AutoAttack(steps=2, n_queries=5)])
 def test_a_training_model_is_attacked_in_eval_mode_and_given_back(
     foolbox: Any, attack: Any
 ) -> None:
@@ -121,21 +121,6 @@ def test_only_a_model_in_train_mode_is_said_to_be_in_it(foolbox: Any, training: 
     ball = Ball(NORMS["linf"], 0.03, (0.0, 1.0))
     signs = first_look(module, X, torch.zeros(8, dtype=torch.int64), ball).signs
     assert any("train mode" in sign.text for sign in signs) == training
-
-
-def test_an_attribute_that_is_not_read_is_refused(foolbox: Any) -> None:
-    attack = as_foolbox_attack(PGD())
-    attack.generator = generator()
-    with pytest.raises(ArgumentError, match="`steps`: expected an attribute that RoliFastAttack"):
-        attack.steps = 3
-
-
-def test_an_exception_leaves_the_model_as_it_was(foolbox: Any) -> None:
-    model = network(training=True)
-    with pytest.warns(UserWarning, match="training mode"):
-        fmodel = wrapped(foolbox, model)
-    with untouched(model), pytest.raises(ArgumentError, match="`y`"):
-        as_foolbox_attack(PGD(random_start=False))(fmodel, X, torch.full((8,), 9), epsilons=8 / 255)
 
 
 @pytest.mark.parametrize("transform", ["wrapper", "copy", "none"])
@@ -171,22 +156,6 @@ def test_a_model_of_ones_own_is_run_as_it_is(foolbox: Any) -> None:
     assert torch.equal(moved.argmin(1), y)
 
 
-def test_vectors_and_repeats(foolbox: Any) -> None:
-    fmodel = wrapped(foolbox, FixedLogits(torch.eye(4)).eval())
-    x, y = images(5, 4), torch.tensor([0, 1, 2, 3, 0])
-    attack = as_foolbox_attack(PGD(norm="l2"), generator()).repeat(2)
-    raw, _, flags = attack(fmodel, x, y, epsilons=[0.1, 0.5])
-    assert len(raw) == 2 and flags.shape == (2, 5)
-
-
-def test_autoattack_has_a_ball_too(foolbox: Any) -> None:
-    fmodel = wrapped(foolbox, network())
-    y = labels(fmodel, X)
-    attack = as_foolbox_attack(AutoAttack(steps=2, n_queries=5), generator())
-    _, _, flags = attack(fmodel, X, y, epsilons=[0.0, 0.3])
-    assert not flags[0].any() and flags[1].any()
-
-
 def test_square_goes_towards_a_target(foolbox: Any) -> None:
     fmodel = wrapped(foolbox, network())
     target = (labels(fmodel, X) + 1) % 4
@@ -200,16 +169,13 @@ def test_what_cannot_be_done(foolbox: Any) -> None:
     fmodel = wrapped(foolbox, network())
     y = labels(fmodel, X)
     target = foolbox.criteria.TargetedMisclassification((y + 1) % 4)
-    with pytest.raises(ArgumentError, match="`attack`: expected an attack that takes a target"):
+    with pytest.raises(ArgumentTypeError, match="takes no target in a call"):
         as_foolbox_attack(APGD(steps=2))(fmodel, X, target, epsilons=0.1)
     with pytest.raises(ArgumentError, match="depends on the label"):
         as_foolbox_attack(PGD(loss="dlr"))(fmodel, X, target, epsilons=0.1)
-    with pytest.raises(ArgumentTypeError, match="`kwargs`: expected none, got mc"):
-        as_foolbox_attack(PGD())(fmodel, X, y, epsilons=0.1, mc=3)
-    with pytest.raises(ArgumentError, match="`attack`: expected an attack in one ball"):
-        as_foolbox_attack(PGD(norm=None))
-    with pytest.raises(ArgumentError, match="`attack`: expected an attack in one ball"):
-        as_foolbox_attack(lambda: None)  # pyright: ignore
+    attack = as_foolbox_attack(PGD())
+    with pytest.raises(ArgumentError, match="`steps`: expected an attribute that RoliFastAttack"):
+        attack.steps = 3
 
 
 def test_without_foolbox_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +184,4 @@ def test_without_foolbox_the_error_says_how_to_install_it(monkeypatch: pytest.Mo
     adapter._attack_class.cache_clear()
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(MissingPackageError, match="pip install foolbox"):
-        as_foolbox_attack(PGD())
-    with pytest.raises(ImportError):
         as_foolbox_attack(PGD())

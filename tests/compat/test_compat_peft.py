@@ -3,7 +3,6 @@ loaded is refused, and changes nothing."""
 
 import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from roli_fast.peft import Adapter, LoRA, LoraLinear, apply, merge
 
 VIT, SWIN = NETWORKS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 HEADS = {VIT: "head", SWIN: "head.fc"}
-TARGETS = [("q", "v"), ("k",), ("qkv",), ("q", "v", "mlp.fc1", "proj")]
+TARGETS = [("q", "v"), ("qkv",), ("k", "mlp.fc1", "proj")]
 
 
 @pytest.fixture(scope="module")
@@ -98,34 +97,26 @@ def test_blocks_by_hand() -> None:
 
 @pytest.mark.parametrize("targets", TARGETS, ids="-".join)
 @pytest.mark.parametrize("name", NETWORKS)
-class TestOursInPeft:
-    def test_logits_and_merged_weights(
-        self, hf: Any, name: str, targets: tuple[str, ...], tmp_path: Path
-    ) -> None:
-        model, x = stirred(name, targets=targets), pictures(name)
-        expected = model(x)
-        assert differs(expected, tiny(name).eval()(x))
-        save(model, tmp_path)
-        adapted = hf.PeftModel.from_pretrained(network(name), tmp_path).eval()
-        close(adapted(normalised(model, x)), expected)
-        plain = adapted.merge_and_unload()
-        close(plain(normalised(model, x)), expected)
-        ours = merge(model).backbone.state_dict()
-        assert plain.state_dict().keys() == ours.keys()
-        for key, tensor in plain.state_dict().items():
-            torch.testing.assert_close(ours[key], tensor, rtol=1e-6, atol=1e-6)
-
-    def test_peft_writes_it_again_and_we_read_that(
-        self, hf: Any, name: str, targets: tuple[str, ...], tmp_path: Path
-    ) -> None:
-        """PEFT drops our card: whole layers then, the same function."""
-        model, x = stirred(name, targets=targets), pictures(name)
-        save(model, tmp_path / "ours")
-        adapted = hf.PeftModel.from_pretrained(network(name), tmp_path / "ours")
-        adapted.save_pretrained(tmp_path / "theirs")
-        again = tiny(name).eval()
-        load(again, tmp_path / "theirs")
-        close(again(x), model(x))
+def test_ours_in_peft_and_back(
+    hf: Any, name: str, targets: tuple[str, ...], tmp_path: Path
+) -> None:
+    """PEFT gives the same logits and merges to the same weights. When it writes the adapter again
+    it drops our card: whole layers then, the same function."""
+    model, x = stirred(name, targets=targets), pictures(name)
+    expected = model(x)
+    assert differs(expected, tiny(name).eval()(x))
+    save(model, tmp_path / "ours")
+    adapted = hf.PeftModel.from_pretrained(network(name), tmp_path / "ours").eval()
+    close(adapted(normalised(model, x)), expected)
+    adapted.save_pretrained(tmp_path / "theirs")
+    again = tiny(name).eval()
+    load(again, tmp_path / "theirs")
+    close(again(x), expected)
+    plain = adapted.merge_and_unload()
+    ours = merge(model).backbone.state_dict()
+    assert plain.state_dict().keys() == ours.keys()
+    for key, tensor in plain.state_dict().items():
+        torch.testing.assert_close(ours[key], tensor, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -136,7 +127,11 @@ class TestTheirsInOurs:
             dict(target_modules=["qkv"]),
             dict(target_modules=["mlp.fc1", "attn.proj"], lora_dropout=0.5, lora_alpha=2.5),
             dict(target_modules=r".*blocks\.1.*fc2", modules_to_save=None),
-            dict(target_modules=["qkv", "fc1"], rank_pattern={"fc1": 2}, alpha_pattern={"qkv": 1}),
+            dict(
+                target_modules=["qkv", "fc1"],
+                rank_pattern={r"blocks\.\d\.mlp.*": 2},
+                alpha_pattern={"qkv": 1},
+            ),
         ],
         ids=["qkv", "mlp", "regex", "patterns"],
     )
@@ -148,6 +143,9 @@ class TestTheirsInOurs:
         before = model(x)
         adapted.save_pretrained(tmp_path)
         names = load(model, tmp_path)
+        assert {tree["dropout"] for tree in model.card["tuning"]} == {
+            options.get("lora_dropout", 0.0)
+        }
         expected = adapted(normalised(model, x))
         assert differs(expected, before)
         close(model(x), expected)
@@ -157,14 +155,6 @@ class TestTheirsInOurs:
             merge(model).backbone(normalised(model, x)),
             adapted.merge_and_unload()(normalised(model, x)),
         )
-
-    def test_its_words_become_ours(self, hf: Any, name: str, tmp_path: Path) -> None:
-        theirs(hf, name, lora_dropout=0.5).save_pretrained(tmp_path)
-        model = tiny(name)
-        load(model, tmp_path)
-        tree = model.card["tuning"][0]
-        assert (tree["rank"], tree["alpha"], tree["dropout"]) == (3, 7, 0.5)
-        assert tree["targets"] == ("qkv",)
 
     def test_the_whole_classifier_head_is_ours_too(
         self, hf: Any, name: str, tmp_path: Path
@@ -206,6 +196,26 @@ def test_two_loras_on_different_layers(tmp_path: Path) -> None:
     assert same(dict(again.state_dict()), dict(model.state_dict()))
     assert len(names) == 2 * 2 * 2 + 2
     assert all(again.get_parameter(name).requires_grad for name in names)
+
+
+@pytest.mark.parametrize("change", ["alpha", "outside"])
+def test_a_file_that_was_changed_is_read_as_peft_reads_it(change: str, tmp_path: Path) -> None:
+    """The card's slices no longer hold: whole layers, with the numbers of the configuration."""
+    model, again = stirred(), tiny().eval()
+    save(model, tmp_path)
+    path, tensors = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    if change == "alpha":
+        path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 12}))
+    else:
+        with safe_open(tensors, framework="pt") as file:
+            metadata = file.metadata()
+        state = load_file(tensors)
+        state["base_model.model.blocks.1.attn.qkv.lora_B.weight"][20].fill_(1)
+        save_file(state, tensors, metadata=metadata)
+    load(again, tmp_path)
+    layer: Any = again.backbone.get_submodule("blocks.1.attn.qkv")
+    assert layer.rows is None and layer.scale == (3 if change == "alpha" else 1.5)
+    assert layer.lora_b[20].tolist() == [change == "outside"] * 4
 
 
 def test_the_files(tmp_path: Path) -> None:
@@ -268,13 +278,11 @@ class TestRefused:
         path = folder / "adapter_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
-    def change_tensors(self, folder: Path, change: Any, *, card: bool) -> None:
+    def change_tensors(self, folder: Path, change: Any) -> None:
         path = folder / "adapter_model.safetensors"
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
         state = load_file(path)
         change(state)
-        save_file(state, path, metadata=metadata if card else None)
+        save_file(state, path)
 
     def check(self, folder: Path, message: str, model: Classifier | None = None) -> None:
         """Refused with the message, and the model is as it was."""
@@ -304,22 +312,15 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            (dict(use_rslora=True), "`use_rslora`: expected it unset.*got True"),
-            (dict(use_dora=True), "`use_dora`"),
-            (dict(fan_in_fan_out=True), "`fan_in_fan_out`"),
-            (dict(bias="lora_only"), "`bias`: expected 'none', got 'lora_only'"),
-            (dict(lora_bias=True), "`lora_bias`"),
-            (dict(init_lora_weights="pissa_niter_4"), "`init_lora_weights`.*'pissa_niter_4'"),
-            (dict(something_new={"a": 1}), "`something_new`.*{'a': 1}"),
-            (dict(peft_type="IA3"), "`peft_type`: expected LORA, got 'IA3'"),
-            (dict(r=0), "`r`: expected a number > 0, got 0"),
-            (dict(r="4"), "`r`: .*'4'"),
-            (dict(lora_alpha=None), "`lora_alpha`.*None"),
-            (dict(lora_alpha=7), r"`lora_alpha`: expected 1.5 times the rank.*got 7 for rank 4"),
-            (dict(lora_dropout=1.0), "`lora_dropout`"),
-            (dict(rank_pattern={"blocks.0.*": 4}), "`rank_pattern`.*no regular expr"),
-            (dict(alpha_pattern=[1]), "`alpha_pattern`"),
-            (dict(r=5), r"`blocks.0.attn.qkv`: expected A and B of shapes \(5, 16\)"),
+            (dict(use_rslora=True), "`use_rslora` is True"),
+            (dict(use_dora=True), "`use_dora` is True"),
+            (dict(bias="lora_only"), "`bias` is 'lora_only'"),
+            (dict(init_lora_weights="pissa_niter_4"), "`init_lora_weights` is 'pissa_niter_4'"),
+            (dict(something_new={"a": 1}), "`something_new` is {'a': 1}"),
+            (dict(peft_type="IA3"), "`peft_type` is 'IA3'"),
+            (dict(r=5), r"`backbone.blocks.0.attn.qkv`: expected A and B of shapes \(5, 16\)"),
+            (dict(r=0), "`rank`: expected an integer >= 1, got 0"),
+            (dict(lora_alpha=10**400), "`adapter_config.json`: .*adapter_config.json'"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
@@ -327,50 +328,19 @@ class TestRefused:
         self.change(folder, **fields)
         self.check(folder, message)
 
-    @pytest.mark.parametrize("name", ["blocks.7.attn.qkv", "norm", "head"])
+    @pytest.mark.parametrize("name", ["blocks.7.attn.qkv", "head"])
     def test_unknown_modules(self, folder: Path, name: str) -> None:
         def rename(state: dict[str, Tensor]) -> None:
             for key in [key for key in state if "blocks.1" in key]:
                 state[key.replace("blocks.1.attn.qkv", name)] = state.pop(key)
 
-        self.change_tensors(folder, rename, card=False)
-        self.check(folder, f"`target_modules`.*linear layers of {VIT}.*'{name}'.*end in: fc1, fc2")
-
-    def test_rank_above_the_width(self, folder: Path) -> None:
-        def widen(state: dict[str, Tensor]) -> None:
-            for key in [key for key in state if "lora" in key]:
-                shape = (17, 16) if "lora_A" in key else (48, 17)
-                state[key] = torch.ones(shape)
-
-        self.change(folder, r=17)
-        self.change_tensors(folder, widen, card=False)
-        self.check(folder, "`rank`: expected at most 16, the width of .*qkv, got 17")
+        self.change_tensors(folder, rename)
+        self.check(folder, f"`targets`.*backbone.{name}")
 
     def test_other_trained_modules(self, folder: Path) -> None:
         key = "base_model.model.norm.weight"
-        self.change_tensors(folder, lambda s: s.update({key: torch.ones(16)}), card=False)
+        self.change_tensors(folder, lambda s: s.update({key: torch.ones(16)}))
         self.check(folder, "`modules_to_save`: .*head.weight, head.bias.*norm.weight")
-
-    def test_half_a_pair(self, folder: Path) -> None:
-        key = "base_model.model.blocks.1.attn.qkv.lora_B.weight"
-        self.change_tensors(folder, lambda s: s.pop(key), card=False)
-        self.check(folder, r"blocks.1.attn.qkv.lora_A")
-
-    def test_a_layer_short_of_the_card(self, folder: Path) -> None:
-        def drop(state: dict[str, Tensor]) -> None:
-            for key in [key for key in state if "blocks.1" in key]:
-                state.pop(key)
-
-        self.change_tensors(folder, drop, card=True)
-        self.check(folder, "`target_modules`: expected blocks.1.attn.qkv")
-
-    def test_something_outside_the_slices(self, folder: Path) -> None:
-        key = "base_model.model.blocks.1.attn.qkv.lora_B.weight"
-        self.change_tensors(folder, lambda s: s[key][20].fill_(1), card=True)
-        self.check(
-            folder,
-            r"`blocks.1.attn.qkv.lora_B.weight`: expected rank 2 in each of the rows \(\(0, 16\)",
-        )
 
     def test_other_classes(self, folder: Path) -> None:
         self.check(folder, r"`num_classes`.*\(7, 16\).*\(5, 16\)", tiny(num_classes=7))
@@ -381,24 +351,12 @@ class TestRefused:
         self.check(folder, "`model`: expected a classifier without LoRA", model)
 
     def test_missing_and_damaged_files(self, folder: Path, tmp_path: Path) -> None:
-        self.check(tmp_path, "`folder`: expected one with adapter_config.json")
+        self.check(tmp_path, "`adapter_config.json`: expected a JSON file")
         tensors = folder / "adapter_model.safetensors"
         tensors.write_bytes(tensors.read_bytes()[:-8])
         self.check(folder, "complete file of tensors")
         tensors.unlink()
         self.check(folder, "`weights`: expected an existing .safetensors")
-        (folder / "adapter_config.json").write_text("{")
-        self.check(folder, "`adapter_config.json`: expected JSON")
-        (folder / "adapter_config.json").write_text("[]")
-        self.check(folder, "`peft_type`")
-
-    @pytest.mark.parametrize("value", ["1" + "0" * 400, "1" * 5000, "NaN", "1e999", "[" * 100_000])
-    def test_numbers_that_are_none(self, folder: Path, value: str) -> None:
-        path = folder / "adapter_config.json"
-        text = re.sub(r'"lora_alpha": [\d.]+', f'"lora_alpha": {value}', path.read_text())
-        assert value in text
-        path.write_text(text)
-        self.check(folder, "`adapter_config.json`: .*adapter_config.json'")
 
     def test_saving(self, tmp_path: Path) -> None:
         with pytest.raises(
@@ -406,9 +364,6 @@ class TestRefused:
         ):
             save(tiny(), tmp_path)
         model = stirred()
-        (tmp_path / "file").touch()
-        with pytest.raises(ArgumentError, match="`folder`: expected a folder"):
-            save(model, tmp_path / "file")
         apply(model, Adapter(4))
         with pytest.raises(ArgumentError, match="got one with lora, adapter"):
             save(model, tmp_path)

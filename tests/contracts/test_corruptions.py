@@ -1,5 +1,7 @@
 """What every registered corruption must do."""
 
+from collections import Counter
+
 import pytest
 import torch
 from shared_data import SharedData
@@ -7,15 +9,13 @@ from torch import Generator, Tensor
 
 from roli_fast.data import batches
 from roli_fast.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupted
-from roli_fast.data.corruptions.base import GROUPS
-from roli_fast.data.draws import Draws
 from roli_fast.data.image_folder import ImageFolder
 from roli_fast.data.pixels import ArrayPixels
 from roli_fast.data.splits import ImageDataset
-from roli_fast.data.transforms import evaluation_transform, transformed
+from roli_fast.data.transforms import evaluation_transform
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
-SIZES = ((32, 32), (33, 47), (47, 33), (70, 66), (3, 5), (1, 9), (1, 1))
+SIZES = ((33, 47), (70, 66), (3, 5), (1, 9), (1, 1))
 
 
 @pytest.fixture(params=CORRUPTIONS.names())
@@ -35,12 +35,11 @@ def seeded(seed: int) -> Generator:
     return Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "{}x{}".format(*size))
-def test_any_size_in_the_same_out(kind: Corruption, size: tuple[int, int], channels: int) -> None:
-    image = picture(*size, channels)
-    before = image.clone()
-    for severity in SEVERITIES:
+def test_any_size_in_the_same_out(kind: Corruption, size: tuple[int, int]) -> None:
+    for channels, severity in ((3, 1), (3, 5), (1, 3)):
+        image = picture(*size, channels)
+        before = image.clone()
         out = kind(image, severity, seeded(0))
         assert out.dtype == torch.uint8 and out.shape == image.shape
         assert torch.equal(image, before) and out.data_ptr() != image.data_ptr()
@@ -94,8 +93,8 @@ def test_a_flat_image_is_no_special_case(kind: Corruption) -> None:
 
 
 def test_fifteen_kinds_in_four_groups() -> None:
-    counts = [sum(CORRUPTIONS[name].group == group for name in CORRUPTIONS) for group in GROUPS]
-    assert counts == [3, 4, 4, 4]
+    groups = Counter(CORRUPTIONS[name].group for name in CORRUPTIONS)
+    assert groups == {"noise": 3, "blur": 4, "weather": 4, "digital": 4}
 
 
 def test_five_settings_for_each_size(kind: Corruption) -> None:
@@ -103,8 +102,20 @@ def test_five_settings_for_each_size(kind: Corruption) -> None:
     assert kind.setting(2, 64) == kind.small[1] and kind.setting(2, 65) == kind.large[1]
 
 
+@pytest.fixture(scope="module")
+def photographs(shared_data: SharedData) -> dict[int, list[Tensor]]:
+    """Side -> twelve photographs."""
+    roots = {32: shared_data.cifar10(12), 72: shared_data.caltech101() / "images"}
+    found = {}
+    for size, root in roots.items():
+        test = ImageFolder(str(root), image_size=size).load().test.plain()
+        chosen = test.batch(torch.arange(12) * (len(test) // 12)).x
+        found[size] = list((chosen * 255).round().to(torch.uint8))
+    return found
+
+
 class TestOnRealImages:
-    """A higher severity is further from the image, on the mean over 30 photographs.
+    """A higher severity is further from the image, on the mean over twelve photographs.
 
     Not so where the published severities trade one number for another: elastic_transform gives up
     a large shift for small ripples, glass_blur more reach for fewer rounds, frost less of the image
@@ -126,19 +137,11 @@ class TestOnRealImages:
                 found[severity - 1] += (out.float() - image.float()).abs().mean() / len(images)
         return found
 
-    def photographs(self, shared_data: SharedData, size: int) -> list[Tensor]:
-        if size == 32:
-            source = ImageFolder(str(shared_data.cifar10(12)), image_size=size)
-        else:
-            source = ImageFolder(str(shared_data.caltech101() / "images"), image_size=size)
-        test = source.load().test.plain()
-        step = len(test) // 30
-        chosen = test.batch(torch.arange(30) * step).x
-        return list((chosen * 255).round().to(torch.uint8))
-
     @pytest.mark.parametrize("size", [32, 72])
-    def test_severity_grows(self, kind: Corruption, size: int, shared_data: SharedData) -> None:
-        found = self.distances(kind, self.photographs(shared_data, size))
+    def test_severity_grows(
+        self, kind: Corruption, size: int, photographs: dict[int, list[Tensor]]
+    ) -> None:
+        found = self.distances(kind, photographs[size])
         assert found.min() > 1 and found.max() < 128
         if kind.name not in self.trades[size]:
             assert (found.diff() >= 0).all(), found
@@ -192,7 +195,7 @@ class TestView:
         pixels, ids, labels = ArrayPixels(large), torch.arange(3), torch.zeros(3).long()
         plain = ImageDataset(pixels, ids, labels, 32, prepare)
         view = corrupted(plain, "contrast", 3)
-        small = transformed(prepare, large[1:2], Draws.none(1))[0]
+        small = prepare(large[1:2], torch.empty(1, 0))[0]
         expected = CORRUPTIONS["contrast"](small, 3, Generator())
         assert torch.equal(view[1][0], expected / 255)
         augmented = ImageDataset(pixels, ids, labels, 32, prepare, prepare)
@@ -207,25 +210,14 @@ class TestView:
             assert torch.equal(found, view.batch(torch.arange(12)).x)
 
 
-class TestErrors:
+def test_errors_name_the_value() -> None:
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-
-    @pytest.mark.parametrize("severity", [0, 6, 2.5, True, "3"])
-    def test_severity(self, severity: object) -> None:
+    for severity in (0, 6):
         with pytest.raises(ArgumentError, match="`severity`: expected an integer from 1 to 5"):
-            CORRUPTIONS["fog"](self.image, severity, Generator())  # pyright: ignore
+            CORRUPTIONS["fog"](image, severity, Generator())
         with pytest.raises(ArgumentError, match="`severity`"):
-            corrupted(TestView().dataset(), "fog", severity)  # pyright: ignore
-
-    def test_kind(self) -> None:
-        with pytest.raises(ArgumentError, match=r"`corruption`: expected one of: .*'rain'"):
-            corrupted(TestView().dataset(), "rain", 1)
-
-    def test_floats_are_refused(self) -> None:
-        with pytest.raises(ArgumentTypeError, match=r"`image`: expected uint8.*float32.*255"):
-            CORRUPTIONS["fog"](self.image / 255, 1, Generator())
-
-    @pytest.mark.parametrize("shape", [(8, 8), (2, 3, 8, 8), (4, 8, 8), (3, 0, 8)])
-    def test_shape(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ArgumentError, match="`image`: expected one image"):
-            CORRUPTIONS["fog"](torch.zeros(shape, dtype=torch.uint8), 1, Generator())
+            corrupted(TestView().dataset(), "fog", severity)
+    with pytest.raises(ArgumentError, match=r"`corruption`: expected one of: .*'rain'"):
+        corrupted(TestView().dataset(), "rain", 1)
+    with pytest.raises(ArgumentTypeError, match=r"`image`: expected uint8.*float32.*255"):
+        CORRUPTIONS["fog"](image / 255, 1, Generator())

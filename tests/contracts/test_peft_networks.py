@@ -21,7 +21,7 @@ NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """timm architecture -> image size and options that make it tiny."""
 TOKENS = (
-    r"`tuning`: .*prompt for {name} \(timm's \w+\)\. .*VisionTransformer.*SwinTransformer.*use "
+    r"`tuning`: .*prompt for {name}, which is timm's \w+\. .*VisionTransformer.*SwinTrans.*use "
 )
 NO_MLP = (
     r"`tuning`: .*adapter for {name} \(timm's \w+\), whose blocks have no `mlp`.*use bias or full"

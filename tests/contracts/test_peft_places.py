@@ -13,7 +13,7 @@ from roli_fast.errors import ArgumentError
 from roli_fast.models import Classifier, Model, create
 from roli_fast.peft import Adapter, LoRA
 from roli_fast.peft.adapter import Bottleneck
-from roli_fast.peft.adapter import _mlps as mlps_of
+from roli_fast.peft.adapter import mlps as mlps_of
 from roli_fast.peft.targets import FUSED, find_layers
 
 ATTENTION = re.compile(r"attn|attention|xca|mhsa|gpsa|spatialtransformer", re.IGNORECASE)

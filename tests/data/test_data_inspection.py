@@ -16,31 +16,32 @@ def parts(splits: Splits) -> dict:
     return {"train": splits.train, "val": splits.val, "test": splits.test}
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "images", {"train/a": 9, "val/a": 2, "test/a": 70})
+def look(splits: dict, decode: bool = False) -> dict[str, list[str]]:
+    return inspect_images(splits, decode=decode, quiet=True)
 
 
-def test_all_bad_files_of_all_splits_are_in_one_message(images: Path) -> None:
-    splits = parts(ImageFolder(str(images), image_size=8).load())
+def test_all_bad_files_of_all_splits_are_in_one_message(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"train/a": 9, "val/a": 2, "test/a": 70})
+    splits = parts(ImageFolder(str(root), image_size=8).load())
+    before = look(splits)
+    write_image(root / "test/a/2.png", seed=12345)  # the hash of this file alone changes
+    after = look(splits)
+    assert [before[n] == after[n] for n in splits] == [True, True, False]
+    assert len(set(before["test"]) ^ set(after["test"])) == 2
+    half = root / "test/a/5.png"
+    half.write_bytes(half.read_bytes()[:150])
+    look(splits)  # its header is whole
+    with pytest.raises(DataError, match="test/a/5.png"):
+        look(splits, decode=True)
     bad = ["train/a/3.png", "val/a/1.png", "test/a/0.png", "test/a/69.png"]
     for name in bad:
-        (images / name).write_text("<html>404</html>")
-    (images / "test/a/7.png").unlink()
+        (root / name).write_text("<html>404</html>")
+    (root / "test/a/7.png").unlink()
     with pytest.raises(DataError) as caught:
-        inspect_images(splits, decode=False, quiet=True)
+        look(splits)
     lines = str(caught.value).splitlines()
     assert lines[0] == "5 images cannot be used:" and len(lines) == 6
     assert all(any(name in line for line in lines) for name in [*bad, "test/a/7.png"])
-
-
-def test_half_a_file_is_found_by_decoding_it(images: Path) -> None:
-    splits = parts(ImageFolder(str(images), image_size=8).load())
-    path = images / "test/a/5.png"
-    path.write_bytes(path.read_bytes()[:150])
-    inspect_images(splits, decode=False, quiet=True)
-    with pytest.raises(DataError, match="test/a/5.png"):
-        inspect_images(splits, decode=True, quiet=True)
 
 
 @pytest.mark.parametrize("name", DATASETS.names())
@@ -49,24 +50,8 @@ def test_a_hash_stands_for_the_content(
 ) -> None:
     build: Build = tiny_source(name, tmp_path, monkeypatch)
     splits = build().load()
-    first, again = (inspect_images(parts(splits), decode=d, quiet=True) for d in (True, False))
-    assert first == again
-    assert [len(first[n]) for n in ("train", "val", "test")] == [
-        len(part) for part in parts(splits).values()
-    ]
+    found = look(parts(splits))
+    assert found == look(parts(splits), decode=True)
+    assert [len(hashes) for hashes in found.values()] == [len(p) for p in parts(splits).values()]
     x = splits.train.plain().batch(torch.arange(len(splits.train))).x
-    assert len(set(first["train"])) == len(x.flatten(1).unique(dim=0))
-
-
-def test_one_pixel_changes_the_hash_of_its_file_alone(images: Path) -> None:
-    splits = parts(ImageFolder(str(images), image_size=8).load())
-    before = inspect_images(splits, decode=False, quiet=True)
-    write_image(images / "test/a/0.png", seed=12345)
-    after = inspect_images(splits, decode=False, quiet=True)
-    changed = [
-        splits[name].name(place)
-        for name in before
-        for place, (a, b) in enumerate(zip(before[name], after[name], strict=True))
-        if a != b
-    ]
-    assert changed == ["test/a/0.png"]
+    assert len(set(found["train"])) == len(x.flatten(1).unique(dim=0))

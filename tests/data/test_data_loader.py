@@ -24,30 +24,29 @@ def dataset(count: int = 10) -> ImageDataset:
     return ImageDataset(ArrayPixels(images), rows + 0, rows % 2, 8, None, training_transform(8))
 
 
-def ids_of(found: Iterator[tuple[Tensor, Tensor, Tensor]]) -> list[list[int]]:
-    return [ids.tolist() for _, _, ids in found]
-
-
-def epoch(data: ImageDataset, **options: object) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def epoch(data: ImageDataset, **options: object) -> Iterator[Batch]:
     chosen = {"batch_size": 4, "seed": 0, "epoch": 0, "shuffle": True, **options}
     return batches(data, **chosen)  # pyright: ignore
 
 
-def test_shuffle_visits_every_sample_once_in_an_order_of_seed_and_epoch() -> None:
+def ids_of(data: ImageDataset, **options: object) -> list[list[int]]:
+    return [batch.ids.tolist() for batch in epoch(data, **options)]
+
+
+def same(found: list[Batch], expected: list[Batch]) -> bool:
+    pairs = zip(found, expected, strict=True)
+    return all(torch.equal(a.cpu(), b) for x, y in pairs for a, b in zip(x, y, strict=True))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    """Every sample once, whatever the batch size; without shuffle in the data set's order."""
     orders = [
-        sum(ids_of(epoch(dataset(), seed=seed, epoch=number)), [])
-        for seed, number in ((0, 0), (0, 1), (1, 0), (0, 0))
+        sum(ids_of(dataset(), seed=seed, epoch=number, batch_size=size), [])
+        for seed, number, size in ((0, 0, 4), (0, 1, 4), (1, 0, 4), (0, 0, 3))
     ]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert orders[0] == orders[3] and len(set(map(tuple, orders))) == 3
-
-
-def test_order_does_not_depend_on_the_batch_size() -> None:
-    assert sum(ids_of(epoch(dataset(), batch_size=3)), []) == sum(ids_of(epoch(dataset())), [])
-
-
-def test_without_shuffle_the_order_is_the_data_sets() -> None:
-    assert ids_of(epoch(dataset(), shuffle=False)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert ids_of(dataset(), shuffle=False) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 @pytest.mark.parametrize(
@@ -56,21 +55,17 @@ def test_without_shuffle_the_order_is_the_data_sets() -> None:
 def test_number_of_batches(drop: bool, count: int, expected: int) -> None:
     data = dataset(count)
     assert num_batches(data, batch_size=4, drop_last=drop) == expected
-    assert len(ids_of(epoch(data, drop_last=drop))) == expected
+    assert len(ids_of(data, drop_last=drop)) == expected
+    with pytest.raises(ArgumentError, match="`batch_size`: expected an integer >= 1, got 0"):
+        epoch(data, batch_size=0)
 
 
-@pytest.mark.parametrize("start", [0, 1, 2, 3, 9])
+@pytest.mark.parametrize("start", [0, 2, 3, 9])
 @pytest.mark.parametrize("drop", [False, True])
 def test_resuming_gives_the_rest_of_the_epoch(start: int, drop: bool) -> None:
     data = dataset()
-    whole = list(epoch(data, drop_last=drop))[start:]
     rest = list(epoch(data, drop_last=drop, start=start))
-    assert len(whole) == len(rest)
-    assert all(
-        torch.equal(a, b)
-        for x, y in zip(whole, rest, strict=True)
-        for a, b in zip(x, y, strict=True)
-    )
+    assert same(rest, list(epoch(data, drop_last=drop))[start:])
 
 
 @dataclass(eq=False)
@@ -92,8 +87,7 @@ class Recorded:
 
 def test_skipped_batches_are_not_decoded() -> None:
     pixels, rows = Recorded(), torch.arange(10)
-    data = ImageDataset(pixels, rows, rows % 2, 8, None, RandomShift(1))
-    ids = ids_of(epoch(data, start=2))
+    ids = ids_of(ImageDataset(pixels, rows, rows % 2, 8, None, RandomShift(1)), start=2)
     assert len(ids) == 1 and pixels.rows == ids[0]
 
 
@@ -104,37 +98,20 @@ def test_half_read_epochs_leave_nothing_behind() -> None:
     del found
 
 
-@pytest.mark.parametrize(("option", "value"), [("batch_size", 0), ("start", -1), ("workers", -1)])
-def test_bad_numbers_are_refused_at_the_call(option: str, value: int) -> None:
-    with pytest.raises(ArgumentError, match=f"`{option}`: expected an integer >= "):
-        epoch(dataset(), **{option: value})
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_stops_the_epoch_with_its_path_and_class(
-    tmp_path: Path, workers: int
-) -> None:
+def test_files_give_the_same_with_workers_also_an_error(tmp_path: Path) -> None:
+    """A damaged image stops the epoch with its path and class."""
     root = write_folder(tmp_path, {"cat": 6, "dog": 6})
-    train = ImageFolder(str(root), image_size=8).load().train
-    bad = root / train.name(0)
-    bad.write_bytes(b"")
-    with pytest.raises(DataError) as caught:
-        list(epoch(train, workers=workers))
-    text = str(caught.value)
-    assert str(bad) in text and f"class {bad.parent.name!r}" in text
-    assert "Traceback" not in text and "worker" not in text
-
-
-def test_files_give_the_same_batches_with_and_without_workers(tmp_path: Path) -> None:
-    root = write_folder(tmp_path, {"cat": 9, "dog": 9})
     train = ImageFolder(str(root), image_size=80).load().train
     alone, helped = (list(epoch(train, workers=workers)) for workers in (0, 2))
-    assert alone[0][0].shape == (4, 3, 80, 80)
-    assert all(
-        torch.equal(a, b)
-        for x, y in zip(alone, helped, strict=True)
-        for a, b in zip(x, y, strict=True)
-    )
+    assert alone[0][0].shape == (4, 3, 80, 80) and same(helped, alone)
+    bad = root / train.name(0)
+    bad.write_bytes(b"")
+    for workers in (0, 2):
+        with pytest.raises(DataError) as caught:
+            list(epoch(train, workers=workers))
+        text = str(caught.value)
+        assert str(bad) in text and f"class {bad.parent.name!r}" in text
+        assert "Traceback" not in text and "worker" not in text
 
 
 def test_workers_hand_over_bytes() -> None:
@@ -149,38 +126,29 @@ def test_workers_hand_over_bytes() -> None:
 
     data = dataset()
     watched = Watched(**{f.name: getattr(data, f.name) for f in fields(data)})
-    for plain, x in zip(epoch(data), epoch(watched), strict=True):
-        assert torch.equal(plain[0], x[0]) and x[0].dtype == torch.float32
-    assert read == [torch.uint8] * 3
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_images_kept_on_the_gpu_give_the_same_batches_without_waiting(workers: int) -> None:
-    data = dataset()
-    gpu = torch.device("cuda")
-    assert isinstance(data.pixels, ArrayPixels)
-    there = replace(data, pixels=data.pixels.kept_on(gpu))
-    assert there.on_gpu
-    list(epoch(there, device=gpu))  # kernels are loaded
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        found = list(epoch(there, device=gpu, workers=workers))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    for here, b in zip(epoch(data), found, strict=True):
-        assert all(torch.equal(a, part.cpu()) for a, part in zip(here, b, strict=True))
+    assert same(list(epoch(watched)), list(epoch(data)))
+    assert read == [torch.uint8] * 3 and next(epoch(data)).x.dtype == torch.float32
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_reach_the_gpu_unchanged(workers: int) -> None:
-    data = dataset()
-    for here, there in zip(epoch(data), epoch(data, device="cuda", workers=workers), strict=True):
-        assert there[0].is_cuda and there[1].is_cuda and not there[2].is_cuda
-        assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))
+    """Images kept on the GPU without waiting for it."""
+    data, gpu = dataset(), torch.device("cuda")
+    assert isinstance(data.pixels, ArrayPixels)
+    for there in epoch(data, device=gpu, workers=workers):
+        assert there.x.is_cuda and there.y.is_cuda and not there.ids.is_cuda
+    assert same(list(epoch(data, device=gpu, workers=workers)), list(epoch(data)))
+    kept = replace(data, pixels=data.pixels.kept_on(gpu))
+    assert kept.on_gpu
+    list(epoch(kept, device=gpu))  # kernels are loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = list(epoch(kept, device=gpu, workers=workers))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert same(found, list(epoch(data)))
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 1), (1, 4), (2, 2), (3, 2), (7, 3), (64, 4)])
@@ -194,11 +162,8 @@ def test_shares_are_all_images_in_order_and_none_is_one_image(count: int, most: 
 
 
 def test_processes_share_every_batch_of_one_order() -> None:
-    def found(**options: int) -> list[list[int]]:
-        return ids_of(epoch(dataset(16), batch_size=7, **options))
-
-    parts = [found(rank=rank, world=3) for rank in range(3)]
-    for ids, *own in zip(found(), *parts, strict=True):
+    parts = [ids_of(dataset(16), batch_size=7, rank=rank, world=3) for rank in range(3)]
+    for ids, *own in zip(ids_of(dataset(16), batch_size=7), *parts, strict=True):
         used = len(shares(len(ids), 3))
         assert sum(own[:used], []) == ids
         assert all(extra == own[0] for extra in own[used:])  # too few images for all

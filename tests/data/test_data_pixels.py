@@ -1,7 +1,7 @@
 """Image files of every mode, and damaged ones."""
 
+import contextlib
 import os
-import socket
 import struct
 import warnings
 import zlib
@@ -105,17 +105,9 @@ def test_one_channel_is_pillow_s_grey(tmp_path: Path) -> None:
     assert torch.equal(ArrayPixels(pixels.read(0)[None]).grey().read(0), grey[None])
 
 
-def test_an_eps_is_no_image_whatever_it_is_called(tmp_path: Path) -> None:
-    """Pillow would run Ghostscript on it."""
-    (tmp_path / "a.jpg").write_text(
-        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
-    )
-    with pytest.raises(DataError, match="cannot identify image file"):
-        read(tmp_path / "a.jpg")
-
-
-@pytest.mark.parametrize("side", [12_000, 40_000])
-@pytest.mark.parametrize("filtered", ["error", "ignore"])
+@pytest.mark.parametrize(
+    ("side", "filtered"), [(12_000, "ignore"), (12_000, "error"), (40_000, "error")]
+)
 def test_a_bomb_is_named_before_it_is_decoded(tmp_path: Path, side: int, filtered: str) -> None:
     path = saved(tmp_path / "a.png", "L", 0)
     raw = bytearray(path.read_bytes())
@@ -128,68 +120,47 @@ def test_a_bomb_is_named_before_it_is_decoded(tmp_path: Path, side: int, filtere
             read(path)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
-def test_what_is_no_regular_file_is_named(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # a socket's path is short
-    with socket.socket(socket.AF_UNIX) as listener:
-        make = {
-            "pipe": os.mkfifo,
-            "socket": listener.bind,
-            "folder": os.mkdir,
-            "device": lambda name: os.symlink("/dev/zero", name),
-        }
-        make[kind]("a.png")
-        with pytest.raises(DataError, match=r"a\.png.*got no regular file"):
-            read(tmp_path / "a.png")
-
-
-def test_a_link_is_what_it_leads_to(tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_named(tmp_path: Path) -> None:
+    """To open a pipe would wait for ever. A link is what it leads to."""
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink("/dev/zero", tmp_path / "device.png")
+    for name in ("pipe.png", "device.png"):
+        with pytest.raises(DataError, match=rf"{name}.*got no regular file"):
+            read(tmp_path / name)
     write_image(tmp_path / "there.png")
     for name, target in (("a.png", "there.png"), ("b.png", "gone.png")):
         os.symlink(target, tmp_path / name)
     assert read(tmp_path / "a.png").shape == (3, 9, 12)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match=r"b\.png.*class 'cat', got no such file"):
         read(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.gif"])
-@pytest.mark.parametrize("keep", [0, 0.02, 0.6])
-def test_truncated_files_are_named(tmp_path: Path, name: str, keep: float) -> None:
+def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
+    """Cut off, or with four wrong bytes: an image or a DataError, and nothing else."""
     path = write_image(tmp_path / name, size=(64, 64))
-    raw = path.read_bytes()
-    path.write_bytes(raw[: int(len(raw) * keep)])
-    with pytest.raises(DataError) as caught:
-        read(path)
-    text = str(caught.value)
-    assert str(path) in text and "'cat'" in text and "Restore the file" in text
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif"])
-def test_flipped_bytes_raise_nothing_but_data_errors(tmp_path: Path, name: str) -> None:
-    path = write_image(tmp_path / name, size=(32, 32))
-    raw, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
-    for _ in range(60):
+    raw, rng = path.read_bytes(), np.random.default_rng(0)
+    for keep in (0, 0.02, 0.6):
+        path.write_bytes(raw[: int(len(raw) * keep)])
+        with pytest.raises(DataError) as caught:
+            read(path)
+        text = str(caught.value)
+        assert str(path) in text and "'cat'" in text and "Restore the file" in text
+    for _ in range(30):
         damaged = np.frombuffer(raw, dtype=np.uint8).copy()
         damaged[rng.integers(0, len(raw), 4)] = rng.integers(0, 256, 4)
         path.write_bytes(damaged.tobytes())
-        try:
+        with contextlib.suppress(DataError):
             assert read(path).dtype == torch.uint8
-        except DataError:
-            refused += 1
-    assert refused > 0
 
 
-def test_text_with_an_image_name_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("<html>404</html>")
-    with pytest.raises(DataError, match="cannot identify image file"):
-        read(tmp_path / "a.jpg")
-
-
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.jpg.*class 'cat', got no such file"):
-        read(tmp_path / "gone.jpg")
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    """Pillow would run Ghostscript on an EPS, whatever it is called."""
+    eps = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    for text in (eps, "<html>404</html>"):
+        (tmp_path / "a.jpg").write_text(text)
+        with pytest.raises(DataError, match="cannot identify image file"):
+            read(tmp_path / "a.jpg")
 
 
 def test_a_batch_of_rows_is_the_rows() -> None:

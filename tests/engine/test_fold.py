@@ -1,11 +1,12 @@
-"""BN, input scaling and patch embeddings in an attack: part of the layer before, a product, and
-nothing left behind; what is folded and what is left alone."""
+"""BN and patch embeddings in an attack: part of the convolution before, a product, and nothing left
+behind; what is folded and what is left alone."""
 
 import copy
 import gc
+import threading
 import warnings
 import weakref
-from enum import Enum
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,33 +15,28 @@ import torch
 from test_merging import Low
 from tiny_models import SIZES, Mixed, images, tiny, untouched
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from roli_fast import engine as engines
 from roli_fast.attacks import PGD
-from roli_fast.engine import Engine, Foldable, InputGradient, forget
+from roli_fast.engine import Engine, InputGradient, fold, forget
 from roli_fast.engine.fold import Folding, by_patches, cuts_patches
-from roli_fast.errors import RoliFastError
 from roli_fast.models import Normalize
 
 X, Y = images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
-
-
-PADS_AS_TENSORFLOW = "tf_mobilenetv3_small_minimal_100"
+FOLD = Engine(fold=True)
 
 
 class Head(nn.Module):
     """Convolution, BN, mean over pixels: (B, 3, H, W) -> (B, C)."""
 
-    def __init__(self, conv: nn.Module, norm: nn.Module, *before: nn.Module) -> None:
+    def __init__(self, conv: nn.Module | None = None, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.before, self.conv, self.norm = nn.Sequential(*before), conv, norm
+        self.conv, self.norm = conv or nn.Conv2d(3, 4, 3), norm or nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(self.before(x))).mean((2, 3))
+        return self.norm(self.conv(x)).mean((2, 3))
 
 
-def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
+def drawn(model: Any, seed: int = 0) -> Any:
     """The model with BN statistics and weights that are not those it starts with."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -54,18 +50,14 @@ def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def found_by(model: nn.Module, x: Tensor, y: Tensor = Y, **options: Any) -> tuple[Tensor, ...]:
+def found_by(model: Any, x: Tensor = X, y: Tensor = Y, **options: Any) -> tuple[Tensor, ...]:
     with InputGradient(Engine(**options).bind(model)) as engine:
         return engine(x, y)
 
 
-def folding_engine(model: nn.Module) -> InputGradient:
-    return InputGradient(Engine(fold=True).bind(model))
-
-
 def folded(model: nn.Module) -> set[str]:
     """Names of the BN layers that an engine folds."""
-    with folding_engine(model):
+    with InputGradient(FOLD.bind(model)):
         return {
             name
             for name, module in model.named_modules()
@@ -73,16 +65,11 @@ def folded(model: nn.Module) -> set[str]:
         }
 
 
-class Operations(TorchDispatchMode):
-    """Counts operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+def agrees(model: Any, x: Tensor = X, near: float = 1e-4, **options: Any) -> bool:
+    """Whether gradient and logits are those of the plain model, and that is given back."""
+    with untouched(model):
+        ours, truth = found_by(model, x, fold=True, **options), found_by(model, x)
+    return all(torch.allclose(a, b, rtol=near, atol=near / 100) for a, b in zip(ours, truth))  # noqa: B905
 
 
 class TestNumbers:
@@ -97,347 +84,245 @@ class TestNumbers:
             (norm.weight, 4.0),
             (norm.bias, 5.0),
         ):
-            nn.init.constant_(tensor, value)
+            nn.init.constant_(tensor, value)  # type: ignore[arg-type]
         model = Head(conv, norm)
-        with folding_engine(model) as engine:
-            assert (conv.weight.item(), conv.bias.item()) == (6.0, 3.0)
+        with InputGradient(FOLD.bind(model)) as engine:
+            assert (conv.weight.item(), conv.bias.item()) == (6.0, 3.0)  # type: ignore[union-attr]
             grad, _, logits = engine(
                 torch.ones(1, 1, 1, 1), torch.tensor([0]), lambda z, y: z[:, 0]
             )
         assert (logits.item(), grad.item()) == (9.0, 6.0)
-        assert (conv.weight.item(), conv.bias.item()) == (3.0, 1.0)
+        assert (conv.weight.item(), conv.bias.item()) == (3.0, 1.0)  # type: ignore[union-attr]
 
-    def test_one_division_by_hand(self) -> None:
-        """(x - 0.5) / 0.25 before w 3: the weight is 12, and the border of zeros stays zero."""
-        conv = nn.Conv2d(1, 1, 1, padding=1, bias=False)
-        nn.init.constant_(conv.weight, 3.0)
-        scaling = Normalize([0.5], [0.25])
-        model = Head(conv, nn.Identity(), scaling)
-        with folding_engine(model) as engine:
-            assert scaling.folded and conv.weight.item() == 12.0 and conv.bias is None
-            logits = engine(torch.full((1, 1, 1, 1), 0.75), torch.tensor([0]))[2]
-        assert logits.item() == pytest.approx(3.0 / 9)  # 9 pixels, of which the border is 0
-        assert not scaling.folded and isinstance(scaling, Foldable)
-
-    @pytest.mark.parametrize("name", [*SIZES, "lcnet_035", "densenet121", PADS_AS_TENSORFLOW])
-    def test_networks_in_fp64(self, name: str) -> None:
-        model, side = network(name)
-        x, y = images(2, 3, side, side).double(), torch.tensor([0, 3])
+    @pytest.mark.parametrize(
+        ("name", "norms"),
+        [
+            ("vit_tiny_patch16_224", 0),
+            ("resnet18", 13),
+            ("lcnet_035", 27),  # BatchNormAct2d, whose activation remains
+            ("densenet121", 5),
+            ("tf_mobilenetv3_small_minimal_100", 34),  # pads as TensorFlow
+        ],
+    )
+    def test_networks_in_fp64(self, name: str, norms: int) -> None:
+        model, side = tiny(name) if name in SIZES else network(name), SIZES.get(name, 32)
         model = drawn(model).double()
+        assert len(folded(model)) == norms
+        x, y = images(2, 3, side, side).double(), torch.tensor([0, 3])
         with untouched(model):
             found = found_by(model, x, y, fold=True)
         for ours, truth in zip(found, found_by(model, x, y), strict=True):
             assert torch.allclose(ours, truth, rtol=1e-12, atol=1e-12 * truth.abs().max().item())
 
-    def test_fp32_is_as_near_to_the_truth_folded_as_not(self) -> None:
-        model, x = drawn(tiny("resnet18")), images(8, 3, 32, 32)
-        y = torch.arange(8) % 5
-        truth = found_by(copy.deepcopy(model).double(), x.double(), y)
-        errors = []
-        for fold in (False, True):
-            found = found_by(model, x, y, fold=fold)
-            errors.append([(a - b).norm() / b.norm() for a, b in zip(found, truth, strict=True)])
-        assert all(mine < 2 * plain for plain, mine in zip(*errors, strict=True))
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_as_near_to_the_truth_folded_as_not(self, dtype: torch.dtype) -> None:
+        x, y, off = images(8, 3, 32, 32), torch.arange(8) % 5, torch.zeros(2, 3)
+        for seed in range(4):
+            model = drawn(tiny("resnet18"), seed)
+            truth = found_by(copy.deepcopy(model).double(), x.double(), y)
+            for way in range(2):
+                found = found_by(model, x, y, fold=bool(way), dtype=dtype)
+                pairs = zip(found, truth, strict=True)
+                off[way] += torch.stack([(a - b).norm() / b.norm() for a, b in pairs])
+        assert (off[0] > 0).all() and (off[1] < 2 * off[0]).all()
 
     @pytest.mark.parametrize(
         "conv",
         [
-            lambda: nn.Conv2d(3, 6, 3, groups=3),
-            lambda: nn.Conv2d(3, 6, 3, padding=2, padding_mode="reflect", dilation=2),
-            lambda: nn.ConvTranspose2d(3, 6, 3, stride=2, output_padding=1),
+            nn.Conv2d(3, 6, 3, groups=3),
+            nn.Conv2d(3, 6, 3, padding=2, padding_mode="reflect", dilation=2, bias=False),
         ],
-        ids=["depthwise", "reflect", "transposed"],
+        ids=["depthwise", "reflect"],
     )
     @pytest.mark.parametrize("affine", [True, False])
     def test_kinds_of_convolution(self, conv: Any, affine: bool) -> None:
-        model = drawn(Head(conv(), nn.BatchNorm2d(6, affine=affine))).double()
-        assert folded(model) == {"norm"}
-        for ours, truth in zip(
-            found_by(model, X.double(), fold=True), found_by(model, X.double()), strict=True
-        ):
-            assert torch.allclose(ours, truth, rtol=1e-12, atol=1e-14)
+        model = drawn(Head(conv, nn.BatchNorm2d(6, affine=affine))).double()
+        assert folded(model) == {"norm"} and agrees(model, X.double(), 1e-12)
 
-    def test_a_linear_layer(self) -> None:
-        model = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.BatchNorm1d(4)).double()
-        assert folded(drawn(model)) == {"2"}
-        ours, truth = found_by(model, X.double(), fold=True), found_by(model, X.double())
-        assert torch.allclose(ours[0], truth[0], rtol=1e-12)
+    def test_not_in_fp16(self) -> None:
+        """gamma 1e-4: of weights of 1e-3 fp16 would keep two bits."""
+        model = Head().eval()
+        nn.init.constant_(model.norm.weight, 1e-4)  # type: ignore[arg-type]
+        Folding(model, torch.float16).fill()
+        with torch.autocast("cpu", torch.float16):
+            Folding(model, None).fill()
+        assert "forward" not in vars(model.norm)
 
-    def test_a_linear_layer_whose_channels_are_not_those_of_bn(self) -> None:
-        """For BN the channels of (B, L, C) are L; with L = C nothing but the axes tells."""
-        model = nn.Sequential(nn.Flatten(2), nn.Linear(36, 3), nn.BatchNorm1d(3), nn.Flatten())
-        with untouched(model), pytest.raises(RoliFastError, match="fold=False"):
-            found_by(model, X, fold=True)
-        maps = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm2d(3), nn.BatchNorm1d(3))
-        assert not folded(maps)
+    def test_beside_merged_layers(self) -> None:
+        low = Low(64, 4)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), low)
+        assert agrees(drawn(model), near=1e-3) and set(low.ways) == {"torch.float32"}
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+    def test_a_script_module_and_a_callable_run_as_they_are(self) -> None:
+        model = drawn(Head()).eval()
+        truth = found_by(model)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            scripted = torch.jit.trace(model, X)
+        for run in (scripted, lambda x: model(x)):
+            assert torch.allclose(found_by(run, fold=True)[0], truth, rtol=1e-5, atol=1e-7)
 
 
-def network(name: str) -> tuple[nn.Module, int]:
-    """A tiny classifier of the name, or the head of a timm network with normalisation."""
-    if name in SIZES:
-        return tiny(name), SIZES[name]
+def network(name: str) -> nn.Module:
     options = dict(growth_rate=4, block_config=(2, 2)) if name == "densenet121" else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = timm.create_model(name, num_classes=5, **options)
-    return nn.Sequential(Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]), backbone), 32
+    return nn.Sequential(Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]), backbone)
 
 
 class TestTheModelComesBack:
     def test_also_after_an_exception(self) -> None:
         model = Mixed()
-        before = {name: vars(module).copy() for name, module in model.named_modules()}
+        before = {name: list(vars(module)) for name, module in model.named_modules()}
         tensors = [id(t) for t in (*model.parameters(), *model.buffers())]
-        with (
-            untouched(model),
-            pytest.raises(ZeroDivisionError),
-            folding_engine(model),
-        ):
+        with untouched(model), pytest.raises(ZeroDivisionError), InputGradient(FOLD.bind(model)):
             assert "forward" in vars(model.norm)
             raise ZeroDivisionError
-        assert {name: vars(m).keys() for name, m in model.named_modules()} == {
-            name: held.keys() for name, held in before.items()
-        }
+        assert {name: list(vars(module)) for name, module in model.named_modules()} == before
         assert [id(t) for t in (*model.parameters(), *model.buffers())] == tensors
 
-    def test_a_convolution_without_a_bias_has_none_again(self) -> None:
-        model = drawn(Head(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)))
-        names = list(model.state_dict())
-        with folding_engine(model):
-            assert model.conv.bias is not None and not model.conv.bias.requires_grad
-        assert model.conv.bias is None and list(model.state_dict()) == names
-
-    def test_a_fold_that_fails_leaves_the_model_as_it_was(self) -> None:
-        model = tiny("resnet18")
-        model.backbone.layer4[0].bn2.running_mean = torch.zeros(16, device="meta")
-        keys = {name: vars(m).keys() for name, m in model.named_modules()}
-        with (
-            pytest.raises((RuntimeError, NotImplementedError)),
-            folding_engine(model),
-        ):
-            raise AssertionError
-        assert {name: vars(m).keys() for name, m in model.named_modules()} == keys
-        assert not model.normalize.folded
-
-    def test_new_weights_are_seen_and_second_tensors_kept(self) -> None:
-        model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-        found, addresses = [], []
+    def test_second_weights_are_kept_and_follow_the_weights(self) -> None:
+        model = Head(nn.Conv2d(3, 4, 3, bias=False))
+        names, addresses, found = list(model.state_dict()), set(), []
         for seed in range(3):
             drawn(model, seed)
-            with folding_engine(model) as engine:
-                addresses.append((model.conv.weight.data_ptr(), model.conv.bias.data_ptr()))
+            with InputGradient(FOLD.bind(model)) as engine:
+                addresses.add((model.conv.weight.data_ptr(), model.conv.bias.data_ptr()))  # type: ignore[operator, union-attr]
                 found.append(engine(X, Y)[0])
-            assert torch.allclose(found[-1], found_by(model, X)[0], rtol=1e-4, atol=1e-7)
-        assert len(set(addresses)) == 1 and not torch.equal(found[0], found[1])
+            assert torch.allclose(found[-1], found_by(model)[0], rtol=1e-4, atol=1e-7)
+        assert len(addresses) == 1 and not torch.equal(found[0], found[1])
+        assert list(model.state_dict()) == names and model.conv.bias is None
+        with torch.inference_mode():
+            assert torch.equal(found_by(model, fold=True)[0], found[-1])
         forget(model)
         assert folded(model.double()) == {"norm"}
 
-    def test_inside_inference_mode(self) -> None:
-        model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-        with torch.inference_mode():
-            inside = found_by(model, X, fold=True)[0]
-        assert torch.equal(found_by(model, X, fold=True)[0], inside)
+    def test_nothing_keeps_a_model_alive(self) -> None:
+        model = Head()
+        assert folded(model)
+        gone = [weakref.ref(module) for module in model.modules()]
+        del model
+        gc.collect()
+        assert [ref() for ref in gone] == [None] * len(gone)
 
 
-class TestShortPasses:
-    def test_folded_weights_are_what_is_converted(self) -> None:
-        """Nothing is lost by it: over a few networks logits and gradients are no further off."""
-        x, y = images(8, 3, 32, 32), torch.arange(8) % 5
-        off, along = torch.zeros(2), torch.zeros(2)
-        for seed in range(6):
-            model = drawn(tiny("resnet18"), seed)
-            truth = found_by(model, x, y)
-            for fold in (False, True):
-                short = Engine(fold=fold, dtype=torch.bfloat16).bind(model)
-                with untouched(model), InputGradient(short) as engine:
-                    engine(x, y)  # compares one image folded and plain
-                    with Operations() as operations:
-                        found = engine(x, y)
-                assert fold != any("batch_norm" in name for name in operations.names)
-                off[int(fold)] += (found[2] - truth[2]).norm() / truth[2].norm()
-                grads = (found[0].flatten(1), truth[0].flatten(1))
-                along[int(fold)] += nn.functional.cosine_similarity(*grads).mean() / 6
-        assert 0 < off[1] < 1.1 * off[0] and along[1] > along[0] - 0.01 > 0.95
-
-    def test_not_in_fp16(self) -> None:
-        """gamma 1e-4: of weights of 1e-3 fp16 would keep two bits."""
-        model = Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-        nn.init.constant_(model.norm.weight, 1e-4)
-        Folding(model, torch.float16).fill()
-        assert "forward" not in vars(model.norm)
-        with torch.autocast("cpu", torch.float16):
-            Folding(model, None).fill()
-        assert "forward" not in vars(model.norm)
+class Residual(Head):
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        return (self.norm(maps) + maps).mean((2, 3))
 
 
-def test_beside_merged_layers() -> None:
-    low = Low(64, 4)
-    maps = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
-    model = drawn(nn.Sequential(*maps, low))
-    truth = found_by(model, X)
-    with untouched(model):
-        found = found_by(model, X, fold=True)
-    assert set(low.ways) == {"torch.float32"} and low.merged is None
-    assert torch.allclose(found[0], truth[0], rtol=1e-3, atol=1e-6)
+class Sized(Head):
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        batch, channels = maps.shape[:2]
+        return self.norm(maps).reshape(batch, channels, -1).mean(2)
 
 
-def test_a_script_module_and_a_callable_run_as_they_are() -> None:
-    model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
-    truth = found_by(model, X)[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        scripted = torch.jit.trace(model, X)
-    for run in (scripted, lambda x: model(x)):
-        assert torch.allclose(found_by(run, X, fold=True)[0], truth, rtol=1e-5, atol=1e-7)
+class Own(Head):
+    """Reads the convolution's weight itself, which no symbol tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + nn.functional.conv2d(x, self.conv.weight).mean((2, 3))  # type: ignore[arg-type]
 
 
-class Route(Enum):
-    CLEAN = 0
-    ATTACKED = 1
+class Borrowing(Head):
+    """A part calls the convolution from a list, where nobody sees it."""
+
+    class Borrower(nn.Module):
+        def __init__(self, conv: nn.Module) -> None:
+            super().__init__()
+            self.convs = [conv]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.convs[0](x).mean((2, 3))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = self.Borrower(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.other(x)
+
+
+class Hooked(Head):
+    """Calls the convolution of a block that has a hook, and the block."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Conv2d(3, 4, 3)))
+        self.conv.register_forward_hook(lambda *_: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv[0](x)).mean((2, 3)) + self.conv(x).mean((2, 3))  # type: ignore[index]
+
+
+class Stubborn(nn.BatchNorm2d):
+    def train(self, mode: bool = True) -> "Stubborn":
+        return super().train(True)
+
+
+TAIL = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+CONV, NORM = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
+    "a second reader": Residual,
+    "a convolution called twice": lambda: nn.Sequential(
+        CONV, nn.BatchNorm2d(3), CONV, nn.BatchNorm2d(3), *TAIL
+    ),
+    "a BN called twice": lambda: nn.Sequential(CONV, NORM, nn.Conv2d(3, 3, 3), NORM, *TAIL),
+    "a linear layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.BatchNorm1d(4)),
+    "a subclass": lambda: Head(timm.layers.StdConv2d(3, 4, 3)),
+    "parametrization": lambda: Head(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))),
+    "spectral norm": lambda: Head(nn.utils.spectral_norm(nn.Conv2d(3, 4, 3))),
+    "statistics of the batch": lambda: Head(norm=nn.BatchNorm2d(4, track_running_stats=False)),
+}
 
 
 class TestWhatIsFolded:
-    def test_all_of_a_resnet(self) -> None:
-        model = tiny("resnet18")
-        count = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-        assert len(folded(model)) == count
+    def test_asking_a_size_is_no_reading(self) -> None:
+        assert folded(drawn(Sized())) == {"norm"}
 
-    def test_activation_and_dropout_remain(self) -> None:
-        model, side = network("lcnet_035")
-        assert {type(m).__name__ for m in model.modules()} >= {"BatchNormAct2d"}
-        names = folded(model)
-        assert len(names) == sum(type(m).__name__ == "BatchNormAct2d" for m in model.modules())
+    @pytest.mark.parametrize("kind", LEFT_ALONE)
+    def test_left_alone(self, kind: str) -> None:
+        model = LEFT_ALONE[kind]()
+        assert not folded(model)
 
-    def test_an_outputs_second_reader_keeps_the_bn(self) -> None:
-        class Residual(Head):
-            def forward(self, x: Tensor) -> Tensor:
-                maps = self.conv(x)
-                return (self.norm(maps) + maps).mean((2, 3))
+    def test_a_bn_that_stays_in_train_mode(self) -> None:
+        assert not folded(Head(norm=Stubborn(4)))
 
-        class Kept(Head):
-            def forward(self, x: Tensor) -> Tensor:
-                self.maps = self.conv(x)
-                return self.norm(self.maps).mean((2, 3))
+    @pytest.mark.parametrize("kind", [Own, Borrowing, Hooked])
+    def test_what_no_symbol_tells_the_first_image_does(
+        self, kind: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        model = drawn(kind())
+        with caplog.at_level("INFO", "roli_fast.engine"):
+            assert agrees(model) and not folded(model)
+        (said,) = caplog.messages
+        assert "is not folded: its forward goes other ways than when it was looked at" in said
 
-        class Own(Head):
-            def forward(self, x: Tensor) -> Tensor:
-                maps = nn.functional.conv2d(x, self.conv.weight)
-                return self.norm(self.conv(x)).mean((2, 3)) + maps.mean((2, 3))
-
-        class Sized(Head):
-            def forward(self, x: Tensor) -> Tensor:
-                maps = self.conv(x)
-                batch, channels = maps.shape[:2]
-                return self.norm(maps).reshape(batch, channels, -1).mean(2)
-
-        for kind, expected in (
-            (Residual, set()),
-            (Kept, set()),
-            (Own, set()),
-            (Sized, {"norm"}),
-        ):
-            model = drawn(kind(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-            assert folded(model) == expected, kind
-            ours, truth = found_by(model, X, fold=True), found_by(model, X)
-            assert torch.allclose(ours[0], truth[0], rtol=1e-4, atol=1e-6)
-
-    def test_shared_layers_are_left_alone(self) -> None:
-        conv, norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
-        tail = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        assert not folded(nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3), *tail))
-        twice = nn.Sequential(conv, norm, nn.Conv2d(3, 3, 3), norm, *tail)
-        assert not folded(twice)
-
-    def test_a_layer_that_others_may_call_unseen(self) -> None:
-        class Borrowing(nn.Module):
-            def __init__(self, conv: nn.Module) -> None:
-                super().__init__()
-                self.convs = [conv]
-
-            def forward(self, x: Tensor) -> Tensor:
-                return self.convs[0](x).mean((2, 3))
-
-        class Registered(Borrowing):
-            def __init__(self, conv: nn.Module) -> None:
-                super().__init__(conv)
-                self.conv = conv
-
-        class Both(Head):
-            def forward(self, x: Tensor) -> Tensor:
-                return super().forward(x) + self.other(x)
-
-        class Around(nn.Module):
-            """Calls the convolution of a block that has a hook, and the block."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.block, self.norm = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)
-                self.block.register_forward_hook(lambda *_: None)
-
-            def forward(self, x: Tensor) -> Tensor:
-                return (self.norm(self.block[0](x)) + self.block(x)).mean((2, 3))
-
-        models: list[nn.Module] = [Around()]
-        for kind in (Borrowing, Registered):
-            models.append(Both(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-            models[-1].other = kind(models[-1].conv)
-        for model in map(drawn, models):
-            assert not folded(model)
-            assert torch.equal(found_by(model, X, fold=True)[0], found_by(model, X)[0])
-
-    def test_hooks_and_parametrizations_are_left_alone(self) -> None:
-        def hooked(part: str) -> nn.Module:
-            model = Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    def test_hooks(self) -> None:
+        for part in ("conv", "norm"):
+            model = Head()
             getattr(model, part).register_forward_hook(lambda *_: None)
-            return model
-
-        assert not folded(hooked("conv")) and not folded(hooked("norm"))
-        for wrap in (nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm):
-            model = Head(wrap(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
             assert not folded(model)
-        standardised = timm.layers.StdConv2d(3, 4, 3)
-        assert not folded(Head(standardised, nn.BatchNorm2d(4)))
-
-    def test_a_hook_on_a_block_is_not_called_by_looking(self) -> None:
-        inner, seen = Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), []
+        inner, seen = Head(), []
         inner.register_forward_hook(lambda *_: seen.append(1))
-        assert not folded(nn.Sequential(inner)) and not seen
+        assert not folded(nn.Sequential(inner)) and not seen  # not called by looking
         assert folded(inner) == {"norm"} and not seen  # the whole model's: it sees logits
 
-    def test_bn_of_the_batch_is_left_alone(self) -> None:
-        norm = nn.BatchNorm2d(4, track_running_stats=False)
-        assert not folded(Head(nn.Conv2d(3, 4, 3), norm))
-
-        class Stubborn(nn.BatchNorm2d):
-            def train(self, mode: bool = True) -> "Stubborn":
-                return super().train(True)
-
-        assert not folded(Head(nn.Conv2d(3, 4, 3), Stubborn(4)))
-
-    def test_a_forward_that_branches_is_left_alone_with_a_reason(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_forward_that_branches_has_a_reason(self, caplog: pytest.LogCaptureFixture) -> None:
         class Branching(Head):
             def forward(self, x: Tensor) -> Tensor:
                 maps = self.conv(x)
                 return (self.norm(maps) if x.mean() > 0 else maps).mean((2, 3))
 
-        model = Branching(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+        model = Branching()
         with caplog.at_level("INFO", "roli_fast.engine"):
             for _ in range(2):
                 assert not folded(model)
         (said,) = caplog.messages
         assert said.startswith("BN of Branching is not folded: its forward cannot be followed (Tra")
-        assert torch.equal(found_by(model, X, fold=True)[0], found_by(model, X)[0])
-
-    def test_code_that_asks_for_a_tensor_gets_one(self) -> None:
-        class Asking(Head):
-            def forward(self, x: Tensor) -> Tensor:
-                maps = self.conv(x)
-                assert not isinstance(maps.shape[0], Tensor)
-                return (self.norm(maps) + maps if isinstance(x, Tensor) else maps).mean((2, 3))
-
-        assert not folded(Asking(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
 
     def test_looking_leaves_no_trace_in_the_model(self) -> None:
         class Noting(Head):
@@ -446,59 +331,38 @@ class TestWhatIsFolded:
                 self.seen.append(x)
                 return super().forward(x + 0 * torch.rand(1))
 
-        model = Noting(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        model = Noting()
         model.seen = []
         with untouched(model):
-            folded(model)
+            assert folded(model)
         assert not hasattr(model, "calls") and model.seen == []
 
+    def test_other_threads_go_on_meanwhile(self) -> None:
+        other, answers = nn.Linear(2, 2), []
 
-class TestPlans:
+        class Slow(Head):
+            def forward(self, x: Tensor) -> Tensor:
+                thread = threading.Thread(target=lambda: answers.append(other(torch.ones(1, 2))))
+                thread.start()
+                thread.join(60)
+                return super().forward(x)
+
+        assert folded(Slow()) and len(answers) == 1
+
     def test_the_structure_is_looked_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[int] = []
-        real = engines.fold._traced
-        monkeypatch.setattr(engines.fold, "_traced", lambda *a: (calls.append(1), real(*a))[1])
-        model = drawn(Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-        PGD(eps=0.1, step_size=0.05, steps=2)(model, X, Y)
+        real = fold._traced
+        monkeypatch.setattr(fold, "_traced", lambda *a: (calls.append(1), real(*a))[1])
+        model = drawn(Head())
+        PGD(eps=0.1, step_size=0.05, steps=2)(model, X, Y, engine=FOLD)
         assert folded(model) == folded(model) == {"norm"} and calls == [1]
-        with folding_engine(model):
+        with InputGradient(FOLD.bind(model)):
             assert folded(model) == {"norm"}  # the outer engine's
-        assert "forward" not in vars(model.norm)
+            assert "forward" in vars(model.norm)
         model.norm = nn.BatchNorm2d(4, eps=0.1)
         assert folded(model) == {"norm"}
         model.norm = nn.InstanceNorm2d(4)
         assert folded(model) == set()
-
-    @pytest.mark.parametrize(
-        "routes", [("clean", "attacked"), (0, 1), (Route.CLEAN, Route.ATTACKED)]
-    )
-    def test_a_model_that_is_told_which_bn_to_use(self, routes: Any) -> None:
-        """As in AdvProp: one BN for clean images, one for attacked ones."""
-
-        class Double(Head):
-            def __init__(self) -> None:
-                super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-                self.other = nn.BatchNorm2d(4)
-                self.route = routes[0]
-
-            def forward(self, x: Tensor) -> Tensor:
-                norm = self.norm if self.route == routes[0] else self.other
-                return norm(self.conv(x)).mean((2, 3))
-
-        model = drawn(Double())
-        for route, used in zip(routes, ("norm", "other"), strict=True):
-            model.route = route
-            assert folded(model) >= {used}
-            ours, truth = found_by(model, X, fold=True), found_by(model, X)
-            assert torch.allclose(ours[2], truth[2], rtol=1e-4, atol=1e-6)
-
-    def test_nothing_keeps_a_model_alive(self) -> None:
-        model = Head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-        assert folded(model)
-        gone = [weakref.ref(module) for module in model.modules()]
-        del model
-        gc.collect()
-        assert [ref() for ref in gone] == [None] * len(gone)
 
 
 _SWITCH = {"norm": True}
@@ -508,7 +372,7 @@ class Choosing(Head):
     """Asks `self.choose()` whether its maps go through the BN."""
 
     def __init__(self, choose: Any) -> None:
-        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        super().__init__()
         self.choose = choose
 
     def forward(self, x: Tensor) -> Tensor:
@@ -517,29 +381,25 @@ class Choosing(Head):
 
 
 class TestAForwardThatChooses:
-    """By what no plan can see."""
+    """By what no look at the structure can see."""
 
     @pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}], ids=["fp32", "bf16"])
     @pytest.mark.parametrize(
         ("choose", "switch"),
         [
-            (lambda m: m.cfg["norm"], lambda m, v: m.cfg.update(norm=v)),
-            (lambda m: m.listed[0], lambda m, v: m.listed.__setitem__(0, v)),
-            (lambda m: m.share > 0.5, lambda m, v: setattr(m, "share", 0.1 + 0.8 * v)),
+            (lambda m: m.route, lambda m, v: setattr(m, "route", v)),
             (lambda _: _SWITCH["norm"], lambda _, v: _SWITCH.update(norm=v)),
         ],
-        ids=["dict", "list", "float", "global"],
+        ids=["attribute", "global"],
     )
     def test_anew_at_each_attack(self, choose: Any, switch: Any, options: Any) -> None:
         model = drawn(Choosing(choose))
-        model.cfg, model.listed, model.share = {"norm": True}, [True], 0.9
-        near = 0.05 if options else 1e-4
         for value in (True, False, True):
             switch(model, value)
             with untouched(model):
-                ours, truth = found_by(model, X, fold=True, **options), found_by(model, X)
+                ours, truth = found_by(model, fold=True, **options), found_by(model)
+            near = 0.05 if options else 1e-4
             assert torch.allclose(ours[2], truth[2], rtol=near, atol=near)
-        _SWITCH["norm"] = True
 
     def test_by_the_gradient_mode(self) -> None:
         """Folded in one mode alone, it would be wrong in the other."""
@@ -547,7 +407,7 @@ class TestAForwardThatChooses:
             model = drawn(Choosing(lambda _, choose=choose: choose()))
             with InputGradient(model) as plain:
                 truth = plain(X, Y)[2], plain.evaluate(X, Y)[1]
-            with untouched(model), folding_engine(model) as engine:
+            with untouched(model), InputGradient(FOLD.bind(model)) as engine:
                 found = engine(X, Y)[2], engine.evaluate(X, Y)[1]
             for ours, theirs in zip(found, truth, strict=True):
                 assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -558,8 +418,8 @@ class TestAForwardThatChooses:
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x + torch.rand_like(x))
 
-        model = drawn(Drawing(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-        with folding_engine(model) as engine:
+        model = drawn(Drawing())
+        with torch.random.fork_rng([]), InputGradient(FOLD.bind(model)) as engine:
             before = torch.get_rng_state()
             engine.evaluate(X, Y)
             assert "forward" in vars(model.norm)
@@ -567,9 +427,6 @@ class TestAForwardThatChooses:
             torch.set_rng_state(before)
             torch.rand_like(X)
             assert torch.equal(torch.get_rng_state(), after)
-
-
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
 def both_ways(layer: nn.Conv2d, x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -583,73 +440,60 @@ def both_ways(layer: nn.Conv2d, x: Tensor) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("kernel", [4, (4, 8)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_equals_the_convolution(layout: Any, kernel: Any, bias: bool) -> None:
-    """Also where the last rows and columns fill no patch."""
-    layer = nn.Conv2d(3, 6, kernel, kernel, bias=bias).double().to(memory_format=layout)
-    x = images(2, 3, 17, 26).double().contiguous(memory_format=layout)
-    (maps, grad), (ours, our_grad) = both_ways(layer, x)
-    assert torch.allclose(ours, maps, rtol=0, atol=1e-14) and ours.stride() == maps.stride()
-    assert torch.allclose(our_grad, grad, rtol=0, atol=1e-14)
-    assert (our_grad[:, :, 16:] == 0).all() and (our_grad[..., 24:] == 0).all()
-
-
-def test_strided_images_and_one_channel() -> None:
-    layer = nn.Conv2d(1, 5, 4, 4).double()
-    for x in (images(3, 1, 8, 8), images(3, 2, 8, 8)[:, 1:], images(3, 1, 8, 16)[..., ::2]):
-        (maps, grad), (ours, our_grad) = both_ways(layer, x.double())
-        assert torch.allclose(ours, maps, rtol=0, atol=1e-14)
+class TestPatches:
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+    @pytest.mark.parametrize("kernel", [4, (4, 8)])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_equals_the_convolution(self, layout: Any, kernel: Any, bias: bool) -> None:
+        """Also where the last rows and columns fill no patch."""
+        layer = nn.Conv2d(3, 6, kernel, kernel, bias=bias).double().to(memory_format=layout)
+        x = images(2, 3, 17, 26).double().contiguous(memory_format=layout)
+        (maps, grad), (ours, our_grad) = both_ways(layer, x)
+        assert torch.allclose(ours, maps, rtol=0, atol=1e-14) and ours.stride() == maps.stride()
         assert torch.allclose(our_grad, grad, rtol=0, atol=1e-14)
+        assert (our_grad[:, :, 16:] == 0).all() and (our_grad[..., 24:] == 0).all()
 
+    def test_strided_images_and_one_channel(self) -> None:
+        layer = nn.Conv2d(1, 5, 4, 4).double()
+        for x in (images(3, 1, 8, 8), images(3, 2, 8, 8)[:, 1:], images(3, 1, 8, 16)[..., ::2]):
+            for ours, truth in zip(*both_ways(layer, x.double()), strict=True):
+                assert torch.allclose(ours, truth, rtol=0, atol=1e-14)
 
-def test_what_cuts_patches() -> None:
-    assert cuts_patches(nn.Conv2d(3, 5, 4, 4)) and cuts_patches(nn.Conv2d(3, 5, 4, 4, "valid"))
-    other: list[nn.Module] = [
-        nn.Conv2d(3, 5, 4, 2),
-        nn.Conv2d(3, 5, 4, 4, padding=1),
-        nn.Conv2d(3, 3, 4, 4, groups=3),
-        nn.Conv2d(3, 5, 4, 4, dilation=2),
-        nn.Conv2d(3, 5, 1),
-        nn.Conv2d(96, 192, 4, 4),  # feature maps
-        nn.Conv3d(3, 5, 4, 4),
-        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 5, 4, 4)),
-    ]
-    assert not any(map(cuts_patches, other))
+    def test_what_cuts_patches(self) -> None:
+        assert cuts_patches(nn.Conv2d(3, 5, 4, 4)) and cuts_patches(nn.Conv2d(3, 5, 4, 4, "valid"))
+        other: list[nn.Module] = [
+            nn.Conv2d(3, 5, 4, 2),
+            nn.Conv2d(3, 5, 4, 4, padding=1),
+            nn.Conv2d(3, 3, 4, 4, groups=3),
+            nn.Conv2d(3, 5, 4, 4, dilation=2),
+            nn.Conv2d(3, 5, 1),
+            nn.Conv2d(96, 192, 4, 4),  # feature maps
+            nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 5, 4, 4)),
+        ]
+        assert not any(map(cuts_patches, other))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_in_an_engine(self, dtype: torch.dtype) -> None:
+        """Hooks are called; a view of contiguous maps works in either memory layout."""
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_in_an_engine(dtype: torch.dtype) -> None:
-    model, x, y = tiny(), images(4, 3, 8, 8), torch.tensor([0, 3, 1, 4])
-    layer = model.backbone.patch_embed.proj
-    seen: list[str] = []
-    layer.register_forward_hook(lambda *_: seen.append("called"))
-    with InputGradient(Engine(dtype=dtype).bind(model)) as engine:
-        truth = engine(x, y)
-    with untouched(model), InputGradient(Engine(dtype=dtype, fold=True).bind(model)) as engine:
-        assert "forward" in vars(layer)
-        found = engine(x, y)
-    assert "forward" not in vars(layer) and seen == ["called"] * 2
-    close = 1e-5 if dtype == torch.float32 else 0.02
-    for ours, theirs in zip(found, truth, strict=True):
-        assert (ours - theirs).norm() <= close * theirs.norm()
+        class Viewing(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.proj, self.seen = nn.Conv2d(3, 5, 4, 4), []
+                self.proj.register_forward_hook(lambda *_: self.seen.append(1))
 
+            def forward(self, x: Tensor) -> Tensor:
+                return self.proj(x).view(len(x), 5, -1).mean(2)
 
-def test_a_view_of_contiguous_maps_still_works() -> None:
-    """In bf16 too, where maps are in channels_last until a model asks for such a view."""
-
-    class Viewing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.proj = nn.Conv2d(3, 5, 4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.proj(x).view(len(x), 5, -1).mean(2)
-
-    for dtype in (torch.float32, torch.bfloat16):
-        with InputGradient(Engine(dtype=dtype, fold=True).bind(Viewing())) as engine:
-            assert engine(images(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))[2].shape == (4, 5)
+        model, x, y = Viewing(), images(4, 3, 8, 8), torch.tensor([0, 3, 1, 4])
+        truth = found_by(model, x, y)
+        model.seen.clear()
+        with untouched(model), InputGradient(Engine(dtype=dtype, fold=True).bind(model)) as engine:
+            assert "forward" in vars(model.proj)
+            found = engine(x, y)
+        assert "forward" not in vars(model.proj) and model.seen
+        for ours, theirs in zip(found, truth, strict=True):
+            assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
 
 
 @pytest.mark.gpu

@@ -161,14 +161,6 @@ class TestRestoration:
             with InputGradient(model) as gradient, gradient:
                 pytest.fail("entered twice")
 
-    def test_two_engines_on_one_model_nest(self) -> None:
-        model = Mixed()
-        with untouched(model), InputGradient(model) as outer:
-            with InputGradient(model) as inner:
-                inner(X, Y)
-            assert not model.training
-            outer(X, Y)
-
     def test_use_outside_with_is_refused(self) -> None:
         gradient = InputGradient(Mixed())
         for call in (gradient, gradient.evaluate):
@@ -256,11 +248,10 @@ class TestErrors:
             (Y - 1, ArgumentError, r"labels from -1 to 2"),
         ],
     )
-    @pytest.mark.parametrize("call", ["__call__", "evaluate"])
-    def test_wrong_labels(self, y: Any, kind: type[Exception], message: str, call: str) -> None:
+    def test_wrong_labels(self, y: Any, kind: type[Exception], message: str) -> None:
         model = Mixed()
         with untouched(model), pytest.raises(kind, match=message), InputGradient(model) as gradient:
-            getattr(gradient, call)(X, y)
+            gradient(X, y)
 
     @pytest.mark.parametrize("x", [X.numpy(), None, (X * 255).byte()])
     def test_wrong_images(self, x: Any) -> None:
@@ -348,7 +339,7 @@ def net() -> nn.Module:
     return Mixed().double()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 8])
+@pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("loss", [cross_entropy, Towards(torch.linspace(1, 4, 7).double())])
 def test_the_same_gradient_loss_and_logits(size: int, loss: Any) -> None:
     with InputGradient(net(), loss) as engine:
@@ -405,23 +396,10 @@ def test_it_is_a_model_itself() -> None:
         (torch.cat([LABELS, LABELS]), r"`y`: expected shape \(7,\), got \(14,\)"),
     ],
 )
-@pytest.mark.parametrize("call", ["__call__", "evaluate"])
-def test_labels_of_all_batches_are_looked_at(y: Tensor, message: str, call: str) -> None:
+def test_labels_of_all_batches_are_looked_at(y: Tensor, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         with InputGradient(Engine(batch_size=2).bind(net())) as engine:
-            getattr(engine, call)(POOL, y)
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("resnet18", "`model`: expected a callable.*got str"),
-        (Engine().bind(net()), "`model`: expected a model without an engine"),
-    ],
-)
-def test_what_cannot_be_one(model: Any, message: str) -> None:
-    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-        Engine().bind(model)
+            engine(POOL, y)
 
 
 def test_a_loss_that_forgets_its_rows_is_noticed() -> None:

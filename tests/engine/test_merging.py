@@ -55,12 +55,15 @@ def gradient_of(model: nn.Module, **options: Any) -> Tensor:
 
 def test_the_same_gradient_by_one_matrix() -> None:
     model = network()
-    apart, merged = gradient_of(model, merge=False), gradient_of(model)
+    with untouched(model):
+        apart, merged = gradient_of(model, merge=False), gradient_of(model)
     assert torch.allclose(apart, merged, rtol=1e-4, atol=1e-6)
     assert model[0].ways == model[3].ways == ["apart", "torch.float32"]
     expected = model[3].weight + 0.5 * model[3].b @ model[3].a
-    with InputGradient(model):
+    with untouched(model), pytest.raises(ZeroDivisionError), InputGradient(model):
         assert torch.allclose(model[3].merged, expected, rtol=0, atol=1e-6)
+        raise ZeroDivisionError
+    assert model[0].merged is None and model[3].merged is None
 
 
 def test_one_merge_an_engine_and_no_new_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,19 +76,14 @@ def test_one_merge_an_engine_and_no_new_passes(monkeypatch: pytest.MonkeyPatch) 
     result = PGD(eps=0.1, step_size=0.05, steps=3).run(model, X, Y)
     assert calls == [2] and result.cost == Cost(3, 3)
     assert model[0].ways == ["torch.float32"] * 3
-    PGD(eps=0.1, step_size=0.05, steps=3)(model, X, Y)
-    assert calls == [2, 2]
-
-
-def test_the_model_comes_back_untouched_also_after_an_exception() -> None:
-    model = network()
-    with untouched(model):
-        gradient_of(model)
-    assert model[0].merged is None
-    with untouched(model), pytest.raises(ZeroDivisionError), InputGradient(model):
-        assert model[0].merged is not None
-        raise ZeroDivisionError
-    assert model[0].merged is None and model[3].merged is None
+    with InputGradient(model) as outer:
+        before = model[0].merged
+        with InputGradient(model) as inner:
+            assert model[0].merged is before
+            inner(X, Y)
+        assert model[0].merged is before
+        outer(X, Y)
+    assert calls == [2, 2] and model[0].merged is None
 
 
 def test_a_merge_that_fails_leaves_the_model_as_it_was() -> None:
@@ -98,43 +96,24 @@ def test_a_merge_that_fails_leaves_the_model_as_it_was() -> None:
 
 def test_buffers_are_kept_and_follow_the_weights() -> None:
     model = network()
+    names = list(model.state_dict())
     addresses, results = [], []
     for _ in range(3):
         with InputGradient(model):
             addresses.append(model[0].merged.data_ptr())
             results.append(model[0].merged.clone())
+            assert list(model.state_dict()) == names
         with torch.no_grad():
             model[0].b.add_(1.0)
     assert len(set(addresses)) == 1
     assert not torch.equal(results[0], results[1])
+    twin = copy.deepcopy(model)
+    with InputGradient(model), InputGradient(twin):
+        assert model[0].merged.data_ptr() != twin[0].merged.data_ptr()
     forget(model)
-    gradient_of(model)
     model.double()
     with InputGradient(model):
         assert model[0].merged.dtype == torch.float64
-
-
-def test_neither_state_dict_nor_copies_see_the_buffer() -> None:
-    model = network()
-    names = list(model.state_dict())
-    with InputGradient(model):
-        assert list(model.state_dict()) == names
-    twin = copy.deepcopy(model)
-    assert twin[0].merged is None and list(twin.state_dict()) == names
-    with InputGradient(model), InputGradient(twin):
-        assert model[0].merged.data_ptr() != twin[0].merged.data_ptr()
-
-
-def test_nested_engines_merge_once() -> None:
-    model = network()
-    with InputGradient(model) as outer:
-        before = model[0].merged
-        with InputGradient(model) as inner:
-            assert model[0].merged is before
-            inner(X, Y)
-        assert model[0].merged is before
-        outer(X, Y)
-    assert model[0].merged is None
 
 
 def test_a_layer_may_decline() -> None:

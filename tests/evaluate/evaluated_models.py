@@ -112,12 +112,6 @@ def quantised() -> Any:
         return torch.ao.quantization.quantize_dynamic(Nearest().eval(), {nn.Linear})
 
 
-def exported() -> nn.Module:
-    """A module of torch.export, without modes."""
-    batch = ({0: torch.export.Dim("batch", min=1, max=1024)},)
-    return torch.export.export(nearest(), (_X,), dynamic_shapes=batch).module()
-
-
 def frozen() -> nn.Module:
     """A frozen script, without modes and parameters."""
     with warnings.catch_warnings():

@@ -11,14 +11,17 @@ from evaluated_models import SIZE, Nearest
 from safetensors.torch import load_file
 
 from roli_fast.attacks import APGD, PGD, Attack
-from roli_fast.data import DATASETS, ImageDataset
-from roli_fast.errors import RoliFastError
-from roli_fast.evaluate import read_report
+from roli_fast.data import DATASETS, Batch, ImageDataset
+from roli_fast.data.corruptions import CORRUPTIONS, corrupted
+from roli_fast.engine import InputGradient
+from roli_fast.errors import OutOfMemoryError, RoliFastError
+from roli_fast.evaluate import driver, evaluate, read_report
 from roli_fast.evaluate.__main__ import main
 from roli_fast.evaluate.cli import parse
 from roli_fast.evaluate.driver import run
 from roli_fast.evaluate.prepare import chosen, mixed_order
-from roli_fast.evaluate.runner import chunks
+from roli_fast.evaluate.report import table
+from roli_fast.evaluate.shares import to_flags, to_text
 from roli_fast.seeds import derived_generator
 
 FLAGS = (
@@ -27,6 +30,10 @@ FLAGS = (
 ).split()
 
 EPS = {"linf": 0.06, "l2": 0.5}
+
+MORE = ["--unseen=pgd-4@l1=6,square-15", "--corruptions=contrast,gaussian_noise", "--ood=digits"]
+MORE += ["--ood.image_size=8", "--ood.seed=5"]
+"""Attacks that a model was not trained against, and other images, beside the norms."""
 
 
 def assess(folder: Path, *more: str, resume: bool = False) -> dict[str, Any]:
@@ -42,14 +49,26 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("beside") / "out"
+    assess(folder, *MORE)
+    return folder
+
+
 def digits() -> ImageDataset:
     return DATASETS["digits"](image_size=SIZE).load().test.plain()
 
 
+def images_of(ids: torch.Tensor) -> Batch:
+    """The test images with these ids, in this order."""
+    data = digits()
+    return data.batch(torch.tensor([data.ids.tolist().index(i) for i in ids.tolist()]))
+
+
 def test_flags_are_those_of_the_attacks_called_by_hand(straight: Path) -> None:
-    report, data, model = read_report(straight), digits(), Nearest().eval()
-    rows = torch.tensor([data.ids.tolist().index(i) for i in report.ids.tolist()])
-    x, y, ids = data.batch(rows)
+    report, model = read_report(straight), Nearest().eval()
+    x, y, ids = images_of(report.ids)
     clean = model(x).argmax(1) == y
     assert torch.equal(report.clean, clean) and 0.7 < clean.float().mean() < 1
     assert report.tree["labels"] == y.tolist()
@@ -73,25 +92,17 @@ def test_flags_are_those_of_the_attacks_called_by_hand(straight: Path) -> None:
 
 
 def test_saved_images_fool_the_model_and_lie_in_the_ball(straight: Path) -> None:
-    report, saved, data = (
-        read_report(straight),
-        load_file(straight / "adversarial.safetensors"),
-        digits(),
-    )
-    assert torch.equal(saved["ids"], report.ids)
-    rows = torch.tensor([data.ids.tolist().index(i) for i in report.ids.tolist()])
-    x, y, _ = data.batch(rows)
-    assert torch.equal(saved["labels"], y)
+    report, saved = read_report(straight), load_file(straight / "adversarial.safetensors")
+    x, y, _ = images_of(report.ids)
+    assert torch.equal(saved["ids"], report.ids) and torch.equal(saved["labels"], y)
     model = Nearest().eval()
     for norm, order in (("linf", torch.inf), ("l2", 2.0)):
         x_adv, robust = saved[norm], report.robust[norm]
-        right = model(x_adv).argmax(1) == y
-        assert torch.equal(right, robust)
+        assert torch.equal(model(x_adv).argmax(1) == y, robust)
         assert torch.equal(x_adv[robust], x[robust])
         length = (x_adv.double() - x.double()).flatten(1).norm(order, dim=1)
-        assert bool((length <= EPS[norm]).all()) and bool(
-            (length[~robust & report.clean] > 0).all()
-        )
+        assert bool((length <= EPS[norm]).all())
+        assert bool((length[~robust & report.clean] > 0).all())
         assert bool((x_adv >= 0).all() and (x_adv <= 1).all())
 
 
@@ -109,26 +120,24 @@ def test_the_report_counts_what_the_flags_say(straight: Path) -> None:
     assert apgd["attacked"] == pgd["attacked"] - pgd["fooled"]
     assert tree["cost"]["forward_images"] >= 90 + sum(s["cost"]["forward_images"] for s in searches)
     assert tree["environment"]["packages"]["torch"] and tree["model"]["sha256"]
-
-
-@pytest.mark.parametrize("more", [["--chunk=7"], ["--chunk=1000"], ["--batch_size=90"]], ids=str)
-def test_neither_chunks_nor_batches_change_a_flag(
-    straight: Path, tmp_path: Path, more: list[str]
-) -> None:
-    assess(tmp_path / "out", *more)
-    assert_same_flags(straight, tmp_path / "out")
+    assert tree["shifts"] is tree["curves"] is tree["unseen"] is None
 
 
 def assert_same_flags(first: Path, second: Path) -> None:
     a, b = read_report(first), read_report(second)
     assert torch.equal(a.ids, b.ids) and torch.equal(a.clean, b.clean)
-    assert torch.equal(a.union, b.union)
     for norm in EPS:
-        assert torch.equal(a.robust[norm], b.robust[norm])
-        pairs = zip(
-            a.tree["norms"][norm]["searches"], b.tree["norms"][norm]["searches"], strict=True
-        )
-        assert all(x["fooled_flags"] == y["fooled_flags"] for x, y in pairs)
+        pairs = (tree["norms"][norm]["searches"] for tree in (a.tree, b.tree))
+        for one, other in zip(*pairs, strict=True):
+            assert one["fooled_flags"] == other["fooled_flags"]
+
+
+@pytest.mark.parametrize("more", [["--chunk=7"], ["--chunk=1000", "--batch_size=90"]], ids=str)
+def test_neither_chunks_nor_batches_change_a_flag(
+    straight: Path, tmp_path: Path, more: list[str]
+) -> None:
+    assess(tmp_path / "out", *more)
+    assert_same_flags(straight, tmp_path / "out")
 
 
 def test_union_only_attacks_what_is_left(straight: Path, tmp_path: Path) -> None:
@@ -141,19 +150,13 @@ def test_union_only_attacks_what_is_left(straight: Path, tmp_path: Path) -> None
     assert read_report(tmp_path / "out").robust == {}
 
 
-def test_another_seed_takes_other_images(straight: Path, tmp_path: Path) -> None:
-    assess(tmp_path / "out", "--seed=1")
-    assert not torch.equal(read_report(straight).ids, read_report(tmp_path / "out").ids)
-
-
 def test_what_a_short_search_found_holds_in_full_precision(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    tree = assess(folder, "--search_dtype=bfloat16", "--save_adversarial=true", "--images=60")
+    assess(folder, "--search_dtype=bfloat16", "--save_adversarial=true", "--images=60")
     saved, model = load_file(folder / "adversarial.safetensors"), Nearest().eval()
     for norm in EPS:
         right = model(saved[norm]).argmax(1) == saved["labels"]
         assert torch.equal(right, read_report(folder).robust[norm])
-    assert tree["search_dtype"] == "bfloat16" and isinstance(tree["lost"], int)
 
 
 def test_a_larger_choice_holds_the_smaller_in_the_proportions_of_the_classes() -> None:
@@ -165,14 +168,9 @@ def test_a_larger_choice_holds_the_smaller_in_the_proportions_of_the_classes() -
         wanted = torch.tensor([0.6, 0.3, 0.1]) * count
         assert bool(((found - wanted).abs() <= 1).all()), (count, found)
     assert not torch.equal(order, mixed_order(labels, seed=1))
-    assessment = parse(FLAGS).assessment
-    splits = assessment.data.load()
+    splits = parse(FLAGS).assessment.data.load()
     some, more = (chosen(parse([*FLAGS, f"--images={n}"]).assessment, splits) for n in (30, 60))
     assert set(some.ids.tolist()) < set(more.ids.tolist())
-
-
-def test_chunks_cover_every_image_once() -> None:
-    assert [list(part) for part in chunks(5, 2)] == [[0, 1], [2, 3], [4]]
 
 
 def test_the_table_and_the_exit_status(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,3 +189,145 @@ def test_an_unreadable_report_is_told(tmp_path: Path) -> None:
             read_report(tmp_path)
     with pytest.raises(RoliFastError, match="--resume"):
         read_report(tmp_path / "none")
+
+
+def test_an_unseen_attack_is_made_on_all_images_that_are_right(
+    straight: Path, beside: Path
+) -> None:
+    report, model = read_report(beside), Nearest().eval()
+    unseen = report.tree["unseen"]
+    balls = [(one["attack"], one["norm"], one["eps"]) for one in unseen["attacks"]]
+    assert balls == [("pgd-4", "l1", 6.0), ("square-15", "linf", 0.06), ("square-15", "l2", 0.5)]
+    right = int(report.clean.sum())
+    assert [one["searches"][0]["attacked"] for one in unseen["attacks"]] == [right] * 3
+    x, y, ids = (tensor[report.clean] for tensor in images_of(report.ids))
+    generator = derived_generator("evaluation", 0, "unseen pgd-4 l1 6", "pgd-4")
+    x_adv = PGD("l1", 6.0, None, 4)(model, x, y, generator, sample_ids=ids)
+    own = report.clean.clone()
+    own[report.clean] = model(x_adv).argmax(1) == y
+    assert torch.equal(to_flags(unseen["attacks"][0]["robust"]["flags"]), own)
+    assert_same_flags(straight, beside)  # the norms are what they are without them
+
+
+def test_means_and_unions_are_those_of_the_flags(beside: Path) -> None:
+    report = read_report(beside)
+    unseen, kinds = report.tree["unseen"], report.tree["shifts"]["corruptions"]
+    flags = [to_flags(one["robust"]["flags"]) for one in unseen["attacks"]]
+    together = flags[0] & flags[1] & flags[2]
+    shares = [flag.double().mean().item() for flag in flags]
+    assert unseen["mean_accuracy"] == pytest.approx(sum(shares) / 3)
+    assert torch.equal(to_flags(unseen["union"]["flags"]), together)
+    seen = together & report.union
+    assert torch.equal(to_flags(unseen["union_with_norms"]["flags"]), seen)
+    for entry in (level for kind in kinds.values() for level in kind.values()):
+        seen = seen & to_flags(entry["flags"])
+    assert torch.equal(to_flags(unseen["union_with_corruptions"]["flags"]), seen)
+    assert int(seen.sum()) < int(report.union.sum())
+
+
+def answers(images: ImageDataset, ids: list[int]) -> str:
+    """What the model says about the images with these ids, one after another."""
+    x, y, own = images.batch(torch.arange(len(images)))
+    right = dict(zip(own.tolist(), (Nearest().eval()(x).argmax(1) == y).tolist(), strict=True))
+    return "".join("01"[right[i]] for i in ids)
+
+
+def test_corruptions_and_a_second_data_set_have_the_flags_of_their_images(beside: Path) -> None:
+    report = read_report(beside).tree
+    shifts, assessment = report["shifts"], parse([*FLAGS, *MORE]).assessment
+    same = chosen(assessment, assessment.data.load())
+    for kind, severity in (("contrast", 5), ("gaussian_noise", 2)):
+        right = answers(corrupted(same, kind, severity, seed=0), report["ids"])
+        entry = shifts["corruptions"][kind][str(severity)]
+        assert entry["cost"]["forward_images"] == 90 and entry["cost"]["backward_images"] == 0
+        assert entry["flags"] == right and entry["accuracy"] == right.count("1") / 90
+    assert set(shifts["corruptions"]["contrast"]) == set("12345")
+    assert assessment.ood is not None
+    second, ids = chosen(assessment, assessment.ood.load(), at_most=True), shifts["ood"]["ids"]
+    assert ids == sorted(ids) and shifts["ood"]["flags"] == answers(second, ids)
+    assert shifts["ood"]["images"] == 90 and shifts["ood"]["accuracy"] > 0.7
+    names = ("unseen l1 pgd-4", "unseen l2 square-15", "unseen, mean", "norms and unseen, union")
+    names += ("norms, unseen, corruptions, union", "gaussian_noise, mean of 5", "second data set")
+    assert [name for name in names if name not in table(report)] == []
+
+
+def test_a_resume_measures_only_what_is_missing(beside: Path) -> None:
+    before, kept = read_report(beside).tree, (beside / "chunks/00000.json").stat().st_mtime_ns
+    for name in ("evaluation", "chunks/00001", "chunks/ood-00000"):
+        (beside / f"{name}.json").unlink()
+    after = assess(beside, *MORE, resume=True)
+    assert after["shifts"] == before["shifts"]
+    for key in ("mean_accuracy", "union", "union_with_corruptions"):
+        assert after["unseen"][key] == before["unseen"][key]
+    assert (beside / "chunks/00000.json").stat().st_mtime_ns == kept
+
+
+def test_points_of_a_curve_are_those_of_single_radii(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, radii = tmp_path / "out", (0.02, 0.06, 0.12)
+    flags = ["--attacks=pgd-3,fgsm", "--norm=linf", "--eps=0.05", "--curve=0.02,0.06,0.12"]
+    report = assess(out, *flags)
+    pgd, fgsm = report["curves"]
+    assert (pgd["attack"], fgsm["attack"]) == ("pgd-3", "fgsm")
+    assert [point["eps"] for point in pgd["points"]] == [0, *radii]
+    batch = images_of(torch.tensor(report["ids"]))
+    right = to_flags(report["clean"]["flags"])
+    assert pgd["flags"][0] == to_text(right)
+    for radius, text in zip(radii, pgd["flags"][1:], strict=True):
+        attack = PGD(norm="linf", eps=radius, step_size=None, steps=3)
+        right &= evaluate(Nearest(), [batch], [attack]).robust["pgd-3"]
+        assert text == to_text(right)
+    shares = [point["accuracy"] for point in pgd["points"]]
+    assert shares[0] > 0.8 > shares[-1] and shares == sorted(shares, reverse=True)
+    assert "curve pgd-3" in table(report)
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    (out / "chunks/00000.json").unlink()
+    monkeypatch.setattr(driver, "plot_curves", None)  # a picture that fails costs no report
+    assert assess(out, *flags, resume=True)["curves"] == report["curves"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--curve=0.2,0.1", "--norm=linf", "--eps=0.05"], "`curve`.*ascending"),
+        (["--curve=0,0.1", "--norm=linf", "--eps=0.05"], "`curve`.*> 0"),
+        (["--curve=0.1"], "`curve`.*one norm"),
+        (["--corruptions=rain"], "`corruptions`.*fog"),
+        (["--corruptions=fog,fog"], "`corruptions`.*fog"),
+    ],
+)
+def test_rows_that_cannot_be_made(flags: list[str], words: str) -> None:
+    with pytest.raises(RoliFastError, match=words):
+        parse([*FLAGS, "--attacks=pgd-3", *flags])
+
+
+def test_all_corruptions() -> None:
+    assert parse([*FLAGS, "--corruptions=all"]).assessment.corruptions == CORRUPTIONS.names()
+    assert len(CORRUPTIONS.names()) == 15
+
+
+def test_a_pass_that_does_not_fit(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of more than 10 images are refused in the second chunk; then there is more."""
+    gradient, calls = InputGradient._gradient, 0
+
+    def limited(self: Any, x: Any, *rest: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 60 and len(x) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return gradient(self, x, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InputGradient, "_gradient", limited)
+        with pytest.raises(OutOfMemoryError) as caught:
+            assess(tmp_path / "out")
+    assert str(caught.value) == (
+        "`--batch_size`: expected a number of images that fit into the memory of cpu, "
+        "got 16. Lower it."
+    )
+    assert (tmp_path / "out" / "chunks" / "00001.json").exists()
+    assess(tmp_path / "out", resume=True)
+    assert_same_flags(straight, tmp_path / "out")

@@ -1,7 +1,6 @@
 """A model meets a data set of some of its classes, or of the same ones in another order."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from roli_fast.errors import ConfigError
-from roli_fast.evaluate.assessment import Assessment, Subject
+from roli_fast.evaluate.assessment import Subject
 from roli_fast.evaluate.classes import match_classes
 from roli_fast.evaluate.cli import parse
 from roli_fast.evaluate.driver import run
-from roli_fast.evaluate.prepare import identity, prepare
+from roli_fast.evaluate.prepare import prepare
 from roli_fast.evaluate.subject import Opened, open_model
 from roli_fast.running.ranks import Ranks
 
@@ -26,23 +25,12 @@ TWO = ["--data=digits", "--data.classes=7,3", f"--data.image_size={SIZE}", "--at
 TWO += ["--model=evaluated_models:nearest", "--eps=1e-4", "--images=30", "--threads=1"]
 
 
-class Named(Nearest):
-    """As a training run's model: its file names the outputs."""
-
-    card: dict[str, Any] = {"classes": OUTPUTS}  # noqa: RUF012
-
-
-@pytest.fixture
-def named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_of_a_runs_classes_are_scored_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The digits' model, as opened from a file that names its ten outputs."""
-
-    def opened(*_args: Any, **_options: Any) -> Opened:
-        return Opened(Named().eval(), {"sha256": "0"}, OUTPUTS)
-
-    monkeypatch.setattr("roli_fast.evaluate.prepare.open_model", opened)
-
-
-def test_two_of_a_runs_classes_are_scored_by_name(named: None, tmp_path: Path) -> None:
+    opened = Opened(Nearest().eval(), {"sha256": "0"}, OUTPUTS)
+    monkeypatch.setattr("roli_fast.evaluate.prepare.open_model", lambda *_, **__: opened)
     flags = [*TWO, "--ood=digits", "--ood.classes=1,0", f"--ood.image_size={SIZE}"]
     flags += ["--corruptions=contrast", "--curve=1e-4"]
     report = run(parse(flags).assessment, tmp_path / "out", quiet=True)
@@ -113,7 +101,7 @@ def test_the_output_of_each_class(
         (("cat", "dog"), (), 1000, (), "the output of 'cat', 'dog'"),
         (("a", "b"), (), 3, ("a", "c"), "the output of 'b'"),
         (("a", "b"), (), 3, ("a=3", "b=0"), "outputs 0 to 2, got 'a=3'"),
-        (("a", "b"), (), 3, ("a", "b", "a"), "'a' twice"),
+        (("a", "b"), (), 3, ("a", "b", "a"), "different names of outputs 0 to 2, got 'a'"),
     ],
 )
 def test_what_stays_open_is_refused(
@@ -132,16 +120,8 @@ def test_timms_own_weights_keep_their_head(monkeypatch: pytest.MonkeyPatch) -> N
         return real(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    monkeypatch.setattr("roli_fast.models.options._silent_hub", str)
+    monkeypatch.setattr("roli_fast.models.factory._silent_hub", str)
     subject = Subject("test_vit", pretrained=True)
     opened = open_model(subject, num_classes=10, image_size=160)
     logits: Tensor = opened.model(torch.zeros(1, 3, 160, 160))
     assert logits.shape == (1, 1000)
-
-
-def test_an_evaluation_without_the_field_keeps_its_identity() -> None:
-    assessment = parse(TWO).assessment
-    opened = Opened(Nearest(), {"sha256": "0"})
-    found = identity(assessment, {}, {}, opened)["configuration"]
-    assert "classes" in {name for name in Assessment.__dataclass_fields__}
-    assert found != identity(replace(assessment, classes=("a",)), {}, {}, opened)["configuration"]

@@ -32,15 +32,13 @@ def test_a_search_without_gradients(tmp_path: Path, name: str, note: str) -> Non
     assert note in str(report)
 
 
-def test_fingerprints_tell_quantised_models_apart() -> None:
+def test_fingerprints_tell_models_and_values_apart() -> None:
     one, same, other = (evaluated_models.quantised() for _ in range(3))
     weight = other.head.weight().dequantize()
     other.head.set_weight_bias(torch.quantize_per_tensor(-weight, 0.1, 0, torch.qint8), None)
     found = [fingerprint(model.state_dict()) for model in (one, same, other)]
     assert found[0] == found[1] != found[2]
 
-
-def test_fingerprints_of_other_values() -> None:
     def of(**extra: object) -> str:
         return fingerprint({"weight": torch.ones(2), "_extra_state": extra})
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +17,7 @@ from roli_fast.attacks import FAB, FGSM, PGD, AutoAttack, Union
 from roli_fast.attacks.base import AttackInputs, AttackResult, BallAttack
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, Engine
-from roli_fast.errors import ArgumentError, ArgumentTypeError, DataError
+from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.evaluate import Curve, evaluate, plot_curves, robustness_curve
 from roli_fast.evaluate.curve import draw_curves
 
@@ -100,7 +99,8 @@ class AboveHalf(FixedLogits):
 
 def falling(attack: Falls, **options: Any) -> Curve:
     x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
-    return robustness_curve(AboveHalf(), batches(x, y, 4), attack, (0.05, 0.15, 0.25), **options)
+    model = options.pop("model", AboveHalf())
+    return robustness_curve(model, batches(x, y, 4), attack, (0.05, 0.15, 0.25), **options)
 
 
 def test_what_is_fooled_is_not_attacked_again() -> None:
@@ -125,6 +125,13 @@ def test_a_search_that_fails_at_a_larger_radius_changes_nothing() -> None:
     ]  # fmt: skip
 
 
+def test_the_search_model_searches_and_the_plain_one_decides() -> None:
+    """The attack gets the search model as it is; flags are those of the model inside."""
+    attack, model = Falls(), Engine(dtype=torch.bfloat16).bind(AboveHalf())
+    assert torch.equal(falling(attack, model=model).right, falling(Falls()).right)
+    assert all(given is model for given in attack.models)
+
+
 def small_network() -> tuple[Mixed, Tensor, Tensor]:
     x = images(30, 3, 6, 6)
     with torch.no_grad():
@@ -136,142 +143,102 @@ def small_network() -> tuple[Mixed, Tensor, Tensor]:
 RADII = (0.02, 0.05, 0.1, 0.2, 0.4)
 
 
-class TestOnANetwork:
-    attack = PGD(steps=3)
-
-    def curve(self, *sizes: int, attack: BallAttack | None = None, **options: Any) -> Curve:
-        model, x, y = small_network()
-        with untouched(model):
-            return robustness_curve(
-                options.pop("model", model),
-                batches(x, y, *(sizes or (30,))),
-                attack or self.attack,
-                RADII,
-                **options,
-            )
-
-    def test_each_point_is_what_evaluate_finds(self) -> None:
-        """Draws and all: right here is right for `evaluate` at this radius and all smaller."""
-        curve = self.curve(13, 17, seed=3)
-        model, x, y = small_network()
-        still = torch.ones(30, dtype=torch.bool)
-        for radius, flags in zip(RADII, curve.right[1:], strict=True):
-            attack = PGD(steps=3, eps=radius, step_size=None)
-            found = evaluate(model, batches(x, y, 30), [attack], seed=3)
-            still &= found.robust["pgd-3"]
-            assert torch.equal(flags, still)
-            assert torch.equal(curve.right[0], found.clean)
-        counts = curve.right.sum(1).tolist()
-        assert len(set(counts)) >= 4 and counts == sorted(counts, reverse=True)
-
-    def test_batches_change_no_flag(self) -> None:
-        whole = self.curve().right
-        assert torch.equal(whole, self.curve(1, 9, 0, 20).right)
-
-    def test_the_seed_decides_and_the_global_state_stays(self) -> None:
-        attack, state = PGD(steps=1), torch.get_rng_state()
-        found = [self.curve(attack=attack, seed=seed).right for seed in (0, 0, 1)]
-        assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-        assert torch.equal(torch.get_rng_state(), state)
-
-    def test_fab_answers_all_radii_at_once(self) -> None:
-        """One search for five radii; at each of them as good as a search for that one."""
-        attack = FAB(steps=15)
-        model, x, y = small_network()
-        counting = Counting(model)
-        curve = self.curve(attack=attack, model=counting)
-        steps_and_ends = 2 * (15 + 3) + 3  # back steps may each cost a pass
-        assert counting.forwards == curve.cost.forwards <= steps_and_ends
-        found = evaluate(model, batches(x, y, 30), [FAB(steps=15, eps=RADII[2])])
-        assert (curve.right[3] != found.robust["fab-15"]).sum() <= 1
-        assert 0 < curve.right[3].sum() < curve.right[0].sum()
-
-    def test_the_search_model_searches_and_the_plain_one_decides(self) -> None:
-        """The attack gets the search model as it is; flags are those of the model inside."""
-        attack = Falls()
-        model = Engine(dtype=torch.bfloat16).bind(AboveHalf())
-        x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
-        assert torch.equal(
-            robustness_curve(model, batches(x, y, 4), attack, (0.05, 0.15, 0.25)).right,
-            falling(Falls()).right,
+def on_network(*sizes: int, attack: BallAttack | None = None, **options: Any) -> Curve:
+    model, x, y = small_network()
+    with untouched(model):
+        return robustness_curve(
+            options.pop("model", model),
+            batches(x, y, *(sizes or (30,))),
+            attack or PGD(steps=3),
+            RADII,
+            **options,
         )
-        assert all(given is model for given in attack.models)
-
-    def test_fab_in_low_precision_is_not_taken_at_its_word(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """One run a radius, and what it returns is shown to the plain model."""
-        runs: list[Any] = []
-        search = FAB.search
-
-        def noted(self: FAB, inputs: AttackInputs) -> Any:
-            runs.append(inputs.eps)
-            return search(self, inputs)
-
-        monkeypatch.setattr(FAB, "search", noted)
-        self.curve(attack=FAB(steps=3))
-        assert runs == [RADII[0]]
-        self.curve(attack=FAB(steps=3), model=Engine(dtype=torch.bfloat16).bind(Mixed()))
-        radii = [round(float(eps[0]), 4) for eps in runs[1:]]  # twice where something was lost
-        assert list(dict.fromkeys(radii)) == pytest.approx(RADII)
-
-    def test_an_ensemble_is_an_attack_like_any_other(self) -> None:
-        """Stronger than one step along the gradient."""
-        attack = AutoAttack(version="custom", attacks=("apgd-ce", "square"), steps=20, n_queries=5)
-        assert self.curve(attack=attack).right.sum() < self.curve(attack=FGSM()).right.sum()
-
-    def test_progress(self) -> None:
-        done: list[int] = []
-        self.curve(20, 10, after_batch=done.append)
-        assert done == [20, 10]
-
-    def test_the_model_is_given_back_after_an_exception(self) -> None:
-        def broken() -> Iterator[Batch]:
-            yield from batches(*small_network()[1:], 30)
-            raise DataError("boom")
-
-        model = Mixed()
-        with untouched(model), pytest.raises(DataError):
-            robustness_curve(model, broken(), self.attack, RADII)
 
 
-class TestErrors:
-    def call(self, radii: Any, attack: Any = None, data: Any = None) -> None:
-        x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
-        data = batches(x, y, 4) if data is None else data
-        robustness_curve(AboveHalf(), data, attack or FGSM(), radii)
+def test_each_point_is_what_evaluate_finds() -> None:
+    """Draws and all, whatever the batches: right here is right for `evaluate` at this radius and
+    all smaller."""
+    done: list[int] = []
+    curve = on_network(13, 0, 17, seed=3, after_batch=done.append)
+    assert done == [13, 0, 17]
+    model, x, y = small_network()
+    still = torch.ones(30, dtype=torch.bool)
+    for radius, flags in zip(RADII, curve.right[1:], strict=True):
+        attack = PGD(steps=3, eps=radius, step_size=None)
+        found = evaluate(model, batches(x, y, 30), [attack], seed=3)
+        still &= found.robust["pgd-3"]
+        assert torch.equal(flags, still)
+        assert torch.equal(curve.right[0], found.clean)
+    counts = curve.right.sum(1).tolist()
+    assert len(set(counts)) >= 4 and counts == sorted(counts, reverse=True)
 
-    @pytest.mark.parametrize("radii", [(), (0.2, 0.1), (0.1, 0.1)])
-    def test_radii_ascend(self, radii: tuple[float, ...]) -> None:
-        with pytest.raises(ArgumentError, match="`radii`: expected one or more numbers, ascending"):
-            self.call(radii)
 
-    def test_radii_are_above_zero_and_in_the_units_of_the_images(self) -> None:
-        with pytest.raises(ArgumentError, match="`radii`: expected a number > 0, got 0"):
-            self.call((0.0, 0.1))
-        with pytest.raises(ArgumentError, match="Did you mean 8/255"):
-            self.call((0.1, 8))
-        with pytest.raises(ArgumentError, match="radius in l2 of at most 1, .*Did you mean 8/255"):
-            self.call((0.1, 8), FGSM(norm="l2"))  # images of one pixel
-        self.call((0.1, 1.0), FGSM(norm="l2"))
+def test_the_seed_decides_and_the_global_state_stays() -> None:
+    attack, state = PGD(steps=1), torch.get_rng_state()
+    found = [on_network(attack=attack, seed=seed).right for seed in (0, 0, 1)]
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(torch.get_rng_state(), state)
 
-    def test_an_attack_without_a_norm(self) -> None:
-        with pytest.raises(ArgumentError, match=r"`norm`: expected a value.*under"):
-            self.call((0.1,), FGSM(norm=None))
 
-    def test_a_step_that_fits_one_radius(self) -> None:
-        """PGD's usual 2/255 at 8/255 is a quarter; 3/255 is no rule for other radii."""
-        self.call((0.1, 0.2), PGD())
-        with pytest.raises(ArgumentError, match=r"`step_size`: expected None.*quarter of each"):
-            self.call((0.1, 0.2), PGD(step_size=3 / 255))
+def test_fab_answers_all_radii_at_once() -> None:
+    """One search for five radii; at each of them as good as a search for that one."""
+    attack = FAB(steps=15)
+    model, x, y = small_network()
+    counting = Counting(model)
+    curve = on_network(attack=attack, model=counting)
+    steps_and_ends = 2 * (15 + 3) + 3  # back steps may each cost a pass
+    assert counting.forwards == curve.cost.forwards <= steps_and_ends
+    found = evaluate(model, batches(x, y, 30), [FAB(steps=15, eps=RADII[2])])
+    assert (curve.right[3] != found.robust["fab-15"]).sum() <= 1
+    assert 0 < curve.right[3].sum() < curve.right[0].sum()
 
-    def test_an_attack_in_no_single_ball(self) -> None:
-        with pytest.raises(ArgumentTypeError, match="`attack`: expected an attack in one ball"):
-            self.call((0.1,), Union([FGSM()]))
 
-    def test_no_images(self) -> None:
-        with pytest.raises(ArgumentError, match="`batches`: expected at least one image"):
-            self.call((0.1,), data=[])
+def test_fab_in_low_precision_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run a radius, and what it returns is shown to the plain model."""
+    runs: list[Any] = []
+    search = FAB.search
+
+    def noted(self: FAB, inputs: AttackInputs) -> Any:
+        runs.append(inputs.eps)
+        return search(self, inputs)
+
+    monkeypatch.setattr(FAB, "search", noted)
+    on_network(attack=FAB(steps=3))
+    assert runs == [RADII[0]]
+    on_network(attack=FAB(steps=3), model=Engine(dtype=torch.bfloat16).bind(Mixed()))
+    radii = [round(float(eps[0]), 4) for eps in runs[1:]]  # twice where something was lost
+    assert list(dict.fromkeys(radii)) == pytest.approx(RADII)
+
+
+def test_an_ensemble_is_an_attack_like_any_other() -> None:
+    """Stronger than one step along the gradient."""
+    attack = AutoAttack(version="custom", attacks=("apgd-ce", "square"), steps=20, n_queries=5)
+    assert on_network(attack=attack).right.sum() < on_network(attack=FGSM()).right.sum()
+
+
+@pytest.mark.parametrize(
+    ("radii", "attack", "words"),
+    [
+        ((), FGSM(), "`radii`: expected one or more numbers, ascending"),
+        ((0.1, 0.1), FGSM(), "`radii`: expected one or more numbers, ascending"),
+        ((0.0, 0.1), FGSM(), "`radii`: expected a number > 0, got 0"),
+        ((0.1, 8), FGSM(), "Did you mean 8/255"),
+        ((0.1, 8), FGSM(norm="l2"), "radius in l2 of at most 1, .*Did you mean 8/255"),
+        ((0.1,), FGSM(norm=None), r"`norm`: expected a value.*under"),
+        ((0.1,), PGD(step_size=3 / 255), r"`step_size`: expected None.*quarter of each"),
+        ((0.1,), Union([FGSM()]), "`attack`: expected an attack in one ball"),
+    ],
+)
+def test_a_call_that_is_refused(radii: Any, attack: Any, words: str) -> None:
+    """Images are of one pixel; PGD's usual 2/255 at 8/255 is a quarter, 3/255 no rule."""
+    x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=words):
+        robustness_curve(AboveHalf(), batches(x, y, 4), attack, radii)
+
+
+def test_no_images() -> None:
+    with pytest.raises(ArgumentError, match="`batches`: expected at least one image"):
+        robustness_curve(AboveHalf(), [], FGSM(), (0.1,))
 
 
 def made_up(name: str, norm: str = "linf", attack: str = "pgd-10") -> Curve:
@@ -281,72 +248,55 @@ def made_up(name: str, norm: str = "linf", attack: str = "pgd-10") -> Curve:
     return Curve(name, attack, norm, radii, right, Cost(40, 30, 400, 300))
 
 
-class TestJson:
-    def test_by_hand(self) -> None:
-        found = json.loads(json.dumps(made_up("vit").as_json()))
-        assert found["images"] == 10
-        images = {"forward_images": 400, "backward_images": 300}
-        assert found["cost"] == {"forwards": 40, "backwards": 30, **images}
-        assert [found[key] for key in ("name", "attack", "norm")] == ["vit", "pgd-10", "linf"]
-        first = found["points"][0]
-        assert first["right"] == 9 and first["accuracy"] == 0.9 and first["eps"] == 0
-        assert first["low"] == pytest.approx(0.596, abs=5e-4)  # 9 of 10, published
-        assert first["high"] == pytest.approx(0.982, abs=5e-4)
-
-    def test_a_whole_population_has_no_band(self) -> None:
-        for point in made_up("vit").as_json(population=10)["points"]:
-            assert point["low"] == point["high"] == point["accuracy"]
+def test_json_by_hand() -> None:
+    found = json.loads(json.dumps(made_up("vit").as_json()))
+    assert found["images"] == 10
+    images = {"forward_images": 400, "backward_images": 300}
+    assert found["cost"] == {"forwards": 40, "backwards": 30, **images}
+    assert [found[key] for key in ("name", "attack", "norm")] == ["vit", "pgd-10", "linf"]
+    first = found["points"][0]
+    assert first["right"] == 9 and first["accuracy"] == 0.9 and first["eps"] == 0
+    assert first["low"] == pytest.approx(0.596, abs=5e-4)  # 9 of 10, published
+    assert first["high"] == pytest.approx(0.982, abs=5e-4)
+    for point in made_up("vit").as_json(population=10)["points"]:
+        assert point["low"] == point["high"] == point["accuracy"]
 
 
-class TestPlot:
-    def test_a_png_is_written(self, tmp_path: Path) -> None:
-        path = tmp_path / "new" / "curve.png"
-        made_up("vit").plot(path)
-        made_up("vit").plot(path)
-        with Image.open(path) as image:
-            assert image.format == "PNG" and image.width > 500 and image.height > 400
-            colours = np.asarray(image.convert("RGB")).reshape(-1, 3)
-        assert len(np.unique(colours, axis=0)) > 50
-        assert [file.name for file in path.parent.iterdir()] == ["curve.png"]
+def test_a_png_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "curve.png"
+    made_up("vit").plot(path)
+    made_up("vit").plot(path)
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.width > 500 and image.height > 400
+        assert len(image.convert("RGB").getcolors(image.width * image.height)) > 50
+    assert [file.name for file in path.parent.iterdir()] == ["curve.png"]
+    with pytest.raises(ArgumentError, match="`curves`: expected at least one curve, got none"):
+        plot_curves([], path)
 
-    def test_radii_in_grey_levels_and_accuracy_in_percent(self) -> None:
-        figure = draw_curves([made_up("vit").as_json()])
-        (panel,) = figure.axes
-        (line,) = panel.lines
-        assert line.get_xydata() == pytest.approx(
-            np.array([[0, 90], [2, 70], [4, 40], [8, 0]], dtype=float)
-        )
-        assert panel.get_xlabel() == "linf radius, in 1/255"
-        assert panel.get_ylabel() == "accuracy in %" and panel.get_ylim() == (0, 100)
-        assert [text.get_text() for text in panel.get_legend().get_texts()] == ["vit, pgd-10"]
-        assert "10 images" in figure.get_suptitle() and "95 %" in figure.get_suptitle()
 
-    def test_the_band_is_the_interval(self) -> None:
-        curve = made_up("vit").as_json()
-        (panel,) = draw_curves([curve]).axes
-        corners = panel.collections[0].get_paths()[0].vertices
-        for point in curve["points"]:
-            column = corners[np.isclose(corners[:, 0], point["eps"] * 255), 1]
-            assert column.min() == pytest.approx(100 * point["low"], abs=1e-6)
-            assert column.max() == pytest.approx(100 * point["high"], abs=1e-6)
+def test_radii_in_grey_levels_accuracy_in_percent_and_the_interval_as_a_band() -> None:
+    curve = made_up("vit").as_json()
+    figure = draw_curves([curve])
+    (panel,) = figure.axes
+    (line,) = panel.lines
+    assert line.get_xydata().ravel() == pytest.approx([0, 90, 2, 70, 4, 40, 8, 0])
+    assert panel.get_xlabel() == "linf radius, in 1/255"
+    assert panel.get_ylabel() == "accuracy in %" and panel.get_ylim() == (0, 100)
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["vit, pgd-10"]
+    assert "10 images" in figure.get_suptitle() and "95 %" in figure.get_suptitle()
+    corners = panel.collections[0].get_paths()[0].vertices
+    for point in curve["points"]:
+        column = corners[abs(corners[:, 0] - point["eps"] * 255) < 1e-9, 1]
+        assert column.min() == pytest.approx(100 * point["low"], abs=1e-6)
+        assert column.max() == pytest.approx(100 * point["high"], abs=1e-6)
 
-    def test_several_models_and_norms(self) -> None:
-        curves = [made_up(*key).as_json() for key in itertools.product("ab", ("linf", "l2", "l1"))]
-        figure = draw_curves(curves)
-        labels = [panel.get_xlabel() for panel in figure.axes]
-        assert labels == ["linf radius, in 1/255", "l2 radius", "l1 radius"]
-        for panel in figure.axes:
-            assert len(panel.lines) == 2
-        colours = [[line.get_color() for line in panel.lines] for panel in figure.axes]
-        assert colours[0] == colours[1] == colours[2] and colours[0][0] != colours[0][1]
 
-    def test_two_attacks_on_a_model_differ_in_the_line(self) -> None:
-        curves = [made_up("a", attack=attack).as_json() for attack in ("pgd-10", "fab-10")]
-        first, second = draw_curves(curves).axes[0].lines
-        assert first.get_color() == second.get_color()
-        assert first.get_linestyle() != second.get_linestyle()
-
-    def test_nothing_to_plot(self, tmp_path: Path) -> None:
-        with pytest.raises(ArgumentError, match="`curves`: expected at least one curve, got none"):
-            plot_curves([], tmp_path / "curve.png")
-        assert not list(tmp_path.iterdir())
+def test_a_panel_a_norm_a_colour_a_name_and_a_line_an_attack() -> None:
+    keys = itertools.product("ab", ("linf", "l2", "l1"), ("pgd-10", "fab-10"))
+    panels = draw_curves([made_up(*key).as_json() for key in keys]).axes
+    labels = [panel.get_xlabel() for panel in panels]
+    assert labels == ["linf radius, in 1/255", "l2 radius", "l1 radius"]
+    looks = [[(one.get_color(), one.get_linestyle()) for one in panel.lines] for panel in panels]
+    assert looks[0] == looks[1] == looks[2] and len(set(looks[0])) == 4
+    (colour, style), (same, other) = looks[0][:2]
+    assert colour == same and style != other

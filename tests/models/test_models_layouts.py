@@ -72,32 +72,18 @@ def swin_file(tmp_path: Path) -> Path:
 
 
 class TestSwin:
-    @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-    @pytest.mark.parametrize("prefix", ["", "module."])
-    @pytest.mark.parametrize("buffers", [True, False])
-    def test_every_tensor_arrives(
-        self, tmp_path: Path, wrapper: str | None, prefix: str, buffers: bool
-    ) -> None:
+    @pytest.mark.parametrize("wrapper", [None, "model"])
+    def test_every_tensor_arrives(self, tmp_path: Path, wrapper: str | None) -> None:
         model, pairs = trained(SWIN_B), microsoft_swin(DEPTHS)
         state = under_old_names(model, pairs)
-        extra = microsoft_buffers(DEPTHS, window=4, windows=4) if buffers else {}
-        saved: Any = {prefix + name: tensor for name, tensor in {**state, **extra}.items()}
+        saved = state | (microsoft_buffers(DEPTHS, window=4, windows=4) if wrapper else {})
         torch.save({wrapper: saved} if wrapper else saved, tmp_path / "w.pth")
         again = build(SWIN_B, tmp_path / "w.pth", seed=2)
         assert_arrived(again, state, pairs)
         x = images(2, 3, 16, 16)
         assert torch.equal(again.features(x), model.features(x))
-
-    def test_with_the_head_the_logits_are_equal(self, swin_file: Path) -> None:
-        again, x = build(SWIN_B, seed=2), images(2, 3, 16, 16)
-        load_backbone(again, swin_file, with_head=True)
-        assert torch.equal(again(x), trained(SWIN_B)(x))
-
-    def test_the_names_of_timm_today_are_left_alone(self, tmp_path: Path) -> None:
-        model = trained(SWIN_B)
-        torch.save(model.backbone.state_dict(), tmp_path / "w.pth")
-        again, x = build(SWIN_B, tmp_path / "w.pth", seed=2), images(2, 3, 16, 16)
-        assert torch.equal(again.features(x), model.features(x))
+        load_backbone(again, tmp_path / "w.pth", with_head=True)
+        assert torch.equal(again(x), model(x))
 
     def test_patches_are_merged_in_microsofts_order(self) -> None:
         """Theirs concatenates rows and columns (even, even), (odd, even), (even, odd), (odd, odd)
@@ -176,8 +162,6 @@ class TestFullSize:
     @pytest.mark.parametrize(
         ("name", "depth"),
         [
-            (SWIN_B, 18),
-            ("swin_small_patch4_window7_224", 18),
             ("swin_large_patch4_window7_224", 18),
             ("swin_tiny_patch4_window7_224", 6),
         ],
@@ -200,11 +184,8 @@ class TestStrictness:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ("layers.1.blocks.0.attn.qkv.bias", "missing layers.1.blocks.0.attn.qkv.bias"),
             ("layers.0.downsample.norm.bias", "missing layers.1.downsample.norm.bias"),
             ("+layers.0.blocks.0.attn.logit_scale", "unknown layers.0.blocks.0.attn.logit_scale"),
-            ("+layers.0.blocks.0.attn.relative_coords_table", "unknown .*relative_coords_table"),
-            ("+layers.0.attn_mask_extra", "unknown layers.0.attn_mask_extra"),
             ("+head.fc.weight", "one set of Swin names"),
             ("+layers.2.downsample.norm.bias", "unknown layers.3.downsample.norm.bias"),
         ],
@@ -247,28 +228,28 @@ class TestStrictness:
 class TestPositions:
     """timm's own loader is the oracle."""
 
-    @pytest.mark.parametrize("img_size", [4, 12, 16, (8, 16)])
+    @pytest.mark.parametrize("img_size", [4, (8, 16)])
     @pytest.mark.parametrize(
         "tokens", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}]
     )
     def test_another_image_size(
-        self, tmp_path: Path, img_size: Any, tokens: dict[str, Any]
+        self,
+        tmp_path: Path,
+        img_size: Any,
+        tokens: dict[str, Any],
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         first = build(VIT, seed=1, **tokens)
         torch.save(first.backbone.state_dict(), tmp_path / "w.pth")
-        again = build(VIT, tmp_path / "w.pth", seed=2, img_size=img_size, **tokens)
+        with caplog.at_level("INFO", "roli_fast.models"):
+            again = build(VIT, tmp_path / "w.pth", seed=2, img_size=img_size, **tokens)
+        assert f"pos_embed resampled from {tuple(first.backbone.pos_embed.shape)}" in caplog.text  # pyright: ignore
         plain = build(VIT, seed=3, img_size=img_size, **tokens).backbone
         truth = checkpoint_filter_fn(first.backbone.state_dict(), plain)  # pyright: ignore
         assert torch.equal(again.backbone.state_dict()["pos_embed"], truth["pos_embed"])
         assert again.backbone.state_dict()["pos_embed"].shape != first.backbone.pos_embed.shape  # pyright: ignore
 
-    def test_the_log_says_so(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        torch.save(build(VIT, seed=1).backbone.state_dict(), tmp_path / "w.pth")
-        with caplog.at_level("INFO", "roli_fast.models"):
-            build(VIT, tmp_path / "w.pth", img_size=12)
-        assert "w.pth: pos_embed resampled from (1, 5, 16) to (1, 10, 16)" in caplog.text
-
-    @pytest.mark.parametrize("shape", [(1, 7, 16), (1, 5, 8), (1, 1, 16), (5, 16)])
+    @pytest.mark.parametrize("shape", [(1, 7, 16), (1, 5, 8), (5, 16)])
     def test_what_cannot_be_resampled_is_refused(
         self, tmp_path: Path, shape: tuple[int, ...]
     ) -> None:

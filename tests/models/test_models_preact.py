@@ -35,35 +35,21 @@ def drawn(model: Classifier) -> Classifier:
     return model
 
 
-def count(name: str) -> int:
-    """Parameters, without memory for them."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters())
-
-
-def test_the_size_of_preact_resnet18() -> None:
-    """Counted by hand: stem, per stage the 3x3 convolutions, 1x1 shortcuts, BN, head."""
-    stem, head = 3 * 64 * 9, 512 * 10 + 10
-    convolutions = 4 * 64 * 64 * 9
-    norms = 2 * 4 * 64
-    for before, width in ((64, 128), (128, 256), (256, 512)):
-        convolutions += before * width * 9 + 3 * width * width * 9 + before * width
-        norms += 2 * (before + 3 * width)
-    norms += 2 * 512  # behind the last stage
-    assert stem + convolutions + norms + head == count(NAME) == 11_172_170
-
-
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
+        # counted by hand: stem, per stage the 3x3 convolutions, 1x1 shortcuts, BN, head
+        (NAME, 11.172170),
         ("wide_resnet28_10_cifar", 36.479194),
         ("wide_resnet34_20_cifar", 184.53),
         ("wide_resnet70_16_cifar", 266.80),
     ],
 )
-def test_the_sizes_of_the_wide_ones(name: str, millions: float) -> None:
-    """36,479,194 and the others as published, in millions."""
-    assert count(name) / 1e6 == pytest.approx(millions, abs=0.006)
+def test_the_sizes_are_the_published_ones(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=10)
+    count = sum(p.numel() for p in model.parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.006 if millions > 100 else 1e-7)
 
 
 def test_one_channel_by_hand() -> None:
@@ -118,6 +104,8 @@ def plain(state: dict[str, Tensor], x: Tensor, stages: list[list[int]], act: Any
 def test_against_the_network_written_out(activation: str) -> None:
     model = drawn(tiny(activation=activation)).double().eval()
     x = images(3, 3, 32, 32).double()
+    assert model.card["mean"] == [0.4914, 0.4822, 0.4465]  # CIFAR-10's
+    assert model.card["std"] == [0.2471, 0.2435, 0.2616]
     mean, std = (torch.tensor(model.card[k]).double()[:, None, None] for k in ("mean", "std"))
     act = {
         "softplus": lambda t: torch.log(1 + torch.exp(t)),
@@ -128,43 +116,17 @@ def test_against_the_network_written_out(activation: str) -> None:
     expected = plain(dict(model.backbone.state_dict()), (x - mean) / std, stages, act)
     # Normalize keeps its numbers in fp32 and widens them
     torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-6)
-    assert model.backbone.state_dict().keys() >= {"layer1.1.conv2.weight", "bn.running_var"}
-
-
-def test_the_strides_halve_three_times() -> None:
-    model = tiny().eval()
-    assert isinstance(model.backbone, PreActResNet)
-    assert model.backbone.forward_features(images(1, 3, 32, 32)).shape == (1, 8, 4, 4)
-    assert model.features(images(2, 3, 16, 16)).shape == (2, 8)
-
-
-def test_cifar_s_normalisation_is_inside() -> None:
-    model = tiny()
-    assert model.card["mean"] == [0.4914, 0.4822, 0.4465]
-    assert model.card["std"] == [0.2471, 0.2435, 0.2616]
-    own = create(Model(NAME, options=TINY, mean=(0.0, 0.0, 0.0), std=(1, 1, 1)), num_classes=5)
-    assert own.card["mean"] == [0.0, 0.0, 0.0]
 
 
 def test_the_head_is_found_and_replaced() -> None:
-    model = tiny()
+    model, x = tiny(), images(2, 3, 32, 32)
     assert model.head_name == "backbone.linear" and model.head.out_features == 5
     backbone = model.backbone
     assert isinstance(backbone, PreActResNet)
     backbone.reset_classifier(7)
-    assert model.head.out_features == backbone.num_classes == 7
-    assert model(images(2, 3, 32, 32)).shape == (2, 7)
+    assert model.head.out_features == backbone.num_classes == 7 and model(x).shape == (2, 7)
     backbone.reset_classifier(0)
-    x = images(2, 3, 32, 32)
     assert torch.equal(model.eval()(x), model.features(x))
-
-
-def test_gradients_reach_every_parameter_and_every_pixel() -> None:
-    model, x = tiny(), images(4, 3, 32, 32).requires_grad_(True)
-    functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 3])).backward()
-    assert x.grad is not None and bool((x.grad != 0).all()), "softplus is nowhere flat"
-    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert silent == []
 
 
 def test_a_folding_engine_changes_nothing_but_rounding() -> None:
@@ -185,51 +147,37 @@ def test_a_folding_engine_changes_nothing_but_rounding() -> None:
 
 def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     model, x = drawn(tiny()).eval(), images(2, 3, 32, 32)
-    assert isinstance(model, Classifier)
-    save_model(model, tmp_path / "m.safetensors", classes=("a", "b", "c", "d", "e"))
+    save_model(model, tmp_path / "m.safetensors", classes=tuple("abcde"))
     again = load(tmp_path / "m.safetensors")
     assert torch.equal(again(x), model(x)) and again.card["classes"] == list("abcde")
     torch.save(model.backbone.state_dict(), tmp_path / "m.pth")
     others = restore(Model(NAME, weights=str(tmp_path / "m.pth"), options=TINY), image_size=32)
     assert torch.equal(others(x), model(x))
-
-
-def test_its_head_comes_along_where_it_is_wanted(tmp_path: Path) -> None:
-    model = tiny()
-    save_model(model, tmp_path / "m.safetensors")
     config = Model(NAME, weights=str(tmp_path / "m.safetensors"), options=TINY)
     kept = create(config, num_classes=5, seed=1, with_head=True)
     fresh = create(config, num_classes=5, seed=1)
     assert torch.equal(kept.head.weight, model.head.weight)
     assert not torch.equal(fresh.head.weight, model.head.weight)
-    assert torch.equal(fresh.backbone.conv1.weight, model.backbone.conv1.weight)  # type: ignore
     with pytest.raises(ValueError, match=r"linear\.weight has shape \(5, 8\), .*\(3, 8\)"):
         create(config, num_classes=3, with_head=True)
 
 
-def test_timm_knows_them() -> None:
-    assert timm.is_model(NAME) and "preact_resnet18" in timm.list_models("preact*")
-    model = timm.create_model(NAME, num_classes=3, **TINY)
-    assert model.num_features == 8 and model.pretrained_cfg["input_size"] == (3, 32, 32)
-    with pytest.raises(ArgumentError, match="Similar: preact_resnet18"):
-        create(Model("preact_resnet81"), num_classes=3)
-
-
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("config", "words"),
     [
-        ({"activation": "gelu"}, r"`model.options`.*`activation`: expected 'relu' or .*'gelu'"),
-        ({"widths": (4, 4)}, r"`model.options`.*`widths`: expected 4 numbers >= 1"),
-        ({"depths": (1, 1, 0, 1)}, r"`widths`: expected 4 numbers"),
-        ({"img_size": 32}, r"`model.options.img_size`.*leave it out"),
-        ({"width": 8}, r"`model.options.width`.*Similar: .*widths.*It takes: in_chans, widths"),
+        (Model("preact_resnet81"), "Similar: preact_resnet18"),
+        (
+            Model(NAME, options={"activation": "gelu"}),
+            r"`model.options`.*`activation`: expected 'relu' or .*'gelu'",
+        ),
+        (
+            Model(NAME, options={"widths": (4, 4)}),
+            r"`model.options`.*`widths`: expected 4 numbers >= 1",
+        ),
+        (Model(NAME, options={"img_size": 32}), "`model.options`.*leave img_size out"),
+        (Model(NAME, pretrained=True), r"`model.pretrained`.*no published weights of preact"),
     ],
 )
-def test_wrong_options(options: dict[str, Any], words: str) -> None:
+def test_wrong_options(config: Model, words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
-        create(Model(NAME, options=options), num_classes=3)
-
-
-def test_there_are_no_weights_to_download() -> None:
-    with pytest.raises(ArgumentError, match=r"`model.pretrained`.*no published weights of preact"):
-        create(Model(NAME, pretrained=True), num_classes=10)
+        create(config, num_classes=3)

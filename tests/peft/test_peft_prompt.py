@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import SIZES, images, tiny
+from tiny_models import SIZES, SMALL, images, tiny
 from torch import Tensor
 from torch.nn.functional import softmax
 
@@ -32,8 +32,6 @@ def prompted(name: str, deep: bool, pooled: bool, **options: Any) -> Classifier:
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_vit_written_out(deep: bool, pooled: bool, pool: str) -> None:
     config = {"global_pool": pool, "class_token": pool == "token", "fc_norm": False}
-    from tiny_models import SMALL
-
     model = create(Model(VIT, options=SMALL[VIT] | config), num_classes=5).double().eval()
     apply(model, Prompt(tokens=3, deep=deep, pooled=pooled))
     net: Any = model.backbone
@@ -133,16 +131,14 @@ def test_swin_written_out(deep: bool, pooled: bool) -> None:
         torch.testing.assert_close(model(pixels), torch.stack(expected), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", [VIT, SWIN])
-@pytest.mark.parametrize(("deep", "pooled"), FORMS)
-def test_images_do_not_mix(deep: bool, pooled: bool, name: str, fused: bool) -> None:
+@pytest.mark.parametrize(("fused", "deep"), [(False, False), (True, False), (True, True)])
+def test_images_do_not_mix(deep: bool, fused: bool) -> None:
     """The release orders shallow Swin prompts (window, image) beside windows (image, window)."""
-    model = prompted(name, deep, pooled)
+    model = prompted(SWIN, deep, pooled=False)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = fused  # type: ignore[assignment]
-    x = images(4, 3, SIZES[name], SIZES[name]).double()
+    x = images(4, 3, SIZES[SWIN], SIZES[SWIN]).double()
     with torch.no_grad():
         alone = torch.cat([model(x[i : i + 1]) for i in range(4)])
         torch.testing.assert_close(model(x), alone, rtol=1e-9, atol=1e-11)
@@ -163,8 +159,6 @@ def test_shallow_prompts_pass_checkpointed_stages(pooled: bool) -> None:
 
 @pytest.mark.parametrize("options", [{"dynamic_img_size": True}, {"always_partition": True}])
 def test_swin_of_a_size_that_windows_do_not_divide(options: dict[str, bool]) -> None:
-    from tiny_models import SMALL
-
     model = create(Model(SWIN, options=SMALL[SWIN] | options | {"img_size": 20}), num_classes=5)
     apply(model.eval(), Prompt(tokens=3, deep=False))
     x = images(2, 3, 20, 20)
@@ -212,9 +206,5 @@ def test_refusals() -> None:
         Prompt(tokens=0)
     with pytest.raises(ArgumentError, match=r"`dropout`.*got 1.0"):
         Prompt(dropout=1.0)
-    with pytest.raises(ArgumentError, match=r"prompt for convnext_atto \(timm's ConvNeXt\)"):
+    with pytest.raises(ArgumentError, match="prompt for convnext_atto, which is timm's ConvNeXt"):
         apply(tiny("convnext_atto"), Prompt())
-    model = tiny()
-    apply(model, Prompt(tokens=2))
-    with pytest.raises(ArgumentError, match="without prompts, got one with backbone.blocks.0"):
-        apply(model, Prompt(tokens=4))

@@ -176,7 +176,6 @@ class TestRuns:
         assert seen == {
             (True, True, short),  # the training step
             (False, True, short),  # its attack
-            (False, False, short),  # one image before it, folded and plain
             (False, True, full),  # validation's and the test's attack
             (False, False, full),  # and their looks
         }

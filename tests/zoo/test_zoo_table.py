@@ -1,7 +1,6 @@
 """The table against what timm and torchvision know of the same files."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,10 @@ def test_every_row_is_sound(entry: Entry) -> None:
     assert timm.is_model(entry.architecture)
     assert re.fullmatch(r"https://\S+/[\w.-]+\.pth", entry.url) and entry.file in entry.url
     assert re.fullmatch(r"[a-z0-9_]+", entry.name) and find(entry.name) is entry
-    assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{8,64}", entry.sha256)
+    assert re.fullmatch(r"([0-9a-f]{8,64})?", entry.sha256)
     assert (entry.trained_for == "clean") == (entry.robust is None)
     assert 50 < entry.clean < 90 and (entry.robust or 0) < entry.clean and entry.source
     assert len(entry.mean) == len(entry.std) == 3
-
-
-def test_files_are_told_apart() -> None:
-    assert len({entry.file for entry in ZOO.values()}) == len(ZOO)
 
 
 def test_torchvision_agrees() -> None:
@@ -67,6 +62,7 @@ def test_the_spec_of_ares() -> None:
 
 class TestWhere:
     def test_the_folder(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("ROLI_FAST_HOME", str(tmp_path))
         assert folder() == tmp_path / "weights"
         monkeypatch.delenv("ROLI_FAST_HOME")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -75,7 +71,9 @@ class TestWhere:
         monkeypatch.setenv("HOME", str(tmp_path / "me"))
         assert folder() == tmp_path / "me" / ".cache" / "roli_fast" / "weights"
 
-    def test_what_a_text_stands_for(self, tmp_path: Path) -> None:
+    def test_what_a_text_stands_for(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("ROLI_FAST_HOME", str(tmp_path))
+        assert len({entry.file for entry in ZOO.values()}) == len(ZOO)
         entry = ZOO["ares_swin_b"]
         assert named("zoo:ares_swin_b") is entry and named(f"any/where/{entry.file}") is entry
         assert named("my_own.pth") is None and named("") is None
@@ -88,8 +86,3 @@ class TestWhere:
     def test_a_name_that_nothing_resembles(self) -> None:
         with pytest.raises(ArgumentError, match="expected one of: ares_swin_b, .*zoo list"):
             find("qqq")
-
-    def test_entries_are_frozen(self) -> None:
-        entry = replace(ZOO["ares_swin_b"], clean=1.0)
-        with pytest.raises(AttributeError):
-            entry.clean = 2.0  # pyright: ignore

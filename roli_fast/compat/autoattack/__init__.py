@@ -13,7 +13,7 @@ code that imports `autoattack` itself, RobustBench's `benchmark` say, one line g
 The draws are the original's too, batch by batch, unless rng="native". What differs: the model is
 attacked in eval mode whatever mode it is in, images outside the bounds are refused, torch's global
 generator is left alone, an image that fools is the first found, a resumed evaluation returns the
-images of the runs before it as well, and TensorFlow's models and what nothing reads are refused.
+images of the runs before it as well, and TensorFlow's models are refused.
 """
 
 from roli_fast.compat.autoattack import other_utils

@@ -10,9 +10,10 @@ from torch import Generator, Tensor
 
 from roli_fast import attacks as ours
 from roli_fast.attacks.objective import choose
+from roli_fast.attacks.passes import column
 from roli_fast.compat.autoattack.other_utils import Logger
 from roli_fast.compat.original_draws import with_original_draws
-from roli_fast.compat.peers import ReadAttributes, beside, clean_logits, constructor, our_norm
+from roli_fast.compat.peers import UserAttributes, beside, clean_logits, constructor, our_norm
 from roli_fast.compat.view import View
 from roli_fast.engine import Engine, SearchModel, bound
 from roli_fast.engine.input_gradient import Model
@@ -37,21 +38,21 @@ USUAL_EPS = {"Linf": 0.3, "L2": 1.0, "L1": 5.0}
 """Of FAB with eps=None."""
 
 
-class Component(ReadAttributes):
+class Component(UserAttributes):
     """An attack with the original's arguments, attributes and `perturb`.
 
-    Attributes may be set between calls; those that nothing reads are refused. Inside an AutoAttack
-    model and device are the AutoAttack's, and in an evaluation its seed takes the place of this
-    one's. `topk` and `use_rs` have no effect, as in the original. `verbose` logs what a call found.
-    A `get_logits` that is overridden is what the attack sees.
+    Attributes may be set between calls. In an AutoAttack's evaluation that one's seed takes the
+    place of this one's. `topk`, `use_rs`, `loss_fn` and `is_tf_model` have no effect, as in the
+    original. `verbose` logs what a call found. A `get_logits` that is overridden is what the attack
+    sees.
     """
 
-    refused: ClassVar[dict[str, Any]] = {"is_tf_model": False, "loss_fn": None}
-    """Arguments that have to be so."""
     rng = "official"
     bounds: Bounds = (0.0, 1.0)
     use_rs = True
+    logger: Logger | None = None
     owner: "AutoAttack | None" = None
+    attack_class: ClassVar[type[ours.Attack]]
 
     if TYPE_CHECKING:  # the arguments and attributes of each attack
 
@@ -60,41 +61,14 @@ class Component(ReadAttributes):
         def __getattr__(self, name: str) -> Any: ...
 
     def _begin(self, predict: Model, **given: Any) -> None:
-        for name, value in self.refused.items():
-            if given.pop(name, value) is not value:
-                raise ArgumentError(describe(name, repr(value), "another value"))
         our_norm(given["norm"])
-        if given["eps"] is None and isinstance(self, FABAttack_PT):
-            given["eps"] = USUAL_EPS[given["norm"]]
-        vars(self).update({RENAMED.get(name, name): value for name, value in given.items()})
-        vars(self).update(_model=predict, _device=vars(self).pop("device"), _built=True)
+        self.model = predict
+        for name, value in given.items():
+            setattr(self, RENAMED.get(name, name), value)
+        self._built = True
 
-    @property
-    def model(self) -> Model:
-        """Images (B, ...) -> logits (B, C)."""
-        return self._model if self.owner is None else self.owner.model
-
-    @model.setter
-    def model(self, model: Model) -> None:
-        self._check_alone("model")
-        vars(self)["_model"] = model
-
-    predict = model
-
-    @property
-    def device(self) -> Any:
-        """Where images are sent; None leaves them where they are."""
-        return self._device if self.owner is None else self.owner.device
-
-    @device.setter
-    def device(self, device: Any) -> None:
-        self._check_alone("device")
-        vars(self)["_device"] = device
-
-    def _check_alone(self, name: str) -> None:
-        if self.owner is not None:
-            fix = "Set it there."
-            raise ArgumentError(describe(name, "that of the AutoAttack", "another", fix))
+    predict = property(lambda self: self.model, lambda self, model: setattr(self, "model", model))
+    """Another name of `model`."""
 
     def get_logits(self, x: Tensor) -> Tensor:
         """Logits (B, C). Overridden, it is what the attack sees."""
@@ -102,23 +76,23 @@ class Component(ReadAttributes):
 
     def searched(self) -> SearchModel:
         """The model as the attack sees it."""
-        overridden = self.overrides("get_logits", Component)
-        if self.owner is not None and not overridden:
-            return self.owner.searched()
         engine = Engine() if self.owner is None else self.owner.engine
-        return seen(self.model, self.get_logits if overridden else None, engine)
+        for one in (self, self.owner):
+            if one is not None and one.overrides("get_logits"):
+                return engine.bind(View(bound(self.model).model, one.get_logits))
+        return engine.bind(self.model)
 
     def attack(self, seed: int) -> ours.Attack:
         """The attack behind it, with the draws of `seed`."""
         if self.eps is None:
             raise ArgumentError(describe("eps", "a radius", None, "Write 8/255 for pixel units."))
-        fields = {FIELDS[name]: value for name, value in vars(self).items() if name in FIELDS}
-        threat = dict(norm=our_norm(self.norm), eps=self.eps, bounds=self.bounds)
-        attack = self._kind(fields | threat)
+        own = {to: getattr(self, name) for name, to in FIELDS.items() if hasattr(self, name)}
+        own |= dict(norm=our_norm(self.norm), eps=self.eps, bounds=self.bounds)
+        attack = self._build(own)
         return with_original_draws(attack, seed) if self.rng == "official" else attack
 
-    def _kind(self, fields: dict[str, Any]) -> ours.Attack:
-        raise NotImplementedError
+    def _build(self, fields: dict[str, Any]) -> ours.Attack:
+        return self.attack_class(**fields)
 
     def perturb(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Images like `x`: what fools the model within eps, the others as they were.
@@ -132,8 +106,7 @@ class Component(ReadAttributes):
     def _perturb(
         self, x: Tensor, y: Tensor | None, target: Tensor | None = None, **changed: Any
     ) -> Tensor:
-        x = x if self.device is None else x.to(self.device)
-        model = self.searched()
+        x, model = x.to(self.device), self.searched()
         y = clean_logits(model, x).argmax(1) if y is None else y.to(x.device)
         seed = int(time.time() if self.seed is None else self.seed)
         generator = Generator(x.device).manual_seed(seed)
@@ -143,8 +116,8 @@ class Component(ReadAttributes):
             return found.x_adv
         if self.verbose:
             line = f"{attack.label}: fooled {int(found.fooled.sum())} of {len(x)}"
-            (getattr(self, "logger", None) or Logger(None)).log(line)
-        return torch.where(found.fooled.view(-1, *[1] * (x.ndim - 1)), found.x_adv, x)
+            (self.logger or Logger(None)).log(line)
+        return torch.where(column(found.fooled, x), found.x_adv, x)
 
 
 Kind = TypeVar("Kind", bound=Component)
@@ -157,7 +130,7 @@ def called_with(more: Mapping[str, Any]) -> Callable[[type[Kind]], type[Kind]]:
     """Give a class the constructor (predict, **more)."""
 
     def finished(kind: type[Kind]) -> type[Kind]:
-        kind.__init__ = constructor(Component._begin, "predict", more)
+        kind.__init__ = constructor(kind._begin, "predict", more)
         return kind
 
     return finished
@@ -167,8 +140,7 @@ def called_with(more: Mapping[str, Any]) -> Callable[[type[Kind]], type[Kind]]:
 class APGDAttack(Component):
     """APGD; `loss` is "ce" or "dlr"."""
 
-    def _kind(self, fields: dict[str, Any]) -> ours.Attack:
-        return ours.APGD(**fields)
+    attack_class = ours.APGD
 
     def perturb(
         self,
@@ -177,10 +149,8 @@ class APGDAttack(Component):
         best_loss: bool = False,
         x_init: Tensor | None = None,
     ) -> Tensor:
-        """With `best_loss` the images of highest loss, of all. `x_init` is refused: the original's
-        code does not read it."""
-        if x_init is not None:
-            raise ArgumentError(describe("x_init", "None", "images", "The original ignores it."))
+        """With `best_loss` the images of highest loss, of all. `x_init` has no effect, as in the
+        original."""
         return self._perturb(x, y, keep="best" if best_loss else "adversarial")
 
 
@@ -190,7 +160,7 @@ class APGDAttack_targeted(APGDAttack):  # noqa: N801 - the original's
 
     loss = "dlr-targeted"
 
-    def _kind(self, fields: dict[str, Any]) -> ours.Attack:
+    def _build(self, fields: dict[str, Any]) -> ours.Attack:
         fields["loss"] = self.loss.removesuffix("-targeted")
         return ours.APGDT(**fields)
 
@@ -198,7 +168,7 @@ class APGDAttack_targeted(APGDAttack):  # noqa: N801 - the original's
         self, x: Tensor, y: Tensor | None = None, x_init: Tensor | None = None
     ) -> Tensor:
         """As that of APGD."""
-        return super().perturb(x, y, x_init=x_init)
+        return super().perturb(x, y)
 
 
 @called_with(
@@ -209,10 +179,15 @@ class APGDAttack_targeted(APGDAttack):  # noqa: N801 - the original's
 class FABAttack_PT(Component):  # noqa: N801
     """FAB; `targeted` goes towards the `n_target_classes` likeliest wrong classes in turn."""
 
-    def _kind(self, fields: dict[str, Any]) -> ours.Attack:
-        targets = fields.pop("targets")
+    def _begin(self, predict: Model, **given: Any) -> None:
+        if given["eps"] is None:
+            given["eps"] = USUAL_EPS.get(given["norm"])
+        super()._begin(predict, **given)
+
+    def _build(self, fields: dict[str, Any]) -> ours.Attack:
         if self.targeted:
-            return ours.FABT(targets=targets, minimal=False, **fields)
+            return ours.FABT(minimal=False, **fields)
+        del fields["targets"]
         return ours.FAB(minimal=False, **fields)
 
 
@@ -223,22 +198,14 @@ class FABAttack_PT(Component):  # noqa: N801
 class SquareAttack(Component):
     """Square; `loss` is "margin" or "ce"."""
 
-    def _kind(self, fields: dict[str, Any]) -> ours.Attack:
-        return ours.Square(**fields)
+    attack_class = ours.Square
 
     def perturb(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """With `targeted`, `y` are the classes to go towards; None draws wrong ones."""
         if not self.targeted:
-            return super().perturb(x, y)
+            return self._perturb(x, y)
         if y is None:
             clean = clean_logits(self.searched(), x)
             ids = torch.arange(len(x), device=x.device)
             y = choose("random", clean, clean.argmax(1), None, ids)
         return self._perturb(x, beside(y, y), y)
-
-
-def seen(model: Model, get_logits: Model | None, engine: Engine) -> SearchModel:
-    """What a search sees of a model: itself, or what an overridden `get_logits` makes of it."""
-    if get_logits is not None:
-        model = View(bound(model).model, get_logits)
-    return engine.bind(model)

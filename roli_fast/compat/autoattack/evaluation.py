@@ -9,56 +9,49 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from roli_fast.attacks import Attack, warning_signs
+from roli_fast.attacks import Attack, recheck, warning_signs
 from roli_fast.attacks.auto_attack import COMPONENTS, VERSIONS
-from roli_fast.attacks.base import AttackInputs, Ball, check_steps
-from roli_fast.attacks.ensemble import AttackState, search_in_turn
-from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.base import AttackInputs, AttackResult, Ball
 from roli_fast.compat.autoattack.components import (
     APGDAttack,
     APGDAttack_targeted,
     Component,
     FABAttack_PT,
     SquareAttack,
-    seen,
 )
 from roli_fast.compat.autoattack.other_utils import Logger
 from roli_fast.compat.autoattack.state import EvaluationState, Running, digest
-from roli_fast.compat.peers import ReadAttributes, our_norm
-from roli_fast.engine import Engine, InputGradient, SearchModel, bound, plain
-from roli_fast.engine.input_gradient import Model, check_tensor
-from roli_fast.errors import ArgumentError, describe
-from roli_fast.losses import cross_entropy
+from roli_fast.compat.peers import UserAttributes, our_norm
+from roli_fast.engine import Engine, InputGradient, bound, plain
+from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError, check_choice, describe
+from roli_fast.evaluate.shares import accuracy
 from roli_fast.models.weights import plain_tensors
 from roli_fast.norms import NORMS
 from roli_fast.seeds import derived_generator
-from roli_fast.threat import Bounds, check_bounds, check_images, check_positive, check_radius
+from roli_fast.threat import Bounds, check_images
 
 
 @dataclass
 class _Evaluation:
-    """What is evaluated, and what was found so far: images (N, ...) and the state."""
+    """What is evaluated, in batches of `bs`, and what was found so far: images (N, ...), bool (N,)
+    on the CPU of those that are still right, and the state."""
 
     x: Tensor
     y: Tensor
     bs: int
     x_adv: Tensor
+    robust: Tensor
     state: EvaluationState
 
-    @property
-    def robust(self) -> Tensor:
-        assert self.state.robust is not None
-        return self.state.robust
 
-
-class AutoAttack(ReadAttributes):
+class AutoAttack(UserAttributes):
     """AutoAttack as its authors' code offers it; see there for the arguments it shares.
 
     The components `apgd`, `apgd_targeted`, `fab` and `square` have the attributes that one sets:
     `n_restarts`, `n_iter`, `n_target_classes`, `n_queries`, `eot_iter`, `use_largereps`, ...; norm
     and radius are theirs too. `model`, `seed`, `device` and an overridden `get_logits` are read at
-    each evaluation, by all of them; what is not read is refused.
+    each evaluation, by all of them.
 
     Args:
         model: images (B, ...) -> logits (B, C).
@@ -78,8 +71,6 @@ class AutoAttack(ReadAttributes):
         search_dtype: torch.bfloat16 searches in it, and checks what it finds in fp32.
     """
 
-    unread = frozenset(("norm", "epsilon", "bounds", "rng", "is_tf_model", "engine"))
-
     def __init__(  # noqa: PLR0913, PLR0917 - the original's
         self,
         model: Model,
@@ -97,41 +88,53 @@ class AutoAttack(ReadAttributes):
         bounds: Bounds = (0.0, 1.0),
         search_dtype: torch.dtype | None = None,
     ) -> None:
-        _check(norm, eps, bounds, version, is_tf_model)
+        check_choice("version", version, (*VERSIONS, "custom"))
+        check_choice("is_tf_model", is_tf_model, (False,))
         if version != "custom" and len(attacks_to_run):
             fix = "Set version='custom' to choose the attacks."
             got = repr(list(attacks_to_run))
             raise ArgumentError(describe("attacks_to_run", f"none in version {version}", got, fix))
-        self.model, self.norm, self.epsilon, self.seed = model, norm, float(eps), seed
-        self.verbose, self.version, self.rng, self.bounds = verbose, version, rng, bounds
+        self.norm, self.epsilon, self.seed = norm, float(eps), seed
+        self.verbose, self.version, self.bounds = verbose, version, bounds
         self.attacks_to_run = list(attacks_to_run)
         self.logger = Logger(log_path)
-        self.device = usable_device(device, model, self.logger)
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            self.logger.log("no CUDA device is available: running on the CPU")
+            self.device = torch.device("cpu")
         self.engine = Engine(dtype=search_dtype or torch.float32)
-        self.engine.bind(model)  # raises where it cannot
-        common = dict(norm=norm, eps=self.epsilon, seed=seed)
+        common = dict(norm=norm, eps=self.epsilon, seed=seed, device=self.device)
         self.apgd = APGDAttack(model, n_restarts=5, **common)
         self.apgd_targeted = APGDAttack_targeted(model, **common)
         self.fab = FABAttack_PT(model, n_restarts=5, **common)
         self.square = SquareAttack(model, resc_schedule=False, **common)
-        for component in (self.apgd, self.apgd_targeted, self.fab, self.square):
-            vars(component).update(owner=self, rng=rng, bounds=bounds)
+        self._components = (self.apgd, self.apgd_targeted, self.fab, self.square)
+        for component in self._components:
+            component.owner, component.rng, component.bounds = self, rng, bounds
+        self.model = model
         if version != "custom":
             self.set_version(version)
         self._built = True
+
+    @property
+    def model(self) -> Model:
+        """What is attacked; set, it is the components' too."""
+        return self._model
+
+    @model.setter
+    def model(self, model: Model) -> None:
+        self.engine.bind(model)  # raises where it cannot
+        for component in self._components:
+            component.model = model
+        self._model = model
 
     def get_logits(self, x: Tensor) -> Tensor:
         """Logits (B, C). Overridden, it is what all attacks see."""
         return self.model(x)
 
-    def searched(self) -> SearchModel:
-        """The model as the attacks see it."""
-        overridden = self.overrides("get_logits", AutoAttack)
-        return seen(self.model, self.get_logits if overridden else None, self.engine)
-
     def set_version(self, version: str = "standard") -> None:
         """Choose the attacks and the settings of a version; what it does not name stays."""
-        _check_version(version, tuple(VERSIONS))
+        check_choice("version", version, tuple(VERSIONS))
         self._say(f"setting parameters for {version} version")
         self.attacks_to_run = list(VERSIONS[version])
         if version == "rand":
@@ -174,16 +177,13 @@ class AutoAttack(ReadAttributes):
             `return_labels` also the labels (N,) that the model gives them.
 
         Raises:
-            ArgumentError: images outside the bounds, labels out of range, bs below 1, a state file
-                that cannot be read or belongs to something else (it is left as it is), and the
-                like.
+            ArgumentError: images outside the bounds, labels out of range, a state file that cannot
+                be read or belongs to something else (it is left as it is), and the like.
         """
-        x_orig = self._checked(x_orig, y_orig, bs)
-        for name in self.attacks_to_run:
-            self._component(name)
+        x_orig = check_images(x_orig, self.bounds)
         path = None if state_path is None else Path(state_path)
         restored = path is not None and path.exists()
-        state = EvaluationState.open(path, self._asked(path, x_orig, y_orig), len(x_orig))
+        state = EvaluationState.open(path, {} if path is None else self._asked(x_orig, y_orig))
         if path is not None:
             self._say(f"{'Restored state from' if restored else 'Created state in'} {path}")
         todo = [name for name in self.attacks_to_run if name not in state.finished]
@@ -191,15 +191,20 @@ class AutoAttack(ReadAttributes):
         if state.finished:
             self._say(f"{', '.join(state.finished)} was/were already run.")
         if todo:
-            self._look(x_orig[:bs], y_orig[:bs])
-        run = _Evaluation(x_orig, y_orig, bs, x_orig.clone().detach(), state)
-        self._clean(run)
+            self._look(x_orig[:bs].to(self.device), y_orig[:bs].to(self.device))
+        robust = self._begin(state, x_orig, y_orig, bs)
+        run = _Evaluation(x_orig, y_orig, bs, x_orig.clone(), robust, state)
         for place, images in state.saved_images():
             run.x_adv[place.to(x_orig.device)] = images.to(run.x_adv)
         fooled = self._all_attacks(todo, run)
-        self._signs(warning_signs.black_box([self._part(n) for n in fooled], [*fooled.values()]))
-        self._summary(run)
-        return (run.x_adv, self._labels(run.x_adv, y_orig, bs)) if return_labels else run.x_adv
+        self._warn(warning_signs.black_box([self._part(n) for n in fooled], [*fooled.values()]))
+        found, far = run.x_adv, NORMS[our_norm(self.norm)].distance(run.x_adv, run.x).max()
+        self._say(
+            f"max {self.norm} perturbation: {far:.5f}, nan in tensor: {int(found.isnan().sum())}, "
+            f"max: {found.max():.5f}, min: {found.min():.5f}"
+        )
+        self._say(f"robust accuracy: {accuracy(robust):.2%}")
+        return (found, self._labels(found, y_orig, bs).to(y_orig)) if return_labels else found
 
     def run_standard_evaluation_individual(
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
@@ -216,10 +221,10 @@ class AutoAttack(ReadAttributes):
                 x_adv, y_adv = self.run_standard_evaluation(x_orig, y_orig, bs, True)
                 found[name] = (x_adv, y_adv) if return_labels else x_adv
                 if verbose:
-                    share = (y_adv == y_orig).double().mean().item()
                     space = "\t \t" if name == "fab" else "\t"
                     self.logger.log(
-                        f"robust accuracy by {name.upper()} {space} {share:.2%} \t "
+                        f"robust accuracy by {name.upper()} {space} "
+                        f"{accuracy(y_adv == y_orig):.2%} \t "
                         f"(time attack: {time.time() - begun:.1f} s)"
                     )
         finally:
@@ -228,8 +233,7 @@ class AutoAttack(ReadAttributes):
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """Share of the images that are classified right."""
-        x_orig = self._checked(x_orig, y_orig, bs)
-        return (self._labels(x_orig, y_orig, bs) == y_orig).double().mean().item()
+        return accuracy(self._labels(x_orig, y_orig, bs) == y_orig.cpu())
 
     def _all_attacks(self, todo: list[str], run: _Evaluation) -> dict[str, int]:
         """Name -> how many it fooled, for what was run here."""
@@ -244,7 +248,7 @@ class AutoAttack(ReadAttributes):
             run.state.to_disk()
             fooled[name] = before - int(run.robust.sum())
             self._say(
-                f"robust accuracy after {name.upper()}: {_share(run.robust):.2%} "
+                f"robust accuracy after {name.upper()}: {accuracy(run.robust):.2%} "
                 f"(total time {time.time() - begun:.1f} s)"
             )
         return fooled
@@ -256,42 +260,40 @@ class AutoAttack(ReadAttributes):
             state.running = Running(name, run.bs, run.robust.clone())
         running = state.running
         batches = running.begun.nonzero()[:, 0].split(run.bs)
-        notes: set[str] = set()
-        for number, place in enumerate(batches):
-            if number < running.batches:
-                continue
+        noted: set[str] = set()
+        for number, place in enumerate(batches[running.batches :], start=running.batches + 1):
             at = place.to(run.x.device)
-            standing = self._search(name, run.x[at], run.y[at], place)
-            gone = standing.fooled.cpu()
-            found = standing.x_adv[standing.fooled]
-            state.save_images(name, place[gone], found)
-            run.robust[place[gone]] = False
-            running.batches = number + 1
+            found = self._search(name, run.x[at], run.y[at], place)
+            assert found.fooled is not None
+            gone, images = place[found.fooled.cpu()], found.x_adv[found.fooled]
+            state.save_images(name, gone, images)
+            run.robust[gone] = False
+            running.batches = number
             state.to_disk()
-            run.x_adv[at[gone.to(at.device)]] = found.to(run.x_adv)
+            run.x_adv[gone.to(run.x_adv.device)] = images.to(run.x_adv)
             self._say(
-                f"{name} - {number + 1}/{len(batches)} - {int(gone.sum())} out of "
-                f"{len(place)} successfully perturbed"
+                f"{name} - {number}/{len(batches)} - {len(gone)} out of {len(place)} "
+                "successfully perturbed"
             )
-            for note in standing.notes:
-                if note not in notes:
-                    self._say(f"note: {note}")
-            notes.update(standing.notes)
+            for note in found.notes:
+                if note not in noted:
+                    self._say(f"note: {name}: {note}")
+            noted.update(found.notes)
 
-    def _search(self, name: str, x: Tensor, y: Tensor, place: Tensor) -> AttackState:
-        x, y = x.to(self.device), y.to(self.device)
-        everyone = torch.ones_like(y, dtype=torch.bool)  # is right, as the pass before has seen
-        state = AttackState.begin(x, everyone)
+    def _search(self, name: str, x: Tensor, y: Tensor, place: Tensor) -> AttackResult:
         seed = int(self.get_seed())
-        generator = derived_generator("autoattack", seed, name, device=self.device)
-        ids, model = place.to(self.device), self._component(name).searched()
-        inputs = AttackInputs(model, x, y, generator, sample_ids=ids)
-        search_in_turn((self._part(name, seed),), inputs, state)
-        return state
+        inputs = AttackInputs(
+            self._component(name).searched(),
+            x.to(self.device),
+            y.to(self.device),
+            derived_generator("autoattack", seed, name, device=self.device),
+            sample_ids=place.to(self.device),
+        )
+        return recheck.search(self._part(name, seed), inputs).result
 
     def _part(self, name: str, seed: int = 0) -> Attack:
         component = self._component(name)
-        if name.startswith("apgd-") and name != "apgd-t":
+        if name in ("apgd-ce", "apgd-dlr"):
             component.loss = name.removeprefix("apgd-")
         if name.startswith("fab"):
             component.targeted = name == "fab-t"
@@ -299,57 +301,43 @@ class AutoAttack(ReadAttributes):
         return replace(attack, restarts=1) if name == "fab-t" else attack  # as the original's
 
     def _component(self, name: str) -> Component:
+        check_choice("attacks_to_run", name, tuple(COMPONENTS))
         kinds = {"apgd-t": self.apgd_targeted, "square": self.square}
-        if name not in COMPONENTS:
-            known = ", ".join(COMPONENTS)
-            raise ArgumentError(describe("attacks_to_run", f"some of: {known}", repr(name)))
         return kinds.get(name) or (self.fab if name.startswith("fab") else self.apgd)
 
     def _look(self, x: Tensor, y: Tensor) -> None:
         """What the model shows before it is attacked."""
-        x, y = x.to(self.device), y.to(self.device)
-        ball = Ball(NORMS[our_norm(self.norm)], self.epsilon, self.bounds)
-        draws = self.version == "rand"
-        self._signs(warning_signs.first_look(self.searched(), x, y, ball, draws=draws).signs)
+        for name in self.attacks_to_run:
+            self._part(name)  # raises where its settings cannot be
+        ball, draws = Ball(NORMS[our_norm(self.norm)], self.epsilon, self.bounds), self.version
+        model = self.apgd.searched()
+        self._warn(warning_signs.first_look(model, x, y, ball, draws=draws == "rand").signs)
 
-    def _clean(self, run: _Evaluation) -> None:
-        """The clean pass, unless the state has it."""
-        state = run.state
+    def _begin(self, state: EvaluationState, x: Tensor, y: Tensor, bs: int) -> Tensor:
+        """The state's flags, of a clean pass where it has none."""
         if state.robust is not None:
             self._say(f"initial clean accuracy: {state.clean_accuracy:.2%}")
-            robust = _share(state.robust)
+            robust = accuracy(state.robust)
             self._say(f"robust accuracy at the time of restoring the state: {robust:.2%}")
-            return
-        flags = []
-        with InputGradient(plain(self.searched())) as engine, torch.no_grad():
-            for some, labels in zip(run.x.split(run.bs), run.y.split(run.bs), strict=True):
-                some, labels = some.to(self.device), labels.to(self.device)
-                flags.append(is_right(Passes(engine).clean(some, labels), labels).cpu())
-        state.robust = torch.cat(flags)
-        state.clean_accuracy = _share(state.robust)
+            return state.robust
+        state.robust = self._labels(x, y, bs) == y.cpu()
+        state.clean_accuracy = accuracy(state.robust)
         state.to_disk()
         self._say(f"initial accuracy: {state.clean_accuracy:.2%}")
+        return state.robust
 
     def _labels(self, x: Tensor, y: Tensor, bs: int) -> Tensor:
+        """The classes (N,) that the model gives images with the labels `y`, on the CPU; -1 where a
+        logit is NaN."""
         found = []
-        with InputGradient(plain(self.searched())) as engine, torch.no_grad():
+        with InputGradient(plain(self.apgd.searched())) as gradient:
             for some, labels in zip(x.split(bs), y.split(bs), strict=True):
-                some, labels = some.to(self.device), labels.to(self.device)
-                found.append(engine.evaluate(some, labels, cross_entropy)[1].argmax(1))
-        return torch.cat(found).to(y)
+                logits = gradient.evaluate(some.to(self.device), labels.to(self.device))[1]
+                found.append(logits.argmax(1).masked_fill(logits.isnan().any(1), -1).cpu())
+        return torch.cat(found)
 
-    def _summary(self, run: _Evaluation) -> None:
-        found, far = run.x_adv, NORMS[our_norm(self.norm)].distance(run.x_adv, run.x).max()
-        self._say(
-            f"max {self.norm} perturbation: {far:.5f}, nan in tensor: {int(found.isnan().sum())}, "
-            f"max: {found.max():.5f}, min: {found.min():.5f}"
-        )
-        self._say(f"robust accuracy: {_share(run.robust):.2%}")
-
-    def _asked(self, path: Path | None, x: Tensor, y: Tensor) -> dict[str, str]:
+    def _asked(self, x: Tensor, y: Tensor) -> dict[str, str]:
         """What a state file has to agree on."""
-        if path is None:
-            return {}
         module = bound(self.model).module
         return {
             "attacks": ", ".join(self.attacks_to_run),
@@ -360,65 +348,10 @@ class AutoAttack(ReadAttributes):
             "model": "" if module is None else digest(*plain_tensors(module.state_dict()).values()),
         }
 
-    def _checked(self, x: Tensor, y: Tensor, bs: int) -> Tensor:
-        """`x`, without roundings beyond a bound."""
-        check_steps("bs", bs)
-        x = check_images(x, self.bounds)
-        check_tensor("y_orig", y)
-        if y.shape != x.shape[:1] or len(x) == 0:
-            got = f"{tuple(x.shape)} and {tuple(y.shape)}"
-            raise ArgumentError(describe("y_orig", "a label for each of one or more images", got))
-        return x
-
-    def _signs(self, signs: Sequence[warning_signs.Sign]) -> None:
+    def _warn(self, signs: Sequence[warning_signs.Sign]) -> None:
         for sign in signs:
             self.logger.log(f"Warning: {sign.text}")
 
     def _say(self, text: str) -> None:
         if self.verbose:
             self.logger.log(text)
-
-
-def _share(flags: Tensor) -> float:
-    return flags.double().mean().item()
-
-
-def _check(norm: str, eps: float, bounds: Bounds, version: str, is_tf_model: bool) -> None:
-    check_positive("eps", eps, zero=True)
-    check_bounds(bounds)
-    check_radius(our_norm(norm), eps, bounds)
-    _check_version(version, (*VERSIONS, "custom"))
-    if is_tf_model:
-        raise ArgumentError(describe("is_tf_model", "False", True, "Only PyTorch is supported."))
-
-
-def _check_version(version: str, known: tuple[str, ...]) -> None:
-    if version not in known:
-        raise ArgumentError(describe("version", f"one of: {', '.join(known)}", repr(version)))
-
-
-def usable_device(device: str | torch.device, model: Model, logger: Logger) -> torch.device:
-    """The device to send images to.
-
-    Args:
-        device: as the user says it.
-        model: its parameters have to be there.
-        logger: told where "cuda" becomes "cpu", because there is none.
-
-    Raises:
-        ArgumentError: the model is elsewhere.
-    """
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        logger.log("no CUDA device is available: running on the CPU")
-        device = torch.device("cpu")
-    module = bound(model).module
-    weight = None if module is None else next(module.parameters(), None)
-    if weight is None:
-        return device
-    index_differs = device.index is not None and device.index != weight.device.index
-    if weight.device.type != device.type or (device.type == "cuda" and index_differs):
-        fix = f"Set device='{weight.device}', or move the model there."
-        expected = f"the model's device, {weight.device}"
-        raise ArgumentError(describe("device", expected, str(device), fix))
-    return device

@@ -1,6 +1,5 @@
 """AutoAttack's helpers: its log, distances and check of images."""
 
-import logging
 import sys
 from pathlib import Path
 
@@ -15,24 +14,21 @@ class Logger:
     """Lines to standard output, and to the end of a file."""
 
     def __init__(self, log_path: str | Path | None) -> None:
-        self._logger = logging.Logger("roli_fast.compat.autoattack", logging.INFO)
-        self._logger.addHandler(logging.StreamHandler(sys.stdout))
-        self.log_path = None if log_path is None else Path(log_path)
+        self.log_path = log_path
 
     def log(self, str_to_log: str) -> None:
         """One more line."""
-        self._logger.info("%s", str_to_log)
+        sys.stdout.write(f"{str_to_log}\n")
         if self.log_path is not None:
-            with self.log_path.open("a", encoding="utf-8") as file:
-                file.write(str_to_log + "\n")
+            with Path(self.log_path).open("a", encoding="utf-8") as file:
+                file.write(f"{str_to_log}\n")
 
 
 def check_imgs(adv: Tensor, x: Tensor, norm: str) -> str:
     """The largest distance in `norm`, NaNs and range of `adv`, in a line that is logged too."""
-    far = NORMS[our_norm(norm)].distance(adv, x).max()
     line = (
-        f"max {norm} pert: {far:.5f}, nan in imgs: {int(adv.isnan().sum())}, "
-        f"max in imgs: {adv.max():.5f}, min in imgs: {adv.min():.5f}"
+        f"max {norm} pert: {NORMS[our_norm(norm)].distance(adv, x).max():.5f}, nan in imgs: "
+        f"{int(adv.isnan().sum())}, max in imgs: {adv.max():.5f}, min in imgs: {adv.min():.5f}"
     )
     Logger(None).log(line)
     return line
@@ -45,16 +41,16 @@ def L0_norm(x: Tensor) -> Tensor:  # noqa: N802 - the original's
 
 def L1_norm(x: Tensor, keepdim: bool = False) -> Tensor:  # noqa: N802
     """The l1 norm of each sample (B,), or (B, 1, ...)."""
-    return _kept(x.abs().flatten(1).sum(1), x, keepdim)
+    return _norm(x, 1, keepdim)
 
 
 def L2_norm(x: Tensor, keepdim: bool = False) -> Tensor:  # noqa: N802
     """The l2 norm of each sample (B,), or (B, 1, ...)."""
-    return _kept(x.flatten(1).norm(dim=1), x, keepdim)
+    return _norm(x, 2, keepdim)
 
 
-def _kept(norms: Tensor, x: Tensor, keepdim: bool) -> Tensor:
-    return norms.view(-1, *[1] * (x.ndim - 1)) if keepdim else norms
+def _norm(x: Tensor, order: int, keepdim: bool) -> Tensor:
+    return x.norm(p=order, dim=tuple(range(1, x.ndim)), keepdim=keepdim)
 
 
 def L1_projection(x2: Tensor, y2: Tensor, eps1: float) -> Tensor:  # noqa: N802

@@ -10,31 +10,28 @@ Constructors, defaults, attributes, modes, `set_normalization_used`, `save`, `lo
 `sys.modules["torchattacks"] = roli_fast.compat.torchattacks`. Nothing of torchattacks is used. What
 differs, on purpose:
 
-- Model: every module's train flag, the gradients, the buffers and torch's random state (but for a
-  number a search, taken by random starts) are as before, after an exception too. Theirs un-freezes
-  BN layers in eval mode, stays in eval mode after an exception, and reseeds the global generator.
-  `attack.generator = torch.Generator(...)` leaves the global one alone entirely.
-- Inputs outside [0, 1] are refused; theirs returns images far outside the ball. Wrong labels and
-  settings are errors that name them: steps=0, alpha=0 or a negative decay too (eps=0 is allowed).
-- Images are inside ball and box exactly, in bf16 too. A zero gradient leaves the momentum as it is
-  (in theirs it makes it NaN, and MIFGSM and UPGD never move that image again).
-- Images of any shape, (B, D) too; radii one a sample, eps=(B,); norm "L1" where there is a norm.
-- Random starts are other draws: uniform in the ball in PGDL2, where theirs crowd at its centre;
-  TPGD's moves each entry by 0.001 as theirs.
-- APGD, APGDT, FAB and Square: a `seed` draws by an image's place in the batch, so that the batch's
-  size plays no part; seed=None draws from `generator`. `attack.rng = "official"` repeats the draws
-  of the original code. An image that fools is the first found (theirs: the last), FAB looks closer
-  at it. APGDT gives each image its own step size in L2 (theirs: the first one's to all).
-- AutoAttack makes 100 steps (theirs: 10); a model with fewer classes than n_classes is followed.
-- UPGD's "margin" goes on beyond the boundary (theirs is flat there).
+- Model: train flags, gradients, statistics and torch's random state (but for a number a search,
+  taken by random starts) are as before, after an exception too; `attack.generator =
+  torch.Generator(...)` leaves the global one alone entirely. Theirs un-freezes BN layers in eval
+  mode, stays in eval mode after an exception, and reseeds the global generator.
+- Images outside [0, 1] are refused (theirs returns some far outside the ball), and found ones are
+  inside ball and box exactly, in bf16 too. eps=0 and radii one a sample, eps=(B,), are allowed,
+  images of any shape, (B, D) too, and norm "L1" where there is a norm.
+- A zero gradient leaves the momentum as it is (in theirs MIFGSM and UPGD never move that image
+  again); UPGD's "margin" goes on beyond the boundary; `eps_for_division` has no effect.
+- Random starts are other draws: uniform in the ball in PGDL2, where theirs crowd at its centre.
+- APGD, APGDT, FAB and Square: a `seed` draws by an image's place in the batch; None draws from
+  `generator`. `attack.rng = "official"` repeats the draws of the original code. An image that fools
+  is the first found (theirs: the last), FAB looks closer at it. APGDT gives each image its own step
+  size in L2 (theirs: the first one's to all).
+- AutoAttack makes the authors' 100 steps and 9 targets (theirs: 10 steps, n_classes - 1).
 - A target may be the label: then the attack strengthens the class, as theirs does. FAB's targets
   belong to their images (theirs shift them once an image is wrong).
 - Messages go to the logger "roli_fast.compat", nothing prints; `verbose` and `quiet` are its level.
 - save writes once, with distances in [0, 1] units. "int" rounds towards the inputs, so that images
   stay in the ball, and its numbers are of the file's images; theirs rounds down after measuring.
-- eps_for_division (PGDL2) has no effect and must be tiny.
-- Overridden or assigned `forward` and `get_logits` work, in subclasses of `Attack` itself too. What
-  else of theirs is set or overridden and is not read here is an error.
+- Overridden or assigned `forward` and `get_logits` work, in subclasses of `Attack` itself too;
+  other methods of theirs that are not here are not called.
 """
 
 from typing import Any

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +11,18 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
-from roli_fast.attacks import AttackResult
 from roli_fast.attacks.objective import choose, most_likely_others
-from roli_fast.compat.peers import ReadAttributes, clean_logits
+from roli_fast.compat.peers import UserAttributes, clean_logits
 from roli_fast.compat.torchattacks import files
-from roli_fast.compat.view import Modes, View
-from roli_fast.engine import Cost, InputGradient, SearchModel, bound
-from roli_fast.engine.input_gradient import Model, check_tensor
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.compat.view import Modes, View, kept_buffers
+from roli_fast.engine import InputGradient, SearchModel, bound
+from roli_fast.engine.input_gradient import Model
+from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.threat import as_pixels, check_images
 
 logger = logging.getLogger("roli_fast.compat")
 
-TargetMap = Callable[[Tensor, Tensor], Tensor]
+TargetMap = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def also_of_parts(setter: Callable[..., None]) -> Callable[..., None]:
@@ -38,36 +37,24 @@ def also_of_parts(setter: Callable[..., None]) -> Callable[..., None]:
     return both
 
 
-class Attack(ReadAttributes):
+class Attack(UserAttributes):
     """Base of the attacks here, and of your own: overridden `forward` and `get_logits` are called.
 
-    Attributes may be changed between calls (`attack.eps = 4 / 255`); those that are not read are
-    refused.
+    Attributes may be changed between calls (`attack.eps = 4 / 255`).
 
     Args:
         name: the attack's.
         model: images (B, ...) -> logits (B, C).
-        attributes: what a search reads.
     """
-
-    unread = frozenset(
-        (
-            *("_attacks", "_save_print", "_change_model_mode", "_recover_model_mode"),
-            *("_model_training", "_batchnorm_training", "_dropout_training"),
-            *("_normalization_applied", "_set_normalization_applied", "_set_mode_targeted"),
-            "_set_rmodel_normalization_used",
-        )
-    )
 
     generator: Generator | None = None
     """Source of the random starts; None takes torch's global generator, a number a search."""
 
-    def __init__(self, name: str, model: Model, **attributes: Any) -> None:
+    def __init__(self, name: str, model: Model) -> None:
         self.attack = name
-        self.model_name = ""
         self.set_model(model)
         inner = bound(model).module
-        first = next(inner.parameters(), None) if inner is not None else None
+        first = None if inner is None else next(inner.parameters(), None)
         self.device: torch.device | None = None if first is None else first.device
         self.attack_mode = "default"
         self.supported_mode = ["default"]
@@ -77,11 +64,9 @@ class Attack(ReadAttributes):
         self._kth_min = 1
         self._in_pixels = False  # whether images are in [0, 1] now, though calls' are normalised
         self._modes = Modes()
-        vars(self).update(attributes, _built=True)
-        mean, std = (getattr(inner, name, None) for name in ("mean", "std"))
-        if type(inner).__name__ == "RobModel" and mean is not None and std is not None:  # MAIR's
-            mean, std = (torch.as_tensor(v).flatten().tolist() for v in (mean, std))
-            if all(m != 0 for m in mean) or any(s != 1 for s in std):
+        if type(inner).__name__ == "RobModel":  # MAIR's, which normalises by itself
+            mean, std = (getattr(inner, name, None) for name in ("mean", "std"))
+            if mean is not None and std is not None and ((mean != 0).all() or (std != 1).all()):
                 self.set_normalization_used(mean, std)
 
     if TYPE_CHECKING:  # the attributes of each attack
@@ -101,10 +86,7 @@ class Attack(ReadAttributes):
         self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         """What a call does, on images in [0, 1] with the model in its modes; to be overridden."""
-        if args or kwargs:
-            got = f"{len(args) + len(kwargs)} more"
-            raise ArgumentTypeError(describe("forward", "inputs and labels", got))
-        return self.search(inputs, labels).x_adv
+        raise NotImplementedError
 
     def get_logits(
         self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any
@@ -115,12 +97,6 @@ class Attack(ReadAttributes):
         """
         model = self.model.model if isinstance(self.model, SearchModel) else self.model
         return model(self.normalize(inputs) if self._in_pixels else inputs)
-
-    def search(
-        self, images: Tensor, labels: Tensor | None, sample_ids: Tensor | None = None
-    ) -> AttackResult:
-        """The search itself, on images in [0, 1] on the right device."""
-        raise NotImplementedError
 
     def __call__(
         self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any
@@ -139,59 +115,50 @@ class Attack(ReadAttributes):
         Raises:
             ArgumentError: images outside [0, 1] (the usual cause: normalised, and not said so).
         """
-        return self.in_form(self.run(inputs, labels, None, *args, **kwargs).x_adv)
-
-    def run(
-        self,
-        inputs: Tensor,
-        labels: Tensor | None,
-        sample_ids: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> AttackResult:
-        """As a call, with cost and flags; its images are in [0, 1]."""
-        check_tensor("inputs", inputs)
         images = inputs.detach().to(self.device)
+        labels = labels if labels is None else labels.detach().to(self.device)
         normalised = self.normalization_used is not None and not self._in_pixels
         if normalised:
             images = check_images(self.inverse_normalize(images), (0.0, 1.0))
-        if labels is not None:
-            check_tensor("labels", labels)
-            labels = labels.detach().to(self.device)
-        if self.targeted and "targeted" not in self.supported_mode:
-            self._set_targeted(self.attack_mode, None, quiet=True)  # says that it cannot
-        with self._pixels(normalised):
-            if not self.overrides("forward", Attack) and not (args or kwargs):
-                return self.search(images, labels, sample_ids)
-            view = View(bound(self.model).model, self._logits_of_pixels, self._modes)
-            with InputGradient(view), view.with_copies():
-                found = self.forward(images, labels, *args, **kwargs)
-            return AttackResult(found.detach(), Cost(0, 0, 0, 0))
+        with self._pixels(normalised), self._model_in_its_modes():
+            found = self.forward(images, labels, *args, **kwargs).detach()
+        return self.normalize(found) if normalised else found
+
+    @contextlib.contextmanager
+    def _model_in_its_modes(self) -> Iterator[None]:
+        """Within, the model is as an overridden `forward` expects it; our own attacks see to it by
+        themselves."""
+        with contextlib.ExitStack() as inner:
+            if self._modes.model_training:
+                inner.enter_context(kept_buffers(bound(self.model).module))
+            if self.overrides("forward"):
+                view = View(bound(self.model).model, self._logits_of_pixels, self._modes)
+                inner.enter_context(InputGradient(view))
+            yield
 
     @contextlib.contextmanager
     def _pixels(self, normalised: bool) -> Iterator[None]:
         """Within, this attack and its parts are given images in [0, 1]."""
-        told = [one for one in (self, *self._parts) if normalised and not one._in_pixels]
-        with contextlib.ExitStack() as inner:
+        told = [one for one in self._family() if normalised and not one._in_pixels]
+        try:
             for one in told:
                 one._in_pixels = True
-                inner.callback(setattr, one, "_in_pixels", False)
-                if one is not self:
-                    inner.enter_context(one._pixels(True))
             yield
+        finally:
+            for one in told:
+                one._in_pixels = False
 
-    def in_form(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] in the form of a call's inputs."""
-        normalised = self.normalization_used is not None and not self._in_pixels
-        return self.normalize(images) if normalised else images
+    def _family(self) -> Iterator["Attack"]:
+        yield self
+        for part in self._parts:
+            yield from part._family()
 
-    def view(self, *, eval_mode: bool = False) -> Model:
+    def view(self) -> Model:
         """The model as a search sees it: for images in [0, 1], in the modes asked for."""
-        modes = Modes() if eval_mode else self._modes
-        overridden = self.overrides("get_logits", Attack) or self.overrides("normalize", Attack)
-        if self.normalization_used is None and modes == Modes() and not overridden:
+        overridden = self.overrides("get_logits") or self.overrides("normalize")
+        if self.normalization_used is None and self._modes == Modes() and not overridden:
             return self.model
-        view = View(bound(self.model).model, self._logits_of_pixels, modes)
+        view = View(bound(self.model).model, self._logits_of_pixels, self._modes)
         return replace(self.model, model=view) if isinstance(self.model, SearchModel) else view
 
     def _logits_of_pixels(self, images: Tensor) -> Tensor:
@@ -210,13 +177,13 @@ class Attack(ReadAttributes):
         self.device = torch.device(device)
 
     @also_of_parts
-    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def set_normalization_used(self, mean: Any, std: Any) -> None:
         """Say that inputs are normalised, (x - mean) / std per channel.
 
         The attack works on x in [0, 1], whose units eps has, and returns normalised images.
         """
         self.normalization_used = {
-            name: torch.tensor([float(v) for v in values]).reshape(1, -1, 1, 1)
+            name: torch.as_tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
             for name, values in (("mean", mean), ("std", std))
         }
 
@@ -232,13 +199,7 @@ class Attack(ReadAttributes):
 
     def _mean_and_std(self, inputs: Tensor) -> list[Tensor]:
         used = self.normalization_used
-        if used is None:
-            expected = "mean and std of this attack, by set_normalization_used"
-            raise ArgumentError(describe("normalization_used", expected, None))
-        channels = used["mean"].shape[1]
-        if inputs.ndim != 4 or inputs.shape[1] != channels:
-            expected = f"images (B, {channels}, H, W)"
-            raise ArgumentError(describe("inputs", expected, f"shape {tuple(inputs.shape)}"))
+        assert used is not None, "set_normalization_used was not called"
         for name in ("mean", "std"):
             used[name] = used[name].to(inputs.device)  # once: a copy would not be recorded
         return [used[name].to(inputs.dtype) for name in ("mean", "std")]
@@ -284,9 +245,8 @@ class Attack(ReadAttributes):
     @also_of_parts
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
         """Towards the wrong class of `kth_min`-th lowest clean logit."""
-        if not isinstance(kth_min, int) or kth_min < 1:
-            raise ArgumentError(describe("kth_min", "an integer >= 1", repr(kth_min)))
         self._set_targeted("targeted(least-likely)", self.get_least_likely_label, quiet)
+        assert kth_min > 0
         self._kth_min = kth_min
 
     @also_of_parts
@@ -302,14 +262,10 @@ class Attack(ReadAttributes):
         logger.log(logging.DEBUG if quiet else logging.INFO, "attack mode is '%s'", mode)
 
     def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The classes (B,) to aim at for images in [0, 1], as the mode says.
-
-        Raises:
-            ArgumentError: the mode has no targets, or fewer wrong classes than it asks for.
-        """
+        """The classes (B,) to aim at for images in [0, 1], as the mode says."""
         if self._target_map_function is None:
             raise ArgumentError(describe("attack_mode", "one with targets", self.attack_mode))
-        return self._target_map_function(inputs, labels).to(inputs.device)  # type: ignore[arg-type]
+        return self._target_map_function(inputs, labels).to(inputs.device)
 
     def get_least_likely_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """The wrong class (B,) of `kth_min`-th lowest logit; without labels the likeliest class is
@@ -317,9 +273,6 @@ class Attack(ReadAttributes):
         clean = self.get_output_with_eval_nograd(inputs)
         labels = clean.argmax(1) if labels is None else labels
         others = most_likely_others(clean, labels, clean.shape[1] - 1)
-        if others.shape[1] < self._kth_min:
-            expected = f"at most {others.shape[1]}, the number of wrong classes"
-            raise ArgumentError(describe("kth_min", expected, self._kth_min))
         return others[:, -self._kth_min].contiguous()
 
     def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -336,7 +289,7 @@ class Attack(ReadAttributes):
     @staticmethod
     def to_type(inputs: Tensor, type: str) -> Tensor:
         """fp32 images as uint8, rounded, or uint8 ones as fp32 in [0, 1]; others as they are."""
-        files.check_type(type)
+        check_choice("type", type, ("float", "int"))
         if type == "int" and inputs.dtype == torch.float32:
             return as_pixels(inputs, inputs)
         return inputs.float() / 255 if type == "float" and inputs.dtype == torch.uint8 else inputs
@@ -367,13 +320,12 @@ class Attack(ReadAttributes):
             Robust accuracy in percent, mean l2 distance of the images that fool (in [0, 1] units;
             NaN where none does), and the last batch's seconds; None without `return_verbose`.
         """
-        files.check_type(save_type, "save_type")
+        check_choice("save_type", save_type, ("float", "int"))
         say = logger.info if verbose else logger.debug
         kept, numbers = files.collect(self, data_loader, save_type, say)
         if save_path is not None:
-            files.write(
-                save_path, kept, files.names(save_predictions, save_clean_inputs), save_type
-            )
+            wanted = files.names(save_predictions, save_clean_inputs)
+            files.write(save_path, {name: kept[name] for name in wanted}, save_type)
         return numbers if return_verbose else None
 
     load = staticmethod(files.load)
@@ -389,5 +341,6 @@ class Attack(ReadAttributes):
         return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
 
-def _themselves(_images: Tensor, labels: Tensor) -> Tensor:
+def _themselves(_images: Tensor, labels: Tensor | None) -> Tensor:
+    assert labels is not None, "the targets are the labels"
     return labels

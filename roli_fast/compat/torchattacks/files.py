@@ -9,23 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from roli_fast.engine import InputGradient
-from roli_fast.errors import ArgumentError, CheckpointError, describe
+from roli_fast.errors import CheckpointError
 from roli_fast.files import naming, read_tensors
 from roli_fast.norms import NORMS
-from roli_fast.threat import as_pixels, check_images
+from roli_fast.threat import as_pixels
 
 if TYPE_CHECKING:
     from roli_fast.compat.torchattacks.attack import Attack
 
-TYPES = ("float", "int")
 IMAGES = ("adv_inputs", "clean_inputs")
-
-
-def check_type(type: str, name: str = "type") -> None:
-    """Raise unless `type` is "float" or "int"."""
-    if type not in TYPES:
-        raise ArgumentError(describe(name, "'float' or 'int'", repr(type)))
 
 
 def collect(
@@ -38,33 +30,29 @@ def collect(
     parts: dict[str, list[Tensor]] = {name: [] for name in (*IMAGES, "labels", "preds")}
     distances, seconds = torch.zeros(0, dtype=torch.float64), 0.0
     accuracy = far = float("nan")
+    normalised = attack.normalization_used is not None
     for number, (inputs, labels) in enumerate(data_loader, start=1):
         start = time.perf_counter()
         given, labels = inputs.detach().to(attack.device), labels.to(attack.device)
-        found, given = (in_pixels(attack, images) for images in (attack(given, labels), given))
+        found = attack(given, labels)
+        if normalised:
+            found, given = (attack.inverse_normalize(some).clamp(0, 1) for some in (found, given))
         if type == "int":
             found = as_pixels(found, given).to(given.dtype) / 255
-        with InputGradient(attack.view(eval_mode=True)) as engine:
-            predicted = engine.evaluate(found, labels)[1].argmax(1)
+        seen = attack.normalize(found) if normalised else found
+        predicted = attack.get_output_with_eval_nograd(seen).argmax(1)
         for name, value in zip(parts, (found, given, labels, predicted), strict=True):
             parts[name].append(value.cpu())
         distance = NORMS["l2"].distance(found, given)[predicted != labels]
         distances = torch.cat([distances, distance.cpu()])
         count = sum(map(len, parts["labels"]))
         accuracy = 100 * (count - len(distances)) / count
-        far = distances.mean().item() if len(distances) else float("nan")
+        far = distances.mean().item()
         seconds = time.perf_counter() - start
         shown = (number, len(data_loader), accuracy, far, seconds)
         say("batch %d of %d: robust accuracy %.2f %%, l2 %.5f, %.3f s", *shown)
     kept = {name: torch.cat(values) for name, values in parts.items() if values}
     return kept, (accuracy, far, seconds)
-
-
-def in_pixels(attack: "Attack", images: Tensor) -> Tensor:
-    """Images of a call, in [0, 1]."""
-    if attack.normalization_used is None:
-        return images
-    return check_images(attack.inverse_normalize(images), (0.0, 1.0))
 
 
 def names(predictions: bool, clean_inputs: bool) -> list[str]:
@@ -73,12 +61,13 @@ def names(predictions: bool, clean_inputs: bool) -> list[str]:
     return ["adv_inputs", "labels", *(name for name, wanted in more.items() if wanted)]
 
 
-def write(path: str | Path, kept: Mapping[str, Tensor], wanted: list[str], type: str) -> None:
-    """Write the tensors that are wanted, images as `type`."""
-    saved: dict[str, Any] = {name: kept[name] for name in wanted}
-    for name in set(wanted) & set(IMAGES) if type == "int" else ():
-        saved[name] = as_pixels(kept[name], kept[name])
-    torch.save({**saved, "save_type": type}, path)
+def write(path: str | Path, tensors: Mapping[str, Tensor], type: str) -> None:
+    """Write the tensors, images as `type`."""
+    as_type = {
+        name: as_pixels(tensor, tensor) if type == "int" and name in IMAGES else tensor
+        for name, tensor in tensors.items()
+    }
+    torch.save({**as_type, "save_type": type}, path)
 
 
 def load(
@@ -103,20 +92,13 @@ def load(
         CheckpointError: no such file, not of this kind, or without what is asked for.
     """
     wanted = names(load_predictions, load_clean_inputs)
-    with naming(load_path, CheckpointError, "load_path", "a file of Attack.save"):
+    with naming(load_path, CheckpointError, "load_path", f"a file of Attack.save with {wanted}"):
         saved = read_tensors(Path(load_path))
-    known = saved if isinstance(saved, dict) else {}
-    missing = [name for name in (*wanted, "save_type") if name not in known]
-    if missing:
-        got = f"'{load_path}' without {', '.join(missing)}"
-        raise CheckpointError(describe("load_path", "a file of Attack.save", got))
-    for name in IMAGES:
-        if name not in wanted:
-            continue
-        if saved["save_type"] == "int":
-            saved[name] = saved[name].float() / 255
-        if normalize is not None:
-            mean, std = (torch.tensor(normalize[n]).view(-1, 1, 1) for n in ("mean", "std"))
-            saved[name] = (saved[name] - mean) / std
-    data = TensorDataset(*[saved[name] for name in wanted])
-    return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
+        tensors = {name: saved[name] for name in wanted}
+        for name in set(wanted) & set(IMAGES):
+            if saved["save_type"] == "int":
+                tensors[name] = tensors[name].float() / 255
+            if normalize is not None:
+                mean, std = (torch.tensor(normalize[n]).view(-1, 1, 1) for n in ("mean", "std"))
+                tensors[name] = (tensors[name] - mean) / std
+    return DataLoader(TensorDataset(*tensors.values()), batch_size=batch_size, shuffle=shuffle)

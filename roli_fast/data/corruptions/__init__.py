@@ -18,7 +18,7 @@ What holds for every kind, and what differs from the images of ImageNet-C and CI
 from roli_fast.data.corruptions.base import CORRUPTIONS as CORRUPTIONS
 from roli_fast.data.corruptions.base import SEVERITIES as SEVERITIES
 from roli_fast.data.corruptions.base import Corruption as Corruption
-from roli_fast.data.corruptions.view import corrupted as corrupted
+from roli_fast.data.corruptions.base import corrupted as corrupted
 from roli_fast.registry import load_components
 
 load_components(__name__, list(__path__))

@@ -1,17 +1,19 @@
-"""What every corruption has in common, and the table of all kinds."""
+"""What every corruption has in common, the table of all kinds, and a split seen through one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.data.transforms import SMALL
+from roli_fast.data.pixels import Pixels
+from roli_fast.data.splits import ImageDataset
+from roli_fast.data.transforms import SMALL, Transform
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.registry import Registry
+from roli_fast.seeds import derived_generator
 
 SEVERITIES = (1, 2, 3, 4, 5)
-GROUPS = ("noise", "blur", "weather", "digital")
 
 Setting = tuple[float, ...]
 """The numbers of one severity, in the order of the function's arguments."""
@@ -45,16 +47,19 @@ class Corruption:
             generator: source of all draws, on the CPU.
 
         Raises:
-            ArgumentError: another shape, or a severity that is not published.
+            ArgumentError: a severity that is not published.
             ArgumentTypeError: `image` is not uint8.
         """
-        check_severity(severity)
-        _check_image(image)
+        if image.dtype != torch.uint8:
+            fix = "Corrupt images before they are divided by 255."
+            raise ArgumentTypeError(describe("image", "uint8 (C, H, W)", image.dtype, fix))
         setting = self.setting(severity, min(image.shape[-2:]))
         return to_uint8(self.change(to_float(image), generator, *setting))
 
     def setting(self, severity: int, short_side: int) -> Setting:
         """The numbers for `severity` at images of `short_side` pixels."""
+        if severity not in SEVERITIES:
+            raise ArgumentError(describe("severity", "an integer from 1 to 5", repr(severity)))
         return (self.small if short_side <= SMALL else self.large)[severity - 1]
 
 
@@ -67,9 +72,12 @@ Settings = tuple[float, ...] | tuple[Setting, ...]
 def corruption(group: str, *, large: Settings, small: Settings) -> Callable[[Change], Change]:
     """Decorator: file the function under its own name; its settings as tuples or plain numbers."""
 
+    def tuples(settings: Settings) -> tuple[Setting, ...]:
+        return tuple(one if isinstance(one, tuple) else (one,) for one in settings)
+
     def add(change: Change) -> Change:
         name = change.__name__
-        kind = Corruption(name, group, change, _tuples(large), _tuples(small))
+        kind = Corruption(name, group, change, tuples(large), tuples(small))
         CORRUPTIONS.register(name)(kind)
         return change
 
@@ -86,21 +94,45 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def check_severity(severity: int) -> None:
-    """Raise unless `severity` is one of the five."""
-    if not isinstance(severity, int) or severity not in SEVERITIES or severity is True:
-        raise ArgumentError(describe("severity", "an integer from 1 to 5", repr(severity)))
+def corrupted(dataset: ImageDataset, kind: str, severity: int, *, seed: int = 0) -> ImageDataset:
+    """The same samples without augmentation, brought to their size and then corrupted.
+
+    It is read as any split is: by `batches`, with workers, through `subset`. The draws depend on
+    (seed, sample id, kind, severity) alone.
+
+    Args:
+        dataset: a split, `splits.test` say; its labels and ids stay.
+        kind: a name in `CORRUPTIONS`, "fog".
+        severity: 1 to 5.
+        seed: another seed, other noise.
+
+    Raises:
+        ArgumentError: an unknown kind or severity.
+    """
+    CORRUPTIONS[kind].setting(severity, dataset.image_size)
+    pixels = _CorruptedPixels(dataset.pixels, dataset.prepare, CORRUPTIONS[kind], severity, seed)
+    return replace(dataset, pixels=pixels, prepare=None, augment=None)
 
 
-def _check_image(image: Tensor) -> None:
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8:
-        got = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        fix = "Corrupt images before they are divided by 255."
-        raise ArgumentTypeError(describe("image", "uint8 (C, H, W)", got, fix))
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
-        expected = "one image (C, H, W) with 1 or 3 channels and at least one pixel"
-        raise ArgumentError(describe("image", expected, f"shape {tuple(image.shape)}"))
+@dataclass(frozen=True, eq=False)
+class _CorruptedPixels:
+    """`pixels` after `prepare` and then the corruption, on every read."""
 
+    pixels: Pixels = field(repr=False)
+    prepare: Transform | None
+    kind: Corruption
+    severity: int
+    seed: int
 
-def _tuples(settings: Settings) -> tuple[Setting, ...]:
-    return tuple(c if isinstance(c, tuple) else (c,) for c in settings)
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, row: int) -> Tensor:
+        image = self.pixels.read(row)
+        if self.prepare is not None:
+            image = self.prepare(image[None], torch.empty(1, 0))[0]
+        draws = derived_generator("corruption", self.seed, self.kind.name, self.severity, row)
+        return self.kind(image, self.severity, draws)
+
+    def name(self, row: int) -> str:
+        return self.pixels.name(row)

@@ -1,44 +1,15 @@
-"""Bias and adapter: exactly which tensors, and the adapter's formula and place."""
+"""The adapter's formula and place."""
 
 import pytest
 import torch
-from tiny_models import SIZES, images, tiny
+from tiny_models import SIZES, SMALL, images, tiny
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from roli_fast.errors import ArgumentError
-from roli_fast.peft import Adapter, Bias, apply
+from roli_fast.models import Model, create
+from roli_fast.peft import Adapter, apply
 from roli_fast.peft.adapter import Bottleneck
-
-
-def test_the_biases_of_a_vit_by_name() -> None:
-    block = ["norm1.bias", "attn.qkv.bias", "attn.proj.bias", "norm2.bias"]
-    block += ["mlp.fc1.bias", "mlp.fc2.bias"]
-    expected = ["patch_embed.proj.bias", "norm.bias", "head.weight", "head.bias"]
-    expected += [f"blocks.{i}.{name}" for i in range(2) for name in block]
-    assert sorted(apply(tiny(), Bias())) == sorted(f"backbone.{name}" for name in expected)
-
-
-@pytest.mark.parametrize("tables", [False, True])
-def test_tables_are_no_biases(tables: bool) -> None:
-    names = apply(tiny("swin_tiny_patch4_window7_224"), Bias(tables=tables))
-    assert sum(n.endswith("relative_position_bias_table") for n in names) == 4 * tables
-
-
-def test_biases_of_batch_norm_train_and_its_statistics_do_not() -> None:
-    model = tiny("resnet18")
-    names = apply(model, Bias())
-    assert "backbone.layer1.0.bn1.bias" in names
-    Bias().train_mode(model)
-    assert not model.get_submodule("backbone.bn1").training
-
-
-def test_a_backbone_without_biases_is_refused() -> None:
-    model = tiny()
-    model.backbone = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    model.backbone.get_classifier = lambda: model.backbone[1]  # type: ignore[index, assignment]
-    with pytest.raises(ArgumentError, match="`tuning`.*has no biases"):
-        apply(model, Bias())
 
 
 def test_the_bottleneck_by_hand() -> None:
@@ -86,15 +57,8 @@ def test_it_stands_after_the_mlp_inside_the_residual_branch(name: str) -> None:
 
 
 def test_every_block_gets_one_and_pooling_none() -> None:
-    model = tiny("convnext_atto")
-    names = apply(model, Adapter(4))
-    assert len(names) == 4 * 4 + 2
-    config = {"global_pool": "map", "class_token": False}
-    from tiny_models import SMALL
-
-    from roli_fast.models import Model, create
-
-    options = SMALL["vit_tiny_patch16_224"] | config
+    assert len(apply(tiny("convnext_atto"), Adapter(4))) == 4 * 4 + 2
+    options = SMALL["vit_tiny_patch16_224"] | {"global_pool": "map", "class_token": False}
     pooled = create(Model("vit_tiny_patch16_224", options=options), num_classes=5)
     found = apply(pooled, Adapter(4))
     assert len(found) == 2 * 4 + 2 and not any("attn_pool" in n for n in found)
@@ -105,7 +69,3 @@ def test_refusals() -> None:
         Adapter(0)
     with pytest.raises(ArgumentError, match="`reduction`: expected at most 16, the width of"):
         apply(tiny(), Adapter(17))
-    model = tiny()
-    apply(model, Adapter(4))
-    with pytest.raises(ArgumentError, match="`tuning`.*without adapters, got one with backbone"):
-        apply(model, Adapter(8))

@@ -1,0 +1,171 @@
+"""A network that takes images in [0, 1] and normalises inside, and where its head is."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.models.layers import Normalize, Resize
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which network, and where its weights come from.
+
+    Args:
+        name: timm architecture, "vit_base_patch16_224" say, or one of the CIFAR networks that are
+            registered there: preact_resnet18, wide_resnet28_10_cifar, wide_resnet34_20_cifar,
+            wide_resnet70_16_cifar.
+        weights: local .safetensors or .pth file of the backbone, or zoo:NAME for one that
+            `python -m roli_fast.zoo get NAME` fetched; loaded strictly, its head is left aside.
+            Null starts from random weights.
+        pretrained: download timm's own weights of this architecture (asks the network).
+        options: further arguments of `timm.create_model`, {img_size: 32, drop_path_rate: 0.1} say.
+        mean: channel means of the normalisation; null takes what the weight file was trained with
+            where that is known, else timm's own; the log says which.
+        std: channel standard deviations; null likewise.
+        resize: size to which images are resized inside the model; the attack sees the original
+            pixels (RoLI does so for CIFAR). Null passes them as they are.
+    """
+
+    name: str = "vit_tiny_patch16_224"
+    weights: str | None = None
+    pretrained: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights and self.pretrained:
+            raise ArgumentError(
+                describe("pretrained", "false where `weights` names a file", "true", "Choose one.")
+            )
+
+
+class Classifier(nn.Module):
+    """resize -> normalise -> backbone with head. Images (B, 3, H, W) in [0, 1] -> logits (B, C).
+
+    The number of channels is that of `mean`: three, or options["in_chans"].
+    """
+
+    def __init__(self, backbone: nn.Module, config: Model, mean: Any, std: Any) -> None:
+        super().__init__()
+        self.resize = Resize(config.resize) if config.resize else nn.Identity()
+        self.normalize = Normalize(mean, std)
+        self.backbone = backbone
+        self.config = config
+        self.head_sees_features: bool | None = None  # not known before an image went through
+        self.card: dict[str, Any] = {
+            "name": config.name,
+            "options": dict(config.options),
+            "mean": list(mean),
+            "std": list(std),
+            "resize": config.resize,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone(self.normalize(self.resize(x)))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees, (B, D).
+
+        Raises:
+            ArgumentError: the head on the features does not give the model's logits, as in VOLO,
+                which adds those of a second head.
+        """
+        if self.head_sees_features is None:
+            self.check_features(x[:1])
+        _check_one_head(self)
+        return self._features(self.normalize(self.resize(x)))
+
+    def _features(self, x: Tensor) -> Tensor:
+        maps = self.backbone.forward_features(x)  # type: ignore[operator]
+        return self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+
+    def check_features(self, x: Tensor) -> None:
+        """Note whether head(features(x)) are the logits of `x`, in eval mode: probes, tunings and
+        analyses rely on it, and once for a network is enough."""
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            with torch.no_grad():
+                x = self.normalize(self.resize(x))
+                logits, layer = self.backbone(x), _classifier(self.backbone)
+                if not isinstance(layer, nn.Linear):
+                    return  # refused where a head is asked for
+                try:
+                    own = layer(self._features(x))
+                except (AttributeError, TypeError, RuntimeError):  # no such way, another shape
+                    own = logits[:, :0]
+                scale = float(logits.abs().max())
+                self.head_sees_features = own.shape == logits.shape and torch.allclose(
+                    own, logits, rtol=0, atol=1e-3 * scale, equal_nan=True
+                )
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    @property
+    def head_name(self) -> str:
+        """Module path of the head inside this model, "backbone.head" say."""
+        return head_name(self)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer from features to logits."""
+        return find_head(self)[1]
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The network behind a classifier's normalisation; any other network itself."""
+    return model.backbone if isinstance(model, Classifier) else model
+
+
+def name_of(model: nn.Module) -> str:
+    """What messages call a network: its architecture, or its class."""
+    return model.config.name if isinstance(model, Classifier) else type(model).__name__
+
+
+def head_name(model: nn.Module) -> str:
+    """Path of the layer that gives the logits of a classifier, or of a plain timm network.
+
+    Raises:
+        ArgumentError: there is none, or there are several.
+    """
+    head = _classifier(backbone_of(model))
+    for name, module in model.named_modules():
+        if module is head:
+            return name
+    raise _no_single_head(model, type(head).__name__)
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Path and layer of the linear head of a classifier, or of a plain timm network.
+
+    Raises:
+        ArgumentError: it has no head that is linear and gives all of the logits.
+    """
+    name = head_name(model)
+    head = model.get_submodule(name)
+    if not isinstance(head, nn.Linear):
+        raise _no_single_head(model, type(head).__name__)
+    _check_one_head(model)
+    return name, head
+
+
+def _classifier(network: nn.Module) -> object:
+    """timm's answer; some networks have none."""
+    return getattr(network, "get_classifier", lambda: None)()
+
+
+def _check_one_head(model: nn.Module) -> None:
+    if getattr(model, "head_sees_features", None) is False:
+        raise _no_single_head(model, "logits that are not head(features)")
+
+
+def _no_single_head(model: nn.Module, what: str) -> ArgumentError:
+    got = f"{name_of(model)} with {what}"
+    return ArgumentError(describe("model.name", "an architecture with one linear head", got))
