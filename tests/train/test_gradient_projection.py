@@ -189,7 +189,10 @@ def test_flags_and_the_saved_file(flags: list[str], expected: GradientProjection
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("beta=1.1", r"`beta`: expected a number in \[0, 1\], got 1.1"),
+        (
+            "beta=1.1",
+            r"`finetune.gradient_projection.beta`: expected a number in \[0, 1\], got 1.1",
+        ),
         ("projection=exact", r"`finetune.gradient_projection.projection`: .*cosine, true"),
         ("betta=1", r"unknown field `finetune.gradient_projection.betta`"),
     ],

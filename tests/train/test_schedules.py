@@ -125,7 +125,7 @@ def test_flags_and_yaml_name_a_schedule(tmp_path: Path) -> None:
     [
         (["--finetune.schedule=stairs"], r"`finetune.schedule.name`.*cosine, step, tri.*'stairs'"),
         (["--finetune.schedule=step", "--finetune.schedule.peak=1"], r"`finetune.*peak`.*Known"),
-        (["--finetune.schedule=step", "--finetune.schedule.milestones=x"], "milestones.*numbers"),
+        (["--finetune.schedule=step", "--finetune.schedule.milestones=x"], "milestones.*a number"),
     ],
 )
 def test_wrong_flags_are_named(flags: list[str], words: str) -> None:
