@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "math/l2.h"
 #include "ops.h"
 #ifdef RF_CUDA
 #include "cuda/device.h"
@@ -21,30 +22,45 @@ namespace py = pybind11;
 namespace rf {
 namespace {
 
-constexpr int kInterface = 6;  // raise together with INTERFACE in roli_fast/ops/native.py
+constexpr int kInterface = 7;  // raise together with INTERFACE in roli_fast/ops/native.py
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
+using Address = uintptr_t;
 
-// (pointer or 0, value, stride)
-using Amount = std::tuple<uintptr_t, float, int64_t>;
+// An address as whichever pointer a call wants.
+struct At {
+  Address address;
+  template <class T>
+  operator T*() const {
+    return reinterpret_cast<T*>(address);
+  }
+};
 
-PerSample per_sample_of(const Amount& amount) {
-  return {pointer<const float>(std::get<0>(amount)), std::get<1>(amount), std::get<2>(amount)};
+// (address or 0, value, stride)
+using Amount = std::tuple<Address, float, int64_t>;
+const Amount kNone = {0, 0.0f, 0};
+
+PerSample per_sample(const Amount& amount) {
+  return {At{std::get<0>(amount)}, std::get<1>(amount), std::get<2>(amount)};
 }
 
 // Python has checked everything; this catches a caller that went past it.
-void check_call(int64_t samples, int64_t numel, int dtype,
-                       std::initializer_list<uintptr_t> pointers) {
-  if (dtype < 0 || dtype > 2) throw std::invalid_argument("roli_fast._C: unknown dtype code");
-  if (samples <= 0 || numel <= 0 || numel % samples) {
-    throw std::invalid_argument("roli_fast._C: numel is no multiple of samples");
-  }
-  for (uintptr_t address : pointers) {
-    if (!address) throw std::invalid_argument("roli_fast._C: null pointer");
-  }
+void check(bool good, const char* what) {
+  if (!good) throw std::invalid_argument(std::string("roli_fast._C: ") + what);
+}
+
+void check_pointers(std::initializer_list<Address> pointers) {
+  for (Address address : pointers) check(address != 0, "null pointer");
+}
+
+DType dtype_of(int code) {
+  check(code >= 0 && code <= 2, "unknown dtype code");
+  return static_cast<DType>(code);
+}
+
+// Elements of one sample.
+int64_t length_of(int64_t samples, int64_t numel) {
+  check(samples > 0 && numel > 0 && numel % samples == 0, "numel is no multiple of samples");
+  return numel / samples;
 }
 
 // What the module calls: the arguments that `make` makes a call of, then `threads`.
@@ -66,199 +82,150 @@ void check_code(const char* op, int code) {
 // As `on_cpu`, with `device` and `stream` last.
 template <class Call, class... Arguments>
 auto on_cuda(const char* op, Call (*make)(Arguments...), int (*kernel)(const Call&, int, void*)) {
-  return [op, make, kernel](Arguments... arguments, int device, uintptr_t stream) {
-    check_code(op, kernel(make(arguments...), device, pointer<void>(stream)));
+  return [op, make, kernel](Arguments... arguments, int device, Address stream) {
+    check_code(op, kernel(make(arguments...), device, At{stream}));
+  };
+}
+
+// The same for a call with a workspace of `reduction_workspace` doubles, which comes before them.
+template <class Call, class... Arguments>
+auto on_cuda_summing(const char* op, Call (*make)(Arguments...),
+                     int (*kernel)(const Call&, int, void*)) {
+  return [op, make, kernel](Arguments... arguments, Address workspace, int device, Address stream) {
+    check_pointers({workspace});
+    Call call = make(arguments...);
+    call.workspace = At{workspace};
+    check_code(op, kernel(call, device, At{stream}));
   };
 }
 #endif
 
-LinfStepCall linf_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
-                                int64_t numel, int dtype, const Amount& eps,
-                                const Amount& step_size, float low, float high) {
-  check_call(samples, numel, dtype, {x_adv, grad, x});
-  return {pointer<void>(x_adv),
-          pointer<const void>(grad),
-          pointer<const void>(x),
-          samples,
-          numel / samples,
-          static_cast<DType>(dtype),
-          per_sample_of(eps),
-          per_sample_of(step_size),
-          low,
-          high};
+StepCall linf_step(Address x_adv, Address grad, Address x, int64_t samples, int64_t numel,
+                   int dtype, const Amount& eps, const Amount& step_size, float low, float high) {
+  check_pointers({x_adv, grad, x});
+  return {At{x_adv}, At{grad}, At{x}, samples, length_of(samples, numel), dtype_of(dtype),
+          per_sample(eps), per_sample(step_size), low, high, 0.0, nullptr};
 }
 
 // grad: 0 for a projection.
-L2StepCall l2_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples, int64_t numel,
-                   int dtype, const Amount& eps, const Amount& step_size, float low, float high,
-                   double slack, uintptr_t workspace) {
-  check_call(samples, numel, dtype, {x_adv, x});
-  return {pointer<void>(x_adv), pointer<const void>(grad),
-          pointer<const void>(x), samples,
-          numel / samples, static_cast<DType>(dtype),
-          per_sample_of(eps), per_sample_of(step_size),
-          low, high,
-          slack, pointer<double>(workspace)};
+StepCall l2_step(Address x_adv, Address grad, Address x, int64_t samples, int64_t numel, int dtype,
+                 const Amount& eps, const Amount& step_size, float low, float high) {
+  check_pointers({x_adv, x});
+  const int64_t length = length_of(samples, numel);
+  const double slack = rounding_slack(length, low, high, dtype_of(dtype));
+  return {At{x_adv}, At{grad}, At{x}, samples, length, dtype_of(dtype),
+          per_sample(eps), per_sample(step_size), low, high, slack, nullptr};
 }
 
-// x_prev comes first: it is what is written.
-ApgdStepCall apgd_call(uintptr_t x_prev, uintptr_t x_adv, uintptr_t grad, uintptr_t x,
-                       int64_t samples, int64_t numel, int dtype, const Amount& eps,
-                       const Amount& step_size, const Amount& momentum, float low, float high,
-                       double slack, uintptr_t workspace) {
-  check_call(samples, numel, dtype, {x_prev, x_adv, grad, x});
-  return {pointer<const void>(x_adv), pointer<void>(x_prev),
-          pointer<const void>(grad), pointer<const void>(x),
-          samples, numel / samples,
-          static_cast<DType>(dtype), per_sample_of(eps),
-          per_sample_of(step_size), per_sample_of(momentum),
-          low, high,
-          slack, pointer<double>(workspace)};
+StepCall l2_project(Address x_adv, Address x, int64_t samples, int64_t numel, int dtype,
+                    const Amount& eps, float low, float high) {
+  return l2_step(x_adv, 0, x, samples, numel, dtype, eps, kNone, low, high);
 }
 
-L1ProjectCall l1_project_call(uintptr_t x_adv, uintptr_t x, int64_t samples, int64_t numel,
-                              int dtype, const Amount& eps, float low, float high) {
-  check_call(samples, numel, dtype, {x_adv, x});
-  return {pointer<void>(x_adv),
-          pointer<const void>(x),
-          samples,
-          numel / samples,
-          static_cast<DType>(dtype),
-          per_sample_of(eps),
-          low,
-          high};
+ApgdStepCall apgd_step(Address x_adv, Address x_prev, Address grad, Address x, int64_t samples,
+                       int64_t numel, int dtype, const Amount& eps, const Amount& step_size,
+                       const Amount& momentum, float low, float high) {
+  check_pointers({x_adv, x_prev, grad, x});
+  const int64_t length = length_of(samples, numel);
+  const double slack = rounding_slack(length, low, high, dtype_of(dtype));
+  return {At{x_adv}, At{x_prev}, At{grad}, At{x}, samples, length, dtype_of(dtype),
+          per_sample(eps), per_sample(step_size), per_sample(momentum), low, high, slack, nullptr};
 }
 
-L1StepCall l1_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
-                        int64_t numel, int dtype, const Amount& eps, const Amount& step_size,
-                        const Amount& density, float low, float high) {
-  check_call(samples, numel, dtype, {grad});
-  return {l1_project_call(x_adv, x, samples, numel, dtype, eps, low, high),
-          pointer<const void>(grad), per_sample_of(step_size), per_sample_of(density)};
+// grad: 0 for a projection.
+L1StepCall l1_step(Address x_adv, Address grad, Address x, int64_t samples, int64_t numel,
+                   int dtype, const Amount& eps, const Amount& step_size, const Amount& density,
+                   float low, float high) {
+  check_pointers({x_adv, x});
+  return {At{x_adv}, At{grad}, At{x}, samples, length_of(samples, numel), dtype_of(dtype),
+          per_sample(eps), per_sample(step_size), per_sample(density), low, high};
 }
 
-FabStepCall fab_step_call(uintptr_t x_adv, uintptr_t grad, uintptr_t x, int64_t samples,
-                          int64_t numel, int dtype, const Amount& value, const Amount& alpha_max,
-                          const Amount& eta, float low, float high, int norm) {
-  check_call(samples, numel, dtype, {x_adv, grad, x});
-  if (norm < 0 || norm > 2) throw std::invalid_argument("roli_fast._C: unknown norm code");
-  return {pointer<void>(x_adv),
-          pointer<const void>(grad),
-          pointer<const void>(x),
-          samples,
-          numel / samples,
-          static_cast<DType>(dtype),
-          static_cast<Norm>(norm),
-          per_sample_of(value),
-          per_sample_of(alpha_max),
-          per_sample_of(eta),
-          low,
-          high};
+L1StepCall l1_project(Address x_adv, Address x, int64_t samples, int64_t numel, int dtype,
+                      const Amount& eps, float low, float high) {
+  return l1_step(x_adv, 0, x, samples, numel, dtype, eps, kNone, kNone, low, high);
 }
 
-RandomStartCall random_start_call(uintptr_t out, uintptr_t x, uintptr_t key,
-                                  uintptr_t sample_ids, uintptr_t totals, int64_t samples,
-                                  int64_t numel, int dtype, int64_t plane, int norm,
-                                  const Amount& eps, float low, float high) {
-  check_call(samples, numel, dtype, {out, x, key});
-  if (norm < 0 || norm > 2) throw std::invalid_argument("roli_fast._C: unknown norm code");
-  if (plane <= 0 || (numel / samples) % plane) {
-    throw std::invalid_argument("roli_fast._C: a sample is no multiple of the plane");
-  }
-  return {pointer<void>(out),
-          pointer<const void>(x),
-          pointer<const int64_t>(key),
-          pointer<const int64_t>(sample_ids),
-          samples,
-          numel / samples,
-          plane,
-          static_cast<DType>(dtype),
-          static_cast<Norm>(norm),
-          per_sample_of(eps),
-          low,
-          high,
-          pointer<int64_t>(totals)};
+template <Norm kNorm>
+FabStepCall fab_step(Address x_adv, Address grad, Address x, int64_t samples, int64_t numel,
+                     int dtype, const Amount& value, const Amount& alpha_max, const Amount& eta,
+                     float low, float high) {
+  check_pointers({x_adv, grad, x});
+  return {At{x_adv}, At{grad}, At{x}, samples, length_of(samples, numel), dtype_of(dtype), kNorm,
+          per_sample(value), per_sample(alpha_max), per_sample(eta), low, high};
 }
 
-SelectBestCall select_call(uintptr_t best_x, uintptr_t best_grad, uintptr_t best_loss,
-                           uintptr_t improved, uintptr_t x_adv, uintptr_t grad, uintptr_t loss,
-                           int64_t samples, int64_t row_bytes, int loss_type) {
-  check_call(samples, samples, 0, {best_x, best_grad, best_loss, improved, x_adv, grad, loss});
-  if (row_bytes <= 0 || loss_type < 0 || loss_type > 3) {
-    throw std::invalid_argument("roli_fast._C: wrong size or dtype code");
-  }
-  return {pointer<void>(best_x),       pointer<void>(best_grad),
-          pointer<void>(best_loss),    pointer<uint8_t>(improved),
-          pointer<const void>(x_adv),  pointer<const void>(grad),
-          pointer<const void>(loss),   samples,
-          row_bytes,                   static_cast<LossType>(loss_type)};
+RandomStartCall random_start(Address out, Address x, Address key, Address sample_ids,
+                             Address totals, int64_t samples, int64_t numel, int dtype,
+                             int64_t plane, int norm, const Amount& eps, float low, float high) {
+  check_pointers({out, x, key});
+  check(norm >= 0 && norm <= 2, "unknown norm code");
+  const int64_t length = length_of(samples, numel);
+  check(plane > 0 && length % plane == 0, "a sample is no multiple of the plane");
+  return {At{out}, At{x}, At{key}, At{sample_ids}, samples, length, plane, dtype_of(dtype),
+          static_cast<Norm>(norm), per_sample(eps), low, high, At{totals}};
 }
 
-LoraDropoutCall dropout_call(uintptr_t out, uintptr_t x, uintptr_t seed, int64_t n, int bytes,
+SelectBestCall select_best(Address best_x, Address best_grad, Address best_loss, Address x_adv,
+                           Address grad, Address loss, Address improved, int64_t samples,
+                           int64_t row_bytes, int loss_type) {
+  check_pointers({best_x, best_grad, best_loss, x_adv, grad, loss, improved});
+  check(samples > 0 && row_bytes > 0, "an empty batch");
+  check(loss_type >= 0 && loss_type <= 3, "unknown dtype code");
+  return {At{best_x}, At{best_grad}, At{best_loss}, At{improved}, At{x_adv}, At{grad}, At{loss},
+          samples, row_bytes, static_cast<LossType>(loss_type)};
+}
+
+LoraDropoutCall lora_dropout(Address out, Address x, Address seed, int64_t n, int bytes,
                              uint32_t threshold) {
-  check_call(1, n, 0, {out, x, seed});
-  if (bytes != 2 && bytes != 4 && bytes != 8) {
-    throw std::invalid_argument("roli_fast._C: elements of 2, 4 or 8 bytes");
-  }
-  return {pointer<void>(out), pointer<const void>(x), pointer<const int64_t>(seed), n, threshold,
-          bytes};
+  check_pointers({out, x, seed});
+  check(n > 0 && (bytes == 2 || bytes == 4 || bytes == 8), "n elements of 2, 4 or 8 bytes");
+  return {At{out}, At{x}, At{seed}, n, threshold, bytes};
 }
 
 #ifdef RF_CUDA
 // (weight, merged, a, b, rows, columns, rank, scale)
-using Part =
-    std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int32_t, int32_t, int32_t, float>;
+using Part = std::tuple<Address, Address, Address, Address, int32_t, int32_t, int32_t, float>;
 
-std::vector<MergePart> parts_of(const std::vector<Part>& parts, int from, int to) {
-  check_call(1, 1, from, {});
-  check_call(1, 1, to, {});
-  if (from != to && from != 0) throw std::invalid_argument("roli_fast._C: widening merge");
-  std::vector<MergePart> out;
-  out.reserve(parts.size());
+void lora_merge_on_cuda(const std::vector<Part>& parts, int from, int to, int device,
+                        Address stream) {
+  check(from == to || from == 0, "widening merge");
+  std::vector<MergePart> list;
+  list.reserve(parts.size());
   for (const auto& [weight, merged, a, b, rows, columns, rank, scale] : parts) {
-    check_call(rows, static_cast<int64_t>(rows) * columns, from, {weight, merged});
-    if (rank < 0 || rank > kMostRank || (rank && !(a && b))) {
-      throw std::invalid_argument("roli_fast._C: wrong rank or factors");
-    }
-    out.push_back({pointer<const void>(weight), pointer<void>(merged), pointer<const float>(a),
-                   pointer<const float>(b), rows, columns, rank, scale});
+    check_pointers({weight, merged});
+    check(rows > 0 && columns > 0, "an empty part");
+    check(rank >= 0 && rank <= kMostRank && (!rank || (a && b)), "wrong rank or factors");
+    list.push_back({At{weight}, At{merged}, At{a}, At{b}, rows, columns, rank, scale});
   }
-  return out;
-}
-
-void merge_on_cuda(const std::vector<Part>& parts, int from, int to, int device,
-                   uintptr_t stream) {
-  const auto list = parts_of(parts, from, to);
-  check_code("lora_merge_", lora_merge_cuda({list.data(), static_cast<int64_t>(list.size()),
-                                             static_cast<DType>(from), static_cast<DType>(to)},
-                                            device, pointer<void>(stream)));
+  const LoraMergeCall call = {list.data(), static_cast<int64_t>(list.size()), dtype_of(from),
+                              dtype_of(to)};
+  check_code("lora_merge_", lora_merge_cuda(call, device, At{stream}));
 }
 
 // slices: (start, length) of columns of dy. seed and ds may be 0.
-void backward_on_cuda(uintptr_t x, uintptr_t dy, uintptr_t a, uintptr_t b_turned, uintptr_t ds,
-                      uintptr_t da, uintptr_t db, uintptr_t workspace, uintptr_t seed,
-                      int64_t tokens, int64_t inputs, int64_t dy_stride,
-                      const std::vector<std::tuple<int64_t, int64_t>>& slices, int rank,
-                      uint32_t threshold, float gain, int dtype, int device, uintptr_t stream) {
-  check_call(1, tokens, dtype, {x, dy, a, b_turned, da, db, workspace});
-  LoraBackwardCall call = {
-      pointer<const void>(x), pointer<const void>(dy), pointer<const void>(a),
-      pointer<const void>(b_turned), pointer<void>(ds), pointer<float>(da), pointer<float>(db),
-      pointer<float>(workspace), pointer<const int64_t>(seed), tokens, inputs, 0, dy_stride, {},
-      static_cast<int32_t>(slices.size()), rank, threshold, gain, static_cast<DType>(dtype)};
-  bool good = dtype != 0 && inputs > 0 && inputs % 8 == 0 && dy_stride % 8 == 0 && rank > 0 &&
-              rank <= kMostRank && !slices.empty() && slices.size() <= kMostSlices &&
-              rank % static_cast<int>(slices.size()) == 0;
-  for (size_t i = 0; good && i < slices.size(); ++i) {
+void lora_backward_on_cuda(Address x, Address dy, Address a, Address b_turned, Address ds,
+                           Address da, Address db, Address workspace, Address seed, int64_t tokens,
+                           int64_t inputs, int64_t dy_stride,
+                           const std::vector<std::tuple<int64_t, int64_t>>& slices, int rank,
+                           uint32_t threshold, float gain, int dtype, int device, Address stream) {
+  check_pointers({x, dy, a, b_turned, da, db, workspace});
+  const auto count = static_cast<int>(slices.size());
+  LoraBackwardCall call = {At{x}, At{dy}, At{a}, At{b_turned}, At{ds}, At{da}, At{db},
+                           At{workspace}, At{seed}, tokens, inputs, 0, dy_stride, {}, count, rank,
+                           threshold, gain, dtype_of(dtype)};
+  bool good = tokens > 0 && dtype != 0 && inputs > 0 && inputs % 8 == 0 && dy_stride % 8 == 0 &&
+              rank > 0 && rank <= kMostRank && count > 0 && count <= kMostSlices &&
+              rank % count == 0;
+  for (int i = 0; good && i < count; ++i) {
     const auto [start, length] = slices[i];
     good = start >= 0 && start % 8 == 0 && length > 0 && length % 8 == 0 &&
            start + length <= dy_stride;
     call.slices[i] = {start, length};
     call.outputs += length;
   }
-  if (!good) throw std::invalid_argument("roli_fast._C: sizes that lora_backward cannot take");
-  check_code("backward of lora_linear",
-             lora_backward_cuda(call, device, pointer<void>(stream)));
+  check(good, "sizes that lora_backward cannot take");
+  check_code("backward of lora_linear", lora_backward_cuda(call, device, At{stream}));
 }
 #endif
 
@@ -288,32 +255,38 @@ py::dict build_info() {
 void bind(py::module_& module) {
   module.doc() = "Compiled kernels of roli_fast; call them through roli_fast.ops.";
   module.def("build_info", &build_info);
-  module.def("linf_step", on_cpu(linf_step_call, linf_step_cpu));
-  module.def("l2_step", on_cpu(l2_call, l2_step_cpu));
-  module.def("apgd_linf_step", on_cpu(apgd_call, apgd_linf_step_cpu));
-  module.def("apgd_l2_step", on_cpu(apgd_call, apgd_l2_step_cpu));
-  module.def("l1_project", on_cpu(l1_project_call, l1_project_cpu));
-  module.def("l1_step", on_cpu(l1_step_call, l1_step_cpu));
-  module.def("fab_step", on_cpu(fab_step_call, fab_step_cpu));
-  module.def("random_start", on_cpu(random_start_call, random_start_cpu));
-  module.def("select_best", on_cpu(select_call, select_best_cpu));
-  module.def("lora_dropout", on_cpu(&dropout_call, &lora_dropout_cpu));
+  module.def("linf_step", on_cpu(linf_step, linf_step_cpu));
+  module.def("l2_step", on_cpu(l2_step, l2_step_cpu));
+  module.def("l2_project", on_cpu(l2_project, l2_step_cpu));
+  module.def("apgd_linf_step", on_cpu(apgd_step, apgd_linf_step_cpu));
+  module.def("apgd_l2_step", on_cpu(apgd_step, apgd_l2_step_cpu));
+  module.def("l1_project", on_cpu(l1_project, l1_step_cpu));
+  module.def("l1_step", on_cpu(l1_step, l1_step_cpu));
+  module.def("fab_linf_step", on_cpu(fab_step<Norm::linf>, fab_step_cpu));
+  module.def("fab_l2_step", on_cpu(fab_step<Norm::l2>, fab_step_cpu));
+  module.def("fab_l1_step", on_cpu(fab_step<Norm::l1>, fab_step_cpu));
+  module.def("random_start", on_cpu(random_start, random_start_cpu));
+  module.def("select_best", on_cpu(select_best, select_best_cpu));
+  module.def("lora_dropout", on_cpu(lora_dropout, lora_dropout_cpu));
 #ifdef RF_CUDA
-  module.def("linf_step_cuda", on_cuda("linf_step_", linf_step_call, linf_step_cuda));
-  module.def("l2_step_cuda", on_cuda("l2_step_", l2_call, l2_step_cuda));
-  module.def("apgd_linf_step_cuda", on_cuda("apgd_linf_step_", apgd_call, apgd_linf_step_cuda));
-  module.def("apgd_l2_step_cuda", on_cuda("apgd_l2_step_", apgd_call, apgd_l2_step_cuda));
+  module.def("linf_step_cuda", on_cuda("linf_step_", linf_step, linf_step_cuda));
+  module.def("l2_step_cuda", on_cuda_summing("l2_step_", l2_step, l2_step_cuda));
+  module.def("l2_project_cuda", on_cuda_summing("l2_project_", l2_project, l2_step_cuda));
+  module.def("apgd_linf_step_cuda", on_cuda("apgd_linf_step_", apgd_step, apgd_linf_step_cuda));
+  module.def("apgd_l2_step_cuda", on_cuda_summing("apgd_l2_step_", apgd_step, apgd_l2_step_cuda));
   // How many doubles of workspace a reduction needs: (samples, elements a sample).
   module.def("reduction_workspace", &reduction_workspace);
-  module.def("l1_project_cuda", on_cuda("l1_project_", l1_project_call, l1_project_cuda));
-  module.def("l1_step_cuda", on_cuda("l1_step_", l1_step_call, l1_step_cuda));
-  module.def("fab_step_cuda", on_cuda("FAB's step", fab_step_call, fab_step_cuda));
-  module.def("random_start_cuda", on_cuda("a random start", random_start_call, random_start_cuda));
-  module.def("select_best_cuda", on_cuda("select_best_", select_call, select_best_cuda));
-  module.def("lora_merge_cuda", &merge_on_cuda);
+  module.def("l1_project_cuda", on_cuda("l1_project_", l1_project, l1_step_cuda));
+  module.def("l1_step_cuda", on_cuda("l1_step_", l1_step, l1_step_cuda));
+  module.def("fab_linf_step_cuda", on_cuda("fab_linf_step_", fab_step<Norm::linf>, fab_step_cuda));
+  module.def("fab_l2_step_cuda", on_cuda("fab_l2_step_", fab_step<Norm::l2>, fab_step_cuda));
+  module.def("fab_l1_step_cuda", on_cuda("fab_l1_step_", fab_step<Norm::l1>, fab_step_cuda));
+  module.def("random_start_cuda", on_cuda("a random start", random_start, random_start_cuda));
+  module.def("select_best_cuda", on_cuda("select_best_", select_best, select_best_cuda));
+  module.def("lora_merge_cuda", &lora_merge_on_cuda);
   module.def("lora_dropout_cuda",
-             on_cuda("dropout of lora_linear", &dropout_call, &lora_dropout_cuda));
-  module.def("lora_backward_cuda", &backward_on_cuda);
+             on_cuda("dropout of lora_linear", lora_dropout, lora_dropout_cuda));
+  module.def("lora_backward_cuda", &lora_backward_on_cuda);
   module.def("lora_backward_workspace", &lora_backward_workspace);
   module.def("cuda_driver_version", &cuda_driver_version);
   // "" if the kernels can run on this device, otherwise the reason why not.

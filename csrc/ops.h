@@ -14,9 +14,10 @@ struct PerSample {
   int64_t stride;
 };
 
-struct LinfStepCall {
-  void* x_adv;  // (samples, per_sample), contiguous, written
-  const void* grad;
+// A step in the Linf or the L2 ball.
+struct StepCall {
+  void* x_adv;       // (samples, per_sample), contiguous, written
+  const void* grad;  // null, L2 alone: project only
   const void* x;
   int64_t samples;
   int64_t per_sample;
@@ -25,7 +26,12 @@ struct LinfStepCall {
   PerSample step_size;
   float low;
   float high;
+  double slack;       // L2: see L2Limits
+  double* workspace;  // L2 on CUDA: reduction_workspace doubles
 };
+
+void linf_step_cpu(const StepCall& call, int threads);
+void l2_step_cpu(const StepCall& call, int threads);
 
 enum class Norm : int { linf = 0, l2 = 1, l1 = 2 };
 
@@ -45,25 +51,7 @@ struct RandomStartCall {
   int64_t* totals;  // CUDA, not linf: zeros, one a sample; CPU: unused
 };
 
-struct L1ProjectCall {
-  void* x_adv;  // (samples, per_sample), contiguous, written
-  const void* x;
-  int64_t samples;
-  int64_t per_sample;
-  DType dtype;
-  PerSample eps;
-  float low;
-  float high;
-};
-
 struct L1StepCall {
-  L1ProjectCall project;
-  const void* grad;
-  PerSample step_size;
-  PerSample density;
-};
-
-struct L2StepCall {
   void* x_adv;       // (samples, per_sample), contiguous, written
   const void* grad;  // null: project only
   const void* x;
@@ -72,13 +60,12 @@ struct L2StepCall {
   DType dtype;
   PerSample eps;
   PerSample step_size;
+  PerSample density;
   float low;
   float high;
-  double slack;       // see L2Limits
-  double* workspace;  // CUDA: reduction_workspace doubles; CPU: unused
 };
 
-void l2_step_cpu(const L2StepCall& call, int threads);
+void l1_step_cpu(const L1StepCall& call, int threads);
 
 // APGD's momentum step: the new iterate is written where the old one was.
 struct ApgdStepCall {
@@ -94,7 +81,7 @@ struct ApgdStepCall {
   PerSample momentum;
   float low;
   float high;
-  double slack;       // L2 only, as the next
+  double slack;  // as in StepCall
   double* workspace;
 };
 
@@ -137,10 +124,7 @@ struct SelectBestCall {
 
 void select_best_cpu(const SelectBestCall& call, int threads);
 
-void linf_step_cpu(const LinfStepCall& call, int threads);
 void random_start_cpu(const RandomStartCall& call, int threads);
-void l1_project_cpu(const L1ProjectCall& call, int threads);
-void l1_step_cpu(const L1StepCall& call, int threads);
 
 // The LoRA kernels. The large products are torch's on every device, and so are the merge and the thin
 // products on the CPU, where MKL is faster than loops.
@@ -223,11 +207,10 @@ int lora_cuda_load(int device);
 int64_t reduction_workspace(int64_t samples, int64_t per_sample);
 
 int random_start_cuda(const RandomStartCall& call, int device, void* stream);
-int l1_project_cuda(const L1ProjectCall& call, int device, void* stream);
 int l1_step_cuda(const L1StepCall& call, int device, void* stream);
-int linf_step_cuda(const LinfStepCall& call, int device, void* stream);
+int linf_step_cuda(const StepCall& call, int device, void* stream);
 
-int l2_step_cuda(const L2StepCall& call, int device, void* stream);
+int l2_step_cuda(const StepCall& call, int device, void* stream);
 
 int apgd_linf_step_cuda(const ApgdStepCall& call, int device, void* stream);
 int apgd_l2_step_cuda(const ApgdStepCall& call, int device, void* stream);

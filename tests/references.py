@@ -1,5 +1,6 @@
 """The readable references of all ops by their kernels' names, and what else tests compare with."""
 
+from functools import partial
 from types import SimpleNamespace
 
 from roli_fast import ops
@@ -21,7 +22,7 @@ def _lora_linear(x, weight, bias, a, b, seed, *, scale, dropout, rows):  # noqa:
 
 reference = SimpleNamespace(
     **STEPS,
-    **{f"{norm}_random_start": found for norm, found in random_start.REFERENCES.items()},
+    **{f"{n}_random_start": partial(random_start.reference, n) for n in random_start.NORMS},
     select_best=select_best.reference,
     lora_linear=_lora_linear,
     lora_dropout=lora.dropout_reference,

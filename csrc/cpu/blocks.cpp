@@ -31,9 +31,6 @@ uint16_t narrow(float value) {
   return static_cast<uint16_t>(sign | (bits_of(magnitude(value) * 0x1p-112f) >> 13));
 }
 
-int64_t half_to_float_none(const uint16_t*, float*, int64_t) { return 0; }
-int64_t float_to_half_none(const float*, uint16_t*, int64_t) { return 0; }
-
 #if RF_F16C
 __attribute__((target("avx,f16c"))) int64_t half_to_float_f16c(const uint16_t* from, float* to,
                                                                int64_t n) {
@@ -54,24 +51,12 @@ __attribute__((target("avx,f16c"))) int64_t float_to_half_f16c(const float* from
   }
   return i;
 }
-#endif
 
-struct Converters {
-  int64_t (*widen)(const uint16_t*, float*, int64_t);  // each returns how many it has done
-  int64_t (*narrow)(const float*, uint16_t*, int64_t);
-};
-
-Converters pick() {
-#if RF_F16C
+const bool has_f16c = [] {
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
-    return {half_to_float_f16c, float_to_half_f16c};
-  }
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+}();
 #endif
-  return {half_to_float_none, float_to_half_none};
-}
-
-const Converters converters = pick();
 
 }  // namespace
 
@@ -84,11 +69,19 @@ RF_CLONES void float_to_bf16(const float* __restrict from, uint16_t* __restrict 
 }
 
 void half_to_float(const uint16_t* from, float* to, int64_t n) {
-  for (int64_t i = converters.widen(from, to, n); i < n; ++i) to[i] = widen(from[i]);
+  int64_t i = 0;
+#if RF_F16C
+  if (has_f16c) i = half_to_float_f16c(from, to, n);
+#endif
+  for (; i < n; ++i) to[i] = widen(from[i]);
 }
 
 void float_to_half(const float* from, uint16_t* to, int64_t n) {
-  for (int64_t i = converters.narrow(from, to, n); i < n; ++i) to[i] = narrow(from[i]);
+  int64_t i = 0;
+#if RF_F16C
+  if (has_f16c) i = float_to_half_f16c(from, to, n);
+#endif
+  for (; i < n; ++i) to[i] = narrow(from[i]);
 }
 
 RF_CLONES void fill_words(uint32_t* __restrict words, int64_t count, uint64_t key, uint64_t first,

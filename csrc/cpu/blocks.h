@@ -69,6 +69,9 @@ using Bf16Words = PlainBlocks<uint16_t, Bf16Grid>;  // for kernels with lanes of
 using Bf16Blocks = WidenedBlocks<Bf16Grid, bf16_to_float, float_to_bf16>;
 using Fp16Blocks = WidenedBlocks<Fp16Grid, half_to_float, float_to_half>;
 
+// For cloned functions, which cannot be templates: one for each grid.
+#define RF_EACH_GRID(define) define(Fp32Grid) define(Bf16Grid) define(Fp16Grid)
+
 // use(Blocks{}) with the blocks of a dtype.
 template <class Use>
 void with_blocks(DType dtype, const Use& use) {

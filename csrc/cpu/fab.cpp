@@ -127,10 +127,8 @@ RF_SUMS(Norm::l1)
       out[i] = fab_step<norm, Grid>(point[i], grad[i], x[i], plan, box);                         \
     }                                                                                            \
   }
-#define RF_STEPS(norm) RF_STEP(norm, Fp32Grid) RF_STEP(norm, Bf16Grid) RF_STEP(norm, Fp16Grid)
-RF_STEPS(Norm::linf)
-RF_STEPS(Norm::l2)
-RF_STEPS(Norm::l1)
+#define RF_STEPS(Grid) RF_STEP(Norm::linf, Grid) RF_STEP(Norm::l2, Grid) RF_STEP(Norm::l1, Grid)
+RF_EACH_GRID(RF_STEPS)
 #undef RF_STEPS
 #undef RF_STEP
 

@@ -54,9 +54,7 @@ RF_HD void add_distances(const float* __restrict x_adv, const float* __restrict 
       out[i] = l1_result<Grid>(x_adv[i], x[i], threshold, s);                                     \
     }                                                                                             \
   }
-RF_CLONES_FOR(Fp32Grid)
-RF_CLONES_FOR(Bf16Grid)
-RF_CLONES_FOR(Fp16Grid)
+RF_EACH_GRID(RF_CLONES_FOR)
 #undef RF_CLONES_FOR
 
 // A whole sample, shrunk by one threshold.
@@ -96,40 +94,28 @@ float threshold_of(const typename Blocks::Word* x_adv, const typename Blocks::Wo
   return search.threshold();
 }
 
-// Projects a sample in place, x_adv and x of the storage type.
-template <class Blocks>
-void l1_project_sample(typename Blocks::Word* x_adv, const typename Blocks::Word* x, int64_t n,
-                       const L1Scalars& scalars) {
-  const float threshold = threshold_of<Blocks>(x_adv, x, n, scalars);
-  typename Blocks::Reader moved, origin;
+// rule(block of x_adv, block of other, where the result goes, length) for a whole sample.
+template <class Blocks, class Rule>
+void rewrite(typename Blocks::Word* x_adv, const typename Blocks::Word* other, int64_t n,
+             const Rule& rule) {
+  typename Blocks::Reader moved, beside;
   typename Blocks::Writer result;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t count = std::min(kBlock, n - begin);
     typename Blocks::Word* target = x_adv + begin;
-    shrink(typename Blocks::Grid{}, moved.read(target, count), origin.read(x + begin, count),
-           result.place(target), count, threshold, scalars);
+    rule(moved.read(target, count), beside.read(other + begin, count), result.place(target), count);
     result.write(target, count);
   }
 }
 
 template <class Blocks>
-void run(const L1ProjectCall& call, int threads) {
-  using Word = typename Blocks::Word;
-  parallel_samples(call.samples, call.per_sample, threads, [&](int64_t sample) {
-    const int64_t begin = sample * call.per_sample;
-    l1_project_sample<Blocks>(static_cast<Word*>(call.x_adv) + begin,
-                               static_cast<const Word*>(call.x) + begin, call.per_sample,
-                               {amount_of(call.eps, sample), call.low, call.high});
+void project(typename Blocks::Word* x_adv, const typename Blocks::Word* x, int64_t n,
+             const L1Scalars& scalars) {
+  const float threshold = threshold_of<Blocks>(x_adv, x, n, scalars);
+  rewrite<Blocks>(x_adv, x, n, [&](const float* moved, const float* origin, float* out, int64_t m) {
+    shrink(typename Blocks::Grid{}, moved, origin, out, m, threshold, scalars);
   });
 }
-
-}  // namespace
-
-void l1_project_cpu(const L1ProjectCall& call, int threads) {
-  with_blocks(call.dtype, [&](auto blocks) { run<decltype(blocks)>(call, threads); });
-}
-
-namespace {
 
 // Two histograms side by side: equal neighbours need not wait for each other's count.
 struct Histogram {
@@ -175,9 +161,7 @@ Selection select(const typename Blocks::Word* grad, int64_t n, int64_t rank) {
       out[i] = sparse_step<Grid>(x_adv[i], grad[i], smallest, size);                              \
     }                                                                                             \
   }
-RF_MOVE(Fp32Grid)
-RF_MOVE(Bf16Grid)
-RF_MOVE(Fp16Grid)
+RF_EACH_GRID(RF_MOVE)
 #undef RF_MOVE
 
 template <class Blocks>
@@ -187,35 +171,30 @@ void step(typename Blocks::Word* x_adv, const typename Blocks::Word* grad, int64
   const int64_t moving = selection.moving(n);
   if (moving == 0) return;
   const float size = step_size / static_cast<float>(moving);
-  typename Blocks::Reader moved, slope;
-  typename Blocks::Writer result;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t block = std::min(kBlock, n - begin);
-    typename Blocks::Word* target = x_adv + begin;
-    move(typename Blocks::Grid{}, moved.read(target, block), slope.read(grad + begin, block),
-         result.place(target), block, selection.prefix, size);
-    result.write(target, block);
-  }
+  rewrite<Blocks>(x_adv, grad, n, [&](const float* moved, const float* slope, float* out, int64_t m) {
+    move(typename Blocks::Grid{}, moved, slope, out, m, selection.prefix, size);
+  });
 }
 
 template <class Blocks>
 void run(const L1StepCall& call, int threads) {
   using Word = typename Blocks::Word;
-  const L1ProjectCall& project = call.project;
-  const int64_t n = project.per_sample;
-  parallel_samples(project.samples, n, threads, [&](int64_t sample) {
-    Word* x_adv = static_cast<Word*>(project.x_adv) + sample * n;
-    step<Blocks>(x_adv, static_cast<const Word*>(call.grad) + sample * n, n,
-                  amount_of(call.density, sample), amount_of(call.step_size, sample));
-    l1_project_sample<Blocks>(x_adv, static_cast<const Word*>(project.x) + sample * n, n,
-                               {amount_of(project.eps, sample), project.low, project.high});
+  const int64_t n = call.per_sample;
+  parallel_samples(call.samples, n, threads, [&](int64_t sample) {
+    Word* x_adv = static_cast<Word*>(call.x_adv) + sample * n;
+    if (call.grad) {
+      step<Blocks>(x_adv, static_cast<const Word*>(call.grad) + sample * n, n,
+                   amount_of(call.density, sample), amount_of(call.step_size, sample));
+    }
+    project<Blocks>(x_adv, static_cast<const Word*>(call.x) + sample * n, n,
+                    {amount_of(call.eps, sample), call.low, call.high});
   });
 }
 
 }  // namespace
 
 void l1_step_cpu(const L1StepCall& call, int threads) {
-  with_blocks(call.project.dtype, [&](auto blocks) { run<decltype(blocks)>(call, threads); });
+  with_blocks(call.dtype, [&](auto blocks) { run<decltype(blocks)>(call, threads); });
 }
 
 }  // namespace rf

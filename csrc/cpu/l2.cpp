@@ -80,14 +80,8 @@ L2Sums sum_products(const void* x_adv, const void* grad, const void* x, int64_t 
       out[i] = l2_pull<Grid>(points[i], x[i], scale, limits);                                    \
     }                                                                                            \
   }
-RF_PULL(Fp32Grid)
-RF_PULL(Bf16Grid)
-RF_PULL(Fp16Grid)
+RF_EACH_GRID(RF_PULL)
 #undef RF_PULL
-
-}  // namespace
-
-namespace {
 
 // `out` may be x_adv itself: an element is read before it is written.
 #define RF_MOVE(Grid)                                                                            \
@@ -97,13 +91,11 @@ namespace {
       out[i] = l2_move<Grid>(x_adv[i], grad[i], x[i], scale, limits);                            \
     }                                                                                            \
   }
-RF_MOVE(Fp32Grid)
-RF_MOVE(Bf16Grid)
-RF_MOVE(Fp16Grid)
+RF_EACH_GRID(RF_MOVE)
 #undef RF_MOVE
 
 template <class Blocks>
-void run(const L2StepCall& call, int threads) {
+void run(const StepCall& call, int threads) {
   using Word = typename Blocks::Word;
   using Grid = typename Blocks::Grid;
   const int64_t length = call.per_sample;
@@ -136,7 +128,7 @@ void run(const L2StepCall& call, int threads) {
 
 }  // namespace
 
-void l2_step_cpu(const L2StepCall& call, int threads) {
+void l2_step_cpu(const StepCall& call, int threads) {
   with_blocks(call.dtype, [&](auto blocks) { run<decltype(blocks)>(call, threads); });
 }
 

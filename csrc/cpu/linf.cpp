@@ -185,7 +185,7 @@ void step_fp16(uint16_t* x_adv, const uint16_t* grad, const uint16_t* x, int64_t
 
 // Cuts [begin, end) at the borders of samples and gives each piece its own eps and step size.
 template <class T, class Step>
-void run(const LinfStepCall& call, int threads, Step step) {
+void run(const StepCall& call, int threads, Step step) {
   T* x_adv = static_cast<T*>(call.x_adv);
   const T* grad = static_cast<const T*>(call.grad);
   const T* x = static_cast<const T*>(call.x);
@@ -205,7 +205,7 @@ void run(const LinfStepCall& call, int threads, Step step) {
 
 }  // namespace
 
-void linf_step_cpu(const LinfStepCall& call, int threads) {
+void linf_step_cpu(const StepCall& call, int threads) {
   switch (call.dtype) {
     case DType::fp32:
       return run<float>(call, threads, step_fp32);

@@ -63,17 +63,16 @@ RF_HD void place_all(float* __restrict out, const float* __restrict x,
   }
 }
 
-#define RF_PLACE(name, grid, scaled)                                                          \
-  RF_CLONES void name(grid, float* out, const float* x, const float* draws, int64_t n,        \
-                      StartScalars s) {                                                       \
-    place_all<grid, scaled>(out, x, draws, n, s);                                             \
+#define RF_PLACE(Grid)                                                                        \
+  RF_CLONES void place_linf(Grid, float* out, const float* x, const float* draws, int64_t n,  \
+                            StartScalars s) {                                                 \
+    place_all<Grid, false>(out, x, draws, n, s);                                              \
+  }                                                                                           \
+  RF_CLONES void place_scaled(Grid, float* out, const float* x, const float* draws,           \
+                              int64_t n, StartScalars s) {                                    \
+    place_all<Grid, true>(out, x, draws, n, s);                                               \
   }
-RF_PLACE(place_linf, Fp32Grid, false)
-RF_PLACE(place_linf, Bf16Grid, false)
-RF_PLACE(place_linf, Fp16Grid, false)
-RF_PLACE(place_scaled, Fp32Grid, true)
-RF_PLACE(place_scaled, Bf16Grid, true)
-RF_PLACE(place_scaled, Fp16Grid, true)
+RF_EACH_GRID(RF_PLACE)
 #undef RF_PLACE
 
 // Walks logical elements first .. first + n of a sample: body(place in memory, index, how many lie

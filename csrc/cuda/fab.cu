@@ -122,13 +122,6 @@ using namespace cuda;
 namespace {
 
 template <Norm kNorm>
-int load_fab(int device) {
-  return load_on(device, fab_step_kernel<Fp32, true, kNorm>, fab_step_kernel<Fp32, false, kNorm>,
-                 fab_step_kernel<Bf16, true, kNorm>, fab_step_kernel<Bf16, false, kNorm>,
-                 fab_step_kernel<Fp16, true, kNorm>, fab_step_kernel<Fp16, false, kNorm>);
-}
-
-template <Norm kNorm>
 int launch_fab(const FabStepCall& call, int device, void* stream) {
   return launch_on(device, stream, call.dtype, call, [&](auto type, auto vectors, auto target) {
     fab_step_kernel<decltype(type), vectors(), kNorm>
@@ -139,9 +132,8 @@ int launch_fab(const FabStepCall& call, int device, void* stream) {
 }  // namespace
 
 int fab_cuda_load(int device) {
-  int code = load_fab<Norm::linf>(device);
-  if (code == cudaSuccess) code = load_fab<Norm::l2>(device);
-  return code ? code : load_fab<Norm::l1>(device);
+  return load_on(device, RF_EACH_TYPE(fab_step_kernel, Norm::linf),
+                 RF_EACH_TYPE(fab_step_kernel, Norm::l2), RF_EACH_TYPE(fab_step_kernel, Norm::l1));
 }
 
 int fab_step_cuda(const FabStepCall& call, int device, void* stream) {

@@ -183,27 +183,24 @@ template <class T, bool kVectors, bool kStep>
 __global__ void __launch_bounds__(kL1Threads, 1) l1_kernel(L1StepCall call) {
   using Word = typename T::Word;
   __shared__ L1Shared shared;
-  const L1ProjectCall& project_call = call.project;
-  const int64_t n = project_call.per_sample;
-  for (int64_t sample = blockIdx.x; sample < project_call.samples; sample += gridDim.x) {
-    Word* x_adv = static_cast<Word*>(project_call.x_adv) + sample * n;
+  const int64_t n = call.per_sample;
+  for (int64_t sample = blockIdx.x; sample < call.samples; sample += gridDim.x) {
+    Word* x_adv = static_cast<Word*>(call.x_adv) + sample * n;
     if constexpr (kStep) {
       sparse_move<T, kVectors>(shared, x_adv, static_cast<const Word*>(call.grad) + sample * n, n,
                              amount_of(call.density, sample), amount_of(call.step_size, sample));
     }
-    project<T, kVectors>(shared, x_adv, static_cast<const Word*>(project_call.x) + sample * n, n,
-                       {amount_of(project_call.eps, sample), project_call.low, project_call.high});
+    project<T, kVectors>(shared, x_adv, static_cast<const Word*>(call.x) + sample * n, n,
+                       {amount_of(call.eps, sample), call.low, call.high});
   }
 }
 
 inline bool by_vectors(const L1StepCall& call, int64_t word_bytes) {
-  const L1ProjectCall& project = call.project;
-  return aligned_rows(project.samples, project.per_sample * word_bytes, project.x_adv, project.x,
-                      call.grad);
+  return aligned_rows(call.samples, call.per_sample * word_bytes, call.x_adv, call.grad, call.x);
 }
 
 inline unsigned l1_blocks(const L1StepCall& call) {
-  return static_cast<unsigned>(std::min(call.project.samples, kMaxBlocks));
+  return static_cast<unsigned>(std::min(call.samples, kMaxBlocks));
 }
 
 }  // namespace cuda
@@ -220,34 +217,21 @@ namespace {
 
 template <bool kStep>
 int launch_l1(const L1StepCall& call, int device, void* stream) {
-  const L1ProjectCall& project = call.project;
-  if (project.per_sample > UINT32_MAX) return cudaErrorInvalidValue;  // 32-bit counts
-  return launch_on(device, stream, project.dtype, call, [&](auto type, auto vectors, auto target) {
+  if (call.per_sample > UINT32_MAX) return cudaErrorInvalidValue;  // 32-bit counts
+  return launch_on(device, stream, call.dtype, call, [&](auto type, auto vectors, auto target) {
     l1_kernel<decltype(type), vectors(), kStep>
         <<<l1_blocks(call), kL1Threads, 0, target>>>(call);
   });
 }
 
-template <bool kStep>
-int load_l1(int device) {
-  return load_on(device, l1_kernel<Fp32, true, kStep>, l1_kernel<Fp32, false, kStep>,
-                 l1_kernel<Bf16, true, kStep>, l1_kernel<Bf16, false, kStep>,
-                 l1_kernel<Fp16, true, kStep>, l1_kernel<Fp16, false, kStep>);
-}
-
 }  // namespace
 
 int l1_cuda_load(int device) {
-  const int code = load_l1<true>(device);
-  return code ? code : load_l1<false>(device);
+  return load_on(device, RF_EACH_TYPE(l1_kernel, true), RF_EACH_TYPE(l1_kernel, false));
 }
 
 int l1_step_cuda(const L1StepCall& call, int device, void* stream) {
-  return launch_l1<true>(call, device, stream);
-}
-
-int l1_project_cuda(const L1ProjectCall& call, int device, void* stream) {
-  return launch_l1<false>({call, nullptr, {}, {}}, device, stream);
+  return call.grad ? launch_l1<true>(call, device, stream) : launch_l1<false>(call, device, stream);
 }
 
 }  // namespace rf

@@ -9,7 +9,7 @@ namespace rf {
 namespace cuda {
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) l2_step_kernel(L2StepCall call) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) l2_step_kernel(StepCall call) {
   using Grid = typename T::Grid;
   const int64_t parts = parts_of(call.per_sample);
   for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
@@ -32,12 +32,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) l2_step_kernel(L2Ste
   }
 }
 
-inline SumCall sums_for(const L2StepCall& call) {
+template <class Call>
+SumCall sums_for(const Call& call) {
   return {call.x_adv, call.grad, call.x, call.samples, call.per_sample, call.workspace};
-}
-
-inline bool by_vectors(const L2StepCall& call, int64_t word_bytes) {
-  return aligned_rows(call.samples, call.per_sample * word_bytes, call.x_adv, call.grad, call.x);
 }
 
 // The workspace: three sums a part, and behind them all one square a part.
@@ -103,10 +100,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) apgd_l2_step_kernel(
   }
 }
 
-inline SumCall sums_for(const ApgdStepCall& call) {
-  return {call.x_adv, call.grad, call.x, call.samples, call.per_sample, call.workspace};
-}
-
 }  // namespace cuda
 }  // namespace rf
 
@@ -126,7 +119,7 @@ int l2_cuda_load(int device) {
                  RF_EACH_TYPE(apgd_l2_length_kernel), RF_EACH_TYPE(apgd_l2_step_kernel));
 }
 
-int l2_step_cuda(const L2StepCall& call, int device, void* stream) {
+int l2_step_cuda(const StepCall& call, int device, void* stream) {
   if (!call.workspace) return cudaErrorInvalidValue;
   const dim3 sums = blocks_of(sum_grid(call.samples, call.per_sample));
   return launch_on(device, stream, call.dtype, call, [&](auto type, auto vectors, auto target) {

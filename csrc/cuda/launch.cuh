@@ -53,24 +53,30 @@ void with_type(DType dtype, const Use& use) {
 template <bool kYes>
 using Vectors = std::integral_constant<bool, kYes>;
 
-// launch(T{}, Vectors<>{}, stream) on `device`: the storage type of the call, and by_vectors(call,
-// bytes of a word). Returns a cudaError_t.
-template <class Call, class Launch>
-int launch_on(int device, void* stream, DType dtype, const Call& call, const Launch& launch) {
+// launch(stream) on `device`. Returns a cudaError_t, as all that follow.
+template <class Launch>
+int on_device(int device, void* stream, const Launch& launch) {
   const DeviceGuard guard(device);
   if (guard.code()) return guard.code();
-  with_type(dtype, [&](auto type) {
-    const auto target = static_cast<cudaStream_t>(stream);
-    if (by_vectors(call, sizeof(typename decltype(type)::Word))) {
-      launch(type, Vectors<true>{}, target);
-    } else {
-      launch(type, Vectors<false>{}, target);
-    }
-  });
+  launch(static_cast<cudaStream_t>(stream));
   return cudaGetLastError();
 }
 
-// Loads kernels on `device`; returns a cudaError_t.
+// launch(T{}, Vectors<>{}, stream): the storage type of the call, and by_vectors(call, bytes of a word).
+template <class Call, class Launch>
+int launch_on(int device, void* stream, DType dtype, const Call& call, const Launch& launch) {
+  return on_device(device, stream, [&](cudaStream_t target) {
+    with_type(dtype, [&](auto type) {
+      if (by_vectors(call, sizeof(typename decltype(type)::Word))) {
+        launch(type, Vectors<true>{}, target);
+      } else {
+        launch(type, Vectors<false>{}, target);
+      }
+    });
+  });
+}
+
+// Loads kernels on `device`.
 template <class... Kernels>
 int load_on(int device, Kernels... kernels) {
   const DeviceGuard guard(device);
@@ -81,10 +87,11 @@ int load_on(int device, Kernels... kernels) {
   return code;
 }
 
-// The kernels of a template over storage type and kVectors, for load_on.
-#define RF_EACH_TYPE(kernel)                                                        \
-  kernel<Fp32, true>, kernel<Fp32, false>, kernel<Bf16, true>, kernel<Bf16, false>, \
-      kernel<Fp16, true>, kernel<Fp16, false>
+// The kernels of a template over storage type, kVectors and what follows, for load_on.
+#define RF_EACH_TYPE(kernel, ...)                                                   \
+  kernel<Fp32, true, ##__VA_ARGS__>, kernel<Fp32, false, ##__VA_ARGS__>,            \
+      kernel<Bf16, true, ##__VA_ARGS__>, kernel<Bf16, false, ##__VA_ARGS__>,        \
+      kernel<Fp16, true, ##__VA_ARGS__>, kernel<Fp16, false, ##__VA_ARGS__>
 
 inline dim3 blocks_of(const Grid2& grid) { return dim3(grid.blocks, grid.samples); }
 

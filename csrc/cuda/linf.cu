@@ -8,7 +8,7 @@ namespace rf {
 namespace cuda {
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kThreads) step_kernel(LinfStepCall call) {
+__global__ void __launch_bounds__(kThreads) step_kernel(StepCall call) {
   for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
     const LinfScalars s = scalars_of(call, sample);
     const int64_t base = sample * call.per_sample;
@@ -28,16 +28,12 @@ __global__ void __launch_bounds__(kThreads) step_kernel(LinfStepCall call) {
 }
 
 // The call as one long sample where eps and step size are the same for all.
-inline LinfStepCall joined(LinfStepCall call) {
+inline StepCall joined(StepCall call) {
   if (is_uniform(call.eps) && is_uniform(call.step_size)) {
     call.per_sample *= call.samples;
     call.samples = 1;
   }
   return call;
-}
-
-inline bool by_vectors(const LinfStepCall& call, int64_t word_bytes) {
-  return aligned_rows(call.samples, call.per_sample * word_bytes, call.x_adv, call.grad, call.x);
 }
 
 template <class T, bool kVectors>
@@ -69,8 +65,8 @@ int linf_cuda_load(int device) {
   return load_on(device, RF_EACH_TYPE(step_kernel), RF_EACH_TYPE(apgd_linf_step_kernel));
 }
 
-int linf_step_cuda(const LinfStepCall& given, int device, void* stream) {
-  const LinfStepCall call = joined(given);
+int linf_step_cuda(const StepCall& given, int device, void* stream) {
+  const StepCall call = joined(given);
   return launch_on(device, stream, call.dtype, call, [&](auto type, auto vectors, auto target) {
     using T = decltype(type);
     constexpr bool kVectors = vectors();

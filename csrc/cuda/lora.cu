@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cuda/mma.cuh"
+#include "cuda/packs.cuh"
 #include "math/lora.h"
 #include "ops.h"
 
@@ -43,39 +44,16 @@ inline int64_t fill_batch(const LoraMergeCall& call, int64_t first, MergeBatch& 
 // Four neighbours, of which `n` are there; at once if `whole`.
 template <class T>
 __device__ void read_four(const void* from, int64_t at, int n, bool whole, float (&out)[4]) {
-  using Word = typename T::Word;
-  const Word* words = static_cast<const Word*>(from) + at;
-  if (whole) {
-    using Raw = typename std::conditional<sizeof(Word) == 4, uint4, uint2>::type;
-    union {
-      Raw raw;
-      Word words[4];
-    } pack;
-    pack.raw = *reinterpret_cast<const Raw*>(words);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = T::widen(pack.words[i]);
-    return;
-  }
+  if (whole) return load<T>(from, at, out);
+  const auto* words = static_cast<const typename T::Word*>(from) + at;
 #pragma unroll
   for (int i = 0; i < 4; ++i) out[i] = i < n ? T::widen(words[i]) : 0.0f;
 }
 
 template <class T>
 __device__ void write_four(void* to, int64_t at, int n, bool whole, const float (&values)[4]) {
-  using Word = typename T::Word;
-  Word* words = static_cast<Word*>(to) + at;
-  if (whole) {
-    if constexpr (sizeof(Word) == 4) {
-      *reinterpret_cast<uint4*>(words) = uint4{bits_of(values[0]), bits_of(values[1]),
-                                               bits_of(values[2]), bits_of(values[3])};
-    } else {
-      const uint32_t low = T::narrow(values[0]) | static_cast<uint32_t>(T::narrow(values[1])) << 16;
-      const uint32_t high =
-          T::narrow(values[2]) | static_cast<uint32_t>(T::narrow(values[3])) << 16;
-      *reinterpret_cast<uint2*>(words) = uint2{low, high};
-    }
-    return;
-  }
+  if (whole) return store<T>(to, at, values);
+  auto* words = static_cast<typename T::Word*>(to) + at;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (i < n) words[i] = T::narrow(values[i]);
@@ -440,7 +418,8 @@ static __global__ void __launch_bounds__(kThreads) lora_reduce(LoraBackwardCall 
 
 namespace rf {
 
-namespace cuda {
+using namespace cuda;
+
 namespace {
 
 template <class From, class To>
@@ -462,96 +441,56 @@ void drop(const LoraDropoutCall& call, cudaStream_t stream) {
   }
 }
 
-}  // namespace
-}  // namespace cuda
+template <class T>
+void backward(const LoraBackwardCall& call, cudaStream_t stream) {
+  const int rows = static_cast<int>(chunk_rows(call.tokens, call.rank));
+  const int64_t chunks = chunk_count(call.tokens, call.rank);
+  const int64_t elements = call.rank * (call.inputs + call.outputs);
+  const auto blocks = static_cast<unsigned>(chunks);
+  const int tiles = rank_tiles(call.rank);
+  if (tiles == 1) lora_inner_outer<T, 1><<<blocks, kThreads, 0, stream>>>(call, rows);
+  if (tiles == 2) lora_inner_outer<T, 2><<<blocks, kThreads, 0, stream>>>(call, rows);
+  if (tiles == 4) lora_inner_outer<T, 4><<<blocks, kThreads, 0, stream>>>(call, rows);
+  lora_reduce<<<static_cast<unsigned>((elements + 31) / 32), kThreads, 0, stream>>>(call, chunks);
+}
 
-static int load_elementwise(int device) {
-  using namespace cuda;
+}  // namespace
+
+int lora_merge_cuda(const LoraMergeCall& call, int device, void* stream) {
+  return on_device(device, stream, [&](cudaStream_t target) {
+    if (call.from == DType::bf16) return merge<Bf16, Bf16>(call, target);
+    if (call.from == DType::fp16) return merge<Fp16, Fp16>(call, target);
+    with_type(call.to, [&](auto to) { merge<Fp32, decltype(to)>(call, target); });
+  });
+}
+
+int lora_dropout_cuda(const LoraDropoutCall& call, int device, void* stream) {
+  return on_device(device, stream, [&](cudaStream_t target) {
+    if (call.bytes == 2) drop<uint16_t>(call, target);
+    if (call.bytes == 4) drop<uint32_t>(call, target);
+    if (call.bytes == 8) drop<uint64_t>(call, target);
+  });
+}
+
+int64_t lora_backward_workspace(int64_t tokens, int64_t inputs, int64_t outputs, int rank) {
+  return chunk_count(tokens, rank) * rank * (inputs + outputs);
+}
+
+int lora_backward_cuda(const LoraBackwardCall& call, int device, void* stream) {
+  return on_device(device, stream, [&](cudaStream_t target) {
+    call.dtype == DType::bf16 ? backward<Bf16>(call, target) : backward<Fp16>(call, target);
+  });
+}
+
+int lora_cuda_load(int device) {
   return load_on(device, lora_merge_kernel<Fp32, Fp32>, lora_merge_kernel<Fp32, Bf16>,
                  lora_merge_kernel<Fp32, Fp16>, lora_merge_kernel<Bf16, Bf16>,
                  lora_merge_kernel<Fp16, Fp16>, lora_dropout_kernel<uint16_t, true>,
                  lora_dropout_kernel<uint16_t, false>, lora_dropout_kernel<uint32_t, true>,
                  lora_dropout_kernel<uint32_t, false>, lora_dropout_kernel<uint64_t, true>,
-                 lora_dropout_kernel<uint64_t, false>);
-}
-
-int lora_merge_cuda(const LoraMergeCall& call, int device, void* stream) {
-  const DeviceGuard guard(device);
-  if (guard.code()) return guard.code();
-  const auto target = static_cast<cudaStream_t>(stream);
-  using namespace cuda;
-  if (call.from == DType::bf16) {
-    merge<Bf16, Bf16>(call, target);
-  } else if (call.from == DType::fp16) {
-    merge<Fp16, Fp16>(call, target);
-  } else {
-    with_type(call.to, [&](auto to) { merge<Fp32, decltype(to)>(call, target); });
-  }
-  return cudaGetLastError();
-}
-
-int lora_dropout_cuda(const LoraDropoutCall& call, int device, void* stream) {
-  const DeviceGuard guard(device);
-  if (guard.code()) return guard.code();
-  const auto target = static_cast<cudaStream_t>(stream);
-  if (call.bytes == 2) cuda::drop<uint16_t>(call, target);
-  if (call.bytes == 4) cuda::drop<uint32_t>(call, target);
-  if (call.bytes == 8) cuda::drop<uint64_t>(call, target);
-  return cudaGetLastError();
-}
-
-namespace cuda {
-namespace {
-
-template <class T>
-void launch(const LoraBackwardCall& call, cudaStream_t stream) {
-  const int rows = static_cast<int>(chunk_rows(call.tokens, call.rank));
-  const int64_t chunks = chunk_count(call.tokens, call.rank);
-  const auto blocks = static_cast<unsigned>(chunks);
-  switch (rank_tiles(call.rank)) {
-    case 1:
-      lora_inner_outer<T, 1><<<blocks, kThreads, 0, stream>>>(call, rows);
-      break;
-    case 2:
-      lora_inner_outer<T, 2><<<blocks, kThreads, 0, stream>>>(call, rows);
-      break;
-    default:
-      lora_inner_outer<T, 4><<<blocks, kThreads, 0, stream>>>(call, rows);
-  }
-  const int64_t elements = call.rank * (call.inputs + call.outputs);
-  lora_reduce<<<static_cast<unsigned>((elements + 31) / 32), kThreads, 0, stream>>>(call, chunks);
-}
-
-}  // namespace
-}  // namespace cuda
-
-int64_t lora_backward_workspace(int64_t tokens, int64_t inputs, int64_t outputs, int rank) {
-  return cuda::chunk_count(tokens, rank) * rank * (inputs + outputs);
-}
-
-static int load_backward(int device) {
-  using cuda::lora_inner_outer;
-  return cuda::load_on(
-      device, cuda::lora_reduce, lora_inner_outer<cuda::Bf16, 1>, lora_inner_outer<cuda::Bf16, 2>,
-      lora_inner_outer<cuda::Bf16, 4>, lora_inner_outer<cuda::Fp16, 1>,
-      lora_inner_outer<cuda::Fp16, 2>, lora_inner_outer<cuda::Fp16, 4>);
-}
-
-int lora_backward_cuda(const LoraBackwardCall& call, int device, void* stream) {
-  const DeviceGuard guard(device);
-  if (guard.code()) return guard.code();
-  const auto target = static_cast<cudaStream_t>(stream);
-  if (call.dtype == DType::bf16) {
-    cuda::launch<cuda::Bf16>(call, target);
-  } else {
-    cuda::launch<cuda::Fp16>(call, target);
-  }
-  return cudaGetLastError();
-}
-
-int lora_cuda_load(int device) {
-  const int code = load_elementwise(device);
-  return code ? code : load_backward(device);
+                 lora_dropout_kernel<uint64_t, false>, lora_reduce, lora_inner_outer<Bf16, 1>,
+                 lora_inner_outer<Bf16, 2>, lora_inner_outer<Bf16, 4>, lora_inner_outer<Fp16, 1>,
+                 lora_inner_outer<Fp16, 2>, lora_inner_outer<Fp16, 4>);
 }
 
 }  // namespace rf

@@ -121,6 +121,10 @@ __device__ void each_point(const ApgdStepCall& call, int64_t sample, const Point
   });
 }
 
+inline bool by_vectors(const StepCall& call, int64_t word_bytes) {
+  return aligned_rows(call.samples, call.per_sample * word_bytes, call.x_adv, call.grad, call.x);
+}
+
 inline bool by_vectors(const ApgdStepCall& call, int64_t word_bytes) {
   return aligned_rows(call.samples, call.per_sample * word_bytes, call.x_adv, call.x_prev,
                       call.grad, call.x);

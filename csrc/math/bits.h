@@ -26,6 +26,12 @@ RF_HD float float_of(uint32_t bits) {
   return value;
 }
 
+// `yes` where the mask is all ones, `no` where it is 0. In bits, because compilers turn several
+// choices by one condition into a branch, and then do not vectorise.
+RF_HD float choose(uint32_t mask, float yes, float no) {
+  return float_of((bits_of(yes) & mask) | (bits_of(no) & ~mask));
+}
+
 RF_HD float magnitude(float value) { return float_of(bits_of(value) & 0x7fffffffu); }
 
 RF_HD bool is_finite(float value) { return (bits_of(value) & 0x7f800000u) != 0x7f800000u; }

@@ -21,12 +21,6 @@ struct Shrunk {
   int32_t free;  // 1: neither at x nor at the box, so that it follows the threshold
 };
 
-// `yes` where the mask is all ones, `no` where it is 0. In bits, because compilers turn several
-// choices by one condition into a branch, and then do not vectorise.
-RF_HD float choose(uint32_t mask, float yes, float no) {
-  return float_of((bits_of(yes) & mask) | (bits_of(no) & ~mask));
-}
-
 // x_adv, moved by `threshold` towards x but not beyond, in the box. Falls or rises monotonically
 // with the threshold, also after rounding. A NaN in x_adv or x gives any number.
 template <class Grid>

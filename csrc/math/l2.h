@@ -45,6 +45,17 @@ constexpr double kL2ElementError = 0x1p-21;  // of the fp32 steps from d and g t
 constexpr double kL2Smallest = 0x1p-100;     // below it a radius counts as 0: fp32 underflows
 constexpr double kL2Longest = 0x1p100;       // beyond it a step counts as that: fp32 overflows
 
+// How far a sample may move when `length` values within [low, high] are rounded to their nearest.
+inline double rounding_slack(int64_t length, double low, double high, DType dtype) {
+  int exponent = 0;
+  const double mantissa = std::frexp(std::fmax(std::fabs(low), std::fabs(high)), &exponent);
+  const int digits = dtype == DType::fp32 ? 24 : dtype == DType::bf16 ? 8 : 11;
+  const int smallest = (dtype == DType::fp16 ? -14 : -126) - digits + 1;  // spacing of subnormals
+  const int spacing = exponent - digits - (mantissa == 0.5 ? 1 : 0);
+  return 1.01 * std::sqrt(static_cast<double>(length)) *
+         std::ldexp(0.5, spacing > smallest ? spacing : smallest);
+}
+
 RF_HD float finite_or_zero(float grad) { return is_finite(grad) ? grad : 0.0f; }
 
 // 2^-e for a length in [2^e, 2^(e + 1)), as far as fp32 goes.
@@ -96,10 +107,6 @@ RF_HD L2Scale l2_scale(const L2Sums& sums, double step_size, const L2Limits& lim
   const double ratio = limits.eps < kL2Smallest ? 0.0 : limits.eps / reach;
   scale.beta = static_cast<float>(inside ? beta : ratio * beta);
   return scale;
-}
-
-RF_HD float choose(uint32_t mask, float yes, float no) {
-  return float_of((bits_of(yes) & mask) | (bits_of(no) & ~mask));
 }
 
 // The number of the grid next to `value` in one direction.

@@ -24,7 +24,7 @@ struct LinfScalars {
   float high;
 };
 
-RF_HD LinfScalars scalars_of(const LinfStepCall& call, int64_t sample) {
+RF_HD LinfScalars scalars_of(const StepCall& call, int64_t sample) {
   return {amount_of(call.eps, sample), amount_of(call.step_size, sample), call.low, call.high};
 }
 

@@ -8,13 +8,12 @@ for l2, and for l1 the largest normals all the way, those at the cut by the shar
 The reference sorts and computes in fp64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from roli_fast.ops.checks import Amount
-from roli_fast.ops.fused import Bounds, fused, launch
+from roli_fast.ops.fused import Amount, Bounds, fused
 from roli_fast.ops.rounding import box_limits, clamp, per_sample
 
 SHORTEST = 1e-8
@@ -24,15 +23,7 @@ Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(|normal| (B, D), room (B, D), |gap| (B, 1)) -> distances like room."""
 
 
-def _launch_fab(
-    kernel: str, target: Tensor, addresses: Sequence[int], amounts: Sequence[Amount], box: Bounds
-) -> None:
-    """One kernel for all norms; its code is that of csrc/ops.h."""
-    norm = ("fab_linf_step", "fab_l2_step", "fab_l1_step").index(kernel)
-    launch("fab_step", target, addresses, amounts, box, norm)
-
-
-@fused(_launch_fab)
+@fused()
 def fab_linf_step_(
     x_adv: Tensor,
     grad: Tensor,
@@ -88,7 +79,7 @@ def fab_linf_step_(
     return _step(way, length, (x_adv, grad, x), (value, alpha_max, eta), bounds)
 
 
-@fused(_launch_fab)
+@fused()
 def fab_l2_step_(
     x_adv: Tensor,
     grad: Tensor,
@@ -113,7 +104,7 @@ def fab_l2_step_(
     return _step(way, length, (x_adv, grad, x), (value, alpha_max, eta), bounds)
 
 
-@fused(_launch_fab)
+@fused()
 def fab_l1_step_(
     x_adv: Tensor,
     grad: Tensor,

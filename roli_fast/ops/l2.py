@@ -11,15 +11,12 @@ farther from x. The references compute in fp64.
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from roli_fast.ops import native
-from roli_fast.ops.checks import Amount
-from roli_fast.ops.fused import Bounds, fused, launch
+from roli_fast.ops.fused import Bounds, fused
 from roli_fast.ops.linf import momentum_point
 from roli_fast.ops.rounding import (
     box_limits,
@@ -40,27 +37,7 @@ LONGEST = 2.0**100
 """A longer step counts as this long: fp32 would overflow."""
 
 
-def _launch_summing(
-    kernel: str, target: Tensor, addresses: Sequence[int], amounts: Sequence[Amount], box: Bounds
-) -> None:
-    """A kernel with L2 sums: its slack and, on a GPU, memory for partial sums."""
-    samples, length = target.shape[0], target.numel() // target.shape[0]
-    slack = rounding_slack(length, *box, target.dtype)
-    if not target.is_cuda:
-        return launch(kernel, target, addresses, amounts, box, slack, 0)
-    space = native.workspace(target, torch.float64, "reduction_workspace", samples, length)
-    return launch(kernel, target, addresses, amounts, box, slack, space.data_ptr())
-
-
-def _launch_l2_projection(
-    _: str, target: Tensor, addresses: Sequence[int], amounts: Sequence[Amount], box: Bounds
-) -> None:
-    """The step's kernel, which only projects where there is no gradient."""
-    x_adv, x = addresses
-    _launch_summing("l2_step", target, (x_adv, 0, x), (*amounts, 0.0), box)
-
-
-@fused(_launch_l2_projection)
+@fused(sums=True)
 def l2_project_(
     x_adv: Tensor,
     x: Tensor,
@@ -91,7 +68,7 @@ def l2_project_(
     return _place(*_pulled(x_adv.double(), 0.0, x, eps, bounds), x, bounds)
 
 
-@fused(_launch_summing)
+@fused(sums=True)
 def l2_step_(
     x_adv: Tensor,
     grad: Tensor,
@@ -124,7 +101,7 @@ def l2_step_(
     return _place(*_pulled(x_adv.double(), stride, x, eps, bounds), x, bounds)
 
 
-@fused(_launch_summing, written="x_prev")
+@fused(written="x_prev", sums=True)
 def apgd_l2_step_(
     x_adv: Tensor,
     x_prev: Tensor,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from roli_fast.ops.fused import fused, launch
+from roli_fast.ops.fused import fused
 from roli_fast.ops.rounding import (
     box_limits,
     clamp,
@@ -61,12 +61,7 @@ def linf_step_(
     return clamped(moved, x, eps, bounds)
 
 
-def _launch_apgd(kernel: str, target: Tensor, addresses, amounts, box) -> None:
-    """It shares its arguments with apgd_l2_step and needs neither slack nor memory."""
-    launch(kernel, target, addresses, amounts, box, 0.0, 0)
-
-
-@fused(_launch_apgd, written="x_prev")
+@fused(written="x_prev")
 def apgd_linf_step_(
     x_adv: Tensor,
     x_prev: Tensor,

@@ -15,8 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
-from roli_fast.ops import checks, native
-from roli_fast.ops.checks import finish, plain
+from roli_fast.ops import fused, native
 from roli_fast.ops.random_start import philox
 from roli_fast.ops.rounding import compute_dtype
 
@@ -31,7 +30,7 @@ _MERGE_FROM = 4
 x and y together are at least this many times the size of the weight."""
 
 
-PART = checks.Range("a number in [0, 1)", 0.0, 1.0 - 2.0**-53)
+PART = fused.Range("a number in [0, 1)", 0.0, 1.0 - 2.0**-53)
 
 
 class Branch(NamedTuple):
@@ -103,14 +102,17 @@ def lora_linear(  # noqa: PLR0913 - the layer's own quantities
         ArgumentError: a wrong shape or number, or ranges that overlap.
     """
     ranges = _check_layer(x, weight, bias, a, b, rows)
-    scale, dropout = checks.number("scale", scale), checks.number("dropout", dropout, PART)
+    scale, dropout = (
+        fused.check_number("scale", scale),
+        fused.check_number("dropout", dropout, PART),
+    )
     if seed is not None:
-        checks.tensor("seed", seed, (torch.int64,), (1,), x.device)
+        fused.check_tensor("seed", seed, (torch.int64,), (1,), x.device)
     if dropout and seed is None:
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device)
     dtype = _compute_dtype(x, weight, bias)
     branch = Branch(scale / (1.0 - dropout), dropout, ranges, dtype)
-    followed = native.watched() or not all(map(checks.address, (x, weight, a, b)))
+    followed = native.watched() or not all(map(fused.address, (x, weight, a, b)))
     if not followed and native.usable("lora_linear", x):
         branch = branch._replace(merge=_merge_pays(x, weight, b, branch))
         y = _LoraLinear.apply(x, weight, bias, a, b, seed, branch)
@@ -194,7 +196,7 @@ def dropout_threshold(dropout: float) -> int:
 def lora_dropout(x: Tensor, seed: Tensor, dropout: float, out: Tensor | None = None) -> Tensor:
     """`dropout_reference` by a kernel where there is one, into `out` (it may be `x`)."""
     x, seed = x.detach().contiguous(), seed.detach()
-    if x.numel() == 0 or not (plain(x, seed) and native.usable("lora_linear", x)):
+    if x.numel() == 0 or not (fused.plain(x, seed) and native.usable("lora_linear", x)):
         dropped = dropout_reference(x, seed, dropout)
         return dropped if out is None else out.copy_(dropped)
     target = torch.empty_like(x) if out is None else out
@@ -212,9 +214,9 @@ def lora_dropout_op(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
 
 @lora_dropout_op.register_fake
 def _checked_empty(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
-    checks.batch("x", x)
-    checks.tensor("seed", seed, (torch.int64,), (1,), x.device)
-    checks.number("dropout", dropout, PART)
+    fused.check_batch("x", x)
+    fused.check_tensor("seed", seed, (torch.int64,), (1,), x.device)
+    fused.check_number("dropout", dropout, PART)
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -329,14 +331,16 @@ def _factor_gradients(
 
 def _fits_tensor_cores(x: Tensor, dy: Tensor, b: Tensor, rows: Rows) -> bool:
     """Whether `_factor_gradients` may take the one-pass CUDA kernel."""
-    if not (x.is_cuda and x.dtype in _HALF and plain(x, dy) and native.usable("lora_linear", x)):
+    if not (
+        x.is_cuda and x.dtype in _HALF and fused.plain(x, dy) and native.usable("lora_linear", x)
+    ):
         return False
     sizes = (x.shape[1], dy.stride(0), *(end for pair in rows for end in pair))
     return (
         all(size % 8 == 0 for size in sizes)
         and x.is_contiguous()
         and dy.stride(1) == 1
-        and checks.address(x) % 16 == checks.address(dy) % 16 == 0
+        and fused.address(x) % 16 == fused.address(dy) % 16 == 0
         and len(rows) <= _MOST_SLICES
         and len(rows) * b.shape[1] <= MOST_RANK
         and torch.cuda.get_device_capability(x.device) >= (8, 0)
@@ -440,13 +444,13 @@ def merge(layers: Sequence[Layer]) -> None:
         codes = [native.CODES[dtype] for dtype in dtypes]
         native.run("lora_merge", group[0].weight, parts, *codes)
         for layer in group:
-            finish(layer.merged, layer.merged)
+            fused.finish(layer.merged, layer.merged)
 
 
 def _fits_kernel(layer: Layer) -> bool:
     dense = layer.merged.is_contiguous() and layer.weight.is_contiguous()
     known = layer.merged.dtype in native.OPS["lora_merge_"] and layer.b.shape[1] <= MOST_RANK
-    dense = dense and layer.weight.numel() > 0 and plain(*layer[:4])
+    dense = dense and layer.weight.numel() > 0 and fused.plain(*layer[:4])
     return dense and known and native.usable("lora_merge_", layer.weight)
 
 
@@ -479,21 +483,17 @@ def _parts(layer: Layer, keep: list[Tensor]) -> list[tuple]:
     return parts
 
 
-def _check_layer(x: Any, weight: Any, bias: Any, a: Any, b: Any, rows: object) -> Rows:
+def _check_layer(x: Any, weight: Any, bias: Any, a: Any, b: Any, rows: Any) -> Rows:
     """The rows, after checking them and the tensors of one linear layer."""
-    checks.batch("x", x)
+    fused.check_batch("x", x)
     _check_matrix("weight", weight, x.device)
     out, width = weight.shape
     if x.shape[-1] != width:
         expected = f"shape (..., {width}), the inputs of `weight`"
         raise ArgumentError(describe("x", expected, tuple(x.shape)))
     if bias is not None:
-        checks.tensor("bias", bias, shape=(out,), device=x.device)
-    ranges = _check_factors(weight, a, b, rows)
-    tensors = {"x": x, "weight": weight, "a": a, "b": b} | ({} if bias is None else {"bias": bias})
-    checks.fake_alike(**tensors)
-    checks.no_inference(**tensors)
-    return ranges
+        fused.check_tensor("bias", bias, shape=(out,), device=x.device)
+    return _check_factors(weight, a, b, rows)
 
 
 def _check_merge(
@@ -505,69 +505,47 @@ def _check_merge(
     rows: Sequence[Rows | None] | None,
 ) -> list[Rows]:
     """Every layer's rows."""
-    lists = {"merged": merged, "weights": weights, "a": a, "b": b, "scales": scales}
-    for name, value in (lists if rows is None else {**lists, "rows": rows}).items():
-        if not isinstance(value, (list, tuple)):
-            got = type(value).__name__
-            raise ArgumentTypeError(describe(name, "a list, one entry a layer", got))
-        if len(value) != len(merged):
-            expected = f"{len(merged)} entries, one for each of `merged`"
-            raise ArgumentError(describe(name, expected, len(value)))
     ranges = []
-    for index, target in enumerate(merged):
-        weight = weights[index]
+    each = (merged, weights, a, b, scales, rows or [None] * len(merged))
+    for target, weight, first, second, scale, own in zip(*each, strict=True):
         _check_matrix("weights", weight)
         narrow = _HALF if weight.dtype == torch.float32 else ()
-        checks.tensor("merged", target, (weight.dtype, *narrow), weight.shape, weight.device)
-        checks.number("scales", scales[index])
-        ranges.append(_check_factors(weight, a[index], b[index], rows and rows[index]))
-        checks.fake_alike(weights=weight, merged=target, a=a[index], b=b[index])
-        checks.writable("merged", target)
-        checks.apart("merged", target, weights=weight, a=a[index], b=b[index])
+        fused.check_tensor("merged", target, (weight.dtype, *narrow), weight.shape, weight.device)
+        fused.check_number("scales", scale)
+        ranges.append(_check_factors(weight, first, second, own))
+        fused.check_apart("merged", merged=target, weights=weight, a=first, b=second)
         if torch.is_grad_enabled():
-            checks.no_autograd(merged=target)
-    ordered = sorted((v for v in merged if checks.address(v)), key=checks.address)
-    for first, second in zip(ordered, ordered[1:], strict=False):
-        checks.apart("merged", first, merged=second)
+            fused.check_no_autograd(merged=target)
     return ranges
 
 
 def _check_matrix(name: str, value: Any, device: torch.device | None = None) -> None:
-    checks.tensor(name, value, device=device)
+    fused.check_tensor(name, value, device=device)
     if value.ndim != 2:
         raise ArgumentError(describe(name, "a matrix", f"shape {tuple(value.shape)}"))
 
 
-def _check_factors(weight: Tensor, a: Any, b: Any, rows: object) -> Rows:
+def _check_factors(weight: Tensor, a: Any, b: Any, rows: Any) -> Rows:
     """`rows` as a tuple, after checking that A and B fit it and `weight`."""
     ranges = _rows(rows, len(weight))
     covered = sum(stop - start for start, stop in ranges)
-    checks.tensor("b", b, (weight.dtype, torch.float32), device=weight.device)
+    fused.check_tensor("b", b, (weight.dtype, torch.float32), device=weight.device)
     rank = b.shape[1] if b.ndim == 2 else 0
     if rank < 1 or len(b) != covered:
         expected = f"shape ({covered}, r), a row for each of the {covered} output rows in `rows`"
         raise ArgumentError(describe("b", expected, tuple(b.shape)))
-    checks.tensor("a", a, (b.dtype,), (len(ranges) * rank, weight.shape[1]), weight.device)
+    fused.check_tensor("a", a, (b.dtype,), (len(ranges) * rank, weight.shape[1]), weight.device)
     return ranges
 
 
-def _rows(rows: object, out: int) -> Rows:
-    """`rows` as pairs of ints; None covers everything."""
+def _rows(rows: Sequence[Sequence[int]] | None, out: int) -> Rows:
+    """`rows` as pairs; None covers everything."""
     if rows is None:
         return ((0, out),)
-    expected = f"disjoint ranges ((start, stop), ...) of the {out} output rows"
-    fix = "q and v of a fused qkv with width d: ((0, d), (2 * d, 3 * d))."
-    try:
-        ranges = tuple((start, stop) for start, stop in rows)  # type: ignore[attr-defined]
-        if any(
-            isinstance(end, bool) or not isinstance(end, int) for pair in ranges for end in pair
-        ):
-            raise TypeError
-    except (TypeError, ValueError):
-        raise ArgumentTypeError(describe("rows", expected, repr(rows), fix)) from None
-    stops = dict(ranges)
-    ends = [0, *(end for start in sorted(stops) for end in (start, stops[start])), out]
-    good = 0 < len(stops) == len(ranges) and all(start < stop for start, stop in ranges)
-    if not good or ends != sorted(ends):
+    ranges = tuple((start, stop) for start, stop in rows)
+    ends = [0, *(end for pair in sorted(ranges) for end in pair), out]
+    if not ranges or ends != sorted(ends) or any(start == stop for start, stop in ranges):
+        expected = f"disjoint ranges ((start, stop), ...) of the {out} output rows"
+        fix = "q and v of a fused qkv with width d: ((0, d), (2 * d, 3 * d))."
         raise ArgumentError(describe("rows", expected, ranges, fix))
     return ranges

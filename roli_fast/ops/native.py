@@ -9,7 +9,7 @@ ROLI_FAST_REQUIRE_EXT=1 makes a kernel that should exist and does not an error.
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,23 +17,22 @@ from typing import Any, Literal, NamedTuple
 
 import torch  # before _C, so that both share one OpenMP runtime
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from roli_fast.errors import ArgumentError, RoliFastError, describe
 from roli_fast.files import read_json
 
 logger = logging.getLogger("roli_fast")
 
-INTERFACE = 6  # raise together with kInterface in csrc/bindings.cpp
+INTERFACE = 7  # raise together with kInterface in csrc/bindings.cpp
 BACKENDS = ("native", "reference")
 _NATIVE = (torch.float32, torch.bfloat16, torch.float16)
+_UPDATES = ("linf_step_", "l2_step_", "l1_step_", "l2_project_", "l1_project_", "apgd_linf_step_")
+_UPDATES += ("apgd_l2_step_", "fab_linf_step_", "fab_l2_step_", "fab_l1_step_")
+_STARTS = ("linf_random_start", "l2_random_start", "l1_random_start")
 OPS = {
-    **dict.fromkeys(("linf_step_", "l2_project_", "l2_step_", "l1_project_", "l1_step_"), _NATIVE),
-    **dict.fromkeys(("apgd_linf_step_", "apgd_l2_step_"), _NATIVE),
-    **dict.fromkeys(("fab_linf_step_", "fab_l2_step_", "fab_l1_step_"), _NATIVE),
-    **dict.fromkeys(("linf_random_start", "l2_random_start", "l1_random_start"), _NATIVE),
-    "select_best_": (*_NATIVE, torch.float64),
-    "lora_linear": (*_NATIVE, torch.float64),
-    "lora_merge_": _NATIVE,
+    **dict.fromkeys((*_UPDATES, *_STARTS, "lora_merge_"), _NATIVE),
+    **dict.fromkeys(("select_best_", "lora_linear"), (*_NATIVE, torch.float64)),
 }
 """Every op with kernels, and the dtypes that they cover, on the CPU and on CUDA."""
 
@@ -170,11 +169,18 @@ def _cuda_obstacle(device: torch.device) -> str:
 
 
 def usable(op: str, tensor: Tensor) -> bool:
-    """Whether `op` has a kernel for this tensor's device and dtype, and nobody looks on.
+    """Whether `op` takes a kernel for this tensor: there is one, and nobody looks on.
 
     Raises `MissingKernelError`.
     """
-    if _used.get(state.chosen) == "reference" or tensor.dtype not in OPS[op] or watched():
+    return not watched() and has_kernel(op, tensor)
+
+
+def has_kernel(op: str, tensor: Tensor) -> bool:
+    """Whether `op` has a kernel for this tensor's device and dtype. Raises `MissingKernelError`."""
+    if _used.get(state.chosen) == "reference" or tensor.dtype not in OPS[op]:
+        return False
+    if forward_ad._current_level >= 0:  # a kernel would leave the old tangent in place
         return False
     if not (tensor.is_cpu or tensor.is_cuda):
         return False
@@ -206,7 +212,7 @@ def size(tensor: Tensor) -> tuple[int, int, int]:
     return tensor.shape[0], tensor.numel(), CODES[tensor.dtype]
 
 
-def amounts(*values: float | Tensor) -> list[tuple[int, float, int]]:
+def amounts(values: Sequence[float | Tensor]) -> list[tuple[int, float, int]]:
     """Each as (address or 0, value, stride over the samples).
 
     A tensor must be contiguous fp32 of shape (B,) or (1,) and outlive the kernel's launch.

@@ -4,24 +4,19 @@ Draws are fp32 numbers for every dtype of images. In the reference integers are 
 """
 
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from roli_fast.errors import ArgumentError, describe
-from roli_fast.ops import checks, native
-from roli_fast.ops.checks import Amount, fp32, layout_of, plain
-from roli_fast.ops.fused import Bounds, as_tensor, for_all
+from roli_fast.ops import fused, native
+from roli_fast.ops.fused import Amount, Bounds
 from roli_fast.ops.linf import ball, clamped
 from roli_fast.ops.rounding import box_limits, clamp, per_sample
 
 NORMS = {"linf": 0, "l2": 1, "l1": 2}
 """Norm -> the kernel's number of it."""
 
-_PLAIN = nullcontext()  # nothing here that autograd could follow
 _LOW = 0xFFFFFFFF
 
 
@@ -110,20 +105,18 @@ def _random_start(
     generator: Generator | None,
     sample_ids: Tensor | None,
 ) -> Tensor:
-    checks.batch("x", x)
-    checks.generator(generator, x)
-    checks.sample_ids(sample_ids, x)
-    box = checks.pair(bounds)
-    seen = checks.seen(x=x, sample_ids=sample_ids, eps=eps)
-    with torch.no_grad() if seen or x.requires_grad or isinstance(eps, Tensor) else _PLAIN:
-        eps = checks.amount("eps", eps, x)
+    fused.check_batch("x", x)
+    fused.check_generator(generator, x)
+    fused.check_sample_ids(sample_ids, x)
+    with torch.no_grad():
+        eps = fused.check_amount("eps", eps, x)
         if not torch.compiler.is_compiling():
-            box_limits(*box, x.dtype)  # before the generator moves on
-        with x.fake_mode if isinstance(x, FakeTensor) else _PLAIN:
-            key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=x.device)
-        if seen:
-            return random_start_op(norm, x, key, sample_ids, as_tensor(eps, x), *box)
-        return _draw(norm, x, key, sample_ids, eps, box)
+            box_limits(*bounds, x.dtype)  # before the generator moves on
+        key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=x.device)
+        if native.watched():
+            eps = fused.as_tensor(eps, x)
+            return random_start_op(norm, x, key, sample_ids, eps, *map(float, bounds))
+        return _draw(norm, x, key, sample_ids, eps, bounds)
 
 
 def _draw(
@@ -136,12 +129,12 @@ def _draw(
     out = torch.empty_like(x)
     if x.numel() == 0:
         return out
-    known = plain(x, key, sample_ids, eps)
+    known = fused.plain(x, key, sample_ids, eps)
     if not known or not native.usable(f"{norm}_random_start", x):
-        return out.copy_(REFERENCES[norm](x, key, sample_ids, eps=eps, bounds=bounds))
-    layout = layout_of(x)
+        return out.copy_(reference(norm, x, key, sample_ids, eps=eps, bounds=bounds))
+    layout = fused.layout_of(x)
     target = out if out.is_contiguous(memory_format=layout) else x.new_empty(x.shape)
-    x, radius = x.contiguous(memory_format=layout), fp32(eps)
+    x, radius = x.contiguous(memory_format=layout), fused.fp32(eps)
     ids = sample_ids.contiguous() if sample_ids is not None else None
     totals = None
     if x.is_cuda and norm != "linf":
@@ -153,7 +146,7 @@ def _draw(
         x,
         *(0 if value is None else value.data_ptr() for value in (target, x, key, ids, totals)),
         *(*native.size(x), plane, NORMS[norm]),
-        *(*native.amounts(radius), *box_limits(*bounds, x.dtype)),
+        *(*native.amounts([radius]), *box_limits(*bounds, x.dtype)),
     )
     return target if target is out else out.copy_(target)
 
@@ -181,46 +174,42 @@ def _(*values: Any) -> Tensor:
 
 
 def _check(norm: str, x: Tensor, key: Tensor, sample_ids: Tensor | None, eps: Tensor) -> None:
-    if norm not in NORMS:
-        raise ArgumentError(describe("norm", f"one of: {', '.join(NORMS)}", repr(norm)))
-    checks.batch("x", x)
-    checks.amount("eps", for_all(eps, x), x)
-    checks.sample_ids(sample_ids, x)
-    checks.tensor("key", key, (torch.int64,), (1,), x.device)
+    fused.check_batch("x", x)
+    fused.check_amount("eps", fused.for_all(eps, x), x)
+    fused.check_sample_ids(sample_ids, x)
+    fused.check_tensor("key", key, (torch.int64,), (1,), x.device)
 
 
-def _linf_reference(
-    x: Tensor, key: Tensor, sample_ids: Tensor | None, *, eps: float | Tensor, bounds: Bounds
+def reference(
+    norm: str,
+    x: Tensor,
+    key: Tensor,
+    sample_ids: Tensor | None,
+    *,
+    eps: Amount,
+    bounds: Bounds,
 ) -> Tensor:
-    """What `ops.linf_random_start` returns for a key. See there."""
-    radius = per_sample(eps, x)
-    draws = _as(x, signed_uniform(words(key, ids_of(x, sample_ids), x))).to(radius.dtype)
-    return clamped((x.to(radius.dtype) + radius * draws).to(x.dtype), x, eps, bounds)
-
-
-def _l2_reference(
-    x: Tensor, key: Tensor, sample_ids: Tensor | None, *, eps: float | Tensor, bounds: Bounds
-) -> Tensor:
-    """What `ops.l2_random_start` returns for a key. See there."""
-    ids = ids_of(x, sample_ids)
-    draws = _as(x, gaussians(words(key, ids, x)))
-    size = (_total(draws * draws) + 2.0 * _sample_draw(key, ids).double()).sqrt()
-    return _scaled(x, draws, size, eps, bounds)
-
-
-def _l1_reference(
-    x: Tensor, key: Tensor, sample_ids: Tensor | None, *, eps: float | Tensor, bounds: Bounds
-) -> Tensor:
-    """What `ops.l1_random_start` returns for a key. See there."""
-    ids = ids_of(x, sample_ids)
-    drawn = _as(x, words(key, ids, x))
-    draws = exponential(drawn)
-    size = _total(draws) + _sample_draw(key, ids).double()
-    return _scaled(x, torch.where((drawn & 1) == 1, -draws, draws), size, eps, bounds)
-
-
-REFERENCES = {"linf": _linf_reference, "l2": _l2_reference, "l1": _l1_reference}
-"""Norm -> (x, key, sample_ids, eps=, bounds=) -> the starts, in plain torch."""
+    """What `ops.<norm>_random_start` returns for a key, in plain torch."""
+    ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
+    drawn, radius = words(key, ids, x), per_sample(eps, x)
+    if norm == "linf":
+        step = radius * _as(x, signed_uniform(drawn)).to(radius.dtype)
+        return clamped((x.to(radius.dtype) + step).to(x.dtype), x, eps, bounds)
+    # One more draw for each sample, of a counter beyond those of the elements.
+    last = exponential(philox(key, torch.full_like(ids, -1), ids)[0]).double()
+    if norm == "l2":
+        draws = _as(x, gaussians(drawn))
+        size = (_total(draws * draws) + 2.0 * last).sqrt()
+    else:
+        draws = _as(x, exponential(drawn))
+        size = _total(draws) + last
+        draws = torch.where((_as(x, drawn) & 1) == 1, -draws, draws)
+    scale = radius.double().reshape(-1) / size * (1.0 - 2.0**-21)  # less the roundings of a kernel
+    scale = scale.clamp(0.0, torch.finfo(torch.float64).max)
+    delta = draws.double() * scale.reshape(-1, *[1] * (x.ndim - 1))
+    low, high = ball(x, delta.abs())  # so that rounding is towards x
+    start = clamp(torch.where(delta < 0, low, high), *box_limits(*bounds, x.dtype))
+    return torch.where(torch.isnan(x + delta), torch.nan, start).to(x.dtype) + 0.0
 
 
 def philox(key: Tensor, low: Tensor, high: Tensor) -> list[Tensor]:
@@ -250,11 +239,6 @@ def words(key: Tensor, ids: Tensor, x: Tensor) -> Tensor:
     counters = torch.arange((numel + 3) // 4, device=x.device).expand(x.shape[0], -1)
     drawn = philox(key, counters, ids.reshape(-1, 1).expand_as(counters))
     return torch.stack(drawn, dim=2).flatten(1)
-
-
-def ids_of(x: Tensor, sample_ids: Tensor | None) -> Tensor:
-    """The samples' ids, their places in the batch by default."""
-    return torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
 
 
 def signed_uniform(word: Tensor) -> Tensor:
@@ -287,19 +271,3 @@ def _total(sizes: Tensor) -> Tensor:
     """The sum over each sample of terms rounded up to multiples of 2^-24: exact in any order."""
     shares = (sizes.double() * 2.0**24).to(torch.int64) + 1
     return shares.reshape(shares.shape[0], -1).sum(1).double() * 2.0**-24
-
-
-def _sample_draw(key: Tensor, ids: Tensor) -> Tensor:
-    """One more exponential draw for each sample, of a counter beyond those of the elements."""
-    return exponential(philox(key, torch.full_like(ids, -1), ids)[0])
-
-
-def _scaled(x: Tensor, draws: Tensor, size: Tensor, eps: float | Tensor, bounds: Bounds) -> Tensor:
-    """x + eps * draws / size, rounded towards x, in the box; NaN where `x` or `eps` is NaN."""
-    radius = per_sample(eps, x).double().reshape(-1)
-    scale = radius / size * (1.0 - 2.0**-21)  # less the roundings of a kernel
-    scale = scale.clamp(0.0, torch.finfo(torch.float64).max)
-    delta = draws.double() * scale.reshape(-1, *[1] * (x.ndim - 1))
-    low, high = ball(x, delta.abs())
-    start = clamp(torch.where(delta < 0, low, high), *box_limits(*bounds, x.dtype))
-    return torch.where(torch.isnan(x + delta), torch.nan, start).to(x.dtype) + 0.0

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.ops import checks
 
+LARGEST = 2.0**100
+"""Numbers beyond are refused: products and distances of pixels have to stay numbers of fp32."""
 BITS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
@@ -29,7 +30,11 @@ def box_limits(low: float, high: float, dtype: torch.dtype) -> tuple[float, floa
     So an image that was clamped to the bounds in its own dtype lies in the box. Made without
     tensors, which would follow the default device and the modes that are on.
     """
-    checks.box(low, high)
+    if not -LARGEST <= low < high <= LARGEST:
+        expected = (
+            "numbers (low, high) with low < high, of at most 2**100; images in [0, 1]: (0, 1)"
+        )
+        raise ArgumentError(describe("bounds", expected, (low, high)))
     most = torch.finfo(dtype).max
     ends = [min(max(_nearest(end, dtype), -most), most) for end in (low, high)]
     if ends[0] == ends[1]:

@@ -1,10 +1,11 @@
 """The op that keeps the best iterate of each sample."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from roli_fast.ops import checks, native
-from roli_fast.ops.checks import addresses_of, finish, layout_of, plain
+from roli_fast.ops import fused, native
 
 NAMES = ("best_x", "best_grad", "best_loss", "x_adv", "grad", "loss")
 """The arguments; the first three are written."""
@@ -39,68 +40,81 @@ def select_best_(
         ArgumentError: a wrong shape; a written tensor shares memory with another argument; grad
             mode is on and an argument requires grad.
     """
-    values = (best_x, best_grad, best_loss, x_adv, grad, loss)
-    tensors = dict(zip(NAMES, values, strict=True))
-    _check(**tensors)
-    if torch.is_grad_enabled():
-        checks.no_autograd(**tensors)
-    if checks.seen(**tensors) and checks.can_be_written(best_x, best_grad, best_loss):
-        return select_best_op(*values)
-    return _select(**tensors)
+    values, watched = (best_x, best_grad, best_loss, x_adv, grad, loss), native.watched()
+    addresses = None if watched else _usual(*values)
+    if addresses is None:
+        _check(*values)
+        if torch.is_grad_enabled():
+            fused.check_no_autograd(**dict(zip(NAMES, values, strict=True)))
+    return select_best_op(*values) if watched else _select(values, addresses)
 
 
 def reference(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `select_best_` writes into its first three arguments, and what it returns."""
+    """What `select_best_` writes into its first three arguments, and what it returns.
+
+    Better are losses that are larger numbers, or numbers that replace a NaN.
+    """
     best_x, best_grad, best_loss, x_adv, grad, loss = tensors
-    better = improved(best_loss, loss)
+    better = ~torch.isnan(loss) & ~(loss <= best_loss)
     rows = better.reshape(-1, *[1] * (x_adv.ndim - 1))
     images, grads = torch.where(rows, x_adv, best_x), torch.where(rows, grad, best_grad)
     return images, grads, torch.where(better, loss, best_loss), better
 
 
-def improved(best_loss: Tensor, loss: Tensor) -> Tensor:
-    """Which losses are better: numbers that are larger, or that replace a NaN. (B,), bool."""
-    return ~torch.isnan(loss) & ~(loss <= best_loss)
+def _usual(*values: Tensor) -> list[int] | None:
+    """Addresses of the arguments where a kernel takes them as they are, else None."""
+    best_x, best_grad, best_loss, x_adv, grad, loss = values
+    if type(best_x) is not Tensor or not best_x.ndim:
+        return None
+    if not native.has_kernel("select_best_", best_x):
+        return None
+    images = fused.addresses_of((best_x, best_grad, x_adv, grad), best_x)
+    if images is None or type(best_loss) is not Tensor or best_loss.dtype not in native.CODES:
+        return None
+    losses = fused.addresses_of((best_loss, loss), best_x, best_loss.dtype, best_x.shape[:1])
+    if losses is None or any(value.is_inference() for value in values[:3]):
+        return None
+    size = best_x.nbytes
+    spans = sorted([*((at, size) for at in images), *((at, best_loss.nbytes) for at in losses)])
+    for (first, length), (second, _) in zip(spans, spans[1:], strict=False):
+        if first + length > second:
+            return None
+    return [*images[:2], losses[0], *images[2:], losses[1]]
 
 
-def _check(best_x: Tensor, best_loss: Tensor, loss: Tensor, **images: Tensor) -> None:
+def _check(best_x: Tensor, best_grad: Tensor, best_loss: Tensor, *new: Tensor) -> None:
     """Iterates, gradients and losses of one batch: (B, ...), the same, (B,)."""
-    checks.batch("best_x", best_x)
-    for name, value in images.items():
-        checks.same_kind(name, value, best_x)
-    checks.tensor("best_loss", best_loss, shape=best_x.shape[:1], device=best_x.device)
-    checks.same_kind("loss", loss, best_loss)
+    fused.check_batch("best_x", best_x)
+    for name, value in zip(("best_grad", "x_adv", "grad"), (best_grad, *new[:2]), strict=True):
+        fused.check_like(name, value, best_x)
+    fused.check_tensor("best_loss", best_loss, shape=best_x.shape[:1], device=best_x.device)
+    fused.check_like("loss", new[2], best_loss)
 
 
-def _select(**tensors: Tensor) -> Tensor:
+def _select(values: Sequence[Tensor], addresses: list[int] | None = None) -> Tensor:
     """Update the first three from the others; returns which samples improved, (B,), bool.
 
-    Types, dtypes, devices and shapes have been checked, memory has not.
+    Arguments have been checked, their memory has not but for that of `addresses`.
     """
-    values = [tensors[name] for name in NAMES]
-    addresses = addresses_of(values[:3], values[3:])
+    best_x, best_loss, dense = values[0], values[2], values
     if addresses is None:
         for place, name in enumerate(NAMES[:3]):
-            checks.writable(name, tensors[name])
-            checks.apart(name, tensors[name], **{n: tensors[n] for n in NAMES[place + 1 :]})
-    best_x, best_loss = values[0], values[2]
-    known = addresses is not None or (best_x.numel() and plain(*values))
-    if not known or not native.usable("select_best_", best_x):
-        *results, better = reference(*values)
-        for target, result in zip(values, results, strict=False):
-            target.copy_(result)
-        return better
-    dense = values
-    if addresses is None:
-        layouts = [layout_of(value) for value in values[:3]] * 2
+            fused.check_apart(name, **dict(zip(NAMES[place:], values[place:], strict=True)))
+        plain = best_x.numel() and fused.plain(*values)
+        if not (plain and native.usable("select_best_", best_x)):
+            *results, better = reference(*values)
+            for target, result in zip(values, results, strict=False):
+                target.copy_(result)
+            return better
+        layouts = [fused.layout_of(value) for value in values[:3]] * 2
         dense = [v.contiguous(memory_format=m) for v, m in zip(values, layouts, strict=True)]
         addresses = [value.data_ptr() for value in dense]
     better = torch.empty(best_loss.shape, dtype=torch.bool, device=best_loss.device)
-    addresses.insert(3, better.data_ptr())
     samples, code = best_x.shape[0], native.CODES[best_loss.dtype]
-    native.run("select_best", best_x, *addresses, samples, best_x.nbytes // samples, code)
+    sizes = (samples, best_x.nbytes // samples, code)
+    native.run("select_best", best_x, *addresses, better.data_ptr(), *sizes)
     for value, target in zip(values[:3], dense, strict=False):
-        finish(value, target)
+        fused.finish(value, target)
     return better
 
 
@@ -110,12 +124,11 @@ def select_best_op(
 ) -> Tensor:
     """`ops.select_best_` without the check that autograd is off."""
     values = (best_x, best_grad, best_loss, x_adv, grad, loss)
-    tensors = dict(zip(NAMES, values, strict=True))
-    _check(**tensors)
-    return _select(**tensors)
+    _check(*values)
+    return _select(values)
 
 
 @select_best_op.register_fake
 def _(*values: Tensor) -> Tensor:
-    _check(**dict(zip(NAMES, values, strict=True)))
+    _check(*values)
     return torch.empty_like(values[5], dtype=torch.bool, memory_format=torch.contiguous_format)

@@ -56,7 +56,7 @@ def python():
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -1,51 +1,104 @@
-"""What the compiled parts of the LoRA ops do on a CPU, and the GPU's where there is one."""
+"""LoRA's kernels: what Python hands to those for CUDA, dropout on the CPU, and a GPU where there is
+one. What the CUDA kernels compute: test_sanitizers.py."""
+
+import ctypes
+from ctypes import c_float, c_int, c_int64, c_uint32, c_void_p
 
 import pytest
 import torch
+from building import EMULATOR, compiled
 from references import reference
+from torch import Tensor
 
 from roli_fast import ops
 from roli_fast.ops import lora
-from roli_fast.ops.lora import lora_dropout_op
 
 SEED = torch.tensor([-(2**62) - 5])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-pytestmark = pytest.mark.usefixtures("kernels")
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The emulated launches."""
+    output = tmp_path_factory.mktemp("cuda_on_cpu") / "lora.so"
+    compiled(output, [EMULATOR / "run_lora.cpp"], ["-O2", "-fPIC", "-shared"])
+    return ctypes.CDLL(str(output))
+
+
+def aligned(value: Tensor) -> Tensor:
+    """A copy at a 16-byte border."""
+    whole = torch.empty(value.numel() + 16, dtype=value.dtype)
+    start = (-(whole.data_ptr() // whole.element_size())) % 16
+    return whole[start : start + value.numel()].view(value.shape).copy_(value)
+
+
+@pytest.mark.parametrize("with_ds", [False, True])
+@pytest.mark.parametrize("rows", [((8, 24),), ((0, 16), (32, 40))], ids=str)
+def test_the_call_of_the_backward_kernel(library, monkeypatch, rows, with_ds):
+    """The arguments that the binding would get, against autograd in fp64."""
+
+    def emulate(kernel, like, *arguments):
+        *tensors, tokens, inputs, stride, slices, rank, threshold, gain, code = arguments
+        assert kernel == "lora_backward" and like is x
+        ends = [end for pair in slices for end in pair]
+        library.backward(
+            *(c_void_p(address or None) for address in (*tensors[:7], tensors[8])),
+            *(c_int64(tokens), c_int64(inputs), c_int64(stride), (c_int64 * len(ends))(*ends)),
+            *(c_int(len(slices)), c_int(rank), c_uint32(threshold), c_float(gain), c_int(code)),
+        )
+
+    monkeypatch.setattr(lora.native, "run", emulate)
+    monkeypatch.setattr(lora.native, "workspace", lambda like, *sizes: like)  # it has its own
+    draw, covered = torch.Generator().manual_seed(0), sum(stop - start for start, stop in rows)
+    sizes = ((50, 32), (50, 48), (3 * len(rows), 32), (covered, 3))
+    x, dy, a, b = (aligned(torch.randn(s, generator=draw).bfloat16()) for s in sizes)
+    branch = lora.Branch(0.75, 0.3, rows, x.dtype)
+    da, db, ds = lora._one_pass_gradients(x, dy, a, b, SEED, branch, with_ds=with_ds)
+    assert (ds is not None) == with_ds
+    wide_a, wide_b = (v.double().requires_grad_() for v in (a, b))
+    weight, seen = torch.zeros(48, 32).double(), reference.lora_dropout(x, SEED, 0.3).double()
+    y = lora.lora_apply(seen, seen, weight, None, wide_a, wide_b, branch)
+    y.backward(dy.double())
+    for found, expected in ((da, wide_a.grad), (db, wide_b.grad)):
+        assert (found.double() - expected).abs().max() <= 2**-8 * expected.abs().max()
+
+
+def test_the_parts_of_a_merge():
+    """Every row of the buffer belongs to one part, with the factors of its range."""
+    weight, merged = torch.randn(24, 8), torch.zeros(24, 8)
+    a, b = torch.randn(6, 8), torch.randn(10, 3)
+    layer = lora.Layer(merged, weight, a, b, 0.5, ((18, 24), (1, 5)))
+    found = []
+    for at_weight, at_merged, at_a, at_b, rows, width, rank, scale in lora._parts(layer, []):
+        start = (at_merged - merged.data_ptr()) // 32
+        assert at_weight - weight.data_ptr() == at_merged - merged.data_ptr() and width == 8
+        factors = ((at_a - a.data_ptr()) // 32, (at_b - b.data_ptr()) // 12) if rank else None
+        found.append((start, start + rows, factors, scale if rank else None))
+    assert found == [
+        (0, 1, None, None),
+        (1, 5, (3, 6), 0.5),
+        (5, 18, None, None),
+        (18, 24, (0, 0), 0.5),
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_mask_equals_the_reference(dtype):
-    """Around four elements of a counter, the 512 of a block and the 32768 of a thread's share."""
-    for n in (1, 3, 4, 5, 63, 511, 512, 513, 32767, 32769, 70001):
-        x = torch.arange(1.0, n + 1).to(dtype)
-        for dropout in (0.0, 0.1, 0.75):
-            expected = reference.lora_dropout(x, SEED, dropout)
-            assert torch.equal(lora.lora_dropout(x, SEED, dropout), expected)
-            inside = x.clone()
-            assert lora.lora_dropout(inside, SEED, dropout, out=inside) is inside
-            assert torch.equal(inside, expected)
-
-
-def test_threads_change_no_bit():
-    x = torch.randn(97, 1013)
-    before, results = torch.get_num_threads(), []
+def test_the_mask_equals_the_reference(kernels, dtype):
+    """Around four elements of a counter, the 512 of a block and the 32768 of a thread's share; on
+    every number of threads; and nothing around it is written."""
+    before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(lora.lora_dropout(x, SEED, 0.3))
+        for n in (1, 3, 4, 5, 511, 512, 513, 32767, 32769, 70001):
+            buffer = torch.full((n + 2,), 9.0).to(dtype)
+            x = buffer[1 : n + 1].copy_(torch.arange(1.0, n + 1))
+            for dropout, threads in ((0.0, 1), (0.1, 2), (0.75, 3)):
+                torch.set_num_threads(threads)
+                expected = reference.lora_dropout(x, SEED, dropout)
+                assert torch.equal(lora.lora_dropout(x, SEED, dropout), expected)
+            assert lora.lora_dropout(x, SEED, dropout, out=x) is x
+            assert torch.equal(x, expected) and buffer[0] == buffer[-1] == 9.0
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
-
-
-def test_nothing_around_the_tensor_is_written():
-    buffer = torch.full((5000,), 9.0)
-    for start, n in ((1, 1), (3, 17), (5, 4000)):
-        buffer.fill_(9.0)
-        part = buffer[start : start + n]
-        lora.lora_dropout(part, SEED, 0.9, out=part)
-        assert (buffer[:start] == 9.0).all() and (buffer[start + n :] == 9.0).all()
 
 
 @pytest.mark.gpu
@@ -62,13 +115,8 @@ def test_cuda_equals_the_cpu(dtype, dropout):
     ):
         draw = torch.Generator().manual_seed(width)
         covered = sum(stop - start for start, stop in rows or ((0, out),))
-        shapes = [
-            (500, width),
-            (out, width),
-            (out,),
-            (len(rows or (0,)) * rank, width),
-            (covered, rank),
-        ]
+        factors = [(len(rows or (0,)) * rank, width), (covered, rank)]
+        shapes = [(500, width), (out, width), (out,), *factors]
         wide = [torch.randn(s, generator=draw, dtype=torch.float64) / s[-1] ** 0.5 for s in shapes]
         results = []
         for device, kind in (("cpu", torch.float64), ("cuda", dtype), ("cuda", dtype)):
@@ -99,12 +147,3 @@ def test_a_captured_layer_runs_again_with_a_new_seed():
     seed.fill_(2)
     graph.replay()
     assert torch.equal(y.cpu(), reference.lora_dropout(x.cpu(), torch.tensor([2]), 0.5))
-
-
-def test_fake_tensors_on_cuda_keep_shape_and_device():
-    """What can be said of CUDA without a device: shapes, dtypes and devices."""
-    with torch._subclasses.FakeTensorMode():
-        x = torch.empty(3, 5, dtype=torch.bfloat16, device="cuda")
-        seed = torch.empty(1, dtype=torch.int64, device="cuda")
-        y = lora_dropout_op(x, seed, 0.3)
-        assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)

@@ -1,12 +1,18 @@
-"""The shared object itself: what it exports, needs and carries."""
+"""The shared object: what it exports, needs and carries, and what happens where it is missing."""
 
+import importlib
+import logging
 import re
 import subprocess
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 
-from roli_fast import ops
+from roli_fast import doctor, ops
+from roli_fast.errors import ArgumentError
+from roli_fast.ops import native
 
 
 def read(tool, *command: str) -> str:
@@ -41,28 +47,45 @@ loader = importlib.machinery.ExtensionFileLoader("_C", {path!r})
 spec = importlib.util.spec_from_loader("_C", loader)
 kernels = importlib.util.module_from_spec(spec)
 loader.exec_module(kernels)
-print(kernels.build_info()["openmp"], "torch" in sys.modules)
 """
-
-
-def test_it_loads_without_torch(module_file, python):
-    assert python(LOAD.format(path=str(module_file))).split()[1] == "False"
-
-
-@pytest.mark.parametrize("first", ["torch", "_C"])
-def test_one_openmp_runtime_is_loaded_in_either_order(module_file, python, first):
-    """Two would fight over the cores."""
-    both = ["import torch", LOAD.format(path=str(module_file))]
-    look = """
+LOOK = """
 print({line.split()[-1] for line in open("/proc/self/maps") if "gomp" in line or "iomp" in line})
 """
-    out = python("\n".join([*(both if first == "torch" else both[::-1]), look]))
-    assert out.count("omp") == 1, out
+ALONE = 'print("torch:", "torch" in sys.modules)\nimport torch\n'
+USE = """
+import os, signal, torch
+from roli_fast import ops
+ops.build_info(), ops.backend("linf_step_", "cpu", torch.float32)
+print("initialised:", torch.cuda.is_initialized())
+torch.set_num_threads(2)
+x = torch.rand(4, 3, 224, 224)
+ops.linf_step_(x.clone(), torch.randn_like(x), x, eps=0.1, step_size=0.1)
+grad = torch.ones_like(x)
+want = ops.linf_step_(x.clone(), grad, x, eps=0.1, step_size=0.1)
+target = x.clone()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    ops.linf_step_(target, grad, x, eps=0.1, step_size=0.1)
+    same = (target.numpy() == want.numpy()).all()  # torch's own comparison might wait
+    os._exit(0 if same else 1)
+print("child:", os.waitpid(child, 0)[1])
+"""
+
+
+def test_it_loads_without_torch_and_shares_its_openmp_runtime(module_file, python):
+    """Two would fight over the cores."""
+    out = python(LOAD.format(path=str(module_file)) + ALONE + LOOK)
+    assert "torch: False" in out and out.count("omp") == 1, out
+
+
+def test_a_process_that_forks_and_leaves_cuda_alone(module_file, python):
+    """The child has lost the thread pool, and would wait for it for ever."""
+    out = python(USE + LOAD.format(path=str(module_file)) + LOOK)
+    assert "initialised: False" in out and "child: 0" in out and out.count("omp") == 1, out
 
 
 def test_wrong_addresses_are_python_errors(kernels):
-    import importlib
-
     linf_step = importlib.import_module("roli_fast._C").linf_step
     x = torch.rand(4)
     number = (0, 0.1, 0)
@@ -74,11 +97,63 @@ def test_wrong_addresses_are_python_errors(kernels):
             linf_step(*arguments)
 
 
-def test_importing_and_asking_for_backends_leaves_cuda_alone(python):
-    out = python("""
-import torch
-from roli_fast import ops
-ops.build_info(), ops.backend("linf_step_", "cpu", torch.float32)
-print("initialised:", torch.cuda.is_initialized())
-""")
-    assert "initialised: False" in out
+@pytest.fixture
+def fresh(monkeypatch, caplog):
+    """The package's state as a new process with this environment and this module has it."""
+
+    def make(module: ModuleType | None = None, **environ: str) -> str:
+        for name in ("ROLI_FAST_BACKEND", "ROLI_FAST_REQUIRE_EXT"):
+            monkeypatch.setenv(name, environ.get(name, ""))
+        monkeypatch.setitem(sys.modules, "roli_fast._C", module)  # None: as if it was not built
+        with caplog.at_level(logging.WARNING, "roli_fast"):
+            monkeypatch.setattr(native, "state", native._State())
+        return caplog.text
+
+    return make
+
+
+def step() -> torch.Tensor:
+    x = torch.full((2, 3), 0.5)
+    return ops.linf_step_(x.clone(), torch.ones(2, 3), x, eps=0.1, step_size=0.125)
+
+
+def test_the_switches_of_the_environment(fresh):
+    with pytest.raises(ArgumentError, match="`ROLI_FAST_BACKEND`: expected native or reference"):
+        fresh(ROLI_FAST_BACKEND="fast")
+    fresh(ROLI_FAST_BACKEND="reference", ROLI_FAST_REQUIRE_EXT="1")
+    chosen = ops.backend("linf_step_", "cpu", torch.float32)
+    assert chosen == ("reference", "the reference was asked for")
+    assert torch.allclose(step(), torch.tensor(0.6))
+
+
+def test_without_the_module_everything_works_unless_it_is_required(fresh):
+    assert fresh().count("no compiled kernels") <= 1  # silent where none were asked for
+    assert ops.backend("linf_step_", "cpu", torch.float32).name == "reference"
+    assert ops.build_info() == {} and torch.allclose(step(), torch.tensor(0.6))
+    fresh(ROLI_FAST_REQUIRE_EXT="1")
+    with pytest.raises(ops.MissingKernelError, match="linf_step_: ROLI_FAST_REQUIRE_EXT is set"):
+        step()
+
+
+def test_an_unfit_module_is_not_used(fresh):
+    module = ModuleType("roli_fast._C")
+    module.build_info = lambda: {"interface": -1}  # type: ignore[attr-defined]
+    assert fresh(module).count("no compiled kernels: _C is of another version") == 1
+    assert "of another version" in ops.backend("linf_step_", "cpu", torch.float32).reason
+
+
+def report(capsys, code: int = 0) -> str:
+    assert doctor.main() == code
+    return capsys.readouterr().out
+
+
+def test_doctor(fresh, capsys):
+    out = report(capsys, code=1 if native.state.required and not ops.build_info() else 0)
+    for word in ("python ", "torch ", "torchvision ", "timm ", "numpy ", "cuda ", "threads "):
+        assert re.search(rf"^  {word}", out, re.M), out
+    assert len(re.findall(r"^  linf_step_ +(cpu|cuda) +\w+ +(native|reference)", out, re.M)) == 8
+    fresh()
+    out = report(capsys)
+    assert "no _C: " in out and not re.search(r"cpu +\w+ +native", out)
+    fresh(ROLI_FAST_REQUIRE_EXT="1")
+    report(capsys, code=1)

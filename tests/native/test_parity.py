@@ -12,7 +12,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Around the 16 lanes of a sum, the 512 of a block, the 4096 of a chunk, a thread's share of 32768.
 SHAPES = [
     *((1, n) for n in (1, 3, 4, 5, 15, 16, 17, 31, 511, 512, 513, 529, 4095, 4097, 32769)),
-    *((3, 5, 7, 11), (9, 3, 32, 32), (5, 1), (7, 9363), (300, 2)),
+    *((5,), (3, 5, 7, 11), (9, 3, 32, 32), (5, 1), (7, 9363), (300, 2), (2, 3, 4, 5, 6)),
 ]
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -99,43 +99,20 @@ def test_random_starts(name, dtype):
                 assert torch.equal(again, moved)
 
 
-def on_threads(run) -> list:
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(run())
-    finally:
-        torch.set_num_threads(before)
-    return results
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_number_of_threads_gives_the_same_bits(op, dtype):
-    for shape in ((5, 3, 97, 101), (12, 3, 61, 67), (1, 200_001)):
-        options = amounts(op, 0.9, shape[0])
-        first, *others = on_threads(lambda s=shape, o=options: op.run(*batch(op, s, dtype), **o))
-        assert all(torch.equal(first, other) for other in others)
-
-
-@pytest.mark.parametrize("name", STARTS)
-def test_starts_do_not_depend_on_threads(name):
-    x, start = torch.rand(5, 3, 97, 101), getattr(ops, name)
-    first, *others = on_threads(
-        lambda: start(x, eps=2.0, generator=torch.Generator().manual_seed(0))
-    )
-    assert all(torch.equal(first, other) for other in others)
-
-
-def test_nothing_around_the_tensor_is_written(op):
-    buffer = torch.full((5000,), 9.0)
-    for start, n in ((1, 1), (3, 17), (5, 4500)):
-        buffer.fill_(9.0)
-        tensors = batch(op, (1, n), torch.float32)
-        target = buffer[start : start + n].view(1, n).copy_(tensors[0])
-        op.run(target, *tensors[1:], **amounts(op, 0.1))
-        assert (buffer[:start] == 9.0).all() and (buffer[start + n :] == 9.0).all()
-        assert (target <= 1.0).all()
+@pytest.mark.parametrize("name", ["linf_step_", "apgd_linf_step_"])
+def test_wild_numbers_among_tame_ones_in_bf16(name):
+    """A block of 32 that holds one leaves the AVX-512 lanes for the scalar rule."""
+    op, each = UPDATES[name], {"eps": [0.0, 1e-40, 2.0**-9, 8 / 255, 0.5, 3e4]}
+    each |= {"step_size": [0.0, 2.0**-12, 2 / 255, 1e-39, 1e31, 7e3]}
+    each |= {"momentum": [1.0, 0.75, 0.0, 1.0, 0.3, 0.75]}
+    options = {key: torch.tensor(each[key]) for key in op.amounts} | {"bounds": (-2.0, 2.5)}
+    for place, wrong in enumerate((torch.nan, torch.inf, -torch.inf, 3e38, 2e30)):
+        tensors = batch(op, (6, 1111), torch.bfloat16, place)
+        for index, value in enumerate(tensors):
+            value[:, 40 + index :: 300] = wrong
+            value[:, 5 + index :: 97] = 0.0
+        expected = op.reference(*tensors, **options)
+        assert near(op.run(*tensors, **options), expected, 2.0)
 
 
 @pytest.mark.gpu

@@ -73,9 +73,9 @@ def test_the_first_step_does_not_look_at_x_prev(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_agrees_with_the_textbook(backend, op, shape, dtype):
-    for eps in (1e-3, 0.1, 0.5, 3.0):
+@pytest.mark.parametrize("eps", [1e-3, 0.1, 0.5, 3.0])
+def test_agrees_with_the_textbook(backend, op, eps, dtype):
+    for shape in SHAPES:
         for samples in (None, shape[0]):
             options, tensors = amounts(op, eps, samples), batch(op, shape, dtype)
             expected = oracles.SPHERES[op.name](*tensors, **options)
@@ -83,7 +83,7 @@ def test_agrees_with_the_textbook(backend, op, shape, dtype):
             x = tensors[-1]
             worst = (moved - expected).abs().max().item()
             # In half types a sample near the sphere is rounded toward x, and only then.
-            assert worst <= TEXTBOOK[dtype], (eps, samples)
+            assert worst <= TEXTBOOK[dtype], (shape, samples)
             assert (distance(op, moved, x) <= radius(options["eps"], x)).all()
             assert ((moved >= 0) & (moved <= 1)).all()
 
@@ -193,7 +193,7 @@ def cases(draw):
 
 
 @given(case=cases())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_results_lie_in_ball_and_box_in_fp64(case):
     op, tensors, options = case
     x = tensors[-1]
@@ -206,7 +206,7 @@ def test_results_lie_in_ball_and_box_in_fp64(case):
 
 
 @given(seed=st.integers(0, 2**20), eps=st.floats(0.01, 3.0), dtype=st.sampled_from(DTYPES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_second_projection_changes_nothing(seed, eps, dtype):
     x_adv, x = batch(SPHERES["l2_project_"], (3, 40), dtype, seed, spread=0.4)
     once = ops.l2_project_(x_adv, x, eps=eps)
@@ -214,7 +214,7 @@ def test_a_second_projection_changes_nothing(seed, eps, dtype):
 
 
 @given(seed=st.integers(0, 2**20), eps=st.floats(0.05, 2.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_no_point_of_the_ball_is_nearer(seed, eps):
     """Without a box the radial map is the Euclidean projection."""
     generator = torch.Generator().manual_seed(seed)
@@ -230,7 +230,7 @@ def test_no_point_of_the_ball_is_nearer(seed, eps):
 
 
 @given(seed=st.integers(0, 2**20), eps=st.floats(0.05, 2.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_box_leads_no_farther_from_x(seed, eps):
     x_adv, x = batch(SPHERES["l2_project_"], (3, 30), torch.float32, seed, spread=0.5)
     x_adv = x_adv * 3 - 1
@@ -241,7 +241,7 @@ def test_the_box_leads_no_farther_from_x(seed, eps):
 
 
 @given(seed=st.integers(0, 2**20), size=st.floats(0.01, 1.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_step_is_the_steepest_ascent_of_a_linear_loss(seed, size):
     generator = torch.Generator().manual_seed(seed)
     x, grad = torch.zeros(2, 25), torch.randn(2, 25, generator=generator)

@@ -60,17 +60,6 @@ def test_the_smallest_gradient_has_a_sign(backend, dtype):
     assert step(x, grad, x, eps=0.25, step_size=0.125).tolist() == [[0.625, 0.375]]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_zero_is_written_without_a_sign(backend, dtype):
-    # Zeros of both signs kept, reached by a step, and reached by the upper limit of the ball.
-    x = torch.tensor([[0.0, -0.0, 0.125, -0.125]], dtype=dtype)
-    x_adv = torch.tensor([[-0.0, -0.0, 0.125, -0.0625]], dtype=dtype)
-    grad = torch.tensor([[0.0, -0.0, -1.0, 1.0]], dtype=dtype)
-    moved = step(x_adv, grad, x, eps=0.125, step_size=0.125, bounds=(-1.0, 1.0))
-    assert moved.tolist() == [[0.0] * 4]
-    assert not torch.signbit(moved).any()
-
-
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 def test_a_result_that_rounds_to_zero_has_no_sign(backend, dtype):
     tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
@@ -136,16 +125,6 @@ def test_fp32_limits_hold_in_fp64_and_are_tight(backend, eps):
         assert ((beyond.double() - x.double()).abs() > radius).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("bounds", [(0.1, 0.9), (0.2, 0.7), (-0.3, 1 / 3)])
-def test_the_box_is_the_one_that_clamps_an_image_of_the_dtype(backend, dtype, bounds):
-    x = torch.tensor([[-9.0, 9.0]], dtype=dtype).clamp(*bounds)
-    moved = step(
-        x, torch.tensor([[-1.0, 1.0]], dtype=dtype), x, eps=1.0, step_size=1.0, bounds=bounds
-    )
-    assert torch.equal(moved, x)
-
-
 @st.composite
 def cases(draw):
     """A dtype and finite numbers of it, wild ones included."""
@@ -169,7 +148,7 @@ def cases(draw):
 
 
 @given(case=cases())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_equals_exact_arithmetic(case):
     x_adv, grad, x, options = case
     expected = [

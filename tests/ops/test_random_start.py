@@ -38,18 +38,18 @@ def lengths(norm: str, moved: Tensor, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("eps", [8 / 255, 0.5, 12.0, 0.0])
-def test_inside_ball_and_box_in_fp64(backend, norm, dtype, eps):
+def test_inside_ball_and_box_in_fp64(backend, norm, dtype):
     x = (0.1 + 0.8 * torch.rand(40, 3, 13, 17, generator=seeded(1))).to(dtype)
     x = x.clamp(0.1016, 0.8984)  # numbers of every dtype inside the box
-    moved = start(norm, x, eps, bounds=(0.1, 0.9))
-    radius = torch.tensor(eps, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
-    assert (lengths(norm, moved, x) <= radius.double()).all()
-    low, high = torch.tensor([0.1, 0.9], dtype=dtype)
-    assert ((moved >= low) & (moved <= high)).all()
-    assert moved.dtype == dtype and moved.data_ptr() != x.data_ptr()
-    if eps == 0 or eps >= 0.5:  # less may be below the spacing of bf16
-        assert torch.equal(moved, x) == (eps == 0)
+    for eps in (8 / 255, 0.5, 12.0, 0.0):
+        moved = start(norm, x, eps, bounds=(0.1, 0.9))
+        radius = torch.tensor(eps, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+        assert (lengths(norm, moved, x) <= radius.double()).all()
+        low, high = torch.tensor([0.1, 0.9], dtype=dtype)
+        assert ((moved >= low) & (moved <= high)).all()
+        assert moved.dtype == dtype and moved.data_ptr() != x.data_ptr()
+        if eps == 0 or eps >= 0.5:  # less may be below the spacing of bf16
+            assert torch.equal(moved, x) == (eps == 0)
 
 
 def test_a_small_sample_far_from_zero_stays_inside(backend, norm):
@@ -134,14 +134,6 @@ def test_neither_batch_nor_order_matters(backend, norm):
     assert len({tuple(row.flatten().tolist()) for row in start(norm, x * 0 + 0.5, 0.3)}) == 5
 
 
-def test_per_sample_eps(backend, norm):
-    x, eps = torch.rand(3, 50), torch.tensor([0.0, 0.1, 0.4], dtype=torch.float64)
-    moved = start(norm, x, eps)
-    for i, radius in enumerate(eps.tolist()):
-        ids = torch.tensor([i])
-        assert torch.equal(moved[i : i + 1], start(norm, x[i : i + 1], radius, sample_ids=ids))
-
-
 def test_every_dtype_gets_the_same_draws(backend, norm):
     x = torch.full((2, 64), 0.5)
     exact = start(norm, x.double(), 0.25)
@@ -197,12 +189,6 @@ def test_special_numbers(backend, norm):
     assert moved[1, :2].tolist() == [1.0, 0.0] and moved[2, :2].tolist() == [0.0, 1.0]
     assert not torch.signbit(moved[2]).any()
     assert start(norm, x[1:, 2:], torch.tensor([nan, 0.1])).isnan().tolist() == [[True], [False]]
-
-
-def test_empty_batches_and_samples(backend, norm):
-    for shape in ((0, 3, 4, 4), (2, 0), (0,)):
-        assert start(norm, torch.zeros(shape)).shape == shape
-    assert start(norm, torch.full((3,), 0.5)).shape == (3,)  # a number a sample
 
 
 def test_the_reference_is_what_runs(norm):

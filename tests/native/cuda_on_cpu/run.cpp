@@ -4,8 +4,8 @@
 namespace {
 
 template <class T>
-int run(const rf::LinfStepCall& given) {
-  const rf::LinfStepCall call = rf::cuda::joined(given);
+int run(const rf::StepCall& given) {
+  const rf::StepCall call = rf::cuda::joined(given);
   const bool vectors = rf::cuda::by_vectors(call, sizeof(typename T::Word));
   const int words = vectors ? rf::cuda::kPack<T> : 1;
   const auto grid = rf::cuda::elementwise_grid(call.samples, call.per_sample, words);
@@ -29,7 +29,7 @@ int run(const rf::LinfStepCall& given) {
 // Returns whether the kernel went by vectors.
 extern "C" int step(void* x_adv, const void* grad, const void* x, int64_t samples,
                     int64_t per_sample, int dtype, const float* eps, int64_t eps_stride) {
-  const rf::LinfStepCall call = {
+  const rf::StepCall call = {
       x_adv, grad, x, samples, per_sample, static_cast<rf::DType>(dtype), {eps, 0, eps_stride},
       {nullptr, 0.015625f, 0}, 0.0f, 1.0f};
   switch (call.dtype) {

@@ -17,7 +17,7 @@ void linf() {
   auto here = target.copy();
   linf_step_cpu({here.data(), grad.tested(), x.tested(), kTested, kLength, DType::bf16,
                  linf_eps.near(), step.near(), 0.0f, 1.0f}, 1);
-  const LinfStepCall call = {target.all, grad.all, x.all, kSamples, kLength, DType::bf16,
+  const StepCall call = {target.all, grad.all, x.all, kSamples, kLength, DType::bf16,
                              linf_eps.far(), step.far(), 0.0f, 1.0f};
   run_last(1, [&] { step_kernel<Bf16, kVectors>(call); });
   compare("linf_step", target.tested(), here);
@@ -30,7 +30,7 @@ void linf_long() {
   const PerSample radius = {nullptr, 0.1f, 0}, length = {nullptr, 0.05f, 0};
   linf_step_cpu({here.data(), grad.tested(), x.tested(), kTested, kLength, DType::bf16, radius,
                  length, 0.0f, 1.0f}, 1);
-  const LinfStepCall call = {target.all, grad.all, x.all, 1, kSamples * kLength, DType::bf16,
+  const StepCall call = {target.all, grad.all, x.all, 1, kSamples * kLength, DType::bf16,
                              radius, length, 0.0f, 1.0f};
   const unsigned first = static_cast<unsigned>(kFirstElement / kThreads);
   gridDim = {static_cast<unsigned>(kSamples * kLength / kThreads), 1};
@@ -45,7 +45,7 @@ template <bool kVectors>
 void l2(double* workspace) {
   const Far target(4, 1.0f, 0.0f);
   auto here = target.copy();
-  L2StepCall call = {here.data(), grad.tested(), x.tested(), kTested, kLength, DType::bf16,
+  StepCall call = {here.data(), grad.tested(), x.tested(), kTested, kLength, DType::bf16,
                      eps.near(), step.near(), 0.0f, 1.0f, 0.01, nullptr};
   l2_step_cpu(call, 1);
   call = {target.all, grad.all, x.all, kSamples, kLength, DType::bf16, eps.far(), step.far(), 0.0f,

@@ -20,12 +20,10 @@ template <bool kVectors, bool kStep>
 void l1() {
   const Far target(4, 1.0f, 0.0f);
   auto here = target.copy();
-  const L1ProjectCall project = {here.data(), x.tested(), kTested, kLength, DType::bf16,
-                                 l1_eps.near(), 0.0f, 1.0f};
-  if (kStep) l1_step_cpu({project, grad.tested(), step.near(), fraction.near()}, 1);
-  if (!kStep) l1_project_cpu(project, 1);
-  const L1StepCall call = {{target.all, x.all, kSamples, kLength, DType::bf16, l1_eps.far(), 0.0f,
-                            1.0f}, grad.all, step.far(), fraction.far()};
+  l1_step_cpu({here.data(), kStep ? grad.tested() : nullptr, x.tested(), kTested, kLength,
+               DType::bf16, l1_eps.near(), step.near(), fraction.near(), 0.0f, 1.0f}, 1);
+  const L1StepCall call = {target.all, grad.all, x.all, kSamples, kLength, DType::bf16,
+                           l1_eps.far(), step.far(), fraction.far(), 0.0f, 1.0f};
   gridDim = {static_cast<unsigned>(kSamples), 1};
   for (int64_t sample = kFirst; sample < kSamples; ++sample) {
     blockIdx = {static_cast<unsigned>(sample), 0};

@@ -60,10 +60,9 @@ int run_start(const rf::RandomStartCall& call) {
 extern "C" int l1(void* x_adv, const void* grad, const void* x, int64_t samples,
                   int64_t per_sample, int dtype, const float* eps, const float* step_size,
                   const float* density) {
-  const rf::L1StepCall call = {{x_adv, x, samples, per_sample, static_cast<rf::DType>(dtype),
-                                {eps, 0, 1}, 0.0f, 1.0f},
-                               grad, {step_size, 0, 1}, {density, 0, 1}};
-  switch (call.project.dtype) {
+  const rf::L1StepCall call = {x_adv, grad, x, samples, per_sample, static_cast<rf::DType>(dtype),
+                               {eps, 0, 1}, {step_size, 0, 1}, {density, 0, 1}, 0.0f, 1.0f};
+  switch (call.dtype) {
     case rf::DType::fp32:
       return grad ? run_l1<rf::cuda::Fp32, true>(call) : run_l1<rf::cuda::Fp32, false>(call);
     case rf::DType::bf16:
@@ -87,9 +86,4 @@ extern "C" int start(void* out, const void* x, const int64_t* key, const int64_t
     default:
       return run_start<rf::cuda::Fp16>(call);
   }
-}
-
-extern "C" void philox(uint64_t key, uint64_t low, uint64_t high, uint32_t* words) {
-  const rf::Words drawn = rf::philox(key, low, high);
-  for (int i = 0; i < 4; ++i) words[i] = drawn.v[i];
 }

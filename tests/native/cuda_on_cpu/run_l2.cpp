@@ -32,7 +32,7 @@ bool run_grid(Grid2 grid, const Kernel& kernel) {
 }
 
 template <class T, bool kVectors>
-bool run_l2(const L2StepCall& call) {
+bool run_l2(const StepCall& call) {
   const int words = kVectors ? kPack<T> : 1;
   return run_grid(sum_grid(call.samples, call.per_sample),
                   [&] { sum_kernel<T, kVectors>(sums_for(call)); }) &&
@@ -74,7 +74,7 @@ bool with_words(const Call& call, const Run& run) {
   }
 }
 
-bool emulate(const L2StepCall& call) {
+bool emulate(const StepCall& call) {
   return with_words(call, [&](auto type, auto vectors) {
     return run_l2<decltype(type), decltype(vectors)::value>(call);
   });
@@ -171,7 +171,7 @@ void check(int64_t samples, int64_t length, DType dtype, int offset) {
   }
   std::vector<double> workspace(samples * parts_of(length) * 4);
   const auto l2 = [&](Memory& target, bool steps) {
-    return L2StepCall{target.data(), steps ? grad.data() : nullptr, x.data(), samples, length, dtype,
+    return StepCall{target.data(), steps ? grad.data() : nullptr, x.data(), samples, length, dtype,
                       {eps.data(), 0, 1}, {step.data(), 0, 1}, 0.0f, 1.0f, 0.01, workspace.data()};
   };
   const auto apgd = [&](Memory& target) {

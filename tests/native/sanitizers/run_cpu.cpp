@@ -67,6 +67,10 @@ void steps(const Case& c, const Tensors& t) {
       l2_step_cpu({w[0].data(), grad, t.x.data(), samples, length, c.dtype, eps, step, 0.0f, 1.0f,
                    0.01, nullptr}, threads);
     });
+    compare("l1_step", c, {t.x_adv}, read, [&](auto& w, int threads) {
+      l1_step_cpu({w[0].data(), grad, t.x.data(), samples, length, c.dtype, eps, step, fraction, 0.0f,
+                   1.0f}, threads);
+    });
   }
   for (const auto& apgd : {apgd_linf_step_cpu, apgd_l2_step_cpu}) {
     compare("apgd_step", c, {t.x_prev}, {&t.x, &t.x_adv, &t.grad}, [&](auto& w, int threads) {
@@ -80,14 +84,6 @@ void steps(const Case& c, const Tensors& t) {
                     fraction, step, 0.0f, 1.0f}, threads);
     });
   }
-  const auto project = [&](Memory& x_adv) {
-    return L1ProjectCall{x_adv.data(), t.x.data(), samples, length, c.dtype, eps, 0.0f, 1.0f};
-  };
-  compare("l1_project", c, {t.x_adv}, read,
-          [&](auto& w, int threads) { l1_project_cpu(project(w[0]), threads); });
-  compare("l1_step", c, {t.x_adv}, read, [&](auto& w, int threads) {
-    l1_step_cpu({project(w[0]), t.grad.data(), step, fraction}, threads);
-  });
 }
 
 void starts(const Case& c, const Tensors& t) {
