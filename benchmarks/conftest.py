@@ -76,7 +76,9 @@ def pytest_terminal_summary(
         terminalreporter.write_line(reports.table([one.as_json() for one in found.values()]))
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def pytest_report_header(config: pytest.Config) -> str | None:
     """A warning where other work would be measured along."""
     load = os.getloadavg()[0]
-    return f"this machine is busy (load {load:.1f}): measure on an idle one" if load > BUSY else ""
+    return (
+        f"this machine is busy (load {load:.1f}): measure on an idle one" if load > BUSY else None
+    )

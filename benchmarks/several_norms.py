@@ -31,7 +31,7 @@ from roli_fast.evaluate import evaluate
 from roli_fast.models import load
 from roli_fast.train import Experiment
 from roli_fast.train.cli import parse
-from roli_fast.train.objectives import Objective
+from roli_fast.train.objectives import Objective, Step
 
 PATH = RESULTS / "several-norms.json"
 NETWORK = (
@@ -140,8 +140,9 @@ def times(args: argparse.Namespace, start: Path) -> dict[str, Any]:
 
         def call(objectives=objectives, model=model, batch=batch, attack=attack) -> None:
             generator, engine = torch.Generator().manual_seed(0), Engine(fold=True)
+            step = Step(model, batch, attack, generator, engine)
             for objective in objectives:
-                objective(model, batch, attack, generator, engine).loss.backward()
+                objective(step).loss.backward()
 
         calls[name], updates[name] = call, len(objectives)
     warm(calls, "cpu")

@@ -7,7 +7,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import timeit
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -37,10 +38,9 @@ from roli_fast.running.signals import Interrupt
 from roli_fast.train.analysis import FILE, MethodAnalysis, read_analysis
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import SCHEMA, Experiment
-from roli_fast.train.images import all_parts, as_begun
-from roli_fast.train.metrics import NoRecorder
+from roli_fast.train.metrics import Recorder
 from roli_fast.train.postprocess import analysis_table
-from roli_fast.train.run_directory import identity, saved_environment
+from roli_fast.train.run_directory import all_parts, identity, saved_environment
 from roli_fast.train.starting import stage_folder
 from roli_fast.train.sweep import SWEEP
 
@@ -101,12 +101,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     own.add_argument("--methods", metavar="A,B", type=_listed(str), help="these methods alone")
     own.add_argument("--seeds", metavar="0,1", type=_listed(int), help="these seeds alone")
     images = "images of each split (where training's own analysis stays within 5 %% of training)"
-    own.add_argument("--images", metavar="N", type=_integer(1), help=images)
+    own.add_argument("--images", metavar="N", type=positive_integer, help=images)
     memory = "what a kernel may take: 2GiB, 500M"
-    own.add_argument("--memory", metavar="SIZE", type=_bytes, default=MEMORY, help=memory)
+    own.add_argument("--memory", metavar="SIZE", type=size, default=MEMORY, help=memory)
     own.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda")
     workers = "processes that decode images (as the run had)"
-    own.add_argument("--workers", metavar="N", type=_integer(0), help=workers)
+    own.add_argument("--workers", metavar="N", type=int, help=workers)
     own.add_argument("--again", action="store_true", help="make what is there already anew")
     options = own.parse_args(list(arguments))
     options.deep = tuple(name for name in PARTS if name in (options.deep or ()))
@@ -115,31 +115,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _listed(kind: Any) -> Any:
     def read(text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(map(kind, text.split(",")))
-        except ValueError:
-            wrong = f"expected integers, separated by commas, got '{text}'"
-            raise argparse.ArgumentTypeError(wrong) from None
+        return tuple(map(kind, text.split(",")))
 
+    read.__name__ = f"list of {kind.__name__}"  # argparse calls it so
     return read
 
 
-def _integer(least: int) -> Any:
-    def read(text: str) -> int:
-        if not re.fullmatch(r"\d+", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got '{text}'")
-        return int(text)
-
-    return read
+def positive_integer(text: str) -> int:
+    """At least 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
-def _bytes(text: str) -> int:
+def size(text: str) -> int:
     """ "2GiB", "500M", "1e9" in bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ")) if found else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"expected a size, 2GiB or 500MB say, got '{text}'")
-    return size
+    if not found or float(found[1]) == 0:
+        raise ValueError
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
 
 
 def targets(
@@ -166,19 +160,17 @@ def targets(
             raise ConfigError(describe(flag, expected, ", ".join(map(str, strange))))
         found = [t for t in found if wanted is None or getattr(t, name) in wanted]
     for target in found:
-        _check_finished(target)
+        for number, (name, _) in enumerate(target.experiment.stages(target.method), 1):
+            stage = stage_folder(target.run_dir, target.seed, target.method, number, name)
+            for file in ("result.json", "best.safetensors"):
+                if not (stage / file).is_file():
+                    raise RunDirectoryError(_unfinished(target.run_dir, f"no {file} in '{stage}'"))
     return found
 
 
-def _check_finished(target: Target) -> None:
-    run_dir, method, seed = target.run_dir, target.method, target.seed
-    for number, (name, _) in enumerate(target.experiment.stages(method), 1):
-        folder = stage_folder(run_dir, seed, method, number, name)
-        for file in ("result.json", "best.safetensors"):
-            if not (folder / file).is_file():
-                fix = f"Finish it: python -m roli_fast.train --run_dir {run_dir} --resume"
-                got = f"no {file} in '{folder}'"
-                raise RunDirectoryError(describe("RUN", "a finished run", got, fix))
+def _unfinished(folder: Path, got: str) -> str:
+    fix = f"Finish it: python -m roli_fast.train --run_dir {folder} --resume"
+    return describe("RUN", "a finished run", got, fix)
 
 
 def _in(folder: Path) -> list[Target]:
@@ -186,16 +178,14 @@ def _in(folder: Path) -> list[Target]:
         cells = [path.parent for path in sorted(folder.glob(f"*/*/{CONFIG}"))]
         done = [cell for cell in cells if (cell / "validation.json").is_file()]
         if not done:
-            fix = f"Finish it: python -m roli_fast.train --run_dir {folder} --resume"
-            got = f"none of {len(cells)} in '{folder}'"
-            raise RunDirectoryError(describe("RUN", "a sweep with finished cells", got, fix))
+            got = f"none of {len(cells)} cells in '{folder}'"
+            raise RunDirectoryError(_unfinished(folder, got))
         return [target for cell in done for target in _in(cell)]
     run_dir = next((path for path in (folder, *folder.parents) if (path / CONFIG).is_file()), None)
     if not folder.is_dir() or run_dir is None:
-        got = f"'{folder}'" + ("" if folder.is_dir() else ", which is no folder")
         fix = f"Name the folder that has the run's {CONFIG}, or one in it."
         expected = "a folder that python -m roli_fast.train wrote"
-        raise ConfigError(describe("RUN", expected, got, fix))
+        raise ConfigError(describe("RUN", expected, f"'{folder}'", fix))
     experiment = SCHEMA.read(run_dir / CONFIG)
     inside = folder.relative_to(run_dir).parts[:2]
     found = [
@@ -231,7 +221,7 @@ def run(command: argparse.Namespace, *, quiet: bool = False) -> Iterator[str]:
             check_budget(command, splits.num_classes)
             torch.set_num_threads(threads)
             workers = own[0].experiment.workers if command.workers is None else command.workers
-            context = Context(device, workers, 0.0, NoRecorder(), interrupt, quiet=quiet)
+            context = Context(device, workers, 0.0, Recorder(None), interrupt, quiet=quiet)
             splits = splits.kept_on(device)
             for target in own:
                 place = (target.experiment, splits, run_dir, target.seed, target.method, context)
@@ -257,19 +247,15 @@ def _open(target: Target, *, quiet: bool) -> tuple[Splits, int]:
     """
     experiment = target.experiment
     try:
-        begun, _ = as_begun(target.run_dir, {"data": experiment.data.load()})
-        hashes = inspect_images(all_parts(begun), decode=False, quiet=quiet)
-    except RunDirectoryError:
-        raise
+        splits = experiment.data.load()
+        hashes = inspect_images(all_parts({"data": splits}), decode=False, quiet=quiet)
     except RoliFastError as error:
         text = (
             f"the data of '{target.run_dir}': {error} Paths count from where the run was started."
         )
         raise type(error)(text) from error
-    splits = begun["data"]
-    assert splits is not None
     logger.info("%s: %s", target.run_dir, splits.summary())
-    found = identity(experiment, begun, hashes)
+    found = identity(experiment, {"data": splits}, hashes)
     del found["configuration"]  # fields of later versions are welcome
     saved = saved_environment(target.run_dir, found)
     if not saved:
@@ -357,24 +343,18 @@ def _expected(part: Part, start: Start) -> str:
     x = next(iter(start.train())).x
     x = x[:1] if part.one_by_one else x
     square = torch.ones(256, 256, dtype=torch.float64, device=x.device)
+
+    def fastest(work: Callable[[], object]) -> float:
+        return min(timeit.repeat(work, number=1, repeat=3))  # the first one warms up
+
     with torch.no_grad():
-        forward = _seconds(lambda: start.model(x).sum().item()) / len(x)
-        product = _seconds(lambda: (square @ square).sum().item()) / (2 * 256**3)
+        forward = fastest(lambda: start.model(x).sum().item()) / len(x)
+        product = fastest(lambda: (square @ square).sum().item()) / (2 * 256**3)
     work = part.work(start)
     seconds = work.forwards * forward + work.flop * product
     if seconds < 120:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
-def _seconds(work: Any) -> float:
-    """The best of three: the first one warms up."""
-    best = float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - began)
-    return best
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

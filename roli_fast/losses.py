@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from roli_fast.errors import ArgumentError, check_choice, describe
+from roli_fast.errors import check_choice
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -150,16 +150,9 @@ def logit_pairing(
             authors' code leaves the gradient in both.
 
     Raises:
-        ArgumentError: another `kind`, or logits and labels whose shapes do not fit.
+        ArgumentError: another `kind`.
     """
     check_choice("kind", kind, tuple(PAIR_DISTANCES))
-    if logits_source.ndim != 2 or logits_target.shape != logits_source.shape:
-        shapes = tuple(logits_source.shape), tuple(logits_target.shape)
-        expected = "the shape (B, C) of logits_source"
-        raise ArgumentError(describe("logits_target", expected, f"{shapes[1]} beside {shapes[0]}"))
-    if y.shape != logits_source.shape[:1]:
-        expected = f"labels of shape ({len(logits_source)},)"
-        raise ArgumentError(describe("y", expected, f"shape {tuple(y.shape)}"))
     right = logits_source.detach().argmax(1) == y
     if detach_source:
         logits_source = logits_source.detach()

@@ -1,7 +1,7 @@
 """What an attacker may do: a norm, a radius, and the range of valid pixels."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -47,7 +47,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         plain_numbers(self)
         for name in ("other_norms", "other_eps"):
-            object.__setattr__(self, name, _tuple(name, getattr(self, name)))
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         NORMS[self.norm]  # raises where there is none
         check_bounds(self.bounds)
         if self.eps is None:
@@ -93,12 +93,12 @@ class ThreatModel:
         return radii[norm]
 
 
-def _tuple(name: str, value: object) -> tuple:
+def as_tuple(name: str, value: object) -> tuple:
     """A list of YAML as a tuple, which can be hashed."""
-    if isinstance(value, (str, int, float)) or value is None:
+    if isinstance(value, str) or not isinstance(value, Iterable):
         fix = "Write a list or a tuple, also of one."
         raise ArgumentTypeError(describe(name, "several values", repr(value), fix))
-    return plain_number(tuple(value))  # type: ignore[arg-type]
+    return plain_number(tuple(value))
 
 
 def plain_number(value: object) -> Any:

@@ -10,7 +10,7 @@ from roli_fast.attacks import MultiAPGD
 from roli_fast.attacks.several_norms import MultiResult, NormFound, worst_of
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, Engine
-from roli_fast.train.objectives import Objective, Terms
+from roli_fast.train.objectives import Objective, Step, Terms
 
 REAL = MultiAPGD(norms=("linf", "l2", "l1"), eps=(8 / 255, 0.5, 4.0), steps=10)
 """On tiny images."""
@@ -65,7 +65,7 @@ def trained_on(
     engine, objective = engine or Engine(), of_an_update(objective)
     source = torch.Generator().manual_seed(0)
     with engine.training(batch.x.device):
-        return objective(model, batch, attack, source, engine)
+        return objective(Step(model, batch, attack, source, engine))
 
 
 class Passes(nn.Module):

@@ -35,19 +35,13 @@ def leaves(*logits: Tensor) -> list[Tensor]:
 
 @kinds
 def test_by_hand(kind: str) -> None:
+    """A mean over those who are right: the last sample's distance is 0, so the mean over two is
+    half, and the second is in neither."""
+    assert set(BY_HAND) == set(PAIR_DISTANCES)
     assert logit_pairing(SOURCE, TARGET, FIRST, kind=kind).shape == ()
     assert logit_pairing(SOURCE, TARGET, FIRST, kind=kind).item() == pytest.approx(BY_HAND[kind])
-
-
-@kinds
-def test_it_is_a_mean_over_those_who_are_right(kind: str) -> None:
-    """The last sample's distance is 0: the mean over two is half, and the second is in neither."""
     value = logit_pairing(SOURCE, TARGET, FIRST_AND_LAST, kind=kind)
     assert value.item() == pytest.approx(BY_HAND[kind] / 2)
-
-
-def test_every_kind_is_worked_out() -> None:
-    assert set(BY_HAND) == set(PAIR_DISTANCES)
 
 
 def test_the_source_is_the_first_argument_of_the_divergence() -> None:
@@ -134,10 +128,6 @@ def test_nothing_waits_for_the_device(kind: str) -> None:
     assert waits(lambda: logit_pairing(source, target, FIRST, kind=kind).backward()) == []
 
 
-def test_wrong_arguments_are_named() -> None:
+def test_another_kind_is_named() -> None:
     with pytest.raises(ArgumentError, match="`kind`: expected 'kl' or 'mse' or 'cosine', got 'l2'"):
         logit_pairing(SOURCE, TARGET, FIRST, kind="l2")
-    with pytest.raises(ArgumentError, match=r"`logits_target`: .*\(2, 2\) beside \(3, 2\)"):
-        logit_pairing(SOURCE, TARGET[:2], FIRST)
-    with pytest.raises(ArgumentError, match=r"`y`: expected labels of shape \(3,\)"):
-        logit_pairing(SOURCE, TARGET, FIRST[:2])

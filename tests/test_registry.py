@@ -28,19 +28,12 @@ def test_an_unknown_name_lists_the_known_ones(fruit: Registry[type]) -> None:
         fruit["plum"]
 
 
-def test_an_unknown_item_is_named(fruit: Registry[type]) -> None:
-    with pytest.raises(ArgumentError, match="`fruit`: expected a registered component"):
-        fruit.name_of(float)
-
-
 def test_a_name_is_taken_once(fruit: Registry[type]) -> None:
     with pytest.raises(ArgumentError, match="new name for a fruit, got 'pear'"):
         fruit.register("pear")(float)
-    assert fruit["pear"] is int
-
-
-def test_registering_returns_the_item(fruit: Registry[type]) -> None:
-    assert fruit.register("fig")(float) is float
+    assert fruit["pear"] is int and fruit.register("fig")(float) is float
+    with pytest.raises(ArgumentError, match="`fruit`: expected a registered component"):
+        fruit.name_of(complex)
 
 
 def test_every_module_of_a_package_is_imported(

@@ -32,34 +32,24 @@ def test_numbers_of_numpy_and_torch_become_pythons() -> None:
     assert repr(threat) == repr(ThreatModel("linf", 0.25, (0.0, 1.0), ("l2", "l1"), (0.5, 12)))
 
 
-@pytest.mark.parametrize("value", [1, 1e-30, 8 / 255, np.float32(0.5), np.int64(1)])
-def test_numbers_above_zero_pass(value: float) -> None:
-    check_positive("eps", value)
-
-
-@pytest.mark.parametrize("value", [0, 0.0, -0.1, math.nan, math.inf, -math.inf])
-def test_other_numbers_name_the_argument(value: float) -> None:
-    with pytest.raises(ArgumentError, match=r"`eps`: expected a number > 0.*8/255"):
-        ThreatModel(eps=value)
-
-
-@pytest.mark.parametrize("value", ["8/255", [0.1], True, torch.tensor(True), torch.ones(1)])
-def test_other_types_name_the_argument(value: Any) -> None:
-    with pytest.raises(ArgumentTypeError, match=r"`eps`: expected a number > 0"):
+@pytest.mark.parametrize(
+    "value", [0, -0.1, math.nan, math.inf, "8/255", [0.1], True, torch.ones(1)]
+)
+def test_radii_that_are_none_name_the_argument(value: Any) -> None:
+    check_positive("eps", np.float32(0.5))
+    kind = (
+        ArgumentTypeError if isinstance(value, (str, list, bool, torch.Tensor)) else ArgumentError
+    )
+    with pytest.raises(kind, match=r"`eps`: expected a number > 0.*8/255"):
         ThreatModel(eps=value)
 
 
 @pytest.mark.parametrize(
-    "bounds", [(1, 0), (0, 0), (0, math.inf), (math.nan, 1), (0,), (0, 1, 2), 1.0, "ab", None]
+    "bounds", [(1, 0), (0, 0), (0, math.inf), (math.nan, 1), (0, 1, 2), 1.0, "ab", None]
 )
 def test_bounds_that_are_no_range(bounds: Any) -> None:
     with pytest.raises(ArgumentError, match=r"`bounds`: expected \(low, high\) with low < high"):
         check_bounds(bounds)
-
-
-def test_images_on_the_edges_pass() -> None:
-    check_images(torch.tensor([[0.0, 1.0]]), (0.0, 1.0))
-    check_images(torch.zeros(0, 3, 4, 4), (0.5, 1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -101,10 +91,6 @@ def test_a_few_roundings_beyond_a_bound_are_clamped(
 def test_what_is_no_batch_of_images(x: Any) -> None:
     with pytest.raises(ArgumentTypeError, match=r"`x`: expected a floating-point tensor.*255"):
         check_images(x, (0.0, 1.0))
-
-
-def test_images_that_require_grad_pass() -> None:
-    check_images(torch.full((1, 2), 0.5, requires_grad=True), (0.0, 1.0))
 
 
 def test_a_radius_of_the_whole_range_is_taken_for_a_slip() -> None:
@@ -171,22 +157,13 @@ def test_other_norms_that_fit_not(norms: Any, eps: Any, words: str) -> None:
         ThreatModel(other_norms=norms, other_eps=eps)
 
 
-def test_the_slip_of_a_linf_radius_is_seen_in_the_others_too() -> None:
-    with pytest.raises(ArgumentError, match=r"`other_eps`.*Did you mean 8/255"):
-        ThreatModel("l2", 0.5, other_norms=("linf",), other_eps=(8,))
-
-
-def test_a_name_alone_is_no_list_of_norms() -> None:
+def test_what_else_a_threat_cannot_be() -> None:
     wrong: Any = "l2"
     with pytest.raises(ArgumentTypeError, match="`other_norms`: expected several values"):
         ThreatModel(other_norms=wrong, other_eps=(0.5,))
-
-
-def test_a_norm_without_eps_is_named() -> None:
+    with pytest.raises(ArgumentError, match=r"`other_eps`.*Did you mean 8/255"):
+        ThreatModel("l2", 0.5, other_norms=("linf",), other_eps=(8,))
     with pytest.raises(ArgumentError, match=r"`norm`.*\(linf\), got 'l1', which has no eps"):
         ThreatModel().radius("l1")
-
-
-def test_an_unknown_norm_is_told_at_once() -> None:
     with pytest.raises(ArgumentError, match="`norm`: expected one of: l1, l2, linf, got 'l3'"):
         ThreatModel("l3", 1.0)

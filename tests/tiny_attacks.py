@@ -14,8 +14,11 @@ from roli_fast.threat import ThreatModel
 EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 4.0}
 """Norm -> a radius at which tiny images are fooled, some of them."""
 
-FEW: dict[str, Any] = {"steps": 3, "n_queries": 25, "step_size": None}
-"""Field -> a small value, for the attacks that have it."""
+FEW: dict[str, Any] = {
+    **{"steps": 3, "n_queries": 25, "step_size": None},
+    **{"version": "custom", "attacks": ("apgd-ce", "square")},
+}
+"""Field -> a small value, for the attacks that have it; AutoAttack with two of its components."""
 
 
 def short(kind: type[Attack], norm: str, eps: float | None = None, **options: Any) -> Attack:
@@ -54,6 +57,11 @@ def inside_one(x_adv: Tensor, x: Tensor, attack: Attack) -> Tensor:
     radii = [(norm, torch.tensor(eps * attack.reach).double()) for norm, eps in balls(attack)]
     near = [NORMS[norm].distance(x_adv, x) <= radius for norm, radius in radii]
     return torch.stack(near).any(0)
+
+
+def in_box(x_adv: Tensor) -> bool:
+    """Whether all pixels are in [0, 1]; so are none."""
+    return bool((0 <= x_adv).all() and (x_adv <= 1).all())
 
 
 def has(kind: type[Attack], field: str) -> bool:

@@ -18,7 +18,7 @@ from roli_fast import peft
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, InputGradient, SearchModel
-from roli_fast.train.objectives import Adversarial
+from roli_fast.train.objectives import Adversarial, Step
 from roli_fast.train.optim import Optimizer
 
 Passes = dict[str, Any]
@@ -61,7 +61,7 @@ def training(
     def run() -> None:
         method.train_mode(model)
         with engine.training(x.device):
-            terms = objective(model, batch, attack, generator, engine)
+            terms = objective(Step(model, batch, attack, generator, engine))
         optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
         optimizer.step()

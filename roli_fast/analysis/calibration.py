@@ -6,9 +6,7 @@ beyond the forward (and, under attack, the search) that gave its logits. What th
 `reliability`.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from roli_fast.attacks.objective import is_right
 from roli_fast.engine.input_gradient import check_labels
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
+from roli_fast.errors import ArgumentError, describe
 
 BINS = 15
 """Bins of the calibration errors, as is usual."""
@@ -79,11 +77,8 @@ def reliability(logits: Tensor, y: Tensor, bins: int = 15) -> list[Bin]:
         The bins, in order.
 
     Raises:
-        ArgumentError: no samples, shapes or labels that do not fit, logits that are not finite,
-            no bins.
+        ArgumentError: no samples, shapes or labels that do not fit, logits that are not finite.
     """
-    if not is_number(bins, Integral) or bins < 1:
-        raise ArgumentError(describe("bins", "an integer >= 1", bins, "15 is usual."))
     logits, y = in_double(logits, y)
     confidence = logits.softmax(1).amax(1)
     right = is_right(logits, y).to(confidence.dtype)
@@ -107,14 +102,15 @@ def ece(logits: Tensor, y: Tensor, bins: int = BINS) -> float:
     Returns:
         A number in [0, 1].
     """
-    return _expected(reliability(logits, y, bins))
+    return sum(own.count * own.gap for own in reliability(logits, y, bins)) / len(y)
 
 
 def mce(logits: Tensor, y: Tensor, bins: int = BINS, least: int = LEAST_IN_BIN) -> float | None:
     """Maximum calibration error: the largest |accuracy_b - confidence_b| over the bins that have at
-    least `least` samples; None where none has. With `least` 1 single samples decide it.
+    least `least` samples, 1 or more; None where none has. With 1 single samples decide it.
     """
-    return _maximum(reliability(logits, y, bins), least)
+    found = reliability(logits, y, bins)
+    return max((own.gap for own in found if own.count >= least), default=None)
 
 
 def nll(logits: Tensor, y: Tensor) -> float:
@@ -141,14 +137,13 @@ def measure(
         "confidence", "accuracy".
     """
     logits, y = in_double(logits, y)
-    found = reliability(logits, y, bins)
     return {
         "accuracy": int(is_right(logits, y).sum()) / len(y),
-        "ece": _expected(found),
-        "mce": _maximum(found, least),
+        "ece": ece(logits, y, bins),
+        "mce": mce(logits, y, bins, least),
         "nll": nll(logits, y),
         "brier": brier(logits, y),
-        "bins": [asdict(own) for own in found],
+        "bins": [asdict(own) for own in reliability(logits, y, bins)],
     }
 
 
@@ -216,9 +211,6 @@ def report(
     val_adv: Labelled,
     test_clean: Labelled,
     test_adv: Labelled,
-    *,
-    bins: int = BINS,
-    least: int = LEAST_IN_BIN,
 ) -> dict[str, dict[str, Any]]:
     """Calibration on clean and on attacked test images, before and after their own temperature.
 
@@ -230,8 +222,6 @@ def report(
         val_adv: of attacked validation images.
         test_clean: of clean test images.
         test_adv: of attacked test images; the attack does not know the temperature.
-        bins: see `ece`.
-        least: see `mce`.
 
     Returns:
         "clean" and "adversarial", each with "temperature", "fitted", "reason",
@@ -239,40 +229,25 @@ def report(
         "with_clean_temperature" (`measure`; None under "clean").
     """
     clean, own = (fit_temperature(*val) for val in (val_clean, val_adv))
-    borrowed = _measured(test_adv, clean.value, bins, least)
-    return {
-        "clean": _calibration(clean, test_clean, bins, least) | {"with_clean_temperature": None},
-        "adversarial": _calibration(own, test_adv, bins, least)
-        | {"with_clean_temperature": borrowed},
-    }
 
+    def measured(test: Labelled, temperature: float) -> dict[str, Any]:
+        logits, y = in_double(*test)
+        return measure(logits / temperature, y)
 
-def _calibration(temperature: Temperature, test: Labelled, bins: int, least: int) -> dict[str, Any]:
-    """What `report` says of one kind of images."""
-    return {
-        "temperature": temperature.value,
-        "fitted": temperature.fitted,
-        "reason": temperature.reason,
-        "validation_images": temperature.images,
-        "test_images": len(test[1]),
-        "before": _measured(test, 1.0, bins, least),
-        "after": _measured(test, temperature.value, bins, least),
-    }
-
-
-def _measured(test: Labelled, temperature: float, bins: int, least: int) -> dict[str, Any]:
-    logits, y = in_double(*test)
-    return measure(logits / temperature, y, bins, least)
-
-
-def _expected(bins: Sequence[Bin]) -> float:
-    return sum(own.count * own.gap for own in bins) / sum(own.count for own in bins)
-
-
-def _maximum(bins: Sequence[Bin], least: int) -> float | None:
-    if least < 1:
-        raise ArgumentError(describe("least", "an integer >= 1", least))
-    return max((own.gap for own in bins if own.count >= least), default=None)
+    trees = {}
+    for kind, fit, test in (("clean", clean, test_clean), ("adversarial", own, test_adv)):
+        trees[kind] = {
+            "temperature": fit.value,
+            "fitted": fit.fitted,
+            "reason": fit.reason,
+            "validation_images": fit.images,
+            "test_images": len(test[1]),
+            "before": measured(test, 1.0),
+            "after": measured(test, fit.value),
+            "with_clean_temperature": None,
+        }
+    trees["adversarial"]["with_clean_temperature"] = measured(test_adv, clean.value)
+    return trees
 
 
 def in_double(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,18 +255,13 @@ def in_double(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ArgumentError: no samples, shapes or labels that do not fit, logits that are not finite.
-        ArgumentTypeError: tensors of another type.
     """
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise ArgumentTypeError(describe("logits", "a floating-point tensor (N, C)", got))
     if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
         what = "shape (N, C) with N >= 1 samples and C >= 2 classes"
         raise ArgumentError(describe("logits", what, tuple(logits.shape)))
     check_labels(y, logits)
     found = logits.detach().to("cpu", torch.float64)
-    if not found.isfinite().all():
-        broken = int((~found.isfinite()).any(1).sum())
+    if broken := int((~found.isfinite()).any(1).sum()):
         got = f"NaN or infinite ones for {broken} of {len(found)} samples"
         raise ArgumentError(describe("logits", "finite numbers", got, "The model has broken down."))
     return found, y.detach().cpu()

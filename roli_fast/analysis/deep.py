@@ -2,8 +2,8 @@
 Model, images and attack in, trees for a JSON file out.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -117,8 +117,7 @@ def head_scale_tree(start: Start) -> list[dict[str, Any]]:
     """The predicted change under the stage's rate with the head times 0.1, 1 and 10; attacked
     training images looked at on attacked ones where the stage has an attack, clean ones else.
 
-    Each: "scale", "features", "logits_F", "ft_ratio", "residual", and with the residuals of scale 1
-    "fixed_features" and "fixed_logits_F".
+    Each as `ScaleRow`.
     """
     attack = start.attack if start.attacks else None
     rows = head_scale(
@@ -131,17 +130,7 @@ def head_scale_tree(start: Start) -> list[dict[str, Any]]:
         seed=start.seed,
         after_batch=start.after_batch,
     )
-    return [
-        {
-            **numbers({name: getattr(row, name) for name in SCALED}),
-            "fixed_features": number(row.fixed.features),
-            "fixed_logits_F": number(row.fixed.logits_F),
-        }
-        for row in rows
-    ]
-
-
-SCALED = ("scale", "features", "logits_F", "ft_ratio", "residual")
+    return [numbers(asdict(row)) for row in rows]
 
 
 def head_scale_work(start: Start) -> Work:
@@ -231,14 +220,12 @@ def _one_step(start: Start, attack: Attack | None) -> dict[str, Any]:
     model, seen, count = start.model, start.seen(attack), start.counts[0]
     options: dict[str, Any] = {"names": start.names, "attack": attack, "seed": start.seed}
 
-    def train() -> Iterator[Batch]:
-        return counted(start.train(), start.after_batch)
+    def told(images: Iterable[Batch]) -> Iterable[Batch]:
+        return counted(images, start.after_batch)
 
-    step = one_step(
-        model, train(), counted(seen, start.after_batch), lr=start.lr / count, **options
-    )
-    tangent = first_update(model, train(), start.optimize, **options)
-    own = one_step(model, (), counted(seen, start.after_batch), tangent=tangent, names=start.names)
+    step = one_step(model, told(start.train()), told(seen), lr=start.lr / count, **options)
+    tangent = first_update(model, told(start.train()), start.optimize, **options)
+    own = one_step(model, (), told(seen), tangent=tangent, names=start.names)
     return {
         "ft_ratio": number(step.ft_ratio),
         "lr": start.lr,
@@ -251,7 +238,6 @@ def _one_step(start: Start, attack: Attack | None) -> dict[str, Any]:
             "ft_ratio": number(own.ft_ratio),
             **_compared(start, own, seen),
         },
-        "notes": list(dict.fromkeys((*step.notes, *own.notes))),
     }
 
 

@@ -8,7 +8,7 @@ which takes no `autograd.Function` of the old form and hides the graph that `men
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,62 +53,42 @@ class Network:
 
     def __init__(self, head: LinearHead, names: Sequence[str]) -> None:
         self.head = head
-        own = dict(head.model.named_parameters())
-        self.parameters = {name: own[name].detach() for name in names}
-        self.notes: list[str] = []
-        self._can_batch = True
+        self.own = dict(head.model.named_parameters())
+        self.parameters = {name: self.own[name].detach() for name in names}
         self._captured = _Captured(head)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the tensors that move."""
-        return tuple(self.parameters)
-
-    def cast(self, x: Tensor) -> Tensor:
-        """Inputs (B, ...) on the model's device and, if they are numbers, in its dtype."""
-        like = self.head.layer.weight
-        return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+        prefix = f"{head.name}." if head.name else ""
+        self.head_names = [prefix + name for name, _ in head.layer.named_parameters()]
 
     def __call__(self, x: Tensor, values: Tangent | None = None) -> tuple[Tensor, Tensor]:
-        """(phi (B, D), logits (B, C)) with `values` in place of the parameters of those names."""
+        """(phi (B, D), logits (B, C)) with `values` in place of the parameters of those names; x is
+        brought to the model's device and, if it is numbers, to its dtype."""
         named = {f"model.{name}": value for name, value in (values or {}).items()}
+        like = self.head.layer.weight
+        x = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
         with _differentiable():
-            return functional_call(self._captured, named, (self.cast(x),))
+            return functional_call(self._captured, named, (x,))
 
-    def moved(self, x: Tensor, tangent: Tangent, step: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(phi, logits) at theta + step * tangent, the head's weights too where it names them."""
-        own = dict(self.head.model.named_parameters())
+    def moved(self, x: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        """(phi, logits) at theta + tangent, the head's weights too where it names them."""
         with torch.no_grad():
-            return self(x, {name: own[name] + step * t for name, t in tangent.items()})
-
-    def head_names(self) -> list[str]:
-        """Names of V and, where there is one, of b."""
-        prefix = f"{self.head.name}." if self.head.name else ""
-        return [prefix + name for name, _ in self.head.layer.named_parameters()]
-
-    def of_head(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        """How the head moves, by name; a head without bias takes the first alone."""
-        names = self.head_names()
-        return dict(zip(names, (weight, bias)[: len(names)], strict=True))
+            return self(x, {name: self.own[name] + t for name, t in tangent.items()})
 
     def head_part(self, features: Tensor, tangent: Tangent) -> Tensor:
         """dV phi + db, (B, C)."""
         part = features.new_zeros(len(features), self.head.classes)
-        for name, value in tangent.items():
-            if name in self.head_names():
-                value = value.to(features)
+        for name in self.head_names:
+            if name in tangent:
+                value = tangent[name].to(features)
                 part = part + (value if value.ndim == 1 else features @ value.t())
         return part
 
     def check(self, tangent: Tangent) -> None:
         """Raise unless `tangent` is one of the model's own tensors, in their shapes."""
-        own = dict(self.head.model.named_parameters())
         for name, value in tangent.items():
-            if name not in own or own[name].shape != value.shape:
-                expected = f"shape {tuple(own[name].shape)}" if name in own else "a parameter name"
+            if name not in self.own or self.own[name].shape != value.shape:
+                expected = "a parameter's name and shape, as `first_update` gives them"
                 got = f"'{name}' of shape {tuple(value.shape)}"
-                fix = "A tangent has a parameter's name and shape: `first_update` makes one."
-                raise ArgumentError(describe("tangent", expected, got, fix))
+                raise ArgumentError(describe("tangent", expected, got))
 
     def pull(self, x: Tensor, weigh: Callable[[Tensor], Tensor]) -> Pulled:
         """One forward and one backward: sum over the batch of J(x)^T V^T weights.
@@ -121,7 +101,7 @@ class Network:
         with torch.enable_grad():
             features, logits = self(x, leaves)
             weights = weigh(logits.detach())
-        gradient = self._gradient(logits, leaves, weights, batched=False)
+        gradient = _gradient(mended(logits), leaves, weights)
         return Pulled(features.detach(), weights, gradient)
 
     def rows(self, x: Tensor, weights: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -129,66 +109,46 @@ class Network:
         leaves = {name: self.parameters[name].detach().requires_grad_() for name in names}
         with torch.enable_grad():
             _, logits = self(x, leaves)
-        return self._gradient(logits, leaves, weights[:, None], batched=True)
-
-    def push(self, x: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
-        """(phi (B, D), d phi = J(x) tangent (B, D)), by forward mode: about two forwards.
-
-        Where an operation of the model has no forward mode, it is a central difference of two
-        forwards, and `notes` says so.
-        """
-        moving = {n: t.to(self.parameters[n]) for n, t in tangent.items() if n in self.parameters}
-        with torch.no_grad():
-            if not any(bool(t.any()) for t in moving.values()):
-                features, _ = self(x)
-                return features, torch.zeros_like(features)
-            if not self.notes:
-                start = {name: self.parameters[name] for name in moving}
-                try:
-                    with warnings.catch_warnings():  # torch's own, of scripts that it loads once
-                        warnings.simplefilter("ignore", DeprecationWarning)
-                        found = jvp(lambda values: self(x, values)[0], (start,), (moving,))
-                    return found[0], found[1]
-                except (NotImplementedError, RuntimeError) as error:
-                    if not _lacks_forward_mode(error):
-                        raise
-                    reason = str(error).splitlines()[0]
-                    self.notes.append(f"central differences in place of forward mode: {reason}")
-            return self._difference(x, moving)
-
-    def _difference(self, x: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
-        """Steps of eps^(1/3) of the weights' size: rounding and the third derivative balance."""
-        size = _norm(self.parameters[name] for name in tangent) or 1.0
-        relative = torch.finfo(self.head.layer.weight.dtype).eps ** (1 / 3)
-        step = relative * size / _norm(tangent.values())
-        above, below = (self.moved(x, tangent, sign * step)[0] for sign in (1, -1))
-        return self(x)[0], (above - below) / (2 * step)
-
-    def _gradient(
-        self, logits: Tensor, leaves: dict[str, Tensor], weights: Tensor, *, batched: bool
-    ) -> dict[str, Tensor]:
-        if not leaves or not logits.requires_grad:
-            lead = weights.shape[:1] if batched else ()
-            return {name: leaf.new_zeros(*lead, *leaf.shape) for name, leaf in leaves.items()}
-
-        def take(weights: Tensor, **options: bool) -> dict[str, Tensor]:
-            options |= {"allow_unused": True, "materialize_grads": True}
-            found = torch.autograd.grad(logits, list(leaves.values()), weights, **options)
-            return dict(zip(leaves, found, strict=True))
-
-        if not batched:
-            mended(logits)
-            return take(weights)
-        if self._can_batch and not ambiguous_norms(logits):
+        if not ambiguous_norms(logits):
             try:
-                return take(weights, is_grads_batched=True, retain_graph=True)
+                return _gradient(logits, leaves, weights[:, None], is_grads_batched=True)
             except RuntimeError as error:  # an autograd.Function, say, without a rule for vmap
                 if not any(word in str(error).lower() for word in ("vmap", "batching rule")):
                     raise
-                self._can_batch = False
         mended(logits)
-        rows = [take(row, retain_graph=True) for row in weights]
-        return {name: torch.stack([row[name] for row in rows]) for name in leaves}
+        found = [_gradient(logits, leaves, row[None]) for row in weights]
+        return {name: torch.stack([row[name] for row in found]) for name in leaves}
+
+    def push(self, x: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        """(phi (B, D), d phi = J(x) tangent (B, D)), by forward mode: about two forwards."""
+        moving = {n: t.to(self.parameters[n]) for n, t in tangent.items() if n in self.parameters}
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of scripts that torch loads once
+            if not any(bool(t.any()) for t in moving.values()):
+                features, _ = self(x)
+                return features, torch.zeros_like(features)
+            start = {name: self.parameters[name] for name in moving}
+            found = jvp(lambda values: self(x, values)[0], (start,), (moving,))
+            return found[0], found[1]
+
+
+def _gradient(
+    logits: Tensor, leaves: dict[str, Tensor], weights: Tensor, *, is_grads_batched: bool = False
+) -> dict[str, Tensor]:
+    """d(sum of weights * logits) / d leaf, by name; batched, a row for each of the weights."""
+    if not leaves or not logits.requires_grad:
+        lead = weights.shape[:1] if is_grads_batched else ()
+        return {name: leaf.new_zeros(*lead, *leaf.shape) for name, leaf in leaves.items()}
+    found = torch.autograd.grad(
+        logits,
+        list(leaves.values()),
+        weights,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+        is_grads_batched=is_grads_batched,
+    )
+    return dict(zip(leaves, found, strict=True))
 
 
 @contextlib.contextmanager
@@ -245,9 +205,8 @@ def moving_names(head: LinearHead, names: Sequence[str] | None = None) -> list[s
     """
     if names is not None:
         return list(head.backbone(names))
-    trains = {name for name, p in head.model.named_parameters() if p.requires_grad}
-    ours = list(head.backbone())
-    return [name for name in ours if name in trains] if trains else ours
+    trains = [name for name, p in head.model.named_parameters() if p.requires_grad]
+    return list(head.backbone(trains or None))
 
 
 class _Captured(nn.Module):
@@ -286,12 +245,3 @@ def _merged(request: MergeRequest) -> Tensor:
         padded = functional.pad(update, (0, 0, start, len(request.weight) - stop))
         weight = weight + scale * padded.to(weight.dtype)
     return weight
-
-
-def _lacks_forward_mode(error: Exception) -> bool:
-    text = str(error).lower()
-    return "forward ad" in text or "jvp" in text or "forward mode" in text
-
-
-def _norm(tensors: Iterable[Tensor]) -> float:
-    return sum(float(t.double().square().sum()) for t in tensors) ** 0.5

@@ -17,7 +17,7 @@ from roli_fast.analysis.view import LinearHead
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import check_labels
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import at_least_float32, margin
 from roli_fast.norms import NORMS
 
@@ -31,7 +31,7 @@ class Drift:
             (arXiv:2405.16747), table 1.
         relative: that over the mean of ||phi(x)||_2.
         cosine: mean of cos(phi(x), phi'(x)), sample by sample.
-        cka: `linear_cka`, not debiased.
+        cka: `linear_cka`.
     """
 
     absolute: float
@@ -57,47 +57,50 @@ def feature_drift(before: Tensor, after: Tensor) -> Drift:
     """Drift from features `before` (N, D) to `after` (N, D), of the same samples in the same order.
 
     Raises:
-        ArgumentError: shapes that differ, or values that are not finite.
+        ArgumentError: shapes that differ.
     """
-    before, after = _pair(before, after, "before", "after")
-    moved = _moved(before, after)
+    moved = robust_drift(before, after)
+    before, after = _matrix(before), _matrix(after)
     cosine = cosine_similarity(before, after, dim=1, eps=0.0).mean().item()
-    return Drift(moved.absolute, moved.relative, cosine, _cka(before, after))
+    return Drift(moved.absolute, moved.relative, cosine, linear_cka(before, after))
 
 
 def robust_drift(clean: Tensor, adversarial: Tensor) -> RobustDrift:
     """Drift from features of clean images (N, D) to those of attacked ones, by the same model."""
-    clean, adversarial = _pair(clean, adversarial, "clean", "adversarial")
-    return _moved(clean, adversarial)
+    clean, adversarial = _matrix(clean), _matrix(adversarial)
+    if clean.shape != adversarial.shape:
+        got = f"{tuple(clean.shape)} and {tuple(adversarial.shape)}"
+        raise ArgumentError(describe("features", "two matrices of one shape", got))
+    absolute = (adversarial - clean).norm(dim=1).mean().item()
+    return RobustDrift(absolute, _ratio(absolute, clean.norm(dim=1).mean().item()))
 
 
-def linear_cka(first: Tensor, second: Tensor, *, debiased: bool = False) -> float:
+def linear_cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment of features (N, D) with (N, D') of the same samples.
 
     ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) of centred features, in [0, 1] (Kornblith et al. 2019,
     arXiv:1905.00414, section 3): 1 for features that differ by a rotation, a scale and a shift.
+    With few samples for the dimensions even unrelated features look alike: 0.44 for noise of
+    N = 1000 and D = 768, near 1 where N is far below D.
 
     Args:
         first: features X.
         second: features Y.
-        debiased: with few samples for the dimensions even unrelated features look alike: 0.44 for
-            noise of N = 1000 and D = 768, near 1 where N is far below D. This takes the unbiased
-            products of U-centred Gram matrices instead (Szekely & Rizzo 2014, arXiv:1310.2926; the
-            estimator of Song et al. 2012, JMLR 13): 0 on average where nothing is shared, so it may
-            be below 0; N at least 4.
 
     Raises:
-        ArgumentError: different numbers of samples, too few of them, or values that are not finite.
+        ArgumentError: different numbers of samples.
     """
-    first, second = _matrix("first", first), _matrix("second", second)
+    first, second = _matrix(first), _matrix(second)
     if len(first) != len(second):
         raise ArgumentError(describe("second", f"{len(first)} samples, as first", len(second)))
-    if not debiased:
-        return _cka(first, second)
-    if len(first) < 4:
-        raise ArgumentError(describe("first", "at least 4 samples to debias", len(first)))
-    own, other = _u_centred(first), _u_centred(second)
-    return _ratio((own * other).sum().item(), (own.norm() * other.norm()).item())
+    first, second = first - first.mean(0), second - second.mean(0)
+    if len(first) < min(first.shape[1], second.shape[1]):
+        own, other = first @ first.T, second @ second.T
+        shared = (own * other).sum().item()
+    else:
+        own, other = first.T @ first, second.T @ second
+        shared = (second.T @ first).square().sum().item()
+    return _ratio(shared, (own.norm() * other.norm()).item())
 
 
 def class_separation(phi: Tensor, y: Tensor) -> float:
@@ -109,10 +112,7 @@ def class_separation(phi: Tensor, y: Tensor) -> float:
     at random give about (C - 1) / (N - C): compare it on the same samples. inf for classes that are
     points, 0 for one class alone.
     """
-    phi = _matrix("phi", phi)
-    if y.shape != phi.shape[:1] or y.is_floating_point():
-        got = f"{y.dtype} of shape {tuple(y.shape)}"
-        raise ArgumentError(describe("y", f"integer labels of shape ({len(phi)},)", got))
+    phi = _matrix(phi)
     _, place = y.cpu().unique(return_inverse=True)
     counts = place.bincount().double()
     means = torch.zeros(len(counts), phi.shape[1], dtype=torch.float64)
@@ -122,24 +122,15 @@ def class_separation(phi: Tensor, y: Tensor) -> float:
     return _ratio((spread * counts).sum().item(), within)
 
 
-def pairwise_cosine(phi: Tensor, *, centred: bool = False) -> float:
+def pairwise_cosine(phi: Tensor) -> float:
     """Mean cosine over all pairs of different samples of one model, features (N, D).
 
-    CS(F) of Tomihari & Sato 2024, table 1.
-
-    Args:
-        phi: features.
-        centred: subtract the mean first. Of centred features of one length the result is
-            -1 / (N - 1) whatever they are, as they add up to zero: it tells lengths from one
-            another, not features that are alike.
+    CS(F) of Tomihari & Sato 2024, table 1. Features of zeros have no cosine and are left out.
 
     Returns:
-        In [-1, 1]. Features of zeros have no cosine and are left out; NaN where fewer than two are
-        left.
+        In [-1, 1]; NaN where fewer than two are left.
     """
-    phi = _matrix("phi", phi)
-    if centred:
-        phi = phi - phi.mean(0)
+    phi = _matrix(phi)
     length = phi.norm(dim=1)
     unit = phi[length > 0] / length[length > 0, None]
     count = len(unit)
@@ -166,14 +157,7 @@ class HeadNorms:
 
 
 def head_norms(head: nn.Linear) -> HeadNorms:
-    """Norms of a linear head's weight.
-
-    Raises:
-        ArgumentTypeError: no linear layer; `LinearHead.of(model).layer` finds it.
-    """
-    if not isinstance(head, nn.Linear):
-        fix = "Give LinearHead.of(model).layer."
-        raise ArgumentTypeError(describe("head", "an nn.Linear", type(head).__name__, fix))
+    """Norms of a linear head's weight; `LinearHead.of(model).layer` finds it."""
     weight = at_least_float32(head.weight.detach()).cpu().double()
     rows = weight.norm(dim=1)
     unit = weight / torch.where(rows > 0, rows, 1.0)[:, None]
@@ -191,8 +175,6 @@ def residual(logits: Tensor, y: Tensor) -> Tensor:
         logits: z, (N, C).
         y: labels (N,), int64.
     """
-    if logits.ndim != 2:
-        raise ArgumentError(describe("logits", "shape (N, C)", tuple(logits.shape)))
     check_labels(y, logits)
     logits = at_least_float32(logits)
     return one_hot(y, logits.shape[1]).to(logits.dtype) - logits.softmax(1)
@@ -234,9 +216,6 @@ class Sensitivity:
         sample is wrong; 0 / 0 is NaN."""
         return self.margins / self.samples
 
-    def __float__(self) -> float:
-        return self.mean
-
 
 def margin_sensitivity(
     model: nn.Module | LinearHead,
@@ -272,54 +251,15 @@ def margin_sensitivity(
     return Sensitivity(norm, torch.cat(slopes), torch.cat(margins))
 
 
-def _moved(before: Tensor, after: Tensor) -> RobustDrift:
-    absolute = (after - before).norm(dim=1).mean().item()
-    return RobustDrift(absolute, _ratio(absolute, before.norm(dim=1).mean().item()))
-
-
-def _cka(first: Tensor, second: Tensor) -> float:
-    first, second = first - first.mean(0), second - second.mean(0)
-    if len(first) < min(first.shape[1], second.shape[1]):
-        own, other = first @ first.T, second @ second.T
-        shared = (own * other).sum().item()
-    else:
-        own, other = first.T @ first, second.T @ second
-        shared = (second.T @ first).square().sum().item()
-    return _ratio(shared, (own.norm() * other.norm()).item())
-
-
-def _u_centred(features: Tensor) -> Tensor:
-    """The Gram matrix (N, N) with rows, columns and all of it centred as if there were no diagonal,
-    which is 0."""
-    features, count = features - features.mean(0), len(features)
-    gram = (features @ features.T).fill_diagonal_(0)
-    rows = gram.sum(1) / (count - 2)
-    gram = gram - rows[:, None] - rows[None] + rows.sum() / (count - 1)
-    return gram.fill_diagonal_(0)
-
-
 def _ratio(above: float, below: float) -> float:
     if below == 0:
         return math.nan if above == 0 else math.inf
     return above / below
 
 
-def _pair(first: Tensor, second: Tensor, *names: str) -> tuple[Tensor, Tensor]:
-    first, second = _matrix(names[0], first), _matrix(names[1], second)
-    if first.shape != second.shape:
-        expected = f"the shape {tuple(first.shape)} of {names[0]}"
-        raise ArgumentError(describe(names[1], expected, tuple(second.shape)))
-    return first, second
-
-
-def _matrix(name: str, value: Tensor) -> Tensor:
+def _matrix(value: Tensor) -> Tensor:
     """As fp64 on the CPU."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise ArgumentTypeError(describe(name, "a floating-point tensor (N, D)", got))
-    if value.ndim != 2 or not value.numel():
-        raise ArgumentError(describe(name, "features (N, D)", tuple(value.shape)))
-    value = value.detach().cpu().double()
-    if not bool(value.isfinite().all()):
-        raise ArgumentError(describe(name, "finite features", "NaN or infinity among them"))
-    return value
+    if value.ndim != 2:
+        fix = "Pool over tokens or pixels."
+        raise ArgumentError(describe("features", "a matrix (N, D)", tuple(value.shape), fix))
+    return value.detach().cpu().double()

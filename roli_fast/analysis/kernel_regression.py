@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor
 
-from roli_fast.errors import ArgumentError, describe
 from roli_fast.seeds import derived_generator
 
 STRENGTHS = tuple(10.0 ** (-4 + 8 * k / 9) for k in range(10))
@@ -66,14 +65,10 @@ def kernel_regression(
         y_test: labels (M,), int64.
         strengths: inverse strengths of L2 to choose from, by the accuracy of cross-validation, and
             among equals by its likelihood.
-        folds: of cross-validation, with every class spread over them.
+        folds: of cross-validation, with every class spread over them; at most N.
         seed: which sample is in which fold.
-
-    Raises:
-        ArgumentError: shapes that do not fit, or fewer samples than folds.
     """
-    classes = _classes(kernel_train, y, kernel_test, y_test, folds)
-    train, test = _coordinates(kernel_train, kernel_test, classes)
+    train, test = _coordinates(kernel_train, kernel_test, len(kernel_train) // len(y))
     labels, test_labels = y.cpu().numpy(), y_test.cpu().numpy()
     fold = _folds(labels, folds, seed)
     tried: list[tuple[float, float, float]] = []
@@ -97,16 +92,6 @@ def kernel_regression(
         validation=validation,
         scores=torch.from_numpy(scores),
     )
-
-
-def _classes(train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, folds: int) -> int:
-    if len(y) < folds:
-        raise ArgumentError(describe("y", f"at least {folds} labels, one a fold", len(y)))
-    classes = len(train) // len(y)
-    for name, kernel, rows in (("kernel_train", train, y), ("kernel_test", test, y_test)):
-        if not classes or tuple(kernel.shape) != (len(rows) * classes, len(y) * classes):
-            raise ArgumentError(describe(name, f"shape (samples C, {len(y)} C)", kernel.shape))
-    return classes
 
 
 def _coordinates(train: Tensor, test: Tensor, classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -105,14 +105,10 @@ class Kernel:
     def trace_by_class(self, part: Part = "NTK") -> Tensor:
         """Trace norms of the C x C blocks of pairs of inputs, their means by class, (C, C), fp64.
 
-        Entry (a, b) is over all inputs of labels a and b; NaN where there are none.
-
-        Raises:
-            ArgumentError: the kernel was made without labels.
+        Entry (a, b) is over all inputs of labels a and b; NaN where there are none. The kernel was
+        made with labels.
         """
-        if self.y is None:
-            fix = "Give `y` to `empirical_ntk`."
-            raise ArgumentError(describe("y", "labels of the kernel's inputs", None, fix))
+        assert self.y is not None, "empirical_ntk is given y"
         whole = self.matrix(part).view(self.images, self.classes, self.images, self.classes)
         blocks = (row.double().transpose(0, 1) for row in whole)  # (N, C, C) each
         norms = torch.stack([torch.linalg.matrix_norm(row, "nuc") for row in blocks])
@@ -190,8 +186,6 @@ def diagonal_of_F(
     Returns:
         (N, C), on the CPU.
     """
-    if not len(x):
-        raise ArgumentError(describe("x", "at least one input", "none"))
     view = LinearHead.of(model)
     rows: list[Tensor] = []
     with network(view, names, dtype) as net:
@@ -199,7 +193,7 @@ def diagonal_of_F(
         each = sum(value.numel() for value in net.parameters.values()) * eye.element_size()
         for one in x.split(1):
             for run in eye.split(max(1, memory // max(each, 1))):
-                found = net.rows(one, run, net.names).values()
+                found = net.rows(one, run, list(net.parameters)).values()
                 squares = [part.flatten(1).square().sum(1) for part in found]
                 rows.append(torch.stack(squares).sum(0) if squares else run.new_zeros(len(run)))
     return torch.cat(rows).view(-1, view.classes).cpu()
@@ -223,7 +217,7 @@ def top_eigenvalues(
     Args:
         model: inputs (B, ...) -> logits (B, C), with a linear head.
         batches: the N inputs of the kernel; all are kept for the time of the call.
-        count: how many, below N C.
+        count: how many, from 1 to N C - 1.
         part: "F", or "NTK" for P + F. (P alone is a Gram matrix of features.)
         names: the tensors that train; see `one_step`.
         tol: relative accuracy of an eigenvalue.
@@ -232,17 +226,11 @@ def top_eigenvalues(
 
     Returns:
         (count,), fp64, largest first.
-
-    Raises:
-        ArgumentError: `count` is not between 1 and N C - 1.
     """
     check_choice("part", part, ("F", "NTK"))
     view, kept = LinearHead.of(model), list(batches)
     images = sum(len(batch.y) for batch in kept)
     size = images * view.classes
-    if not 1 <= count < size:
-        expected = f"a number of eigenvalues from 1 to {size - 1}, below N C"
-        raise ArgumentError(describe("count", expected, count))
     start = torch.randn(size, generator=derived_generator("lanczos", seed), dtype=torch.float64)
     with network(view, names, dtype) as net:
 
@@ -391,10 +379,8 @@ def _head_gram(net: Network, x: Tensor, after_batch: Callable[[int], None] | Non
 
 def check_memory(images: int, classes: int, item: int, memory: int) -> None:
     """Raise where the kernel does not fit, with what would."""
-    if not images:
-        raise ArgumentError(describe("x", "at least one input", "none"))
     rows = images * classes
-    if COPIES * item * rows**2 <= memory:
+    if images and COPIES * item * rows**2 <= memory:
         return
     most = int((memory / (COPIES * item)) ** 0.5) // classes
     raise ArgumentError(

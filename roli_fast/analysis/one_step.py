@@ -18,8 +18,7 @@ smaller residuals and smaller rates.
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -74,22 +73,20 @@ def descend(net: Network, batches: Iterable[Batch], weigh: Weigh) -> Descent:
         ArgumentError: no images.
     """
     total = {name: torch.zeros_like(value) for name, value in net.parameters.items()}
-    layer = net.head.layer
-    weight = torch.zeros_like(layer.weight, requires_grad=False)
-    bias = weight.new_zeros(layer.out_features)
+    head = [torch.zeros_like(p, requires_grad=False) for p in net.head.layer.parameters()]
     size, images = 0.0, 0
     for batch in batches:
-        own = batch._replace(y=batch.y.to(weight.device))
+        own = batch._replace(y=batch.y.to(net.head.layer.weight.device))
         phi, delta, gradient = net.pull(batch.x, lambda logits, own=own: weigh(own, logits))
         for name, value in gradient.items():
             total[name] += value
-        weight += delta.t() @ phi
-        bias += delta.sum(0)
+        for part, value in zip(head, (delta.t() @ phi, delta.sum(0)), strict=False):
+            part += value
         size += float(delta.double().norm(dim=1).sum())
         images += len(own.y)
     if not images:
         raise ArgumentError(describe("train", "at least one image", "none"))
-    total |= net.of_head(weight, bias)
+    total |= dict(zip(net.head_names, head, strict=True))
     return Descent(total, size / images, images)
 
 
@@ -108,7 +105,6 @@ class OneStep:
         tangent: the update itself, parameter name -> change, the head's among them.
         residual: mean |delta_i| over the training images; NaN where they were not needed.
         train_images: how many images the gradient was summed over.
-        notes: what the user should know.
     """
 
     features: Tensor
@@ -120,7 +116,6 @@ class OneStep:
     tangent: dict[str, Tensor] = field(repr=False)
     residual: float
     train_images: int
-    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> float:
@@ -191,52 +186,49 @@ def one_step(  # noqa: PLR0913 - one call, and each option is independent of the
     view = LinearHead.of(model)
     moving = list(tangent) if tangent is not None and names is None else names
     with network(view, moving, dtype) as net:
-        if tangent is None:
-            seen = attacked(view.model, train, attack, seed=seed)
-            found = descend(net, seen, of_labels)
-            update = {name: lr * value for name, value in found.tangent.items()}
-            return predict(net, update, batches, lr=lr, descent=found)
-        net.check(tangent)
-        return predict(net, tangent, batches)
+        if tangent is not None:
+            net.check(tangent)
+            return _predict(net, tangent, batches)
+        return _step(net, attacked(view.model, train, attack, seed=seed), batches, of_labels, lr)
 
 
-def predict(
-    net: Network,
-    update: Tangent,
-    batches: Iterable[Batch],
-    *,
-    lr: float | None = None,
-    descent: Descent | None = None,
+def _step(
+    net: Network, train: Iterable[Batch], batches: Iterable[Batch], weigh: Weigh, lr: float
 ) -> OneStep:
-    """The change that a given update makes, to first order; arguments as `OneStep`'s fields."""
+    """The change by `lr` times the gradient of the training images."""
+    found = descend(net, train, weigh)
+    update = {name: lr * value for name, value in found.tangent.items()}
+    return replace(
+        _predict(net, update, batches),
+        lr=lr,
+        residual=found.residual,
+        train_images=found.images,
+    )
+
+
+def _predict(net: Network, update: Tangent, batches: Iterable[Batch]) -> OneStep:
+    """The change that a given update makes, to first order."""
     rows: list[list[Tensor]] = []
     for batch in batches:
         phi, moved = net.push(batch.x, update)
-        backbone_part = moved @ net.head.layer.weight.detach().t()
-        head_part = net.head_part(phi, update)
-        rows.append([part.detach().cpu() for part in (moved, backbone_part, head_part)])
+        parts = (moved, moved @ net.head.layer.weight.detach().t(), net.head_part(phi, update))
+        rows.append([part.detach().cpu() for part in parts])
     if not sum(len(row[0]) for row in rows):
         raise ArgumentError(describe("batches", "at least one image", "none"))
     features, backbone_part, head_part = (torch.cat(column) for column in zip(*rows, strict=True))
     logits = backbone_part + head_part
+    above, below = backbone_part.double().norm(dim=1), logits.double().norm(dim=1)
     return OneStep(
         features,
         logits,
         backbone_part,
         head_part,
-        ft_ratio=ft_ratio(backbone_part, logits),
-        lr=lr,
+        ft_ratio=float(torch.where(above > 0, above / below, 0.0).mean()),
+        lr=None,
         tangent=dict(update),
-        residual=descent.residual if descent else float("nan"),
-        train_images=descent.images if descent else 0,
-        notes=tuple(net.notes),
+        residual=float("nan"),
+        train_images=0,
     )
-
-
-def ft_ratio(backbone_part: Tensor, logits: Tensor) -> float:
-    """Mean over images of |F part| / |F part + P part|; 0 of an image whose F part is 0."""
-    above, below = backbone_part.double().norm(dim=1), logits.double().norm(dim=1)
-    return float(torch.where(above > 0, above / below, 0.0).mean())
 
 
 def actual_change(
@@ -275,7 +267,6 @@ def first_update(
     *,
     names: Sequence[str] | None = None,
     attack: Attack | None = None,
-    dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """What an optimiser's first step really does to the weights: a tangent for `one_step`.
@@ -290,32 +281,20 @@ def first_update(
             `train`'s `Optimizer` is one, at the peak rate: a warm-up begins below it.
         names: the tensors that train; the head's are added.
         attack: as for `one_step`.
-        dtype: the copy's; None is the model's own.
         seed: of the attack's random start.
 
     Returns:
         Parameter name -> change, of the backbone's tensors and of the head's.
     """
     view = LinearHead.of(model)
-    stepped = LinearHead.of(
-        copy.deepcopy(view.model).to(dtype or view.layer.weight.dtype), view.name
-    )
-    with network(stepped, moving_names(view, names)) as net:
-        seen = attacked(view.model, train, attack, seed=seed)
-        found = descend(net, seen, of_labels)
-    own = dict(stepped.model.named_parameters())
-    before = {name: own[name].detach().clone() for name in found.tangent}
+    own = LinearHead.of(copy.deepcopy(view.model), view.name)
+    with network(own, moving_names(view, names)) as net:
+        found = descend(net, attacked(view.model, train, attack, seed=seed), of_labels)
+    before = {name: net.own[name].detach().clone() for name in found.tangent}
     for name, value in found.tangent.items():
-        own[name].requires_grad_(True).grad = -value / found.images
-    optimizer(stepped.model, list(found.tangent)).step()
-    return {name: own[name].detach() - old for name, old in before.items()}
-
-
-class Moved(NamedTuple):
-    """Mean |d phi| over the images, and mean |V d phi|, the backbone's part of the logits'."""
-
-    features: float
-    logits_F: float
+        net.own[name].requires_grad_(True).grad = -value / found.images
+    optimizer(own.model, list(found.tangent)).step()
+    return {name: net.own[name].detach() - old for name, old in before.items()}
 
 
 @dataclass(frozen=True)
@@ -328,7 +307,8 @@ class ScaleRow:
         logits_F: mean predicted |V d phi|, likewise.
         ft_ratio: likewise; see `OneStep`.
         residual: mean |delta_i| over the training images, likewise.
-        fixed: with the residuals, and the attacked images, of scale 1: s and s^2 times those there.
+        fixed_features: with the residuals, and the attacked images, of scale 1: s times that there.
+        fixed_logits_F: likewise: s^2 times that there.
     """
 
     scale: float
@@ -336,7 +316,8 @@ class ScaleRow:
     logits_F: float
     ft_ratio: float
     residual: float
-    fixed: Moved
+    fixed_features: float
+    fixed_logits_F: float
 
 
 def head_scale(  # noqa: PLR0913 - one call, and each option is independent of the others
@@ -363,7 +344,7 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
         scales: numbers > 0.
         names: the tensors that train; see `one_step`.
         lr: the rate on the SUM of the losses, the same for all scales.
-        attack: for `train`, made anew at every scale but for `ScaleRow.fixed`.
+        attack: for `train`, made anew at every scale but for the fixed ones.
         seed: of the attack's random start.
         after_batch: called with the number of images done, 2 len(scales) times all of both; a
             progress bar, or a stop.
@@ -376,9 +357,7 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
 
     def step(seen: list[Batch], weigh: Weigh) -> OneStep:
         with network(own, moving) as net:
-            found = descend(net, counted(seen, after_batch), weigh)
-            update = {name: lr * value for name, value in found.tangent.items()}
-            return predict(net, update, counted(batches, after_batch), lr=lr, descent=found)
+            return _step(net, counted(seen, after_batch), counted(batches, after_batch), weigh, lr)
 
     first = list(attacked(own.model, train, attack, seed=seed))
     with network(own, []) as net, torch.no_grad():
@@ -394,5 +373,5 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
         again = list(attacked(own.model, train, attack, seed=seed)) if attack else first
         found = step(again, of_labels)
         sizes = (found.size, found.backbone_size, found.ft_ratio, found.residual)
-        rows.append(ScaleRow(scale, *sizes, fixed=Moved(fixed.size, fixed.backbone_size)))
+        rows.append(ScaleRow(scale, *sizes, fixed.size, fixed.backbone_size))
     return rows

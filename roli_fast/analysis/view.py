@@ -70,12 +70,16 @@ class LinearHead:
             fix = "Give the module itself, not a function or a bound SearchModel around it."
             raise ArgumentTypeError(describe("model", "an nn.Module", got, fix))
         name = _name_of_head(model) if head is None else head
-        try:
-            layer = model.get_submodule(name)
-        except AttributeError:
-            raise ArgumentError(_no_head(model, f"no module '{name}'")) from None
-        if not isinstance(layer, nn.Linear) or isinstance(layer, Mergeable):
-            raise ArgumentError(_no_head(model, f"'{name}', a {type(layer).__name__}"))
+        layers = dict(model.named_modules(remove_duplicate=False))
+        layer = None if name is None else layers.get(name)
+        if name is None or not isinstance(layer, nn.Linear) or isinstance(layer, Mergeable):
+            got = type(model).__name__
+            got += "" if name is None else f", where '{name}' is a {type(layer).__name__}"
+            linear = [path for path, one in layers.items() if isinstance(one, nn.Linear)]
+            fix = (
+                f"Name it: head='...'. Its last linear layers: {', '.join(linear[-5:]) or 'none'}."
+            )
+            raise ArgumentError(describe("model", "a model with one linear head", got, fix))
         return cls(model, name, layer)
 
     @property
@@ -109,7 +113,13 @@ class LinearHead:
             logits = self.model(x)
         finally:
             handle.remove()
-        self._check(x, seen, logits)
+        shapes = [tuple(phi.shape) for phi, _ in seen]
+        if shapes != [(len(x), self.dimensions)] or logits is not seen[0][1]:
+            expected = f"a layer that is given ({len(x)}, {self.dimensions}) once a forward, and "
+            expected += "whose output the model returns"
+            got = f"'{self.name}', given {', '.join(map(str, shapes)) or 'nothing'}"
+            fix = "Pool over tokens or pixels before the head, and return its output as it is."
+            raise ArgumentError(describe("head", expected, got, fix))
         return seen[0][0], logits
 
     def features(self, x: Tensor) -> Tensor:
@@ -127,38 +137,17 @@ class LinearHead:
             ArgumentError: an unknown name, or a head that shares its weight with another layer, as
                 an embedding does in language models.
         """
-        self._check_own()
+        head, inside = set(self.layer.parameters()), set(self.layer.modules())
+        for path, module in self.model.named_modules():
+            if module not in inside and head & set(module.parameters(recurse=False)):
+                got = f"'{self.name}', which shares a weight with '{path}'"
+                raise ArgumentError(describe("head", "a head with weights of its own", got))
         every = dict(self.model.named_parameters())
         if unknown := [name for name in names or () if name not in every]:
             expected = "names of the model's parameters"
-            fix = "model.named_parameters() lists them."
-            raise ArgumentError(describe("names", expected, ", ".join(unknown[:3]), fix))
-        head = set(self.layer.parameters())
+            raise ArgumentError(describe("names", expected, ", ".join(unknown[:3])))
         chosen = every if names is None else set(names)
         return {name: p for name, p in every.items() if p not in head and name in chosen}
-
-    def _check_own(self) -> None:
-        """A step of the head is no step of the features: neither may use the other's weights."""
-        head, inside = set(self.layer.parameters()), set(self.layer.modules())
-        for name, module in self.model.named_modules():
-            if module not in inside and head & set(module.parameters(recurse=False)):
-                got = f"'{self.name}', which shares a weight with '{name}'"
-                raise ArgumentError(describe("head", "a head with weights of its own", got))
-
-    def _check(self, x: Tensor, seen: list[tuple[Tensor, Tensor]], logits: object) -> None:
-        if len(seen) != 1:
-            got = f"'{self.name}', which ran {len(seen)} times in one forward"
-            raise ArgumentError(describe("head", "a layer that runs once a forward", got))
-        phi, output = seen[0]
-        if phi.ndim != 2 or len(phi) != len(x):
-            expected = f"a head on features ({len(x)}, {self.dimensions})"
-            got = f"'{self.name}' on {tuple(phi.shape)}"
-            fix = "Pool over tokens or pixels before the head."
-            raise ArgumentError(describe("head", expected, got, fix))
-        if logits is not output:
-            got = f"'{self.name}', whose output the model changes or does not return"
-            fix = "Give the module that returns the head's output itself, as a tensor."
-            raise ArgumentError(describe("head", "the layer that gives the logits", got, fix))
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +247,7 @@ def gather(
     return Gathered(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def _name_of_head(model: nn.Module) -> str:
+def _name_of_head(model: nn.Module) -> str | None:
     """Asks the outermost module that knows; the model's own output is checked when it runs."""
     if isinstance(model, nn.Linear):
         return ""
@@ -268,19 +257,5 @@ def _name_of_head(model: nn.Module) -> str:
             return f"{path}.{own}" if path else own
         if callable(ask := getattr(module, "get_classifier", None)):
             head = ask()
-            for name, part in model.named_modules():
-                if part is head:
-                    return name
-            got = f"{type(module).__name__} with {type(head).__name__}"
-            raise ArgumentError(_no_head(model, got))
-    raise ArgumentError(_no_head(model, type(model).__name__))
-
-
-def _no_head(model: nn.Module, got: str) -> str:
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    fix = "It has no nn.Linear at all."
-    if linear:
-        shown = ", ".join(repr(name) for name in linear[-5:])
-        more = f", the last 5 of {len(linear)}" if len(linear) > 5 else ""
-        fix = f"Name it: head='...'. Linear layers: {shown}{more}."
-    return describe("model", "a model with one linear head", got, fix)
+            return next((name for name, part in model.named_modules() if part is head), None)
+    return None

@@ -4,22 +4,19 @@ diverse parameter-free attacks", arXiv:2003.01690; L1: "Mind the box", arXiv:210
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from roli_fast.attacks.apgd_search import SearchResult, climb, control_for
+from roli_fast.attacks.apgd_search import climb
 from roli_fast.attacks.base import (
     ATTACKS,
     AttackInputs,
     AttackResult,
     Ball,
     BallAttack,
-    check_choice,
-    check_density,
     check_steps,
-    restart_generators,
 )
 from roli_fast.attacks.objective import (
     LOSSES,
@@ -30,9 +27,15 @@ from roli_fast.attacks.objective import (
     notes_on,
 )
 from roli_fast.attacks.passes import Passes, Samples, take
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.attacks.pgd import check_random_start
+from roli_fast.attacks.restarts import (
+    SearchResult,
+    highest_loss,
+    restart_generators,
+    until_fooled,
+)
+from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.norms import NORMS
-from roli_fast.threat import check_positive
 
 Starts = Callable[[int, Ball, Samples], Tensor]
 """(number of a search, ball, samples whose eps is the first stage's) -> new tensor, where they
@@ -89,23 +92,11 @@ class APGD(BallAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "restarts", "eot"):
-            check_steps(name, getattr(self, name))
         check_loss_name(self.loss)
         check_choice("keep", self.keep, ("adversarial", "best"))
-        check_positive("rho", self.rho)
-        check_density(self.density)
-        if not self.random_start:
-            self._check_no_random_start()
+        check_random_start(self.random_start, self.restarts, self.loss)
         if self.large_radius:
             self._check_large_radius()
-
-    def _check_no_random_start(self) -> None:
-        wrong = {"restarts": self.restarts > 1, "loss": self.loss == "kl"}
-        for name, is_wrong in wrong.items():
-            if is_wrong:
-                got, fix = repr(getattr(self, name)), "Set random_start=True."
-                raise ArgumentError(describe(name, "one that needs no random start", got, fix))
 
     def _check_large_radius(self) -> None:
         if self.norm is not None and not NORMS[self.norm].sparse:
@@ -148,16 +139,19 @@ class APGD(BallAttack):
             goals, notes = self._goals(y, clean)
             starts = self.starts(inputs, len(goals))
 
-            def once(number: int, samples: Samples) -> SearchResult:
+            def once(number: int, rows: Tensor | None = None) -> SearchResult:
+                samples = Samples(x, goals[number], inputs.ids, ball.eps)
+                samples = samples if rows is None else take(samples, rows)
                 start = self._start(number, samples, ball, starts)
                 return self._climb(passes, samples, start, ball)
 
-            searches = [Samples(x, goal, inputs.ids, ball.eps) for goal in goals]
+            searches, fooled = [partial(once, number) for number in range(len(goals))], None
             if self.keep == "best":
-                x_adv, fooled = highest_loss(searches, once), None
+                x_adv = highest_loss(searches)
             else:
                 assert clean is not None
-                x_adv, fooled = until_fooled(searches, once, is_right(clean, y))
+                found = until_fooled(x, ~is_right(clean, y), searches)
+                x_adv, fooled = found.x_adv, found.fooled
             notes = notes_on(self.loss, passes.classes) + notes + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
@@ -194,44 +188,17 @@ class APGD(BallAttack):
                 start = ball.norm.project_(found.x_adv, part.x, eps=part.eps, bounds=ball.bounds)
             found = climb(
                 passes,
+                ball,
                 part,
                 start,
-                control_for(ball.norm, ball.bounds, steps, rho=self.rho, density=density),
                 steps=steps,
+                rho=self.rho,
+                density=density,
                 collect=factor == 1 and self.keep == "adversarial",
                 compact=self.compact,
             )
         assert found is not None
         return found
-
-
-def until_fooled(
-    searches: list[Samples], once: Callable[[int, Samples], SearchResult], right: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One search after another, each on the samples that are still right: images and who is
-    fooled, (B,)."""
-    x_adv, fooled = searches[0].x.clone(), ~right
-    highest = torch.full(right.shape, -torch.inf, dtype=torch.float64, device=right.device)
-    for number, samples in enumerate(searches):
-        rows = (~fooled).nonzero()[:, 0]
-        if len(rows) == 0:
-            break
-        found = once(number, take(samples, rows))
-        better = (found.fooled | (found.loss > highest[rows])).nonzero()[:, 0]
-        x_adv[rows[better]] = found.x_adv[better]
-        highest[rows[better]] = found.loss[better]
-        fooled[rows] = found.fooled
-    return x_adv, fooled
-
-
-def highest_loss(searches: list[Samples], once: Callable[[int, Samples], SearchResult]) -> Tensor:
-    """The best iterate of all searches, for every sample."""
-    best = once(0, searches[0])
-    for number, samples in enumerate(searches[1:], start=1):
-        found = once(number, samples)
-        better = (found.loss > best.loss).nonzero()[:, 0]
-        best.x_adv[better], best.loss[better] = found.x_adv[better], found.loss[better]
-    return best.x_adv
 
 
 @ATTACKS.register("apgd-t")

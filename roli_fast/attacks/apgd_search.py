@@ -4,202 +4,22 @@ Linf and L2: Croce & Hein 2020 (arXiv:2003.01690), section 3.2 and Algorithm 1. 
 2021 (arXiv:2103.01208), section 4.1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from roli_fast import ops
-from roli_fast.attacks.base import Radius
+from roli_fast.attacks.base import Ball
 from roli_fast.attacks.passes import Passes, Samples, column, take
-from roli_fast.norms import Norm
+from roli_fast.attacks.restarts import SearchResult
 from roli_fast.ops.rounding import compute_dtype
-from roli_fast.threat import Bounds
 
 MOMENTUM = 0.75
 SHRINK = 1.5
 """By which sparse steps divide their length and density."""
-
-Pass = tuple[Tensor, Tensor, Tensor]
-"""Gradient (B, ...), loss (B,) and logits (B, C)."""
-
-
-class Control(Protocol):
-    """How one search steps, sample by sample, without a wait for the device: a dataclass whose
-    tensors have the batch in front."""
-
-    def advance(
-        self, x_adv: Tensor, x_prev: Tensor, grad: Tensor, samples: Samples, first: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The next iterate and the one before; the memory of both may be that of the arguments."""
-        ...
-
-    def observe(
-        self, step: int, loss: Tensor, best_x: Tensor, best_loss: Tensor, samples: Samples
-    ) -> Tensor | None:
-        """Take note of the loss (B,) after this step, and adapt the steps where it is time to.
-
-        Returns:
-            Which samples (B,) go on from their best iterate; None where it is not time.
-        """
-        ...
-
-
-MakeControl = Callable[[Samples, Tensor, Tensor], Control]
-"""(samples, their start, its loss (B,)) -> the control before the first step."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """A loop's result for each of its samples; written while it runs.
-
-    Args:
-        x_adv: the first iterate that reached the goal where `collect` and `fooled`, else the
-            iterate of highest loss.
-        fooled: bool (B,), who reached the goal at any iterate.
-        loss: highest loss of any iterate, (B,), fp64; -inf where a sample left.
-    """
-
-    x_adv: Tensor
-    fooled: Tensor
-    loss: Tensor
-
-
-@dataclass
-class SearchState:
-    """The samples that are still in the batch, and the `place` (B,) of each among all."""
-
-    samples: Samples
-    place: Tensor
-    x_adv: Tensor
-    x_prev: Tensor
-    grad: Tensor
-    loss: Tensor
-    best_x: Tensor
-    best_grad: Tensor
-    best_loss: Tensor
-    control: Control
-
-
-def climb(  # noqa: PLR0913 - a loop's settings
-    passes: Passes,
-    samples: Samples,
-    start: Tensor,
-    make_control: MakeControl,
-    *,
-    steps: int,
-    collect: bool = False,
-    compact: bool = False,
-    first: Pass | None = None,
-) -> SearchResult:
-    """n steps from `start`: n + 1 forwards and n input-backwards, one each less with `first`.
-
-    With `compact` a step waits once for the device to learn who is left, without it never.
-
-    Args:
-        passes: the model.
-        samples: what is searched.
-        start: first iterates, in ball and box; this memory is used up.
-        make_control: how it steps.
-        steps: number of steps, at least 1.
-        collect: keep each sample's first iterate that reaches the goal.
-        compact: with `collect`, samples leave the batch with it; not with several norms.
-        first: the pass on `start`, where it was made already; its memory is used up.
-    """
-    grad, loss, logits = first or passes.gradient(start, samples.goal)
-    found = SearchResult(
-        x_adv=start.clone(),
-        fooled=torch.zeros(len(start), dtype=torch.bool, device=start.device),
-        loss=torch.full((len(start),), -torch.inf, dtype=torch.float64, device=start.device),
-    )
-    state = SearchState(
-        samples=samples,
-        place=torch.arange(len(start), device=start.device),
-        x_adv=start,
-        x_prev=torch.empty_like(start),  # not looked at in the first step
-        grad=grad,
-        loss=loss,
-        best_x=start.clone(),
-        best_grad=grad.clone(),
-        best_loss=loss.clone(),
-        control=make_control(samples, start, loss),
-    )
-    state = _note_fooled(state, logits, found, collect, compact)
-    for step in range(1, steps + 1):
-        if len(state.samples) == 0:
-            return found
-        state.x_adv, state.x_prev = state.control.advance(
-            state.x_adv, state.x_prev, state.grad, state.samples, step == 1
-        )
-        goal = state.samples.goal
-        if step < steps:
-            state.grad, state.loss, logits = passes.gradient(state.x_adv, goal)
-        else:  # nothing comes after it
-            state.loss, logits = passes.evaluate(state.x_adv, goal)
-        state = _note_fooled(state, logits, found, collect, compact)
-        if len(state.samples):
-            _keep_best(state, step)
-    best = state.best_x
-    if collect:
-        best = torch.where(column(found.fooled[state.place], best), found.x_adv[state.place], best)
-    found.x_adv[state.place] = best
-    found.loss[state.place] = state.best_loss.double()
-    return found
-
-
-def _note_fooled(
-    state: SearchState, logits: Tensor, found: SearchResult, collect: bool, compact: bool
-) -> SearchState:
-    """Write down who reached the goal just now; with `compact` they leave."""
-    reached = state.samples.goal.reached(logits)
-    if not (collect and compact):
-        if collect:
-            new = column(reached & ~found.fooled, state.x_adv)
-            found.x_adv.copy_(torch.where(new, state.x_adv, found.x_adv))
-        found.fooled.logical_or_(reached)
-        return state
-    gone = reached.nonzero()[:, 0]
-    if len(gone) == 0:
-        return state
-    place = state.place[gone]
-    found.x_adv[place] = state.x_adv[gone]
-    found.fooled[place] = True
-    return take(state, (~reached).nonzero()[:, 0])
-
-
-def _keep_best(state: SearchState, step: int) -> None:
-    """Keep the best iterate; where it is time to look back, adapt and go on from the best."""
-    best = state.best_x, state.best_grad, state.best_loss
-    ops.select_best_(*best, state.x_adv, state.grad, state.loss)
-    back = state.control.observe(step, state.loss, state.best_x, state.best_loss, state.samples)
-    if back is not None:
-        number = back.to(state.loss.dtype)  # 1 beats 1/2: a copy of these rows in one pass
-        half = torch.full_like(number, 0.5)
-        ops.select_best_(state.x_adv, state.grad, half, state.best_x, state.best_grad, number)
-
-
-def control_for(
-    norm: Norm, bounds: Bounds, steps: int, *, rho: float, density: float | None
-) -> MakeControl:
-    """How APGD steps in `norm`: by `Sparsity` where its steps move few entries, else by `Halving`.
-
-    Args:
-        norm: that of the ball.
-        bounds: lowest and highest valid pixel.
-        steps: of the loop.
-        rho: see `Halving`.
-        density: see `Sparsity`.
-    """
-
-    def make(samples: Samples, start: Tensor, loss: Tensor) -> Control:
-        if norm.sparse:
-            looks = sparse_checkpoints(steps)
-            return Sparsity.begin(norm, bounds, looks, density, samples, start)
-        return Halving.begin(norm, bounds, checkpoints(steps), rho, samples, loss)
-
-    return make
 
 
 def checkpoints(steps: int) -> dict[int, int]:
@@ -224,223 +44,289 @@ def sparse_checkpoints(steps: int) -> dict[int, int]:
 
 
 @dataclass
-class Halving:
+class Search:
+    """The samples that are still in one search, and where each of them stands. Every tensor has
+    the batch in front; nothing here waits for the device.
+
+    Args:
+        ball: its norm steps; the radii are those of the samples.
+        looks: see `checkpoints`.
+        samples: what is searched.
+        place: the place (B,) of each sample among those that the search began with.
+        x_adv: the iterates.
+        x_prev: those before; not looked at in the first step.
+        grad: the gradient at `x_adv`.
+        loss: the loss (B,) at `x_adv`.
+        best_x: the iterates of highest loss.
+        best_grad: the gradient there.
+        best_loss: the loss there.
+        step_size: (B,).
+    """
+
+    ball: Ball
+    looks: Mapping[int, int]
+    samples: Samples
+    place: Tensor
+    x_adv: Tensor
+    x_prev: Tensor
+    grad: Tensor
+    loss: Tensor
+    best_x: Tensor
+    best_grad: Tensor
+    best_loss: Tensor
+    step_size: Tensor
+
+    def move(self, step: int) -> Tensor:
+        """Go to the next iterate, number `step`, and return it."""
+        raise NotImplementedError
+
+    def look_back(self, step: int) -> Tensor | None:
+        """Take note of the loss after this step, and adapt the steps where it is time to.
+
+        Returns:
+            Which samples (B,) go on from their best iterate; None where it is not time.
+        """
+        raise NotImplementedError
+
+    def adapt(self, step: int) -> None:
+        """Keep the best iterate, whose loss and gradient are known, and `look_back`."""
+        best = self.best_x, self.best_grad, self.best_loss
+        ops.select_best_(*best, self.x_adv, self.grad, self.loss)
+        back = self.look_back(step)
+        if back is not None:
+            number = back.to(self.loss.dtype)  # 1 beats 1/2: a copy of these rows in one pass
+            half = torch.full_like(number, 0.5)
+            ops.select_best_(self.x_adv, self.grad, half, self.best_x, self.best_grad, number)
+
+
+@dataclass
+class Halving(Search):
     """Steps with momentum, of 2 eps at first, halved where they no longer help.
 
     Args:
-        norm: its `apgd_step_` steps.
-        bounds: lowest and highest valid pixel.
-        looks: see `checkpoints`.
         rho: a step is halved unless more than this part of the last steps raised the loss.
-        step_size: (B,).
+        last_loss: that of the iterate before, (B,). The first is compared with 0, as in the
+            authors' code, not with the start's.
         increases: how many of the steps since the last look raised the loss, (B,).
-        loss: of the last iterate, (B,). The first is compared with 0, as in the authors' code,
-            not with the start's.
         best_before: highest loss at the last look, (B,).
         halved: whether the step was halved at the last look, (B,).
     """
 
-    norm: Norm
-    bounds: Bounds
-    looks: Mapping[int, int]
     rho: float
-    step_size: Tensor
+    last_loss: Tensor
     increases: Tensor
-    loss: Tensor
     best_before: Tensor
     halved: Tensor
 
-    @staticmethod
-    def begin(
-        norm: Norm,
-        bounds: Bounds,
-        looks: Mapping[int, int],
-        rho: float,
-        samples: Samples,
-        loss: Tensor,
-    ) -> "Halving":
-        """The state before the first step from a start of this loss (B,)."""
-        return Halving(
-            norm=norm,
-            bounds=bounds,
-            looks=looks,
-            rho=rho,
-            step_size=2 * radii(samples),
-            increases=torch.zeros_like(loss),
-            loss=torch.zeros_like(loss),
-            best_before=loss.clone(),
-            halved=torch.ones_like(loss, dtype=torch.bool),
-        )
-
-    def advance(
-        self, x_adv: Tensor, x_prev: Tensor, grad: Tensor, samples: Samples, first: bool
-    ) -> tuple[Tensor, Tensor]:
-        """One step with momentum; the new iterate takes the memory of `x_prev`."""
-        new = self.norm.apgd_step_(
-            x_adv,
-            x_prev,
-            grad,
-            samples.x,
-            eps=samples.eps,
+    def move(self, step: int) -> Tensor:
+        new = self.ball.norm.apgd_step_(
+            self.x_adv,
+            self.x_prev,
+            self.grad,
+            self.samples.x,
+            eps=self.samples.eps,
             step_size=self.step_size,
-            momentum=1.0 if first else MOMENTUM,
-            bounds=self.bounds,
+            momentum=1.0 if step == 1 else MOMENTUM,
+            bounds=self.ball.bounds,
         )
-        return new, x_adv
+        self.x_prev, self.x_adv = self.x_adv, new  # `new` took the memory of `x_prev`
+        return new
 
-    def observe(
-        self, step: int, loss: Tensor, best_x: Tensor, best_loss: Tensor, samples: Samples
-    ) -> Tensor | None:
+    def look_back(self, step: int) -> Tensor | None:
         """Halve where too few steps helped, or where the best has not moved since a step kept."""
-        self.increases = self.increases + (loss > self.loss)
-        self.loss = loss
+        self.increases = self.increases + (self.loss > self.last_loss)
+        self.last_loss = self.loss
         if step not in self.looks:
             return None
         few = self.increases <= self.looks[step] * self.rho
-        stuck = ~self.halved & (self.best_before >= best_loss)
+        stuck = ~self.halved & (self.best_before >= self.best_loss)
         self.halved = few | stuck
-        self.best_before = best_loss.clone()
+        self.best_before = self.best_loss.clone()
         self.step_size = torch.where(self.halved, self.step_size / 2, self.step_size)
         self.increases = torch.zeros_like(self.increases)
         return self.halved
 
 
 @dataclass
-class Sparsity:
+class Sparsity(Search):
     """Sparse steps of eps at first, whose length and density follow the best point's sparsity.
 
     Args:
-        norm: its `sparse_step_` steps.
-        bounds: lowest and highest valid pixel.
-        looks: see `sparse_checkpoints`.
-        largest: eps of each sample, (B,): the longest step. The shortest is a tenth of it.
-        step_size: (B,).
+        longest: eps of each sample, (B,), the longest step. The shortest is a tenth of it.
         density: which part of the entries a step moves, (B,).
         changed: how many entries the best point had changed at the last look, (B,).
     """
 
-    norm: Norm
-    bounds: Bounds
-    looks: Mapping[int, int]
-    largest: Tensor
-    step_size: Tensor
+    longest: Tensor
     density: Tensor
     changed: Tensor
 
-    @staticmethod
-    def begin(
-        norm: Norm,
-        bounds: Bounds,
-        looks: Mapping[int, int],
-        density: float | None,
-        samples: Samples,
-        start: Tensor,
-    ) -> "Sparsity":
-        """The state before the first step, of this density; None is that of the start."""
-        largest, entries = radii(samples), samples.x.shape[1:].numel()
-        if density is None:
-            changed = entries_changed(start, samples.x, largest.dtype)
-            densities = changed / entries / SHRINK
-        else:
-            changed = torch.full_like(largest, entries)
-            densities = torch.full_like(largest, density)
-        return Sparsity(norm, bounds, looks, largest, largest.clone(), densities, changed)
-
-    def advance(
-        self, x_adv: Tensor, x_prev: Tensor, grad: Tensor, samples: Samples, first: bool
-    ) -> tuple[Tensor, Tensor]:
-        """One sparse step, in place: there is no momentum."""
-        self.norm.sparse_step_(
-            x_adv,
-            grad,
-            samples.x,
-            eps=samples.eps,
+    def move(self, step: int) -> Tensor:
+        """In place: there is no momentum."""
+        return self.ball.norm.sparse_step_(
+            self.x_adv,
+            self.grad,
+            self.samples.x,
+            eps=self.samples.eps,
             step_size=self.step_size,
             density=self.density,
-            bounds=self.bounds,
+            bounds=self.ball.bounds,
         )
-        return x_adv, x_prev
 
-    def observe(
-        self, step: int, loss: Tensor, best_x: Tensor, best_loss: Tensor, samples: Samples
-    ) -> Tensor | None:
+    def look_back(self, step: int) -> Tensor | None:
         """Where the best point got sparser by 5 %, long steps from it again; else shorter ones."""
         if step not in self.looks:
             return None
-        now = entries_changed(best_x, samples.x, self.largest.dtype)
+        now = entries_changed(self.best_x, self.samples.x).to(self.longest.dtype)
         sparser = now / self.changed < 0.95
-        self.density = now / samples.x.shape[1:].numel() / SHRINK
-        step_size = torch.where(sparser, self.largest, self.step_size / SHRINK)
-        self.step_size = torch.maximum(step_size, self.largest / 10)
+        self.density = now / self.samples.x.shape[1:].numel() / SHRINK
+        step_size = torch.where(sparser, self.longest, self.step_size / SHRINK)
+        self.step_size = torch.maximum(step_size, self.longest / 10)
         self.changed = now
         return sparser
 
 
-def radii(samples: Samples) -> Tensor:
-    """eps as a tensor (B,) in the precision of the ops' arithmetic."""
+def begin(  # noqa: PLR0913 - a search's settings
+    ball: Ball,
+    samples: Samples,
+    start: Tensor,
+    grad: Tensor,
+    loss: Tensor,
+    *,
+    steps: int,
+    rho: float,
+    density: float | None,
+) -> Search:
+    """A search before its first step: by `Sparsity` in norms whose steps move few entries, else by
+    `Halving`.
+
+    Args:
+        ball: norm and bounds.
+        samples: what is searched, within their eps.
+        start: first iterates, in ball and box; this memory is used up, as is the next.
+        grad: the gradient at `start`.
+        loss: the loss (B,) at `start`.
+        steps: how many there will be.
+        rho: see `Halving`.
+        density: of the first sparse steps; None is that of the start.
+    """
     x, dtype = samples.x, compute_dtype(samples.x.dtype)
     eps = samples.eps.to(dtype) if isinstance(samples.eps, Tensor) else samples.eps
-    return torch.zeros(len(x), dtype=dtype, device=x.device) + eps
+    radii = torch.zeros(len(x), dtype=dtype, device=x.device) + eps
+    common: dict[str, Any] = dict(
+        ball=ball,
+        samples=samples,
+        place=torch.arange(len(x), device=x.device),
+        x_adv=start,
+        x_prev=torch.empty_like(start),
+        grad=grad,
+        loss=loss,
+        best_x=start.clone(),
+        best_grad=grad.clone(),
+        best_loss=loss.clone(),
+    )
+    if not ball.norm.sparse:
+        return Halving(
+            **common,
+            looks=checkpoints(steps),
+            step_size=2 * radii,
+            rho=rho,
+            last_loss=torch.zeros_like(loss),
+            increases=torch.zeros_like(loss),
+            best_before=loss.clone(),
+            halved=torch.ones_like(loss, dtype=torch.bool),
+        )
+    changed = torch.full_like(radii, x.shape[1:].numel())
+    densities = torch.full_like(radii, density or 0.0)
+    if density is None:
+        changed = entries_changed(start, x).to(dtype)
+        densities = changed / x.shape[1:].numel() / SHRINK
+    return Sparsity(
+        **common,
+        looks=sparse_checkpoints(steps),
+        step_size=radii.clone(),
+        longest=radii,
+        density=densities,
+        changed=changed,
+    )
 
 
-def entries_changed(x_adv: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """How many entries of each sample differ, (B,), as numbers of `dtype`."""
-    return (x_adv != x).flatten(1).sum(1).to(dtype)
+def entries_changed(x_adv: Tensor, x: Tensor) -> Tensor:
+    """How many entries of each sample differ, (B,)."""
+    return (x_adv != x).flatten(1).sum(1)
 
 
-@dataclass(frozen=True)
-class Part:
-    """The rows of a batch that step together, as samples of their own, and their control."""
+def climb(  # noqa: PLR0913 - a loop's settings
+    passes: Passes,
+    ball: Ball,
+    samples: Samples,
+    start: Tensor,
+    *,
+    steps: int,
+    rho: float,
+    density: float | None,
+    collect: bool,
+    compact: bool,
+) -> SearchResult:
+    """Return what n steps from `start` find: n + 1 forwards and n input-backwards.
 
-    rows: slice
-    samples: Samples
-    control: Control
+    With `compact` a step waits once for the device to learn who is left, without it never.
+
+    Args:
+        passes: the model.
+        ball: as the following ones, see `begin`.
+        samples: what is searched.
+        start: first iterates.
+        steps: at least 1.
+        rho: see `Halving`.
+        density: see `begin`.
+        collect: keep each sample's first iterate that reaches the goal, not the one of highest
+            loss.
+        compact: with `collect`, samples leave the batch with it; their loss is then -inf.
+    """
+    grad, loss, logits = passes.gradient(start, samples.goal)
+    found = SearchResult(
+        x_adv=start.clone(),
+        fooled=torch.zeros(len(start), dtype=torch.bool, device=start.device),
+        loss=torch.full((len(start),), -torch.inf, dtype=torch.float64, device=start.device),
+    )
+    settings: dict[str, Any] = dict(steps=steps, rho=rho, density=density)
+    search = begin(ball, samples, start, grad, loss, **settings)
+    search = _note_fooled(search, logits, found, collect, compact)
+    for step in range(1, steps + 1):
+        if len(search.samples) == 0:
+            return found
+        x_adv, goal = search.move(step), search.samples.goal
+        if step < steps:
+            search.grad, search.loss, logits = passes.gradient(x_adv, goal)
+        else:  # nothing comes after it
+            search.loss, logits = passes.evaluate(x_adv, goal)
+        search = _note_fooled(search, logits, found, collect, compact)
+        if len(search.samples):
+            search.adapt(step)
+    best, place = search.best_x, search.place
+    if collect:
+        best = torch.where(column(found.fooled[place], best), found.x_adv[place], best)
+    found.x_adv[place] = best
+    found.loss[place] = search.best_loss.double()
+    return found
 
 
-@dataclass(frozen=True)
-class SideBySide:
-    """The controls of several parts of one batch as one. Nobody may leave the batch."""
-
-    parts: tuple[Part, ...]
-
-    @staticmethod
-    def of(parts: Sequence[tuple[MakeControl, Radius]]) -> MakeControl:
-        """A batch of m parts of equal size, one after another: m pairs of how a part steps and of
-        its eps, a number or one a sample of the part, in place of that of the samples."""
-
-        def make(samples: Samples, start: Tensor, loss: Tensor) -> Control:
-            size, found = len(samples) // len(parts), []
-            for number, (make_own, eps) in enumerate(parts):
-                rows = slice(number * size, (number + 1) * size)
-                own = replace(take(samples, rows), eps=eps)
-                found.append(Part(rows, own, make_own(own, start[rows], loss[rows])))
-            return SideBySide(tuple(found))
-
-        return make
-
-    def advance(
-        self, x_adv: Tensor, x_prev: Tensor, grad: Tensor, samples: Samples, first: bool
-    ) -> tuple[Tensor, Tensor]:
-        """One step of each part; the new iterate takes the memory of `x_prev`."""
-        for part in self.parts:
-            here, before, rows = x_adv[part.rows], x_prev[part.rows], grad[part.rows]
-            new, _ = part.control.advance(here, before, rows, part.samples, first)
-            if new is here:  # without momentum it stepped in place
-                before.copy_(new)
-        return x_prev, x_adv
-
-    def observe(
-        self, step: int, loss: Tensor, best_x: Tensor, best_loss: Tensor, samples: Samples
-    ) -> Tensor | None:
-        """Each part where it is its time; the rest goes on where it is."""
-        found = [
-            part.control.observe(
-                step, loss[part.rows], best_x[part.rows], best_loss[part.rows], part.samples
-            )
-            for part in self.parts
-        ]
-        if all(back is None for back in found):
-            return None
-        pairs = zip(found, self.parts, strict=True)
-        none = torch.zeros_like(best_loss, dtype=torch.bool)
-        return torch.cat([none[part.rows] if back is None else back for back, part in pairs])
+def _note_fooled(
+    search: Search, logits: Tensor, found: SearchResult, collect: bool, compact: bool
+) -> Search:
+    """Write down who reached the goal just now; with `compact` they leave."""
+    reached = search.samples.goal.reached(logits)
+    if not (collect and compact):
+        if collect:
+            new = column(reached & ~found.fooled, search.x_adv)
+            found.x_adv.copy_(torch.where(new, search.x_adv, found.x_adv))
+        found.fooled.logical_or_(reached)
+        return search
+    gone = reached.nonzero()[:, 0]
+    if len(gone) == 0:
+        return search
+    place = search.place[gone]
+    found.x_adv[place] = search.x_adv[gone]
+    found.fooled[place] = True
+    return take(search, (~reached).nonzero()[:, 0])

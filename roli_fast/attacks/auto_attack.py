@@ -7,19 +7,12 @@ from typing import Any, Literal
 
 from roli_fast.attacks import warning_signs
 from roli_fast.attacks.apgd import APGD, APGDT
-from roli_fast.attacks.base import (
-    ATTACKS,
-    Attack,
-    AttackInputs,
-    BallAttack,
-    check_choice,
-    check_steps,
-)
-from roli_fast.attacks.ensemble import AttackState, EnsembleResult, search_in_turn
+from roli_fast.attacks.base import ATTACKS, Attack, AttackInputs, BallAttack
+from roli_fast.attacks.ensemble import EnsembleResult, search_in_turn
 from roli_fast.attacks.fab import FAB, FABT
 from roli_fast.attacks.square import Square
 from roli_fast.engine import bound
-from roli_fast.errors import ArgumentError, describe
+from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.norms import NORMS
 
 STEPS, QUERIES = 100, 5000
@@ -96,8 +89,6 @@ class AutoAttack(BallAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("version", self.version, (*PRESETS, "custom"))
-        for name in ("steps", "n_queries"):
-            check_steps(name, getattr(self, name))
         object.__setattr__(self, "attacks", tuple(self.attacks))  # a list from YAML
         self._check_attacks()
         _ = self.parts  # raises where a component cannot take these settings
@@ -149,9 +140,10 @@ class AutoAttack(BallAttack):
         ball, inputs = self.ball(inputs)
         draws = self.version == "rand"
         look = warning_signs.first_look(model, inputs.x, inputs.y, ball, draws=draws)
-        state, parts = AttackState.begin(inputs.x, look.right), self.parts
-        search_in_turn(parts, replace(inputs, model=model, engine=None), state)
-        counts = [int((state.fooled_by == number).sum()) for number in range(len(parts))]
+        parts = self.parts
+        found = search_in_turn(parts, replace(inputs, model=model, engine=None), look.right)
+        assert found.fooled_by is not None
+        counts = [int((found.fooled_by == number).sum()) for number in range(len(parts))]
         signs = [*look.signs, *warning_signs.black_box(parts, counts)]
-        notes = (*warning_signs.log_once(model, signs), *ball.notes)
-        return state.result(look.cost, notes)
+        notes = (*warning_signs.log_once(model, signs), *ball.notes, *found.notes)
+        return replace(found, cost=look.cost + found.cost, notes=notes)

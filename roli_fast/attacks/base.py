@@ -1,8 +1,9 @@
 """What every attack has in common, and the table of all attacks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -12,9 +13,9 @@ from torch import Generator, Tensor
 from roli_fast.engine import Cost, Engine, InputGradient, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe, is_number
-from roli_fast.errors import check_choice as check_choice
 from roli_fast.losses import Loss, cross_entropy
 from roli_fast.norms import NORMS, Norm
+from roli_fast.ops.fused import check_tensor
 from roli_fast.registry import Registry
 from roli_fast.threat import (
     Bounds,
@@ -83,8 +84,38 @@ class AttackInputs:
         return replace(self, sample_ids=self.ids[rows], **taken)
 
 
+def check_steps(name: str, value: object) -> None:
+    """Raise unless `value` is an integer of at least 1."""
+    if not is_number(value, Integral) or value < 1:  # type: ignore[operator]
+        raise ArgumentError(describe(name, "an integer >= 1", repr(value)))
+
+
+def check_within(low: float, high: float, name: str, value: object) -> None:
+    """Raise unless `value` is a number from `low` to `high`."""
+    if not is_number(value) or not low <= value <= high:  # type: ignore[operator]
+        raise ArgumentError(describe(name, f"a number in [{low}, {high}]", repr(value)))
+
+
+FIELDS: dict[str, Callable[[str, Any], None]] = {
+    **dict.fromkeys(("steps", "l1_steps", "n_queries", "restarts", "eot"), check_steps),
+    **dict.fromkeys(("step_size", "rho", "step", "noise"), check_positive),
+    "momentum": partial(check_positive, zero=True),
+    **dict.fromkeys(("density", "p_init", "alpha_max", "beta"), partial(check_within, 0, 1)),
+    "eta": partial(check_within, 1, 2),
+}
+"""Field of any attack -> what raises unless the value is usable. A default of None always is."""
+
+
 class Attack:
     """Base of all attacks. A subclass is a frozen dataclass: its fields are its configuration."""
+
+    def __post_init__(self) -> None:
+        """Raise for a field of `FIELDS` that is not usable; NumPy's numbers become Python's."""
+        plain_numbers(self)
+        for own in fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, own.name)
+            if own.name in FIELDS and not (value is None is own.default):
+                FIELDS[own.name](own.name, value)
 
     options: ClassVar[tuple[str, ...]] = ()
     """Which of the arguments `eps` and `target` of `run` it takes."""
@@ -174,11 +205,46 @@ class Ball(NamedTuple):
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def usual(cls, norm: str, bounds: Bounds) -> "Ball":
-        """The ball of a norm for which no eps was given; a note says so."""
-        eps = usual_eps(norm, bounds)
-        note = f"eps was not given: {eps:.4g} was taken, the usual radius in {norm}"
-        return cls(NORMS[norm], eps, bounds, (note,))
+    def of(cls, norm: str, eps: Radius | None, bounds: Bounds, x: Tensor) -> "Ball":
+        """The ball around images like `x` (B, ...). Without an eps it is the norm's usual one, and
+        a note says so.
+
+        Raises:
+            ArgumentError: an `eps` that is negative, NaN, larger than any distance in the box, or
+                not one number a sample (one host sync).
+        """
+        if eps is None:
+            eps = usual_eps(norm, bounds)
+            note = f"eps was not given: {eps:.4g} was taken, the usual radius in {norm}"
+            return cls(NORMS[norm], eps, bounds, (note,))
+        if isinstance(eps, Tensor):
+            check_tensor("eps", eps, shape=x.shape[:1], device=x.device)
+            least, largest = torch.stack(eps.aminmax()).tolist() if len(eps) else (0.0, 0.0)
+        else:
+            least = largest = eps
+        check_positive("eps", least, zero=True)
+        check_radius(norm, largest, bounds, x.shape[1:].numel())
+        return cls(NORMS[norm], eps, bounds)
+
+
+def check_ball(norm: str | None, eps: float | None, bounds: Bounds | None) -> None:
+    """Raise unless norm, eps and bounds are usable or None."""
+    if norm is not None:
+        NORMS[norm]
+    if bounds is not None:
+        check_bounds(bounds)
+    if eps is not None:
+        check_positive("eps", eps, zero=True)
+        if norm is not None and bounds is not None:
+            check_radius(norm, eps, bounds)
+
+
+def check_given(**values: object) -> None:
+    """Raise where a field that a threat may fill is still None."""
+    missing = ", ".join(name for name, value in values.items() if value is None)
+    if missing:
+        fix = "Set it, or call `.under(ThreatModel(...))` first."
+        raise ArgumentError(describe(missing, "a value", None, fix))
 
 
 BallAttackT = TypeVar("BallAttackT", bound="BallAttack")
@@ -202,16 +268,8 @@ class BallAttack(Attack):
     bounds: Bounds | None = field(default=(0.0, 1.0), kw_only=True)
 
     def __post_init__(self) -> None:
-        """Raise unless norm, eps and bounds are usable or None; NumPy's numbers become Python's."""
-        plain_numbers(self)
-        if self.norm is not None:
-            NORMS[self.norm]
-        if self.bounds is not None:
-            check_bounds(self.bounds)
-        if self.eps is not None:
-            check_positive("eps", self.eps, zero=True)
-            if self.norm is not None and self.bounds is not None:
-                check_radius(self.norm, self.eps, self.bounds)
+        super().__post_init__()
+        check_ball(self.norm, self.eps, self.bounds)
 
     def under(self: BallAttackT, threat: ThreatModel) -> BallAttackT:
         """The same attack with every field that is None taken from `threat`.
@@ -229,68 +287,16 @@ class BallAttack(Attack):
         """The ball of one call, and the inputs with its radius and with `x` as `check_images`
         returns it.
 
-        Without an eps in the inputs or in the field it is the norm's usual one.
-
         Raises:
-            ArgumentError: norm or bounds are still None; images outside the bounds; an `eps` that
-                is negative, NaN, larger than any distance in the box, or not one number a sample.
+            ArgumentError: norm or bounds are still None; images outside the bounds; an `eps` as
+                `Ball.of` says.
         """
-        if self.norm is None or self.bounds is None:
-            values = {"norm": self.norm, "bounds": self.bounds}
-            missing = ", ".join(name for name, value in values.items() if value is None)
-            fix = "Set it, or call `.under(ThreatModel(...))` first."
-            raise ArgumentError(describe(missing, "a value", None, fix))
+        check_given(norm=self.norm, bounds=self.bounds)
+        assert self.norm is not None and self.bounds is not None
         x = check_images(inputs.x, self.bounds)
-        radius = plain_number(self.eps if inputs.eps is None else inputs.eps)
-        if radius is None:
-            ball = Ball.usual(self.norm, self.bounds)
-        else:
-            check_radii(radius, x, self.norm, self.bounds)
-            ball = Ball(NORMS[self.norm], radius, self.bounds)
+        eps = plain_number(self.eps if inputs.eps is None else inputs.eps)
+        ball = Ball.of(self.norm, eps, self.bounds, x)
         return ball, replace(inputs, x=x, eps=ball.eps)
-
-
-def check_radii(eps: Radius, x: Tensor, norm: str, bounds: Bounds) -> None:
-    """Raise unless `eps` is a radius >= 0 that the bounds can hold, or one a sample where `x` is:
-    one host sync."""
-    size = x.shape[1:].numel()
-    if not isinstance(eps, Tensor):
-        check_positive("eps", eps, zero=True)
-        return check_radius(norm, eps, bounds, size)
-    expected = f"a number, or a floating-point tensor of shape ({len(x)},) on {x.device}"
-    if eps.shape != x.shape[:1] or not eps.is_floating_point() or eps.device != x.device:
-        got = f"{eps.dtype} of shape {tuple(eps.shape)} on {eps.device}"
-        raise ArgumentError(describe("eps", expected, got))
-    if not bool(((eps >= 0) & eps.isfinite()).all()):
-        raise ArgumentError(describe("eps", "finite radii >= 0", eps.tolist()))
-    if len(eps):
-        check_radius(norm, eps.max().item(), bounds, size)
-
-
-def check_density(value: float) -> None:
-    """Raise unless `value` is a part of an image's entries."""
-    if not 0 <= value <= 1:
-        raise ArgumentError(describe("density", "a number in [0, 1]", value))
-
-
-def check_steps(name: str, value: object) -> None:
-    """Raise unless `value` is an integer of at least 1."""
-    if not is_number(value, Integral) or value < 1:  # type: ignore[operator]
-        raise ArgumentError(describe(name, "an integer >= 1", repr(value)))
-
-
-def restart_generators(
-    generator: Generator | None, count: int, device: torch.device
-) -> list[Generator | None]:
-    """One source of draws a restart, all seeded by one call to `generator`.
-
-    So the caller's generator moves on by the same amount however early a search ends, and with one
-    restart it is used itself.
-    """
-    if count == 1:
-        return [generator]
-    seeds = torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks import recheck
-from roli_fast.attacks.base import Attack, AttackInputs, AttackResult, restart_generators
+from roli_fast.attacks.base import Attack, AttackInputs, AttackResult
+from roli_fast.attacks.restarts import restart_generators
 from roli_fast.engine import Cost
 from roli_fast.ops.fused import check_sample_ids
 
@@ -26,52 +27,9 @@ class EnsembleResult(AttackResult):
     lost: int = 0
 
 
-@dataclass
-class AttackState:
-    """How each sample of a batch stands; written by `search_in_turn`.
-
-    Args:
-        x_adv: images like x, each as it is or as what fooled the model.
-        fooled: bool (B,).
-        fooled_by: number of the search that fooled it, (B,), or -1.
-        costs: of each search.
-        notes: what the searches had to say.
-        counts: how many images each of them fooled, in words.
-        lost: see `EnsembleResult`.
-    """
-
-    x_adv: Tensor
-    fooled: Tensor
-    fooled_by: Tensor
-    costs: list[Cost]
-    notes: list[str]
-    counts: list[str]
-    lost: int = 0
-
-    @staticmethod
-    def begin(x: Tensor, right: Tensor) -> "AttackState":
-        """Nothing found yet; what is not `right` (B,) is fooled as it is."""
-        nobody = torch.full(right.shape, -1, device=x.device)
-        return AttackState(x.clone(), ~right, nobody, [], [], [])
-
-    def result(self, cost: Cost, notes: Iterable[str] = ()) -> EnsembleResult:
-        """The result, with `cost` added to that of the searches and `notes` before theirs."""
-        return EnsembleResult(
-            self.x_adv,
-            total([cost, *self.costs]),
-            self.fooled,
-            (*notes, *self.notes, *self.counts),
-            fooled_by=self.fooled_by,
-            lost=self.lost,
-        )
-
-
 def search_in_turn(
-    parts: Sequence[Attack],
-    inputs: AttackInputs,
-    state: AttackState,
-    names: Sequence[str] = (),
-) -> None:
+    parts: Sequence[Attack], inputs: AttackInputs, right: Tensor, names: Sequence[str] = ()
+) -> EnsembleResult:
     """Run each part on the samples that are not yet fooled.
 
     What a part takes for adversarial is shown once more to the plain model, and counts only if it
@@ -81,13 +39,20 @@ def search_in_turn(
     Args:
         parts: the searches; each gets its own generator, all derived from one draw.
         inputs: what is asked about all samples.
-        state: where the samples stand; updated.
+        right: bool (B,), who is to be attacked; the others are fooled as they are.
         names: what the notes call the parts; their labels by default.
+
+    Returns:
+        Each image as it is or as what fooled the model; the notes of the parts, and then how many
+        images each of them fooled, in words.
     """
     check_sample_ids(inputs.sample_ids, inputs.x)
     generators = restart_generators(inputs.generator, len(parts), inputs.x.device)
+    x_adv, fooled = inputs.x.clone(), ~right
+    fooled_by = torch.full(right.shape, -1, device=right.device)
+    cost, notes, counts, all_lost = Cost(0, 0), list[str](), list[str](), 0
     for number, (part, generator) in enumerate(zip(parts, generators, strict=True)):
-        rows = (~state.fooled).nonzero()[:, 0]
+        rows = (~fooled).nonzero()[:, 0]
         if len(rows) == 0:
             break
         checked = recheck.search(part, replace(inputs.at(rows), generator=generator))
@@ -99,14 +64,14 @@ def search_in_turn(
             text += f"; {lost} found were right when asked again"
         if checked.regained:
             text += f", {checked.regained} of these were found anew by the plain model"
-        state.costs.append(found.cost)
-        state.notes += [f"{name}: {note}" for note in found.notes]
-        state.counts.append(text)
-        state.lost += lost + (found.lost if isinstance(found, EnsembleResult) else 0)
+        notes += [f"{name}: {note}" for note in found.notes]
+        counts.append(text)
+        cost += found.cost
+        all_lost += lost + (found.lost if isinstance(found, EnsembleResult) else 0)
         gone = rows[found.fooled]
-        state.x_adv[gone] = found.x_adv[found.fooled]
-        state.fooled[gone] = True
-        state.fooled_by[gone] = number
+        x_adv[gone], fooled[gone], fooled_by[gone] = found.x_adv[found.fooled], True, number
+    said = (*notes, *counts)
+    return EnsembleResult(x_adv, cost, fooled, said, fooled_by=fooled_by, lost=all_lost)
 
 
 def total(costs: Iterable[Cost]) -> Cost:

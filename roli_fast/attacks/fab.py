@@ -4,7 +4,7 @@ after another (Croce & Hein, ICML 2020, arXiv:2003.01690)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,12 +16,11 @@ from roli_fast.attacks.base import (
     Ball,
     BallAttack,
     check_steps,
-    restart_generators,
 )
 from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.passes import Passes, take
+from roli_fast.attacks.passes import Passes, column, take
+from roli_fast.attacks.restarts import SearchResult, restart_generators, until_fooled
 from roli_fast.engine import InputGradient, KeptForward
-from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import at_least_float32, margin
 from roli_fast.norms import NORMS, Norm
 from roli_fast.norms.base import check_offers
@@ -81,14 +80,8 @@ class FAB(BallAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_offers(self.norm, "fab_step_")
-        for name in ("steps", "restarts"):
-            check_steps(name, getattr(self, name))
         if self.final_search != 0:
             check_steps("final_search", self.final_search)
-        for name, low, high in (("alpha_max", 0, 1), ("eta", 1, 2), ("beta", 0, 1)):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ArgumentError(describe(name, f"a number in [{low}, {high}]", repr(value)))
 
     @property
     def label(self) -> str:
@@ -130,28 +123,25 @@ class FAB(BallAttack):
         with inputs.gradient(margin) as gradient:
             walk = Walk(self, ball, gradient)
             logits = Passes(gradient).clean(x, y)
-            clean_margin = margin(logits, y)
-            x_adv = x.clone()
-            distance = torch.where(is_right(logits, y), torch.inf, 0.0).double()
-            for planes in self.planes(logits, y):
-                for restart in range(self.restarts):
-                    left = (distance > limit).nonzero()[:, 0]
-                    if len(left) == 0:
-                        break
-                    samples = take(Samples(x, y, x, planes, clean_margin, limit), left)
-                    if restart > 0:
-                        samples = replace(samples, point=starts(restart, left))
-                    closest = walk.run(samples)
-                    walk.refine(samples, closest)
-                    closer = closest.distance < distance[left]
-                    image = torch.where(rows(closer, x), closest.image, x_adv[left])
-                    x_adv = x_adv.index_copy(0, left, image)
-                    distance = distance.index_copy(
-                        0, left, torch.minimum(closest.distance, distance[left])
-                    )
-            fooled = distance <= limit
-            x_adv = torch.where(rows(fooled, x), x_adv, x)
-            return FABResult(x_adv, gradient.cost, fooled, ball.notes, distance)
+            clean_margin, wrong = margin(logits, y), ~is_right(logits, y)
+
+            def once(planes: Planes, restart: int, rows: Tensor) -> SearchResult:
+                samples = take(Samples(x, y, x, planes, clean_margin, limit), rows)
+                if restart > 0:
+                    samples = replace(samples, point=starts(restart, rows))
+                closest = walk.run(samples)
+                near = closest.distance <= samples.limit
+                return SearchResult(closest.image, near, -closest.distance)
+
+            runs = [
+                partial(once, planes, restart)
+                for planes in self.planes(logits, y)
+                for restart in range(self.restarts)
+            ]
+            found = until_fooled(x, wrong, runs)
+            distance = torch.where(wrong, 0.0, -found.loss)
+            x_adv = torch.where(column(found.fooled, x), found.x_adv, x)
+            return FABResult(x_adv, gradient.cost, found.fooled, ball.notes, distance)
 
 
 @ATTACKS.register("fab-t")
@@ -200,19 +190,6 @@ class Difference:
         return take(self, part)
 
 
-class Planes(Protocol):
-    """Which boundary of each sample is linearised."""
-
-    @property
-    def backwards(self) -> int:
-        """What one call costs."""
-        ...
-
-    def __call__(self, kept: KeptForward, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Normals, like x, and the values of the linear functions (B,)."""
-        ...
-
-
 @dataclass(frozen=True)
 class TargetPlane:
     """The boundary to one class a sample, (B,): FAB-T. One backward."""
@@ -247,10 +224,15 @@ class NearestPlane:
                 continue
             closer = away < nearest
             nearest = torch.where(closer, away, nearest)
-            normal = torch.where(rows(closer, grad), grad, normal)
+            normal = torch.where(column(closer, grad), grad, normal)
             value = torch.where(closer, gap, value)
         assert normal is not None and value is not None
         return normal, value
+
+
+Planes = TargetPlane | NearestPlane
+"""Which boundary of each sample is linearised: (kept forward, labels) -> normals, like x, and the
+values of the linear functions (B,). `backwards` is what one call costs."""
 
 
 @dataclass(frozen=True)
@@ -287,19 +269,14 @@ class Closest:
 
     def update(self, image: Tensor, distance: Tensor, margin: Tensor, fooled: Tensor) -> None:
         closer = fooled & (distance < self.distance)
-        torch.where(rows(closer, image), image, self.image, out=self.image)
+        torch.where(column(closer, image), image, self.image, out=self.image)
         torch.where(closer, distance, self.distance, out=self.distance)
         torch.where(closer, margin, self.margin, out=self.margin)
-
-    def put(self, index: Tensor, part: "Closest") -> None:
-        self.image = self.image.index_copy(0, index, part.image)
-        self.distance = self.distance.index_copy(0, index, part.distance)
-        self.margin = self.margin.index_copy(0, index, part.margin)
 
 
 @dataclass(frozen=True)
 class Walk:
-    """One run of an attack: from a start, along linearised boundaries, to a close adversarial."""
+    """Runs of an attack: from a start, along linearised boundaries, to a close adversarial."""
 
     attack: FAB
     ball: Ball
@@ -307,7 +284,7 @@ class Walk:
 
     def run(self, samples: Samples) -> Closest:
         """The closest adversarial image of each sample."""
-        steps, minimal = self.attack.steps, self.attack.minimal
+        whole, steps, minimal = samples, self.attack.steps, self.attack.minimal
         count, device = len(samples.y), samples.x.device
         infinite = torch.full((count,), torch.inf, dtype=torch.float64, device=device)
         total = Closest(samples.x.clone(), infinite, samples.clean_margin.clone())
@@ -323,12 +300,13 @@ class Walk:
             samples = replace(samples, point=point)
             if not (minimal or bool(stays.all())):
                 stay = stays.nonzero()[:, 0]
-                total.put(here, closest)
+                put(total, here, closest)
                 here, closest = here[stay], take(closest, stay)
                 if len(here) == 0:
                     break
                 samples, normal, value = take(samples, stay), normal[stay], value[stay]
-        total.put(here, closest)
+        put(total, here, closest)
+        self._refine(whole, total)
         return total
 
     def _note(self, samples: Samples, logits: Tensor, closest: Closest) -> Tensor:
@@ -353,7 +331,7 @@ class Walk:
             kept = self.engine.keep(some.point, some.y)
             fooled = self._note(some, kept.logits, near)
             back = (some.x + (some.point - some.x) * self.attack.beta).to(point.dtype)
-            point[part] = torch.where(rows(fooled, back), back, some.point)
+            point[part] = torch.where(column(fooled, back), back, some.point)
             stays[part] = self.attack.minimal or near.distance > some.limit
             moved = fooled & stays[part]
             if int(moved.sum()) * (1 + some.planes.backwards) >= int(stays[part].sum()):
@@ -389,33 +367,30 @@ class Walk:
             )
         return point
 
-    def refine(self, samples: Samples, closest: Closest) -> None:
+    def _refine(self, samples: Samples, closest: Closest) -> None:
         """The final search: a few steps of a secant method between x and the adversarial image.
 
         Each lands a tenth of the way beyond the crossing of the secant, on the adversarial side.
         """
         found = torch.isfinite(closest.distance).nonzero()[:, 0]
-        if len(found) == 0:
+        if len(found) == 0 or self.attack.final_search == 0:
             return
         samples, part = take(samples, found), take(closest, found)
         x, end = samples.x, part.image.clone()  # `update` writes into part.image
         near, far = torch.zeros_like(part.margin), torch.ones_like(part.margin)
-        near_margin, far_margin = samples.clean_margin, part.margin
+        near_margin, far_margin = samples.clean_margin, part.margin.clone()
         box = box_limits(*self.ball.bounds, x.dtype)
         for _ in range(self.attack.final_search):
             crossing = (near_margin / (near_margin - far_margin)).nan_to_num(0.5).clamp(0, 1)
             share = near + (far - near) * (0.9 * crossing + 0.1)
-            probe = (x + rows(share, x) * (end - x)).to(x.dtype).clamp(*box)
+            probe = (x + column(share, x) * (end - x)).to(x.dtype).clamp(*box)
             logits = self.engine.evaluate(probe, samples.y)[1]
-            fooled, height = ~is_right(logits, samples.y), margin(logits, samples.y)
-            part.update(probe, self.ball.norm.distance(probe, x), height, fooled)
-            near, near_margin = (
-                torch.where(fooled, old, new) for old, new in ((near, share), (near_margin, height))
-            )
-            far, far_margin = (
-                torch.where(fooled, new, old) for old, new in ((far, share), (far_margin, height))
-            )
-        closest.put(found, part)
+            fooled = self._note(replace(samples, point=probe), logits, part)
+            height = margin(logits, samples.y)
+            near, far = torch.where(fooled, near, share), torch.where(fooled, share, far)
+            near_margin = torch.where(fooled, near_margin, height)
+            far_margin = torch.where(fooled, height, far_margin)
+        put(closest, found, part)
 
     def _planes(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """The planes at the samples' points, by new forwards."""
@@ -429,6 +404,8 @@ class Walk:
         return normal, value
 
 
-def rows(values: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to broadcast over (B, ...)."""
-    return values.view(-1, *[1] * (x.ndim - 1))
+def put(whole: Closest, index: Tensor, part: Closest) -> None:
+    """Write what is known of these samples."""
+    whole.image = whole.image.index_copy(0, index, part.image)
+    whole.distance = whole.distance.index_copy(0, index, part.distance)
+    whole.margin = whole.margin.index_copy(0, index, part.margin)

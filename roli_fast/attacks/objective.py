@@ -38,16 +38,8 @@ class AttackLoss:
 LOSSES: Registry[AttackLoss] = Registry("loss")
 
 
-def _towards_by_cross_entropy(logits: Tensor, _y: Tensor, target: Tensor) -> Tensor:
-    return -cross_entropy(logits, target)
-
-
-def _towards_by_margin(logits: Tensor, _y: Tensor, target: Tensor) -> Tensor:
-    return -margin(logits, target)
-
-
-LOSSES.register("ce")(AttackLoss(cross_entropy, _towards_by_cross_entropy))
-LOSSES.register("margin")(AttackLoss(margin, _towards_by_margin))
+LOSSES.register("ce")(AttackLoss(cross_entropy, lambda z, _y, goal: -cross_entropy(z, goal)))
+LOSSES.register("margin")(AttackLoss(margin, lambda z, _y, goal: -margin(z, goal)))
 LOSSES.register("dlr")(AttackLoss(dlr, dlr_targeted, fewest_classes=4, otherwise="margin"))
 LOSSES.register("kl")(AttackLoss(kl, from_clean=True))
 
@@ -59,9 +51,10 @@ def defined_for(loss: str, classes: int) -> str:
 
 
 def notes_on(loss: str, classes: int) -> tuple[str, ...]:
-    """What a result says about a loss that was not defined for the model's number of classes."""
+    """What a result says about a loss that was not defined for the model's number of classes, 0
+    where no image was shown to it."""
     taken = defined_for(loss, classes)
-    if taken == loss:
+    if taken == loss or classes == 0:
         return ()
     fewest = LOSSES[loss].fewest_classes
     return (f"loss {loss} needs {fewest} classes, the model has {classes}: {taken} was taken",)
@@ -116,24 +109,18 @@ class Goal:
         return is_right(logits, self.target)
 
 
-def check_loss_name(loss: object, *, targeted: bool = False) -> None:
+def check_loss_name(loss: str, *, targeted: bool = False) -> None:
     """Raise unless `loss` names a loss, with a targeted form where one is needed."""
-    if not isinstance(loss, str):
-        raise ArgumentError(describe("loss", f"one of: {', '.join(LOSSES)}", repr(loss)))
-    if targeted and LOSSES[loss].towards is None:
+    if LOSSES[loss].towards is None and targeted:
         known = ", ".join(name for name in LOSSES if LOSSES[name].towards)
         raise ArgumentError(
             describe("loss", f"a loss with a targeted form, one of: {known}", repr(loss))
         )
-    LOSSES[loss]
 
 
 def check_target(target: Tensor, y: Tensor, logits: Tensor) -> None:
     """Raise unless `target` is a class (B,) of the model, and no sample's own label. One sync."""
-    try:
-        check_labels(target, logits)
-    except (ArgumentError, TypeError) as error:
-        raise type(error)(str(error).replace("`y`", "`target`")) from None
+    check_labels(target, logits, "target")
     if bool((target == y).any()):
         place = int(torch.nonzero(target == y)[0])
         raise ArgumentError(

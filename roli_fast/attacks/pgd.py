@@ -2,6 +2,7 @@
 Attacks", ICLR 2018, section 2.1), with the momentum of MI-FGSM (Dong et al., CVPR 2018)."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,9 +14,6 @@ from roli_fast.attacks.base import (
     AttackResult,
     Ball,
     BallAttack,
-    check_choice,
-    check_steps,
-    restart_generators,
 )
 from roli_fast.attacks.objective import (
     LOSSES,
@@ -27,8 +25,8 @@ from roli_fast.attacks.objective import (
     notes_on,
 )
 from roli_fast.attacks.passes import Passes, Samples, column, take
-from roli_fast.errors import ArgumentError, describe
-from roli_fast.threat import check_positive
+from roli_fast.attacks.restarts import SearchResult, restart_generators, until_fooled
+from roli_fast.errors import ArgumentError, check_choice, describe
 
 
 @ATTACKS.register("pgd")
@@ -71,20 +69,10 @@ class PGD(BallAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step_size is not None:
-            check_positive("step_size", self.step_size)
-        for name in ("steps", "restarts", "eot"):
-            check_steps(name, getattr(self, name))
         check_choice("keep", self.keep, ("last", "best", "adversarial"))
         check_choice("targets", self.targets, (*RULES, None))
         check_loss_name(self.loss, targeted=self.targets is not None)
-        if self.momentum != 0:
-            check_positive("momentum", self.momentum)
-        for name, needs in (("restarts", self.restarts > 1), ("loss", self.loss == "kl")):
-            if needs and not self.random_start:  # equal restarts; a gradient of zero at x
-                fix = "Set random_start=True."
-                got = repr(getattr(self, name))
-                raise ArgumentError(describe(name, "one that needs no random start", got, fix))
+        check_random_start(self.random_start, self.restarts, self.loss)
 
     @property
     def label(self) -> str:
@@ -108,8 +96,10 @@ class PGD(BallAttack):
             passes = Passes(gradient, self.eot)
             goal = self._goal(passes, inputs)
             samples = Samples(inputs.x, goal, inputs.ids, ball.eps)
-            climb = self._restarted if self.restarts > 1 else self._climb
-            x_adv, fooled = climb(passes, samples, ball, inputs.generator)
+            if self.restarts > 1:
+                x_adv, fooled = self._restarted(passes, samples, ball, inputs.generator)
+            else:
+                x_adv, fooled = self._climb(passes, samples, ball, inputs.generator)
             notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
 
@@ -203,25 +193,26 @@ class PGD(BallAttack):
         self, passes: Passes, samples: Samples, ball: Ball, generator: Generator | None
     ) -> tuple[Tensor, Tensor]:
         """The best of all restarts, and whether it fools."""
-        x_adv = samples.x.clone()
-        fooled = torch.zeros(len(samples), dtype=torch.bool, device=x_adv.device)
-        highest: Tensor | None = None
-        for source in restart_generators(generator, self.restarts, x_adv.device):
-            rows = (~fooled).nonzero()[:, 0]
-            if highest is not None and len(rows) == 0:
-                break
+
+        def once(source: Generator | None, rows: Tensor) -> SearchResult:
             part = take(samples, rows)
-            found, _ = self._climb(passes, part, ball, source)
-            loss, logits = passes.evaluate(found, part.goal)
-            reached = part.goal.reached(logits)
-            if highest is None:
-                highest = torch.full_like(loss, -torch.inf)
-            better = reached | (loss > highest[rows])
-            better |= highest[rows].isneginf()  # the first restart, whatever its loss
-            chosen = rows[better]
-            x_adv[chosen], highest[chosen] = found[better], loss[better]
-            fooled[rows] = reached
-        return x_adv, fooled
+            x_adv, _ = self._climb(passes, part, ball, source)
+            loss, logits = passes.evaluate(x_adv, part.goal)
+            return SearchResult(x_adv, part.goal.reached(logits), loss)
+
+        sources = restart_generators(generator, self.restarts, samples.x.device)
+        nobody = torch.zeros(len(samples), dtype=torch.bool, device=samples.x.device)
+        found = until_fooled(samples.x, nobody, [partial(once, source) for source in sources])
+        return found.x_adv, found.fooled
+
+
+def check_random_start(random_start: bool, restarts: int, loss: str) -> None:
+    """Raise without a random start where it is needed: restarts would be equal, and the gradient of
+    "kl" is zero at the image itself."""
+    for name, value, needs in (("restarts", restarts, restarts > 1), ("loss", loss, loss == "kl")):
+        if needs and not random_start:
+            fix = "Set random_start=True."
+            raise ArgumentError(describe(name, "one that needs no random start", repr(value), fix))
 
 
 def accumulated(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tensor:

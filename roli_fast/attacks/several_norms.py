@@ -3,37 +3,27 @@ iterate steps in the norm that raises the loss most."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from roli_fast.attacks.apgd_search import Pass, SideBySide, climb, control_for
+from roli_fast.attacks.apgd_search import Search, begin
 from roli_fast.attacks.base import (
     ATTACKS,
     Attack,
     AttackInputs,
     AttackResult,
     Ball,
-    check_density,
-    check_radii,
-    check_steps,
+    check_ball,
+    check_given,
 )
-from roli_fast.attacks.objective import Goal
+from roli_fast.attacks.objective import Goal, is_right
 from roli_fast.attacks.passes import Passes, Samples
 from roli_fast.attacks.pgd import Best
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
-from roli_fast.threat import (
-    Bounds,
-    ThreatModel,
-    check_bounds,
-    check_images,
-    check_positive,
-    check_radius,
-    plain_number,
-    plain_numbers,
-)
+from roli_fast.threat import Bounds, ThreatModel, as_tuple, check_images, check_positive
 
 USUAL_NORMS = ("linf", "l2", "l1")
 """The norms whose balls multi-norm papers attack."""
@@ -64,37 +54,32 @@ class SeveralBalls(Attack):
 
     def __post_init__(self) -> None:
         """Raise unless the fields are usable or None; lists become tuples."""
-        plain_numbers(self)
+        super().__post_init__()
         for name in ("norms", "eps"):
-            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
-        if self.norms is not None:
-            self._check_norms(self.norms)
-        for eps in self.eps or ():
-            check_positive("eps", eps, zero=True)
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        self._check_norms()
         if self.eps is not None:
             self._check_number("eps", self.eps)
-        if self.bounds is not None:
-            check_bounds(self.bounds)
-            for norm, eps in zip(self.norms or (), self.eps or (), strict=False):
-                check_radius(norm, eps, self.bounds)
-        check_steps("steps", self.steps)
-        check_density(self.density)
+        check_ball(None, None, self.bounds)
+        norms, radii = self.norms or (), self.eps or ()
+        for place, eps in enumerate(radii):
+            check_ball(norms[place] if norms else None, eps, self.bounds)
 
-    def _check_norms(self, norms: tuple[str, ...]) -> None:
-        for norm in norms:
+    def _check_norms(self) -> None:
+        for norm in self.norms or ():
             if norm not in NORMS:
                 expected = f"each one of: {', '.join(NORMS)}"
                 raise ArgumentError(describe("norms", expected, repr(norm)))
-        if not norms or len(set(norms)) < len(norms):
-            raise ArgumentError(describe("norms", "one or more different norms", norms))
+        if self.norms == () or len(set(self.norms or ())) < len(self.norms or ()):
+            raise ArgumentError(describe("norms", "one or more different norms", self.norms))
 
     def _check_number(self, name: str, values: tuple[float, ...]) -> None:
         if not values or self.norms is not None and len(values) != len(self.norms):
             norms = self.norms or ()
             got = f"{len(values)} for {len(norms)} ({', '.join(norms) or 'none'})"
             fix = "Write them in the order of the norms: norms linf,l1 and eps 8/255,12."
-            what = "radius" if name == "eps" else "length"
-            raise ArgumentError(describe(name, f"one {what} for each norm", got, fix))
+            raise ArgumentError(describe(name, "one for each norm", got, fix))
 
     def under(self: SeveralBallsT, threat: ThreatModel) -> SeveralBallsT:
         """The same attack with every field that is None taken from all norms of `threat`.
@@ -106,42 +91,20 @@ class SeveralBalls(Attack):
         eps = self.eps or tuple(threat.radius(norm) for norm in norms)
         return replace(self, norms=norms, eps=eps, bounds=self.bounds or threat.bounds)
 
-    def given(self) -> dict[str, Ball]:
-        """The ball of each norm, in the order of `norms`; a note of its says if the radius is the
-        usual one. Raises `ArgumentError` where norms or bounds are still None."""
-        if self.norms is None or self.bounds is None:
-            values = {"norms": self.norms, "bounds": self.bounds}
-            missing = ", ".join(name for name, value in values.items() if value is None)
-            fix = "Set it, or call `.under(ThreatModel(...))` first."
-            raise ArgumentError(describe(missing, "a value", None, fix))
-        if self.eps is None:
-            return {norm: Ball.usual(norm, self.bounds) for norm in self.norms}
-        radii = zip(self.norms, self.eps, strict=True)
-        return {norm: Ball(NORMS[norm], eps, self.bounds) for norm, eps in radii}
-
     def balls(self, inputs: AttackInputs) -> tuple[dict[str, Ball], AttackInputs]:
-        """`given`, and the inputs with `x` as `check_images` returns it.
+        """The ball of each norm, in the order of `norms`, and the inputs with `x` as `check_images`
+        returns it.
 
         Raises:
-            ArgumentError: also images outside the bounds, or a radius larger than any distance in
-                the box.
+            ArgumentError: norms or bounds are still None; images outside the bounds; a radius
+                larger than any distance in the box.
         """
-        balls = self.given()
-        x = check_images(inputs.x, next(iter(balls.values())).bounds)
-        for norm, ball in balls.items():
-            if self.eps is not None:
-                check_radii(ball.eps, x, norm, ball.bounds)
+        check_given(norms=self.norms, bounds=self.bounds)
+        assert self.norms is not None and self.bounds is not None
+        x = check_images(inputs.x, self.bounds)
+        radii = zip(self.norms, self.eps or (None,) * len(self.norms), strict=True)
+        balls = {norm: Ball.of(norm, eps, self.bounds, x) for norm, eps in radii}
         return balls, replace(inputs, x=x)
-
-
-def as_tuple(name: str, value: object) -> tuple | None:
-    """A list of YAML as a tuple, which can be hashed."""
-    if value is None:
-        return value
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        fix = "Write a tuple, also of one."
-        raise ArgumentTypeError(describe(name, "one value for each norm", repr(value), fix))
-    return plain_number(tuple(value))
 
 
 def notes_of(balls: dict[str, Ball]) -> tuple[str, ...]:
@@ -205,12 +168,6 @@ class MultiAPGD(SeveralBalls):
     l1_steps: int | None = None
     rho: float = 0.75
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.l1_steps is not None:
-            check_steps("l1_steps", self.l1_steps)
-        check_positive("rho", self.rho)
-
     @property
     def label(self) -> str:
         """ "multi-apgd-10" for ten steps, with those in l1 behind where they differ."""
@@ -223,29 +180,31 @@ class MultiAPGD(SeveralBalls):
         Raises:
             ArgumentError: a norm that has no eps here.
         """
-        radii = {norm: ball.eps for norm, ball in self.given().items()}
+        check_given(norms=self.norms)
+        own = self.norms or ()
+        radii = dict(zip(own, self.eps or own, strict=True))
         for norm in norms:
             if norm not in radii:
                 expected = f"norms that the attack has ({', '.join(radii)})"
                 fix = "Add it and its radius to the attack's norms and eps, or to the threat's."
                 got = f"{norm!r}, which has no eps"
                 raise ArgumentError(describe("norms", expected, got, fix))
-        return replace(self, norms=norms, eps=tuple(radii[norm] for norm in norms))
+        eps = self.eps and tuple(radii[norm] for norm in norms)
+        return replace(self, norms=norms, eps=eps)
 
     def search(self, inputs: AttackInputs) -> MultiResult:
         """All norms' results, without a wait for the device between the steps; nothing is drawn."""
         balls, inputs = self.balls(inputs)
         with inputs.gradient() as gradient:
-            passes = Passes(gradient)
-            samples = Samples(inputs.x, Goal("ce", inputs.y), inputs.ids, 0.0)
-            first = passes.gradient(inputs.x, samples.goal)
+            passes, goal = Passes(gradient), Goal("ce", inputs.y)
+            first = passes.gradient(inputs.x, goal)
             groups: dict[int, dict[str, Ball]] = {}
             for norm, ball in balls.items():
                 steps = (self.l1_steps or self.steps) if ball.norm.sparse else self.steps
                 groups.setdefault(steps, {})[norm] = ball
             found: dict[str, NormFound] = {}
             for steps, group in groups.items():
-                found |= self._side_by_side(passes, samples, first, group, steps)
+                found |= self._side_by_side(passes, inputs, first, group, steps)
             found = {norm: found[norm] for norm in balls}
             worst = worst_of(found.values())
             return MultiResult(worst, gradient.cost, notes=notes_of(balls), found=found)
@@ -253,36 +212,37 @@ class MultiAPGD(SeveralBalls):
     def _side_by_side(
         self,
         passes: Passes,
-        samples: Samples,
-        first: Pass,
+        inputs: AttackInputs,
+        first: tuple[Tensor, Tensor, Tensor],
         balls: dict[str, Ball],
         steps: int,
     ) -> dict[str, NormFound]:
-        """One loop in all these norms, from the pass on the original images."""
-        count, size = len(balls), len(samples)
-
-        def repeated(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor] * count)  # keeps the layout
-
-        goal = Goal("ce", repeated(samples.goal.y))
-        every = Samples(repeated(samples.x), goal, repeated(samples.ids), 0.0)
-        how = dict(rho=self.rho, density=self.density)
-        parts = [
-            (control_for(ball.norm, ball.bounds, steps, **how), ball.eps) for ball in balls.values()
-        ]
-        grad, loss, logits = map(repeated, first)
-        found = climb(
-            passes,
-            every,
-            every.x.clone(),
-            SideBySide.of(parts),
-            steps=steps,
-            first=(grad, loss, logits),
-        )
-        rows = [slice(i * size, (i + 1) * size) for i in range(count)]
+        """One search in each of these norms from the original images, whose pass is `first`; each
+        step of all of them is one pass."""
+        x, y, count = inputs.x, inputs.y, len(balls)
+        settings: dict[str, Any] = dict(steps=steps, rho=self.rho, density=self.density)
+        goal, searches = Goal("ce", y), list[Search]()
+        for ball in balls.values():
+            samples = Samples(x, goal, inputs.ids, ball.eps)
+            grad, loss = first[0].clone(), first[1]
+            searches.append(begin(ball, samples, x.clone(), grad, loss, **settings))
+        together, robust = Goal("ce", y.repeat(count)), is_right(first[2], y).repeat(count)
+        for step in range(1, steps + 1):
+            x_adv = torch.cat([search.move(step) for search in searches])  # keeps the layout
+            if step < steps:
+                grad, losses, logits = passes.gradient(x_adv, together)
+                grads = grad.chunk(count)
+            else:  # nothing comes after it
+                losses, logits = passes.evaluate(x_adv, together)
+                grads = [search.grad for search in searches]
+            robust &= is_right(logits, together.y)
+            for search, grad, loss in zip(searches, grads, losses.chunk(count), strict=True):
+                search.grad, search.loss = grad, loss
+                search.adapt(step)
+        flags = robust.chunk(count)
         return {
-            norm: NormFound(found.x_adv[part], found.loss[part], ~found.fooled[part])
-            for norm, part in zip(balls, rows, strict=True)
+            norm: NormFound(search.best_x, search.best_loss.double(), kept)
+            for norm, search, kept in zip(balls, searches, flags, strict=True)
         }
 
 
@@ -313,11 +273,12 @@ class MSD(SeveralBalls):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "step_sizes", as_tuple("step_sizes", self.step_sizes))
-        for size in self.step_sizes or ():
-            check_positive("step_sizes", size)
         if self.step_sizes is not None:
-            self._check_number("step_sizes", self.step_sizes)
+            sizes = as_tuple("step_sizes", self.step_sizes)
+            object.__setattr__(self, "step_sizes", sizes)
+            self._check_number("step_sizes", sizes)
+            for size in sizes:
+                check_positive("step_sizes", size)
 
     @property
     def label(self) -> str:

@@ -2,19 +2,10 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from roli_fast.attacks.base import (
-    ATTACKS,
-    AttackInputs,
-    AttackResult,
-    Ball,
-    BallAttack,
-)
+from roli_fast.attacks.base import ATTACKS, AttackInputs, AttackResult, BallAttack
 from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
 from roli_fast.attacks.passes import Passes
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.threat import check_positive
 
 
 @dataclass(frozen=True)
@@ -34,42 +25,30 @@ class SingleStep(BallAttack):
             raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", "'kl'"))
 
     @property
-    def start_share(self) -> float:
-        """Radius of the random start in multiples of eps, 0 for the image itself."""
-        return 0.0
-
-    @property
-    def step_share(self) -> float:
-        """Length of the step in multiples of eps."""
-        return 1.0
+    def shares(self) -> tuple[float, float]:
+        """Radius of the random start, 0 for the image itself, and length of the step, both in
+        multiples of eps."""
+        return 0.0, 1.0
 
     def search(self, inputs: AttackInputs) -> AttackResult:
         ball, inputs = self.ball(inputs)
+        start, step = self.shares
+        x_adv = inputs.x.clone()
+        if start > 0:
+            x_adv = ball.norm.random_start(
+                inputs.x,
+                eps=ball.eps * start,
+                bounds=ball.bounds,
+                generator=inputs.generator,
+                sample_ids=inputs.ids,
+            )
         with inputs.gradient() as gradient:
-            x, x_adv = inputs.x, self._start(inputs, ball)
             passes = Passes(gradient)
             grad, _loss, _logits = passes.gradient(x_adv, Goal(self.loss, inputs.y))
-            ball.norm.step_(
-                x_adv,
-                grad,
-                x,
-                eps=ball.eps * self.reach,
-                step_size=ball.eps * self.step_share,
-                bounds=ball.bounds,
-            )
+            radii = dict(eps=ball.eps * self.reach, step_size=ball.eps * step)
+            ball.norm.step_(x_adv, grad, inputs.x, **radii, bounds=ball.bounds)
             notes = notes_on(self.loss, passes.classes) + ball.notes
             return AttackResult(x_adv, gradient.cost, notes=notes)
-
-    def _start(self, inputs: AttackInputs, ball: Ball) -> Tensor:
-        if self.start_share == 0:
-            return inputs.x.clone()
-        return ball.norm.random_start(
-            inputs.x,
-            eps=ball.eps * self.start_share,
-            bounds=ball.bounds,
-            generator=inputs.generator,
-            sample_ids=inputs.ids,
-        )
 
 
 @ATTACKS.register("fgsm")
@@ -99,21 +78,13 @@ class RSFGSM(SingleStep):
 
     step: float = 1.25
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("step", self.step)
-
     @property
     def label(self) -> str:
         return "rs-fgsm"
 
     @property
-    def start_share(self) -> float:
-        return 1.0
-
-    @property
-    def step_share(self) -> float:
-        return self.step
+    def shares(self) -> tuple[float, float]:
+        return 1.0, self.step
 
 
 @ATTACKS.register("n-fgsm")
@@ -132,10 +103,6 @@ class NFGSM(SingleStep):
 
     noise: float = 2.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("noise", self.noise)
-
     @property
     def label(self) -> str:
         return "n-fgsm"
@@ -145,5 +112,5 @@ class NFGSM(SingleStep):
         return 1 + self.noise
 
     @property
-    def start_share(self) -> float:
-        return self.noise
+    def shares(self) -> tuple[float, float]:
+        return self.noise, 1.0

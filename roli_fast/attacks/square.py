@@ -4,31 +4,22 @@ query-efficient black-box adversarial attack via random search", ECCV 2020, arXi
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from roli_fast.attacks.base import (
-    ATTACKS,
-    AttackInputs,
-    AttackResult,
-    Ball,
-    BallAttack,
-    check_choice,
-    check_steps,
-)
-from roli_fast.attacks.objective import check_target, is_right
-from roli_fast.attacks.passes import Passes, take
-from roli_fast.engine import InputGradient
-from roli_fast.errors import ArgumentError, describe
-from roli_fast.losses import cross_entropy, margin
+from roli_fast.attacks.base import ATTACKS, AttackInputs, AttackResult, Ball, BallAttack
+from roli_fast.attacks.objective import Goal, check_target
+from roli_fast.attacks.passes import Passes, Samples, column, take
+from roli_fast.attacks.restarts import SearchResult, until_fooled
+from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.norms.base import check_offers
 from roli_fast.norms.windows import Draws, Moves, Proposal
 from roli_fast.ops.fused import check_generator, check_sample_ids
 from roli_fast.ops.random_start import philox
 from roli_fast.seeds import derive_seed
 
-_LOSSES = {"margin": margin, "ce": cross_entropy}
 _SHRINKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries of 10,000 after which the share of changed pixels halves."""
 CHUNK = 32
@@ -78,11 +69,7 @@ class Square(BallAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_offers(self.norm, "square_moves")
-        for name in ("n_queries", "restarts"):
-            check_steps(name, getattr(self, name))
-        if not isinstance(self.p_init, (int, float)) or not 0 < self.p_init <= 1:
-            raise ArgumentError(describe("p_init", "a share in (0, 1]", repr(self.p_init)))
-        check_choice("loss", self.loss, tuple(_LOSSES))
+        check_choice("loss", self.loss, ("margin", "ce"))
 
     @property
     def label(self) -> str:
@@ -91,32 +78,29 @@ class Square(BallAttack):
 
     def search(self, inputs: AttackInputs) -> SquareResult:
         ball, inputs = self.ball(inputs)
-        x, ids, towards = inputs.x, inputs.ids, inputs.target is not None
-        y = inputs.y if inputs.target is None else inputs.target
+        x, y, ids, target = inputs.x, inputs.y, inputs.ids, inputs.target
         check_generator(inputs.generator, x)
         check_sample_ids(ids, x)
         moves, draws = self.moves(ball, x), self.draws(inputs)
-        with inputs.gradient(_LOSSES[self.loss]) as gradient:
-            logits = Passes(gradient).clean(x, y)
-            if towards:
-                check_target(y, inputs.y, logits)
-            fooled = is_right(logits, y) if towards else ~is_right(logits, y)
-            x_adv, highest = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
+        with inputs.gradient() as gradient:
+            passes = Passes(gradient)
+            logits = passes.clean(x, y)
+            if target is not None:
+                check_target(target, y, logits)
+            samples = Samples(x, Goal(self.loss, y, target), ids, ball.eps)
+            fooled = samples.goal.reached(logits)
             queries = torch.ones_like(y)
-            for restart in range(self.restarts):
-                left = (~fooled).nonzero()[:, 0]
-                if len(left) == 0:
-                    break
-                radius = ball.eps[left] if isinstance(ball.eps, Tensor) else ball.eps
-                batch = _Batch(x[left], y[left], radius, towards)
-                found = self._search(gradient, moves, draws(restart, ids[left]), batch)
-                better = found.fooled | (found.loss > highest[left]) | (restart == 0)
-                rows = left[better]
-                x_adv = x_adv.index_copy(0, rows, found.image[better])
-                highest = highest.index_copy(0, rows, found.loss[better])
-                fooled = fooled.index_copy(0, left, found.fooled)
-                queries = queries.index_add(0, left, found.queries)
-            return SquareResult(x_adv, gradient.cost, fooled, ball.notes, queries)
+
+            def once(run: int, rows: Tensor) -> SearchResult:
+                some = take(samples, rows)
+                found, asked = self._search(passes, moves, draws(run, some.ids), some)
+                queries.index_add_(0, rows, asked)
+                return found
+
+            runs = [partial(once, run) for run in range(self.restarts)]
+            found = until_fooled(x, fooled, runs)
+            cost, notes = gradient.cost, ball.notes
+            return SquareResult(found.x_adv, cost, found.fooled, notes, queries)
 
     def draws(self, inputs: AttackInputs) -> Callable[[int, Tensor], Draws]:
         """(number of a run, sample ids) -> that run's numbers, for a subclass that draws otherwise.
@@ -133,75 +117,51 @@ class Square(BallAttack):
         return ball.norm.square_moves(ball.bounds, channels, (rows, columns))
 
     def _search(
-        self,
-        engine: InputGradient,
-        moves: Moves,
-        draws: Draws,
-        batch: "_Batch",
-    ) -> "_Found":
-        """One run over samples none of which is fooled yet."""
-        best = moves.start(batch.x, batch.eps, draws)
-        loss, done = self._score(engine, best, batch)
-        found = _Found(best, loss, done, torch.ones_like(batch.y))
-        here = torch.arange(len(batch.y), device=batch.y.device)
+        self, passes: Passes, moves: Moves, draws: Draws, samples: Samples
+    ) -> tuple[SearchResult, Tensor]:
+        """One run over samples none of which is fooled yet, and the queries (B,) of each."""
+        best = moves.start(samples.x, samples.eps, draws)
+        loss, done = self._score(passes, best, samples.goal)
+        found, queries = SearchResult(best, done, loss), torch.ones_like(samples.ids)
+        here = torch.arange(len(samples), device=best.device)
         for query in range(self.n_queries):
             if self.compact and bool(done.any()):  # one wait for the device
-                found.put(here, best, loss, done)
+                found = _put(found, here, SearchResult(best, done, loss))
                 stay = (~done).nonzero()[:, 0]
                 here, best, loss, done = here[stay], best[stay], loss[stay], done[stay]
-                batch = take(batch, stay)
+                samples = take(samples, stay)
                 draws.keep(stay)
             if len(here) == 0:
                 break
-            share = share_of(query, self.p_init, self.n_queries, self.rescale_schedule)
-            size = moves.window(share)
+            size = moves.window(share_of(query, self.p_init, self.n_queries, self.rescale_schedule))
             room = (moves.image[0] - size[0], moves.image[1] - size[1])
             proposal = draws.query(query, room, moves.channels)
-            tried = moves.propose(best, batch.x, batch.eps, size, proposal)
-            new_loss, fooled = self._score(engine, tried, batch)
+            tried = moves.propose(best, samples.x, samples.eps, size, proposal)
+            new_loss, fooled = self._score(passes, tried, samples.goal)
             better = (fooled | (new_loss > loss)) & ~done
-            best = torch.where(better.view(-1, *[1] * (best.ndim - 1)), tried, best)
+            best = torch.where(column(better, best), tried, best)
             loss = torch.where(better, new_loss, loss)
-            found.queries[here] += (~done).long()
+            queries[here] += (~done).long()
             done = done | fooled
-        found.put(here, best, loss, done)
-        return found
+        return _put(found, here, SearchResult(best, done, loss)), queries
 
-    def _score(
-        self, engine: InputGradient, x_adv: Tensor, batch: "_Batch"
-    ) -> tuple[Tensor, Tensor]:
+    def _score(self, passes: Passes, x_adv: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """What decides (B,), and which samples are fooled."""
-        loss, logits = engine.evaluate(x_adv, batch.y)
-        if batch.towards:
-            return -loss, is_right(logits, batch.y)
-        return loss, self.reached(logits, batch.y)
+        loss, logits = passes.evaluate(x_adv, goal)
+        return loss, self.reached(logits, goal)
 
-    def reached(self, logits: Tensor, y: Tensor) -> Tensor:
+    def reached(self, logits: Tensor, goal: Goal) -> Tensor:
         """Which samples are fooled, (B,)."""
-        return ~is_right(logits, y)
+        return goal.reached(logits)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """`y` are the labels, or the classes to go `towards`."""
-
-    x: Tensor
-    y: Tensor
-    eps: float | Tensor
-    towards: bool = False
-
-
-@dataclass
-class _Found:
-    image: Tensor
-    loss: Tensor
-    fooled: Tensor
-    queries: Tensor
-
-    def put(self, index: Tensor, image: Tensor, loss: Tensor, fooled: Tensor) -> None:
-        self.image = self.image.index_copy(0, index, image)
-        self.loss = self.loss.index_copy(0, index, loss)
-        self.fooled = self.fooled.index_copy(0, index, fooled)
+def _put(whole: SearchResult, index: Tensor, part: SearchResult) -> SearchResult:
+    """With what was found for these samples."""
+    return SearchResult(
+        whole.x_adv.index_copy(0, index, part.x_adv),
+        whole.fooled.index_copy(0, index, part.fooled),
+        whole.loss.index_copy(0, index, part.loss),
+    )
 
 
 def share_of(query: int, p_init: float, n_queries: int, rescale: bool) -> float:

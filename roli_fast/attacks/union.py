@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks.auto_attack import AutoAttack
-from roli_fast.attacks.base import Attack, AttackInputs, BallAttack, restart_generators
-from roli_fast.attacks.ensemble import AttackState, EnsembleResult, search_in_turn
+from roli_fast.attacks.base import Attack, AttackInputs, BallAttack
+from roli_fast.attacks.ensemble import EnsembleResult, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
+from roli_fast.attacks.restarts import restart_generators
 from roli_fast.attacks.several_norms import USUAL_NORMS
-from roli_fast.engine import InputGradient, bound, plain
+from roli_fast.engine import Cost, InputGradient, bound, plain
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.threat import Bounds, ThreatModel, check_images, usual_eps
 
@@ -80,12 +81,10 @@ class Union(Attack):
             every: see `Union`.
         """
         attack = attack or AutoAttack(norm=None, eps=None, bounds=None)
-        for name in ("norm", "eps"):
-            if getattr(attack, name, None) is not None:
-                fix = "The threats tell it: PGD(norm=None), say."
-                raise ArgumentError(
-                    describe("attack", f"one without {name}", repr(getattr(attack, name)), fix)
-                )
+        own = {name: getattr(attack, name, None) for name in ("norm", "eps")}
+        if any(value is not None for value in own.values()):
+            fix = "The threats tell them: PGD(norm=None), say."
+            raise ArgumentError(describe("attack", "one without norm and eps", own, fix))
         made = [ThreatModel(norm, eps, bounds) for norm, eps in threats]  # pyright: ignore
         return cls(tuple(attack.under(threat) for threat in made), every)
 
@@ -126,40 +125,29 @@ class Union(Attack):
         with InputGradient(plain(model)) as gradient, torch.no_grad():
             right = is_right(Passes(gradient).clean(x, inputs.y), inputs.y)
             cost = gradient.cost
-        inputs, state = replace(inputs, model=model, x=x, engine=None), AttackState.begin(x, right)
-        robust_under = {}
+        inputs = replace(inputs, model=model, x=x, engine=None)
         if self.every:
-            robust_under = self._each(inputs, state, right)
-        else:
-            search_in_turn(self.attacks, inputs, state, self.names)
-        found = state.result(cost)
-        return UnionResult(
-            found.x_adv,
-            found.cost,
-            found.fooled,
-            found.notes,
-            fooled_by=found.fooled_by,
-            lost=found.lost,
-            robust_under=robust_under,
-        )
+            return self._each(inputs, right, cost)
+        found = search_in_turn(self.attacks, inputs, right, self.names)
+        return UnionResult(**vars(replace(found, cost=cost + found.cost)))
 
-    def _each(self, inputs: AttackInputs, state: AttackState, right: Tensor) -> dict[str, Tensor]:
-        """All threats on all images that are right; `state` takes what fools first."""
-        robust_under = {}
+    def _each(self, inputs: AttackInputs, right: Tensor, cost: Cost) -> UnionResult:
+        """All threats on all images that are right; an image's result is what fools it first."""
+        x_adv, fooled, lost = inputs.x.clone(), ~right, 0
+        fooled_by = torch.full(right.shape, -1, device=right.device)
+        notes, robust_under = list[str](), {}
         sources = restart_generators(inputs.generator, len(self.attacks), inputs.x.device)
         for number, (attack, source) in enumerate(zip(self.attacks, sources, strict=True)):
-            own, name = AttackState.begin(inputs.x, right), self.names[number]
-            search_in_turn((attack,), replace(inputs, generator=source), own, [name])
+            name = self.names[number]
+            own = search_in_turn((attack,), replace(inputs, generator=source), right, [name])
+            assert own.fooled is not None
+            new = own.fooled & ~fooled
+            x_adv[new], fooled_by[new] = own.x_adv[new], number
+            fooled |= own.fooled
             robust_under[name] = ~own.fooled
-            new = own.fooled & ~state.fooled
-            state.x_adv[new] = own.x_adv[new]
-            state.fooled_by[new] = number
-            state.fooled |= own.fooled
-            state.lost += own.lost
-            state.costs += own.costs
-            state.notes += own.notes
-            state.counts += own.counts
-        return robust_under
+            cost, lost = cost + own.cost, lost + own.lost
+            notes += own.notes
+        return UnionResult(x_adv, cost, fooled, tuple(notes), fooled_by, lost, robust_under)
 
 
 def _threat(attack: Attack) -> str:

@@ -8,7 +8,6 @@ gradients fools what those with gradients did not.
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -32,12 +31,34 @@ FLAT = 0.25
 """Part of the images whose loss may fail to rise along the gradient before it is called flat."""
 
 
-@dataclass(frozen=True)
-class Sign:
+class Sign(NamedTuple):
     """One warning: its kind, by which it is logged once, and its words."""
 
     kind: str
     text: str
+
+
+MASKED = "a sign of masked gradients, the true robustness may be lower"
+TRAIN = Sign(
+    "train-mode",
+    "the model was in train mode; it is attacked in eval mode, and given back as it was",
+)
+RANDOM = Sign(
+    "random",
+    "the logits of the same images differ between two passes: the model draws. "
+    "AutoAttack(version='rand') averages over its draws (EOT); this attack does not",
+)
+NOT_RANDOM = Sign(
+    "not-random",
+    "the model does not draw, and version rand is weaker than standard on such a model",
+)
+PROBABILITIES = Sign(
+    "probabilities",
+    "the model's outputs look like probabilities: attack its logits, before softmax",
+)
+NO_GRADIENT = Sign(
+    "no-gradient", "the model gives no gradient: only searches without gradients can attack it"
+)
 
 
 class FirstLook(NamedTuple):
@@ -64,15 +85,11 @@ def first_look(model: Model, x: Tensor, y: Tensor, ball: Ball, *, draws: bool = 
     Raises:
         ArgumentError: labels out of range, logits that are NaN, and the like.
     """
-    signs = []
     own = bound(model).model
     trained = in_train_mode(own)
     with InputGradient(plain(model)) as engine, torch.no_grad():
-        if trained and not in_train_mode(own):  # one of another library may keep its own mode
-            text = (
-                "the model was in train mode; it is attacked in eval mode, and given back as it was"
-            )
-            signs.append(Sign("train-mode", text))
+        # one of another library may keep its own mode
+        signs = [TRAIN] if trained and not in_train_mode(own) else []
         right = is_right(Passes(engine).clean(x, y), y)
         signs += before_attack(engine, x, y, right, ball, draws=draws)
         return FirstLook(right, signs, engine.cost)
@@ -97,8 +114,7 @@ def before_attack(  # noqa: PLR0913 - what an attack is about to work on
     try:
         grad, zero = _gradients(kept, y)
     except ArgumentError:  # no path to x: a quantised model, which a search without gradients takes
-        text = "the model gives no gradient: only searches without gradients can attack it"
-        return [*signs, Sign("no-gradient", text)]
+        return [*signs, NO_GRADIENT]
     return [*signs, *zero, *_flat(engine, x, y, ball, grad, before)]
 
 
@@ -114,10 +130,8 @@ def black_box(parts: Sequence[Attack], fooled: Sequence[int]) -> list[Sign]:
         if not isinstance(part, Square):
             white += 1
         elif white and count:
-            text = (
-                f"{part.label}, which sees no gradient, fooled {count} that {white} searches with "
-                "gradients had not: a sign of masked gradients, the true robustness may be lower"
-            )
+            found = f"fooled {count} that {white} searches with gradients had not"
+            text = f"{part.label}, which sees no gradient, {found}: {MASKED}"
             return [Sign("black-box", text)]
     return []
 
@@ -146,24 +160,15 @@ def _drawing(first: Tensor, second: Tensor, draws: bool) -> list[Sign]:
     apart = torch.linalg.vector_norm(first - second, dim=1)
     share = apart / torch.linalg.vector_norm(first, dim=1).clamp(min=1e-30)
     random = bool((share > rounding).any())
-    if random and not draws:
-        text = (
-            "the logits of the same images differ between two passes: the model draws. "
-            "AutoAttack(version='rand') averages over its draws (EOT); this attack does not"
-        )
-        return [Sign("random", text)]
-    if draws and not random:
-        text = "the model does not draw, and version rand is weaker than standard on such a model"
-        return [Sign("not-random", text)]
-    return []
+    if random == draws:
+        return []
+    return [RANDOM if random else NOT_RANDOM]
 
 
 def _probabilities(logits: Tensor) -> list[Sign]:
     total = at_least_float32(logits).sum(1)
-    if logits.shape[1] > 1 and bool((logits >= 0).all() and ((total - 1).abs() < 1e-3).all()):
-        text = "the model's outputs look like probabilities: attack its logits, before softmax"
-        return [Sign("probabilities", text)]
-    return []
+    are = logits.shape[1] > 1 and bool((logits >= 0).all() and ((total - 1).abs() < 1e-3).all())
+    return [PROBABILITIES] if are else []
 
 
 def _gradients(kept: KeptForward, y: Tensor) -> tuple[Tensor, list[Sign]]:
@@ -173,11 +178,8 @@ def _gradients(kept: KeptForward, y: Tensor) -> tuple[Tensor, list[Sign]]:
         grad, _ = kept.gradient(Goal(loss, y), last=loss == "ce")
         zero = int((grad == 0).flatten(1).all(1).sum())
         if zero:
-            text = (
-                f"the gradient of {loss} is zero for {zero} of {len(y)} images: "
-                "searches along it stand still there"
-            )
-            signs.append(Sign(f"zero-{loss}", text))
+            where = f"the gradient of {loss} is zero for {zero} of {len(y)} images"
+            signs.append(Sign(f"zero-{loss}", f"{where}: searches along it stand still there"))
     return grad, signs
 
 
@@ -185,16 +187,12 @@ def _flat(
     engine: InputGradient, x: Tensor, y: Tensor, ball: Ball, grad: Tensor, before: Tensor
 ) -> list[Sign]:
     """A step of eps / 4 along the gradient, which raises the margin wherever it tells anything."""
-    step = ball.norm.step_(
-        x.clone(), grad, x, eps=ball.eps, step_size=ball.eps / 4, bounds=ball.bounds
-    )
+    radii = dict(eps=ball.eps, step_size=ball.eps / 4)
+    step = ball.norm.step_(x.clone(), grad, x, **radii, bounds=ball.bounds)
     moved = (step != x).flatten(1).any(1)
     after, _ = engine.evaluate(step, y, margin)
     stuck, count = int((moved & (after <= before)).sum()), int(moved.sum())
     if stuck <= FLAT * count:
         return []
-    text = (
-        f"the margin does not rise along the gradient for {stuck} of {count} images: "
-        "a sign of masked gradients, the true robustness may be lower"
-    )
-    return [Sign("flat", text)]
+    where = f"the margin does not rise along the gradient for {stuck} of {count} images"
+    return [Sign("flat", f"{where}: {MASKED}")]

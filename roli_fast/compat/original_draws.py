@@ -20,7 +20,7 @@ from roli_fast.attacks.apgd import Starts as APGDStarts
 from roli_fast.attacks.base import AttackInputs, Ball
 from roli_fast.attacks.ensemble import EnsembleResult
 from roli_fast.attacks.fab import Starts as FABStarts
-from roli_fast.attacks.fab import rows
+from roli_fast.attacks.objective import Goal
 from roli_fast.attacks.passes import Samples, column
 from roli_fast.losses import margin
 from roli_fast.norms.l1 import L1Moves
@@ -172,7 +172,7 @@ class _FABDraws:
             noise = noise.to(compute_dtype(x.dtype))
             length = torch.linalg.vector_norm(noise.flatten(1), order, dim=1)
             radius = eps * torch.ones_like(length)
-            return (x + rows(radius / length * 0.5, x) * noise).to(x.dtype).clamp(*ball.bounds)
+            return (x + column(radius / length * 0.5, x) * noise).to(x.dtype).clamp(*ball.bounds)
 
         return drawn
 
@@ -199,9 +199,9 @@ class _SquareDraws(Square):
             moves = replace(moves, spare=1e-6)
         return replace(moves, cancelled=0.0) if isinstance(moves, MassMoves) else moves
 
-    def reached(self, logits: Tensor, y: Tensor) -> Tensor:
+    def reached(self, logits: Tensor, goal: Goal) -> Tensor:
         """Ties too."""
-        return margin(logits, y) >= 0
+        return margin(logits, goal.y) >= 0 if goal.target is None else goal.reached(logits)
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,11 @@ class Usage:
         texts = [descriptions(kind).get(last, "") for kind in self._classes(owner)]
         kind = self._schema.fields[name]
         lines = [line(f"--{name}", "", next(filter(None, texts), "") + self._choices(kind))]
-        if is_dataclass(kind):
+        if registry := self._components.get(element(kind) or kind):
+            lines += [text for known in registry for text in self._component(registry, known)]
+        elif is_dataclass(kind):
             base = default_of(owner, last) if owner is self._schema.root else None
             lines += self.lines(kind, f"--{name}.", None if base is MISSING else base)
-        elif registry := self._components.get(element(kind) or kind):
-            lines += [text for known in registry for text in self._component(registry, known)]
         return "\n".join(lines)
 
     def _classes(self, kind: Any) -> list[type]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Hashable
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from roli_fast.engine.buffers import buffer
-from roli_fast.engine.graph import first_line, say_once
+from roli_fast.engine.graph import first_line, model_state, say_once
 from roli_fast.threat import values_are_known
 
 _TF32 = 2.0**-11
@@ -50,17 +50,18 @@ class Folding:
         self._model, self._dtype = model, dtype
         self._others: list[tuple[dict[str, Any], str, Any]] = []  # what stood, and will, where
         self._compared: set[bool] = set()
-        self._folded = False
+        self._plan: _Plan | None = None
 
     def fill(self) -> None:
         """Fold whatever can be."""
         kind = next((p.device.type for p in self._model.parameters()), "cpu")
         with torch.inference_mode(False), torch.no_grad():
-            for names in () if self._passes(kind) == torch.float16 else _pairs_of(self._model):
+            plan = None if self._passes(kind) == torch.float16 else _plan_of(self._model)
+            for names in plan.pairs if plan else ():
                 conv, norm = map(self._model.get_submodule, names)
                 if _can_be_folded(conv, norm):
                     self._fold(conv, norm)
-        self._folded = bool(self._others)
+        self._plan = plan if self._others else None
         for layer in filter(cuts_patches, self._model.modules()):
             if "forward" not in vars(layer):
                 self._put(vars(layer), "forward", MethodType(by_patches, layer))
@@ -97,13 +98,14 @@ class Folding:
     def check(self, x: Tensor) -> bool:
         """Whether the passes of images `x` (B, ...) are folded as before.
 
-        The first image is run folded and plain, once with gradients and once without. Where the
-        logits differ nothing of this model is folded any more.
+        The first image of an attack is run folded and plain, once with gradients and once without;
+        in a training, which waits for no device, that of its first attack. Where the logits differ
+        nothing of this model is folded any more.
         """
         mode, wrong = torch.is_grad_enabled(), self._dtype and x.dtype != torch.float32
-        if not self._folded or mode in self._compared or len(x) == 0 or wrong:
+        if not self._plan or mode in self._compared or len(x) == 0 or wrong:
             return True  # `EnginePasses` tells of a wrong dtype
-        if values_are_known():  # it would wait for the device, each update of a training
+        if values_are_known() and mode in self._plan.compared:
             return True
         self._compared.add(mode)
         folded = self._logits(x[:1].detach())
@@ -113,10 +115,10 @@ class Folding:
         finally:
             self._swap()
         if self._agree(folded, plain):
+            self._plan.compared.add(mode)
             return True
         self.clear()
-        self._folded = False
-        _pairs[self._model] = _structure(self._model), []
+        _plans[self._model], self._plan = self._plan._replace(pairs=[]), None
         _say(self._model, "its forward goes other ways than when it was looked at")
         return False
 
@@ -185,30 +187,41 @@ def _is_plain(module: nn.Module) -> bool:
     return not ("forward" in held or held.get("_compiled_call_impl") or any(hooks))
 
 
-_pairs: "WeakKeyDictionary[nn.Module, tuple[Hashable, list[tuple[str, str]]]]" = WeakKeyDictionary()
-"""Model -> its structure, and names of each convolution and of the BN that alone reads it."""
+class _Plan(NamedTuple):
+    """What to fold in a model, for as long as its forward has the same values to go by.
+
+    Args:
+        values: those, see `model_state`.
+        pairs: names of each convolution and of the BN that alone reads it.
+        compared: gradient modes in which an image had the same logits folded and plain.
+    """
+
+    values: Hashable
+    pairs: list[tuple[str, str]]
+    compared: set[bool]
 
 
-def _structure(model: nn.Module) -> Hashable:
-    return tuple((id(module), type(module)) for module in model.modules())
+_plans: "WeakKeyDictionary[nn.Module, _Plan]" = WeakKeyDictionary()
 
 
-def _pairs_of(model: nn.Module) -> list[tuple[str, str]]:
-    structure, known = _structure(model), _pairs.get(model)
-    if known is None or known[0] != structure:
-        known = _pairs[model] = structure, _looked_up(model)
-    return known[1]
+def _plan_of(model: nn.Module) -> _Plan | None:
+    """The plan for a model in eval mode; made anew once a module was replaced, or has another
+    number or word, as a model with a BN for clean and one for attacked images. None without BN."""
+    if all(_kind(module) not in _NORMS for module in model.modules()):
+        return None
+    (values, _), known = model_state(model)[0], _plans.get(model)
+    if known is None or known.values != values:
+        known = _plans[model] = _Plan(values, _pairs(model), set())
+    return known
 
 
 def _say(model: nn.Module, reason: str) -> None:
     say_once(model, f"BN of {type(model).__name__} is not folded: {reason}", logging.INFO)
 
 
-def _looked_up(model: nn.Module) -> list[tuple[str, str]]:
+def _pairs(model: nn.Module) -> list[tuple[str, str]]:
     """What of a model can be folded, by its calls in one forward."""
     kinds = {name: _kind(module) for name, module in model.named_modules()}
-    if _NORMS.isdisjoint(kinds.values()) or _CONVOLUTIONS.isdisjoint(kinds.values()):
-        return []
     try:
         if any(kind.startswith(_WRAPPERS) for kind in kinds.values()) or "forward" in vars(model):
             raise TypeError("it, or a part of it, is replaced, compiled, scripted or parallel")

@@ -259,10 +259,10 @@ _USUAL = frozenset(vars(nn.Module())) - {"training"}
 
 def model_state(
     model: nn.Module, converted: Sequence[Tensor] = ()
-) -> tuple[Hashable, list[Tensor]]:
-    """All that a recorded pass depends on besides its inputs, and the tensors that it reads where
-    they lie: modules, hooks, numbers, words and functions, by which a forward may choose its way,
-    and parameters, buffers and attributes, also those in lists."""
+) -> tuple[tuple[Hashable, Hashable], list[Tensor]]:
+    """All that a recorded pass depends on besides its inputs: modules, hooks, numbers, words and
+    functions, by which a forward may choose its way, and where the tensors lie that it reads:
+    parameters, buffers and attributes, also those in lists. And these tensors."""
     values: list[Hashable] = []
     tensors = list(converted)
     for module in model.modules():
@@ -419,9 +419,8 @@ class CudaRecorder:
             torch.cuda.set_stream(current)
             generator.graphsafe_set_state(state)
             self._give_up_the_pool()
-            # first came what `work` raised, of which the recording broke
-            broken = isinstance(error.__context__, Exception)
-            raise (error.__context__ if broken else error) from None
+            first = error.__context__  # what `work` raised, of which the recording broke
+            raise (first if isinstance(first, Exception) else error) from None
         return graph, outputs
 
     def _give_up_the_pool(self) -> None:

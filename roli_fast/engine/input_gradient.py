@@ -339,25 +339,27 @@ def check_logits(logits: object, x: Tensor) -> None:
         raise ArgumentError(describe("model", expected, tuple(logits.shape)))
 
 
-def check_labels(y: Tensor, logits: Tensor) -> None:
+def check_labels(y: Tensor, logits: Tensor, name: str = "y") -> None:
     """Raise unless `y` is (B,) int64 on the logits' device with values in [0, C). One sync, none
     within `threat.known_values`."""
     batch, classes = logits.shape
-    check_tensor("y", y)
+    check_tensor(name, y)
     expected = f"one class a sample, an int64 tensor of shape ({batch},)"
     got = f"{y.dtype} of shape {tuple(y.shape)}"
     if y.shape != (batch,):
         fix = "Several labels a sample and soft labels are not supported; of one-hot ones take "
         fix = f"{fix}y.argmax(1)." if y.ndim == 2 and y.shape[1] > 1 else ""
-        raise ArgumentError(describe("y", expected, got, fix))
+        raise ArgumentError(describe(name, expected, got, fix))
     if y.dtype != torch.int64:
-        raise ArgumentTypeError(describe("y", expected, got, "Use y.long()."))
+        raise ArgumentTypeError(describe(name, expected, got, "Use y.long()."))
     if y.device != logits.device:
-        raise ArgumentError(describe("y", f"labels on {logits.device}", y.device, "Move it there."))
-    check_range(y, classes)
+        raise ArgumentError(
+            describe(name, f"labels on {logits.device}", y.device, "Move it there.")
+        )
+    check_range(y, classes, name)
 
 
-def check_range(y: Tensor, classes: int) -> None:
+def check_range(y: Tensor, classes: int, name: str = "y") -> None:
     """Raise unless all labels are in [0, classes). One sync."""
     if len(y) == 0 or values_are_known():
         return
@@ -365,4 +367,4 @@ def check_range(y: Tensor, classes: int) -> None:
     if low < 0 or high >= classes:
         expected = f"labels in [0, {classes}) for a model with {classes} outputs"
         fix = "Map the labels to 0..C-1, or build the model with num_classes to match."
-        raise ArgumentError(describe("y", expected, f"labels from {low} to {high}", fix))
+        raise ArgumentError(describe(name, expected, f"labels from {low} to {high}", fix))

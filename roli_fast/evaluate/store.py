@@ -3,6 +3,7 @@
 Adversarial images, where they are asked for, lie beside it and are written first.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -128,6 +129,7 @@ class Store:
                 raise ValueError("it holds other samples or searches")
             if any(len(flags) != len(ids) for flags in (chunk.clean, *(f.fooled for f in found))):
                 raise ValueError("a flag is missing")
+            _check_values(chunk)
             return chunk
 
     def images(self, chunk: Chunk, x: Tensor, norms: tuple[str, ...]) -> dict[str, Tensor]:
@@ -145,3 +147,16 @@ class Store:
                 for norm, flags in fooled.items():
                     out[norm][flags] = file.get_tensor(norm).to(x.device)[flags]
         return out
+
+
+def _check_values(chunk: Chunk) -> None:
+    """Raise unless what the report adds up are numbers, and its notes texts."""
+    counts = [count for one in (chunk, *chunk.found) for count in asdict(one.cost).values()]
+    counts += [count for one in chunk.found for count in (one.attacked, one.lost)]
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError("a count is no number")
+    texts = [*chunk.signs.values(), *(note for one in chunk.found for note in one.notes)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a note is no text")
+    if not all(math.isfinite(one.seconds) for one in chunk.found):
+        raise ValueError("`seconds` is no number")

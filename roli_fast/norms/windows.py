@@ -110,7 +110,8 @@ class MassMoves(Moves):
         delta = block.new_zeros(len(x), self.channels, height, width)
         top, left = (height - block.shape[2]) // 2, (width - block.shape[3]) // 2
         delta[:, :, top : top + block.shape[2], left : left + block.shape[3]] = block
-        return self.placed(x, delta, eps)
+        low, high = self.bounds  # a pattern has length 1 where pixels are in [0, 1]
+        return self.placed(x, delta * (high - low), eps)
 
     def window(self, share: float) -> Size:
         """A side is odd and at least 3, where there is room."""

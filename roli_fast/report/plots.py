@@ -258,7 +258,8 @@ def spectrum(subjects: Sequence[Subject]) -> tuple[list[Chart], list[Key]]:
     drawn, keys = [], []
     for subject, name, own in steps(subjects):
         found = [stage["kernel"] for stage in own if stage.get("kernel")]
-        if heights := dict(enumerate(values(at(found, 0, "spectrum") or ()), 1)):
+        eigenvalues = values(at(found, 0, "spectrum") or ())
+        if heights := {float(place): value for place, value in enumerate(eigenvalues, 1)}:
             keys.append(Key(subject.staged(name), subject.look, len(drawn)))
             drawn.append(over_seeds(keys[-1], [heights]))
     axes = Axis("eigenvalue number", low=0), Axis("over the largest", log=True)

@@ -22,7 +22,6 @@ from roli_fast.files import naming, parse_json, write_tensors
 
 _META = "roli_fast_resume"
 _OPTIMIZER = "optimizer"
-_KEPT = "kept_"
 
 
 @dataclass
@@ -63,51 +62,40 @@ def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def save_resume(
     path: Path,
-    *,
-    model: Mapping[str, Tensor],
-    best: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    optimizers: Mapping[str, torch.optim.Optimizer],
     progress: Progress,
-    kept: Mapping[str, Mapping[str, Tensor]] | None = None,
-    others: Mapping[str, torch.optim.Optimizer] | None = None,
 ) -> None:
     """Write the resume file at once or not at all.
 
     Args:
         path: the file.
-        model: what trains, as it is.
-        best: the same of the best epoch.
-        optimizer: the stage's.
-        progress: where it stands.
-        kept: further tensors of the model, by what they are.
-        others: further optimisers, likewise; no name is "".
+        tensors: part -> name -> tensor: "model", what trains, as it is; "best", the same of the
+            best epoch; and whatever else is kept of the model.
+        optimizers: by their names, the stage's own "".
+        progress: where the stage stands.
     """
-    sets = {"model": model, "best": best}
-    sets |= {f"{_KEPT}{name}": tensors for name, tensors in (kept or {}).items()}
-    tensors = {f"{part}.{n}": t for part, own in sets.items() for n, t in own.items()}
-    plain: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, one in {"": optimizer, **(others or {})}.items():
-        part = plain[f"{name}{_OPTIMIZER}"] = {}
-        for index, slots in one.state_dict()["state"].items():
+    flat = {f"{part}.{name}": t for part, own in tensors.items() for name, t in own.items()}
+    states: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, optimizer in optimizers.items():
+        plain = states[name] = {}
+        for index, slots in optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
                 if isinstance(value, Tensor):
-                    tensors[f"{name}{_OPTIMIZER}.{index}.{slot}"] = value
+                    flat[f"{name}{_OPTIMIZER}.{index}.{slot}"] = value
                 else:
-                    part.setdefault(str(index), {})[slot] = value
-    meta = json.dumps({"progress": asdict(progress), **plain})
-    write_tensors(path, tensors, {_META: meta})
+                    plain.setdefault(str(index), {})[slot] = value
+    meta = json.dumps({"progress": asdict(progress), "optimizers": states})
+    write_tensors(path, flat, {_META: meta})
 
 
 @dataclass
 class Resume:
-    """What `load_resume` read."""
+    """What `load_resume` read, as `save_resume` was given it."""
 
-    model: dict[str, Tensor]
-    best: dict[str, Tensor]
-    optimizer: dict[int, dict[str, Any]]
+    tensors: dict[str, dict[str, Tensor]]
+    optimizers: dict[str, dict[int, dict[str, Any]]]
     progress: Progress
-    kept: dict[str, dict[str, Tensor]]
-    others: dict[str, dict[int, dict[str, Any]]]
 
 
 def explained(path: Path) -> AbstractContextManager[None]:
@@ -127,34 +115,17 @@ def load_resume(path: Path) -> Resume:
         with safe_open(path, framework="pt") as file:
             meta = parse_json((file.metadata() or {})[_META])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        progress = Schema(Progress, {}).build(meta.pop("progress"), [])
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
-        states = {
-            part.removesuffix(_OPTIMIZER): _state(plain, parts.pop(part, {}))
-            for part, plain in meta.items()
-        }
-        return Resume(
-            model=parts.pop("model"),
-            best=parts.pop("best"),
-            optimizer=states.pop(""),
-            progress=progress,
-            kept={part.removeprefix(_KEPT): own for part, own in parts.items()},
-            others=states,
-        )
-
-
-def _state(
-    plain: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]
-) -> dict[int, dict[str, Any]]:
-    """The state of an optimiser, as its `load_state_dict` wants it."""
-    state = {int(i): dict(slots) for i, slots in plain.items()}
-    for name, tensor in tensors.items():
-        index, _, slot = name.partition(".")
-        state.setdefault(int(index), {})[slot] = tensor
-    return state
+        optimizers: dict[str, dict[int, dict[str, Any]]] = {}
+        for name, plain in meta["optimizers"].items():
+            state = optimizers[name] = {int(i): dict(slots) for i, slots in plain.items()}
+            for key, tensor in parts.pop(f"{name}{_OPTIMIZER}", {}).items():
+                index, _, slot = key.partition(".")
+                state.setdefault(int(index), {})[slot] = tensor
+        return Resume(parts, optimizers, Schema(Progress, {}).build(meta["progress"], []))
 
 
 def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from roli_fast.configuration import check_arguments, find_config, pairs, read_yaml
 from roli_fast.configuration.usage import Usage, line
 from roli_fast.errors import ConfigError, describe
+from roli_fast.running.folder import CONFIG
 from roli_fast.train.experiment import PLACE_FIELDS, SCHEMA, STAGES, Experiment, same_experiment
 from roli_fast.train.paper_compat import FAULTS, RAMP_FAULTS
 from roli_fast.train.recipes import NAMES, NORM_RECIPES, norm_recipe, recipe
@@ -57,55 +58,38 @@ def parse(arguments: Sequence[str]) -> Command:
     experiment = SCHEMA.build(tree, overrides)
     if options.recipe:
         _check_reached(experiment, overrides)
-    return Command(
-        experiment,
-        options.run_dir,
-        resume=False,
-        print_config=options.print_config,
-        name=name or experiment.model.name,
-        axes=tuple(Axis.parse(text) for text in options.sweep),
-    )
+    axes = tuple(Axis.parse(text) for text in options.sweep)
+    name, shown = name or experiment.model.name, options.print_config
+    return Command(experiment, options.run_dir, False, shown, name, axes)
 
 
 def _starting_tree(
     options: argparse.Namespace, overrides: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
     """A name for the run, and the configuration that the overrides change."""
-    data = _given(overrides, "data")
-    if options.recipe:
-        if options.config:
-            fix = "Write the recipe to a file with --print_config and change that."
-            raise ConfigError(describe("--config", "nothing beside --recipe", options.config, fix))
-        return _recipe(options, data or "", _given(overrides, "model.name"))
-    if options.tuning:
-        fix = "Elsewhere set --finetune.tuning."
-        raise ConfigError(describe("--tuning", "a --recipe beside it", options.tuning, fix))
-    _refuse_norm_options(options)
-    name = options.config or ("" if data else "quickstart")
-    return Path(name).stem, read_yaml(find_config(name)) if name else {}
-
-
-def _recipe(
-    options: argparse.Namespace, data: str, model: str | None
-) -> tuple[str, dict[str, Any]]:
-    """A recipe's name for the run, and its configuration."""
-    name, tuning = options.recipe, options.tuning or ""
+    data, name, tuning = _given(overrides, "data") or "", options.recipe, options.tuning or ""
+    if name and options.config:
+        fix = "Write the recipe to a file with --print_config and change that."
+        raise ConfigError(describe("--config", "nothing beside --recipe", options.config, fix))
     if name in NORM_RECIPES:
-        start, where = options.start or "finetune", options.published or "script"
-        tree = norm_recipe(name, data=data, start=start, model=model, tuning=tuning, where=where)
+        start, model = options.start or "finetune", _given(overrides, "model.name")
+        choice = {"data": data, "start": start, "model": model, "tuning": tuning}
+        tree = norm_recipe(name, **choice, where=options.published or "script")
         return "-".join(filter(None, (name, data, start, tuning))), tree
-    if name not in NAMES:
-        known = f"one of: {', '.join((*NAMES, *NORM_RECIPES))}"
-        raise ConfigError(describe("--recipe", known, repr(name)))
-    _refuse_norm_options(options)
-    return f"{name}-{data}-{tuning}", recipe(name, data=data, tuning=tuning)
-
-
-def _refuse_norm_options(options: argparse.Namespace) -> None:
     for flag in ("start", "published"):
         if given := getattr(options, flag):
             expected = f"--recipe {', '.join(NORM_RECIPES)} beside it"
             raise ConfigError(describe(f"--{flag}", expected, given))
+    if name in NAMES:
+        return f"{name}-{data}-{tuning}", recipe(name, data=data, tuning=tuning)
+    if name:
+        known = f"one of: {', '.join((*NAMES, *NORM_RECIPES))}"
+        raise ConfigError(describe("--recipe", known, repr(name)))
+    if tuning:
+        fix = "Elsewhere set --finetune.tuning."
+        raise ConfigError(describe("--tuning", "a --recipe beside it", tuning, fix))
+    file = options.config or ("" if data else "quickstart")
+    return Path(file).stem, read_yaml(find_config(file)) if file else {}
 
 
 def _given(overrides: Sequence[str], field: str) -> str | None:
@@ -130,35 +114,24 @@ def _check_reached(experiment: Experiment, overrides: Sequence[str]) -> None:
 def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Command:
     if options.run_dir is None:
         raise ConfigError("`--resume` continues the run in `--run_dir DIR`: name that folder.")
-    saved = options.run_dir / "config.yaml"
+    saved = options.run_dir / CONFIG
     if not saved.is_file():
         raise ConfigError(
-            f"`--run_dir`: expected a folder with a config.yaml to resume, got "
+            f"`--run_dir`: expected a folder with a {CONFIG} to resume, got "
             f"'{options.run_dir}'. Leave out --resume to start a new run there."
         )
-    others = [SCHEMA.read(saved)]
-    experiment = SCHEMA.build(read_yaml(saved), overrides)
-    if options.config:
-        others.append(SCHEMA.build(read_yaml(find_config(options.config)), []))
-    if not all(same_experiment(other, experiment) for other in others):
+    before, axes = SCHEMA.read(saved), saved_axes(options.run_dir)
+    tree = read_yaml(find_config(options.config)) if options.config else read_yaml(saved)
+    experiment = SCHEMA.build(tree, overrides)
+    other_sweep = options.sweep and tuple(map(Axis.parse, options.sweep)) != axes
+    if other_sweep or not same_experiment(before, experiment):
         raise ConfigError(
             "`--resume` continues with the saved configuration: leave out "
-            f"{' '.join(overrides) or '--config'}, or start a new run_dir with it. Only "
-            f"{', '.join(PLACE_FIELDS)} and the stages' accumulate may change."
+            f"{' '.join(overrides) or '--config and --sweep'}, or start a new run_dir with it. "
+            f"Only {', '.join(PLACE_FIELDS)} and the stages' accumulate may change."
         )
-    axes = saved_axes(options.run_dir)
-    if options.sweep and tuple(map(Axis.parse, options.sweep)) != axes:
-        raise ConfigError(
-            "`--resume` continues with the saved sweep: leave out --sweep, or start a new run_dir."
-        )
-    return Command(
-        experiment,
-        options.run_dir,
-        resume=True,
-        print_config=options.print_config,
-        name=options.run_dir.name,
-        axes=axes,
-    )
+    shown = options.print_config
+    return Command(experiment, options.run_dir, True, shown, options.run_dir.name, axes)
 
 
 USAGE = """\
@@ -192,6 +165,7 @@ Each method ends with a short analysis (--analysis_images 0 for none), the run w
   --run_dir DIR     where everything is written (default: runs/<name>-<time>)
   --resume          continue the interrupted run in --run_dir
   --print_config    print the whole configuration as YAML and stop
+  --help all        every field, and what each component is
 
 Every field can be set on the command line: --threat.eps 4/255 --finetune.epochs 10
 --data image_folder --data.root photos --model.name vit_small_patch16_224 --seeds 0,1,2

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from roli_fast.attacks import ATTACKS, Attack
 from roli_fast.configuration import Schema
 from roli_fast.data import DATASETS, DataSource
-from roli_fast.errors import ArgumentError, ConfigError, check_utf8, describe
+from roli_fast.errors import ArgumentError, ConfigError, check_choice, describe
 from roli_fast.evaluate import columns
 from roli_fast.models import HeadInit, Model
 from roli_fast.peft import METHODS, Full, Linear, Method
@@ -117,32 +117,9 @@ class Experiment:
             if not given or len(set(given)) < len(given):
                 raise ConfigError(describe(name, "one or more different values", given))
         object.__setattr__(self, "paper_compat", known_faults(self.paper_compat))
-        check_utf8("note", self.note)
-        self._check_head_init()
-        self._check_numbers()
+        check_choice("head_init", self.head_init, (*get_args(HeadInit), ROBUST_LINEAR))
         self._check_channels()
         self._check_stages()
-
-    def _check_head_init(self) -> None:
-        known = (*get_args(HeadInit), ROBUST_LINEAR)
-        if self.head_init not in known:
-            raise ArgumentError(
-                describe("head_init", f"one of: {', '.join(known)}", repr(self.head_init))
-            )
-        if "wide_head" in self.paper_compat and self.head_init in ("small", "zero"):
-            fix = "Leave wide_head out of paper_compat, or leave head_init alone."
-            raise ConfigError(
-                describe("head_init", "nothing else beside wide_head", repr(self.head_init), fix)
-            )
-
-    def _check_numbers(self) -> None:
-        least = {"checkpoint_minutes": 0, "workers": 0, "threads": 1, "analysis_images": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ConfigError(describe(name, f"a number >= {low}", value))
-        if min(self.seeds) < 0:
-            raise ConfigError(describe("seeds", "integers >= 0", self.seeds))
 
     def _check_channels(self) -> None:
         own = self.model.options.get("in_chans", 3)
@@ -171,27 +148,19 @@ class Experiment:
                 stage.check_solver()
                 stage.objective.check(attack)
             if stage.objective.needs_accuracies:
-                self._check_measuring(measured(attack, self.threat))
+                self._check_measuring(attack)
         for name in ("validation", "test"):
             self.evaluations(name)
 
-    def _check_measuring(self, threats: tuple[ThreatModel, ...]) -> None:
+    def _check_measuring(self, attack: Attack | None) -> None:
         """An objective that is settled on the accuracy under each norm needs a validation in it."""
-        if len(threats) < 2:
-            got = ", ".join(threat.norm for threat in threats) or "none"
-            fix = "Leave the attack's norms null, or name the objective's own norms."
-            what = "two or more norms that the attack searches too, to measure them"
-            raise ConfigError(describe("threat.other_norms", what, got, fix))
-        fix = "Leave it out, or name the objective's norms."
-        for name in ("norm", "norms", "eps"):
-            given = getattr(self.validation, name, None)
-            if given is not None:
-                what = "null for an objective that is settled on the accuracy in each norm"
-                raise ConfigError(describe(f"validation.{name}", what, given, fix))
-        first, second, *_ = (self.validation.under(threat) for threat in threats)
-        if first == second:
-            what = "an attack that follows each norm of the threat"
-            raise ConfigError(describe("validation", what, first.label, fix))
+        with _in("validation"):
+            looks = [self.validation.under(alone) for alone in measured(attack, self.threat)]
+        if len(looks) < 2 or looks[0] == looks[1]:
+            got = ", ".join(look.label for look in looks) or "none"
+            fix = "Leave norm, norms and eps of validation and of the stage's attack null."
+            what = "an attack that follows each of two or more norms of the threat, to measure them"
+            raise ConfigError(describe("validation", what, got, fix))
 
     def stages(self, method: str) -> list[tuple[str, Stage]]:
         """The named stages of a method as they run, faults of `paper_compat` included, in order."""

@@ -45,16 +45,16 @@ class GradientProjection:
     natural: bool = True
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        if not 0 <= self.beta <= 1:
+            raise ArgumentError(describe("beta", "a number in [0, 1]", self.beta))
         check_choice("projection", self.projection, get_args(Projection))
 
     def check(self, state: Mapping[str, Tensor]) -> None:
-        """Raise unless a model with this state dict can be trained so.
-
-        Raises:
-            ArgumentError: statistics of BatchNorm are to be merged, and it has none.
-        """
-        check_statistics(self.merge_statistics, state)
+        """Raise `ArgumentError` where statistics of BatchNorm are to be merged, and a model with
+        this state dict has none."""
+        if self.merge_statistics and not any(map(_is_statistic, state)):
+            expected = "null or false for a model without BatchNorm"
+            raise ArgumentError(describe("merge_statistics", expected, True))
 
     def merged(
         self,
@@ -62,112 +62,49 @@ class GradientProjection:
         natural: Mapping[str, Tensor],
         adversarial: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """`merge` with these settings."""
-        return merge(
-            start,
-            natural,
-            adversarial,
-            beta=self.beta,
-            projection=self.projection,
-            statistics=self.merge_statistics,
-        )
+        """The weights after an epoch, from those of both its halves; new tensors, none is changed.
 
+        With g_n = natural - start and g_a = adversarial - start of one tensor, all its elements as
+        one vector, and c their cosine:
 
-def merge(
-    start: Mapping[str, Tensor],
-    natural: Mapping[str, Tensor],
-    adversarial: Mapping[str, Tensor],
-    *,
-    beta: float = 0.5,
-    projection: Projection = "cosine",
-    statistics: bool | None = None,
-) -> dict[str, Tensor]:
-    """The weights after an epoch, from those of both its halves; new tensors, none is changed.
+            start + beta * p + (1 - beta) * g_a,
+            p = max(c, 0) * g_n                       "cosine"
+            p = max(<g_a, g_n>, 0) / ||g_n||^2 * g_n  "true"
 
-    With g_n = natural - start and g_a = adversarial - start of one tensor, all its elements as one
-    vector, and c their cosine:
+        Both are 0 where the cosine is not above 0 or a change is 0. Weights, biases and statistics
+        each have a cosine of their own. Tensors of one number (a count of batches, a scale of
+        logits) and those that are not floating-point are the adversarial model's.
 
-        start + beta * p + (1 - beta) * g_a,   p = max(c, 0) * g_n                      "cosine"
-                                               p = max(<g_a, g_n>, 0) / ||g_n||^2 * g_n   "true"
+        Args:
+            start: name -> tensor, both halves' first weights: a state dict or a part of one.
+            natural: the same after the clean epoch.
+            adversarial: the same after the other one.
+        """
+        out: dict[str, Tensor] = {}
+        for name, first in start.items():
+            own = adversarial[name]
+            kept = self.merge_statistics is False and _is_statistic(name)
+            if first.ndim == 0 or not first.is_floating_point() or kept:
+                out[name] = own.detach().clone()
+            else:
+                out[name] = self._merged(first, natural[name], own)
+        return out
 
-    Both are 0 where the cosine is not above 0 or a change is 0. Weights, biases and statistics each
-    have a cosine of their own. Tensors of one number (a count of batches, a scale of logits) and
-    those that are not floating-point are the adversarial model's.
-
-    Args:
-        start: name -> tensor, both halves' first weights: a state dict or a part of one.
-        natural: the same after the clean epoch.
-        adversarial: the same after the other one.
-        beta: weight of the clean part, in [0, 1].
-        projection: its length, "cosine" or "true".
-        statistics: merge running means and variances of BatchNorm; False takes the adversarial
-            model's; None merges them where there are any.
-
-    Raises:
-        ArgumentError: `beta` outside [0, 1], names or shapes that differ, `statistics` True where
-            there are none.
-    """
-    check_beta(beta)
-    check_choice("projection", projection, get_args(Projection))
-    check_statistics(statistics, start)
-    _check_same("natural", natural, start)
-    _check_same("adversarial", adversarial, start)
-    out: dict[str, Tensor] = {}
-    for name, first in start.items():
-        own = adversarial[name]
-        kept = statistics is False and _is_statistic(name)
-        if first.ndim == 0 or not first.is_floating_point() or kept:
-            out[name] = own.detach().clone()
+    @torch.no_grad()
+    def _merged(self, start: Tensor, natural: Tensor, own: Tensor) -> Tensor:
+        """One tensor, in fp64 and rounded once; no host waits for the numbers."""
+        base = start.double()
+        clean, change = natural.double() - base, own.double() - base
+        a, b = clean.flatten(), change.flatten()
+        if self.projection == "cosine":
+            length = functional.cosine_similarity(a, b, dim=0, eps=_EPS).clamp(min=0)
         else:
-            out[name] = _merged(first, natural[name], own, beta, projection)
-    return out
-
-
-@torch.no_grad()
-def _merged(start: Tensor, natural: Tensor, own: Tensor, beta: float, projection: str) -> Tensor:
-    """One tensor, in fp64 and rounded once; no host waits for the numbers."""
-    base = start.double()
-    clean, change = natural.double() - base, own.double() - base
-    a, b = clean.flatten(), change.flatten()
-    if projection == "cosine":
-        length = functional.cosine_similarity(a, b, dim=0, eps=_EPS).clamp(min=0)
-    else:
-        square = a.dot(a)
-        length = torch.where(square > 0, a.dot(b).clamp(min=0) / square, torch.zeros_like(square))
-    return (base + beta * length * clean + (1 - beta) * change).to(start.dtype)
-
-
-def check_beta(beta: float) -> None:
-    """Raise unless `beta` is in [0, 1]."""
-    if not 0 <= beta <= 1:
-        raise ArgumentError(describe("beta", "a number in [0, 1]", beta))
-
-
-def check_statistics(wanted: bool | None, state: Mapping[str, Tensor]) -> None:
-    """Raise where statistics of BatchNorm are `wanted` and `state` has none."""
-    if wanted and not any(map(_is_statistic, state)):
-        raise ArgumentError(
-            describe(
-                "merge_statistics",
-                "null or false for a model without BatchNorm",
-                wanted,
-                "It has no running statistics to merge.",
-            )
-        )
+            square = a.dot(a)
+            length = a.dot(b).clamp(min=0) / square
+            length = torch.where(square > 0, length, torch.zeros_like(square))
+        merged = base + self.beta * length * clean + (1 - self.beta) * change
+        return merged.to(start.dtype)
 
 
 def _is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in _STATISTICS
-
-
-def _check_same(argument: str, state: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
-    expected = "the names and shapes of `start`"
-    unlike = sorted(state.keys() ^ start.keys())
-    if unlike:
-        name = unlike[0]
-        got = f"{'no' if name in start else 'another tensor,'} {name}"
-        raise ArgumentError(describe(argument, expected, got))
-    for name, tensor in start.items():
-        if state[name].shape != tensor.shape:
-            got = f"{name} of shape {tuple(state[name].shape)} for {tuple(tensor.shape)}"
-            raise ArgumentError(describe(argument, expected, got))

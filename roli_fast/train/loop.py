@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +21,9 @@ from roli_fast.seeds import derive_seed
 from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
-from roli_fast.train.metrics import Tally, Timed
+from roli_fast.train.metrics import Tally, timed
 from roli_fast.train.stage import Job, StageResult, measured
-from roli_fast.train.update import Phase, Phases, Place, Updates, say_what_differs
+from roli_fast.train.update import Phase, Phases, Updates, say_what_differs
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +108,12 @@ class StageLoop:
                 most = (self.stage.epochs, len(self.phases.all), self.steps)
                 if not all(0 <= at <= end for at, end in zip(place, most, strict=True)):
                     raise ValueError(f"epoch, phase and step are {place} of {most}")
-                checkpoint.restore_tensors(self.model, saved.model, self.resume_path)
-                checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
-                for name, state in saved.others.items():
-                    checkpoint.restore_optimizer(self.phases.optimizers[name], state)
-                self.phases.resume(saved.kept)
-            self.best, self.progress = saved.best, saved.progress
+                model, self.best = saved.tensors.pop("model"), saved.tensors.pop("best")
+                checkpoint.restore_tensors(self.model, model, self.resume_path)
+                for name, optimizer in self.phases.optimizers.items():
+                    checkpoint.restore_optimizer(optimizer, saved.optimizers[name])
+                self.phases.resume(saved.tensors)
+            self.progress = saved.progress
             self.updates.counts = saved.progress.counts
         self.updates.replicas.begin()
         self.context.recorder.forget(self.job.place, self.progress.epoch)
@@ -152,8 +151,7 @@ class StageLoop:
         """One phase of an epoch, or what is left of it."""
         self.stage.tuning.train_mode(self.model)
         started = time.perf_counter()
-        source = Timed(self._batches(epoch))
-        for batch in source:
+        for batch in timed(self._batches(epoch), self._waited):
             count = self._images()
             with self._looks(epoch) if self.phase.attack else nullcontext():
                 self.tally.add(self._update(epoch, batch))
@@ -162,11 +160,13 @@ class StageLoop:
             if self.tally.due or last or self.due:
                 self._flush(epoch, bar, last=last or self.due)
                 self.progress.train_seconds += time.perf_counter() - started
-                self.progress.data_wait_seconds += source.taken()
                 if self.due:
                     self._save_and_check()
                 started = time.perf_counter()
             bar.update(count)
+
+    def _waited(self, seconds: float) -> None:
+        self.progress.data_wait_seconds += seconds
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         return batches(
@@ -205,8 +205,8 @@ class StageLoop:
         factor = self._lr_factor(position)
         for group, peak in zip(self.phase.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
-        place = Place(self.phase, epoch, position, self._images())
-        return self.updates.step(place, batch, self._meet)
+        where = {"epoch": epoch, "position": position, "images": self._images()}
+        return self.updates.step(self.phase, batch, **where, meet=self._meet)
 
     def _meet(self) -> None:
         """Before anything waits for the others: whether all save now."""
@@ -261,17 +261,14 @@ class StageLoop:
     def _save(self) -> None:
         self._check_weights(self.progress.epoch)
         changing = checkpoint.changing_tensors(self.model, self.names)
-        self._write(self.resume_path, model=changing, best=self.best, kept=self.phases.kept)
+        self._write(self.resume_path, {"model": changing, "best": self.best, **self.phases.kept})
         self.saved_at = time.monotonic()
 
-    def _write(self, path: Path, **tensors: Any) -> None:
+    def _write(self, path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """These tensors, the optimisers and the position."""
         if self.team.leads:
             self.progress.counts = self.updates.counts
-            own, others = self.optimizer, self.phases.optimizers
-            checkpoint.save_resume(
-                path, **tensors, optimizer=own, others=others, progress=self.progress
-            )
+            checkpoint.save_resume(path, tensors, self.phases.optimizers, self.progress)
 
     def _finish_phase(self, epoch: int) -> None:
         """On to the next phase, or with `step` at the end of the last one to the validation."""
@@ -359,7 +356,7 @@ class StageLoop:
     def _finish(self) -> StageResult:
         folder, progress = self.job.folder, self.progress
         self._save_model("last.safetensors")
-        self._write(folder / "last.optimizer.safetensors", model={}, best={})
+        self._write(folder / "last.optimizer.safetensors", {})
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)

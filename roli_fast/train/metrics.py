@@ -6,9 +6,9 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,29 +80,17 @@ def _copied(rows: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 T = TypeVar("T")
 
 
-class Timed(Generic[T]):
-    """Iterates over `source` and counts the seconds in which it was asked for the next item.
+def timed(source: Iterable[T], waited: Callable[[float], object]) -> Iterator[T]:
+    """The items of `source`; `waited` is told the seconds for which each was waited.
 
     The start counts as well: workers that are forked, the first batch that they decode. Where a GPU
     computes meanwhile, its host waits and it does not: the seconds are an upper bound then.
     """
-
-    def __init__(self, source: Iterable[T]) -> None:
-        self._source = source
-        self._seconds = 0.0
-
-    def __iter__(self) -> Iterator[T]:
+    started = time.perf_counter()
+    for item in source:
+        waited(time.perf_counter() - started)
+        yield item
         started = time.perf_counter()
-        for item in self._source:
-            self._seconds += time.perf_counter() - started
-            yield item
-            started = time.perf_counter()
-        self._seconds += time.perf_counter() - started
-
-    def taken(self) -> float:
-        """The seconds since this was last asked for."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
 
 
 logger = logging.getLogger(__name__)
@@ -114,33 +102,38 @@ class Recorder:
     A record names its place: seed, method, stage, epoch. After a resume the records of epochs that
     will be trained again are dropped, so a resumed run's file equals an uninterrupted one's.
     TensorBoard only shows them again: where it fails it is told once, and the run goes on.
+
+    Args:
+        folder: the run's; None records nothing, as in all processes but the first.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "metrics.jsonl"
-        self._events = folder / "tensorboard"
+    def __init__(self, folder: Path | None) -> None:
+        self._path = folder / "metrics.jsonl" if folder else None
         self._writer: Any = None
-        self._begin()
+        if folder:
+            with self._beside():
+                from torch.utils.tensorboard.writer import SummaryWriter  # may be out of order
 
-    def _begin(self) -> None:
-        with self._beside():
-            from torch.utils.tensorboard.writer import SummaryWriter  # may not be in working order
+                self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-            self._writer = SummaryWriter(str(self._events))
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._writer:
+            with self._beside():
+                self._writer.close()
 
     def add(self, place: Mapping[str, Any], epoch: int, values: Mapping[str, float]) -> None:
         """Record `values` of one epoch of the stage at `place`."""
+        if self._path is None:
+            return
         line = json.dumps({**place, "epoch": epoch, **values})
         with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
-        self._show(place, epoch, values)
-
-    def _show(self, place: Mapping[str, Any], epoch: int, values: Mapping[str, float]) -> None:
         prefix = "/".join(str(value) for value in place.values())
-        with self._beside():
-            if self._writer is None:
-                return
-            for name, value in values.items():
+        for name, value in values.items() if self._writer else ():
+            with self._beside():
                 self._writer.add_scalar(f"{prefix}/{name}", value, epoch)
 
     @contextlib.contextmanager
@@ -153,7 +146,7 @@ class Recorder:
 
     def forget(self, place: Mapping[str, Any], from_epoch: int) -> None:
         """Drop the records of the stage at `place` from `from_epoch` on."""
-        if not self._path.is_file():
+        if self._path is None or not self._path.is_file():
             return
         records, damaged = read_records(self._path)
         if damaged:
@@ -164,37 +157,3 @@ class Recorder:
             if not (place.items() <= record.items() and record["epoch"] >= from_epoch)
         ]
         write_bytes(self._path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        self._replay(kept, tuple(place))
-
-    def _replay(self, records: list[dict[str, Any]], names: tuple[str, ...]) -> None:
-        """Write the events anew: event files cannot forget."""
-        self.close()
-        with self._beside():
-            for path in self._events.glob("events.out.tfevents.*"):
-                path.unlink()
-        self._begin()
-        for record in records:
-            place = {name: record.pop(name) for name in names}
-            self._show(place, record.pop("epoch"), record)
-
-    def close(self) -> None:
-        """Flush and close the event file."""
-        with self._beside():
-            if self._writer:
-                self._writer.close()
-
-
-class NoRecorder(Recorder):
-    """Records nothing: in all processes but the first."""
-
-    def __init__(self) -> None:
-        pass
-
-    def add(self, place: Mapping[str, Any], epoch: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def forget(self, place: Mapping[str, Any], from_epoch: int) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""

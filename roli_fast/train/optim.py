@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -41,11 +42,23 @@ SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """A linear warm-up, then half a cosine to zero."""
+    """A linear warm-up, then half a cosine to zero.
+
+    Args:
+        each: "update"; or "epoch", the rate changes once an epoch and the first epoch of a warm-up
+            has rate 0, as in RoLI's release.
+    """
+
+    each: Literal["update", "epoch"] = "update"
 
     def share(self, update: int, *, epochs: int, steps: int, warmup: float) -> float:
         """As the base says."""
-        return lr_factor(update, total=epochs * steps, warmup=round(warmup * steps))
+        if self.each == "update":
+            return lr_factor(update, total=epochs * steps, warmup=round(warmup * steps))
+        epoch = update // steps
+        if epoch < warmup:
+            return epoch / max(1, warmup)
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
 
 
 @SCHEDULES.register("step")
@@ -68,16 +81,12 @@ class Step(Schedule):
     each: Literal["update", "epoch"] = "update"
 
     def __post_init__(self) -> None:
-        check_choice("schedule.each", self.each, get_args(Literal["update", "epoch"]))
         if not 0 < self.factor < 1:
             raise ArgumentError(describe("schedule.factor", "a number in (0, 1)", self.factor))
-        if not self.milestones or not all(0 < m < math.inf for m in self.milestones):
-            expected = "one or more numbers > 0"
-            fix = "Below 1 they are shares of the stage, from 1 on epochs."
+        rising = [0.0, *self.milestones, math.inf]
+        if any(a >= b for a, b in pairwise(rising)):
+            expected, fix = "ascending numbers > 0", "Below 1 they are shares, from 1 on epochs."
             raise ArgumentError(describe("schedule.milestones", expected, self.milestones, fix))
-        if any(a >= b for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
-            expected = "ascending numbers"
-            raise ArgumentError(describe("schedule.milestones", expected, self.milestones))
 
     def check(self, epochs: int) -> None:
         """As the base says: a milestone that is never reached is a slip."""
@@ -135,10 +144,8 @@ def lr_factor(step: int, *, total: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-Decay = Literal["matrices", "all"]
+Decay = Literal["matrices", "all", "release"]
 """Which trainable tensors decay."""
-
-_FUSED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -155,8 +162,11 @@ class Optimizer:
         betas: of AdamW.
         eps: of AdamW, added to the root of the second moment.
         decay: "matrices", and kernels: 1-D parameters (biases, norms), class tokens, prompts and
-            position tables never decay; or "all", every tensor that trains, as in E-AT's and RAMP's
-            fine-tuning.
+            position tables never decay; "all", every tensor that trains, as in E-AT's and RAMP's
+            fine-tuning; or "release", by 0.01 whatever weight_decay says every tensor whose name
+            lacks "bias", as in RoLI's release.
+        scheduled: "all"; or "decayed", only the tensors that decay follow the schedule, and
+            the rest trains at rate 1, as in the releases of E-AT and RAMP.
         strengths: of lbfgs: values of the penalty strength / 2 ||W||^2 on the mean loss that are
             tried, the bias left out; the highest validation accuracy chooses, of equals the lowest
             validation loss. Empty tries `weight_decay` alone. scikit-learn's C is
@@ -171,23 +181,16 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     decay: Decay = "matrices"
+    scheduled: Literal["all", "decayed"] = "all"
     strengths: tuple[float, ...] = ()
     iterations: int = 500
 
     def __post_init__(self) -> None:
         check_positive("lr", self.lr)
-        check_positive("optimizer.eps", self.eps)
         check_choice("optimizer.name", self.name, ("adamw", "sgd", "lbfgs"))
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ArgumentError(describe("optimizer.betas", "two numbers in [0, 1)", self.betas))
-        if not 0 <= self.momentum < 1:
-            raise ArgumentError(describe("optimizer.momentum", "a number in [0, 1)", self.momentum))
+        check_choice("optimizer.decay", self.decay, get_args(Decay))
         if not self.weight_decay >= 0:
             raise ArgumentError(describe("weight_decay", "a number >= 0", self.weight_decay))
-        check_choice("optimizer.decay", self.decay, get_args(Decay))
-        self._check_lbfgs()
-
-    def _check_lbfgs(self) -> None:
         if self.strengths and self.name != "lbfgs":
             fix = "Others decay by weight_decay: set optimizer.strengths to [] beside them."
             raise ArgumentError(
@@ -195,54 +198,31 @@ class Optimizer:
             )
         if self.strengths and self.weight_decay not in (0.0, Optimizer.weight_decay):
             fix = f"lbfgs tries its strengths: set optimizer.strengths to [{self.weight_decay}]."
-            expected = "0 beside strengths"
-            raise ArgumentError(describe("weight_decay", expected, self.weight_decay, fix))
+            raise ArgumentError(
+                describe("weight_decay", "0 beside strengths", self.weight_decay, fix)
+            )
         for strength in self.strengths:
             check_positive("optimizer.strengths", strength)
-        if len(set(self.strengths)) < len(self.strengths):
-            raise ArgumentError(
-                describe("optimizer.strengths", "different numbers", self.strengths)
-            )
         if self.name == "lbfgs" and not self.strengths and not self.weight_decay:
             fix = "Separable features have no best head without a penalty."
             raise ArgumentError(describe("weight_decay", "a number > 0 with lbfgs", 0, fix))
-        if self.iterations < 1:
-            raise ArgumentError(
-                describe("optimizer.iterations", "an integer >= 1", self.iterations)
-            )
 
     def build(self, model: nn.Module, names: Iterable[str]) -> torch.optim.Optimizer:
-        """The torch optimiser over the named parameters of `model`.
-
-        Raises:
-            ArgumentError: lbfgs, which is no optimiser of batches.
-        """
-        if self.name == "lbfgs":
-            fix = "A stage with it runs through train.linear_probe."
-            raise ArgumentError(describe("optimizer.name", "adamw or sgd", "'lbfgs'", fix))
+        """The torch optimiser, sgd or adamw, over the named parameters of `model`."""
         groups = parameter_groups(model, names, weight_decay=self.weight_decay, decay=self.decay)
         if self.name == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused(groups))
-        return self.adamw(groups)
-
-    def adamw(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-        """torch's AdamW over these groups, with this rate, betas and eps."""
-        return torch.optim.AdamW(
-            groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused(groups)
-        )
+            built = torch.optim.SGD(groups, self.lr, momentum=self.momentum, fused=True)
+        else:
+            built = torch.optim.AdamW(groups, self.lr, self.betas, self.eps, fused=True)
+        if self.scheduled == "decayed":
+            built.register_step_pre_hook(_first_group_alone)
+        return built
 
 
-def fused(groups: list[dict[str, Any]]) -> bool:
-    """Whether torch can update all of these parameters by its fused kernels.
-
-    Those are one pass over a parameter, its gradient and its state. Counts of steps then lie beside
-    the parameters, so that a GPU is never asked for them.
-    """
-    return all(
-        parameter.device.type in ("cpu", "cuda") and parameter.dtype in _FUSED
-        for group in groups
-        for parameter in group["params"]
-    )
+def _first_group_alone(optimizer: torch.optim.Optimizer, _args: Any, _options: Any) -> None:
+    """The original's optimiser begins at rate 1, and its loop writes to the first group alone."""
+    for group in optimizer.param_groups[1:]:
+        group["lr"] = 1.0
 
 
 def parameter_groups(
@@ -256,7 +236,9 @@ def parameter_groups(
     """
     parameters = dict(model.named_parameters())
     chosen, decayed = list(names), list(names)
-    if decay == "matrices":
+    if decay == "release":
+        decayed, weight_decay = [n for n in chosen if "bias" not in n], 0.01
+    elif decay == "matrices":
         exempt = _exempt(model)
         decayed = [n for n in chosen if parameters[n].ndim >= 2 and n not in exempt]
     rest = [n for n in chosen if n not in set(decayed)]

@@ -1,23 +1,20 @@
 """The faults of the papers' releases, one by one, for comparing numbers with them. None is on by
 default.
 
-Each fault is a variant of the component that it concerns (stage, optimiser, attack); the training
+Each fault is an option of the component that it concerns (stage, optimiser, attack); the training
 loop knows none of them. Sources, read and executed: RoLI's official code at 5f34b8f; E-AT's at
 0201a49 and RAMP's at be4971f, which share one.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from roli_fast.attacks import PGD, Attack
 from roli_fast.attacks.pgd import Best
 from roli_fast.errors import ConfigError, describe
-from roli_fast.models import Classifier, HeadInit
+from roli_fast.models import HeadInit
 from roli_fast.peft import Adapter, Bias, LoRA, Method
 from roli_fast.train.optim import Cosine, Optimizer
 from roli_fast.train.stage import Stage
@@ -75,17 +72,27 @@ class PaperCompat:
         """The stage called `name` with the faults in its schedule, optimiser, attack and tuning."""
         if not self.faults:
             return stage
-        parts = _fields(stage) | {
-            "tuning": self._tuning(stage.tuning),
-            "attack": self.attack(stage.attack) if stage.attack else None,
-            "optimizer": ReleaseOptimizer(**_fields(stage.optimizer), faults=self.faults),
-        }
-        return ReleaseStage(**parts, faults=self.faults, after_probe=name == AFTER_PROBE)
+        schedule, zeroed = stage.schedule, stage.zeroed
+        if isinstance(schedule, Cosine) and "zero_lr_epoch" in self.faults:
+            schedule = replace(schedule, each="epoch")
+        if isinstance(stage.tuning, LoRA) and name == AFTER_PROBE and "dead_lora" in self.faults:
+            zeroed = (*zeroed, "lora_a")
+        if isinstance(stage.tuning, Adapter) and "dead_adapter" in self.faults:
+            zeroed = (*zeroed, ".adapter.")
+        return replace(
+            stage,
+            schedule=schedule,
+            zeroed=zeroed,
+            tuning=self._tuning(stage.tuning),
+            attack=self.attack(stage.attack) if stage.attack else None,
+            optimizer=self._optimizer(stage.optimizer),
+        )
 
     def attack(self, attack: Attack) -> Attack:
         """PGD that keeps one iterate for the whole batch; other attacks are not the release's."""
         if "batch_best" in self.faults and isinstance(attack, PGD):
-            return BatchBestPGD(**_fields(replace(attack, keep="best")))
+            own = {f.name: getattr(attack, f.name) for f in fields(attack) if f.init}
+            return BatchBestPGD(**own | {"keep": "best"})
         return attack
 
     def head_init(self, init: HeadInit) -> HeadInit:
@@ -99,70 +106,15 @@ class PaperCompat:
             return replace(tuning, tables=True)
         return tuning
 
-
-@dataclass(frozen=True)
-class ReleaseStage(Stage):
-    """A stage with the faults that concern its schedule and its initial values."""
-
-    faults: tuple[str, ...] = ()
-    after_probe: bool = False
-
-    def lr_factor(self, update: int, *, steps: int) -> float:
-        """As the base says; a cosine with `zero_lr_epoch` is constant within an epoch and 0 in the
-        first. RoLI's release has no other schedule."""
-        if "zero_lr_epoch" not in self.faults or not isinstance(self.schedule, Cosine):
-            return super().lr_factor(update, steps=steps)
-        epoch, warmup = update // steps, self.warmup_epochs
-        if epoch < warmup:
-            return epoch / max(1, warmup)
-        share = (epoch - warmup) / max(1, self.epochs - warmup)
-        return max(0.0, 0.5 * (1 + math.cos(math.pi * share)))
-
-    def begin(self, model: Classifier) -> None:
-        """Zero the factors that never move from there."""
-        lora = isinstance(self.tuning, LoRA) and self.after_probe and "dead_lora" in self.faults
-        adapter = isinstance(self.tuning, Adapter) and "dead_adapter" in self.faults
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if (lora and name.endswith(".lora_a")) or (adapter and ".adapter." in name):
-                    parameter.zero_()
-
-
-@dataclass(frozen=True)
-class ReleaseOptimizer(Optimizer):
-    """An optimiser with the faults that concern the decay, and which rates are scheduled."""
-
-    faults: tuple[str, ...] = ()
-
-    def build(self, model: nn.Module, names: Iterable[str]) -> torch.optim.Optimizer:
-        """As the base says, with the faults of the decay where the optimiser is AdamW."""
-        built = self._decaying(model, names)
+    def _optimizer(self, optimizer: Optimizer) -> Optimizer:
+        if optimizer.name == "adamw" and not optimizer.weight_decay:
+            if "zero_decay_is_sgd" in self.faults:
+                optimizer = replace(optimizer, name="sgd", momentum=0.9)
+        elif optimizer.name == "adamw" and "fixed_decay" in self.faults:
+            optimizer = replace(optimizer, decay="release")
         if "unscheduled_bias" in self.faults:
-            built.register_step_pre_hook(_first_group_alone)
-        return built
-
-    def _decaying(self, model: nn.Module, names: Iterable[str]) -> torch.optim.Optimizer:
-        chosen = list(names)
-        if self.name == "adamw" and not self.weight_decay and "zero_decay_is_sgd" in self.faults:
-            return replace(self, name="sgd", momentum=0.9)._decaying(model, chosen)
-        if self.name == "adamw" and self.weight_decay and "fixed_decay" in self.faults:
-            parameters = dict(model.named_parameters())
-            groups = [
-                {
-                    "params": [parameters[n] for n in chosen if ("bias" in n) == bias],
-                    "weight_decay": w,
-                }
-                for bias, w in ((False, 0.01), (True, 0.0))
-            ]
-            groups = [group for group in groups if group["params"]]
-            return self.adamw(groups)
-        return super().build(model, chosen)
-
-
-def _first_group_alone(optimizer: torch.optim.Optimizer, _args: Any, _options: Any) -> None:
-    """The original's optimiser begins at rate 1, and its loop writes to the first group alone."""
-    for group in optimizer.param_groups[1:]:
-        group["lr"] = 1.0
+            optimizer = replace(optimizer, scheduled="decayed")
+        return optimizer
 
 
 @dataclass(frozen=True)
@@ -177,7 +129,3 @@ class BatchBestPGD(PGD):
 class _BatchBest(Best):
     def better(self, loss: Tensor, kept: Tensor) -> Tensor:
         return (loss.mean() > kept.mean()).expand_as(loss)
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value) if f.init}

@@ -6,39 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from roli_fast.configuration import Schema
-from roli_fast.data import Splits
+from roli_fast.data import ImageDataset, Splits
+from roli_fast.data.table import SPLITS
 from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate import UNION
-from roli_fast.evaluate.shares import accuracy, to_flags
+from roli_fast.evaluate.shares import accuracy, to_flags, to_text
 from roli_fast.files import naming, read_json, write_json
 from roli_fast.running.device import saved_threads
 from roli_fast.running.environment import environment, hash_samples, hash_text
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
-from roli_fast.train.experiment import PLACE_FIELDS, SCHEMA, Experiment, default_lp, in_one_part
-from roli_fast.train.images import all_parts
+from roli_fast.train.experiment import PLACE_FIELDS, SCHEMA, Experiment, in_one_part
 from roli_fast.train.stage import StageResult
-
-LATER: dict[str, Any] = {
-    "other_norms": [],
-    "other_eps": [],
-    "gradient_projection": None,
-    "schedule": {"name": "cosine"},
-    "select": "best",
-    "decay": "matrices",
-    "head_scale": 1.0,
-    "strengths": [],
-    "iterations": 500,
-    "channels": 3,
-    "lp": SCHEMA.to_tree(default_lp()),
-    "ft": None,
-}
-"""Fields that runs begun before they existed lack, and the values that mean the same as lacking."""
-
-TEST = {"images": int, "clean_accuracy": float, "robust_accuracy": dict, "robust_flags": dict}
-"""Fields of test.json that must fit one another."""
 
 
 def open_run_dir(
@@ -50,6 +32,15 @@ def open_run_dir(
 ) -> RunLock:
     """`open_folder` with the configuration of an experiment."""
     return open_folder(folder, SCHEMA.to_yaml(experiment), resume=resume, beside=beside)
+
+
+def all_parts(splits: Mapping[str, Splits | None]) -> dict[str, ImageDataset]:
+    """Every split by its name: "data train", "data val" and so on."""
+    return {
+        f"{name} {part}": getattr(found, part)
+        for name, found in splits.items()
+        for part in (SPLITS if found else ())
+    }
 
 
 def identity(
@@ -65,21 +56,13 @@ def identity(
         hashes: of the images' contents, in the order of each split: "data train" and the like.
     """
     tree = SCHEMA.to_tree(in_one_part(experiment))
-    tree = _as_before({k: v for k, v in tree.items() if k not in PLACE_FIELDS})
+    tree = {name: value for name, value in tree.items() if name not in PLACE_FIELDS}
     out = {"configuration": hash_text(json.dumps(tree, sort_keys=True))}
     for name, dataset in all_parts(splits).items():
         rows = ((dataset.name(i), y) for i, y in enumerate(dataset.labels.tolist()))
         out[f"{name} images"] = hash_samples(rows)
         out[f"{name} pixels"] = hash_text("\n".join(hashes[name]))
     return out
-
-
-def _as_before(tree: Any) -> Any:
-    """A configuration without the `LATER` fields that change nothing: its hash is what it was."""
-    if not isinstance(tree, dict):
-        return tree
-    kept = {k: v for k, v in tree.items() if k not in LATER or v != LATER[k]}
-    return {name: _as_before(value) for name, value in kept.items()}
 
 
 def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:
@@ -96,8 +79,6 @@ def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:
         saved = read_json(path)
         known = saved["identity"]
         changed = [name for name, value in found.items() if known.get(name) != value]
-        # runs that began before pixels were recorded are known by names and labels
-        changed = [name for name in changed if name in known or not name.endswith(" pixels")]
         saved_threads(saved)
     if changed:
         raise RunDirectoryError(
@@ -108,6 +89,14 @@ def saved_environment(folder: Path, found: Mapping[str, str]) -> dict[str, Any]:
     return saved
 
 
+def write_environment(
+    folder: Path, device: torch.device, threads: int, processes: int, found: Mapping[str, str]
+) -> None:
+    """Record versions, machine, kernels and what was run beside the results."""
+    facts = environment(device, threads) | {"processes": processes, "identity": dict(found)}
+    write_json(folder / "environment.json", facts)
+
+
 def read_result(path: Path) -> StageResult:
     """What a finished stage wrote.
 
@@ -116,41 +105,39 @@ def read_result(path: Path) -> StageResult:
     """
     fix = "Delete the stage's folder to train that stage again."
     with naming(path, RunDirectoryError, "run_dir", "a stage's result", fix):
-        return as_result(read_json(path))
+        return Schema(StageResult, {}).build(read_json(path), [])
 
 
-def as_result(tree: Any) -> StageResult:
-    """A stage's result from its plain values. Raises ConfigError for a wrong field."""
-    return Schema(StageResult, {}).build(tree, [])
+def as_test(clean: Tensor, robust: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What test.json holds: accuracies, and the flags of every image for paired tests.
+
+    Args:
+        clean: flags (N,) of the images that are right.
+        robust: column -> flags of those that stay right under its attack; of several the union of
+            all is added.
+    """
+    union = torch.stack([clean, *robust.values()]).all(0)
+    columns = {**robust, UNION: union} if len(robust) > 1 else robust
+    return {
+        "images": len(clean),
+        "clean_accuracy": accuracy(clean),
+        "robust_accuracy": {name: accuracy(flags) for name, flags in columns.items()},
+        "clean_flags": to_text(clean),
+        "robust_flags": {name: to_text(flags) for name, flags in columns.items()},
+    }
 
 
 def read_test(path: Path, experiment: Experiment) -> dict[str, Any]:
     """A finished test, whose accuracies are those of its flags.
 
     Raises:
-        RunDirectoryError: it is damaged; the file and the field are named.
+        RunDirectoryError: it is damaged, or of other attacks.
     """
     with naming(path, RunDirectoryError, "run_dir", "a test's result", "Delete it to test again."):
         tree = read_json(path)
-        for name, kind in TEST.items():
-            if not isinstance(tree[name], kind):
-                raise ValueError(f"{name}: got {tree[name]!r}")
-        expected = set(experiment.evaluations("test"))
-        expected |= {UNION} if len(expected) > 1 else set()
-        shares, flags = tree["robust_accuracy"], tree["robust_flags"]
-        if not shares.keys() == flags.keys() == expected:
-            raise ValueError(f"it is of {sorted(shares)}, expected {sorted(expected)}")
-        texts = {"clean": tree["clean_flags"], **flags}
-        for name, share in {"clean": tree["clean_accuracy"], **shares}.items():
-            found = to_flags(texts[name])
-            if len(found) != tree["images"] or abs(accuracy(found) - share) > 1e-6:
-                raise ValueError(f"accuracy and flags of {name} differ")
+        robust = {
+            name: to_flags(tree["robust_flags"][name]) for name in experiment.evaluations("test")
+        }
+        if as_test(to_flags(tree["clean_flags"]), robust) != tree:
+            raise ValueError("accuracies and flags differ")
         return tree
-
-
-def write_environment(
-    folder: Path, device: torch.device, threads: int, processes: int, found: Mapping[str, str]
-) -> None:
-    """Record versions, machine, kernels and what was run beside the results."""
-    facts = environment(device, threads) | {"processes": processes, "identity": dict(found)}
-    write_json(folder / "environment.json", facts)

@@ -64,6 +64,8 @@ class Stage:
         head_scale: factor by which the head's weight and bias are multiplied once, before the first
             update: how far features move depends on the scale of the head (LP-FT). A gradient of
             cross-entropy vanishes behind a very large head, for training and attacks alike.
+        zeroed: words; tensors that train and have one in their name begin at zero, as "lora_a" and
+            "adapter" do in RoLI's release.
     """
 
     epochs: int = 20
@@ -81,6 +83,7 @@ class Stage:
     engine: Engine = field(default_factory=lambda: Engine(fold=True))
     gradient_projection: GradientProjection | None = None
     head_scale: float = 1.0
+    zeroed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
@@ -107,29 +110,11 @@ class Stage:
         """Raise `ArgumentError` for what lbfgs cannot do."""
         if not self.solves:
             return
-        alike = Adversarial()
-        wanted: dict[str, tuple[bool, str, object]] = {
-            "tuning": (isinstance(self.tuning, Linear), "linear", self.tuning),
-            "attack": (
-                self.attack is None,
-                "null: attacked images change with the head",
-                self.attack,
-            ),
-            "objective": (self.objective == alike, "adversarial, plain", self.objective),
-            "gradient_projection": (
-                self.gradient_projection is None,
-                "null",
-                self.gradient_projection,
-            ),
-            "head_scale": (
-                self.head_scale == 1,
-                "1, as the head it begins with does not matter",
-                self.head_scale,
-            ),
-            "epochs": (self.epochs == 1, "1, as each image is looked at once", self.epochs),
-        }
-        for name, (good, expected, got) in wanted.items():
-            if not good:
+        plain = Stage(epochs=1, tuning=Linear(), attack=None)
+        alike = {"tuning": "linear", "attack": "null", "objective": "adversarial, plain"}
+        alike |= {"gradient_projection": "null", "head_scale": "1", "epochs": "1"}
+        for name, expected in alike.items():
+            if (got := getattr(self, name)) != getattr(plain, name):
                 fix = "Or train by sgd or adamw."
                 raise ArgumentError(
                     describe(name, f"{expected}, with optimizer.name lbfgs", got, fix)
@@ -158,15 +143,13 @@ class Stage:
             ArgumentError: the tuning cannot be applied to this model.
         """
         names = apply(model, self.tuning, seed=seed)
-        if self.head_scale != 1:
-            with torch.no_grad():
-                for parameter in model.head.parameters():
-                    parameter.mul_(self.head_scale)
-        self.begin(model)
+        with torch.no_grad():
+            for parameter in model.head.parameters() if self.head_scale != 1 else ():
+                parameter.mul_(self.head_scale)
+            for name in names:
+                if any(word in name for word in self.zeroed):
+                    model.get_parameter(name).zero_()
         return names
-
-    def begin(self, model: Classifier) -> None:
-        """Called once `tuning` is applied to `model`, before anything trains or is resumed."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from roli_fast import peft
 from roli_fast.data import Splits
-from roli_fast.errors import ArgumentError, CheckpointError, describe
+from roli_fast.errors import CheckpointError, describe
 from roli_fast.models import Classifier, create, init_head, load_backbone, load_head
 from roli_fast.seeds import derive_seed
 from roli_fast.train.experiment import KEEPS_HEAD, Experiment
@@ -30,13 +30,11 @@ def starting_model(
         The model on the CPU.
 
     Raises:
-        ArgumentError: the method has no such stage.
         CheckpointError: a file of the run is missing or damaged, or the weights that it started
             from have moved.
     """
     model = untuned_model(experiment, splits, seed, method, number, run_dir)
-    _, stage = _stage(experiment, method, number)
-    stage.prepare(model, seed=seed)
+    experiment.stages(method)[number - 1][1].prepare(model, seed=seed)
     return model
 
 
@@ -49,7 +47,7 @@ def trained_model(
     Arguments and errors as for `starting_model`.
     """
     model = untuned_model(experiment, splits, seed, method, number, run_dir)
-    name, stage = _stage(experiment, method, number)
+    name, stage = experiment.stages(method)[number - 1]
     finish(model, stage, stage_folder(run_dir, seed, method, number, name), seed=seed)
     return model
 
@@ -62,13 +60,12 @@ def untuned_model(
 
     Arguments and errors as for `starting_model`.
     """
-    _stage(experiment, method, number)
     weights: Path | None = None
     if experiment.source:
         weights = _there(pretrain_folder(run_dir, seed) / "best.safetensors", run_dir)
     model = fresh_model(experiment, splits, seed, method=method, weights=weights)
     if number > 1:
-        name, _ = _stage(experiment, method, number - 1)
+        name, _ = experiment.stages(method)[number - 2]
         before = stage_folder(run_dir, seed, method, number - 1, name)
         load_head(model, _there(before / "head.safetensors", run_dir))
     return model
@@ -124,13 +121,6 @@ def stage_folder(run_dir: Path, seed: int, method: str, number: int, name: str) 
 def pretrain_folder(run_dir: Path, seed: int) -> Path:
     """Where the pretraining on `source` lies."""
     return run_dir / f"seed-{seed}" / "pretrain"
-
-
-def _stage(experiment: Experiment, method: str, number: int) -> tuple[str, Stage]:
-    stages = experiment.stages(method)
-    if not 1 <= number <= len(stages):
-        raise ArgumentError(describe("number", f"1 to {len(stages)}, stages of {method}", number))
-    return stages[number - 1]
 
 
 def _there(path: Path, where: Path) -> Path:

@@ -17,7 +17,7 @@ from roli_fast.engine.batch_norm import mended
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.train.checkpoint import changing_tensors, copy_tensors, put_tensors
-from roli_fast.train.objectives import Adversarial, Objective
+from roli_fast.train.objectives import Adversarial, Objective, Step
 from roli_fast.train.stage import Job
 
 
@@ -89,8 +89,8 @@ class Phases:
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers beside the stage's own, by the names of their phases."""
-        return {phase.name: phase.optimizer for phase in self.all[:-1]}
+        """The optimisers by the names of their phases."""
+        return {phase.name: phase.optimizer for phase in self.all}
 
     def settle(self, objective: Objective) -> None:
         """Let the stage's own minimise `objective`."""
@@ -204,23 +204,6 @@ ROW = 3
 """Numbers that an update reports: summed loss, right, images."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an update stands.
-
-    Args:
-        phase: whose it is.
-        epoch: from 0.
-        position: updates of this phase before it, over all epochs.
-        images: its images, over all processes.
-    """
-
-    phase: Phase
-    epoch: int
-    position: int
-    images: int
-
-
 class Updates:
     """Makes the updates of a stage.
 
@@ -247,18 +230,30 @@ class Updates:
         if saved:
             self._counts = self._counts.new_tensor(saved)
 
-    def step(self, place: Place, batch: Batch, meet: Callable[[], None]) -> Tensor:
+    def step(  # noqa: PLR0913 - where it stands
+        self,
+        phase: Phase,
+        batch: Batch,
+        *,
+        epoch: int,
+        position: int,
+        images: int,
+        meet: Callable[[], None],
+    ) -> Tensor:
         """One optimiser step on this process's images; returns (summed loss, right, images) of
         them, still on the device.
 
         Args:
-            place: where it stands.
+            phase: whose it is.
             batch: the images.
+            epoch: from 0.
+            position: updates of this phase before it, over all epochs.
+            images: how many, over all processes.
             meet: called before anything waits for the other processes.
         """
-        phase, rank, images = place.phase, self.team.rank, place.images
+        rank = self.team.rank
         # dropout and DropPath; the caller's state is forked away
-        where = (place.position, rank) if rank else (place.position,)
+        where = (position, rank) if rank else (position,)
         torch.manual_seed(derive_seed(*phase.source, "update", *where))
         # with fewer images than processes, some repeat what another does, and count for nothing
         world = self.team.world
@@ -266,11 +261,11 @@ class Updates:
         phase.optimizer.zero_grad(set_to_none=True)
         rows: list[Tensor] = []
         runs = shares(len(batch.y), self.stage.accumulate)
-        objective = self._objective(place)
+        objective = self._objective(phase, position)
         for run in runs:
             part = Batch(batch.x[run], batch.y[run], batch.ids[run])
             weight = own * len(part.y) / images
-            rows.append(self.backward(place, objective, part, weight=weight))
+            rows.append(self.backward(phase, epoch, objective, part, weight))
         meet()
         self.replicas.merge(own * len(batch.y) / images)
         phase.optimizer.step()
@@ -279,24 +274,26 @@ class Updates:
             self._counts = self._counts + self.team.sum_(row[ROW:].clone())
         return row[:ROW]
 
-    def _objective(self, place: Place) -> Objective:
+    def _objective(self, phase: Phase, position: int) -> Objective:
         """That of one update, the same in all processes."""
-        objective = place.phase.objective
+        objective = phase.objective
         if not objective.draws:
             return objective
-        generator = derived_generator(*place.phase.source, "objective", place.position)
+        generator = derived_generator(*phase.source, "objective", position)
         return objective.chosen(self._counts.cpu(), generator)
 
-    def backward(self, place: Place, objective: Objective, part: Batch, *, weight: float) -> Tensor:
+    def backward(
+        self, phase: Phase, epoch: int, objective: Objective, part: Batch, weight: float
+    ) -> Tensor:
         """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
         `step`, and after it what the objective counts."""
-        phase, device = place.phase, part.x.device
+        device = part.x.device
         # one source an epoch, in which an image draws by its id: parts and batches play no part
-        generator = derived_generator(*phase.source, "attack", place.epoch, device=device)
-        attack = phase.attack if place.epoch >= self.stage.clean_epochs else None
+        generator = derived_generator(*phase.source, "attack", epoch, device=device)
+        attack = phase.attack if epoch >= self.stage.clean_epochs else None
         engine = self.stage.engine
         with engine.training(device):
-            terms = objective(self.model, part, attack, generator, engine)
+            terms = objective(Step(self.model, part, attack, generator, engine))
         mended(terms.loss * weight).backward()
         right = (terms.logits.argmax(1) == part.y).sum()
         count = len(part.y)

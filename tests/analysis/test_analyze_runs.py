@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from roli_fast.analysis.deep import PARTS
 from roli_fast.analyze import check_budget, main, parse, run, targets
 from roli_fast.errors import ConfigError, InterruptedRunError, RunDirectoryError
 from roli_fast.running.lock import RunLock
-from roli_fast.train.analysis import MethodAnalysis
 from roli_fast.train.sweep import Axis, run_sweep
 
 QUICK = ("--finetune.epochs=1", "--data.max_per_class=12", "--analysis_images=20")
@@ -100,30 +100,6 @@ def test_a_stop_keeps_what_is_finished(run_dir: Path, monkeypatch: pytest.Monkey
     assert "kernel" in analysis_of(run_dir)["stages"][1]
 
 
-def test_a_stop_in_a_repetition_loses_no_deep_part(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    where = run_dir / "seed-0" / "roli"
-    analyse(where, "--ft_ratio", "--images", 6)
-    before = analysis_of(run_dir)
-    original = MethodAnalysis.last_model
-
-    def stopping(self: MethodAnalysis, number: int) -> Any:
-        if number == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self, number)
-
-    monkeypatch.setattr(MethodAnalysis, "last_model", stopping)
-    with pytest.raises(InterruptedRunError, match="SIGTERM"):
-        analyse(where, "--images", 5, "--again")
-    monkeypatch.undo()
-    assert analysis_of(run_dir) == before
-    analyse(where, "--images", 5, "--again")
-    after = analysis_of(run_dir)
-    assert after["images"]["train"] == 5
-    assert after["stages"][1]["one_step"] == before["stages"][1]["one_step"]
-
-
 def test_which_trainings_are_meant(run_dir: Path) -> None:
     def found(*folders: Path, **chosen: Any) -> list[tuple[int, str]]:
         return [(t.seed, t.method) for t in targets(folders, **chosen)]
@@ -138,7 +114,7 @@ def test_which_trainings_are_meant(run_dir: Path) -> None:
         found(run_dir, seeds=(0, 7))
     with pytest.raises(ConfigError, match="seed-S/METHOD"):
         found(run_dir / "tensorboard")
-    with pytest.raises(ConfigError, match="which is no folder"):
+    with pytest.raises(ConfigError, match="`RUN`: expected a folder"):
         found(run_dir / "nothing")
 
 
@@ -153,50 +129,34 @@ def test_the_cells_of_a_sweep(tmp_path: Path) -> None:
     assert sorted(tree["images"]["test"] for tree in trees) == [0, 6]  # the chosen one's alone
 
 
-def _no_weights(run: Path) -> None:
-    (run / "seed-0/roli/stage-2-finetune/best.safetensors").unlink()
+def changed(before: str, after: str) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        path = run / "config.yaml"
+        path.write_text(path.read_text().replace(before, after))
+
+    return change
 
 
-def _unfinished(run: Path) -> None:
-    (run / "seed-0/roli/stage-2-finetune/result.json").unlink()
+def without(name: str) -> Callable[[Path], None]:
+    return lambda run: (run / name).unlink()
 
 
-def _no_head(run: Path) -> None:
-    (run / "seed-0/roli/stage-1-probe/head.safetensors").unlink()
-
-
-def _other_images(run: Path) -> None:
-    path = run / "config.yaml"
-    path.write_text(path.read_text().replace("max_per_class: 12", "max_per_class: 11"))
-
-
-def _weights_moved(run: Path) -> None:
-    path = run / "config.yaml"
-    path.write_text(path.read_text().replace("weights: null", "weights: gone.safetensors"))
-
-
-def _data_moved(run: Path) -> None:
-    path = run / "config.yaml"
-    text = path.read_text().replace("name: digits", "name: image_folder\n  root: gone")
-    path.write_text("\n".join(x for x in text.splitlines() if "  classes:" not in x))
-
-
-def _no_environment(run: Path) -> None:
-    (run / "environment.json").unlink()
+FINETUNED = "seed-0/roli/stage-2-finetune"
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (_no_weights, ["`RUN`", "a finished run", "best.safetensors", "--resume"]),
-        (_unfinished, ["`RUN`", "a finished run", "result.json", "--resume"]),
-        (_no_head, ["head.safetensors"]),
-        (_other_images, ["another data train images"]),
-        (_weights_moved, ["gone.safetensors"]),
-        (_data_moved, ["the data of", "gone"]),
-        (_no_environment, ["environment.json", "Put it back"]),
+        (
+            without(f"{FINETUNED}/best.safetensors"),
+            ["`RUN`", "a finished run", "best.safetensors", "--resume"],
+        ),
+        (without("seed-0/roli/stage-1-probe/head.safetensors"), ["head.safetensors"]),
+        (changed("max_per_class: 12", "max_per_class: 11"), ["another data train images"]),
+        (changed("weights: null", "weights: gone.safetensors"), ["gone.safetensors"]),
+        (without("environment.json"), ["environment.json", "Put it back"]),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
+    ids=["weights", "head", "images", "backbone", "environment"],
 )
 def test_a_run_that_is_not_whole_is_refused(
     damage: Any, words: list[str], run_dir: Path, caplog: pytest.LogCaptureFixture

@@ -1,5 +1,5 @@
 """Calibration errors: by hand, and beside torchmetrics and scikit-learn; the fitted temperature: by
-hand, beside scipy, and where none can be fitted."""
+hand, by its slope, and where none can be fitted."""
 
 import json
 import math
@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -22,7 +21,7 @@ from roli_fast.analysis.calibration import (
     nll,
     reliability,
 )
-from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.errors import ArgumentError
 
 
 def logits_of(*rows: tuple[float, ...]) -> torch.Tensor:
@@ -41,7 +40,7 @@ def drawn(n: int = 3000, classes: int = 7, scale: float = 2.0, seed: int = 0):
     return logits, torch.multinomial((logits / 2).softmax(1), 1, generator=generator).squeeze(1)
 
 
-def test_the_bins_of_four_samples() -> None:
+def test_bins_and_errors_of_four_samples() -> None:
     found = reliability(*HAND, bins=4)
     assert [(own.low, own.high, own.count) for own in found] == [
         (0.0, 0.25, 0),
@@ -51,14 +50,14 @@ def test_the_bins_of_four_samples() -> None:
     ]
     assert [own.confidence for own in found] == pytest.approx([0, 0, 0.65, 0.85])
     assert [own.accuracy for own in found] == [0, 0, 0.5, 0.5]
-
-
-def test_errors_of_four_samples() -> None:
     assert ece(*HAND, bins=4) == pytest.approx((2 * 0.15 + 2 * 0.35) / 4)
     assert mce(*HAND, bins=4, least=2) == pytest.approx(0.35)
     assert mce(*HAND, bins=4, least=3) is None
     assert nll(*HAND) == pytest.approx(-math.log(0.9 * 0.2 * 0.7 * 0.4) / 4)
     assert brier(*HAND) == pytest.approx((0.1**2 + 0.8**2 + 0.3**2 + 0.6**2) / 4)
+    tree = measure(*HAND, bins=4, least=3)
+    assert json.loads(json.dumps(tree)) == tree and tree["accuracy"] == 0.5
+    assert tree["mce"] is None and tree["bins"][3]["confidence"] == pytest.approx(0.85)
 
 
 def test_a_bin_is_open_below_and_closed_above() -> None:
@@ -76,14 +75,16 @@ def test_few_samples_do_not_decide_the_maximum() -> None:
     assert mce(logits, y) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("bins", [1, 10, 15])
-def test_as_torchmetrics(bins: int) -> None:
-    """Which rounds to fp32."""
+def test_as_torchmetrics_and_scikit_learn() -> None:
+    """The first rounds to fp32."""
     logits, y = drawn()
-    for norm, value in (("l1", ece(logits, y, bins)), ("max", mce(logits, y, bins, least=1))):
-        p = logits.double().softmax(1)
-        other = multiclass_calibration_error(p, y, num_classes=7, n_bins=bins, norm=norm)
+    p = logits.double().softmax(1)
+    for norm, value in (("l1", ece(logits, y)), ("max", mce(logits, y, least=1))):
+        other = multiclass_calibration_error(p, y, num_classes=7, n_bins=15, norm=norm)
         assert value == pytest.approx(float(other), abs=1e-6)
+    assert nll(logits, y) == pytest.approx(log_loss(y.numpy(), p.numpy()), rel=1e-12)
+    summed = (p - torch.eye(7)[y]).square().sum(1).mean()
+    assert brier(logits, y) == pytest.approx(float(summed) / 7, rel=1e-12)
 
 
 def test_certainty_is_no_bin_of_its_own() -> None:
@@ -93,41 +94,6 @@ def test_certainty_is_no_bin_of_its_own() -> None:
     assert ece(logits, y, bins=10) == pytest.approx(0.475)
     other = multiclass_calibration_error(p, y, num_classes=2, n_bins=10, norm="l1")
     assert float(other) == pytest.approx((0.05 + 1) / 2), "torchmetrics agrees by now: use it"
-
-
-def test_as_scikit_learn() -> None:
-    logits, y = drawn()
-    p = logits.double().softmax(1)
-    assert nll(logits, y) == pytest.approx(log_loss(y.numpy(), p.numpy()), rel=1e-12)
-    summed = (p - torch.eye(7)[y]).square().sum(1).mean()
-    assert brier(logits, y) == pytest.approx(float(summed) / 7, rel=1e-12)
-
-
-def test_labels_drawn_from_the_probabilities_are_calibrated() -> None:
-    logits, y = drawn(200_000)
-    assert ece(logits / 2, y) < 0.004 < 0.1 < ece(logits, y)
-
-
-def test_no_order_shift_or_dtype_matters() -> None:
-    logits, y = drawn(500)
-    order = torch.randperm(500, generator=torch.Generator().manual_seed(1))
-    moved = logits.double()[order] + torch.randn(500, 1).double()
-    for metric in (ece, nll, brier):
-        assert metric(moved, y[order]) == pytest.approx(metric(logits, y), rel=1e-9)
-    assert ece(logits.bfloat16(), y) == ece(logits.bfloat16().float(), y)
-
-
-def test_measure_is_a_tree_for_json() -> None:
-    found = measure(*HAND, bins=4, least=3)
-    assert json.loads(json.dumps(found)) == found
-    assert found["accuracy"] == 0.5 and found["mce"] is None
-    assert found["bins"][3] == {
-        "low": 0.75,
-        "high": 1.0,
-        "count": 2,
-        "confidence": pytest.approx(0.85),
-        "accuracy": 0.5,
-    }
 
 
 def test_the_report_gives_each_kind_of_image_its_own_temperature() -> None:
@@ -148,43 +114,20 @@ def test_the_report_gives_each_kind_of_image_its_own_temperature() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-def test_a_report_on_few_images_says_so_and_changes_nothing() -> None:
-    few = drawn(25)
-    found = calibration.report(few, few, drawn(50), drawn(50))
-    for own in found.values():
-        assert (own["temperature"], own["fitted"], own["validation_images"]) == (1.0, False, 25)
-        assert own["reason"].startswith("25 validation images, fewer than 100")
-        assert own["before"] == own["after"] and own["test_images"] == 50
-
-
 @pytest.mark.parametrize(
     ("logits", "y", "message"),
     [
         (torch.zeros(0, 3), torch.zeros(0).long(), "`logits`: expected shape"),
-        (torch.zeros(2, 1), torch.zeros(2).long(), "`logits`: expected shape"),
         (torch.zeros(2, 3, 1), torch.zeros(2).long(), "`logits`: expected shape"),
         (torch.zeros(2, 3), torch.zeros(3).long(), "`y`: expected one class a sample"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), "`y`: expected labels in"),
         (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "1 of 1 samples"),
-        (torch.tensor([[0.0, math.inf]]), torch.tensor([0]), "1 of 1 samples"),
     ],
 )
 def test_what_cannot_be_measured(logits: torch.Tensor, y: torch.Tensor, message: str) -> None:
     for metric in (ece, mce, nll, brier, measure, reliability, calibration.fit_temperature):
         with pytest.raises(ArgumentError, match=message):
             metric(logits, y)
-
-
-def test_types_and_numbers_that_are_refused() -> None:
-    with pytest.raises(ArgumentTypeError, match="`logits`: expected a floating-point"):
-        ece(torch.zeros(2, 3).long(), torch.zeros(2).long())
-    with pytest.raises(ArgumentTypeError, match="`y`"):
-        ece(torch.zeros(2, 3), torch.zeros(2))
-    for bins in (0, 1.5, True):
-        with pytest.raises(ArgumentError, match="`bins`"):
-            ece(*HAND, bins=bins)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="`least`"):
-        mce(*HAND, least=0)
 
 
 def two_classes(right: int, wrong: int, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,18 +152,7 @@ def scaled(seed: int, scale: float, classes: int = 5, n: int = 300):
     return logits, torch.multinomial((logits / scale).softmax(1), 1, generator=generator)[:, 0]
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
-def test_as_scipy(scale: float) -> None:
-    logits, y = scaled(0, scale)
-    found = fit_temperature(logits, y)
-    other = minimize_scalar(
-        lambda b: nll(b * logits, y), bounds=(1e-2, 1e2), method="bounded", options={"xatol": 1e-10}
-    )
-    assert found.fitted and 1 / found.value == pytest.approx(other.x, rel=1e-5)
-    assert nll(logits / found.value, y) <= other.fun + 1e-12
-
-
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**16), scale=st.floats(0.3, 20), factor=st.floats(0.3, 3))
 def test_properties(seed: int, scale: float, factor: float) -> None:
     """The slope is zero there, never worse than T = 1, and scaling logits scales T."""
@@ -234,18 +166,6 @@ def test_properties(seed: int, scale: float, factor: float) -> None:
     assert float(loss.detach()) <= nll(logits, y) + 1e-15
     other = fit_temperature(factor * logits, y)
     assert other.value == pytest.approx(factor * found.value, rel=1e-8)
-
-
-def test_an_already_fitted_set_needs_no_temperature() -> None:
-    logits, y = scaled(2, 4.0)
-    first = fit_temperature(logits, y)
-    assert fit_temperature(logits / first.value, y).value == pytest.approx(1, rel=1e-10)
-
-
-def test_fp32_logits_give_the_fp64_answer() -> None:
-    logits, y = scaled(3, 2.0)
-    found = fit_temperature(logits.float(), y)
-    assert found.value == fit_temperature(logits.float().double(), y).value
 
 
 @pytest.mark.parametrize(

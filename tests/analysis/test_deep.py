@@ -61,13 +61,6 @@ def test_plain_sgd_makes_the_step_that_is_predicted() -> None:
     assert tree["clean"]["predicted"] != tree["adversarial"]["predicted"]
 
 
-def test_a_zero_head_moves_no_feature() -> None:
-    model = tiny().double().eval()
-    nn.init.zeros_(model.head.weight)
-    tree = one_step_tree(start(model=model))["clean"]
-    assert (tree["ft_ratio"], tree["predicted"]) == (0, 0)
-
-
 @pytest.mark.parametrize("flag", list(PARTS))
 def test_a_part_takes_what_is_told(flag: str) -> None:
     """Its progress image by image; and at least the forwards that are made, in forwards."""
@@ -121,5 +114,3 @@ def test_a_kernel_above_its_memory_is_refused() -> None:
     check_memory(2 * fitting, 102, 8, 2**31)
     with pytest.raises(ArgumentError, match="inputs x 102 classes"):
         check_memory(2 * (fitting + 1), 102, 8, 2**31)
-    few = start(train=lambda: double(batches(1))[1:])
-    assert kernel_tree(few)["regression"] is None  # four images, five folds

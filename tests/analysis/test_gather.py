@@ -6,9 +6,9 @@ from text_encoder import TextEncoder, token_batches
 from tiny_models import SIZES, SMALL, Mixed, images, tiny, untouched
 
 from roli_fast import PGD
-from roli_fast.analysis import LinearHead, gather, margin_sensitivity, robust_drift
+from roli_fast.analysis import LinearHead, gather, robust_drift
 from roli_fast.data import Batch
-from roli_fast.engine import Engine, InputGradient
+from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.evaluate import evaluate
 from roli_fast.seeds import derived_generator
@@ -29,37 +29,26 @@ def whole(batches: list[Batch]) -> Batch:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_clean_samples_of_real_networks(name: str) -> None:
-    model, batches = tiny(name).train(), batches_of(5, SIZES[name], 2)
-    with untouched(model):
-        found = gather(model, batches)
-    x, y, ids = whole(batches)
-    model.eval()
-    with torch.no_grad():
-        assert torch.allclose(found.features, model.features(x), atol=1e-5)
-        assert torch.allclose(found.logits, model(x), atol=1e-5)
-        assert torch.allclose(model.head(found.features), found.logits, atol=1e-5)
-    assert torch.equal(found.y, y) and torch.equal(found.ids, ids)
-    assert len(found) == 5 and found.x is None
-    assert found.features.dtype == found.logits.dtype == torch.float32
-    assert not found.features.requires_grad
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_attacked_samples_of_real_networks(name: str) -> None:
+def test_samples_of_real_networks_clean_and_attacked(name: str) -> None:
     model, batches = tiny(name).train(), batches_of(4, SIZES[name], 2)
     with untouched(model):
         found = gather(model, batches, PGD(steps=2), seed=3, keep_images=True)
+        clean = gather(model, batches)
+    x, y, ids = whole(batches)
     model.eval()
+    with torch.no_grad():
+        assert torch.allclose(clean.features, model.features(x), atol=1e-5)
+        assert torch.allclose(clean.logits, model(x), atol=1e-5)
+        assert torch.allclose(model.head(clean.features), clean.logits, atol=1e-5)
+    assert torch.equal(clean.y, y) and torch.equal(clean.ids, ids)
+    assert len(clean) == 4 and clean.x is None and not clean.features.requires_grad
     for place, (x, y, ids) in enumerate(batches):
         draws = derived_generator("evaluate", 3, "pgd-2")
         x_adv = PGD(steps=2)(model, x, y, draws, sample_ids=ids)
         part = slice(2 * place, 2 * place + 2)
         assert found.x is not None and torch.equal(found.x[part], x_adv)
         assert torch.equal(found.features[part], model.features(x_adv))
-    clean = gather(model, batches)
     assert robust_drift(clean.features, found.features).absolute > 0
-    assert torch.equal(gather(model, batches, PGD(steps=2), seed=3).features, found.features)
 
 
 def test_a_text_encoder() -> None:
@@ -75,21 +64,6 @@ def test_a_text_encoder() -> None:
         gather(LinearHead.of(model, "out"), batches, PGD())
 
 
-def test_a_draw_depends_on_the_id_and_not_on_the_batch() -> None:
-    model, batches = tiny(), batches_of(6, 8, 2)
-    one = gather(model, batches, PGD_L2)
-    x, y, ids = whole(batches)
-    turned = Batch(x.flip(0), y.flip(0), ids.flip(0))
-    other = gather(model, [turned], PGD_L2)
-    assert torch.allclose(one.features, other.features.flip(0), atol=1e-4)
-    assert torch.equal(other.ids, ids.flip(0))
-    moved = gather(model, [Batch(x, y, ids + 1)], PGD_L2)
-    assert not torch.allclose(one.features, moved.features, atol=1e-3)
-    assert not torch.allclose(
-        one.features, gather(model, batches, PGD_L2, seed=1).features, atol=1e-3
-    )
-
-
 def test_the_attack_is_that_of_an_evaluation() -> None:
     model, attack = tiny(num_classes=3), PGD(eps=0.2, step_size=0.1, steps=2)
     x, _, ids = whole(batches_of(8, 8, 8, 3))
@@ -103,12 +77,8 @@ def test_the_attack_is_that_of_an_evaluation() -> None:
 
 def test_engines_attack_and_the_plain_model_looks() -> None:
     model, batches = tiny(), batches_of(4, 8, 4)
-    whole = gather(model, batches, PGD_L2, keep_images=True)
-    split = gather(model, batches, PGD_L2, engine=Engine(batch_size=1))
-    assert torch.allclose(split.features, whole.features, atol=1e-4)
     short = gather(model, batches, PGD_L2, engine=Engine(dtype=torch.bfloat16), keep_images=True)
     assert short.x is not None and short.x.dtype == torch.float32
-    assert whole.x is not None and not torch.equal(short.x, whole.x)
     assert torch.equal(short.features, model.eval().features(short.x))
 
 
@@ -134,36 +104,20 @@ def test_a_stop_gives_the_model_back() -> None:
     assert done == [2, 2] and not model.head._forward_hooks
 
 
-def test_an_entered_engine_is_left_alone() -> None:
-    model = tiny()
-    with untouched(model), InputGradient(model):
-        inside = gather(model, batches_of(3, 8, 3))
-    assert torch.equal(inside.features, gather(model, batches_of(3, 8, 3)).features)
-
-
 def test_wrong_calls() -> None:
     model, batches = tiny(), batches_of(3, 8, 3)
     (batch,) = batches
     with pytest.raises(ArgumentError, match="`batches`: expected at least one sample, got none"):
         gather(model, [])
-    with pytest.raises(ArgumentError, match="`batches`: expected at least one sample, got none"):
-        gather(model, [Batch(batch.x[:0], batch.y[:0], batch.ids[:0])])
-    with pytest.raises(ArgumentError, match="one linear head"):
-        gather(Mixed(), batches)
     with pytest.raises(ArgumentError, match="labels in"):
         gather(model, [batch._replace(y=batch.y + 3)])
     with pytest.raises(ArgumentTypeError, match="one class a sample, an int64 tensor"):
         gather(model, [batch._replace(y=batch.y.int())])
-    with pytest.raises(ArgumentError, match="norm"):
-        gather(model, batches, PGD(norm=None))
 
 
 def test_the_callers_grad_mode_changes_nothing() -> None:
     model, batches = tiny(), batches_of(3, 8, 3)
     plain = gather(model, batches, PGD_L2).features
-    slopes = margin_sensitivity(model, batches, "l2").samples
     for around in (torch.no_grad, torch.inference_mode):
         with around(), untouched(model):
-            found = gather(model, batches, PGD_L2).features
-            steepness = margin_sensitivity(model, batches, "l2").samples
-        assert torch.equal(found, plain) and torch.equal(steepness, slopes)
+            assert torch.equal(gather(model, batches, PGD_L2).features, plain)

@@ -1,5 +1,7 @@
 """The light analysis against sums by hand, and which images it attacks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import images, tiny
@@ -82,7 +84,9 @@ def test_the_same_function_is_attacked_once(monkeypatch: pytest.MonkeyPatch) -> 
     """A stage begins where the one before ended: its images under attack are known."""
     model = tiny().eval()
     own = survey()
-    end = own.point(model)
+    seen: list[int] = []
+    end = replace(own, after_batch=seen.append).point(model)
+    assert sum(seen) == 40
     attacked: list[int] = []
     original = PGD.run
 
@@ -96,13 +100,6 @@ def test_the_same_function_is_attacked_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert again.train is end.train
     own.point(changed(model, "head"), end)
     assert sum(attacked) == 20
-
-
-def test_batches_are_told_and_may_stop() -> None:
-    seen: list[int] = []
-    own = Survey(ATTACK, lambda: batches(1), lambda: batches(2), after_batch=seen.append)
-    own.point(tiny().eval())
-    assert sum(seen) == 40
 
 
 def test_calibration_is_of_both_kinds() -> None:

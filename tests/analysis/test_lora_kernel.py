@@ -47,6 +47,8 @@ def test_with_an_orthogonal_a_one_network_has_exactly_that_kernel() -> None:
     method = peft.LoRA(rank=16, alpha=24.0, targets=("q", "v"))
     expected = lora_kernel(model, method, X.double(), draws=1).expected
     names = peft.apply(model, method)
+    drawn = model.get_parameter(next(name for name in names if "lora_a" in name))
+    assert float(drawn.detach().var()) == pytest.approx(start_variance(16), rel=0.1)
     own = [name for name in names if "lora" in name]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -59,22 +61,14 @@ def test_with_an_orthogonal_a_one_network_has_exactly_that_kernel() -> None:
 
 
 def test_the_mean_over_draws_nears_it() -> None:
-    found = lora_kernel(network(), METHOD, X, draws=40, dtype=torch.float64)
+    found = lora_kernel(network(), METHOD, X, draws=20, dtype=torch.float64)
     single = sum(found.errors) / len(found.errors)
-    assert found.error < 2 * single / 40**0.5 < 0.5 * single
-    assert len(set(found.errors)) == 40
+    assert found.error < 2 * single / 20**0.5 < 0.5 * single
+    assert len(set(found.errors)) == 20
     again = lora_kernel(network(), METHOD, X, draws=2, dtype=torch.float64)
     assert again.errors == pytest.approx(found.errors[:2], rel=1e-9)
     other = lora_kernel(network(), METHOD, X, draws=2, dtype=torch.float64, seed=1)
     assert other.errors != again.errors
-
-
-def test_a_is_drawn_with_that_variance() -> None:
-    model = network()
-    names = peft.apply(model, peft.LoRA(rank=16, targets=("mlp.fc2",)))
-    drawn = model.get_parameter(next(name for name in names if "lora_a" in name))
-    assert drawn.shape == (16, 64)
-    assert float(drawn.detach().var()) == pytest.approx(start_variance(64), rel=0.1)
 
 
 def test_what_it_refuses() -> None:

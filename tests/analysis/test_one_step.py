@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from explicit import Mlp, close, jacobians
-from networks import KINDS, Case, Cubed, case
+from explicit import close, jacobians
+from networks import KINDS, Case, case
 from tiny_models import images, tiny, untouched
 from torch import Tensor, nn
 from torch.nn import functional
@@ -56,7 +56,7 @@ def test_the_matrix_free_way_is_the_explicit_one(kind: str) -> None:
     assert found.ft_ratio == pytest.approx(float(ratio), rel=1e-10)
     size = residual(train.logits, own.y[TRAIN]).norm(dim=1).mean()
     assert found.residual == pytest.approx(float(size), rel=1e-10)
-    assert (found.train_images, found.lr, found.notes) == (4, LR, ())
+    assert (found.train_images, found.lr) == (4, LR)
 
 
 def test_the_step_is_the_optimisers() -> None:
@@ -147,14 +147,6 @@ def test_a_tangent_of_the_backbone_alone_leaves_the_head() -> None:
     assert close(found.features.flatten(), truth.of_features.sum(1))
 
 
-def test_the_callers_grad_mode_plays_no_part() -> None:
-    own = case("mlp")
-    with torch.no_grad():
-        without = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
-    within = one_step(own.model, own.batches(TRAIN), own.batches(TEST))
-    assert torch.equal(without.logits, within.logits) and not within.logits.requires_grad
-
-
 def test_a_zero_head_moves_no_feature() -> None:
     own = case("mlp")
     nn.init.zeros_(own.model.get_parameter("out.weight"))
@@ -182,33 +174,6 @@ def test_what_trains() -> None:
     assert not torch.equal(every.logits, named.logits)
 
 
-def test_without_a_forward_mode_it_is_a_difference_and_says_so() -> None:
-    own = case("mlp")
-    cubed = Cubed()
-    found = one_step(cubed, own.batches(TRAIN), own.batches(TEST))
-    (note,) = found.notes
-    assert note.startswith("central differences in place of forward mode: ")
-    train = jacobians(cubed, "out", own.names, own.x[TRAIN])
-    test = jacobians(cubed, "out", own.names, own.x[TEST])
-    delta = residual(train.logits, own.y[TRAIN]).flatten()
-    truth = (test.of_features @ train.of_logits.t() @ delta).view(3, -1)
-    assert close(found.features, truth, 1e-6) and not close(found.features, truth, 1e-14)
-    narrow = one_step(cubed.float(), own.batches(TRAIN), own.batches(TEST))
-    assert close(narrow.features.double(), truth, 1e-2)
-
-
-def test_an_error_of_the_model_is_not_taken_for_a_missing_forward_mode() -> None:
-    class Broken(Mlp):
-        def forward(self, x: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                raise RuntimeError("out of luck")
-            return super().forward(x)
-
-    own = case("mlp")
-    with pytest.raises(RuntimeError, match="out of luck"), untouched(own.model):
-        one_step(Broken(), own.batches(TRAIN), own.batches(TEST))
-
-
 def test_tuned_models_of_every_method_have_a_step() -> None:
     batches = [Batch(images(3, 3, 8, 8), torch.arange(3), torch.arange(3))]
     for method in (peft.Adapter(reduction=4), peft.Prompt(tokens=3), peft.Bias(), peft.Linear()):
@@ -217,22 +182,19 @@ def test_tuned_models_of_every_method_have_a_step() -> None:
         found = one_step(model, batches, batches, names=names, lr=1e-5)
         actual = actual_change(model, found.tangent, batches)
         assert close(found.logits, actual.logits, 0.02), method
-        assert found.notes == ()
 
 
 def test_bad_calls_are_refused_by_name() -> None:
     own = case("mlp")
     train, test = own.batches(TRAIN), own.batches(TEST)
-    headless = nn.Sequential(nn.Linear(5, 3))
+    wrong = {"body.0.weight": torch.ones(2)}
     calls = {
         "train": lambda: one_step(own.model, [], test),
         "batches": lambda: one_step(own.model, train, []),
         "names": lambda: one_step(own.model, train, test, names=["body.9.weight"]),
         "lr": lambda: one_step(own.model, train, test, lr=0.0),
-        "model": lambda: one_step(headless, train, test),
-        "tangent": lambda: one_step(
-            own.model, train, test, tangent={"body.0.weight": torch.ones(2)}
-        ),
+        "tangent": lambda: one_step(own.model, train, test, tangent=wrong),
+        "scales": lambda: head_scale(own.model, train, test, (1.0, 0.0)),
     }
     with untouched(own.model):
         for name, call in calls.items():
@@ -240,11 +202,9 @@ def test_bad_calls_are_refused_by_name() -> None:
                 call()
         with pytest.raises(ArgumentError, match=r"'nothing' of shape \(2,\)"):
             actual_change(own.model, {"nothing": torch.ones(2)}, test)
-        with pytest.raises(ArgumentError, match="`batches`"):
-            actual_change(own.model, {}, [])
 
 
-@pytest.mark.parametrize("kind", ["vit_tiny_patch16_224", "text"])
+@pytest.mark.parametrize("kind", ["vit_tiny_patch16_224"])
 def test_it_costs_six_forwards(kind: str) -> None:
     """In matrix products: what the units leave out is the input's own gradient, and the head's."""
     own = case(kind)
@@ -274,12 +234,12 @@ def test_with_residuals_held_fixed_it_is_s_and_s_squared() -> None:
     assert sum(done) == 2 * 3 * (4 + 3)
     one = rows[1]
     assert [row.scale for row in rows] == [0.1, 1.0, 10.0]
-    assert one.fixed.features == pytest.approx(one.features, rel=1e-12)
-    assert one.fixed.logits_F == pytest.approx(one.logits_F, rel=1e-12)
+    assert one.fixed_features == pytest.approx(one.features, rel=1e-12)
+    assert one.fixed_logits_F == pytest.approx(one.logits_F, rel=1e-12)
     for row in rows:
-        assert row.fixed.features == pytest.approx(row.scale * one.features, rel=1e-9)
-        assert row.fixed.logits_F == pytest.approx(row.scale**2 * one.logits_F, rel=1e-9)
-        per_logit = row.fixed.features / row.fixed.logits_F
+        assert row.fixed_features == pytest.approx(row.scale * one.features, rel=1e-9)
+        assert row.fixed_logits_F == pytest.approx(row.scale**2 * one.logits_F, rel=1e-9)
+        per_logit = row.fixed_features / row.fixed_logits_F
         assert per_logit == pytest.approx(one.features / one.logits_F / row.scale, rel=1e-9)
 
 
@@ -305,11 +265,3 @@ def test_a_larger_head_has_a_larger_backbone_share() -> None:
     rows = head_scale(own.view, train, test, (0.01, 0.1, 1.0), names=own.names)
     ratios = [row.ft_ratio for row in rows]
     assert ratios == sorted(ratios) and ratios[0] < 1e-3
-
-
-def test_scales_that_are_refused() -> None:
-    own = case("mlp")
-    with pytest.raises(ArgumentError, match="`scales`"):
-        head_scale(own.model, own.batches(TRAIN), own.batches(TEST), (1.0, 0.0))
-    with pytest.raises(ArgumentError, match="`train`"):
-        head_scale(own.model, [], own.batches(TEST))

@@ -10,7 +10,7 @@ from tiny_models import SIZES, SMALL, FixedLogits, Mixed, images, tiny, untouche
 from torch.autograd.functional import jacobian
 
 from roli_fast import PGD
-from roli_fast.analysis import LinearHead, gather, margin_sensitivity, residual_size
+from roli_fast.analysis import LinearHead, margin_sensitivity
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
@@ -30,7 +30,7 @@ def test_a_linear_model_by_hand(norm: str, expected: float) -> None:
     found = margin_sensitivity(FixedLogits(WEIGHT), one_batch(x, torch.tensor([0, 0])), norm)
     assert found.samples.tolist() == pytest.approx([expected, expected])  # of (3, -4)
     assert found.margins.tolist() == pytest.approx([1, -2.5])
-    assert found.mean == float(found) == pytest.approx(expected)
+    assert found.mean == pytest.approx(expected)
     assert found.radii.tolist() == pytest.approx([1 / expected, -2.5 / expected])
 
 
@@ -47,8 +47,7 @@ def test_a_linear_models_boundary_is_where_it_says(norm: str) -> None:
     batches = one_batch(x, torch.tensor([0]))
     (radius,) = margin_sensitivity(FixedLogits(WEIGHT), batches, norm).radii.tolist()
     steps = {"linf": [-1.0, 1.0], "l2": [-0.6, 0.8], "l1": [0.0, 1.0]}[norm]
-    moved = x + radius * torch.tensor([steps])
-    logits = FixedLogits(WEIGHT)(moved)[0]
+    logits = FixedLogits(WEIGHT)(x + radius * torch.tensor([steps]))[0]
     assert logits[0].item() == pytest.approx(logits[1].item(), abs=1e-6)
 
 
@@ -97,21 +96,3 @@ def test_wrong_calls() -> None:
         margin_sensitivity(Mixed(), [], "l2")
     with pytest.raises(ArgumentTypeError, match="floating-point tensor"):
         margin_sensitivity(TextEncoder(), token_batches(), "l2")
-
-
-@pytest.mark.parametrize("scale", [0.1, 10.0])
-def test_a_larger_head_moves_margins_and_leaves_features(scale: float) -> None:
-    model, x = tiny("resnet18").double().eval(), images(4, 3, 32, 32).double()
-    batches = one_batch(x, model(x).argmax(1))  # all are right
-    plain, before = margin_sensitivity(model, batches, "linf"), gather(model, batches)
-    with torch.no_grad():
-        for parameter in model.head.parameters():
-            parameter.mul_(scale)
-    scaled, after = margin_sensitivity(model, batches, "linf"), gather(model, batches)
-    assert torch.allclose(scaled.samples, scale * plain.samples)
-    assert torch.allclose(scaled.margins, scale * plain.margins)
-    assert torch.allclose(scaled.radii, plain.radii)
-    assert torch.equal(after.features, before.features)
-    assert torch.allclose(after.logits, scale * before.logits)
-    smaller = residual_size(after.logits, after.y) < residual_size(before.logits, before.y)
-    assert smaller.tolist() == [scale > 1] * 4

@@ -59,17 +59,6 @@ def test_flags_and_distances_are_true(kind: Any, norm: str) -> None:
     assert result.distance[wrong].eq(0).all() and wrong.sum() == 3
 
 
-@pytest.mark.parametrize("norm", EPS)
-def test_the_final_search_only_shortens(norm: str) -> None:
-    model = Net()
-    x, y = batch(12, model)
-    far, shorter = (
-        FABT(norm=norm, eps=EPS[norm], steps=6, final_search=count).run(model, x, y).distance
-        for count in (0, 3)
-    )
-    assert (shorter <= far).all() and (shorter < far).any()  # pyright: ignore
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", EPS)
 def test_leaving_early_fools_the_same_samples_at_less_cost(kind: Any, norm: str) -> None:
@@ -135,26 +124,6 @@ def test_only_what_stepped_back_is_computed_again() -> None:
     assert result.cost.backward_images == 5 + 5 + 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_batch_and_order_do_not_matter(kind: Any) -> None:
-    model = Net()
-    x, y = batch(10, model)
-    ids = torch.arange(100, 110)
-    attack = kind(norm="linf", eps=0.055, steps=6, restarts=2)
-
-    def run(rows: Tensor) -> Any:
-        return attack.run(model, x[rows], y[rows], generator(3), sample_ids=ids[rows])
-
-    whole = run(torch.arange(10))
-    assert 2 < whole.fooled.sum() < 10
-    shuffled = torch.randperm(10, generator=generator(1))
-    for rows in (shuffled, torch.arange(4), torch.tensor([7])):
-        part = run(rows)
-        assert torch.equal(part.fooled, whole.fooled[rows])
-        assert torch.allclose(part.x_adv, whole.x_adv[rows], rtol=0, atol=1e-9)
-        assert torch.allclose(part.distance, whole.distance[rows], rtol=1e-9)
-
-
 class Remembering(Robust):
     """Keeps every batch that it sees."""
 
@@ -193,16 +162,6 @@ def test_restarts_go_on_where_nothing_was_found_within_eps() -> None:
     assert (three.distance <= one.distance).all()
     assert torch.equal(three.distance[one.fooled], one.distance[one.fooled])
     assert three.cost.forward_images < 3 * one.cost.forward_images
-
-
-@pytest.mark.parametrize("x", [images(3, 5), images(0, 5)], ids=["none left", "empty"])
-def test_the_generator_moves_on_alike_whatever_the_batch_holds(x: Tensor) -> None:
-    source, other, single = generator(4), generator(4), generator(4)
-    FAB(steps=2, restarts=3)(Robust(), x, torch.ones(len(x)).long(), source)  # all wrong
-    FAB(steps=2, restarts=3)(Robust(), images(2, 5), torch.zeros(2).long(), other)
-    assert torch.equal(source.get_state(), other.get_state())
-    FABT(steps=2)(Robust(), images(2, 5), torch.zeros(2).long(), single)  # a single run draws none
-    assert torch.equal(single.get_state(), generator(4).get_state())
 
 
 @pytest.mark.parametrize("kind", KINDS)

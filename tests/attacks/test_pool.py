@@ -8,7 +8,7 @@ import torch
 from one_by_one import OneByOne
 from wavy import Wavy, pictures, predicted
 
-from roli_fast.attacks import APGD, APGDT, FAB, FABT, FGSM, PGD, Attack, Square
+from roli_fast.attacks import APGD, APGDT, FAB, FABT, PGD, Attack, Square
 from roli_fast.engine import Engine
 
 POOL, SIZE = 17, 4
@@ -20,7 +20,7 @@ RADII = torch.linspace(0.4, 1.6, POOL)
 EPS: dict[str, float] = {"linf": 0.012, "l2": 0.1, "l1": 0.7}
 
 IN_STEP: tuple[Attack, ...] = (
-    *(APGD(norm=norm, eps=eps, steps=8) for norm, eps in EPS.items()),
+    APGD(norm="l2", eps=EPS["l2"], steps=8),
     APGD(norm="l1", eps=0.7, steps=10, large_radius=True),
     APGD(eps=0.012, steps=4, restarts=2, loss="dlr", eot=2),
     APGD(eps=0.012, steps=4, keep="best", loss="kl"),
@@ -29,15 +29,14 @@ IN_STEP: tuple[Attack, ...] = (
     PGD(eps=0.012, step_size=0.003, steps=4, restarts=2),
     PGD(eps=0.012, step_size=0.003, steps=4, keep="adversarial", momentum=1.0),
     PGD(eps=0.012, step_size=0.003, steps=3, targets="random", loss="dlr", keep="best"),
-    FGSM(eps=0.012),
 )
 """Attacks whose passes take all samples that are left: their batches are known."""
 
-IN_TURN: tuple[Attack, ...] = tuple(
-    kind(norm=norm, eps=eps, steps=5, minimal=minimal, **options)
-    for norm, eps in (EPS | {"l1": 0.3}).items()
-    for kind, options in ((FAB, {"restarts": 2}), (FABT, {"targets": 2}))
-    for minimal in (True, False)
+IN_TURN: tuple[Attack, ...] = (
+    FAB(norm="linf", eps=EPS["linf"], steps=5, restarts=2),
+    FAB(norm="l2", eps=EPS["l2"], steps=5, restarts=2, minimal=False),
+    FABT(norm="l1", eps=0.3, steps=5, targets=2),
+    FABT(norm="linf", eps=EPS["linf"], steps=5, targets=2, minimal=False),
 )
 """FAB decides batch by batch whether a gradient comes from the forward that was made."""
 
@@ -107,19 +106,3 @@ def test_who_leaves_saves_whole_batches(attack: Any) -> None:
     assert same(leaving, staying) and 3 < leaving.fooled.sum() < POOL
     assert len(sizes) < 0.9 * len(all_sizes) and sum(sizes) < 0.9 * sum(all_sizes)
     assert sizes == in_batches(run(attack, None)[1])
-
-
-def test_a_pool_of_many_radii_in_one_call() -> None:
-    """A robustness curve: the pool holds each image once for each radius."""
-    radii = (0.004, 0.012, 0.03)
-    attack = APGD(steps=6)
-    x, y, ids = (t.repeat(3, *[1] * (t.ndim - 1)) for t in (X, Y, torch.arange(POOL)))
-    eps = torch.tensor(radii).repeat_interleave(POOL)
-    model = Engine(batch_size=SIZE).bind(OneByOne(NET))
-    together = attack.run(model, x, y, source(), sample_ids=ids, eps=eps).fooled
-    assert together is not None
-    counts = together.view(3, POOL).sum(1).tolist()
-    assert 1 < counts[0] < counts[1] < counts[2]
-    for rows, radius in zip(together.view(3, POOL), radii, strict=True):
-        alone = attack.run(model, X, Y, source(), eps=torch.full((POOL,), radius)).fooled
-        assert alone is not None and torch.equal(rows, alone)

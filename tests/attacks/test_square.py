@@ -64,8 +64,7 @@ def test_what_is_not_fooled_is_returned_where_the_loss_was_highest(norm: str) ->
     assert (heights[0] < heights[2]).all()
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("loss", ["margin", "ce"])
+@pytest.mark.parametrize(("norm", "loss"), [("linf", "margin"), ("l2", "ce"), ("l1", "margin")])
 def test_towards_a_target(norm: str, loss: str) -> None:
     """An image is fooled when it is classified as its target; what was so is not searched."""
     model = Net()
@@ -113,25 +112,6 @@ def test_nothing_is_asked_once_all_are_fooled() -> None:
     assert result.fooled is not None and result.fooled.all() and result.cost.forwards < 902
 
 
-@pytest.mark.parametrize("norm", EPS)
-def test_batch_and_order_do_not_matter(norm: str) -> None:
-    model = Net()
-    x, y = batch(9, model)
-    ids = torch.arange(500, 509)
-    attack = Square(norm=norm, eps=EPS[norm], n_queries=40, restarts=2)
-
-    def run(rows: Tensor) -> Any:
-        return attack.run(model, x[rows], y[rows], generator(3), sample_ids=ids[rows])
-
-    whole = run(torch.arange(9))
-    assert 2 < whole.fooled.sum() < 9
-    for rows in (torch.randperm(9, generator=generator(1)), torch.arange(4), torch.tensor([5])):
-        part = run(rows)
-        assert torch.equal(part.fooled, whole.fooled[rows])
-        assert torch.equal(part.queries, whole.queries[rows])
-        assert torch.allclose(part.x_adv, whole.x_adv[rows], rtol=0, atol=1e-9)
-
-
 @pytest.mark.parametrize(
     ("norm", "kind"), [("linf", Square), ("l2", Square), ("l1", Square), ("linf", OriginalSquare)]
 )
@@ -149,27 +129,14 @@ def test_leaving_the_batch_changes_nothing_but_the_cost(norm: str, kind: Any) ->
     assert leaving.cost.forward_images < staying.cost.forward_images
 
 
-@pytest.mark.parametrize("restarts", [1, 3])
-def test_one_number_of_the_generator_is_drawn(restarts: int) -> None:
-    source, other = generator(4), generator(4)
-    torch.randint(2**62, (1,), generator=other)
-    Square(n_queries=3, restarts=restarts)(
-        Mixed(), images(2, 3, 6, 6), torch.tensor([0, 1]), source
-    )
-    assert torch.equal(source.get_state(), other.get_state())
-
-
 @pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("shape", [(24, 40), (5, 3), (1, 1), (8, 1), (3, 11)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 1, 1), (2, 8, 1), (3, 11)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_of_any_shape(norm: str, shape: tuple[int, ...], kind: Any) -> None:
-    full = (3, 2, *shape) if len(shape) == 2 and shape != (3, 11) else (3, *shape)
-    x, eps = images(*full), {"linf": 0.1, "l2": 0.3, "l1": 0.5}[norm]
-    weight = torch.randn(3, x[0].numel(), generator=generator(1))
-    model = FixedLogits(weight)
+def test_images_that_no_five_tiles_fill(norm: str, shape: tuple[int, ...], kind: Any) -> None:
+    x, eps = images(3, *shape), {"linf": 0.1, "l2": 0.3, "l1": 0.5}[norm]
+    model = FixedLogits(torch.randn(3, x[0].numel(), generator=generator(1)))
     y = model(x).argmax(1)
-    attack = kind(norm=norm, eps=eps, n_queries=40)
-    result = attack.run(model, x, y, generator())
+    result = kind(norm=norm, eps=eps, n_queries=40).run(model, x, y, generator())
     assert within(norm, result.x_adv, x, eps)
     assert (margins(model, result.x_adv, y) > margins(model, x, y)).all()
 
@@ -215,7 +182,6 @@ def test_logits_that_break_down_count_as_fooled_and_nothing_is_raised() -> None:
     [
         ((2, 3, 4, 4, 4), {}, r"`x`: expected a batch \(B, C, H, W\)"),
         ((2, 3, 6, 6), {"sample_ids": torch.arange(3)}, "`sample_ids`: expected"),
-        ((2, 3, 6, 6), {"sample_ids": [0, 1]}, "`sample_ids`: expected"),
         ((2, 3, 6, 6), {"generator": 3}, "`generator`: expected"),
     ],
     ids=str,

@@ -43,8 +43,7 @@ def peer_square(model: Net, norm: str, eps: float, loss: str):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("loss", ["margin", "ce"])
+@pytest.mark.parametrize(("norm", "loss"), [("linf", "margin"), ("l2", "ce")])
 def test_the_same_samples_are_fooled(norm: str, dtype: torch.dtype, loss: str) -> None:
     model = Net().to(dtype)
     x, y = batch(16, model)

@@ -53,17 +53,17 @@ def test_compiled_once_a_model_with_the_weights_of_now(
 ) -> None:
     """More models of one class than torch, which gives up in time, compiles one function for."""
     monkeypatch.setattr("torch._dynamo.config.recompile_limit", 3)
-    for _ in range(3):
-        model, before = Mixed(), backend.graphs
-        with untouched(model):
-            assert close(model)
+    models = [Mixed() for _ in range(3)]
+    for number in range(3):
+        before = backend.graphs
+        with untouched(models[number]):
+            assert close(models[number])
         assert backend.graphs > before
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(0.5)
-    before, gone = backend.graphs, weakref.ref(model)
-    assert close(model) and backend.graphs == before
-    del model, parameter
+        torch._foreach_mul_(list(models[0].parameters()), 0.5)
+    before, gone = backend.graphs, weakref.ref(models[0])
+    assert close(models[0]) and backend.graphs == before
+    models.clear()
     gc.collect()
     assert gone() is None
 

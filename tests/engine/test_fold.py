@@ -15,11 +15,13 @@ import torch
 from test_merging import Low
 from tiny_models import SIZES, Mixed, images, tiny, untouched
 from torch import Tensor, nn
+from waits import waits
 
 from roli_fast.attacks import PGD
 from roli_fast.engine import Engine, InputGradient, fold, forget
 from roli_fast.engine.fold import Folding, by_patches, cuts_patches
 from roli_fast.models import Normalize
+from roli_fast.threat import known_values
 
 X, Y = images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
 FOLD = Engine(fold=True)
@@ -116,8 +118,8 @@ class TestNumbers:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_as_near_to_the_truth_folded_as_not(self, dtype: torch.dtype) -> None:
-        x, y, off = images(8, 3, 32, 32), torch.arange(8) % 5, torch.zeros(2, 3)
-        for seed in range(4):
+        x, y, off = images(4, 3, 32, 32), torch.arange(4) % 5, torch.zeros(2, 3)
+        for seed in range(3):
             model = drawn(tiny("resnet18"), seed)
             truth = found_by(copy.deepcopy(model).double(), x.double(), y)
             for way in range(2):
@@ -300,6 +302,13 @@ class TestWhatIsFolded:
             assert agrees(model) and not folded(model)
         (said,) = caplog.messages
         assert "is not folded: its forward goes other ways than when it was looked at" in said
+
+    def test_in_a_training_the_first_attack_alone_looks(self) -> None:
+        """Each look waits for a GPU."""
+        model = drawn(Head())
+        with known_values():
+            assert agrees(drawn(Own())) and agrees(model)
+            assert waits(lambda: found_by(model, fold=True)) == []
 
     def test_hooks(self) -> None:
         for part in ("conv", "norm"):

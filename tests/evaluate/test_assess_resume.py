@@ -221,9 +221,11 @@ def stopped(straight: Path, tmp_path: Path) -> Path:
         (lambda text: text.replace("pgd-3", "pgd-4"), "other samples or searches"),
         (lambda text: text.replace('"clean": "1', '"clean": "'), "a flag is missing"),
         (lambda text: text.replace('"clean": "', '"clean": "x'), "flags are 0 and 1"),
+        (lambda text: text.replace('"forwards": ', '"forwards": 0.'), "a count is no number"),
+        (lambda text: text.replace('"notes": [', '"notes": [3'), "a note is no text"),
         (lambda _text: "[" * 100_000, "nested"),
     ],
-    ids=["half", "list", "identity", "searches", "short", "letters", "nested"],
+    ids=["half", "list", "identity", "searches", "short", "letters", "cost", "note", "nested"],
 )
 def test_a_foreign_or_damaged_chunk_is_told_and_left_alone(
     stopped: Path, change: Callable[[str], str], words: str

@@ -173,13 +173,6 @@ def test_each_point_is_what_evaluate_finds() -> None:
     assert len(set(counts)) >= 4 and counts == sorted(counts, reverse=True)
 
 
-def test_the_seed_decides_and_the_global_state_stays() -> None:
-    attack, state = PGD(steps=1), torch.get_rng_state()
-    found = [on_network(attack=attack, seed=seed).right for seed in (0, 0, 1)]
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_fab_answers_all_radii_at_once() -> None:
     """One search for five radii; at each of them as good as a search for that one."""
     attack = FAB(steps=15)

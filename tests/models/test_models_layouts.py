@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import normalize
 
 from roli_fast.errors import CheckpointError
 from roli_fast.models import Classifier, Model, create, load_backbone
-from roli_fast.models.layouts import SWIN, TIMM, TORCHVISION_VIT, is_recomputed, layout_of, to_timm
+from roli_fast.models.layouts import SWIN, TIMM, TORCHVISION_VIT, layout_of, to_timm
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 VIT = "vit_base_patch16_224"
@@ -106,10 +106,6 @@ class TestSwin:
         assert_arrived(model, state, microsoft_swin((2, 1)))
         assert model(images(1, 3, 32, 32)).shape == (1, 5)
 
-    def test_another_width_is_refused(self, swin_file: Path) -> None:
-        with pytest.raises(CheckpointError, match=r"has shape .*Swin names of"):
-            build(SWIN_B, swin_file, embed_dim=32)
-
 
 class TestTorchvision:
     def theirs(self, **options: Any) -> VisionTransformer:
@@ -144,11 +140,6 @@ class TestTorchvision:
             CheckpointError, match=r"2 differences: unknown heads.pre_logits.weight"
         ):
             build(VIT, tmp_path / "w.pth")
-
-    def test_another_architecture_is_refused(self, tmp_path: Path) -> None:
-        torch.save(self.theirs().state_dict(), tmp_path / "w.pth")
-        with pytest.raises(CheckpointError, match="It was read as torchvision's ViT names"):
-            build(SWIN_B, tmp_path / "w.pth")
 
 
 class TestFullSize:
@@ -202,15 +193,6 @@ class TestStrictness:
         with pytest.raises(CheckpointError, match=message):
             build(SWIN_B, swin_file)
 
-    def test_names_of_nobody_are_refused_with_the_first_of_both_sides(self, tmp_path: Path) -> None:
-        torch.save({f"encoder.{i}.w": torch.zeros(2) for i in range(9)}, tmp_path / "w.pth")
-        with pytest.raises(CheckpointError) as caught:
-            build(VIT, tmp_path / "w.pth")
-        text = str(caught.value)
-        assert "missing cls_token; missing pos_embed" in text
-        assert "unknown encoder.0.w; unknown encoder.1.w; unknown encoder.2.w; ..." in text
-        assert "it has none of: torchvision's ViT names, Swin names of Microsoft" in text
-
     def test_layouts_are_told_apart(self) -> None:
         swin = dict.fromkeys((theirs for theirs, _ in microsoft_swin(DEPTHS)), torch.zeros(1))
         vit = dict.fromkeys((n for n, _ in torchvision_vit(1, published=True)), torch.zeros(1))
@@ -218,11 +200,6 @@ class TestStrictness:
         for state in (to_timm(swin)[1], to_timm(vit)[1], {}):
             assert layout_of(state) is TIMM
         assert set(to_timm(swin)[1]) == {ours for _, ours in microsoft_swin(DEPTHS)}
-
-    @pytest.mark.parametrize("key", ["attn_mask", "layers.0.blocks.1.attn_mask"])
-    def test_what_may_be_left_out(self, key: str) -> None:
-        assert is_recomputed(key) and not is_recomputed(f"{key}s") and not is_recomputed(f"x{key}x")
-        assert not is_recomputed("relative_position_bias_table")
 
 
 class TestPositions:

@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from several import struck, train
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from roli_fast.attacks import Attack
-from roli_fast.data import Batch
-from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
 from roli_fast.losses import cross_entropy
-from roli_fast.train.objectives import OBJECTIVES, Objective, Terms
+from roli_fast.train.objectives import OBJECTIVES, Objective, Step, Terms
 
 TOLD: list[tuple[list[float], float]] = []
 """Counts and the number drawn, of every `chosen`."""
@@ -40,17 +38,11 @@ class Counting(Objective):
         TOLD.append((counts.tolist(), drawn))
         return replace(self, factor=0.5 + drawn)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        attack: Attack | None,
-        generator: Generator,
-        engine: Engine,
-    ) -> Terms:
-        logits = model(engine.to_memory_format(batch.x))
-        loss = cross_entropy(logits, batch.y).mean() * self.factor
-        counts = torch.stack([torch.ones_like(batch.y).sum(), batch.y.sum()]).double()
+    def __call__(self, step: Step) -> Terms:
+        y = step.batch.y
+        logits = step.model(step.engine.to_memory_format(step.batch.x))
+        loss = cross_entropy(logits, y).mean() * self.factor
+        counts = torch.stack([torch.ones_like(y).sum(), y.sum()]).double()
         return Terms(loss, logits.detach(), counts)
 
 

@@ -72,47 +72,15 @@ def struck(
     return train(folder, *more, double=double)
 
 
-def _bug(_loop: loop.StageLoop) -> None:
-    raise KeyError("no such thing")
-
-
 def _damaged(_loop: loop.StageLoop) -> None:
     raise DataError("`images`: expected an image, got 'a.png'.")
-
-
-def _nan(stage: loop.StageLoop) -> None:
-    with torch.no_grad():
-        stage.model.head.weight.fill_(float("nan"))
-
-
-def _full_disk(stage: loop.StageLoop) -> None:
-    def save() -> None:
-        raise OSError("No space left on device")
-
-    stage._save = save
 
 
 EVENTS: dict[str, Callable[[loop.StageLoop], None]] = {
     "SIGTERM": lambda _: os.kill(os.getpid(), signal.SIGTERM),
     "SIGKILL": lambda _: os.kill(os.getpid(), signal.SIGKILL),
-    "bug": _bug,
     "damaged image": _damaged,
-    "NaN": _nan,
-    "full disk": _full_disk,
 }
-
-
-def struck_in_validation(rank: int, folder: Path) -> int:
-    """`train`, and one process is sent SIGTERM in its first validation."""
-    evaluate = loop.evaluate
-
-    def watched(*arguments: Any, **options: Any) -> Any:
-        if os.environ["RANK"] == str(rank):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*arguments, **options)
-
-    loop.evaluate = watched
-    return train(folder)
 
 
 def other_images(folder: Path) -> int:

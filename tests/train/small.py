@@ -1,13 +1,19 @@
 """A run that takes a second or two: few digits, a tiny ViT, short attacks."""
 
+import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from roli_fast.train import Experiment, run
 from roli_fast.train.cli import parse
+from roli_fast.train.loop import StageLoop
 
 FLAGS = (
     "--data=digits --data.classes=5,6,7 --data.max_per_class=24 --threat.eps=0.04 "
@@ -42,3 +48,37 @@ def assert_same_weights(first: Path, second: Path) -> None:
         assert tensors.keys() == b[path].keys()
         for name, tensor in tensors.items():
             assert torch.equal(tensor, b[path][name]), f"{path}: {name}"
+
+
+CLOCK = ("train_images_per_second", "data_wait_share")
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run without wall-clock values."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{name: v for name, v in row.items() if name not in CLOCK} for row in rows]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+    """SIGTERM in that update of what runs next, counted from 1."""
+    original, count = StageLoop._update, 0
+
+    def stop(self: StageLoop, epoch: int, batch: Any) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if count == update:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, epoch, batch)
+
+    monkeypatch.setattr(StageLoop, "_update", stop)
+
+
+def before_stages(monkeypatch: pytest.MonkeyPatch, look: Callable[[StageLoop], object]) -> None:
+    """Call `look` before each stage trains."""
+    original = StageLoop.run
+
+    def run(self: StageLoop) -> Any:
+        look(self)
+        return original(self)
+
+    monkeypatch.setattr(StageLoop, "run", run)

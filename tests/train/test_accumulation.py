@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from small import run_small, small, weights
+from small import run_small, weights
 
 from roli_fast.attacks import PGD
-from roli_fast.errors import ArgumentError
 from roli_fast.train import Stage, loop, starting
 
 ONE = ["--methods=ranli", "--ranli.batch_size=30", "--ranli.epochs=2", "--ranli.attack.steps=4"]
@@ -44,13 +43,10 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.usefixtures("in_fp64")
-@pytest.mark.parametrize(
-    "tuning", [["full"], ["lora", "--ranli.tuning.dropout=0"]], ids=lambda t: t[0]
-)
-def test_the_result_is_that_of_one_large_batch(tmp_path: Path, tuning: list[str]) -> None:
+def test_the_result_is_that_of_one_large_batch(tmp_path: Path) -> None:
     """In fp64 to 1e-12 after 6 updates; momentum SGD, for Adam's first steps are the gradients'
     signs, in which a rounding around 0 is a whole step."""
-    flags = [*ONE, f"--ranli.tuning={tuning[0]}", *tuning[1:], "--ranli.optimizer.name=sgd"]
+    flags = [*ONE, "--ranli.optimizer.name=sgd"]
     run_small(tmp_path / "whole", *flags)
     run_small(tmp_path / "parts", *flags, "--ranli.accumulate=4")
     whole, split = weights(tmp_path / "whole"), weights(tmp_path / "parts")
@@ -99,9 +95,3 @@ def test_how_many_images_are_held_at_once() -> None:
     assert [Stage(batch_size=30, accumulate=a).part_size(1) for a in (1, 4, 40)] == [30, 8, 2]
     assert [Stage(batch_size=30, accumulate=4).part_size(world) for world in (2, 3)] == [4, 3]
     assert Stage(batch_size=1).part_size(8) == 1
-
-
-def test_parts_that_make_no_sense() -> None:
-    with pytest.raises(ArgumentError, match=r"`accumulate`: expected an integer >= 1, got 0"):
-        Stage(accumulate=0)
-    assert small("--ranli.accumulate=2").ranli.accumulate == 2  # pyright: ignore

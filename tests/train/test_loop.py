@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import run_small, small, weights
+from small import before_stages, records, run_small, small, weights
 
 from roli_fast import models, ops
 from roli_fast.attacks import PGD, AttackResult
@@ -19,51 +19,74 @@ from roli_fast.errors import NonFiniteLossError
 from roli_fast.evaluate import Evaluation
 from roli_fast.seeds import derive_seed
 from roli_fast.train import loop, pipeline, starting
-from roli_fast.train.objectives import Adversarial
+from roli_fast.train.checkpoint import copy_tensors
+from roli_fast.train.objectives import Adversarial, Step
 
 ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.optimizer.lr=0.01"]
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """One entry an update: epoch, rates, momentum, ids, attack, and the generator's seed."""
+WATCHED = [*ONE, "--ranli.epochs=4", "--ranli.warmup_epochs=2", "--ranli.clean_epochs=1"]
+WATCHED += ["--ranli.objective.label_smoothing=0.1", "--ranli.validate_every=3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("watched") / "run"
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> list[dict[str, Any]]:
+    """One entry an update: epoch, rate, ids, images, attack, and the generator's seed."""
     rows: list[dict[str, Any]] = []
     update, step = loop.StageLoop._update, Adversarial.__call__
 
     def watched(self: loop.StageLoop, epoch: int, batch: Any) -> Any:
         rows.append({"epoch": epoch, "ids": batch.ids.tolist(), "x": batch.x.clone()})
         result = update(self, epoch, batch)
-        group = self.optimizer.param_groups[0]
-        rows[-1] |= {"lr": group["lr"], "momentum": group.get("momentum")}
+        rows[-1] |= {"lr": self.optimizer.param_groups[0]["lr"]}
         return result
 
-    def objective(
-        self: Adversarial, model: Any, batch: Any, attack: Any, generator: Any, engine: Any
-    ) -> Any:
-        rows[-1] |= {"attack": attack, "seed": generator.initial_seed(), "objective": self}
-        rows[-1] |= {"training": model.training}
-        return step(self, model, batch, attack, generator, engine)
+    def objective(self: Adversarial, asked: Step) -> Any:
+        rows[-1] |= {"attack": asked.attack, "objective": self, "training": asked.model.training}
+        rows[-1] |= {"seed": asked.generator.initial_seed()}
+        return step(self, asked)
 
-    monkeypatch.setattr(loop.StageLoop, "_update", watched)
-    monkeypatch.setattr(Adversarial, "__call__", objective)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.StageLoop, "_update", watched)
+        patch.setattr(Adversarial, "__call__", objective)
+        run_small(folder, *WATCHED)
     return rows
 
 
-def test_the_rate_of_every_update(seen: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_rate_of_every_update(seen: list[dict[str, Any]]) -> None:
     """72 images, batch 24: 3 updates an epoch; 2 of 4 epochs warm up, then half a cosine."""
-    run_small(tmp_path / "run", *ONE, "--ranli.epochs=4", "--ranli.warmup_epochs=2")
     rising = [0.01 * (i + 1) / 6 for i in range(6)]
     falling = [0.005 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
     assert [row["lr"] for row in seen] == pytest.approx(rising + falling)
 
 
-def test_the_attack_follows_threat_and_clean_epochs(
-    seen: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    run_small(tmp_path / "run", *ONE, "--ranli.epochs=3", "--ranli.clean_epochs=1")
+def test_the_attack_follows_threat_and_clean_epochs(seen: list[dict[str, Any]]) -> None:
     attacks = [row["attack"] for row in seen]
-    expected = PGD(eps=0.04, step_size=None, steps=7)
-    assert attacks == [None] * 3 + [expected] * 6
+    assert attacks == [None] * 3 + [PGD(eps=0.04, step_size=None, steps=7)] * 9
+
+
+def test_order_augmentation_and_seeds_change_every_epoch(seen: list[dict[str, Any]]) -> None:
+    first, second = [sum((r["ids"] for r in seen if r["epoch"] == e), []) for e in (0, 1)]
+    assert first != second
+    assert sorted(first) == sorted(second)
+    seeds = {row["epoch"]: {r["seed"] for r in seen if r["epoch"] == row["epoch"]} for row in seen}
+    assert all(len(of_an_epoch) == 1 for of_an_epoch in seeds.values())
+    assert seeds[0] != seeds[1]
+    pictures = [torch.cat([r["x"] for r in seen if r["epoch"] == e]) for e in (0, 1)]
+    place = torch.argsort(torch.tensor(first)), torch.argsort(torch.tensor(second))
+    assert not torch.equal(pictures[0][place[0]], pictures[1][place[1]])
+    assert all(row["objective"].label_smoothing == 0.1 and row["training"] for row in seen)
+
+
+@pytest.mark.usefixtures("seen")
+def test_validation_comes_when_it_is_due(folder: Path) -> None:
+    validated = [r["epoch"] for r in records(folder) if "validation_clean_accuracy" in r]
+    assert validated == [2, 3]
 
 
 def test_the_model_trains_on_attacked_images(
@@ -101,22 +124,6 @@ def test_the_model_trains_on_attacked_images(
         assert 0.03 < (x - x_adv).abs().max() <= 0.04 + 1e-7
 
 
-def test_order_augmentation_and_seeds_change_every_epoch(
-    seen: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    run_small(tmp_path / "run", *ONE, "--ranli.epochs=2", "--ranli.objective.label_smoothing=0.1")
-    first, second = [sum((r["ids"] for r in seen if r["epoch"] == e), []) for e in (0, 1)]
-    assert first != second
-    assert sorted(first) == sorted(second)
-    seeds = {row["epoch"]: {r["seed"] for r in seen if r["epoch"] == row["epoch"]} for row in seen}
-    assert all(len(of_an_epoch) == 1 for of_an_epoch in seeds.values())
-    assert seeds[0] != seeds[1]
-    pictures = [torch.cat([r["x"] for r in seen if r["epoch"] == e]) for e in (0, 1)]
-    place = torch.argsort(torch.tensor(first)), torch.argsort(torch.tensor(second))
-    assert not torch.equal(pictures[0][place[0]], pictures[1][place[1]])
-    assert all(row["objective"].label_smoothing == 0.1 and row["training"] for row in seen)
-
-
 def test_an_image_is_attacked_from_the_same_start_in_any_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,12 +150,6 @@ def test_an_image_is_attacked_from_the_same_start_in_any_batch(
     assert len(starts[0]) == 72 and starts[0].keys() == starts[1].keys() == starts[2].keys()
     assert all(torch.equal(starts[0][i], starts[1][i]) for i in starts[0])
     assert not any(torch.equal(starts[0][i], starts[2][i]) for i in starts[0])  # a later epoch's
-
-
-def test_sgd_gets_its_momentum(seen: list[dict[str, Any]], tmp_path: Path) -> None:
-    flags = ["--ranli.optimizer.name=sgd", "--ranli.optimizer.momentum=0.7", "--ranli.epochs=1"]
-    run_small(tmp_path / "run", *ONE, *flags)
-    assert {row["momentum"] for row in seen} == {0.7}
 
 
 def scripted(scores: list[tuple[float, float]]) -> Iterator[Evaluation]:
@@ -189,13 +190,6 @@ def test_the_most_robust_epoch_is_kept_and_tested(
         assert torch.equal(last[name], states[2][name]), name
     result = json.loads((folder / "result.json").read_text())
     assert (result["best_epoch"], result["best_validation_accuracy"]) == (1, 0.4)
-
-
-def test_validation_comes_when_it_is_due(tmp_path: Path) -> None:
-    run_small(tmp_path / "run", *ONE, "--ranli.epochs=5", "--ranli.validate_every=2")
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    validated = [r["epoch"] for r in map(json.loads, lines) if "validation_clean_accuracy" in r]
-    assert validated == [1, 3, 4]
 
 
 def test_nan_weights_reach_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,27 +241,11 @@ def test_scratch_ignores_the_weight_file(tmp_path: Path, monkeypatch: pytest.Mon
     run_small(tmp_path / "first", *ONE, "--ranli.epochs=1")
     file = tmp_path / "first/seed-0/ranli/stage-1-ranli/best.safetensors"
     started: dict[str, torch.Tensor] = {}
-    original = loop.StageLoop.run
-
-    def spy(self: loop.StageLoop) -> Any:
-        started.update({n: t.clone() for n, t in self.model.backbone.state_dict().items()})
-        return original(self)
-
-    monkeypatch.setattr(loop.StageLoop, "run", spy)
+    before_stages(
+        monkeypatch, lambda s: started.update(copy_tensors(s.model.backbone.state_dict()))
+    )
     flags = ["--methods=scratch", "--pretrain.epochs=1", f"--model.weights={file}"]
     run_small(tmp_path / "second", *flags)
     fresh = models.create(small().model, num_classes=3, seed=derive_seed(0, "init"))
     for name, tensor in fresh.backbone.state_dict().items():
         assert torch.equal(tensor, started[name]), name
-
-
-def test_a_trained_model_is_loaded_whole(tmp_path: Path) -> None:
-    summary = run_small(tmp_path / "run", *ONE, "--ranli.epochs=1", "--model.mean=0.1,0.2,0.3")
-    model = models.load(tmp_path / "run/seed-0/ranli/stage-1-ranli/best.safetensors")
-    test = small().data.load().test
-    x, y, _ids = test.batch(torch.arange(len(test)))
-    with torch.no_grad():
-        right = (model(x).argmax(1) == y).double().mean().item()
-    assert right == pytest.approx(summary["methods"]["ranli"]["test"]["clean_accuracy"])
-    assert model.normalize.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
-    assert model.card["classes"] == ["5", "6", "7"]

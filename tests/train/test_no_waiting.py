@@ -21,16 +21,11 @@ ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.epochs=2"]
 SEVERAL = ["--threat.other_norms=l2,l1", "--threat.other_eps=0.2,2", "--ranli.attack.steps=2"]
 KINDS = {
     "full": [],
-    "sgd, l2": ["--ranli.optimizer.name=sgd", "--threat.norm=l2"],
     "lora, l1": ["--ranli.tuning=lora", "--threat.norm=l1", "--threat.eps=2"],
-    "linear, best": ["--ranli.tuning=linear", "--ranli.attack.keep=best"],
-    "adapter": ["--ranli.tuning=adapter"],
-    "prompt": ["--ranli.tuning=prompt"],
-    "n-fgsm": ["--ranli.attack=n-fgsm"],
+    "prompt, best": ["--ranli.tuning=prompt", "--ranli.attack.keep=best"],
     "rs-fgsm": ["--ranli.attack=rs-fgsm"],
     "multi_apgd": ["--ranli.attack=multi_apgd", *SEVERAL, "--ranli.attack.l1_steps=3"],
     "msd": ["--ranli.attack=msd", *SEVERAL],
-    "clean": ["--ranli.attack=null"],
     "gradient projection": ["--ranli.gradient_projection={}"],
 }
 
@@ -108,7 +103,7 @@ def test_losses_that_come_late_are_all_counted(
     assert sums(tmp_path / "at once") == sums(tmp_path / "late")
 
 
-@pytest.mark.parametrize(("bad", "noticed"), [(1, 4), (6, 10), (11, 12)])
+@pytest.mark.parametrize(("bad", "noticed"), [(1, 4), (11, 12)])
 def test_a_loss_of_nan_is_found_one_block_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, noticed: int
 ) -> None:
@@ -141,14 +136,6 @@ def test_the_attack_looks_once_and_always_where_images_may_leave_its_bounds(
         with loop.StageLoop._looks(stage, epoch):  # pyright: ignore[reportArgumentType]
             found.append(values_are_known())
     assert found == [False, False, False, known, known]
-
-
-def test_waiting_for_data_is_recorded(tmp_path: Path) -> None:
-    summary = run_small(tmp_path / "run", *ONE)
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    shares = [json.loads(line)["data_wait_share"] for line in lines]
-    shares.append(summary["methods"]["ranli"]["stages"][0]["data_wait_share"])
-    assert len(shares) == 3 and all(0 < share < 1 for share in shares)
 
 
 @pytest.mark.gpu

@@ -8,8 +8,7 @@ from torch import nn
 
 from roli_fast.attacks import PGD, Attack
 from roli_fast.data import Batch
-from roli_fast.train.objectives import OBJECTIVES, Objective
-from roli_fast.train.objectives.ramp import RAMP
+from roli_fast.train.objectives import OBJECTIVES, RAMP, Objective
 
 PGD_10 = PGD(eps=8 / 255, step_size=None, steps=10)
 KL_10 = PGD(eps=8 / 255, step_size=None, steps=10, loss="kl")

@@ -16,11 +16,7 @@ from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
 from roli_fast.threat import ThreatModel
-from roli_fast.train.objectives import Objective
-from roli_fast.train.objectives.avg import AVG
-from roli_fast.train.objectives.eat import EAT
-from roli_fast.train.objectives.sat import SAT
-from roli_fast.train.objectives.trades import TRADES
+from roli_fast.train.objectives import AVG, EAT, SAT, TRADES, Objective, Step
 
 L3 = math.log(3.0)
 
@@ -47,7 +43,7 @@ def counts(*numbers: float) -> Tensor:
 
 
 def called(objective: Objective, attack: Any = FOUND, batch: Batch = TWO) -> Any:
-    return objective(pixels_as_logits(), batch, attack, torch.Generator(), Engine())
+    return objective(Step(pixels_as_logits(), batch, attack, torch.Generator(), Engine()))
 
 
 @pytest.mark.parametrize(
@@ -97,17 +93,6 @@ def test_eat_draws_by_the_counts_and_the_generator_alone() -> None:
         seen.append(called(chosen).counts[3].item() == 2)
         assert seen[-1] == (uniform.item() >= 0.25)
     assert abs(sum(seen) / 400 - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 400)
-
-
-def test_eat_follows_what_it_counts() -> None:
-    """As the loop does it: the totals of what was counted decide the next draw."""
-    total, objective = counts(0, 0, 0, 0), EAT()
-    for update in range(30):
-        chosen = objective.chosen(total, torch.Generator().manual_seed(update))
-        total = total + called(chosen).counts
-    robust, seen = total.split(2)
-    assert seen.sum() == 60 and (seen > 0).all() and robust.tolist() == [seen[0] / 2, 0]
-    assert objective.probabilities(total).tolist() == pytest.approx([1 / 3, 2 / 3])
 
 
 def test_sat_draws_all_norms_alike() -> None:
@@ -162,12 +147,6 @@ def test_trades_equals_a_plain_version(network: str) -> None:
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-8, atol=1e-12)
     for ours, theirs in zip(model.buffers(), twin.buffers(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", [EAT, SAT])
-def test_what_draws_is_not_called_itself(kind: type[Objective]) -> None:
-    with pytest.raises(ArgumentError, match=r"Call what objective\.chosen\(counts, generator\)"):
-        called(kind())
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from tiny_data import write_cifar
 from torchvision import datasets
 
@@ -18,14 +16,10 @@ from roli_fast.train import run
 from roli_fast.train.cli import parse
 from roli_fast.train.experiment import SCHEMA, Experiment
 from roli_fast.train.gradient_projection import GradientProjection
-from roli_fast.train.objectives import Adversarial
-from roli_fast.train.objectives.avg import AVG
-from roli_fast.train.objectives.eat import EAT
-from roli_fast.train.objectives.ramp import RAMP
-from roli_fast.train.objectives.sat import SAT
-from roli_fast.train.optim import Schedule, Step, Triangle
+from roli_fast.train.objectives import AVG, EAT, RAMP, SAT, Adversarial
+from roli_fast.train.optim import Cosine, Schedule, Step, Triangle
 from roli_fast.train.recipes import NORM_RECIPES
-from roli_fast.train.stage import Stage, pgd_in_run
+from roli_fast.train.stage import Stage
 
 PREACT, RN50, XCIT = "preact_resnet18", "resnet50", "xcit_small_12_p16_224"
 WRN28, WRN34, WRN70 = (f"wide_resnet{size}_cifar" for size in ("28_10", "34_20", "70_16"))
@@ -78,7 +72,7 @@ def stage_of(experiment: Experiment) -> Stage:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(cell[:3]))
-@pytest.mark.parametrize("name", NORM_RECIPES)
+@pytest.mark.parametrize("name", ["ramp", "msd"])
 def test_a_cell_is_the_paper_s(name: str, cell: tuple) -> None:
     data, start, model, epochs, lr, schedule, batch, decay, of, _pairing = cell
     experiment = from_recipe(name, data, f"--start={start}", f"--model.name={model}")
@@ -184,15 +178,6 @@ def test_a_recipe_is_what_it_says_written_out(tmp_path: Path) -> None:
     assert from_recipe("ramp", "cifar10", "--start=scratch") == written
 
 
-@pytest.mark.parametrize("name", NORM_RECIPES)
-@pytest.mark.parametrize("start", ["scratch", "finetune"])
-def test_the_printed_configuration_is_the_recipe(name: str, start: str, tmp_path: Path) -> None:
-    experiment = from_recipe(name, "cifar10", f"--start={start}")
-    file = tmp_path / "c.yaml"
-    file.write_text(SCHEMA.to_yaml(experiment))
-    assert parse(["--config", str(file)]).experiment == experiment
-
-
 @pytest.mark.parametrize("tuning", METHODS.names())
 def test_every_tuning_method_takes_the_place_of_full(tuning: str) -> None:
     experiment = from_recipe("ramp", "cifar10", f"--tuning={tuning}", "--model.name=deit_tiny")
@@ -226,19 +211,10 @@ def test_any_field_can_be_overridden() -> None:
     assert stage.objective == RAMP(source="linf", target="l1", weight=0.7)
     assert isinstance(stage.attack, MultiAPGD) and stage.attack.steps == 3
     assert stage.tuning == LoRA(rank=2)
-    assert SCHEMA.to_tree(stage.schedule) == {"name": "cosine"}
+    assert stage.schedule == Cosine()
     assert experiment.threat == ThreatModel(
         "linf", 2 / 255, other_norms=("l2", "l1"), other_eps=(0.5, 12)
     )
-
-
-def test_pgd_takes_the_place_of_a_recipe_s_attack() -> None:
-    """With its own 10 steps, and with the threat's norms and radii."""
-    experiment = from_recipe("eat", "cifar10", "--test=pgd", "--validation=pgd")
-    assert experiment.test == experiment.validation == pgd_in_run(10)
-    more = from_recipe("eat", "cifar10", "--test=pgd", "--test.steps=3")
-    assert more.test == pgd_in_run(3)
-    assert from_recipe("max", "cifar10", "--finetune.schedule=step").finetune.schedule == Step()
 
 
 @pytest.mark.parametrize(
@@ -309,8 +285,8 @@ def test_fine_tuning_without_weights_says_what_is_missing(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", NORM_RECIPES)
-def test_every_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["ramp", "eat", "msd"])
+def test_a_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From scratch with two epochs, then from its weights with one."""
     root = write_cifar(tmp_path / "cifar", monkeypatch, datasets.CIFAR10)
     more = ["--pretrain.epochs=2", "--pretrain.attack.steps=2"]
@@ -322,23 +298,3 @@ def test_every_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     second = from_recipe(name, "cifar10", *small(root), *more)
     (tuned,) = run(second, tmp_path / "b", quiet=True)["methods"].values()
     assert tuned["stages"][0]["name"] == "finetune" and 0 <= tuned["test"]["clean_accuracy"] <= 1
-
-
-def test_ramp_with_lora_on_a_vit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not published: of a ViT's weights the factors and the head alone move."""
-    root = write_cifar(tmp_path / "cifar", monkeypatch, datasets.CIFAR10)
-    vit = [flag for flag in small(root) if "model.options" not in flag]
-    vit += ["--model.name=vit_tiny_patch16_224", "--model.options.img_size=32"]
-    sizes = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    vit += [f"--model.options.{name}={value}" for name, value in sizes.items()]
-    more = ["--start=scratch", "--pretrain.epochs=1", "--pretrain.attack.steps=1"]
-    run(from_recipe("max", "cifar10", *vit, *more), tmp_path / "a", quiet=True)
-    found = tmp_path / "a/seed-0/scratch/stage-1-pretrain/best.safetensors"
-    more = ["--tuning=lora", "--finetune.tuning.rank=2", "--finetune.attack.steps=1"]
-    experiment = from_recipe("ramp", "cifar10", *vit, *more, f"--model.weights={found}")
-    run(experiment, tmp_path / "b", quiet=True)
-    before = load_file(found)
-    after = load_file(tmp_path / "b/seed-0/finetune/stage-1-finetune/last.safetensors")
-    moved = {n for n, t in after.items() if n not in before or not torch.equal(t, before[n])}
-    assert moved and all("lora" in n or n.startswith("head.") for n in moved)
-    assert {"head.weight", "blocks.0.attn.qkv.lora_b"} <= moved

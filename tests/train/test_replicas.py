@@ -83,14 +83,3 @@ def test_two_processes_have_the_gradients_of_all_images() -> None:
             assert (array == second[part][name]).all(), name
     for name in ("conv.weight", "still.running_var", "head.weight"):
         assert (first["state"][name] == net.state_dict()[name].numpy()).all(), name
-
-
-def test_alone_nothing_is_touched() -> None:
-    net = Net()
-    loss(net, 0).backward()
-    before = {n: t.clone() for n, t in net.state_dict().items()}
-    replicas = Replicas(net, ["conv.weight"], Team())
-    replicas.begin()
-    replicas.merge(0.25)
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, before[name])

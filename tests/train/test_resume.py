@@ -1,6 +1,5 @@
 """A run that is stopped and resumed equals one that was not: same weights, same records."""
 
-import json
 import os
 import random
 import signal
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from processes import CONTEXT
-from small import FLAGS, assert_same_weights, run_small
+from small import FLAGS, assert_same_weights, records, run_small, stop_at
 
-from roli_fast.errors import CheckpointError, ConfigError, InterruptedRunError
+from roli_fast.errors import ConfigError, InterruptedRunError
 from roli_fast.running.lock import LOCK
 from roli_fast.running.signals import Interrupt
 from roli_fast.train import loop
@@ -31,29 +30,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def records(folder: Path) -> list[dict[str, object]]:
-    """The metrics without wall-clock values."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    timed = ("train_images_per_second", "data_wait_share")
-    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
-
-
-@pytest.mark.parametrize("after", [1, 4, 5, 9, 13], ids=lambda n: f"after-{n}-updates")
+@pytest.mark.parametrize("after", [1, 4, 9], ids=lambda n: f"after-{n}-updates")
 def test_a_signal_between_any_two_updates(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    original = loop.StageLoop._update
-    count = 0
-
-    def stop(self: loop.StageLoop, epoch: int, batch):  # noqa: ANN001, ANN202
-        nonlocal count
-        count += 1
-        if count == after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, epoch, batch)
-
-    monkeypatch.setattr(loop.StageLoop, "_update", stop)
+    stop_at(monkeypatch, after)
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
         run_small(tmp_path / "run", *DROPOUT)
     assert not (tmp_path / "run/summary.json").exists()
@@ -105,17 +86,13 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_the_command_line_survives(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """kill -9 in stage 2, and Ctrl-C, then `--resume`; a checkpoint after every update."""
+def test_the_command_line_survives(straight: Path, tmp_path: Path) -> None:
+    """kill -9 in stage 2, then `--resume`; a checkpoint after every update."""
     folder = tmp_path / "run"
     process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
     wait_for(folder / "seed-0/roli/stage-2-finetune/resume.safetensors", process)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    if number == signal.SIGINT:
-        assert process.returncode == 130, output
-        assert f"--run_dir {folder} --resume" in output
+    process.kill()
+    process.communicate(timeout=60)
     assert not (folder / "summary.json").exists()
     again = train(folder, "--resume")
     output, _ = again.communicate(timeout=120)
@@ -160,17 +137,14 @@ def held_by(folder: Path, process: int | None) -> bool:
     return began and lock.read_text().startswith(f"{process} ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_with_decoding_workers(
-    straight: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_signal_to_the_whole_group_with_decoding_workers(straight: Path, tmp_path: Path) -> None:
     """As a terminal's Ctrl-C and job schedulers send it. The workers are the run's to stop."""
     folder = tmp_path / "run"
     process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
     wait_for(folder / "seed-0/roli/stage-1-probe/resume.safetensors", process)
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, output
+    assert process.returncode == 128 + signal.SIGTERM, output
     assert "Traceback" not in output and f"--run_dir {folder} --resume" in output
     assert output.count("stopping after this step") == 1  # no worker says so, too
     run_small(folder, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
@@ -190,24 +164,6 @@ def test_workers_that_a_signal_ended_are_no_error_of_their_own() -> None:
             interrupt.signal = number
             raise error
         assert raised.value is error
-
-
-def test_a_damaged_resume_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = loop.StageLoop._update
-
-    def stop(self: loop.StageLoop, epoch: int, batch):  # noqa: ANN001, ANN202
-        os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, epoch, batch)
-
-    monkeypatch.setattr(loop.StageLoop, "_update", stop)
-    folder = tmp_path / "run"
-    with pytest.raises(InterruptedRunError):
-        run_small(folder)
-    monkeypatch.undo()
-    path = folder / "seed-0/roli/stage-1-probe/resume.safetensors"
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(CheckpointError, match="resume.safetensors"):
-        run_small(folder)
 
 
 def test_resume_keeps_the_saved_configuration(straight: Path, tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small import FLAGS, run_small, small
 from tiny_data import write_folder
 
 from roli_fast.errors import DataError, RoliFastError, RunDirectoryError
-from roli_fast.files import write_json
+from roli_fast.files import write_tensors
 from roli_fast.train import run
 from roli_fast.train.cli import parse
 from roli_fast.train.metrics import Recorder
-from roli_fast.train.run_directory import read_result, read_test, saved_environment
+from roli_fast.train.run_directory import open_run_dir, read_result, read_test, saved_environment
 from roli_fast.train.stage import StageResult
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -43,35 +44,14 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, where: str) -> Non
     (tmp_path / "file").write_text("mine")
     target = tmp_path / "file" if where == "file" else tmp_path / "file" / "run"
     with pytest.raises(RunDirectoryError, match="--run_dir"):
-        run_small_new(target)
+        open_run_dir(target, small(), resume=False)
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def run_small_new(folder: Path) -> None:
-    run(small("--methods=probe", "--probe.epochs=1"), folder, quiet=True)
 
 
 def test_another_experiment_is_refused(tmp_path: Path) -> None:
     run_small(tmp_path / "run", "--methods=probe", "--probe.epochs=1")
     with pytest.raises(RunDirectoryError, match="another configuration"):
         run_small(tmp_path / "run", "--methods=probe", "--probe.epochs=1", "--threat.eps=0.3")
-
-
-def test_other_images_are_refused(tmp_path: Path) -> None:
-    images = write_folder(tmp_path / "images", {"a": 12, "b": 12})
-    experiment = parse(folder_flags(images)).experiment
-    run(experiment, tmp_path / "run", quiet=True)
-    (images / "a" / "3.png").unlink()
-    with pytest.raises(RunDirectoryError, match="1 images of data train that are gone: a/3.png"):
-        run(experiment, tmp_path / "run", resume=True, quiet=True)
-
-
-def test_a_run_of_before_is_known_by_the_names_of_its_images(tmp_path: Path) -> None:
-    write_json(tmp_path / "environment.json", {"identity": {"data test images": "a"}})
-    found = {"data test images": "a", "data test pixels": "b"}
-    assert saved_environment(tmp_path, found)
-    with pytest.raises(RunDirectoryError, match="another data test images"):
-        saved_environment(tmp_path, {**found, "data test images": "c"})
 
 
 def test_the_place_of_a_run_may_change(tmp_path: Path) -> None:
@@ -91,15 +71,15 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 def test_files_can_be_read_by_others(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
-    run_small_new(tmp_path / "run")
-    for path in tmp_path.rglob("*.safetensors"):
-        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"x": torch.ones(1)}, {})
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_recipes_are_part_of_the_package() -> None:
     """An editable install finds them anyway; a wheel only if they are declared."""
     declared = (PACKAGE / "pyproject.toml").read_text()
-    assert '"recipes/*.yaml"' in declared
+    assert '"recipes/*.yaml"' in declared and '"recipes/published/*.yaml"' in declared
     assert "recursive-include roli_fast/recipes *.yaml" in (PACKAGE / "MANIFEST.in").read_text()
 
 
@@ -110,10 +90,7 @@ RESULT = asdict(StageResult("probe", 3, 1, 0.5, 10, 100, 1.5, 66.0))
     ("change", "named"),
     [
         ({"epochs": "x"}, "`epochs`"),
-        ({"train_seconds": None}, "train_seconds"),
         ({"train_images": 10**400}, "`train_images`"),
-        ({"best_epoch": 1.5}, "`best_epoch`"),
-        ({"name": []}, "`name`"),
         ({"other": 1}, "`other`"),
     ],
 )
@@ -129,28 +106,23 @@ def test_a_damaged_result_is_named_with_its_field(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    "change",
     [
-        ({"images": 3}, "accuracy and flags of clean differ"),
-        ({"clean_accuracy": 0.75}, "accuracy and flags of clean differ"),
-        ({"clean_flags": "11x0"}, "flags are 0 and 1"),
-        ({"robust_flags": {"pgd-10": "111"}}, "accuracy and flags of pgd-10 differ"),
-        ({"robust_accuracy": {"pgd-9": 0.5}}, "expected .'pgd-10'"),
-        ({"robust_accuracy": None}, "robust_accuracy"),
-        ({"clean_accuracy": "x"}, "clean_accuracy: got 'x'"),
+        {"images": 3},
+        {"clean_flags": "11x0"},
+        {"robust_flags": {"pgd-10": "111"}},
+        {"robust_accuracy": {"pgd-9": 0.5}},
     ],
 )
-def test_a_damaged_test_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    path, experiment = (
-        tmp_path / "test.json",
-        parse(["--data=digits", "--test.steps=10"]).experiment,
-    )
+def test_a_damaged_test_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "test.json"
+    experiment = parse(["--data=digits", "--test.steps=10"]).experiment
     whole = {"images": 4, "clean_accuracy": 0.5, "clean_flags": "1100"}
     whole |= {"robust_accuracy": {"pgd-10": 0.25}, "robust_flags": {"pgd-10": "1000"}}
     path.write_text(json.dumps(whole))
     assert read_test(path, experiment) == whole
     path.write_text(json.dumps(whole | change))
-    with pytest.raises(RunDirectoryError, match=rf"test\.json': .*{told}"):
+    with pytest.raises(RunDirectoryError, match=r"test\.json': "):
         read_test(path, experiment)
 
 
@@ -175,8 +147,7 @@ def test_damaged_metrics_are_dropped_aloud(
         json.dumps({**place, "epoch": 1, "a": []}),
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join([good[0], *bad, *good[1:], '{"se']))
-    recorder = Recorder(tmp_path)
-    recorder.forget(place, 2)
-    recorder.close()
+    with Recorder(tmp_path) as recorder:
+        recorder.forget(place, 2)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good[:2]
     assert "metrics.jsonl: damaged lines are dropped: [2, 3, 4, 5]" in caplog.text

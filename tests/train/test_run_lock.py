@@ -100,18 +100,6 @@ def test_a_run_holds_its_folder_and_lets_it_go(
         assert (folder / LOCK).read_text().split()[0] == str(os.getpid())
 
 
-def test_a_failed_run_lets_its_folder_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from roli_fast.train import pipeline
-
-    def crash(*_arguments: object) -> None:
-        raise RuntimeError("power cut")
-
-    monkeypatch.setattr(pipeline.Pipeline, "run", crash)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run_small(tmp_path / "run", "--methods=probe", "--probe.epochs=1")
-    RunLock(tmp_path / "run").release()
-
-
 def test_a_file_system_without_locks_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,27 +1,22 @@
 """A run whose attacker may choose any of three norms: validation, test, summary, resume."""
 
 import json
-import os
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from small import assert_same_weights, run_small, small
+from small import records, run_small, small
 
 from roli_fast import models
-from roli_fast.configuration import read_yaml
 from roli_fast.data import Batch
-from roli_fast.errors import ArgumentError, InterruptedRunError
+from roli_fast.errors import ArgumentError
 from roli_fast.evaluate import Evaluation, evaluate, read_report
 from roli_fast.evaluate.cli import parse as parse_evaluation
 from roli_fast.evaluate.driver import run as run_evaluation
 from roli_fast.seeds import derive_seed
-from roli_fast.train import loop, run_directory
-from roli_fast.train.cli import parse
+from roli_fast.train import loop
 from roli_fast.train.summary import table
 
 NORMS = ("linf", "l2", "l1")
@@ -59,12 +54,6 @@ def test_the_union_holds_image_by_image(finished: Path) -> None:
         assert test["robust_accuracy"]["union"] == union.double().mean().item()
         told_apart |= any(not torch.equal(union, one) for one in each)
     assert told_apart
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    timed = ("train_images_per_second", "data_wait_share")
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
 def test_the_best_epoch_is_that_of_the_union(finished: Path) -> None:
@@ -130,32 +119,6 @@ def test_a_norms_column_is_what_a_run_in_this_norm_alone_tests(finished: Path) -
         assert torch.equal(alone.robust["pgd-3"], flags(test["robust_flags"][threat.norm]))
 
 
-def test_a_run_with_several_threats_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    more = [*THREE, "--methods=probe", "--probe.attack.eps=0.004"]
-    straight, folder = tmp_path / "straight", tmp_path / "run"
-    run_small(straight, *more)
-    original, count = loop.StageLoop._validate, 0
-
-    def stop(self: loop.StageLoop) -> dict[str, float]:
-        nonlocal count
-        count += 1
-        if count == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self)
-
-    monkeypatch.setattr(loop.StageLoop, "_validate", stop)
-    with pytest.raises(InterruptedRunError, match="SIGTERM"):
-        run_small(folder, *more)
-    assert len(records(folder)) == 1
-    run_small(folder, *more)
-    assert_same_weights(straight, folder)
-    assert records(straight) == records(folder)
-    test = "seed-0/probe/test.json"
-    assert (straight / test).read_text() == (folder / test).read_text()
-
-
 def test_an_evaluation_takes_the_runs_norms_and_radii(finished: Path, tmp_path: Path) -> None:
     part = str(finished / "seed-0/roli")
     assessment = parse_evaluation(["--model", part, "--attacks=pgd-2"]).assessment
@@ -165,17 +128,6 @@ def test_an_evaluation_takes_the_runs_norms_and_radii(finished: Path, tmp_path: 
     assert tuple(report.robust) == NORMS
     together = report.robust["linf"] & report.robust["l2"] & report.robust["l1"]
     assert torch.equal(report.union, together)
-
-
-def test_a_validation_in_one_norm_is_one_column(tmp_path: Path) -> None:
-    """A cheap validation; the test is in all norms still."""
-    more = ["--methods=probe", "--validation.norm=l1", "--probe.epochs=1", *THREE]
-    assert small(*more).evaluations("validation")["pgd-2"].eps == 8.0  # type: ignore[attr-defined]
-    run_small(tmp_path / "run", *more)
-    (row,) = records(tmp_path / "run")
-    assert "validation_robust_accuracy" in row and "validation_l1_accuracy" not in row
-    (path,) = (tmp_path / "run").glob("seed-0/*/test.json")
-    assert list(json.loads(path.read_text())["robust_accuracy"]) == [*NORMS, "union"]
 
 
 @pytest.mark.parametrize(
@@ -190,20 +142,3 @@ def test_one_radius_for_three_norms_is_told_before_anything_runs(
 ) -> None:
     with pytest.raises(ArgumentError, match=words):
         small(*THREE, *more)
-
-
-def test_a_run_saved_before_there_were_other_norms_loads_and_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, more = tmp_path / "run", ["--methods=probe", "--probe.epochs=1"]
-    run_small(folder, *more)
-    tree = read_yaml(folder / "config.yaml")
-    assert tree["threat"].pop("other_norms") == [] and tree["threat"].pop("other_eps") == []
-    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
-    saved = parse(["--resume", "--run_dir", str(folder)]).experiment
-    assert saved == small(*more)
-    hashed: list[str] = []
-    monkeypatch.setattr(run_directory, "hash_text", lambda text: hashed.append(text) or "")
-    for experiment in (saved, small(*more, *THREE)):
-        run_directory.identity(experiment, {}, {})
-    assert ["other_norms" in text for text in hashed] == [False, True]

@@ -14,7 +14,7 @@ import pytest
 import several
 import torch
 from processes import Member, free_port, together
-from small import FLAGS, assert_same_weights, weights
+from small import FLAGS, assert_same_weights, records, weights
 
 from roli_fast.train.checkpoint import load_resume
 
@@ -52,15 +52,6 @@ def test_the_first_one_analyses(double: Path) -> None:
     assert [stage["name"] for stage in tree["stages"]] == ["ranli"]
     assert (tree["images"]["train"], tree["images"]["validation"]) == (20, 20)
     assert (double / "report.html").is_file()
-
-
-CLOCK = ("train_images_per_second", "data_wait_share")
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The metrics without wall-clock values."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 
 def assert_close(first: Path, second: Path) -> None:
@@ -105,12 +96,8 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(single: Path, tmp_pat
 @pytest.mark.parametrize(
     ("event", "rank", "ends", "told"),
     [
-        ("SIGTERM", 0, [143, 143], "stopped by SIGTERM"),
         ("SIGKILL", 1, [2, -9], LOST),
-        ("bug", 1, [2, None], LOST),
-        ("NaN", 1, [2, 2], "stage 'ranli': the loss is nan at epoch 1, step 1"),
         ("damaged image", 1, [2, 2], LOST),
-        ("full disk", 0, [None, 2], LOST),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
@@ -119,21 +106,12 @@ def test_what_comes_over_one_ends_all_and_costs_nothing(
 ) -> None:
     """The run goes on as if nothing had happened, to the same bits."""
     folder = tmp_path / "run"
-    often = ["--checkpoint_minutes=0"] if event != "SIGTERM" else []  # which saves
+    often = ["--checkpoint_minutes=0"]
     members = run(2, several.struck, event, rank, 5, folder, *often)
     assert codes(members) == ends, members
     assert told in members[ends.index(2) if 2 in ends else 0].output
     saved = load_resume(folder / "seed-0/ranli/stage-1-ranli/resume.safetensors")
-    assert (saved.progress.epoch, saved.progress.step) == (1, 2 if event == "SIGTERM" else 1)
-    assert codes(run(2, several.train, folder)) == [0, 0]
-    assert_same_weights(double, folder)
-    assert records(double) == records(folder)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_in_the_validation(double: Path, tmp_path: Path, rank: int) -> None:
-    folder = tmp_path / "run"
-    assert codes(run(2, several.struck_in_validation, rank, folder)) == [143, 143]
+    assert (saved.progress.epoch, saved.progress.step) == (1, 1)
     assert codes(run(2, several.train, folder)) == [0, 0]
     assert_same_weights(double, folder)
     assert records(double) == records(folder)
@@ -152,9 +130,8 @@ def test_other_images_in_one_process(tmp_path: Path) -> None:
     [
         ("--sweep=ranli.optimizer.lr=0.1,0.01", "`--sweep`: expected one process, got 2 processes"),
         ("--device=cuda:1", "`device`: expected no one GPU for all, got cuda:1. Write cuda"),
-        ("--ranli.batch_size=0", "`ranli.batch_size`: expected an integer >= 1, got 0"),
     ],
-    ids=["sweep", "device", "batch_size"],
+    ids=["sweep", "device"],
 )
 def test_what_is_refused(tmp_path: Path, flag: str, told: str) -> None:
     members = run(2, several.train, tmp_path / "run", flag)

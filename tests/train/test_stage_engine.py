@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from small import run_small, weights
 from tiny_models import SIZES, Fused, images, tiny, untouched
 from torch import Tensor, nn
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
-from roli_fast.errors import ArgumentError, ConfigError
+from roli_fast.errors import ArgumentError
 from roli_fast.evaluate import evaluate
 from roli_fast.train import starting
-from roli_fast.train.cli import parse
-from roli_fast.train.objectives import Adversarial
+from roli_fast.train.objectives import Adversarial, Step
 from roli_fast.train.objectives.base import attacked
 from roli_fast.train.stage import Stage
 
@@ -38,7 +36,7 @@ def step(
 ) -> Tensor:
     """One step as the loop makes it; returns its loss, with the gradients in the model."""
     with engine.training(torch.device("cpu")):
-        terms = Adversarial()(model, batch or a_batch(), attack, source(), engine)
+        terms = Adversarial()(Step(model, batch or a_batch(), attack, source(), engine))
     terms.loss.backward()
     return terms.loss.detach()
 
@@ -90,7 +88,7 @@ def test_the_attack_is_that_of_the_engine_alone() -> None:
     model, batch, engine = tiny("resnet18"), a_batch(), Engine(dtype=torch.bfloat16, batch_size=2)
     truth = ATTACK(model, batch.x, batch.y, source(), engine=engine, sample_ids=batch.ids)
     with untouched(model), engine.training(torch.device("cpu")):
-        found = attacked(model, batch, ATTACK, source(), engine)
+        found = attacked(Step(model, batch, ATTACK, source(), engine))
         assert torch.is_autocast_enabled("cpu")
     assert torch.equal(found, truth)
 
@@ -99,10 +97,10 @@ def test_the_attack_is_that_of_the_engine_alone() -> None:
 def test_images_have_the_engines_layout(attack: PGD | None) -> None:
     model, batch = tiny("resnet18"), a_batch()
     for engine, last in ((Engine(), False), (Engine(dtype=torch.bfloat16), True)):
-        found = attacked(model, batch, attack, source(), engine)
+        found = attacked(Step(model, batch, attack, source(), engine))
         assert found.is_contiguous(memory_format=torch.channels_last) == last
         assert found.is_contiguous() != last
-    assert attacked(model, batch, None, source(), Engine()) is batch.x
+    assert attacked(Step(model, batch, None, source(), Engine())) is batch.x
 
 
 def test_a_model_that_views_maps_is_told_what_to_set() -> None:
@@ -146,65 +144,34 @@ def test_validation_is_split_and_in_the_models_own_precision() -> None:
     assert torch.equal(found.robust[ATTACK.label], truth.robust[ATTACK.label])
 
 
-class TestRuns:
-    def dtypes(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> set[Any]:
-        """(whether it trains, whether a graph is made, dtype) of the model's passes."""
-        seen: set[Any] = set()
-        create = starting.create
+def test_attack_and_training_in_bf16_validation_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """(whether it trains, whether a graph is made, dtype) of the model's passes."""
+    seen: set[Any] = set()
+    create = starting.create
 
-        def hooked(*arguments: Any, **options: Any) -> Any:
-            model = create(*arguments, **options)
-            linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-2]
-            linear.register_forward_hook(
-                lambda _m, _x, out: seen.add((model.training, out.requires_grad, out.dtype))
-            )
-            return model
-
-        monkeypatch.setattr(starting, "create", hooked)
-        run_small(folder, *ONE, *flags)
-        return seen
-
-    def test_by_default_all_is_fp32(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        seen = self.dtypes(monkeypatch, tmp_path / "run")
-        assert {dtype for *_, dtype in seen} == {torch.float32}
-
-    def test_attack_and_training_in_bf16_validation_in_fp32(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        seen = self.dtypes(monkeypatch, tmp_path / "run", "--ranli.engine.dtype=bfloat16")
-        short, full = torch.bfloat16, torch.float32
-        assert seen == {
-            (True, True, short),  # the training step
-            (False, True, short),  # its attack
-            (False, True, full),  # validation's and the test's attack
-            (False, False, full),  # and their looks
-        }
-        for tensors in weights(tmp_path / "run").values():
-            assert not any(t.dtype == short for t in tensors.values())
-
-    def test_an_fp32_engine_that_changes_no_bit_trains_the_same(self, tmp_path: Path) -> None:
-        run_small(tmp_path / "a", *ONE)
-        run_small(tmp_path / "b", *ONE, "--ranli.engine.attention=fused")
-        first, second = (
-            load_file(next((tmp_path / name).glob("**/last.safetensors"))) for name in "ab"
+    def hooked(*arguments: Any, **options: Any) -> Any:
+        model = create(*arguments, **options)
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-2]
+        linear.register_forward_hook(
+            lambda _m, _x, out: seen.add((model.training, out.requires_grad, out.dtype))
         )
-        assert all(torch.equal(first[name], second[name]) for name in first)
+        return model
+
+    monkeypatch.setattr(starting, "create", hooked)
+    run_small(tmp_path / "run", *ONE, "--ranli.engine.dtype=bfloat16")
+    short, full = torch.bfloat16, torch.float32
+    assert seen == {
+        (True, True, short),  # the training step
+        (False, True, short),  # its attack
+        (False, True, full),  # validation's and the test's attack
+        (False, False, full),  # and their looks
+    }
+    for tensors in weights(tmp_path / "run").values():
+        assert not any(t.dtype == short for t in tensors.values())
 
 
 def test_fp16_is_refused() -> None:
     with pytest.raises(ArgumentError, match="`engine.dtype`: expected float32 or bfloat16, got fl"):
         Stage(engine=Engine(dtype=torch.float16))
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("dtype=bf16", "`finetune.engine.dtype`: expected one of: float32, bfloat16.*got 'bf16'"),
-        ("channels_last=x", "`finetune.engine.channels_last`: expected auto, or true or false, g"),
-        ("attention=x", "`finetune.engine.attention`: expected one of: auto, fused, products"),
-        ("merg=x", "unknown field `finetune.engine.merg`"),
-    ],
-)
-def test_wrong_flags_are_named(flag: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse([f"--finetune.engine.{flag}"])

@@ -92,13 +92,6 @@ def test_equal_gaps_have_no_p_value(flags: str) -> None:
     assert "p = - (paired t" in table(result)
 
 
-def test_the_table_names_the_attack_that_was_tested() -> None:
-    experiment = parse(["--test.eps", "0.2"]).experiment
-    outcomes = {"roli": [outcome(0, "1110", "1000")]}
-    text = table(summarise(experiment, experiment.data.load(), outcomes, []))
-    assert "linf eps 0.2" in text
-
-
 def test_the_table_shows_size_spread_and_note() -> None:
     text = table(summary({"roli": [outcome(0, "1110", "1000")]}, "0"))
     assert "75.0 +- 21.7 %" in text
@@ -134,12 +127,6 @@ def test_several_norms_are_compared_by_their_union() -> None:
     assert first.split()[2:6] == ["clean", "linf", "l2", "union"]
     assert "62.5 +- 17.1 %" in second and "50.0 +- 17.7 %" in second
     assert "linf eps 0.08, l2 eps 0.5" in text
-
-
-def test_one_norm_keeps_its_keys() -> None:
-    result = summary({"roli": [outcome(0, "11", "10")]}, "0")
-    assert not {"threat", "attack_label"} & set(result)
-    assert result["attack"]["norm"] == "linf"
 
 
 def test_the_table_names_the_norms_of_an_attack_of_several() -> None:

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from small import FLAGS, assert_same_weights, run_small, small
-from tiny_data import write_folder, write_image
+from small import FLAGS, assert_same_weights, before_stages, run_small, small
 
 from roli_fast.errors import ConfigError, NonFiniteLossError, RoliFastError, RunDirectoryError
 from roli_fast.peft import Bias, Full
-from roli_fast.train import Experiment, loop, pipeline, sweep
+from roli_fast.train import Experiment, pipeline, sweep
 from roli_fast.train.__main__ import main
 from roli_fast.train.cli import parse
 from roli_fast.train.sweep import Axis, cells, run_sweep, sweep_table
@@ -51,9 +50,6 @@ def test_values_as_written(text: str, field: str, values: Sequence[str]) -> None
         (["finetune.optimizer.lr"], ["`--sweep`", "FIELD=VALUE", "1e-3,1e-4"]),
         (["finetune.optimizer.lr="], ["`--sweep`", "FIELD=VALUE"]),
         (["finetune.optimizer.lr=1,,2"], ["`--sweep`", "FIELD=VALUE"]),
-        (["finetune.optimizer.lr=1,1"], ["different values of finetune.optimizer.lr"]),
-        (["analysis_images=10,20"], ["changes what is trained", "analysis_images"]),
-        (["finetune.optimizer.lr=1e-3,0.001"], ["1e-3", "0.001", "alike"]),
         ([RATES, RATES], ["each field once"]),
         (
             ["finetune.optimizer.lr=1,-1"],
@@ -104,11 +100,11 @@ def test_what_does_not_concern_a_method_is_not_run_twice() -> None:
 
 def test_head_inits_are_compared_at_one_budget() -> None:
     base = small("--methods=ranli")
-    inits = axes("head_init=robust-linear,kaiming,small,zero,default")
+    inits = axes("head_init=robust-linear,kaiming,zero")
     stages = [c.experiment.stages("ranli") for c in cells(base, inits)]
     assert [[(n, s.epochs) for n, s in found] for found in stages] == [
         [("probe", 2), ("ranli", 3)],
-        *[[("ranli", 5)]] * 4,
+        *[[("ranli", 5)]] * 2,
     ]
 
 
@@ -170,13 +166,7 @@ def test_a_cell_is_the_run_that_it_says(tmp_path: Path, swept: tuple[Path, dict[
 
 def test_the_probe_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
-    original = loop.StageLoop.run
-
-    def spy(self: loop.StageLoop) -> Any:
-        trained.append("{seed} {stage}".format(**self.job.place))
-        return original(self)
-
-    monkeypatch.setattr(loop.StageLoop, "run", spy)
+    before_stages(monkeypatch, lambda s: trained.append("{seed} {stage}".format(**s.job.place)))
     flags = [*QUICK, "--methods=roli,ranli", "--ranli.epochs=1", "--head_init=robust-linear"]
     run_sweep(small(*flags), axes(RATES), tmp_path / "a", quiet=True)
     assert trained == ["0 probe", "0 finetune", "0 finetune", "0 ranli"]
@@ -214,24 +204,12 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert (command.experiment, command.axes) == (base, tuple(axes(RATES)))
     monkeypatch.setattr(pipeline.Pipeline, "run", original)
     summary = run_sweep(command.experiment, command.axes, folder, resume=True, quiet=True)
+    other = small(*QUICK, "--seeds=0,1", "--finetune.warmup_epochs=0")
+    with pytest.raises(RunDirectoryError, match="another configuration"):
+        run_sweep(other, axes(RATES), folder, resume=True, quiet=True)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     for name in ("methods", "comparisons", "sweep"):
         assert without_times(summary[name]) == without_times(swept[1][name])
-
-
-def test_a_sweep_that_is_killed_at_its_beginning_stays_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, folder = sweep.open_run_dir, tmp_path / "sweep"
-
-    def cut(*arguments: Any, **options: Any) -> Any:
-        original(*arguments, **options).release()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweep, "open_run_dir", cut)
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(small(*QUICK), axes(RATES), folder, quiet=True)
-    assert parse(["--run_dir", str(folder), "--resume"]).axes == tuple(axes(RATES))
 
 
 def without_times(value: Any) -> Any:
@@ -253,8 +231,7 @@ def test_a_cell_that_diverges_is_told_and_not_chosen(
     first, second = summary["sweep"]["cells"]
     assert first["validation_accuracy"] is None and "stage 'ranli'" in first["diverged"]
     assert second["chosen"] and not first["chosen"]
-    assert "cell 1/2 ranli ranli.optimizer.lr=1e18: diverged" in caplog.messages
-    assert any(m.startswith("cell 2/2 ranli ranli.optimizer.lr=1e-3: ") for m in caplog.messages)
+    assert "ranli ranli.optimizer.lr=1e18: validation diverged" in caplog.messages
     assert "diverged" in sweep_table(summary) and "chosen" in sweep_table(summary)
     with pytest.raises(NonFiniteLossError, match="every cell of ranli"):
         run_sweep(base, rates[:0] + axes("ranli.optimizer.lr=1e18,1e19"), tmp_path / "all")
@@ -265,28 +242,6 @@ def test_a_mistake_in_the_last_cell_is_told_before_the_first_trains(tmp_path: Pa
     with pytest.raises(RoliFastError, match="rank"):
         run_sweep(base, axes("finetune.tuning.rank=2,999"), tmp_path / "sweep", quiet=True)
     assert not (tmp_path / "sweep").exists()
-
-
-def test_a_cell_of_another_experiment_is_refused(
-    swept: tuple[Path, dict[str, Any]],
-) -> None:
-    folder, _ = swept
-    other = small(*QUICK, "--seeds=0,1", "--finetune.warmup_epochs=0")
-    with pytest.raises(RunDirectoryError, match="another experiment"):
-        run_sweep(other, axes(RATES), folder, resume=True, quiet=True)
-
-
-def test_other_pixels_than_those_of_finished_cells_are_refused(tmp_path: Path) -> None:
-    images = write_folder(tmp_path / "images", {"cat": 12, "dog": 12})
-    flags = [f"--data.root={images}", "--data.image_size=16", *QUICK, "--methods=probe"]
-    base = parse(
-        ["--data=image_folder", *[f for f in FLAGS if "--data" not in f], *flags]
-    ).experiment
-    folder = tmp_path / "sweep"
-    run_sweep(base, axes("probe.optimizer.lr=0.1,0.2"), folder, quiet=True)
-    write_image(images / "cat" / "3.png", seed=12345)
-    with pytest.raises(RunDirectoryError, match="another data .* pixels"):
-        run_sweep(base, axes("probe.optimizer.lr=0.1,0.2"), folder, resume=True, quiet=True)
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,28 +256,6 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == printed
 
 
-def test_the_sweep_runner_never_looks_at_a_test_to_choose(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the time the first test image is read, the choice is made."""
-    chosen: list[str] = []
-    original, evaluate = sweep._choose, pipeline.evaluate
-
-    def choose(method: str, *arguments: Any) -> Any:
-        chosen.append(method)
-        return original(method, *arguments)
-
-    def test(*arguments: Any, **options: Any) -> Any:
-        assert chosen, "tested before anything was chosen"
-        return evaluate(*arguments, **options)
-
-    monkeypatch.setattr(sweep, "_choose", choose)
-    monkeypatch.setattr(pipeline, "evaluate", test)
-    base = small(*QUICK, "--methods=ranli", "--ranli.epochs=1")
-    run_sweep(base, axes("ranli.optimizer.lr=1e-3,2e-3"), tmp_path / "sweep", quiet=True)
-    assert chosen == ["ranli"]
-
-
 def test_what_a_sweep_keeps_is_read_back_or_named(tmp_path: Path) -> None:
     swept = (Axis("finetune.optimizer.lr", ("1e-3", "0.1")), Axis("threat.eps", ("8/255", "null")))
     (tmp_path / sweep.SWEEP).write_text(sweep.axes_text(swept))
@@ -331,10 +264,3 @@ def test_what_a_sweep_keeps_is_read_back_or_named(tmp_path: Path) -> None:
         (tmp_path / "sweep.yaml").write_text(text)
         with pytest.raises(RunDirectoryError, match=r"sweep\.yaml': "):
             sweep.saved_axes(tmp_path)
-    for text in ("[]", '{"lp": 3}', '{"lp": [{"seed": 0, "stages": [{"name": 1}]}]}'):
-        for name in ("diverged", "validation"):
-            (tmp_path / f"{name}.json").write_text(text)
-        with pytest.raises(RunDirectoryError, match=r"diverged\.json': "):
-            sweep.read_diverged(tmp_path)
-        with pytest.raises(RunDirectoryError, match=r"validation\.json': "):
-            sweep.read_validation(tmp_path, "lp")

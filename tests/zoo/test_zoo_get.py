@@ -55,7 +55,7 @@ class Server(ThreadingHTTPServer):
             self.end_headers()
             self.wfile.write(self.server.content)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
 

@@ -204,8 +204,10 @@ class SquareAttack(Component):
         """With `targeted`, `y` are the classes to go towards; None draws wrong ones."""
         if not self.targeted:
             return self._perturb(x, y)
+        x = x.to(self.device)
         if y is None:
             clean = clean_logits(self.searched(), x)
             ids = torch.arange(len(x), device=x.device)
             y = choose("random", clean, clean.argmax(1), None, ids)
-        return self._perturb(x, beside(y, y), y)
+        target = y.to(x.device)
+        return self._perturb(x, beside(target, target), target)

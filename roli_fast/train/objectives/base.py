@@ -14,6 +14,7 @@ from roli_fast.attacks.base import AttackInputs
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, describe, is_number
+from roli_fast.losses import cross_entropy
 from roli_fast.norms import NORMS
 from roli_fast.registry import Registry
 
@@ -32,6 +33,24 @@ class Terms(NamedTuple):
     loss: Tensor
     logits: Tensor
     counts: Tensor | None = None
+
+
+class Step(NamedTuple):
+    """What the loss of a batch, or of one part of it, is made of.
+
+    Args:
+        model: in the mode in which it is updated.
+        batch: clean images (B, ...) in the bounds and labels on the model's device, and ids.
+        attack: makes the training images; None trains on clean images.
+        generator: source of the attack's randomness.
+        engine: how the attack's passes are made.
+    """
+
+    model: nn.Module
+    batch: Batch
+    attack: Attack | None
+    generator: Generator
+    engine: Engine
 
 
 class Objective:
@@ -81,57 +100,46 @@ class Objective:
         """
         return self
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        attack: Attack | None,
-        generator: Generator,
-        engine: Engine,
-    ) -> Terms:
-        """The loss of one batch. Where the objective `draws`, what `chosen` gives is called in its
-        place. It is called inside `engine.training`: logits may be in bf16, and
-        `losses` raise them to fp32.
+    def __call__(self, step: Step) -> Terms:
+        """The loss of one batch: `on_attacked`, or plain cross-entropy on the clean images where
+        the attack is off. Where the objective `draws`, what `chosen` gives is called in its place.
 
-        Args:
-            model: in the mode in which it is updated.
-            batch: clean images (B, ...) in the bounds and labels on the model's device, and ids.
-            attack: makes the training images; None trains on clean images. `attacked` calls it.
-            generator: source of the attack's randomness.
-            engine: how the attack's passes are made.
+        It is called inside `engine.training`: logits may be in bf16, and `losses` raise them to
+        fp32.
         """
+        if step.attack is not None:
+            return self.on_attacked(step, step.attack)
+        logits, device = step.model(attacked(step)), step.batch.x.device
+        counts = torch.zeros(self.counters, dtype=torch.float64, device=device)
+        loss = cross_entropy(logits, step.batch.y).mean()
+        return Terms(loss, logits.detach(), counts if self.counters else None)
+
+    def on_attacked(self, step: Step, attack: Attack) -> Terms:
+        """The loss of one batch where there is an attack, the step's."""
         raise NotImplementedError
 
 
 FoundT = TypeVar("FoundT")
 
 
-def searched(
-    search: Callable[[AttackInputs], FoundT],
-    model: nn.Module,
-    batch: Batch,
-    generator: Generator,
-    engine: Engine,
-) -> FoundT:
+def searched(search: Callable[[AttackInputs], FoundT], step: Step) -> FoundT:
     """What an attack's `search` finds for a batch. What is drawn for a sample depends on the
     generator and its id alone, neither on its place in the batch nor on how large that is.
     """
-    ids = batch.ids.to(batch.x.device, non_blocking=True)  # pinned where that is a GPU
+    x, engine = step.batch.x, step.engine
+    ids = step.batch.ids.to(x.device, non_blocking=True)  # pinned where that is a GPU
     # the attack's passes see to their own precision: those around it are the training forward's
     apart: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if engine.low_precision_dtype is not None:
-        apart = torch.autocast(batch.x.device.type, enabled=False)
+        apart = torch.autocast(x.device.type, enabled=False)
     with apart:
-        return search(AttackInputs(model, batch.x, batch.y, generator, engine, ids))
+        return search(AttackInputs(step.model, x, step.batch.y, step.generator, engine, ids))
 
 
-def attacked(
-    model: nn.Module, batch: Batch, attack: Attack | None, generator: Generator, engine: Engine
-) -> Tensor:
+def attacked(step: Step) -> Tensor:
     """The images to train on, (B, ...), in the engine's layout; clean ones without an attack."""
-    if attack is None:
-        return engine.to_memory_format(batch.x)
-    return engine.to_memory_format(searched(attack.search, model, batch, generator, engine).x_adv)
+    x = searched(step.attack.search, step).x_adv if step.attack else step.batch.x
+    return step.engine.to_memory_format(x)
 
 
 def needs_attack(attack: Attack | None, objective: str) -> Attack:
@@ -140,12 +148,6 @@ def needs_attack(attack: Attack | None, objective: str) -> Attack:
         fix = "Choose one, or train on clean images with objective adversarial."
         raise ArgumentError(describe("attack", f"one beside objective {objective}", None, fix))
     return attack
-
-
-def not_drawn(objective: str) -> ArgumentError:
-    """The error of an objective that `draws` and is called all the same."""
-    fix = "Call what objective.chosen(counts, generator) returns."
-    return ArgumentError(describe("objective", "one whose norm is drawn", objective, fix))
 
 
 def check_weight(name: str, value: float) -> None:

@@ -6,17 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
 from roli_fast.attacks import Attack
-from roli_fast.data import Batch
-from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.losses import PAIR_DISTANCES, cross_entropy, logit_pairing, trades
-from roli_fast.train.objectives.adversarial import Adversarial
 from roli_fast.train.objectives.base import (
     OBJECTIVES,
     Objective,
+    Step,
     Terms,
     check_norms,
     check_weight,
@@ -115,34 +113,25 @@ class RAMP(Objective):
             raise ArgumentError(describe("source", "a norm when a batch is trained on", None, fix))
         return self.source, self.target
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        attack: Attack | None,
-        generator: Generator,
-        engine: Engine,
-    ) -> Terms:
+    def on_attacked(self, step: Step, attack: Attack) -> Terms:
         """As the base says; its logits are those on the points of L_max."""
-        if attack is None:
-            return Adversarial()(model, batch, None, generator, engine)
         source, target = self._pair
         search = in_norms(attack, self._pair, "ramp").search
-        found = searched(search, model, batch, generator, engine).found
+        found, y = searched(search, step).found, step.batch.y
         q, r = found[source], found[target]
         higher = q.loss >= r.loss
-        apart = not is_independent(model)
+        apart = not is_independent(step.model)
         images = [q.x_adv, r.x_adv]
         images += [_pick(higher, q.x_adv, r.x_adv)] if apart else []
-        images += [batch.x] if self.trades_beta else []
-        logits = logits_of(model, images, engine)
+        images += [step.batch.x] if self.trades_beta else []
+        logits = logits_of(step.model, images, step.engine)
         highest = logits[2] if apart else _pick(higher, logits[0], logits[1])
         if self.trades_beta:
-            loss = trades(logits[-1], highest, batch.y, beta=self.trades_beta)
+            loss = trades(logits[-1], highest, y, beta=self.trades_beta)
         else:
-            loss = cross_entropy(highest, batch.y).mean()
+            loss = cross_entropy(highest, y).mean()
         pairing = logit_pairing(
-            logits[0], logits[1], batch.y, kind=self.kind, detach_source=self.detach_source
+            logits[0], logits[1], y, kind=self.kind, detach_source=self.detach_source
         )
         return Terms(loss + self.weight * pairing, highest.detach())
 
