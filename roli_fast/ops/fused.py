@@ -318,12 +318,11 @@ def check_amount(name: str, value: object, x: Tensor, among: Range = SIZE) -> Am
 def check_number(name: str, value: Any, among: Range = FINITE, else_: str = "") -> float:
     """`value` is a number of `among`; returned as float."""
     fix = "Write 8/255 for pixel units." if among is SIZE else ""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         got = type(value).__name__
         raise ArgumentTypeError(describe(name, among.expected + else_, got, fix))
     number: Any = value
-    found = float(number) if abs(number) <= LARGEST else math.inf  # an integer may be too large for a float
+    found = float(number) if abs(number) <= LARGEST else math.inf
     if not among.low <= found <= among.high:
         raise ArgumentError(describe(name, among.expected + else_, value, fix))
     return found
