@@ -73,6 +73,7 @@ def fused(written: str = "x_adv", *, sums: bool = False) -> Callable[[Callable],
 
         @functools.wraps(reference)
         def op(*images: Any, bounds: Any = (0.0, 1.0), **named: Any) -> Tensor:
+            amounts: list[Any] = []
             try:
                 amounts = [named[name] for name in update.amounts]
                 usual = len(images) == len(update.tensors) and len(named) == len(amounts)
@@ -239,7 +240,7 @@ def for_all(value: Tensor, x: Tensor) -> Tensor:
 
 def check_tensor(
     name: str,
-    value: object,
+    value: Any,
     dtypes: Sequence[torch.dtype] = DTYPES,
     shape: Sequence[int] | None = None,
     device: torch.device | None = None,
@@ -314,13 +315,14 @@ def check_amount(name: str, value: object, x: Tensor, among: Range = SIZE) -> Am
     return value
 
 
-def check_number(name: str, value: object, among: Range = FINITE, else_: str = "") -> float:
+def check_number(name: str, value: Any, among: Range = FINITE, else_: str = "") -> float:
     """`value` is a number of `among`; returned as float."""
     fix = "Write 8/255 for pixel units." if among is SIZE else ""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         got = type(value).__name__
         raise ArgumentTypeError(describe(name, among.expected + else_, got, fix))
-    found = float(value) if abs(value) <= LARGEST else math.inf
+    number: Any = value
+    found = float(number) if abs(number) <= LARGEST else math.inf
     if not among.low <= found <= among.high:
         raise ArgumentError(describe(name, among.expected + else_, value, fix))
     return found
