@@ -1,7 +1,7 @@
 """Low-rank layers take part in an attack as one matrix: their weights do not change meanwhile."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def merge(modules: Iterable[nn.Module], dtype: torch.dtype | None = None) -> Cal
     What an outer engine has merged is left alone. Second matrices of fp32 weights have `dtype`
     where it is given, and under autocast autocast's, which spares a conversion at every forward.
     """
-    asked: list[tuple[nn.Module, MergeRequest]] = []
+    asked: list[tuple[Any, MergeRequest]] = []
     for module in modules:
         # of the type alone: nn.Module answers for a name that it lacks slowly
         if hasattr(type(module), "merge_request") and isinstance(module, Mergeable):

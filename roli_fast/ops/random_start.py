@@ -108,15 +108,15 @@ def _random_start(
     fused.check_batch("x", x)
     fused.check_generator(generator, x)
     fused.check_sample_ids(sample_ids, x)
-    with torch.no_grad():
-        eps = fused.check_amount("eps", eps, x)
-        if not torch.compiler.is_compiling():
-            box_limits(*bounds, x.dtype)  # before the generator moves on
-        key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=x.device)
-        if native.watched():
-            eps = fused.as_tensor(eps, x)
-            return random_start_op(norm, x, key, sample_ids, eps, *map(float, bounds))
-        return _draw(norm, x, key, sample_ids, eps, bounds)
+    eps = fused.check_amount("eps", eps.detach() if isinstance(eps, Tensor) else eps, x)
+    x = x.detach() if x.requires_grad else x
+    if not torch.compiler.is_compiling():
+        box_limits(*bounds, x.dtype)  # before the generator moves on
+    key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=x.device)
+    if native.watched():
+        eps = fused.as_tensor(eps, x)
+        return random_start_op(norm, x, key, sample_ids, eps, *map(float, bounds))
+    return _draw(norm, x, key, sample_ids, eps, bounds)
 
 
 def _draw(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from roli_fast.configuration import Schema
 from roli_fast.data import ImageDataset, Splits
-from roli_fast.data.table import SPLITS
+from roli_fast.data.source import SPLITS
 from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate import UNION
 from roli_fast.evaluate.shares import accuracy, to_flags, to_text

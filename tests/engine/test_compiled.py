@@ -48,19 +48,16 @@ def close(model: Any) -> bool:
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
-def test_compiled_once_a_model_with_the_weights_of_now(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_once_a_model_with_the_weights_of_now(backend: Backend) -> None:
     """More models of one class than torch, which gives up in time, compiles one function for."""
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 3)
     models = [Mixed() for _ in range(3)]
     for number in range(3):
         before = backend.graphs
-        with untouched(models[number]):
+        with untouched(models[number]), torch._dynamo.config.patch(recompile_limit=3):
             assert close(models[number])
         assert backend.graphs > before
     with torch.no_grad():
-        torch._foreach_mul_(list(models[0].parameters()), 0.5)
+        models[0].head.weight.mul_(0.5)
     before, gone = backend.graphs, weakref.ref(models[0])
     assert close(models[0]) and backend.graphs == before
     models.clear()

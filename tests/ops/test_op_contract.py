@@ -203,6 +203,7 @@ def test_whoever_traces_or_watches_sees_the_op(op):
     assert f"roli_fast.{op.name}.default" in calls.names and torch.equal(moved, step(*tensors))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in jvp
 def test_a_derivative_by_forward_mode_is_that_of_the_formula():
     """A kernel would leave the old tangent in place."""
     x, grad = torch.rand(SHAPE), torch.randn(SHAPE)

@@ -1,8 +1,10 @@
 """LoRA: which rows of which layers, the layer's formula, merging, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
-from tiny_models import SIZES, images, tiny
+from tiny_models import SIZES, SMALL, images, tiny
 from torch import Tensor, nn
 
 from roli_fast.engine import Engine, InputGradient
@@ -173,12 +175,12 @@ def test_what_cannot_be_merged() -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("swinv2_tiny_window8_256", dict(img_size=64)),
-        ("beit_base_patch16_224", dict(img_size=32, depth=1)),
+        ("swinv2_tiny_window8_256", SMALL["swin_tiny_patch4_window7_224"]),
+        ("beit_base_patch16_224", dict(img_size=32, depth=1, embed_dim=24, num_heads=3)),
         ("eva02_tiny_patch14_224", dict(img_size=28, depth=1)),
     ],
 )
-def test_the_rows_of_v_are_vs(name: str, options: dict[str, int]) -> None:
+def test_the_rows_of_v_are_vs(name: str, options: dict[str, Any]) -> None:
     """Where v is zero, so is what attention hands to its projection, whatever q and k are."""
     model = create(Model(name, options=options), num_classes=2).eval()
     found = find_layers(model, ["v"])
