@@ -251,17 +251,26 @@ def logits_of(run: Model, x: Tensor) -> Tensor:
     """`run(x)` of a model that is not known yet to leave its images as they are.
 
     Raises:
-        ArgumentError: it writes into what it is given, which was a copy of `x`.
+        ArgumentError: it writes into `x`, which has its old values again.
     """
-    given = x.clone()
-    version = None if given.is_inference() else given._version
-    found = run(given)
-    changed = version is not None and given._version != version
+    copy, version = x.detach().clone(), None if x.is_inference() else x._version
+    try:
+        found = run(x)  # not a copy: torch.compile warns of images that are no leaf
+    except RuntimeError as error:
+        if "leaf Variable that requires grad" not in str(error):
+            raise
+        raise _changed(run) from error
+    changed = version is not None and x._version != version
     if x.is_cpu and not values_are_known():  # by x.data, of which no version tells
-        changed = changed or not torch.allclose(given.detach(), x, rtol=0, atol=0, equal_nan=True)
+        changed = changed or not torch.allclose(x.detach(), copy, rtol=0, atol=0, equal_nan=True)
     if not changed:
         return found
+    x.data.copy_(copy)
+    raise _changed(run)
+
+
+def _changed(run: Model) -> ArgumentError:
     name = type(getattr(run, "model", run)).__name__
     fix = "Write x = (x - mean) / std in its forward, not x.sub_(mean).div_(std)."
     expected = "a model that leaves its input as it is"
-    raise ArgumentError(describe("model", expected, f"{name}, which changes it in place", fix))
+    return ArgumentError(describe("model", expected, f"{name}, which changes it in place", fix))

@@ -304,10 +304,11 @@ def test_a_model_that_changes_its_input_is_named(kind: type[Attack], hidden: boo
             (x.data if hidden else x).sub_(0.5).div_(0.25)
             return super().forward(x)
 
+    model = InPlace()
     with torch.inference_mode(hidden):
         x, y = X.clone(), Y.clone()
         with pytest.raises(ArgumentError, match=r"`model`: .* leaves its input .* got InPlace, "):
-            short(kind, "linf")(InPlace(), x, y, generator())
+            short(kind, "linf")(model, x, y, generator())
         assert torch.equal(x, X)
 
 
