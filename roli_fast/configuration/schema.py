@@ -71,7 +71,8 @@ class Schema(Generic[Root]):
         given = [*_radius_anew(tree, dict(given)), *given]
         # a component is chosen before its fields are set
         inside = {flag[:end] for flag, _ in given for end, dot in enumerate(flag) if dot == "."}
-        first = [pair for pair in given if pair[0] in inside and pair[1] not in NULL]
+        chosen = {flag for flag in inside if self.fields.get(flag) in self.components}
+        first = [pair for pair in given if pair[0] in chosen and pair[1] not in NULL]
         whole = copy.deepcopy(dict(tree))
         for name, text in [*first, *(pair for pair in given if pair not in first)]:
             if text is None:
