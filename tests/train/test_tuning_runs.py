@@ -131,7 +131,7 @@ def test_prompts_for_a_network_without_tokens(network: str, tmp_path: Path) -> N
     command += ["--data.max_per_class=12", "--data.image_size=32"]
     size = "--model.options.img_size=32"
     for flags, message in (
-        ([size], rf"`model\.options`: .*timm's {network} can be .*'img_size': 32.*leave img_size out"),
+        ([size], rf"`model\.options`: .*timm's {network}.*'img_size': 32.*leave img_size out"),
         ([], rf"`finetune\.tuning`: .*got prompt for {network},.*not of Swin V2.*use linear,"),
     ):
         with pytest.raises(ArgumentError, match=message):
