@@ -321,11 +321,11 @@ def _factor_gradients(
     if _fits_tensor_cores(x, dy, b, branch.rows):
         return _one_pass_gradients(x, dy, a, b, seed, branch, with_ds=with_ds)
     seen = _branch_input(x, seed, branch)
-    inner = seen @ a.t() if inner is None else inner
+    kept = seen @ a.t() if inner is None else inner
     ds = _through(dy, b, branch)
     da = torch.mm(ds.t(), seen).mul_(branch.gain)
     # S^T dy is a third faster than dy^T S with MKL
-    parts = [(inner[:, s].t() @ dy[:, out]).t() for out, s, _ in slices(b, branch.rows)]
+    parts = [(kept[:, s].t() @ dy[:, out]).t() for out, s, _ in slices(b, branch.rows)]
     return da, torch.cat(parts).mul_(branch.gain), ds
 
 

@@ -63,13 +63,12 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
     """Build the model once for every image size, say what it is, and choose the threads."""
     config, size = experiment.model, splits.train.image_size
     if source:
-        own = {"num_classes": source.num_classes, "image_size": source.train.image_size}
-        create(config, **own)
+        create(config, num_classes=source.num_classes, image_size=source.train.image_size)
     keeps_head = KEEPS_HEAD in experiment.methods
     if keeps_head:
         _check_head(experiment, splits, source)
-    own = {"num_classes": splits.num_classes, "image_size": size}
-    model = create(config, **own, with_head=keeps_head and not source)
+    with_head = keeps_head and not source
+    model = create(config, num_classes=splits.num_classes, image_size=size, with_head=with_head)
     card = model.card
     logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
     _check_stages(experiment, model)

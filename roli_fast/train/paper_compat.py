@@ -92,7 +92,7 @@ class PaperCompat:
         """PGD that keeps one iterate for the whole batch; other attacks are not the release's."""
         if "batch_best" in self.faults and isinstance(attack, PGD):
             own = {f.name: getattr(attack, f.name) for f in fields(attack) if f.init}
-            return BatchBestPGD(**own | {"keep": "best"})
+            return BatchBestPGD(**{**own, "keep": "best"})  # pyright: ignore[reportArgumentType]
         return attack
 
     def head_init(self, init: HeadInit) -> HeadInit:

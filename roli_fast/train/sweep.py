@@ -243,6 +243,7 @@ def run_sweep(
         trained = [_train(cell, folder, shared, quiet=quiet) for cell in plan]
         rows = [_row(cell, folder, runs) for cell, runs in zip(plan, trained, strict=True)]
         outcomes: dict[str, list[dict[str, Any]]] = {}
+        where = folder
         for method in base.methods:
             number = _choose(method, rows)
             cell, where = plan[number], folder / plan[number].folder
