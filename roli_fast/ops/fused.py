@@ -118,9 +118,9 @@ class _Update:
         written = images[self.place]
         if torch.is_grad_enabled():
             check_no_autograd(**dict(zip(self.tensors, images, strict=True)))
-        if watched:
+        if watched and can_be_followed(written):
             given = [as_tensor(amount, written) for amount in amounts]
-            self.operator(*images, *given, *map(float, bounds))
+            self.operator(*images, *given, *bounds)
         else:
             self.update(images, amounts, bounds)
         return written
@@ -370,6 +370,11 @@ def _reach(value: Tensor) -> int:
         return 0
     last = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
     return (last + 1) * value.element_size()
+
+
+def can_be_followed(*written: Tensor) -> bool:
+    """Whether an operator can write these: torch's fallback for views that negate fails there."""
+    return torch.compiler.is_compiling() or not any(value.is_neg() for value in written)
 
 
 def address(value: Tensor) -> int:

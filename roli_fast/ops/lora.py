@@ -433,7 +433,7 @@ def merge(layers: Sequence[Layer]) -> None:
         layer = Layer(merged, weight, a, b, layer.scale, layer.rows)
         if weight.is_cuda and _fits_kernel(layer):
             groups.setdefault((weight.device, weight.dtype, merged.dtype), []).append(layer)
-        elif weight.dtype == merged.dtype == a.dtype == torch.float32:
+        elif weight.dtype == merged.dtype == a.dtype == torch.float32 and fused.plain(a, b):
             _merge_in_place(layer)
         else:
             options = {"scale": layer.scale, "rows": layer.rows, "dtype": merged.dtype}

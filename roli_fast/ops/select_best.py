@@ -46,7 +46,9 @@ def select_best_(
         _check(*values)
         if torch.is_grad_enabled():
             fused.check_no_autograd(**dict(zip(NAMES, values, strict=True)))
-    return select_best_op(*values) if watched else _select(values, addresses)
+    if watched and fused.can_be_followed(best_x, best_grad, best_loss):
+        return select_best_op(*values)
+    return _select(values, addresses)
 
 
 def reference(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

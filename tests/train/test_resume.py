@@ -107,14 +107,14 @@ def test_twenty_kills_each_with_an_immediate_resume(straight: Path, tmp_path: Pa
     """At any moment of a run whose decoding workers outlive it; run after run, the same bits."""
     draws, kills, runs = random.Random(0), 0, 0
     flags = [*FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2"]
-    while kills < 20:
+    while kills < 20 or runs == 0:
         folder = tmp_path / str(runs)
         more = ["--resume"] if folder.exists() else flags
         process = CONTEXT.Process(target=command, args=(["--run_dir", str(folder), *more],))
         process.start()
         while process.is_alive() and not held_by(folder, process.pid):
             time.sleep(0.005)
-        process.join(draws.uniform(0, 3))
+        process.join(draws.uniform(0, 3) if kills < 20 else None)  # the last one ends
         kills += process.is_alive()
         process.kill()
         process.join()
@@ -124,7 +124,6 @@ def test_twenty_kills_each_with_an_immediate_resume(straight: Path, tmp_path: Pa
             if process.exitcode == 0:
                 assert_same_weights(straight, folder)
                 assert records(straight) == records(folder)
-    assert runs > 0
 
 
 def command(arguments: list[str]) -> None:
