@@ -217,6 +217,7 @@ void lora_backward_on_cuda(Address x, Address dy, Address a, Address b_turned, A
   bool good = tokens > 0 && dtype != 0 && inputs > 0 && inputs % 8 == 0 && dy_stride % 8 == 0 &&
               rank > 0 && rank <= kMostRank && count > 0 && count <= kMostSlices &&
               rank % count == 0;
+  for (Address address : {x, dy, a, b_turned, workspace}) good = good && address % 16 == 0;
   for (int i = 0; good && i < count; ++i) {
     const auto [start, length] = slices[i];
     good = start >= 0 && start % 8 == 0 && length > 0 && length % 8 == 0 &&
@@ -224,7 +225,7 @@ void lora_backward_on_cuda(Address x, Address dy, Address a, Address b_turned, A
     call.slices[i] = {start, length};
     call.outputs += length;
   }
-  check(good, "sizes that lora_backward cannot take");
+  check(good, "sizes or addresses that lora_backward cannot take");
   check_code("backward of lora_linear", lora_backward_cuda(call, device, At{stream}));
 }
 #endif

@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "cuda/packs.cuh"
+#include "cuda/sums.cuh"
 #include "ops.h"
 
 namespace rf {
@@ -95,10 +95,29 @@ int load_on(int device, Kernels... kernels) {
 
 inline dim3 blocks_of(const Grid2& grid) { return dim3(grid.blocks, grid.samples); }
 
-// For kernels that touch each element once.
+// For kernels that touch each element once, `at_once` packs a thread.
 template <class T, bool kVectors, class Call>
-Grid2 elements_grid(const Call& call) {
-  return elementwise_grid(call.samples, call.per_sample, kVectors ? kPack<T> : 1);
+Grid2 elements_grid(const Call& call, int at_once = 1) {
+  return elementwise_grid(call.samples, call.per_sample, at_once * (kVectors ? kPack<T> : 1));
+}
+
+// Launches a kernel in which a team of `blocks` blocks takes a sample: as a cluster.
+template <class Call>
+void launch_team(void (*kernel)(Call), const Call& call, cudaStream_t stream) {
+  cudaFuncAttributes attributes;
+  const bool clusters = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess &&
+                        attributes.ptxVersion >= 90;  // what the code was compiled for
+  cudaLaunchAttribute team = {};
+  team.id = cudaLaunchAttributeClusterDimension;
+  team.val.clusterDim.x = clusters ? team_of(call.per_sample) : 1;
+  team.val.clusterDim.y = team.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(team.val.clusterDim.x, std::min(call.samples, kMaxSamples));
+  config.blockDim = kThreads;
+  config.stream = stream;
+  config.attrs = &team;
+  config.numAttrs = team.val.clusterDim.x > 1 ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, call);
 }
 
 }  // namespace cuda

@@ -11,19 +11,16 @@ template <class T, bool kVectors>
 __global__ void __launch_bounds__(kThreads) step_kernel(StepCall call) {
   for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
     const LinfScalars s = scalars_of(call, sample);
-    const int64_t base = sample * call.per_sample;
-    each_pack<T, kVectors>(call.per_sample, [&](auto count, int64_t first) {
-      constexpr int kWords = decltype(count)::value;
-      float x_adv[kWords], grad[kWords], x[kWords];
-      load<T>(call.x_adv, base + first, x_adv);
-      load<T>(call.grad, base + first, grad);
-      load<T>(call.x, base + first, x);
+    each_pack<T, kVectors, 1>(
+        call.per_sample, sample * call.per_sample, {call.x_adv, call.grad, call.x},
+        [&](int64_t at, auto& v) {
+          constexpr int kWords = sizeof(v[0]) / sizeof(float);
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) {
-        x_adv[i] = linf_step<typename T::Grid>(x_adv[i], grad[i], x[i], s);
-      }
-      store<T>(call.x_adv, base + first, x_adv);
-    });
+          for (int i = 0; i < kWords; ++i) {
+            v[0][i] = linf_step<typename T::Grid>(v[0][i], v[1][i], v[2][i], s);
+          }
+          store<T>(call.x_adv, at, v[0]);
+        });
   }
 }
 
@@ -42,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, 4) apgd_linf_step_kernel(ApgdStepCal
     const LinfScalars scalars = {amount_of(call.eps, sample), amount_of(call.step_size, sample),
                                  call.low, call.high};
     const float momentum = amount_of(call.momentum, sample);
-    each_point<T, kVectors>(
+    each_point<T, kVectors, 1>(
         call, sample,
         [&](float x_adv, float x_prev, float grad, float x) {
           return apgd_linf_step<typename T::Grid>(x_adv, x_prev, grad, x, momentum, scalars);

@@ -179,7 +179,7 @@ inline int64_t dropout_blocks(const LoraDropoutCall& call) {
 constexpr int kTileRows = 16;
 constexpr int kSubRows = 64;  // four tiles for x and four for dy: one for each of the eight warps
 constexpr int kSharedWords = 8192;  // rows of a chunk times the padded rank
-constexpr int64_t kWantedChunks = 128;
+constexpr int64_t kWantedChunks = 512;
 
 // Multiples of 16 that hold the rank: 1, 2 or 4.
 inline int rank_tiles(int rank) { return rank <= 16 ? 1 : (rank <= 32 ? 2 : 4); }
@@ -219,30 +219,37 @@ __device__ inline void drop_four(const LoraBackwardCall& call, uint64_t seed, in
           (dropout_keeps(words.v[3], call.threshold) ? 0xffff0000u : 0u);
 }
 
-// kRegisters * 2 columns of one row of x (with dropout) or dy; zeros beyond the end.
+// kRegisters * 2 columns of one row of x or dy.
+template <int kRegisters>
+union RowPack {
+  std::conditional_t<kRegisters == 4, uint4, uint2> raw;
+  uint32_t v[kRegisters];
+};
+
+// Zeros beyond the end. Used later than it is asked for: see drop_row.
 template <bool kFromX, int kRegisters>
-__device__ void load_row(const LoraBackwardCall& call, int64_t row, int64_t end, int64_t column,
-                         uint32_t (&out)[kRegisters]) {
-  using Raw = typename std::conditional<kRegisters == 4, uint4, uint2>::type;
-  union {
-    Raw raw;
-    uint32_t v[kRegisters];
-  } pack = {};
+__device__ RowPack<kRegisters> load_row(const LoraBackwardCall& call, int64_t row, int64_t end,
+                                        int64_t column) {
+  RowPack<kRegisters> pack = {};
   const int64_t width = kFromX ? call.inputs : call.outputs;
   if (row < end && column < width) {
     const uint16_t* from = static_cast<const uint16_t*>(kFromX ? call.x : call.dy);
     from += kFromX ? row * width + column : row * call.dy_stride + dy_column(call, column);
-    pack.raw = *reinterpret_cast<const Raw*>(from);
-    if (kFromX && call.seed) {
-      const uint64_t seed = static_cast<uint64_t>(*call.seed);
-#pragma unroll
-      for (int i = 0; i < kRegisters; i += 2) {
-        drop_four(call, seed, row * width + column + 2 * i, pack.v[i], pack.v[i + 1]);
-      }
-    }
+    pack.raw = *reinterpret_cast<const decltype(pack.raw)*>(from);
   }
+  return pack;
+}
+
+// The dropout of what load_row gave.
+template <bool kFromX, int kRegisters>
+__device__ void drop_row(const LoraBackwardCall& call, int64_t row, int64_t column,
+                         RowPack<kRegisters>& pack) {
+  if (!kFromX || !call.seed) return;
+  const uint64_t seed = static_cast<uint64_t>(*call.seed);
 #pragma unroll
-  for (int i = 0; i < kRegisters; ++i) out[i] = pack.v[i];
+  for (int i = 0; i < kRegisters; i += 2) {
+    drop_four(call, seed, row * call.inputs + column + 2 * i, pack.v[i], pack.v[i + 1]);
+  }
 }
 
 template <int kTiles>
@@ -263,21 +270,40 @@ __device__ void inner_tile(const LoraBackwardCall& call, int64_t row, int64_t en
   const int64_t width = kFromX ? call.inputs : call.outputs;
   const uint16_t* factor = static_cast<const uint16_t*>(kFromX ? call.a : call.b_turned);
   float sum[2 * kTiles][4] = {};
-  for (int64_t first = 0; first < width; first += 32) {
-    const int64_t column = first + 8 * t;
-    uint32_t upper[4], lower[4];
-    load_row<kFromX>(call, row + g, end, column, upper);
-    load_row<kFromX>(call, row + g + 8, end, column, lower);
-    const uint32_t left[4] = {upper[0], lower[0], upper[1], lower[1]};
-    const uint32_t right[4] = {upper[2], lower[2], upper[3], lower[3]};
+  // The next kSteps times 32 columns of both rows are on their way while these are used.
+  constexpr int kSteps = kTiles == 4 ? 2 : 4;
+  RowPack<4> next[kSteps][2];
+  const auto ask = [&](int64_t first) {
 #pragma unroll
-    for (int n = 0; n < 2 * kTiles; ++n) {
-      uint4 f = {0, 0, 0, 0};
-      if (8 * n + g < call.rank && column < width) {
-        f = *reinterpret_cast<const uint4*>(factor + (8 * n + g) * width + column);
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      next[i / 2][i % 2] =
+          load_row<kFromX, 4>(call, row + g + i % 2 * 8, end, first + i / 2 * 32 + 8 * t);
+    }
+  };
+  ask(0);
+#pragma unroll 1
+  for (int64_t first = 0; first < width; first += 32 * kSteps) {
+    RowPack<4> rows[kSteps][2];
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) rows[i / 2][i % 2] = next[i / 2][i % 2];
+    ask(first + 32 * kSteps);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int64_t column = first + 32 * step + 8 * t;
+      RowPack<4>&upper = rows[step][0], &lower = rows[step][1];
+      drop_row<kFromX>(call, row + g, column, upper);
+      drop_row<kFromX>(call, row + g + 8, column, lower);
+      const uint32_t left[4] = {upper.v[0], lower.v[0], upper.v[1], lower.v[1]};
+      const uint32_t right[4] = {upper.v[2], lower.v[2], upper.v[3], lower.v[3]};
+#pragma unroll
+      for (int n = 0; n < 2 * kTiles; ++n) {
+        uint4 f = {0, 0, 0, 0};
+        if (8 * n + g < call.rank && column < width) {
+          f = *reinterpret_cast<const uint4*>(factor + (8 * n + g) * width + column);
+        }
+        mma<T>(sum[n], left, f.x, f.y);
+        mma<T>(sum[n], right, f.z, f.w);
       }
-      mma<T>(sum[n], left, f.x, f.y);
-      mma<T>(sum[n], right, f.z, f.w);
     }
   }
 #pragma unroll
@@ -301,14 +327,26 @@ __device__ void outer_panel(const LoraBackwardCall& call, int64_t begin, int64_t
                             int64_t panel, const Shared<kTiles>& inner, float* partial) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int64_t first = panel * 8 * kWide;
+  const int64_t mine = first + g * kWide;
   float sum[kTiles][kWide][4] = {};
-  for (int64_t row = begin; row < end; row += kTileRows) {
-    const int at = static_cast<int>(row - begin) + 2 * t;
-    uint32_t rows[4][kWide / 2];
+  RowPack<kWide / 2> next[4];  // of the next tile, on their way while this one is used
+  const auto ask = [&](int64_t row) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t place = row + 2 * t + i % 2 + i / 2 * 8;
-      load_row<kFromX>(call, place, end, first + g * kWide, rows[i]);
+      next[i] = load_row<kFromX, kWide / 2>(call, row + 2 * t + i % 2 + i / 2 * 8, end, mine);
+    }
+  };
+  ask(begin);
+#pragma unroll 1
+  for (int64_t row = begin; row < end; row += kTileRows) {
+    const int at = static_cast<int>(row - begin) + 2 * t;
+    RowPack<kWide / 2> rows[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) rows[i] = next[i];
+    ask(row + kTileRows);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      drop_row<kFromX>(call, row + 2 * t + i % 2 + i / 2 * 8, mine, rows[i]);
     }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
@@ -320,10 +358,11 @@ __device__ void outer_panel(const LoraBackwardCall& call, int64_t begin, int64_t
       }
 #pragma unroll
       for (int j = 0; j < kWide; j += 2) {
-        mma<T>(sum[m][j], left, lower_halves(rows[0][j / 2], rows[1][j / 2]),
-               lower_halves(rows[2][j / 2], rows[3][j / 2]));
-        mma<T>(sum[m][j + 1], left, upper_halves(rows[0][j / 2], rows[1][j / 2]),
-               upper_halves(rows[2][j / 2], rows[3][j / 2]));
+        const int k = j / 2;
+        mma<T>(sum[m][j], left, lower_halves(rows[0].v[k], rows[1].v[k]),
+               lower_halves(rows[2].v[k], rows[3].v[k]));
+        mma<T>(sum[m][j + 1], left, upper_halves(rows[0].v[k], rows[1].v[k]),
+               upper_halves(rows[2].v[k], rows[3].v[k]));
       }
     }
   }
@@ -337,7 +376,10 @@ __device__ void outer_panel(const LoraBackwardCall& call, int64_t begin, int64_t
       const int64_t column = first + (2 * t + i % 2) * kWide;
       if (r >= call.rank || column >= (kFromX ? call.inputs : call.outputs)) continue;
 #pragma unroll
-      for (int j = 0; j < kWide; ++j) out[r * width + column + j] = sum[m][j][i];
+      for (int j = 0; j < kWide; j += 4) {
+        const float four[4] = {sum[m][j][i], sum[m][j + 1][i], sum[m][j + 2][i], sum[m][j + 3][i]};
+        store<Fp32>(out, r * width + column + j, four);
+      }
     }
   }
 }
@@ -389,25 +431,41 @@ __device__ inline void store_gradient(const LoraBackwardCall& call, int64_t elem
   if (r / rank == slice) call.db[row * rank + r % rank] = value;
 }
 
-// A lane an element; the eight warps share the chunks, and the first adds up what they found.
+// A lane four elements, which lie in one row; the eight warps share the chunks, and the first adds up
+// what they found.
+constexpr int kReduced = 4 * 32;  // elements of a block
+
 static __global__ void __launch_bounds__(kThreads) lora_reduce(LoraBackwardCall call,
                                                                int64_t chunks) {
-  __shared__ float sums[kThreads / 32][32];
+  __shared__ float sums[kThreads / 32][32][4];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t count = call.rank * (call.inputs + call.outputs);
-  const int64_t element = static_cast<int64_t>(blockIdx.x) * 32 + lane;
-  float sum = 0.0f;
+  const int64_t element = static_cast<int64_t>(blockIdx.x) * kReduced + lane * 4;
+  float sum[4] = {};
   if (element < count) {
+#pragma unroll 8
     for (int64_t chunk = warp; chunk < chunks; chunk += kThreads / 32) {
-      sum += call.workspace[chunk * count + element];
+      float four[4];
+      load<Fp32>(call.workspace, chunk * count + element, four);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[j] += four[j];
     }
   }
-  sums[warp][lane] = sum;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) sums[warp][lane][j] = sum[j];
   __syncthreads();
   if (warp == 0 && element < count) {
-    for (int i = 1; i < kThreads / 32; ++i) sum += sums[i][lane];
-    store_gradient(call, element, call.gain * sum);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      for (int i = 1; i < kThreads / 32; ++i) sum[j] += sums[i][lane][j];
+      store_gradient(call, element + j, call.gain * sum[j]);
+    }
   }
+}
+
+inline unsigned reduce_blocks(const LoraBackwardCall& call) {
+  const int64_t count = call.rank * (call.inputs + call.outputs);
+  return static_cast<unsigned>((count + kReduced - 1) / kReduced);
 }
 
 }  // namespace cuda
@@ -445,13 +503,12 @@ template <class T>
 void backward(const LoraBackwardCall& call, cudaStream_t stream) {
   const int rows = static_cast<int>(chunk_rows(call.tokens, call.rank));
   const int64_t chunks = chunk_count(call.tokens, call.rank);
-  const int64_t elements = call.rank * (call.inputs + call.outputs);
   const auto blocks = static_cast<unsigned>(chunks);
   const int tiles = rank_tiles(call.rank);
   if (tiles == 1) lora_inner_outer<T, 1><<<blocks, kThreads, 0, stream>>>(call, rows);
   if (tiles == 2) lora_inner_outer<T, 2><<<blocks, kThreads, 0, stream>>>(call, rows);
   if (tiles == 4) lora_inner_outer<T, 4><<<blocks, kThreads, 0, stream>>>(call, rows);
-  lora_reduce<<<static_cast<unsigned>((elements + 31) / 32), kThreads, 0, stream>>>(call, chunks);
+  lora_reduce<<<reduce_blocks(call), kThreads, 0, stream>>>(call, chunks);
 }
 
 }  // namespace

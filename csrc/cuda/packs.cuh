@@ -13,25 +13,33 @@ namespace cuda {
 template <class T>
 constexpr int kPack = kVectorBytes / static_cast<int>(sizeof(typename T::Word));
 
-template <int kBytes>
-using Raw = std::conditional_t<kBytes == 16, uint4, uint2>;
+// N neighbours as they lie in memory, of 8 or 16 bytes, or one.
+template <class T, int N>
+union Pack {
+  using Word = typename T::Word;
+  using Raw = std::conditional_t<N == 1, Word,
+                                 std::conditional_t<N * sizeof(Word) == 16, uint4, uint2>>;
+  Raw raw;
+  Word words[N];
+};
 
-// N neighbours, of 8 or 16 bytes, or one.
+template <class T, int N>
+__device__ Pack<T, N> take(const void* from, int64_t at) {
+  using Raw = typename Pack<T, N>::Raw;
+  Pack<T, N> pack;
+  pack.raw = *reinterpret_cast<const Raw*>(static_cast<const typename T::Word*>(from) + at);
+  return pack;
+}
+
+template <class T, int N, class Value>
+__device__ void widen(const Pack<T, N>& pack, Value (&out)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) out[i] = T::widen(pack.words[i]);
+}
+
 template <class T, int N>
 __device__ void load(const void* from, int64_t at, float (&out)[N]) {
-  using Word = typename T::Word;
-  const Word* words = static_cast<const Word*>(from) + at;
-  if constexpr (N == 1) {
-    out[0] = T::widen(*words);
-  } else {
-    union {
-      Raw<N * sizeof(Word)> raw;
-      Word words[N];
-    } pack;
-    pack.raw = *reinterpret_cast<const decltype(pack.raw)*>(words);
-#pragma unroll
-    for (int i = 0; i < N; ++i) out[i] = T::widen(pack.words[i]);
-  }
+  widen(take<T, N>(from, at), out);
 }
 
 template <class T, int N>
@@ -61,26 +69,52 @@ __device__ void store(void* to, int64_t at, const float (&values)[N]) {
   }
 }
 
-template <int N>
-using Count = std::integral_constant<int, N>;
-
-// body(Count<N>, first) for the share of [0, length) of one of `stride` threads: packs, then what
-// is left of them.
-template <class T, bool kVectors, class Body>
-__device__ void each_pack(int64_t length, int64_t thread, int64_t stride, const Body& body) {
-  constexpr int kWords = kVectors ? kPack<T> : 1;
-  const int64_t packs = length / kWords;
-  for (int64_t i = thread; i < packs; i += stride) body(Count<kWords>{}, i * kWords);
-  if constexpr (kVectors) {
-    for (int64_t i = packs * kWords + thread; i < length; i += stride) body(Count<1>{}, i);
+// use(place, values) for kAtOnce packs of every tensor, `step` elements apart; values: floats, or what
+// T makes of a word, [kStreams][N]. All of them are loaded before the first is used, so that a thread waits for
+// memory once.
+template <class T, int N, int kAtOnce, int kStreams, class Use>
+__device__ void use_packs(const void* const (&from)[kStreams], int64_t at, int64_t step,
+                          const Use& use) {
+  Pack<T, N> packs[kAtOnce][kStreams];
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+    for (int s = 0; s < kStreams; ++s) packs[k][s] = take<T, N>(from[s], at + k * step);
+  }
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    decltype(T::widen(packs[k][0].words[0])) values[kStreams][N];
+#pragma unroll
+    for (int s = 0; s < kStreams; ++s) widen(packs[k][s], values[s]);
+    use(at + k * step, values);
   }
 }
 
-// The same where the blocks of gridDim.x share one sample.
-template <class T, bool kVectors, class Body>
-__device__ void each_pack(int64_t length, const Body& body) {
-  each_pack<T, kVectors>(length, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x,
-                         static_cast<int64_t>(gridDim.x) * kThreads, body);
+// use_packs over this thread's share of a sample that the blocks of gridDim.x share: kAtOnce packs
+// at a time, single packs, then what is left of them. `base`: the sample's first element. Loops are
+// not unrolled: their count would be a division before the first load.
+template <class T, bool kVectors, int kAtOnce, int kStreams, class Use>
+__device__ void each_pack(int64_t length, int64_t base, const void* const (&from)[kStreams],
+                          const Use& use) {
+  constexpr int kWords = kVectors ? kPack<T> : 1;
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * kThreads;
+  const int64_t end = length / kWords * kWords, step = threads * kWords;
+  int64_t at = thread * kWords;
+  if constexpr (kAtOnce > 1) {
+#pragma unroll 1
+    for (; at + (kAtOnce - 1) * step < end; at += kAtOnce * step) {
+      use_packs<T, kWords, kAtOnce>(from, base + at, step, use);
+    }
+  }
+#pragma unroll 1
+  for (; at < end; at += step) use_packs<T, kWords, 1>(from, base + at, step, use);
+  if constexpr (kVectors) {
+#pragma unroll 1
+    for (at = end + thread; at < length; at += threads) {
+      use_packs<T, 1, 1>(from, base + at, step, use);
+    }
+  }
 }
 
 // Whether every sample of every tensor starts at a 16-byte border. Null counts as aligned.
@@ -94,7 +128,7 @@ struct Grid2 {
   unsigned samples;  // gridDim.y
 };
 
-// For kernels that touch each element once.
+// For kernels that touch each element once, `words` of them a thread.
 inline Grid2 elementwise_grid(int64_t samples, int64_t per_sample, int words) {
   const int64_t items = std::max<int64_t>(per_sample / words, 1);
   const int64_t rows = std::min(samples, kMaxSamples);
@@ -103,22 +137,18 @@ inline Grid2 elementwise_grid(int64_t samples, int64_t per_sample, int words) {
   return {static_cast<unsigned>(blocks), static_cast<unsigned>(rows)};
 }
 
-// For APGD's kernels: use(first, x, points) with N elements each, for this thread's share of a sample.
-template <class T, bool kVectors, class Point, class Use>
+// For APGD's kernels: use(place, x, points) with N elements each, for this thread's share of a sample.
+template <class T, bool kVectors, int kAtOnce, class Point, class Use>
 __device__ void each_point(const ApgdStepCall& call, int64_t sample, const Point& point,
                            const Use& use) {
-  const int64_t base = sample * call.per_sample;
-  each_pack<T, kVectors>(call.per_sample, [&](auto count, int64_t first) {
-    constexpr int kWords = decltype(count)::value;
-    float x_adv[kWords], x_prev[kWords], grad[kWords], x[kWords];
-    load<T>(call.x_adv, base + first, x_adv);
-    load<T>(call.x_prev, base + first, x_prev);
-    load<T>(call.grad, base + first, grad);
-    load<T>(call.x, base + first, x);
+  each_pack<T, kVectors, kAtOnce>(
+      call.per_sample, sample * call.per_sample, {call.x_adv, call.x_prev, call.grad, call.x},
+      [&](int64_t at, auto& v) {
+        constexpr int kWords = sizeof(v[0]) / sizeof(float);
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) x_prev[i] = point(x_adv[i], x_prev[i], grad[i], x[i]);
-    use(base + first, x, x_prev);
-  });
+        for (int i = 0; i < kWords; ++i) v[1][i] = point(v[0][i], v[1][i], v[2][i], v[3][i]);
+        use(at, v[3], v[1]);
+      });
 }
 
 inline bool by_vectors(const StepCall& call, int64_t word_bytes) {

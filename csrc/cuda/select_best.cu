@@ -35,19 +35,26 @@ static __global__ void __launch_bounds__(kThreads) decide_kernel(SelectBestCall 
   }
 }
 
+// Words that are only moved.
+template <class Unit>
+struct Same {
+  using Word = Unit;
+  static __device__ Unit widen(Unit unit) { return unit; }
+};
+
+constexpr int kCopies = 2;  // units at once
+
 // Unit: uint4 where all rows start at 16-byte borders and end there, else uint16_t.
 template <class Unit>
 __global__ void __launch_bounds__(kThreads) copy_kernel(SelectBestCall call) {
   const int64_t units = call.row_bytes / static_cast<int64_t>(sizeof(Unit));
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
     if (!call.improved[sample]) continue;
-    const int64_t base = sample * units;
-    for (int64_t i = base + thread; i < base + units; i += stride) {
-      static_cast<Unit*>(call.best_x)[i] = static_cast<const Unit*>(call.x_adv)[i];
-      static_cast<Unit*>(call.best_grad)[i] = static_cast<const Unit*>(call.grad)[i];
-    }
+    each_pack<Same<Unit>, false, kCopies>(units, sample * units, {call.x_adv, call.grad},
+                                          [&](int64_t at, auto& v) {
+                                            static_cast<Unit*>(call.best_x)[at] = v[0][0];
+                                            static_cast<Unit*>(call.best_grad)[at] = v[1][0];
+                                          });
   }
 }
 
@@ -73,7 +80,7 @@ int select_best_cuda_load(int device) {
 int select_best_cuda(const SelectBestCall& call, int device, void* stream) {
   const bool vectors = by_vectors(call);
   const int unit = vectors ? sizeof(uint4) : sizeof(uint16_t);
-  const dim3 grid = blocks_of(elementwise_grid(call.samples, call.row_bytes, unit));
+  const dim3 grid = blocks_of(elementwise_grid(call.samples, call.row_bytes, kCopies * unit));
   const dim3 deciding = blocks_of(elementwise_grid(1, call.samples, 1));
   return on_device(device, stream, [&](cudaStream_t target) {
     decide_kernel<<<deciding, kThreads, 0, target>>>(call);

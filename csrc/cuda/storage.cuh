@@ -8,6 +8,9 @@
 #ifndef RF_MAX_BLOCKS  // tests take few, to see threads come round again
 #define RF_MAX_BLOCKS 16384
 #endif
+#ifndef RF_THREADS
+#define RF_THREADS 256
+#endif
 
 namespace rf {
 namespace cuda {
@@ -33,7 +36,7 @@ struct Fp16 {
   static __device__ Word narrow(float value) { return __half_as_ushort(__float2half_rn(value)); }
 };
 
-constexpr int kThreads = 256;
+constexpr int kThreads = RF_THREADS;
 constexpr int kVectorBytes = 16;
 constexpr int64_t kMaxBlocks = RF_MAX_BLOCKS;
 constexpr int64_t kMaxSamples = 65535;  // what gridDim.y may be

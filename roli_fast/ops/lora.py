@@ -6,7 +6,8 @@ a core, as fast as the large ones (180), so that a kernel in one pass has nothin
 """
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -318,8 +319,52 @@ def _factor_gradients(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of a and b, and dy B_i side by side, which the input's gradient may need."""
     x, dy, a, b, seed = thin
-    if _fits_tensor_cores(x, dy, b, branch.rows):
-        return _one_pass_gradients(x, dy, a, b, seed, branch, with_ds=with_ds)
+    by_products = functools.partial(_products_of_gradients, thin, inner, branch)
+    if not _fits_tensor_cores(x, dy, b, branch.rows):
+        return by_products()
+    one_pass = functools.partial(_one_pass_gradients, *thin, branch, with_ds=with_ds)
+    tokens = len(x).bit_length()  # times of one class differ by less than a factor of two
+    case = (x.dtype, tokens, x.shape[1], dy.stride(0), b.shape, branch.rows)
+    case += (branch.dropout > 0, with_ds, inner is None)
+    return _faster(x.device, case, one_pass, by_products)()
+
+
+_FASTER: dict[tuple, int] = {}
+"""(device, case) -> which of its ways was faster there."""
+
+
+def _faster(device: torch.device, case: tuple, *ways: Callable[[], Any]) -> Callable[[], Any]:
+    """The way that took less time when this case was first met, outside a capture. Where torch is
+    asked for deterministic algorithms, the first: a measurement may end otherwise the next time."""
+    if torch.are_deterministic_algorithms_enabled():
+        return ways[0]
+    key = (device, case)
+    if key not in _FASTER:
+        if torch.cuda.is_current_stream_capturing():  # no time can be taken
+            return ways[0]
+        times = [_milliseconds(way, device) for way in ways]
+        _FASTER[key] = times.index(min(times))
+    return ways[_FASTER[key]]
+
+
+def _milliseconds(way: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:
+    """Of `repeats` calls one after the other on a CUDA device, after some to warm up."""
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for i in range(repeats + 2):
+            if i == 2:
+                begin.record()
+            way()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+
+def _products_of_gradients(
+    thin: Sequence[Any], inner: Tensor | None, branch: Branch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by products of torch."""
+    x, dy, a, b, seed = thin
     seen = _branch_input(x, seed, branch)
     kept = seen @ a.t() if inner is None else inner
     ds = _through(dy, b, branch)
@@ -359,8 +404,8 @@ def _one_pass_gradients(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The CUDA kernel: reads x and dy once and makes everything, the gradients in fp32."""
     rows, total = branch.rows, b.shape[1] * len(branch.rows)
-    turned = torch.block_diag(*(factor.t() for _, _, factor in slices(b, rows))).contiguous()
-    a, ds = a.contiguous(), x.new_empty(x.shape[0], total) if with_ds else None
+    a, turned = map(_aligned, (a, torch.block_diag(*(f.t() for _, _, f in slices(b, rows)))))
+    ds = x.new_empty(x.shape[0], total) if with_ds else None
     da, db = (torch.empty(v.shape, dtype=torch.float32, device=x.device) for v in (a, b))
     sizes = (x.shape[0], x.shape[1], b.shape[0], total)
     space = native.workspace(x, torch.float32, "lora_backward_workspace", *sizes)
@@ -374,6 +419,12 @@ def _one_pass_gradients(
         *(total, dropout_threshold(branch.dropout), branch.gain, native.CODES[x.dtype]),
     )
     return da, db, ds
+
+
+def _aligned(value: Tensor) -> Tensor:
+    """`value`, contiguous and at a 16-byte border, or a copy that is."""
+    value = value.contiguous()
+    return value if value.data_ptr() % 16 == 0 else value.clone()
 
 
 def lora_merge_(

@@ -14,6 +14,7 @@ from roli_fast import ops
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "ops"))  # for the cases of the ops
+sys.path.append(str(ROOT / "benchmarks"))  # for what reads machine code
 
 
 @pytest.fixture

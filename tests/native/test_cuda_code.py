@@ -1,14 +1,13 @@
 """Facts about the compiled CUDA kernels, read from the module without a GPU."""
 
-import os
+import importlib
 import re
-import shutil
-import subprocess
 from collections import Counter
-from importlib import util
 from pathlib import Path
 
 import pytest
+import sass_model
+import torch
 from building import missing
 
 from roli_fast import ops
@@ -19,6 +18,7 @@ KERNELS = {
     "apgd_linf_step_kernel": 6,
     "apgd_l2_length_kernel": 6,
     "apgd_l2_step_kernel": 6,
+    "l2_scale_kernel": 3,  # of a step, of APGD's step, and APGD's last
     "l2_step_kernel": 6,
     "sum_kernel": 6,
     "fab_step_kernel": 18,
@@ -33,16 +33,18 @@ KERNELS = {
     "lora_merge_kernel": 5,  # pairs of types
     "lora_dropout_kernel": 6,
 }
-# l1: one block of 512 threads a sample. Sums in fp64: 3 blocks of 256 threads. Else 4 of them.
-REDUCING = (
+# Sums in fp64, or four packs of three tensors: 3 blocks of 256 threads. Else 4 of them.
+WIDE = (
     "apgd_l2_length_kernel",
     "apgd_l2_step_kernel",
+    "l2_scale_kernel",
     "l2_step_kernel",
     "fab_step_kernel",
     "sum_kernel",
+    "l1_kernel",
 )
-MOST_REGISTERS = {"l1_kernel": 128, "lora_inner_outer": 128} | dict.fromkeys(REDUCING, 80)
-DIVIDES = ("l1_kernel", "start_kernel", "start_totals", *REDUCING[:4])
+MOST_REGISTERS = {"lora_inner_outer": 128} | dict.fromkeys(WIDE, 80)
+DIVIDES = ("l1_kernel", "start_kernel", "start_totals", "l2_scale_kernel", "fab_step_kernel")
 """Exact divisions and roots are made of fused instructions themselves."""
 
 
@@ -50,6 +52,7 @@ STREAMS = {
     "apgd_linf_step_kernel": (4, 1),
     "apgd_l2_length_kernel": (4, 0),
     "apgd_l2_step_kernel": (4, 1),
+    "l2_scale_kernel": (0, 0),  # a few numbers a sample
     "l2_step_kernel": (3, 1),
     "sum_kernel": (3, 0),
     "fab_step_kernel": (3, 1),
@@ -71,44 +74,46 @@ EXEMPT = {
     ("lora_dropout_kernel", "loads"): ("kernelIt",),  # 16 bits: four elements of a Philox counter
     ("lora_dropout_kernel", "stores"): ("kernelIt",),
 }
+AT_ONCE = {
+    "step_kernel": 3,
+    "apgd_linf_step_kernel": 4,
+    "sum_kernel": 3 * 4,
+    "l2_step_kernel": 3 * 4,
+    "apgd_l2_length_kernel": 4 * 2,
+    "apgd_l2_step_kernel": 4 * 2,
+    "copy_kernel": 2 * 2,
+    "l1_kernel": 2 * 2,
+    "fab_step_kernel": 2 * 2,
+}
+"""16-byte loads of a kernel that come before the first use of any of them."""
+ELEMENTWISE = ("step_kernel", "apgd_linf_step_kernel", "l2_step_kernel", "apgd_l2_length_kernel")
+ELEMENTWISE += ("apgd_l2_step_kernel", "sum_kernel", "copy_kernel")
+MOST_BEFORE = 150
+"""Instructions of an elementwise kernel before its first 16-byte load."""
 
 
-@pytest.fixture
-def cuobjdump(module_file):
+@pytest.fixture(scope="module")
+def cuobjdump():
     """Run cuobjdump on the module; skipped without CUDA kernels."""
+    if ops.backend("linf_step_", "cpu", torch.float32).name == "reference":
+        missing("there are no compiled kernels")
     if ops.build_info()["cuda"] is None:
         pytest.skip("the module was built without CUDA")
-    places = [*map(str, cuda_packages()), os.environ.get("PATH", "")]
-    path = os.pathsep.join(places)
-    found = [shutil.which(name, path=path) for name in ("cuobjdump", "nvdisasm")]
-    if not all(found):
-        missing("cuobjdump or nvdisasm is not installed (pip install '.[test]')")
-    command = str(found[0])
+    file = Path(str(importlib.import_module("roli_fast._C").__file__))
 
     def run(*options: str) -> str:
-        done = subprocess.run(
-            [command, *options, str(module_file)],
-            env=os.environ | {"PATH": path},  # where cuobjdump looks for nvdisasm
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        try:
+            return sass_model.cuobjdump(file, *options)
+        except FileNotFoundError as error:
+            missing(f"{error} is not installed")
 
     return run
 
 
-def cuda_packages() -> list[Path]:
-    """Where NVIDIA's Python packages put programs."""
-    packages = util.find_spec("nvidia")
-    folders = packages.submodule_search_locations if packages else None
-    return [place for folder in folders or [] for place in Path(folder).glob("cu*/bin")]
-
-
-def functions(listing: str) -> list[tuple[str, str]]:
-    """(mangled name, what cuobjdump prints of it); a kernel of two files comes twice."""
-    parts = re.split(r"Function : ?", listing)[1:]
-    return [(part.split()[0].strip(":"), part) for part in parts]
+@pytest.fixture(scope="module")
+def listing(cuobjdump) -> list[tuple[str, str]]:
+    """(mangled name, machine code) of every kernel for sm_90."""
+    return sass_model.functions(cuobjdump("-sass", "-arch", "sm_90"))
 
 
 def kind(name: str) -> str:
@@ -134,8 +139,7 @@ def test_no_kernel_spills_and_registers_stay_few(cuobjdump):
         assert int(stack) == 0 and int(local) == 0, name
 
 
-def test_vector_kernels_move_16_bytes_at_a_time(cuobjdump):
-    listing = functions(cuobjdump("-sass", "-arch", "sm_90"))
+def test_vector_kernels_move_16_bytes_at_a_time(listing):
     assert Counter(kind(name) for name, _ in listing) == KERNELS
     assert set(KERNELS) - set(STREAMS) == TILED
     for name, text in listing:
@@ -151,19 +155,73 @@ def test_vector_kernels_move_16_bytes_at_a_time(cuobjdump):
                 assert count >= least, (name, what)
 
 
-def test_the_lora_backward_is_on_tensor_cores(cuobjdump):
-    """A matrix instruction for each tile, fed by 16-byte loads where a lane takes 8 columns."""
+def test_a_thread_waits_for_memory_once(listing):
+    """All loads of what is worked on together come before the first use of one of them."""
+    for name, text in listing:
+        if kind(name) not in AT_ONCE or not by_vectors(name):
+            continue
+        loop = sass_model.main_loop(sass_model.instructions(text))
+        asked, registers = 0, set()
+        for one in loop:
+            if one.is_wide_load:
+                asked += 1
+                registers |= one.loaded()
+            elif registers & one.reads():
+                break
+        assert asked >= AT_ONCE[kind(name)], name
+
+
+def test_little_comes_before_the_first_load(listing):
+    """No integer division (a conversion to floating point), no barrier, few instructions."""
+    for name, text in listing:
+        if kind(name) not in ELEMENTWISE or not by_vectors(name):
+            continue
+        code = sass_model.instructions(text)
+        first = next(place for place, one in enumerate(code) if one.is_wide_load)
+        before = [one.code for one in code[:first]]
+        assert not [c for c in before if c.startswith("BAR")], name
+        assert len(before) <= MOST_BEFORE, (name, len(before))
+        division = [one.code for one in code if re.match("I2F|CALL", one.code)]
+        assert not division, (name, division)
+
+
+def test_the_lora_backward_is_on_tensor_cores(listing):
+    """A matrix instruction for each tile, fed by 16-byte loads where a lane takes 8 columns; and
+    partial sums leave by 16 bytes."""
     names = {"lora_inner_outer": 0}
-    for name, text in functions(cuobjdump("-sass", "-arch", "sm_80")):
+    for name, text in listing:
         if kind(name) in names:
             names[kind(name)] += 1
             tiles = int(re.search(r"ELi(\d)E", name)[1])
             assert len(re.findall(r"HMMA\.16816\.F32", text)) >= 8 * tiles, name
             assert len(re.findall(r"LDG?\.E\.128", text)) >= 4, name
+            stores = set(re.findall(r"STG?\.E\S*", text))
+            assert stores == {"STG.E.U16", "STG.E.128"}, (name, stores)
     assert names == {"lora_inner_outer": 6}
 
 
-def test_the_arithmetic_is_not_contracted(cuobjdump):
+def test_the_arithmetic_is_not_contracted(listing):
     """Apart from address arithmetic (IMAD) nothing is fused: results would differ from the CPU."""
-    for name, text in functions(cuobjdump("-sass", "-arch", "sm_90")):
+    for name, text in listing:
         assert kind(name) in DIVIDES or "FFMA" not in text, name
+
+
+def test_predictions_are_of_every_op_and_no_better_than_a_copy(listing):
+    found = sass_model.predictions()
+    assert {(row.op, row.dtype) for row in found} == {
+        (op, dtype) for op in sass_model.TRAFFIC for dtype in sass_model.BYTES
+    }
+    assert all(0.1 < row.of_least <= row.share <= 1.0 for row in found)
+
+
+def test_the_model_by_hand():
+    """A loop of two loads, eight additions of integers and a jump: 11 instructions at four a clock
+    take 2.75, 8 additions at two a clock 4."""
+    lines = ["LDG.E.128 R4, desc[UR4][R2.64]", "LDG.E.128 R8, desc[UR4][R2.64+0x10]"]
+    lines += [f"IADD3 R12, R{4 + i}, R12, RZ" for i in range(8)] + ["@P0 BRA 0x0010"]
+    lines = ["MOV R1, R2", *lines, "EXIT", "BRA 0x00d0", "NOP"]
+    text = "\n".join(f"  /*{16 * i:04x}*/  {line} ;" for i, line in enumerate(lines))
+    code = sass_model.instructions(text)
+    loop = sass_model.main_loop(code)
+    assert (len(code), len(loop), sass_model.clocks(loop)) == (13, 11, 4.0)
+    assert loop[0].loaded() == {4, 5, 6, 7} and loop[2].reads() == {4, 12}

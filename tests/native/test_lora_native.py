@@ -40,6 +40,7 @@ def test_the_call_of_the_backward_kernel(library, monkeypatch, rows, with_ds):
     def emulate(kernel, like, *arguments):
         *tensors, tokens, inputs, stride, slices, rank, threshold, gain, code = arguments
         assert kernel == "lora_backward" and like is x
+        assert not any(address % 16 for address in tensors[:4])  # what is read 16 bytes at a time
         ends = [end for pair in slices for end in pair]
         library.backward(
             *(c_void_p(address or None) for address in (*tensors[:7], tensors[8])),
@@ -52,6 +53,7 @@ def test_the_call_of_the_backward_kernel(library, monkeypatch, rows, with_ds):
     draw, covered = torch.Generator().manual_seed(0), sum(stop - start for start, stop in rows)
     sizes = ((50, 32), (50, 48), (3 * len(rows), 32), (covered, 3))
     x, dy, a, b = (aligned(torch.randn(s, generator=draw).bfloat16()) for s in sizes)
+    a = torch.cat([a.new_zeros(1), a.flatten()])[1:].view(a.shape)  # a view that starts anywhere
     branch = lora.Branch(0.75, 0.3, rows, x.dtype)
     da, db, ds = lora._one_pass_gradients(x, dy, a, b, SEED, branch, with_ds=with_ds)
     assert (ds is not None) == with_ds
@@ -61,6 +63,28 @@ def test_the_call_of_the_backward_kernel(library, monkeypatch, rows, with_ds):
     y.backward(dy.double())
     for found, expected in ((da, wide_a.grad), (db, wide_b.grad)):
         assert (found.double() - expected).abs().max() <= 2**-8 * expected.abs().max()
+
+
+def test_the_faster_way_is_measured_once_a_case(monkeypatch):
+    """Not in a capture, where no time can be taken, and not where results shall be the same bits."""
+    measured, capturing = [], [True]
+    monkeypatch.setattr(lora, "_FASTER", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(lora, "_milliseconds", lambda way, device: (measured.append(way), way())[1])
+    device, ways = torch.device("cuda", 0), (lambda: 2.0, lambda: 1.0)
+    assert lora._faster(device, ("case",), *ways) is ways[0] and not measured
+    capturing[0] = False
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert lora._faster(device, ("case",), *ways) is ways[0] and not measured
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert lora._faster(device, ("case",), *ways) is ways[1] and measured == list(ways)
+    capturing[0] = True
+    assert lora._faster(device, ("case",), *ways) is ways[1] and len(measured) == 2
+    capturing[0] = False
+    lora._faster(torch.device("cuda", 1), ("case",), *ways)
+    assert len(measured) == 4
 
 
 def test_the_parts_of_a_merge():

@@ -14,7 +14,7 @@ from building import CSRC, EMULATOR, HERE, compiled, cpu_sources
 
 ADDRESS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
 THREADS = ("-fsanitize=thread", "-DRF_STD_THREADS", "-DRF_NO_DISPATCH")
-SMALL = ("-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=4", "-DRF_L1_THREADS=64")
+SMALL = ("-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=4", "-DRF_THREADS=64", "-DRF_TEAM_SHARE=512")
 EMULATED = (*ADDRESS, *SMALL)
 # AddressSanitizer would touch its shadow of all of the memory, and there is nothing to step over.
 LARGE = ("-fsanitize=undefined", "-fno-sanitize-recover=all", *SMALL)
@@ -22,10 +22,7 @@ PROGRAMS = {
     "cpu, address": (HERE / "sanitizers" / "run_cpu.cpp", (*ADDRESS, "-fopenmp")),
     "cpu, threads": (HERE / "sanitizers" / "run_cpu.cpp", THREADS),
     "cuda, L1 and starts": (HERE / "sanitizers" / "run_cuda.cpp", EMULATED),
-    "cuda, L2 and APGD": (
-        EMULATOR / "run_l2.cpp",
-        (*ADDRESS, "-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=8"),
-    ),
+    "cuda, L2, APGD and FAB": (EMULATOR / "run_l2.cpp", EMULATED),
     "cuda, LoRA": (
         HERE / "sanitizers" / "run_cuda_lora.cpp",
         (*ADDRESS, "-DRF_NO_DISPATCH", "-DRF_MAX_BLOCKS=8"),
@@ -64,17 +61,24 @@ PLANTED = [  # program, file, code, mistake, and what is said of it
         OVERFLOW,
     ),
     (
-        "cuda, L2 and APGD",
+        "cuda, L2, APGD and FAB",
         "cuda/packs.cuh",
-        "for (int64_t i = packs * kWords + thread; i < length",
-        "for (int64_t i = packs * kWords + thread; i <= length",
+        "for (at = end + thread; at < length",
+        "for (at = end + thread; at <= length",
         OVERFLOW,
+    ),
+    (
+        "cuda, L2, APGD and FAB",
+        "cuda/sums.cuh",
+        "    team_sync();\n    joined = shared_of",
+        "    __syncthreads();\n    joined = shared_of",
+        "fab_step",
     ),
     (
         "cuda, large",
         "cuda/l2.cu",
-        "const int64_t base = sample",
-        "const unsigned base = sample",
+        "sample * call.per_sample,\n        {call.x_adv, call.x, call.grad ?",
+        "static_cast<unsigned>(sample * call.per_sample),\n        {call.x_adv, call.x, call.grad ?",
         "l2_step differs",
     ),
     (

@@ -1,7 +1,7 @@
-// Runs a block of a CUDA kernel on the CPU, each thread on a stack of its own, so that barriers and
-// shuffles work. A thread runs until it waits; it goes on when all threads of the block wait at a
-// barrier, or all of its warp at a shuffle. Where nobody can go on, the kernel would hang a GPU or do
-// what CUDA leaves undefined: the run ends with `false`.
+// Runs a block of a CUDA kernel on the CPU, or a team of blocks, each thread on a stack of its own, so
+// that barriers and shuffles work. A thread runs until it waits; it goes on when all threads of its
+// block wait at a barrier, all of its warp at a shuffle, or all of the team for the team. Where nobody
+// can go on, the kernel would hang a GPU or do what CUDA leaves undefined: the run ends with `false`.
 #pragma once
 
 #include <ucontext.h>
@@ -12,7 +12,8 @@
 
 #include "cuda_fp16.h"
 
-#define __shared__ static  // blocks run one after the other
+#define RF_EMULATED 1
+#define __shared__ static  // blocks run one after the other; those of a team use fibers::shared
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -26,9 +27,10 @@
 namespace fibers {
 
 constexpr int kWarp = 32;
+constexpr int kMostBlocks = 8;  // of a team
 constexpr size_t kStack = 64 * 1024;
 
-enum class State { ready, barrier, shuffle, done };
+enum class State { ready, barrier, shuffle, team, done };
 
 struct Fiber {
   ucontext_t context;
@@ -46,6 +48,17 @@ inline const void* scheduler_stack;
 inline size_t scheduler_size;
 inline std::function<void()> body;
 inline int current;
+inline int block_size;
+
+// The place of the running block in its team.
+inline unsigned rank() { return static_cast<unsigned>(current / block_size); }
+
+// Shared memory of a block of the team.
+template <class S>
+S& shared(unsigned block) {
+  static S all[kMostBlocks];
+  return all[block];
+}
 
 inline void wait(State state) {
   Fiber& self = threads[current];
@@ -69,7 +82,7 @@ inline void enter() {
 inline void resume(int index) {
   Fiber& fiber = threads[index];
   current = index;
-  threadIdx.x = static_cast<unsigned>(index);
+  threadIdx.x = static_cast<unsigned>(index % block_size);
   fiber.state = State::ready;
   RF_LEAVE(&scheduler_fake_stack, fiber.context);
   swapcontext(&scheduler, &fiber.context);
@@ -83,27 +96,25 @@ inline bool all(size_t begin, size_t end, State state) {
   return true;
 }
 
-// Lets go on whoever may; false if nobody may.
-inline bool advance() {
-  const bool together = all(0, threads.size(), State::barrier);
+// Lets go on whoever of a block may, `together` all of it; whether anybody might.
+inline bool advance(size_t begin, bool together) {
   bool moved = false;
-  for (size_t i = 0; i < threads.size(); ++i) {
-    const size_t warp = i / kWarp * kWarp;
-    if (i == warp && !together && !all(warp, warp + kWarp, State::shuffle) &&
-        !all(warp, warp + kWarp, State::ready)) {
-      i += kWarp - 1;
-      continue;
-    }
-    resume(static_cast<int>(i));
-    moved = true;
+  for (size_t warp = begin; warp < begin + block_size; warp += kWarp) {
+    const bool ready = together || all(warp, warp + kWarp, State::shuffle) ||
+                       all(warp, warp + kWarp, State::ready);
+    for (size_t i = warp; ready && i < warp + kWarp; ++i) resume(static_cast<int>(i));
+    moved |= ready;
   }
   return moved;
 }
 
-// Runs one block of `count` threads; false if it cannot come to its end.
-inline bool run_block(int count, const std::function<void()>& kernel) {
+// Runs `blocks` blocks of `count` threads as one team, from blockIdx.x on; false if they cannot come
+// to their end.
+inline bool run_team(unsigned blocks, int count, const std::function<void()>& kernel) {
+  const unsigned first = blockIdx.x;
   body = kernel;
-  threads.resize(count);
+  block_size = count;
+  threads.resize(blocks * count);
   for (Fiber& fiber : threads) {
     if (!fiber.stack) fiber.stack.reset(new char[kStack]);
     fiber.state = State::ready;
@@ -114,10 +125,22 @@ inline bool run_block(int count, const std::function<void()>& kernel) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, reinterpret_cast<void (*)()>(enter), 0);
   }
-  while (!all(0, threads.size(), State::done)) {
-    if (!advance()) return false;
+  bool moved = true;
+  while (moved && !all(0, threads.size(), State::done)) {
+    const bool team = all(0, threads.size(), State::team);
+    moved = false;
+    for (unsigned block = 0; block < blocks; ++block) {
+      const size_t begin = block * count;
+      blockIdx.x = first + block;
+      moved |= advance(begin, team || all(begin, begin + count, State::barrier));
+    }
   }
-  return true;
+  blockIdx.x = first;
+  return moved;
+}
+
+inline bool run_block(int count, const std::function<void()>& kernel) {
+  return run_team(1, count, kernel);
 }
 
 }  // namespace fibers

@@ -4,8 +4,6 @@
 
 #include "block.h"
 
-#define RF_EMULATED 1
-
 namespace fibers {
 
 constexpr int kMostThreads = 512;

@@ -51,6 +51,7 @@ void l2(double* workspace) {
   call = {target.all, grad.all, x.all, kSamples, kLength, DType::bf16, eps.far(), step.far(), 0.0f,
           1.0f, 0.01, workspace};
   run_last(sum_grid(kSamples, kLength).blocks, [&] { sum_kernel<Bf16, kVectors>(sums_for(call)); });
+  run_last(1, [&] { l2_scale_kernel<StepCall, false>(call); });
   run_last(1, [&] { l2_step_kernel<Bf16, kVectors>(call); });
   compare("l2_step", target.tested(), here);
 }
@@ -69,7 +70,9 @@ void apgd(bool is_l2, double* workspace) {
   const unsigned blocks = sum_grid(kSamples, kLength).blocks;
   if (is_l2) {
     run_last(blocks, [&] { sum_kernel<Bf16, kVectors>(sums_for(call)); });
+    run_last(1, [&] { l2_scale_kernel<ApgdStepCall, false>(call); });
     run_last(blocks, [&] { apgd_l2_length_kernel<Bf16, kVectors>(call); });
+    run_last(1, [&] { l2_scale_kernel<ApgdStepCall, true>(call); });
     run_last(1, [&] { apgd_l2_step_kernel<Bf16, kVectors>(call); });
   } else {
     run_last(1, [&] { apgd_linf_step_kernel<Bf16, kVectors>(call); });
@@ -87,12 +90,7 @@ void fab() {
   fab_step_cpu(call, 1);
   call = {target.all, grad.all, x.all, kSamples, kLength, DType::bf16, kNorm, l1_eps.far(),
           fraction.far(), eta, 0.0f, 1.0f};
-  gridDim = {static_cast<unsigned>(kSamples), 1};
-  for (int64_t sample = kFirst; sample < kSamples; ++sample) {
-    blockIdx = {static_cast<unsigned>(sample), 0};
-    const auto block = [&] { fab_step_kernel<Bf16, kVectors, kNorm>(call); };
-    if (!fibers::run_block(kThreads, block)) ++differences;
-  }
+  run_last(1, [&] { fab_step_kernel<Bf16, kVectors, kNorm>(call); });
   compare("fab_step", target.tested(), here);
 }
 
@@ -119,7 +117,7 @@ void select() {
 }  // namespace
 
 int main() {
-  double* workspace = sparse<double>(kSamples * parts_of(kLength) * 4);
+  double* workspace = sparse<double>(kSamples * (kScaleDoubles + parts_of(kLength) * 4));
   linf<true>(), linf<false>(), linf_long();
   l2<true>(workspace), l2<false>(workspace);
   for (bool is_l2 : {false, true}) apgd<true>(is_l2, workspace), apgd<false>(is_l2, workspace);

@@ -16,9 +16,9 @@ namespace {
 template <class T, bool kStep>
 int run_l1(const rf::L1StepCall& call) {
   const bool vectors = rf::cuda::by_vectors(call, sizeof(typename T::Word));
-  gridDim = {rf::cuda::l1_blocks(call), 1};
-  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-    const bool ended = fibers::run_block(rf::cuda::kL1Threads, [&] {
+  gridDim = {rf::cuda::team_of(call.per_sample), static_cast<unsigned>(call.samples)};
+  for (blockIdx = {0, 0}; blockIdx.y < gridDim.y; ++blockIdx.y) {
+    const bool ended = fibers::run_team(gridDim.x, rf::cuda::kThreads, [&] {
       if (vectors) {
         rf::cuda::l1_kernel<T, true, kStep>(call);
       } else {

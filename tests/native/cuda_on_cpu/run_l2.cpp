@@ -19,6 +19,19 @@ using namespace rf::cuda;
 
 int went_by_vectors = 0, went_by_words = 0, differences = 0;
 
+int most_blocks = 0;  // of a team
+
+// A team a sample.
+template <class Call, class Kernel>
+bool run_teams(const Call& call, const Kernel& kernel) {
+  gridDim = {team_of(call.per_sample), static_cast<unsigned>(call.samples)};
+  most_blocks = std::max(most_blocks, static_cast<int>(gridDim.x));
+  for (blockIdx = {0, 0}; blockIdx.y < gridDim.y; ++blockIdx.y) {
+    if (!fibers::run_team(gridDim.x, kThreads, kernel)) return false;
+  }
+  return true;
+}
+
 template <class Kernel>
 bool run_grid(Grid2 grid, const Kernel& kernel) {
   gridDim = {grid.blocks, grid.samples};
@@ -36,6 +49,7 @@ bool run_l2(const StepCall& call) {
   const int words = kVectors ? kPack<T> : 1;
   return run_grid(sum_grid(call.samples, call.per_sample),
                   [&] { sum_kernel<T, kVectors>(sums_for(call)); }) &&
+         run_grid(scale_grid(call.samples), [&] { l2_scale_kernel<StepCall, false>(call); }) &&
          run_grid(elementwise_grid(call.samples, call.per_sample, words),
                   [&] { l2_step_kernel<T, kVectors>(call); });
 }
@@ -44,8 +58,11 @@ template <class T, bool kVectors>
 bool run_apgd_l2(const ApgdStepCall& call) {
   const Grid2 sums = sum_grid(call.samples, call.per_sample);
   const int words = kVectors ? kPack<T> : 1;
+  const Grid2 scales = scale_grid(call.samples);
   return run_grid(sums, [&] { sum_kernel<T, kVectors>(sums_for(call)); }) &&
+         run_grid(scales, [&] { l2_scale_kernel<ApgdStepCall, false>(call); }) &&
          run_grid(sums, [&] { apgd_l2_length_kernel<T, kVectors>(call); }) &&
+         run_grid(scales, [&] { l2_scale_kernel<ApgdStepCall, true>(call); }) &&
          run_grid(elementwise_grid(call.samples, call.per_sample, words),
                   [&] { apgd_l2_step_kernel<T, kVectors>(call); });
 }
@@ -91,7 +108,7 @@ bool emulate(const ApgdStepCall& call, bool l2) {
 template <Norm kNorm>
 bool emulate_fab(const FabStepCall& call) {
   return with_words(call, [&](auto type, auto vectors) {
-    return run_grid({fab_blocks(call), 1}, [&] {
+    return run_teams(call, [&] {
       fab_step_kernel<decltype(type), decltype(vectors)::value, kNorm>(call);
     });
   });
@@ -169,7 +186,7 @@ void check(int64_t samples, int64_t length, DType dtype, int offset) {
     step[i] = 0.5f * eps[i] + 0.01f;
     momentum[i] = i % 2 ? 1.0f : 0.75f;
   }
-  std::vector<double> workspace(samples * parts_of(length) * 4);
+  std::vector<double> workspace(samples * (kScaleDoubles + parts_of(length) * 4));
   const auto l2 = [&](Memory& target, bool steps) {
     return StepCall{target.data(), steps ? grad.data() : nullptr, x.data(), samples, length, dtype,
                       {eps.data(), 0, 1}, {step.data(), 0, 1}, 0.0f, 1.0f, 0.01, workspace.data()};
@@ -219,8 +236,8 @@ void check(int64_t samples, int64_t length, DType dtype, int offset) {
   if (improved != expected || best != best_there) ++differences, printf("select_best: losses\n");
 }
 
-// What the emulator has to notice: a barrier that half of a block never reaches, and a shuffle
-// without its whole warp.
+// What the emulator has to notice: a barrier that half of a block never reaches, a shuffle without its
+// whole warp, and a block that its team waits for in vain.
 void check_the_emulator() {
   for (bool shuffle : {false, true}) {
     const bool came_to_its_end = fibers::run_block(kThreads, [&] {
@@ -230,6 +247,11 @@ void check_the_emulator() {
     });
     if (came_to_its_end) ++differences, printf("the emulator sees no divergence\n");
   }
+  blockIdx = {0, 0};
+  const bool alone = fibers::run_team(2, kThreads, [&] {
+    if (fibers::rank()) team_sync();
+  });
+  if (alone) ++differences, printf("the emulator sees no block that is missing\n");
 }
 
 }  // namespace
@@ -242,7 +264,7 @@ int main() {
     }
   }
   check_the_emulator();
-  if (!went_by_vectors || !went_by_words) ++differences, printf("one way was never taken\n");
+  if (!went_by_vectors || !went_by_words || most_blocks < 8) ++differences, printf("one way was never taken\n");
   printf("%d by vectors, %d by words, %d differences\n", went_by_vectors, went_by_words, differences);
   return differences != 0;
 }

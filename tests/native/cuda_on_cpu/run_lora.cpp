@@ -34,9 +34,8 @@ bool run_backward(const LoraBackwardCall& call) {
   const bool ended = tiles == 1   ? run_inner_outer<T, 1>(call)
                      : tiles == 2 ? run_inner_outer<T, 2>(call)
                                   : run_inner_outer<T, 4>(call);
-  const int64_t elements = call.rank * (call.inputs + call.outputs);
   const int64_t chunks = chunk_count(call.tokens, call.rank);
-  return ended && run_grid((elements + 31) / 32, [&] { lora_reduce(call, chunks); });
+  return ended && run_grid(reduce_blocks(call), [&] { lora_reduce(call, chunks); });
 }
 
 template <class From, class To>
