@@ -54,7 +54,7 @@ class EnginePasses:
         self, model: Callable[[Tensor], Tensor], engine: "Engine", *, keep: bool = False
     ) -> None:
         self.model = model
-        self._call = partial(compiled_pass, model) if engine.compile else model
+        self._call = partial(compiled_pass, model, engine.compile) if engine.compile else model
         self._engine, self._dtype = engine, engine.low_precision_dtype
         # an engine inside another one may fold what that has not folded
         self._kept = ("folded" if engine.folds else "plain") if keep else None
@@ -72,7 +72,9 @@ class EnginePasses:
         if isinstance(self.model, nn.Module):
             self._second = SecondWeights(self.model, self._dtype, layout, kept=self._kept)
             self.weights = self._second.tensors
-            packs = self._dtype == torch.bfloat16 and not self._engine.compile and can_pack()
+            packs = (
+                self._dtype == torch.bfloat16 and self._engine.compile is not True and can_pack()
+            )
             fixed = [*self.weights, *merged_in(self.model)] if packs else []
             fixed = [w for w in fixed if w.is_cpu and w.ndim == 2 and w.dtype == torch.bfloat16]
             self._packed = PackedWeights(fixed) if fixed else None

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -71,6 +69,9 @@ def solve(
     Raises:
         ArgumentError: a class without images, whose bias would fall without end.
     """
+    from sklearn.exceptions import ConvergenceWarning  # here: other stages go without scikit-learn
+    from sklearn.linear_model import LogisticRegression
+
     absent = (torch.bincount(y, minlength=classes) == 0).nonzero().flatten().tolist()
     if absent:
         got = f"none of class {', '.join(map(str, absent[:5]))}"

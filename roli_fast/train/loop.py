@@ -340,7 +340,7 @@ class StageLoop:
             self.context.evaluation_batches(split, self.stage.part_size(self.team.world)),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),
-            engine=self.stage.engine.plain,
+            engine=self.stage.evaluation_engine,
             after_batch=check,
         )
         return self.context.whole(own, split)

@@ -234,6 +234,7 @@ class Pipeline:
                 self.context.evaluation_batches(split, stage.part_size(world)),
                 self.experiment.evaluations("test"),
                 seed=derive_seed(seed, "test"),
+                engine=stage.evaluation_engine,
                 after_batch=after_batch,
             )
         whole = self.context.whole(own, split)

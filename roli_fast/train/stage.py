@@ -1,7 +1,7 @@
 """One training stage: its configuration, what it is run on, and its result."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +57,7 @@ class Stage:
             epoch, whatever validation says.
         engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16
             makes the training passes so too, with weights, their gradients and the loss in fp32.
-            Validation is always in fp32.
+            Validation and test search in bf16 too; a find counts once the fp32 model confirms it.
         gradient_projection: trains each epoch on clean images as well, from the same weights, and
             merges both; null for none, {} for its defaults, and any of its fields switches it on.
             `epochs` and all the rest are those of the other half.
@@ -119,6 +119,17 @@ class Stage:
                 raise ArgumentError(
                     describe(name, f"{expected}, with optimizer.name lbfgs", got, fix)
                 )
+
+    @property
+    def evaluation_engine(self) -> Engine:
+        """How validation and test search: in the low precision that the stage asks for, if any.
+
+        Not compiled: each batch has another number of images that are still right, and each number
+        would be compiled anew.
+        """
+        engine = self.engine
+        low = engine.low_precision_dtype or engine.tf32
+        return replace(engine, compile=False) if low else engine.plain
 
     def part_size(self, world: int) -> int:
         """Images that each of `world` processes passes through the model at once."""

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch, shares
 from roli_fast.engine.batch_norm import mended
+from roli_fast.engine.tf32 import set_tf32
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.train.checkpoint import changing_tensors, copy_tensors, put_tensors
@@ -292,9 +293,10 @@ class Updates:
         generator = derived_generator(*phase.source, "attack", epoch, device=device)
         attack = phase.attack if epoch >= self.stage.clean_epochs else None
         engine = self.stage.engine
-        with engine.training(device):
-            terms = objective(Step(self.model, part, attack, generator, engine))
-        mended(terms.loss * weight).backward()
+        with set_tf32(engine.tf32):
+            with engine.training(device):
+                terms = objective(Step(self.model, part, attack, generator, engine))
+            mended(terms.loss * weight).backward()
         right = (terms.logits.argmax(1) == part.y).sum()
         count = len(part.y)
         loss = terms.loss.detach().double()

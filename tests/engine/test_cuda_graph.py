@@ -383,10 +383,12 @@ class TestOnADevice:
         assert held[0] >= held[1] >= held[2]
 
     @pytest.mark.filterwarnings("ignore")  # Inductor's, about TF32
-    def test_a_compiled_model_is_recorded(self) -> None:
+    @pytest.mark.parametrize("asked", [True, "auto"])
+    def test_a_compiled_model_is_recorded(self, asked: Any) -> None:
         model, attack = Mixed().cuda(), PGD(steps=2)
-        on = replace(ON, compile=True)
+        on = replace(ON, compile=asked)
         for seed in range(3):
             found, plain = run(model, on, seed, 6, attack), run(model, OFF, seed, 6, attack)
             assert (found != plain).float().mean() < 0.05  # compiled kernels round differently
-        assert recorded(model) and compiled.calls[model] is not compiled.as_it_is
+        assert recorded(model) and compiled.known[model].call is not compiled.as_it_is
+        assert (compiled.known[model].quicker is None) is (asked is True)

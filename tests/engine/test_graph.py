@@ -103,6 +103,13 @@ def test_networks_as_they_are_and_converted_and_folded(
     assert recorder.log == ["record", *["replay"] * 3]
 
 
+def test_each_engine_has_its_own(recorder: CpuRecorder) -> None:
+    model = Mixed()
+    for engine in (ON, replace(ON, tf32=True), replace(ON, tf32=False)):
+        run(model, engine)
+    assert recorder.log == ["record", "replay", "replay"] * 3
+
+
 def test_merged_layers(recorder: CpuRecorder) -> None:
     model = network()
     x = images(4, 12)

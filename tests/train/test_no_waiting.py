@@ -26,6 +26,7 @@ KINDS = {
     "rs-fgsm": ["--ranli.attack=rs-fgsm"],
     "multi_apgd": ["--ranli.attack=multi_apgd", *SEVERAL, "--ranli.attack.l1_steps=3"],
     "msd": ["--ranli.attack=msd", *SEVERAL],
+    "trades, kl": ["--ranli.objective=trades", "--ranli.attack.loss=kl"],
     "gradient projection": ["--ranli.gradient_projection={}"],
 }
 
