@@ -40,19 +40,27 @@ def seconds(call: Call, device: str) -> float:
         call()
     if device != "cuda":
         return statistics.median(_by_the_clock(call) for _ in range(3))
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+
+    def several() -> None:
+        for _ in range(CALLS):
+            call()
+
+    graph, stream, replay = torch.cuda.CUDAGraph(), torch.cuda.Stream(), several
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call()
     torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(CALLS):
-            call()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            several()
+        replay = graph.replay
+    except RuntimeError as error:
+        print(f"no graph, with the time of launches: {error}", flush=True)
     found = []
     for _ in range(ROUNDS + 1):  # the first one loads it
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        graph.replay()
+        replay()
         end.record()
         end.synchronize()
         found.append(start.elapsed_time(end) / 1e3 / CALLS)

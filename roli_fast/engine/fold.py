@@ -96,11 +96,11 @@ class Folding:
     def check(self, x: Tensor) -> bool:
         """Whether the passes of images `x` (B, ...) are folded as before.
 
-        The first image of a model's first attack is run folded and plain, once with gradients and
-        once without. Where the logits differ nothing of this model is folded any more.
+        The first image of a model's first attack is run folded and plain. Where the logits differ
+        nothing of this model is folded any more.
         """
-        mode, wrong = torch.is_grad_enabled(), self._dtype and x.dtype != torch.float32
-        if not self._plan or mode in self._plan.compared or len(x) == 0 or wrong:
+        wrong = self._dtype and x.dtype != torch.float32
+        if not self._plan or self._plan.compared or len(x) == 0 or wrong:
             return True  # `EnginePasses` tells of a wrong dtype
         folded = self._logits(x[:1].detach())
         self._swap()
@@ -109,7 +109,7 @@ class Folding:
         finally:
             self._swap()
         if self._agree(folded, plain):
-            self._plan.compared.add(mode)
+            self._plan = _plans[self._model] = self._plan._replace(compared=True)
             return True
         self.clear()
         _plans[self._model], self._plan = self._plan._replace(pairs=[]), None
@@ -187,12 +187,12 @@ class _Plan(NamedTuple):
     Args:
         values: those, see `model_state`.
         pairs: names of each convolution and of the BN that alone reads it.
-        compared: gradient modes in which an image had the same logits folded and plain.
+        compared: whether an image had the same logits folded and plain.
     """
 
     values: Hashable
     pairs: list[tuple[str, str]]
-    compared: set[bool]
+    compared: bool = False
 
 
 _plans: "WeakKeyDictionary[nn.Module, _Plan]" = WeakKeyDictionary()
@@ -205,7 +205,7 @@ def _plan_of(model: nn.Module) -> _Plan | None:
         return None
     (values, _), known = model_state(model)[0], _plans.get(model)
     if known is None or known.values != values:
-        known = _plans[model] = _Plan(values, _pairs(model), set())
+        known = _plans[model] = _Plan(values, _pairs(model))
     return known
 
 
