@@ -298,7 +298,7 @@ def setup_here(rehearse: bool, folder: Path | None) -> Setup | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 1 if a step failed or is left."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--limit", type=float, default=290, help="seconds of this call, in all")
     parser.add_argument("--steps", default="", help="these alone, by name, also done ones")
     parser.add_argument("--again", action="store_true", help="all steps, whatever was done before")

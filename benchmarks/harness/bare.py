@@ -1,7 +1,7 @@
 """The packages of a bare GPU machine, and an interpreter that sees no others."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
-def _with_needs(names: list[str]) -> Iterator[str]:
+def _with_needs(names: Iterable[str]) -> Iterator[str]:
     """These distributions, and what they require without extras, by their plain names."""
     left, seen = list(names), set[str]()
     while left:

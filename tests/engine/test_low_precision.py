@@ -444,20 +444,10 @@ class Viewing(nn.Module):
         return self.head(maps.view(len(x), -1) if len(x) >= self.when else maps.flatten(1))
 
 
-class Pixels(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(108, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x.view(len(x), -1))
-
-
 class TestViews:
     @pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
-    @pytest.mark.parametrize("make", [Viewing, Pixels])
-    def test_as_in_fp32(self, make: type[nn.Module], dtype: torch.dtype) -> None:
-        model = make()
+    def test_as_in_fp32(self, dtype: torch.dtype) -> None:
+        model = Viewing()
         with InputGradient(model) as engine:
             truth = engine(X, Y)
         with torch.inference_mode(), InputGradient(Engine(dtype=dtype).bind(model)) as engine:

@@ -103,7 +103,7 @@ def test_by_the_older_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 class Noting(torch.autograd.Function):
     """Notes the setting in forward and backward."""
 
-    found: list[str] = []
+    found: list[object] = []
 
     @staticmethod
     def forward(_context: Any, x: Tensor) -> Tensor:  # pyright: ignore
