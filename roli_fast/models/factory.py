@@ -116,7 +116,7 @@ def load(path: str | Path, *, network: nn.Module | None = None) -> Classifier:
         if network is not None:
             config = replace(config, name=hand_in(network).name)
         model = create(config, num_classes=card["num_classes"])
-        model.card["classes"] = card["classes"]
+        model.card["classes"], model.image_size = card["classes"], card.get("image_size")
         if "tuning" in card:  # peft stands above models, and loads for the files that need it
             importlib.import_module("roli_fast.peft").rebuild(model, card["tuning"])
         load_backbone(model, path, with_head=True)
