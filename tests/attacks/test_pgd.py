@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_attacks import generator as source
 from tiny_models import Counting, FixedLogits, Mixed, images, untouched
 from torch import Tensor, nn
 from wavy import Wavy, pictures, predicted
@@ -23,10 +24,6 @@ SEEN = predicted(WAVY, PICTURES)
 HALF = torch.full((1, 1), 0.5)
 ZERO = torch.tensor([0])
 FROM_X: dict[str, Any] = dict(random_start=False, loss="margin")
-
-
-def source(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def logits_of(x: Tensor) -> Tensor:
@@ -233,11 +230,6 @@ class TestTargets:
         before, after = cross_entropy(logits_of(X), target), cross_entropy(logits_of(x_adv), target)
         assert (after < before).all()
 
-    def test_random_targets_follow_the_generator(self) -> None:
-        attack = PGD(eps=1 / 8, steps=4, random_start=False, targets="random")
-        first, again, other = (attack(Mixed(), X, Y, source(seed)) for seed in (0, 0, 1))
-        assert torch.equal(first, again) and not torch.equal(first, other)
-
     @pytest.mark.parametrize(
         ("attack", "target", "message"),
         [
@@ -277,19 +269,6 @@ def test_eot_averages_gradients() -> None:
     assert (after(1), after(2)) == (0.625, 0.375)
 
 
-@pytest.mark.parametrize(
-    "eps",
-    [-0.1, 8, "8/255", torch.tensor([0.1]), torch.full((8,), -0.1), torch.ones(8).long()],
-    ids=str,
-)
-def test_wrong_radii_of_a_call(eps: Any) -> None:
-    model = Mixed()
-    with untouched(model), pytest.raises((ArgumentError, ArgumentTypeError), match="`eps`"):
-        PGD()(model, X, Y, eps=eps)
-    called = PGD(eps=None)(Mixed(), X, Y, source(), eps=0.25)
-    assert torch.equal(called, PGD(eps=0.25)(Mixed(), X, Y, source()))
-
-
 class TestUntilFooled:
     """keep="adversarial"."""
 
@@ -309,21 +288,6 @@ class TestUntilFooled:
             images = (3 + 2 + 2 + 1, 3 + 2 + 2) if compact else (12, 9)
             assert (result.cost.forward_images, result.cost.backward_images) == images
 
-    @pytest.mark.parametrize(
-        ("norm", "more"),
-        [("linf", {"momentum": 1.0}), ("l2", {"eot": 2}), ("l1", {"restarts": 3})],
-        ids=str,
-    )
-    def test_leaving_changes_nothing_but_the_cost(self, norm: Any, more: Any) -> None:
-        eps = {"linf": 0.012, "l2": 0.1, "l1": 0.7}[norm]
-        attack = PGD(norm=norm, eps=eps, steps=8, keep="adversarial", **more)
-        leaving = attack.run(WAVY, PICTURES, SEEN, source())
-        staying = replace(attack, compact=False).run(WAVY, PICTURES, SEEN, source())
-        assert leaving.fooled is not None and 3 < leaving.fooled.sum() < 24
-        assert torch.equal(leaving.fooled, staying.fooled)
-        assert torch.allclose(leaving.x_adv, staying.x_adv, atol=1e-5)
-        assert leaving.cost.forward_images < staying.cost.forward_images
-
     def test_it_fools_whatever_the_last_iterate_fools(self) -> None:
         last = replace(PGD(**self.COMMON), keep="last")(WAVY, PICTURES, SEEN, source())
         found = PGD(**self.COMMON).run(WAVY, PICTURES, SEEN, source())
@@ -337,8 +301,3 @@ class TestUntilFooled:
         result = attack.run(WAVY, PICTURES, SEEN, source(), target=target)
         assert result.fooled is not None and 1 < result.fooled.sum() < 24
         assert torch.equal(result.fooled, predicted(WAVY, result.x_adv) == target)
-
-    def test_when_all_are_fooled_it_is_over(self) -> None:
-        attack = PGD(eps=0.5, step_size=0.1, steps=50, keep="adversarial")
-        result = attack.run(WAVY, PICTURES, SEEN, source())
-        assert result.fooled is not None and result.fooled.all() and result.cost.forwards < 20

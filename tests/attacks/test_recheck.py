@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_attacks import generator as source
 from tiny_models import FixedLogits, images
 from torch import Tensor, nn
 from wavy import Wavy, pictures, predicted
@@ -17,10 +18,6 @@ from roli_fast.engine import Cost, Engine, bound
 X = pictures(24, torch.float32)
 NET = Wavy(dtype=torch.float32)
 Y = predicted(NET, X)
-
-
-def source(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class ShortSighted(nn.Module):
