@@ -81,11 +81,6 @@ class TestResults:
         losses = torch.stack([loss_of(x) for x in (together, *single)])
         assert torch.allclose(losses[0], losses[1:].amax(0), atol=1e-6)
 
-    def test_no_random_start_begins_at_the_image(self) -> None:
-        net = Wavy(dtype=torch.float32)
-        APGD(random_start=False, keep="best", steps=2)(net, X, Y)
-        assert torch.equal(net.seen[0], X) and len(net.seen) == 3
-
 
 class TestCompaction:
     @pytest.mark.parametrize("kind", [APGD, APGDT])

@@ -88,11 +88,6 @@ def test_what_an_attack_cannot_be_is_named(kind: Any, options: Any, message: str
         kind(**options)
 
 
-def test_large_radius_needs_l1_also_under_a_run() -> None:
-    with pytest.raises(ArgumentError, match="`large_radius`: expected False, got True in linf"):
-        APGD(norm=None, large_radius=True).under(ThreatModel("linf", 0.1))
-
-
 CUSTOM = AutoAttack(version="custom", attacks=("square", "fab"), steps=4, n_queries=9)
 BOTH = Union((AutoAttack(version="rand"), PGD(norm="l2", eps=0.5, steps=3)))
 

@@ -182,14 +182,6 @@ def test_a_killed_evaluation_goes_on(share: float, bs: int, tmp_path: Path) -> N
     assert share < 0.5 or model.forwards < total  # finished attacks are not redone
 
 
-def test_images_of_a_state_that_was_removed_are_passed_over(tmp_path: Path) -> None:
-    state, other = tmp_path / "state.json", {"verbose": False, "eps": 0.02}
-    adversary(verbose=False).run_standard_evaluation(X, Y, bs=20, state_path=state)
-    state.unlink()
-    x_adv = adversary(**other).run_standard_evaluation(X, Y, bs=20, state_path=state)
-    assert torch.equal(x_adv, adversary(**other).run_standard_evaluation(X, Y, bs=20))
-
-
 def test_a_finished_evaluation_is_read_back(tmp_path: Path, capsys: Any) -> None:
     state = tmp_path / "deep" / "state.json"
     first = adversary().run_standard_evaluation(X, Y, bs=8, state_path=state)

@@ -429,17 +429,6 @@ def test_an_overridden_get_logits_is_what_the_attack_sees(name: str) -> None:
     assert torch.equal(with_generator(second(Pair(), **short))(X, Y), truth)
 
 
-def test_an_overridden_target_is_aimed_at() -> None:
-    class Aimed(torchattacks.FGSM):
-        def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-            return torch.full((len(inputs),), 2)
-
-    attack, x = Aimed(FixedLogits(torch.eye(4)), eps=0.1), torch.full((3, 4), 0.5)
-    for mode in (attack.set_mode_targeted_random, attack.set_mode_targeted_least_likely):
-        mode(quiet=True)
-        assert (attack(x, torch.tensor([0, 1, 3])) - x).argmax(1).tolist() == [2, 2, 2]
-
-
 CHANGES: dict[str, Any] = {
     **dict(alpha=0.007, steps=3, random_start=None, decay=0.5, eot_iter=3),
     **dict(n_restarts=2, loss=None, thr_decr=0.6, n_target_classes=2, alpha_max=0.2, eta=1.1),
