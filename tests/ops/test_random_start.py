@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import DTYPES, near
-from references import reference
+from cases import DTYPES
 from scipy import stats
 from torch import Tensor
 
@@ -152,12 +151,3 @@ def test_special_numbers(backend, norm):
     assert moved[1, :2].tolist() == [1.0, 0.0] and moved[2, :2].tolist() == [0.0, 1.0]
     assert not torch.signbit(moved[2]).any()
     assert start(norm, x[1:, 2:], torch.tensor([nan, 0.1])).isnan().tolist() == [[True], [False]]
-
-
-def test_the_reference_is_what_runs(norm):
-    """The public op with a key drawn by hand: key, ids, eps."""
-    x = torch.rand(3, 5)
-    key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=seeded(3))
-    specified = getattr(reference, f"{norm}_random_start")
-    expected = specified(x, key, None, eps=0.2, bounds=(0.0, 1.0))
-    assert near(start(norm, x, 0.2, seed=3), expected)

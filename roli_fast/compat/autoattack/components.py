@@ -60,6 +60,8 @@ class Component(Overridable):
 
         def __getattr__(self, name: str) -> Any: ...
 
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
     def _begin(self, predict: Model, **given: Any) -> None:
         our_norm(given["norm"])
         self.model = predict
