@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from roli_fast.attacks import Attack
-from roli_fast.compat.peers import aimed, clean_logits, library
+from roli_fast.compat.peers import UserAttributes, aimed, clean_logits, library
 from roli_fast.compat.view import View
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
@@ -92,7 +92,7 @@ def _attack_class() -> Callable[..., Any]:
     classifier = library("art.estimators.classification.classifier", PACKAGE)
     torch_estimator = library("art.estimators.pytorch", PACKAGE)
 
-    class RoliFastAttack(art.EvasionAttack):
+    class RoliFastAttack(art.EvasionAttack, UserAttributes):
         """One of roli_fast's attacks."""
 
         attack_params = ["attack", "batch_size", "seed", "targeted"]
@@ -104,6 +104,7 @@ def _attack_class() -> Callable[..., Any]:
             super().__init__(estimator=estimator)
             self.attack, self.batch_size, self.seed = attack, batch_size, seed
             self._targeted = targeted
+            self._built = True
 
         def generate(self, x: Any, y: Any = None) -> Any:
             if y is None and self.targeted:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Generator, nn
 
 from roli_fast.attacks import Attack
-from roli_fast.compat.peers import aimed, library
+from roli_fast.compat.peers import UserAttributes, aimed, library
 from roli_fast.compat.view import View
 from roli_fast.errors import ArgumentError, describe
 
@@ -67,11 +67,11 @@ def _attack_class() -> Callable[..., Any]:
     foolbox = library("foolbox", "foolbox")
     eagerpy = library("eagerpy", "foolbox")
 
-    class RoliFastAttack(foolbox.attacks.base.FixedEpsilonAttack):
+    class RoliFastAttack(foolbox.attacks.base.FixedEpsilonAttack, UserAttributes):
         """One of roli_fast's attacks."""
 
         def __init__(self, attack: Any, generator: Generator | None) -> None:
-            self.attack, self.generator = attack, generator
+            self.attack, self.generator, self._built = attack, generator, True
 
         @property
         def distance(self) -> Any:

@@ -61,13 +61,27 @@ def constructor(begin: Callable[..., None], first: str, more: Mapping[str, Any])
     return __init__
 
 
-class Overridable:
-    """Base of classes whose users override methods, as in the peer's."""
+class UserAttributes:
+    """Base of classes whose users set attributes and override methods, as in the peer's.
+
+    Once `_built` is set, an attribute that the instance does not have is an error: a slip in its
+    name would have no effect. Subclasses of a user's own may add any.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_built" in vars(self) and not hasattr(self, name) and _is_ours(type(self)):
+            expected = f"an attribute that {type(self).__name__} reads"
+            raise ArgumentError(describe(name, expected, name))
+        super().__setattr__(name, value)
 
     def overrides(self, name: str) -> bool:
         """Whether a user has overridden this method, in a subclass or on this instance."""
         owner = next(kind for kind in type(self).__mro__ if name in vars(kind))
-        return name in vars(self) or not owner.__module__.startswith("roli_fast.")
+        return name in vars(self) or not _is_ours(owner)
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("roli_fast.")
 
 
 def clean_logits(model: Model, x: Tensor) -> Tensor:

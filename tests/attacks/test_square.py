@@ -94,18 +94,6 @@ def test_nothing_is_asked_once_all_are_fooled() -> None:
     assert result.fooled is not None and result.fooled.all() and result.cost.forwards < 902
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 1, 1), (2, 8, 1), (3, 11)], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_that_no_five_tiles_fill(norm: str, shape: tuple[int, ...], kind: Any) -> None:
-    x, eps = images(3, *shape), {"linf": 0.1, "l2": 0.3, "l1": 0.5}[norm]
-    model = FixedLogits(torch.randn(3, x[0].numel(), generator=generator(1)))
-    y = model(x).argmax(1)
-    result = kind(norm=norm, eps=eps, n_queries=40).run(model, x, y, generator())
-    assert within(norm, result.x_adv, x, eps)
-    assert (margins(model, result.x_adv, y) > margins(model, x, y)).all()
-
-
 class Rising(nn.Module):
     """A loss that rises with every forward, so that every proposal stays."""
 

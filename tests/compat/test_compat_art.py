@@ -122,6 +122,8 @@ def test_it_is_an_evasion_attack_with_arts_parameters(art: Any) -> None:
     assert attack.batch_size == 5 and attack.targeted and "batch_size=5" in repr(attack)
     with pytest.raises(ArgumentError, match="`y`: expected the targets"):
         attack.generate(X)
+    with pytest.raises(ArgumentError, match="`eps`: expected an attribute that RoliFastAttack"):
+        attack.eps = 0.1
     with pytest.raises(art.exceptions.EstimatorError):
         as_art_attack(PGD(), Mixed())
 

@@ -123,6 +123,8 @@ def test_the_versions_settings_are_the_attributes_that_users_set() -> None:
         0.5,
         False,
     )
+    with pytest.raises(ArgumentError, match="`n_restart`: expected an attribute that APGDAttack r"):
+        attack.apgd.n_restart = 2
 
 
 def test_the_model_is_read_at_each_evaluation_and_get_logits_is_what_attacks_see() -> None:

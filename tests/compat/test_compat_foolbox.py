@@ -148,3 +148,5 @@ def test_what_cannot_be_done(foolbox: Any) -> None:
         as_foolbox_attack(APGD(steps=2))(fmodel, X, target, epsilons=0.1)
     with pytest.raises(ArgumentError, match="depends on the label"):
         as_foolbox_attack(PGD(loss="dlr"))(fmodel, X, target, epsilons=0.1)
+    with pytest.raises(ArgumentError, match="`steps`: expected an attribute that RoliFastAttack"):
+        as_foolbox_attack(PGD()).steps = 3

@@ -453,6 +453,15 @@ def test_every_attribute_of_a_search_is_read_when_it_is_changed(name: str) -> No
     assert seen == len([n for n in vars(attack) if n in CHANGES]) - (name == "FAB")
 
 
+def test_a_slip_in_an_attributes_name_is_refused() -> None:
+    attack = torchattacks.PGD(Mixed())
+    with pytest.raises(ArgumentError, match="`stpes`: expected an attribute that PGD reads"):
+        attack.stpes = 3
+    own: Any = type("Own", (torchattacks.PGD,), {"helper": lambda self: self.tag})(Mixed())
+    own.tag = 3  # one's own
+    assert own.helper() == 3
+
+
 def test_the_mean_and_std_of_mairs_models_are_used() -> None:
     class RobModel(Mixed):
         def __init__(self) -> None:

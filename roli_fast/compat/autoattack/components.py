@@ -13,7 +13,7 @@ from roli_fast.attacks.objective import choose
 from roli_fast.attacks.passes import column
 from roli_fast.compat.autoattack.other_utils import Logger
 from roli_fast.compat.original_draws import with_original_draws
-from roli_fast.compat.peers import Overridable, beside, clean_logits, constructor, our_norm
+from roli_fast.compat.peers import UserAttributes, beside, clean_logits, constructor, our_norm
 from roli_fast.compat.view import View
 from roli_fast.engine import Engine, SearchModel, bound
 from roli_fast.engine.input_gradient import Model
@@ -38,7 +38,7 @@ USUAL_EPS = {"Linf": 0.3, "L2": 1.0, "L1": 5.0}
 """Of FAB with eps=None."""
 
 
-class Component(Overridable):
+class Component(UserAttributes):
     """An attack with the original's arguments, attributes and `perturb`.
 
     Attributes may be set between calls. In an AutoAttack's evaluation that one's seed takes the
@@ -60,13 +60,12 @@ class Component(Overridable):
 
         def __getattr__(self, name: str) -> Any: ...
 
-        def __setattr__(self, name: str, value: Any) -> None: ...
-
     def _begin(self, predict: Model, **given: Any) -> None:
         our_norm(given["norm"])
         self.model = predict
         for name, value in given.items():
             setattr(self, RENAMED.get(name, name), value)
+        self._built = True
 
     predict = property(lambda self: self.model, lambda self, model: setattr(self, "model", model))
     """Another name of `model`."""

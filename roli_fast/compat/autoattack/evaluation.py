@@ -21,7 +21,7 @@ from roli_fast.compat.autoattack.components import (
 )
 from roli_fast.compat.autoattack.other_utils import Logger
 from roli_fast.compat.autoattack.state import EvaluationState
-from roli_fast.compat.peers import Overridable, our_norm
+from roli_fast.compat.peers import UserAttributes, our_norm
 from roli_fast.engine import Engine, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, check_choice, describe
@@ -45,7 +45,7 @@ class _Evaluation:
     state: EvaluationState
 
 
-class AutoAttack(Overridable):
+class AutoAttack(UserAttributes):
     """AutoAttack as its authors' code offers it; see there for the arguments it shares.
 
     The components `apgd`, `apgd_targeted`, `fab` and `square` have the attributes that one sets:
@@ -114,6 +114,7 @@ class AutoAttack(Overridable):
         self.model = model
         if version != "custom":
             self.set_version(version)
+        self._built = True
 
     @property
     def model(self) -> Model:

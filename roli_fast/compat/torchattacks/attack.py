@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
 from roli_fast.attacks.objective import choose, most_likely_others
-from roli_fast.compat.peers import Overridable, clean_logits
+from roli_fast.compat.peers import UserAttributes, clean_logits
 from roli_fast.compat.torchattacks import files
 from roli_fast.compat.view import Modes, View, kept_buffers
 from roli_fast.engine import InputGradient, SearchModel, bound
@@ -37,7 +37,7 @@ def also_of_parts(setter: Callable[..., None]) -> Callable[..., None]:
     return both
 
 
-class Attack(Overridable):
+class Attack(UserAttributes):
     """Base of the attacks here, and of your own: overridden `forward` and `get_logits` are called.
 
     Attributes may be changed between calls (`attack.eps = 4 / 255`).

@@ -67,6 +67,7 @@ class Listed(Attack):
         vars(self).update(attributes, _fields=FIELDS.keys() & attributes)
         if self.row.aims:
             self.supported_mode = ["default", "targeted"]
+        self._built = True
 
     def _attributes(self, given: dict[str, Any]) -> dict[str, Any]:
         """The attributes that stand for a constructor's arguments."""
@@ -337,6 +338,7 @@ class MultiAttack(Attack):
         self.device = attacks[0].device
         self._left = [0] * (len(attacks) + 1)  # images, and right ones after each, of save
         self.check_validity()
+        self._built = True
 
     def check_validity(self) -> None:
         """Raise unless there are two attacks or more, on one model."""
