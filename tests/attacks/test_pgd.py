@@ -12,7 +12,7 @@ from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import PGD
 from roli_fast.engine import Cost
-from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.errors import ArgumentError
 from roli_fast.losses import cross_entropy, kl
 from roli_fast.threat import ThreatModel
 
@@ -116,15 +116,6 @@ def test_a_loss_that_is_nan_does_not_hide_the_rest(calls: int) -> None:
     model.calls = calls  # 1: in the very first loss of image 0
     attack = PGD(eps=0.25, step_size=0.0625, steps=3, random_start=False, keep="best")
     assert attack(model, x, y)[:, 0].tolist() == [0.625, 0.6875]
-
-
-def test_no_random_start_draws_nothing() -> None:
-    generator, before = source(), torch.get_rng_state()
-    PGD(steps=2, random_start=False)(Mixed(), X, Y, generator)
-    assert torch.equal(generator.get_state(), source().get_state())
-    assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(ArgumentTypeError, match="`generator`: expected a torch.Generator"):
-        PGD()(Mixed(), X, Y, 0)  # pyright: ignore
 
 
 class TestMomentum:

@@ -56,15 +56,6 @@ def test_who_is_wrong_in_bf16_alone_is_searched_by_the_plain_model() -> None:
     )  # pyright: ignore
 
 
-def test_flags_hold_for_the_plain_model() -> None:
-    engine, attack = Engine(dtype=torch.bfloat16, batch_size=5), APGD(eps=0.012, steps=8)
-    result = search(attack, AttackInputs(NET, X, Y, source(), engine=engine)).result
-    assert 3 < fooled(result).sum() < 24
-    assert torch.equal(fooled(result), predicted(NET, result.x_adv) != Y)
-    assert torch.equal(result.x_adv[~fooled(result)], X[~fooled(result)])
-    assert result.x_adv.dtype == torch.float32
-
-
 @dataclass(frozen=True)
 class Fixed(Attack):
     """Returns what it was given, and notes how it was called."""

@@ -16,7 +16,7 @@ from torch import Tensor
 import roli_fast.compat.autoattack as package
 from roli_fast.attacks import FAB, Square
 from roli_fast.compat.autoattack import AutoAttack, EvaluationState, other_utils
-from roli_fast.compat.original_draws import OfficialDraws, OriginalAPGDT, OriginalFABT
+from roli_fast.compat.original_draws import OriginalAPGDT, OriginalFABT
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
 NAMES = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -141,19 +141,6 @@ def test_the_model_is_read_at_each_evaluation_and_get_logits_is_what_attacks_see
             return super().get_logits(x)
 
     assert Own(MODEL, device="cpu", verbose=False).clean_accuracy(X, Y) == pytest.approx(12 / 13)
-
-
-def test_official_draws_are_those_of_the_reseeded_global_generator() -> None:
-    draws = OfficialDraws(9, torch.device("cpu"))
-    with torch.random.fork_rng():
-        torch.manual_seed(9)
-        assert torch.equal(draws.uniform(2, 3), torch.rand(2, 3))
-        assert torch.equal(draws.normal(4, 5), torch.randn(4, 5))
-        assert torch.equal(draws.sign(7), torch.sign(2 * torch.rand(7) - 1))
-        assert draws.below(6) == int(torch.rand(1) * 6)
-        before = torch.get_rng_state()
-        draws.below(0)
-        assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_without_a_seed_the_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

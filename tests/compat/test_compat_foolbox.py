@@ -10,7 +10,7 @@ import torch
 from tiny_models import Mixed, images, untouched
 from torch import Tensor, nn
 
-from roli_fast.attacks import APGD, PGD, AutoAttack, Square
+from roli_fast.attacks import APGD, PGD, AutoAttack
 from roli_fast.compat.foolbox import as_foolbox_attack, from_foolbox_model
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
@@ -129,15 +129,6 @@ def test_a_model_of_ones_own_is_run_as_it_is(foolbox: Any) -> None:
     x, y = images(3, 4), torch.tensor([0, 1, 2])
     moved = as_foolbox_attack(PGD(random_start=False))(Own(), x, y, epsilons=0.1)[0] - x
     assert torch.equal(moved.argmin(1), y)
-
-
-def test_square_goes_towards_a_target(foolbox: Any) -> None:
-    fmodel = wrapped(foolbox, network())
-    target = (labels(fmodel, X) + 1) % 4
-    criterion = foolbox.criteria.TargetedMisclassification(target)
-    attack = as_foolbox_attack(Square(n_queries=150), generator())
-    _, clipped, flags = attack(fmodel, X, criterion, epsilons=0.4)
-    assert torch.equal(flags, labels(fmodel, clipped) == target) and flags.any()
 
 
 def test_what_cannot_be_done(foolbox: Any) -> None:

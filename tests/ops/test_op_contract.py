@@ -148,15 +148,6 @@ def test_autocast_and_a_functional_gradient_change_nothing(op):
     assert near(torch.func.grad(loss)(torch.ones_like(plain[0])), expected)
 
 
-def test_meta_and_fake_tensors_give_shapes(op):
-    meta = [value.to("meta") for value in batch(op, SHAPE, torch.float32)]
-    assert op.run(*meta, **amounts(op, 0.3)) is meta[0]
-    with FakeTensorMode():
-        for device in ("cpu", "cuda"):
-            fake = [torch.empty(SHAPE, device=device) for _ in meta]
-            assert op.run(*fake, **amounts(op, 0.3)) is fake[0]
-
-
 @pytest.fixture
 def fresh_graphs():
     torch._dynamo.reset()
@@ -258,21 +249,6 @@ def test_a_derivative_by_forward_mode_is_that_of_the_formula():
 def selection() -> tuple[Tensor, ...]:
     source = torch.Generator().manual_seed(0)
     return tuple(torch.randn(shape, generator=source) for shape in (SHAPE, SHAPE, (2,)) * 2)
-
-
-def test_a_dispatch_mode_sees_starts_selection_and_dropout():
-    x, seed = torch.rand(SHAPE), torch.tensor([3])
-    with Calls() as calls:
-        for name in STARTS:
-            start = getattr(ops, name)
-            start(x, eps=0.3)
-        best = (x.clone(), x.clone(), torch.zeros(2))
-        assert ops.select_best_(*best, x, x + 0, torch.ones(2)).all()
-        ops.lora_linear(x, x[0, 0], None, x[0, 1], x[0, 2], scale=1.0, dropout=0.5, seed=seed)
-    seen = [name for name in calls.names if name.startswith("roli_fast")]
-    assert seen == [f"roli_fast.{n}.default" for n in ["random_start"] * 3 + ["select_best_"]] + [
-        "roli_fast.lora_dropout.default"
-    ]
 
 
 def test_starts_and_selection_in_a_graph(fresh_graphs):
