@@ -36,12 +36,10 @@ from roli_fast.running.folder import CONFIG
 from roli_fast.running.lock import RunLock
 from roli_fast.running.signals import Interrupt
 from roli_fast.train.analysis import FILE, MethodAnalysis, read_analysis
-from roli_fast.train.context import Context
+from roli_fast.train.context import Context, Recorder
 from roli_fast.train.experiment import SCHEMA, Experiment
-from roli_fast.train.metrics import Recorder
-from roli_fast.train.postprocess import analysis_table
-from roli_fast.train.run_directory import all_parts, identity, saved_environment
-from roli_fast.train.starting import stage_folder
+from roli_fast.train.run_directory import all_parts, identity, saved_environment, stage_folder
+from roli_fast.train.summary import analysis_table
 from roli_fast.train.sweep import SWEEP
 
 logger = logging.getLogger("roli_fast.analyze")

@@ -14,8 +14,7 @@ from roli_fast.running.ranks import Ranks
 from roli_fast.train.cli import Command, parse
 from roli_fast.train.experiment import SCHEMA
 from roli_fast.train.pipeline import run
-from roli_fast.train.postprocess import analysis_table
-from roli_fast.train.summary import table
+from roli_fast.train.summary import analysis_table, table
 from roli_fast.train.sweep import run_sweep, sweep_table
 
 logger = logging.getLogger("roli_fast.train")

@@ -46,6 +46,14 @@ class Progress:
     counts: list[float] = field(default_factory=list)
     accuracies: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def speed(self) -> dict[str, float]:
+        """Images a second, and the share of the time in which the loop waited for them."""
+        return {
+            "train_images_per_second": self.train_images / self.train_seconds,
+            "data_wait_share": self.data_wait_seconds / self.train_seconds,
+        }
+
 
 def changing_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """What training can change: the trainable parameters and all buffers of the state dict."""

@@ -16,7 +16,7 @@ from small import assert_same_weights, records, run_small, small, weights
 
 from roli_fast.data import Batch
 from roli_fast.errors import InterruptedRunError, NonFiniteLossError
-from roli_fast.train import loop, starting
+from roli_fast.train import loop, run_directory
 
 GP = "--ranli.gradient_projection"
 SGD = ["--ranli.optimizer.name=sgd", "--ranli.optimizer.lr=0.1", "--ranli.warmup_epochs=0"]
@@ -34,8 +34,8 @@ def last(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
-    create = starting.create
-    monkeypatch.setattr(starting, "create", lambda *a, **o: create(*a, **o).double())
+    create = run_directory.create
+    monkeypatch.setattr(run_directory, "create", lambda *a, **o: create(*a, **o).double())
 
 
 @pytest.mark.usefixtures("in_fp64")

@@ -108,16 +108,6 @@ def test_a_lora_file_is_no_plain_backbone_until_it_is_merged(tmp_path: Path) -> 
     models.create(config, num_classes=3)
 
 
-def test_a_file_of_an_unknown_method_is_told(tmp_path: Path) -> None:
-    model = tiny()
-    apply(model, METHODS["adapter"](reduction=4))
-    for tree in ({"name": "hypernet"}, {"name": "adapter", "shrink": 3}):
-        model.card["tuning"] = [tree]
-        models.save_model(model, tmp_path / "model.safetensors")
-        with pytest.raises(CheckpointError, match=f"tuning methods of this version.*{tree}"):
-            models.load(tmp_path / "model.safetensors")
-
-
 def test_a_method_that_cannot_apply_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"`finetune\.tuning\.rank`: expected at most 16"):
         run_small(tmp_path / "run", "--finetune.tuning=lora", "--finetune.tuning.rank=32")
