@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from shlex import quote
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from roli_fast.errors import ConfigError, InterruptedRunError, RoliFastError, WriteError, describe
 from roli_fast.files import ROOM
 from roli_fast.report.writing import REPORT
@@ -29,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ranks = Ranks.from_environment()
         if not ranks.first:
             logging.disable(logging.WARNING)
-        return _execute(parse(sys.argv[1:] if arguments is None else arguments), ranks)
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        with logging_redirect_tqdm():  # lines of the log above a bar, not behind it
+            return _execute(command, ranks)
     except InterruptedRunError as error:
         logger.log(logging.ERROR if ranks.first else logging.WARNING, "%s", error)
         return 128 + error.args[1]

@@ -19,8 +19,8 @@ from roli_fast.train.stage import Stage, measured, pgd_in_run
 
 
 def default_probe() -> Stage:
-    """Adversarial linear probing with SGD, as in the RoLI paper."""
-    return Stage(tuning=Linear(), optimizer=Optimizer(name="sgd", lr=0.1, weight_decay=0.001))
+    """Adversarial linear probing with SGD, as in the RoLI paper, at a rate for these features."""
+    return Stage(tuning=Linear(), optimizer=Optimizer(name="sgd", lr=None, weight_decay=0.001))
 
 
 def default_finetune() -> Stage:

@@ -124,7 +124,7 @@ class StageLoop:
                 model, self.best = saved.tensors.pop("model"), saved.tensors.pop("best")
                 checkpoint.restore_tensors(self.model, model, self.resume_path)
                 for name, optimizer in self.phases.optimizers.items():
-                    checkpoint.restore_optimizer(optimizer, saved.optimizers[name])
+                    checkpoint.restore_optimizer(optimizer, saved.optimizers.get(name, {}))
                 self.phases.resume(saved.tensors)
             self.progress = saved.progress
             if saved.progress.counts:

@@ -144,8 +144,8 @@ class Optimizer:
         name: "adamw", "sgd", or "lbfgs": full-batch logistic regression on the features of all
             training images, computed once without augmentation; for linear tuning without an
             attack. It has no rate and no epochs.
-        lr: peak learning rate; it is used as given, never scaled by the batch size. Null, where the
-            head trains alone, is 1 over the mean squared norm of its features: a rate that suits
+        lr: peak learning rate; it is used as given, never scaled by the batch size. Null, for SGD
+            of the head alone, is 1 over the mean squared norm of its features: a rate that suits
             features of any scale.
         head_lr: peak learning rate of the head; null is `lr`.
         weight_decay: decay of the tensors that `decay` names, used as given.
@@ -181,6 +181,8 @@ class Optimizer:
         for name in ("lr", "head_lr"):
             if (rate := getattr(self, name)) is not None:
                 check_positive(name, rate)
+        if self.lr is None and self.name != "sgd":
+            raise ArgumentError(describe("lr", f"a number > 0 with {self.name}", "null"))
         if self.head_lr is not None and self.scheduled == "decayed":
             raise ArgumentError(describe("head_lr", "null beside scheduled", self.head_lr))
         check_choice("name", self.name, ("adamw", "sgd", "lbfgs"))

@@ -216,7 +216,8 @@ class Pipeline:
             shown = [f"{t.method}/{t.name} ({t.stage.epochs} epochs)" for t in first]
             seeds = f", for {len(experiment.seeds)} seeds" if len(experiment.seeds) > 1 else ""
             finished = f"; {len(tasks) - len(left)} of them finished" if any(done) else ""
-            logger.info("%d stages: %s%s%s", len(tasks), ", ".join(shown), seeds, finished)
+            count = "one stage" if len(tasks) == 1 else f"{len(tasks)} stages"
+            logger.info("%s: %s%s%s", count, ", ".join(shown), seeds, finished)
 
     def _write(self, path: Path, value: Any) -> None:
         if self.context.team.leads:

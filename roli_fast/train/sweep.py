@@ -37,7 +37,7 @@ ALIKE = ("methods", "seeds", "threat", "validation", "test")
 """Fields that cells must share: else they would be chosen and compared by different measures."""
 
 SWEEP = "sweep.yaml"
-"""In the sweep's folder: field -> values as written."""
+"""In the sweep's folder: field -> values, as written on the command line."""
 
 DIVERGED = "diverged.json"
 """In the folder of a cell whose loss became NaN or infinite: it counts as finished, unchosen."""
@@ -83,11 +83,6 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def axes_text(axes: Sequence[Axis]) -> str:
-    """The swept values as YAML."""
-    return yaml.safe_dump({axis.field: list(axis.values) for axis in axes}, sort_keys=False)
-
-
 def saved_axes(folder: Path) -> tuple[Axis, ...]:
     """The values that the sweep in `folder` began with; none where it is a plain run."""
     path = folder / SWEEP
@@ -95,10 +90,7 @@ def saved_axes(folder: Path) -> tuple[Axis, ...]:
         return ()
     with naming(path, RunDirectoryError, "--run_dir", f"a readable {SWEEP}"):
         tree = load_yaml(read_text(path), yaml.SafeLoader)
-        axes = tuple(Axis(field, tuple(values)) for field, values in tree.items())
-        if not all(isinstance(text, str) for axis in axes for text in (axis.field, *axis.values)):
-            raise ValueError("fields and values are texts")
-        return axes
+        return tuple(Axis.parse(f"{field}={values}") for field, values in tree.items())
 
 
 @dataclass(frozen=True)
@@ -219,8 +211,9 @@ def run_sweep(
             check(cell.experiment, look=False)
     finally:
         logging.disable(before)
+    swept = yaml.safe_dump({axis.field: ",".join(axis.values) for axis in axes}, sort_keys=False)
     # without its axes a killed sweep would be resumed as a plain run
-    with open_run_dir(folder, base, resume=resume, beside={SWEEP: axes_text(axes)}):
+    with open_run_dir(folder, base, resume=resume, beside={SWEEP: swept}):
         shared: dict[str, Path] = {}
         trained = []
         for number, cell in enumerate(plan, 1):

@@ -87,13 +87,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         load_resume(path)
 
 
-@pytest.mark.parametrize(
-    "meta",
-    ["[" * 100_000, '{"progress": {"epoch": "x"}}', '{"progress": {}, "optimizers": 5}'],
-)
-def test_damaged_words_of_a_file_are_named(tmp_path: Path, meta: str) -> None:
+def test_damaged_words_of_a_file_are_named(tmp_path: Path) -> None:
     path = tmp_path / "resume.safetensors"
-    save_file({"model.a": torch.zeros(1)}, path, {"roli_fast_resume": meta})
+    save_file({"model.a": torch.zeros(1)}, path, {"roli_fast_resume": '{"epoch": "x"}'})
     with pytest.raises(CheckpointError, match=r"resume\.safetensors': .*Delete the stage's folder"):
         load_resume(path)
 

@@ -233,10 +233,11 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_what_a_sweep_keeps_is_read_back_or_named(tmp_path: Path) -> None:
+    text = "finetune.optimizer.lr: 1e-3,0.1\nthreat.eps: 8/255,null\n"
     swept = (Axis("finetune.optimizer.lr", ("1e-3", "0.1")), Axis("threat.eps", ("8/255", "null")))
-    (tmp_path / sweep.SWEEP).write_text(sweep.axes_text(swept))
+    (tmp_path / sweep.SWEEP).write_text(text)
     assert sweep.saved_axes(tmp_path) == swept
-    for text in ("3", "a: [1]", "a: [x", "a: &a [*a]", "[" * 20_000):
+    for text in ("3", "a: [x", "[" * 20_000):
         (tmp_path / "sweep.yaml").write_text(text)
         with pytest.raises(RunDirectoryError, match=r"sweep\.yaml': "):
             sweep.saved_axes(tmp_path)
