@@ -203,21 +203,27 @@ class Pipeline:
         experiment, team = self.experiment, self.context.team
         methods = ["source", *experiment.methods]
         tasks = [t for s in experiment.seeds for m in methods for t in self._tasks(s, m)]
-        validation = experiment.evaluations("validation").values()
+        first = [task for task in tasks if task.seed == experiment.seeds[0]]
+        try:
+            costs = {(task.method, task.name): self._passes(task) for task in first}
+        except Exception as error:  # an estimate ends no run
+            logger.warning("how long it takes is not known: %s: %s", type(error).__name__, error)
+            return
         done = team.from_first([(task.folder / "result.json").is_file() for task in tasks])
         left = [task for task, finished in zip(tasks, done, strict=True) if not finished]
-        self.context.remaining = Remaining(stages=len(tasks))
-        for task in left:
-            splits = self.source if task.method == "source" and self.source else self.splits
-            passes = task.stage.passes(experiment.threat, validation, splits)
-            self.context.remaining.passes[tuple(task.place.values())] = passes
+        passes = {tuple(task.place.values()): costs[task.method, task.name] for task in left}
+        self.context.remaining = Remaining(passes, len(tasks))
         if left:
-            first = [task for task in tasks if task.seed == experiment.seeds[0]]
             shown = [f"{t.method}/{t.name} ({t.stage.epochs} epochs)" for t in first]
             seeds = f", for {len(experiment.seeds)} seeds" if len(experiment.seeds) > 1 else ""
             finished = f"; {len(tasks) - len(left)} of them finished" if any(done) else ""
             count = "one stage" if len(tasks) == 1 else f"{len(tasks)} stages"
             logger.info("%s: %s%s%s", count, ", ".join(shown), seeds, finished)
+
+    def _passes(self, task: Task) -> tuple[float, float]:
+        validation = self.experiment.evaluations("validation").values()
+        splits = self.source if task.method == "source" and self.source else self.splits
+        return task.stage.passes(self.experiment.threat, validation, splits)
 
     def _write(self, path: Path, value: Any) -> None:
         if self.context.team.leads:
