@@ -319,6 +319,7 @@ def _start(analysis: MethodAnalysis, number: int, images: int, memory: int) -> S
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not set(names) & set(LinearHead.of(model).backbone()):
         return None
+    assert stage.optimizer.lr is not None, "more than the head trains"
     splits = analysis.splits
     return Start(
         model=model,

@@ -44,7 +44,8 @@ class Recorder:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder, self._shows = folder, folder is not None
-        self._run, self._writer = "", None  # type: str, Any
+        self._run = ""
+        self._writer: Any = None
 
     def __enter__(self) -> "Recorder":
         return self
