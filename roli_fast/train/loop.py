@@ -318,14 +318,12 @@ class StageLoop:
     def _save(self) -> None:
         self._check_weights(self.progress.epoch)
         changing = checkpoint.changing_tensors(self.model, self.names)
-        self._write(self.resume_path, {"model": changing, "best": self.best, **self.phases.kept})
-        self.saved_at = time.monotonic()
-
-    def _write(self, path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """These tensors, the optimisers and the position."""
+        self.progress.counts = self.counts.tolist()
         if self.team.leads:
-            self.progress.counts = self.counts.tolist()
-            checkpoint.save_resume(path, tensors, self.phases.optimizers, self.progress)
+            tensors = {"model": changing, "best": self.best, **self.phases.kept}
+            optimizers, path = self.phases.optimizers, self.resume_path
+            checkpoint.save_resume(path, tensors, optimizers, self.progress)
+        self.saved_at = time.monotonic()
 
     def _finish_phase(self, epoch: int) -> None:
         """On to the next phase, or with `step` at the end of the last one to the validation."""
@@ -407,9 +405,8 @@ class StageLoop:
             save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
 
     def _finish(self) -> StageResult:
-        folder, progress = self.job.folder, self.progress
+        progress = self.progress
         self._save_model("last.safetensors")
-        self._write(folder / "last.optimizer.safetensors", {})
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)

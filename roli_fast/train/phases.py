@@ -69,7 +69,6 @@ class Phases:
         optimizer = stage.optimizer.build(job.model, names)
         self.all = [Phase(stage.objective, attack, optimizer, source)]
         if self._projection:
-            self._projection.check(job.model.state_dict())
             if self._projection.natural:
                 other = stage.optimizer.build(job.model, names)
                 clean = Phase(Adversarial(), None, other, (*source, "natural"), "natural")

@@ -26,7 +26,6 @@ def test_a_run_directory_has_everything(finished: Path) -> None:
         assert files == {
             "best.safetensors",
             "last.safetensors",
-            "last.optimizer.safetensors",
             "head.safetensors",
             "result.json",
         }
