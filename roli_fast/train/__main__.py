@@ -55,7 +55,6 @@ def _execute(command: Command, ranks: Ranks) -> int:
         fix = "Sweep with python -m roli_fast.train, or run the cells one by one."
         raise ConfigError(describe("--sweep", "one process", got, fix))
     run_dir = command.run_dir or dated("runs", command.name)
-    logger.info("run directory: %s", run_dir)
     try:
         if command.axes:
             summary = run_sweep(command.experiment, command.axes, run_dir, resume=command.resume)

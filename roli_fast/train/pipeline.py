@@ -96,6 +96,7 @@ def run(
         threads = 0
         if team.leads:
             undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
+            logger.info("run directory: %s", run_dir)
             threads = _recorded(experiment, run_dir, ready, device, team.world)
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(team.from_first(threads))

@@ -43,16 +43,6 @@ def train(folder: Path, *more: str, double: bool = False, skip: str = "?") -> in
     return main([*where, "--resume"] if folder.exists() else [*where, *flags, *more])
 
 
-def train_double(folder: Path, *more: str) -> int:
-    """`train` in fp64."""
-    return train(folder, *more, double=True)
-
-
-def struck_double(event: str, rank: int, after: int, folder: Path, *more: str) -> int:
-    """`struck` in fp64."""
-    return struck(event, rank, after, folder, *more, double=True)
-
-
 def struck(
     event: str, rank: int, after: int, folder: Path, *more: str, double: bool = False
 ) -> int:
