@@ -76,7 +76,7 @@ def _by_the_clock(call: Call) -> float:
 def every_op(report: Report) -> None:
     """Each op in two shapes and two dtypes: GB/s of the bytes that it has to move at least, and
     what share of a copy's rate that is."""
-    device, quick = report.options.device, report.options.quick
+    device, quick, expected = report.options.device, report.options.quick, predicted()
     for shape, sizes in (QUICK_SHAPES if quick else SHAPES).items():
         for op in MAKERS:
             for short, dtype in DTYPES.items():
@@ -92,8 +92,21 @@ def every_op(report: Report) -> None:
                 row |= {"ms": rounded(1e3 * own), "copy_ms": rounded(1e3 * copy)}
                 row |= {"base": "copy_", "times_base": rounded(own / copy)}
                 row["note"] = f"{moved / own / 1e9:.0f} GB/s, {100 * copy / own:.0f} % of copy_"
+                row["note"] += expected.get((op, short), "")
                 report.add_row(row)
         report.save()
+
+
+def predicted() -> dict[tuple[str, str], str]:
+    """What the machine code lets an op reach, by op and dtype, where it can be read here."""
+    try:
+        from sass_model import predictions
+
+        found = predictions()
+    except (ImportError, FileNotFoundError) as error:
+        print(f"nothing is predicted: {error}", flush=True)
+        return {}
+    return {(p.op, p.dtype): f", predicted at most {100 * p.of_least:.0f} %" for p in found}
 
 
 LAYERS = {"proj": (768, 768), "qkv": (768, 2304), "fc1": (768, 3072), "fc2": (3072, 768)}

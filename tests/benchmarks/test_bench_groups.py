@@ -7,11 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from shared_data import REPOSITORY
 
-from groups import GROUPS, cases_of, gpu, ops, pgd, switches
+from groups import GROUPS, cases_of, gpu, kernels, ops, pgd, switches
 from harness import ours, peers
 from harness.report import Options, Report
 
@@ -60,6 +61,28 @@ def test_what_is_missing_is_a_row() -> None:
         case(report)
     assert len(report.targets) == 6 and all(goal["value"] is None for goal in report.targets)
     assert "CUDA device" in report.rows[0]["note"]
+
+
+def test_a_kernels_rate_stands_beside_a_copys_and_the_predicted_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """4 tensors of 384 elements in 1 us, a copy of as many bytes in 0.5 us."""
+    made = {"native": lambda: 1e-6, "copy": lambda: 5e-7}
+    monkeypatch.setattr(kernels, "MAKERS", {"linf_step_": lambda *_: made})
+    monkeypatch.setattr(kernels, "seconds", lambda call, _device: call())
+    found = SimpleNamespace(op="linf_step_", dtype="fp32", of_least=0.875)
+    model = SimpleNamespace(predictions=lambda: [found])
+    monkeypatch.setitem(sys.modules, "sass_model", model)  # type: ignore[arg-type]
+    report = Report("kernels", QUICK)
+    kernels.CASES["ops"](report)
+    assert [row["note"] for row in report.rows] == [
+        "6 GB/s, 50 % of copy_, predicted at most 88 %",
+        "3 GB/s, 50 % of copy_",
+    ]
+
+
+def test_every_op_has_its_bytes() -> None:
+    assert set(kernels.COPIED) == set(kernels.MAKERS)
 
 
 @pytest.mark.slow

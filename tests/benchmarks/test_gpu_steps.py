@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from shared_data import REPOSITORY
 
 import gpu_steps
@@ -81,12 +82,30 @@ def test_tests_that_all_skip_on_a_device_have_not_passed(tmp_path: Path) -> None
         assert made.found["steps"]["native"]["status"] == status
 
 
-def test_the_script_says_that_there_is_no_device() -> None:
-    hidden = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
-    script = ["bash", str(REPOSITORY / "benchmarks" / "gpu.sh")]
-    done = subprocess.run(script, env=hidden, capture_output=True, text=True)
-    assert done.stdout.startswith("no CUDA device that torch can use: nothing was run")
-    assert done.returncode == 0 and not done.stderr
+def test_on_a_device_it_builds_for_it_and_keeps_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200 (MIG)")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(gpu_steps, "machine", lambda _device, _threads: {"device": "H200"})
+    seen = "echo 1 passed, $ROLI_FAST_BUILD $ROLI_FAST_CUDA_ARCHS"
+    monkeypatch.setattr(gpu_steps, "STEPS", (step("native", seen),))
+    assert gpu_steps.main([f"--out={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "nvidia-h200-mig.json").read_text())
+    assert found["steps"]["native"]["said"] == ["1 passed, cuda 9.0"]
+    there = Setup("cuda", tmp_path, "device")
+    assert gpu_steps.build(there)[-1] == "--inplace"
+    assert gpu_steps.memcheck(there)[:2] == ["compute-sanitizer", "--tool"]
+
+
+def test_without_a_device_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_steps.main([]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("no CUDA device that torch can use: nothing was run; --rehearse")
 
 
 PROGRAM = """
