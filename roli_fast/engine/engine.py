@@ -225,8 +225,7 @@ class SearchModel:
         low = engine.low_precision_dtype is not None or engine.in_channels_last
         if not low and engine.attention != "products" and not engine.compile:
             return self.model
-        keep = engine.cuda_graph is not False and graph.records(self.model)
-        return EnginePasses(self.model, engine, keep=keep)
+        return EnginePasses(self.model, engine)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C), with a graph where autograd asks for one."""

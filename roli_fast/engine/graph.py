@@ -215,13 +215,6 @@ def free_recordings() -> bool:
     return any([own.clear() for held in list(recordings.values()) for own in held.values()])
 
 
-def records(model: object) -> bool:
-    """Whether a model is one whose passes may be recorded: a module on such a device."""
-    return isinstance(model, nn.Module) and any(
-        parameter.device.type in RECORDERS for parameter in model.parameters()
-    )
-
-
 class _Parts(NamedTuple):
     """A loss: its tensors, all else that it depends on, and what makes it of other tensors."""
 

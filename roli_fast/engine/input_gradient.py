@@ -92,7 +92,7 @@ class InputGradient:
         if self._hold is not None:
             self._hold.end()
         self._hold = self._folding = self._replays = None
-        self._run = self._model.model  # converted weights are freed, but those of recordings
+        self._run = self._model.model
         self._entered = False
 
     def __call__(

@@ -521,8 +521,8 @@ def test_on_a_gpu(name: str, engine: Engine) -> None:
 
 
 def second(model: nn.Module) -> list[Tensor]:
-    """The weights of an attack in bf16 on a device that records passes."""
-    return SecondWeights(model, torch.bfloat16, torch.channels_last, kept="plain").tensors
+    """The weights of an attack in bf16."""
+    return SecondWeights(model, torch.bfloat16, torch.channels_last).tensors
 
 
 def test_second_weights_are_filled_again_where_they_are() -> None:
