@@ -6,6 +6,8 @@ from roli_fast.attacks.auto_attack import AutoAttack as AutoAttack
 from roli_fast.attacks.base import ATTACKS as ATTACKS
 from roli_fast.attacks.base import Attack as Attack
 from roli_fast.attacks.base import AttackResult as AttackResult
+from roli_fast.attacks.closest import CW as CW
+from roli_fast.attacks.closest import DeepFool as DeepFool
 from roli_fast.attacks.fab import FAB as FAB
 from roli_fast.attacks.fab import FABT as FABT
 from roli_fast.attacks.pgd import PGD as PGD

@@ -142,6 +142,14 @@ class _UPGD(Listed):
         return attack(view, inputs, _nothing(inputs), **self._options(inputs))
 
 
+class _TIFGSM(Listed):
+    def _attributes(self, given: dict[str, Any]) -> dict[str, Any]:
+        for name, only in (("kernel_name", "gaussian"), ("nsig", 3)):
+            if given[name] != only:
+                raise ArgumentError(describe(name, repr(only), repr(given[name])))
+        return given
+
+
 class _Neighbours(Listed):
     """VMI-FGSM and VNI-FGSM, whose beta is a width."""
 
@@ -169,6 +177,16 @@ class _Jitter(Listed):
         labels = labels if target is None else target
         assert labels is not None
         return self.build(target)(self.view(), inputs, labels, **self._options(inputs))
+
+
+class _Minimal(Listed):
+    def fields(self) -> dict[str, Any]:
+        names = ("c", "kappa", "steps", "lr", "overshoot")
+        return self.row.fixed | {n: getattr(self, n) for n in names if n in self.row.arguments}
+
+    def _options(self, inputs: Tensor) -> dict[str, Any]:
+        """The ball is all that the box has."""
+        return {"generator": self.generator, "eps": math.sqrt(max(inputs[0].numel(), 1))}
 
 
 class _VANILA(Listed):
@@ -278,6 +296,7 @@ class _AimedFAB(ours.FAB):
 _LINF = dict(norm="linf")
 _STEPS = dict(eps=8 / 255, alpha=2 / 255, steps=10)
 _NORM = dict(norm="Linf", eps=8 / 255)
+_ANYWHERE = dict(norm="l2")
 _DIVERSE = dict(resize_rate=0.9, diversity_prob=0.5, random_start=False)
 _MOMENTUM = _LINF | dict(random_start=False, diversity=0.0)
 
@@ -321,12 +340,11 @@ TABLE = {
         fixed=_LINF,
     ),
     "TIFGSM": Row(
-        _STEPS
-        | dict(decay=0.0, kernel_name="gaussian", len_kernel=15, nsig=3)
-        | _DIVERSE,
+        _STEPS | dict(decay=0.0, kernel_name="gaussian", len_kernel=15, nsig=3) | _DIVERSE,
         "DIFGSM whose gradients are smoothed by a Gaussian of three sigma a side, the only kernel.",
         ours.Transfer,
         fixed=_LINF,
+        base=_TIFGSM,
     ),
     "NIFGSM": Row(
         _STEPS | dict(decay=1.0),
@@ -365,6 +383,22 @@ TABLE = {
         "PGD on Jitter's loss (Schwinn et al., arXiv:2105.10304).",
         fixed=_LINF,
         base=_Jitter,
+    ),
+    "CW": Row(
+        dict(c=1, kappa=0, steps=50, lr=0.01),
+        "Carlini and Wagner's in l2 with one weight, anywhere in [0, 1].",
+        ours.CW,
+        fixed=_ANYWHERE | dict(searches=1),
+        base=_Minimal,
+        aims=False,
+    ),
+    "DeepFool": Row(
+        dict(steps=50, overshoot=0.02),
+        "DeepFool in l2, anywhere in [0, 1].",
+        ours.DeepFool,
+        fixed=_ANYWHERE,
+        base=_Minimal,
+        aims=False,
     ),
     "VANILA": Row({}, "No attack: the images as they are.", base=_VANILA, aims=False),
     "GN": Row(dict(std=0.1), "Gaussian noise.", base=_GN, aims=False),
