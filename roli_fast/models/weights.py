@@ -197,6 +197,7 @@ def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], file: 
 def save_model(model: Classifier, path: str | Path, *, classes: tuple[str, ...] = ()) -> None:
     """Write backbone and head under timm's names, with the architecture card, atomically."""
     card = {**model.card, "classes": list(classes), "num_classes": model.head.out_features}
+    card |= {"image_size": model.image_size} if model.image_size else {}
     write_tensors(Path(path), model.backbone.state_dict(), {CARD: json.dumps(card)})
 
 

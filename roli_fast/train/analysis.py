@@ -6,7 +6,6 @@ method and another machine look at the same images.
 
 import io
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -34,8 +33,7 @@ from roli_fast.seeds import derive_seed
 from roli_fast.threat import as_pixels
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.stage import Stage
-from roli_fast.train.starting import starting_model, trained_model
+from roli_fast.train.run_directory import starting_model, trained_model
 
 logger = logging.getLogger("roli_fast.train")
 
@@ -65,9 +63,6 @@ MOST = 1000
 
 MOST_PASSES = 400
 """An attack of more passes an image makes way for the validation's."""
-
-UPDATE = 3
-"""Passes of an update: one forward, and a backward for inputs and weights of twice that."""
 
 TESTED, ATTACKED = ("curve", "calibration", "examples"), "attacked images"
 LEFT_OUT = ((), TESTED[:1], TESTED, (*TESTED, ATTACKED))
@@ -155,15 +150,7 @@ def _training(experiment: Experiment, splits: Splits) -> float:
     stages = [stage for method in experiment.methods for _, stage in experiment.stages(method)]
     stages += [experiment.pretrain] if experiment.source else []
     attacks = experiment.evaluations("validation").values()
-    validated = sum(attack_passes(attack, splits.num_classes) for attack in attacks)
-
-    def passes(stage: Stage) -> float:
-        attack = stage.attack.under(experiment.threat) if stage.attack else None
-        update = UPDATE + attack_passes(attack, splits.num_classes)
-        looks = math.ceil(stage.epochs / stage.validate_every) * (1 + (validated if attack else 0))
-        return stage.epochs * len(splits.train) * update + looks * len(splits.val)
-
-    return sum(map(passes, stages))
+    return sum(stage.passes(experiment.threat, attacks, splits)[1] for stage in stages)
 
 
 def _passes(experiment: Experiment, splits: Splits, plan: Plan) -> float:

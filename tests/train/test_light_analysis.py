@@ -15,9 +15,9 @@ from analysed_run import analysed, analysis_of, run_analysed
 from roli_fast import models
 from roli_fast.data import Splits
 from roli_fast.errors import InterruptedRunError
-from roli_fast.train import postprocess, run
+from roli_fast.train import pipeline, run
 from roli_fast.train.analysis import ATTACKED, MethodAnalysis, first_images, plan
-from roli_fast.train.postprocess import analysis_table
+from roli_fast.train.summary import analysis_table
 
 DRIFT = {"absolute", "relative", "cosine", "cka"}
 BOTH = {"clean", "adversarial"}
@@ -162,7 +162,7 @@ def test_a_failed_analysis_loses_nothing_of_the_run(
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(MethodAnalysis, "_calibration", broken)
-    monkeypatch.setattr(postprocess.report, "write", broken)
+    monkeypatch.setattr(pipeline.report, "write", broken)
     with caplog.at_level(logging.WARNING):
         summary = run_analysed(trained, METHODS, "--report=true")
     assert summary["methods"]["roli"]["test"]["images"] > 0
