@@ -120,7 +120,7 @@ class Experiment:
         self._check_stages()
 
     def _check_channels(self) -> None:
-        own = self.model.options.get("in_chans", 3)
+        own = self.model.options.get("in_chans", len(self.model.mean or (0, 0, 0)))
         for name, source in {"data": self.data, "source": self.source}.items():
             if source and source.channels != own:
                 expected = f"{source.channels}, as {name}.channels"
