@@ -155,7 +155,7 @@ def test_a_wrong_flag_is_named_with_its_fix(arguments: list[str], words: list[st
 
 
 def test_a_name_of_one_meaning_may_be_short() -> None:
-    short = ["--finetune.lr=0.25", "--probe.steps=3", "--head=small", "--options.depth=3"]
+    short = ["--finetune.lr=0.25", "--probe.steps=3", "--init=small", "--options.depth=3"]
     experiment = parse([*short[:2], "--checkpoint_minutes=1"]).experiment
     assert experiment.finetune.optimizer.lr == 0.25
     assert experiment.probe.attack.steps == 3  # type: ignore[union-attr]
