@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from roli_fast.engine.graph import first_line, say_once
 
@@ -50,6 +51,12 @@ class Compiled:
 
 
 known: "WeakKeyDictionary[nn.Module, Compiled]" = WeakKeyDictionary()
+
+
+def logits_in(output: Any) -> Any:
+    """The logits in what a network returns: the tensor itself, or its `.logits`."""
+    plain = isinstance(output, (Tensor, Proxy))  # a trace of torch.fx has every attribute
+    return output if plain else getattr(output, "logits", output)
 
 
 def as_it_is(model: Any, x: Tensor) -> Tensor:
@@ -120,7 +127,7 @@ def _try(own: Compiled, model: nn.Module, wanted: object, x: Tensor) -> None:
 
     def run(call: Callable[[Any, Tensor], Tensor]) -> None:
         leaf = x.detach().clone().requires_grad_(True)
-        torch.autograd.grad(call(model, leaf).sum(), leaf)
+        torch.autograd.grad(logits_in(call(model, leaf)).sum(), leaf)
 
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         if not own.tried:

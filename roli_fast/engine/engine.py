@@ -4,18 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.parallel import DistributedDataParallel
 
 from roli_fast.engine import graph
 from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.buffers import forget_buffers
-from roli_fast.engine.compiled import forget_compiled
+from roli_fast.engine.compiled import forget_compiled, logits_in
 from roli_fast.engine.low_precision import NO_VIEW, EnginePasses, surroundings
 from roli_fast.engine.tf32 import set_tf32
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe, is_number
@@ -254,12 +253,6 @@ def forget(model: nn.Module) -> None:
     graph.recordings.pop(model, None)
     forget_compiled(model)
     forget_buffers(model)
-
-
-def logits_in(output: Any) -> Tensor:
-    """The logits in what a network returns: the tensor itself, or its `.logits`."""
-    plain = isinstance(output, (Tensor, Proxy))  # a trace of torch.fx has every attribute
-    return output if plain else getattr(output, "logits", output)
 
 
 def logits_of(run: Model, x: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.engine.batch_norm import mended
+from roli_fast.engine.compiled import logits_in
 from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import Model as Model
-from roli_fast.engine.engine import bound, logits_in, logits_of
+from roli_fast.engine.engine import bound, logits_of
 from roli_fast.engine.fold import Folding
 from roli_fast.engine.graph import Replays, Work, free_recordings
 from roli_fast.engine.hold import Hold

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from roli_fast.engine.buffers import buffer
-from roli_fast.engine.compiled import compiled_pass
+from roli_fast.engine.compiled import compiled_pass, logits_in
 from roli_fast.errors import ArgumentTypeError, describe
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class EnginePasses:
         if scaled and torch.is_grad_enabled() and x.requires_grad:
             x = x.view_as(x)
             x.register_hook(lambda grad: grad / FP16_SCALE)
-        logits = self._logits(x)
+        logits = logits_in(self._logits(x))
         if not isinstance(logits, Tensor):
             return logits
         logits = logits.float()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roli_fast.engine.engine import logits_in
+from roli_fast.engine.compiled import logits_in
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models.layers import Normalize, Resize
 

@@ -4,6 +4,7 @@ and faster functions on the CPU, as exact as torch's, taken where they may be al
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -351,6 +352,21 @@ def test_a_callable_is_served_by_autocast() -> None:
     truth = X.flatten(1) @ weight.t()
     assert grad.dtype == logits.dtype == torch.float32
     assert torch.allclose(logits, truth, rtol=0.02) and not torch.equal(logits, truth)
+
+
+def test_logits_inside_of_what_a_model_returns() -> None:
+    """As in transformers: converted and scaled like those of any other."""
+
+    class Wrapped(Mixed):
+        def forward(self, x: Tensor) -> Any:
+            return SimpleNamespace(logits=super().forward(x))
+
+    for dtype in LOW_PRECISION:
+        with InputGradient(Engine(dtype=dtype).bind(Wrapped())) as engine:
+            found = engine(X, Y)
+        with InputGradient(Engine(dtype=dtype).bind(Mixed())) as engine:
+            truth = engine(X, Y)
+        assert all(map(torch.equal, found, truth)) and found[2].dtype == torch.float32
 
 
 def test_a_weight_that_changes_between_searches_is_read_again() -> None:
