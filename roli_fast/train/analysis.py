@@ -1,14 +1,15 @@
 """The light analysis of one method and seed of a run: analysis.json and examples.npz.
 
-How much it looks at, and by which attack, is a matter of the configuration alone, so that another
-method and another machine look at the same images.
+How much it looks at, and by which attack, follows from the configuration, so that another method
+and another machine look at the same images; what would take too many seconds is left out by name.
 """
 
 import io
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
@@ -16,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from roli_fast.analysis import Gathered, attack_passes
+from roli_fast.analysis import Gathered
 from roli_fast.analysis.light import Look, Point, Survey, calibrate, joined
+from roli_fast.analysis.view import gather
 from roli_fast.attacks import PGD, Attack
 from roli_fast.attacks.base import BallAttack
-from roli_fast.data import Batch, ImageDataset, Splits, batches
+from roli_fast.data import Batch, ImageDataset, Splits
+from roli_fast.data.splits import scaled
 from roli_fast.errors import RunDirectoryError
-from roli_fast.evaluate import robustness_curve
-from roli_fast.evaluate.prepare import mixed_order
+from roli_fast.evaluate import attack_passes, robustness_curve
+from roli_fast.evaluate.dataset import mixed_order
 from roli_fast.files import naming, write_bytes, write_json
 from roli_fast.models import Classifier
 from roli_fast.norms import NORMS
@@ -34,7 +38,7 @@ from roli_fast.seeds import derive_seed
 from roli_fast.threat import as_pixels
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.stage import Stage
+from roli_fast.train.run_directory import read_result
 from roli_fast.train.starting import starting_model, trained_model
 
 logger = logging.getLogger("roli_fast.train")
@@ -53,8 +57,12 @@ SHOWN = 8
 RADII = (0.25, 0.5, 1.0, 1.5, 2.0)
 """Of the curve, in multiples of the attack's eps."""
 
-SHARE = 0.05
-"""Of the passes that the run's training and validation make: what the analysis may take."""
+SHARE, FLOOR = 0.05, 5.0
+"""Of the passes and of the seconds of the run's training and validation: what the analysis may
+take; seconds that it may always take."""
+
+SLOWER = 1.5
+"""Seconds of an attack's pass over those of a forward: backwards, steps, small batches."""
 
 LEAST, LEAST_CALIBRATION = 32, 128
 """Images of a split below which parts are left out instead, and those that calibration needs: no
@@ -113,20 +121,27 @@ def plan(experiment: Experiment, splits: Splits, images: int | None = None) -> P
     attack, notes = _attack(experiment, splits.num_classes)
     if images:
         return Plan(attack, images, images, notes=notes)
-    allowed, counts = SHARE * _training(experiment, splits), [experiment.analysis_images or MOST]
+    methods = experiment.methods
+    allowed = SHARE * sum(_training(experiment, splits, methods))
+    counts = [experiment.analysis_images or MOST]
     while counts[-1] > LEAST:
         counts.append(max(LEAST, counts[-1] * 9 // 10))
     found = Plan(attack, 1, 1)
     for left_out, points in product(LEFT_OUT, counts):
         calibration = min(counts[0], max(points, LEAST_CALIBRATION))
         found = Plan(attack, points, calibration, left_out, notes)
-        if _passes(experiment, splits, found) <= allowed:
+        if _passes(experiment, splits, found, methods) <= allowed:
             break
-    if found.left_out:
-        what, command = ", ".join(found.left_out), "python -m roli_fast.analyze RUN --images"
-        note = f"left out, for it would take more than a twentieth of the training: {what}"
-        found = replace(found, notes=(*notes, f"{note}; {command} {LEAST_CALIBRATION} makes it"))
-    return found
+    return _named(found, notes)
+
+
+def _named(found: Plan, notes: tuple[str, ...]) -> Plan:
+    """With a note on what is left out."""
+    if not found.left_out:
+        return found
+    what, command = ", ".join(found.left_out), "python -m roli_fast.analyze RUN --images"
+    note = f"left out, for it would take more than a twentieth of the training: {what}"
+    return replace(found, notes=(*notes, f"{note}; {command} {LEAST_CALIBRATION} makes it"))
 
 
 def first_images(dataset: ImageDataset, count: int, start: int = 0) -> ImageDataset:
@@ -139,10 +154,9 @@ def _attack(experiment: Experiment, classes: int) -> tuple[Attack, tuple[str, ..
     """The test's attack in the threat's first norm; the validation's where that one is too dear, or
     is no search in one ball."""
     tested = next(iter(experiment.evaluations("test").values()))
-    known = max(2 * getattr(tested, "steps", 0), getattr(tested, "n_queries", 0))
     if not isinstance(tested, BallAttack):
         reason = "is not one search in one ball"
-    elif len(tested.parts) > 1 or max(known, attack_passes(tested, classes)) > MOST_PASSES:
+    elif len(tested.parts) > 1 or attack_passes(tested, classes) > MOST_PASSES:
         reason = "would take too long"
     else:
         return tested, ()
@@ -150,25 +164,28 @@ def _attack(experiment: Experiment, classes: int) -> tuple[Attack, tuple[str, ..
     return cheap, (f"attacked by validation's {cheap.label}: {tested.label} {reason}",)
 
 
-def _training(experiment: Experiment, splits: Splits) -> float:
-    """Passes of a seed's training and its validation, in forwards of one image."""
-    stages = [stage for method in experiment.methods for _, stage in experiment.stages(method)]
+def _training(
+    experiment: Experiment, splits: Splits, methods: Sequence[str]
+) -> tuple[float, float]:
+    """Passes of these methods' updates of a seed, with pretraining, and of their validation, in
+    forwards of one image."""
+    stages = [stage for method in methods for _, stage in experiment.stages(method)]
     stages += [experiment.pretrain] if experiment.source else []
     attacks = experiment.evaluations("validation").values()
     validated = sum(attack_passes(attack, splits.num_classes) for attack in attacks)
-
-    def passes(stage: Stage) -> float:
+    updates = validation = 0.0
+    for stage in stages:
         attack = stage.attack.under(experiment.threat) if stage.attack else None
         update = UPDATE + attack_passes(attack, splits.num_classes)
-        looks = math.ceil(stage.epochs / stage.validate_every) * (1 + (validated if attack else 0))
-        return stage.epochs * len(splits.train) * update + looks * len(splits.val)
+        updates += stage.epochs * len(splits.train) * update
+        looks = math.ceil(stage.epochs / stage.validate_every)
+        validation += looks * (1 + (validated if attack else 0)) * len(splits.val)
+    return updates, validation
 
-    return sum(map(passes, stages))
 
-
-def _passes(experiment: Experiment, splits: Splits, plan: Plan) -> float:
-    """Of the analyses of all methods, likewise: a clean look is a forward, an attacked one one more
-    after the search."""
+def _passes(experiment: Experiment, splits: Splits, plan: Plan, methods: Sequence[str]) -> float:
+    """Of the analyses of these methods, likewise: a clean look is a forward, an attacked one one
+    more after the search."""
     search = attack_passes(plan.attack, splits.num_classes)
     train, val, test = (min(plan.points, len(s)) for s in (splits.train, splits.val, splits.test))
     total = 0.0
@@ -177,8 +194,8 @@ def _passes(experiment: Experiment, splits: Splits, plan: Plan) -> float:
     if "calibration" not in plan.left_out:
         own = [min(plan.calibration, len(split)) for split in (splits.val, splits.test)]
         total += (sum(own) - val + SHOWN) * (2 + search)
-    total *= len(experiment.methods)
-    for method in experiment.methods:
+    total *= len(methods)
+    for method in methods:
         stages = len(experiment.stages(method))
         total += 2 * stages * (train + val)
         if ATTACKED not in plan.left_out:
@@ -210,6 +227,7 @@ class MethodAnalysis:
     test: bool = True
     images: int | None = None
     _moved: Callable[[int], object] = field(default=int, init=False)
+    _kept: dict[tuple[int, int, int], list[Batch]] = field(default_factory=dict, init=False)
 
     @property
     def folder(self) -> Path:
@@ -218,8 +236,35 @@ class MethodAnalysis:
 
     @cached_property
     def plan(self) -> Plan:
-        """How much is looked at."""
+        """How much is looked at, by the passes alone."""
         return plan(self.experiment, self.splits, self.images)
+
+    def _in_time(self) -> Plan:
+        """The plan, without the parts that would take more than a twentieth of the seconds in which
+        the method was trained and validated, by a measured forward."""
+        if self.images:
+            return self.plan
+        updates, validation = _training(self.experiment, self.splits, [self.method])
+        results = [read_result(path) for path in self.folder.glob("stage-*/result.json")]
+        trained = sum(result.train_seconds for result in results) * (1 + validation / updates)
+        allowed = max(FLOOR, SHARE * trained)
+        stages, began = len(self.experiment.stages(self.method)), time.perf_counter()
+        model, images = self.first_model(1), list(self.images_of(self.splits.val, LEAST))
+        building = 2 * stages * (time.perf_counter() - began)
+        seconds = []
+        for _ in range(2):  # the first one warms up
+            began = time.perf_counter()
+            gather(model, images)
+            seconds.append(time.perf_counter() - began)
+        forward = SLOWER * seconds[1] / sum(len(batch.y) for batch in images)
+        found = self.plan
+        for left_out in LEFT_OUT[LEFT_OUT.index(self.plan.left_out) :]:
+            found = replace(found, left_out=left_out)
+            passes = _passes(self.experiment, self.splits, found, [self.method])
+            if building + passes * forward <= allowed:
+                break
+        known = _attack(self.experiment, self.splits.num_classes)[1]
+        return found if found == self.plan else _named(found, known)
 
     @property
     def _title(self) -> str:
@@ -245,10 +290,10 @@ class MethodAnalysis:
         before = self._saved()
         if before and not again and self._whole(before):
             return
-        started = time.perf_counter()
+        started, found = time.perf_counter(), self._in_time()
         with self.context.bar(self._title, total=self._total) as bar:
             self._moved = lambda count: bar.update(min(count, max(0, bar.total - bar.n)))
-            tree = self._tree()
+            tree = self._tree(found)
             bar.update(bar.total - bar.n)
         tree["seconds"] = time.perf_counter() - started
         for stage, old in zip(tree["stages"], before.get("stages", ()), strict=False):
@@ -256,16 +301,20 @@ class MethodAnalysis:
         write_json(self.folder / FILE, tree)
 
     def images_of(self, dataset: ImageDataset, count: int, start: int = 0) -> Iterator[Batch]:
-        """`first_images` of a split in batches that fit, on the device."""
-        return batches(
-            first_images(dataset, count, start),
-            batch_size=self.experiment.finetune.part_size(1),
-            seed=0,
-            epoch=0,
-            shuffle=False,
-            workers=self.context.workers,
-            device=self.context.device,
-        )
+        """`first_images` of a split in batches that fit, on the device. They are read once: every
+        model is shown the same few."""
+        key = (id(dataset), count, start)
+        if key not in self._kept:
+            chosen, size = (
+                first_images(dataset, count, start),
+                self.experiment.finetune.part_size(1),
+            )
+            rows = torch.arange(len(chosen)).split(size)
+            with ThreadPoolExecutor(max(1, self.context.workers)) as pool:
+                self._kept[key] = list(pool.map(chosen.raw, rows))
+        device = self.context.device
+        for x, y, ids in self._kept[key]:
+            yield scaled(Batch(x.to(device), y.to(device), ids))
 
     def first_model(self, number: int) -> Classifier:
         """As stage `number`, counted from 1, began; on the device, in eval mode."""
@@ -308,7 +357,8 @@ class MethodAnalysis:
         """Whether it has all that would be made now; on how many images plays no part."""
         missing = set(TESTED if self.test else ()) - tree.keys() | set(tree.get("left_out", ()))
         stages = len(tree["stages"]) == len(self.experiment.stages(self.method))
-        return stages and missing <= set(self.plan.left_out)
+        slow = () if self.images else tree.get("too_slow", ())
+        return stages and missing <= {*self.plan.left_out, *slow}
 
     @property
     def _total(self) -> int:
@@ -322,12 +372,12 @@ class MethodAnalysis:
     def _splits(self) -> tuple[ImageDataset, ...]:
         return self.splits.train, self.splits.val, self.splits.test
 
-    def _tree(self) -> dict[str, Any]:
+    def _tree(self, plan: Plan) -> dict[str, Any]:
         """All of it, but for the seconds and for what is made on demand."""
-        count, left_out = self.plan.points, self.plan.left_out
+        count, left_out = plan.points, plan.left_out
         train, val, test = (len(split) for split in self._splits)
         survey = Survey(
-            None if ATTACKED in left_out else self.plan.attack,
+            None if ATTACKED in left_out else plan.attack,
             partial(self.images_of, self.splits.train, count),
             partial(self.images_of, self.splits.val, count),
             seed=self.draws,
@@ -335,13 +385,14 @@ class MethodAnalysis:
         )
         images = {"train": min(count, train), "validation": min(count, val)}
         tested = self.test and "calibration" not in left_out
-        images["test"] = min(self.plan.calibration, test) if tested else 0
+        images["test"] = min(plan.calibration, test) if tested else 0
         tree: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
-            "attack": self.plan.described,
+            "attack": plan.described,
             "images": images,
-            "notes": list(self.plan.notes),
+            "notes": list(plan.notes),
             "left_out": list(left_out),
+            "too_slow": [part for part in left_out if part not in self.plan.left_out],
             "stages": [],
         }
         model, end = None, None
@@ -355,14 +406,17 @@ class MethodAnalysis:
             tree["stages"].append(own)
         assert model is not None and end is not None, "every method has a stage"
         if tested:
-            tree["calibration"] = self._calibration(survey, model, end)
+            looked = survey.look(model, partial(self.images_of, self.splits.test, plan.calibration))
+            tree["calibration"] = self._calibration(survey, model, end, looked)
+            if "examples" not in left_out:
+                tree["examples"] = self._examples(survey, model, looked)
         if self.test and "curve" not in left_out:
             tree["curve"] = self._curve(model, tree["notes"])
-        if self.test and "examples" not in left_out:
-            tree["examples"] = self._examples(survey, model)
         return tree
 
-    def _calibration(self, survey: Survey, model: Classifier, end: Point) -> dict[str, Any]:
+    def _calibration(
+        self, survey: Survey, model: Classifier, end: Point, test: Look
+    ) -> dict[str, Any]:
         """Of the final model; the validation images that were seen are not looked at again."""
         count, seen = self.plan.calibration, end.validation
         begin = len(seen.clean)
@@ -371,7 +425,6 @@ class MethodAnalysis:
             assert seen.adversarial is not None and more.adversarial is not None
             clean = joined(seen.clean, more.clean)
             seen = Look(clean, joined(seen.adversarial, more.adversarial))
-        test = survey.look(model, partial(self.images_of, self.splits.test, count))
         return calibrate(seen, test)
 
     def _curve(self, model: Classifier, notes: list[str]) -> dict[str, Any] | None:
@@ -396,12 +449,14 @@ class MethodAnalysis:
         )
         return curve.as_json(population=len(self.splits.test))
 
-    def _examples(self, survey: Survey, model: Classifier) -> str | None:
+    def _examples(self, survey: Survey, model: Classifier, looked: Look) -> str | None:
         """A few test images beside their attacked versions, of the run's first seed."""
         if self.seed != self.experiment.seeds[0]:
             return None
-        images = partial(self.images_of, self.splits.test, SHOWN)
-        found = survey.look(model, images, keep=True)
+        split = self.splits.test.plain()
+        places = {sample: place for place, sample in enumerate(split.ids.tolist())}
+        shown = split.subset([places[sample] for sample in worth_showing(looked)])
+        found = survey.look(model, partial(self._all, shown), keep=True)
         clean, attacked = found.clean, found.adversarial
         assert attacked is not None and clean.x is not None and attacked.x is not None
         pixels = as_pixels(attacked.x, clean.x).to(clean.x.dtype) / 255
@@ -409,8 +464,29 @@ class MethodAnalysis:
         columns = [column.to(device).split(size) for column in (pixels, clean.y, clean.ids)]
         parts = [Batch(*part) for part in zip(*columns, strict=True)]
         rounded = survey.clean(model, lambda: parts, keep=True)
-        write_examples(self.folder / EXAMPLES, clean, attacked, rounded)
+        names = [shown.name(place) for place in range(len(shown))]
+        write_examples(self.folder / EXAMPLES, names, clean, attacked, rounded)
         return EXAMPLES
+
+    def _all(self, shown: ImageDataset) -> Iterator[Batch]:
+        """The images in batches that fit, on the device."""
+        for rows in torch.arange(len(shown)).split(self.experiment.finetune.part_size(1)):
+            x, y, ids = shown.batch(rows)
+            yield Batch(x.to(self.context.device), y.to(self.context.device), ids)
+
+
+def worth_showing(looked: Look) -> list[int]:
+    """Ids of a few test images: those that the attack fools, and two that withstand it; what is
+    wrong before the attack comes where these are too few."""
+    clean, attacked = looked.clean, looked.adversarial
+    assert attacked is not None, "examples are of attacked images"
+    right = clean.logits.argmax(1) == clean.y
+    stays = attacked.logits.argmax(1) == attacked.y
+    fooled, withstood, wrong = (
+        clean.ids[flags].tolist() for flags in (right & ~stays, right & stays, ~right)
+    )
+    first = fooled[: SHOWN - min(2, len(withstood))]
+    return [*first, *withstood, *fooled[len(first) :], *wrong][:SHOWN]
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
@@ -423,16 +499,20 @@ def read_analysis(path: Path) -> dict[str, Any]:
         return parse_analysis(path)
 
 
-def write_examples(path: Path, clean: Gathered, attacked: Gathered, rounded: Gathered) -> None:
+def write_examples(
+    path: Path, names: Sequence[str], clean: Gathered, attacked: Gathered, rounded: Gathered
+) -> None:
     """Write n images and what one model makes of them.
 
-    Arrays: "clean" and "adversarial", uint8 (n, H, W, 3); "delta", their difference before rounding
-    to pixels, float16 (n, H, W, 3); "label", "clean_prediction", "adversarial_prediction", int64
-    (n,); "clean_confidence", "adversarial_confidence", float32 (n,): of the images as they are in
-    the file; "unrounded_prediction", int64 (n,), of the attacked images before rounding.
+    Arrays: "name", texts (n,); "clean" and "adversarial", uint8 (n, H, W, 3); "delta", their
+    difference before rounding to pixels, float16 (n, H, W, 3); "label", "clean_prediction",
+    "adversarial_prediction", int64 (n,); "clean_confidence", "adversarial_confidence", float32
+    (n,): of the images as they are in the file; "unrounded_prediction", int64 (n,), of the attacked
+    images before rounding.
 
     Args:
         path: the file, replaced whole.
+        names: of the images.
         clean: with the images kept, (n, 3, H, W) in [0, 1].
         attacked: the same images under attack, kept too.
         rounded: those by `as_pixels`, kept too.
@@ -440,6 +520,7 @@ def write_examples(path: Path, clean: Gathered, attacked: Gathered, rounded: Gat
     assert clean.x is not None and attacked.x is not None, "images are kept"
     assert rounded.x is not None, "images are kept"
     arrays: dict[str, Any] = {
+        "name": np.array([name.encode(errors="replace").decode() for name in names]),
         "clean": _last(as_pixels(clean.x, clean.x)),
         "adversarial": _last(as_pixels(rounded.x, clean.x)),
         "delta": _last(attacked.x - clean.x).astype(np.float16),
