@@ -454,9 +454,10 @@ class Runner:
                 batch = Batch(*(tensor.to(self.device) for tensor in (x, y, ids)))
                 size = self.model.engine.batch_size or len(places)
                 with memory_guard("--batch_size", size, self.device):
+                    bar.clear()  # a line may be logged
                     chunk = kept[name] or self._begin(images, name, batch)
                     for made in self._measure(images, chunk, batch):
-                        bar.update(made * len(places) / max(1, rows))
+                        bar.update(min(made * len(places) / max(1, rows), bar.total - bar.n))
                 done[name] = chunk
                 robust = sum(int(one.alive(None).sum()) for one in done.values())
                 count = sum(len(one.ids) for one in done.values())

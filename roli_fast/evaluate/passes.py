@@ -85,6 +85,6 @@ def expected(attacks: Sequence[Attack], classes: int, forward: float, images: fl
     passes = sum(attack_passes(attack, classes) for attack in attacks)
     most = duration(passes * forward * images)
     return (
-        f"an image that resists takes {passes:,} passes; at {1000 * forward:.2g} ms each, the "
-        f"measure of the first images, all attacks take at most {most}"
+        f"the attacks: {passes:,} passes for an image that resists, {1000 * forward:.2g} ms each "
+        f"by the first images; at most {most}"
     )

@@ -1,6 +1,7 @@
 """What a run left on disk, read for the page; nothing is computed by running a model."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,9 +173,15 @@ def fooled(tree: Tree) -> list[tuple[str, int, int, str]]:
 
 
 def _pictures(files: "_Files", folder: Path, tree: Tree) -> dict[str, bytes]:
-    """The first images that `--save_adversarial` wrote, "linf/cat/1.png" and "clean/cat/1.png"."""
+    """A few images that `--save_adversarial` wrote, "linf/cat/1.png" and "clean/cat/1.png", of all
+    classes in turn."""
     found: dict[str, bytes] = {}
-    for name, _, _, norm in fooled(tree)[:PICTURES]:
+    turns: Counter[int] = Counter()
+    order = []
+    for row in fooled(tree):
+        order.append((turns[row[1]], row))
+        turns[row[1]] += 1
+    for _, (name, _, _, norm) in sorted(order, key=lambda one: one[0])[:PICTURES]:
         paths = [f"{kind}/{picture_name(name)}" for kind in (norm, "clean")]
         loaded = [files.load(folder / "adversarial" / path, Path.read_bytes) for path in paths]
         if all(loaded):

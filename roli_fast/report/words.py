@@ -259,6 +259,12 @@ def guessing(run: Run) -> str:
     return f"Guessing the most frequent class: {percent(share)}." if share else ""
 
 
+def more(page: Page) -> str:
+    """Behind the command of an analysis: what makes it look at the parts that it left out."""
+    analyses = (tree for s in page.subjects for tree in s.method.analyses)
+    return " --images 128" if any(tree.get("left_out") for tree in analyses) else ""
+
+
 def notes(page: Page) -> list[str]:
     """What the analyses have to say, each once."""
     found = [

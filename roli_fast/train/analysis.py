@@ -78,7 +78,7 @@ UPDATE = 3
 """Passes of an update: one forward, and a backward for inputs and weights of twice that."""
 
 TESTED, ATTACKED = ("curve", "calibration", "examples"), "attacked images"
-LEFT_OUT = ((), TESTED[:1], TESTED, (*TESTED, ATTACKED))
+LEFT_OUT = ((), TESTED[:1], TESTED[:2], TESTED, (*TESTED, ATTACKED))
 """What is left out, the dearest for its worth first. `TESTED` look at test images."""
 
 
@@ -193,7 +193,9 @@ def _passes(experiment: Experiment, splits: Splits, plan: Plan, methods: Sequenc
         total += test * len(RADII) * search
     if "calibration" not in plan.left_out:
         own = [min(plan.calibration, len(split)) for split in (splits.val, splits.test)]
-        total += (sum(own) - val + SHOWN) * (2 + search)
+        total += (sum(own) - val) * (2 + search)
+    if "examples" not in plan.left_out:
+        total += SHOWN * (2 + search) + LEAST * ("calibration" in plan.left_out)
     total *= len(methods)
     for method in methods:
         stages = len(experiment.stages(method))
@@ -405,11 +407,12 @@ class MethodAnalysis:
             own |= {"epochs": stage.epochs, **points, "change": survey.change(start, model, end)}
             tree["stages"].append(own)
         assert model is not None and end is not None, "every method has a stage"
+        looked = None
         if tested:
             looked = survey.look(model, partial(self.images_of, self.splits.test, plan.calibration))
             tree["calibration"] = self._calibration(survey, model, end, looked)
-            if "examples" not in left_out:
-                tree["examples"] = self._examples(survey, model, looked)
+        if self.test and "examples" not in left_out:
+            tree["examples"] = self._examples(survey, model, looked)
         if self.test and "curve" not in left_out:
             tree["curve"] = self._curve(model, tree["notes"])
         return tree
@@ -449,10 +452,13 @@ class MethodAnalysis:
         )
         return curve.as_json(population=len(self.splits.test))
 
-    def _examples(self, survey: Survey, model: Classifier, looked: Look) -> str | None:
+    def _examples(self, survey: Survey, model: Classifier, looked: Look | None) -> str | None:
         """A few test images beside their attacked versions, of the run's first seed."""
         if self.seed != self.experiment.seeds[0]:
             return None
+        if looked is None:
+            first = partial(self.images_of, self.splits.test, LEAST)
+            looked = Look(survey.clean(model, first), None)
         split = self.splits.test.plain()
         places = {sample: place for place, sample in enumerate(split.ids.tolist())}
         shown = split.subset([places[sample] for sample in worth_showing(looked)])
@@ -476,10 +482,9 @@ class MethodAnalysis:
 
 
 def worth_showing(looked: Look) -> list[int]:
-    """Ids of a few test images: those that the attack fools, and two that withstand it; what is
-    wrong before the attack comes where these are too few."""
-    clean, attacked = looked.clean, looked.adversarial
-    assert attacked is not None, "examples are of attacked images"
+    """Ids of a few test images: those that the attack fools, and two that withstand it, as far as
+    that is known; what is wrong before the attack comes where these are too few."""
+    clean, attacked = looked.clean, looked.adversarial or looked.clean
     right = clean.logits.argmax(1) == clean.y
     stays = attacked.logits.argmax(1) == attacked.y
     fooled, withstood, wrong = (
