@@ -4,8 +4,8 @@
 >>> seen.features, seen.logits, seen.y
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,10 @@ from roli_fast.engine import Engine, Mergeable
 from roli_fast.engine.input_gradient import check_device, check_labels, check_logits
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.losses import at_least_float32
-from roli_fast.models.classifier import find_head
 from roli_fast.seeds import derived_generator
 
 
-@contextlib.contextmanager
+@contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Within, the model is in eval mode; afterwards every module's mode is what it was."""
     modes = [(module, module.training) for module in model.modules()]
@@ -253,7 +252,10 @@ def _name_of_head(model: nn.Module) -> str | None:
     if isinstance(model, nn.Linear):
         return ""
     for path, module in model.named_modules():
-        with contextlib.suppress(ArgumentError):
-            name = find_head(module)[0]
-            return f"{path}.{name}" if path else name
+        own = getattr(module, "head_name", None)
+        if isinstance(own, str):
+            return f"{path}.{own}" if path else own
+        if callable(ask := getattr(module, "get_classifier", None)):
+            head = ask()
+            return next((name for name, part in model.named_modules() if part is head), None)
     return None

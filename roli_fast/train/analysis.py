@@ -123,25 +123,31 @@ def plan(experiment: Experiment, splits: Splits, images: int | None = None) -> P
         return Plan(attack, images, images, notes=notes)
     methods = experiment.methods
     allowed = SHARE * sum(_training(experiment, splits, methods))
-    counts = [experiment.analysis_images or MOST]
+    most = experiment.analysis_images or MOST
+    return _first(
+        Plan(attack, most, most, notes=notes),
+        lambda found: _passes(experiment, splits, found, methods) <= allowed,
+    )
+
+
+def _first(whole: Plan, fits: Callable[[Plan], bool]) -> Plan:
+    """The first plan that fits, of all that look at fewer images, or leave out more, or both: the
+    last one if none does. What is left out is noted."""
+    counts = [whole.points]
     while counts[-1] > LEAST:
         counts.append(max(LEAST, counts[-1] * 9 // 10))
-    found = Plan(attack, 1, 1)
-    for left_out, points in product(LEFT_OUT, counts):
-        calibration = min(counts[0], max(points, LEAST_CALIBRATION))
-        found = Plan(attack, points, calibration, left_out, notes)
-        if _passes(experiment, splits, found, methods) <= allowed:
+    found = whole
+    for left_out, points in product(LEFT_OUT[LEFT_OUT.index(whole.left_out) :], counts):
+        calibration = min(whole.calibration, max(points, LEAST_CALIBRATION))
+        found = replace(whole, points=points, calibration=calibration, left_out=left_out)
+        if fits(found):
             break
-    return _named(found, notes)
-
-
-def _named(found: Plan, notes: tuple[str, ...]) -> Plan:
-    """With a note on what is left out."""
-    if not found.left_out:
+    if not found.left_out or found.left_out == whole.left_out:
         return found
     what, command = ", ".join(found.left_out), "python -m roli_fast.analyze RUN --images"
     note = f"left out, for it would take more than a twentieth of the training: {what}"
-    return replace(found, notes=(*notes, f"{note}; {command} {LEAST_CALIBRATION} makes it"))
+    note = f"{note}; {command} {LEAST_CALIBRATION} makes it"
+    return replace(found, notes=(*whole.notes, note))
 
 
 def first_images(dataset: ImageDataset, count: int, start: int = 0) -> ImageDataset:
@@ -229,6 +235,7 @@ class MethodAnalysis:
     test: bool = True
     images: int | None = None
     _moved: Callable[[int], object] = field(default=int, init=False)
+    _now: Plan = field(init=False)
     _kept: dict[tuple[int, int, int], list[Batch]] = field(default_factory=dict, init=False)
 
     @property
@@ -242,8 +249,8 @@ class MethodAnalysis:
         return plan(self.experiment, self.splits, self.images)
 
     def _in_time(self) -> Plan:
-        """The plan, without the parts that would take more than a twentieth of the seconds in which
-        the method was trained and validated, by a measured forward."""
+        """The plan, with fewer images and without parts that would take more than a twentieth of
+        the seconds in which the method was trained and validated, by a measured forward."""
         if self.images:
             return self.plan
         updates, validation = _training(self.experiment, self.splits, [self.method])
@@ -259,14 +266,12 @@ class MethodAnalysis:
             gather(model, images)
             seconds.append(time.perf_counter() - began)
         forward = SLOWER * seconds[1] / sum(len(batch.y) for batch in images)
-        found = self.plan
-        for left_out in LEFT_OUT[LEFT_OUT.index(self.plan.left_out) :]:
-            found = replace(found, left_out=left_out)
+
+        def fits(found: Plan) -> bool:
             passes = _passes(self.experiment, self.splits, found, [self.method])
-            if building + passes * forward <= allowed:
-                break
-        known = _attack(self.experiment, self.splits.num_classes)[1]
-        return found if found == self.plan else _named(found, known)
+            return building + passes * forward <= allowed
+
+        return _first(self.plan, fits)
 
     @property
     def _title(self) -> str:
@@ -292,10 +297,10 @@ class MethodAnalysis:
         before = self._saved()
         if before and not again and self._whole(before):
             return
-        started, found = time.perf_counter(), self._in_time()
+        started, self._now = time.perf_counter(), self._in_time()
         with self.context.bar(self._title, total=self._total) as bar:
             self._moved = lambda count: bar.update(min(count, max(0, bar.total - bar.n)))
-            tree = self._tree(found)
+            tree = self._tree()
             bar.update(bar.total - bar.n)
         tree["seconds"] = time.perf_counter() - started
         for stage, old in zip(tree["stages"], before.get("stages", ()), strict=False):
@@ -365,8 +370,8 @@ class MethodAnalysis:
     @property
     def _total(self) -> int:
         """At most how many images pass through a model, once for each way it sees them."""
-        train, val, test = (min(self.plan.points, len(s)) for s in self._splits)
-        calibration = sum(min(self.plan.calibration, len(s)) for s in self._splits[1:])
+        train, val, test = (min(self._now.points, len(s)) for s in self._splits)
+        calibration = sum(min(self._now.calibration, len(s)) for s in self._splits[1:])
         stages = len(self.experiment.stages(self.method)) * (4 * (train + val) + val)
         return stages + (2 * calibration + test + 3 * SHOWN if self.test else 0)
 
@@ -374,8 +379,9 @@ class MethodAnalysis:
     def _splits(self) -> tuple[ImageDataset, ...]:
         return self.splits.train, self.splits.val, self.splits.test
 
-    def _tree(self, plan: Plan) -> dict[str, Any]:
+    def _tree(self) -> dict[str, Any]:
         """All of it, but for the seconds and for what is made on demand."""
+        plan = self._now
         count, left_out = plan.points, plan.left_out
         train, val, test = (len(split) for split in self._splits)
         survey = Survey(
@@ -421,7 +427,7 @@ class MethodAnalysis:
         self, survey: Survey, model: Classifier, end: Point, test: Look
     ) -> dict[str, Any]:
         """Of the final model; the validation images that were seen are not looked at again."""
-        count, seen = self.plan.calibration, end.validation
+        count, seen = self._now.calibration, end.validation
         begin = len(seen.clean)
         if begin < min(count, len(self.splits.val)):
             more = survey.look(model, partial(self.images_of, self.splits.val, count, begin))
@@ -432,7 +438,7 @@ class MethodAnalysis:
 
     def _curve(self, model: Classifier, notes: list[str]) -> dict[str, Any] | None:
         """Accuracy against the radius; None for an attack without one."""
-        attack = self.plan.attack
+        attack = self._now.attack
         eps, bounds = getattr(attack, "eps", None), getattr(attack, "bounds", None)
         if not isinstance(attack, BallAttack) or not eps or not bounds:
             notes.append(f"no curve: {attack.label} has no one radius")
@@ -443,7 +449,7 @@ class MethodAnalysis:
         limit = whole * NORMS[str(attack.norm)].largest(None)
         curve = robustness_curve(
             model,
-            self.images_of(self.splits.test, self.plan.points),
+            self.images_of(self.splits.test, self._now.points),
             attack,
             [eps * share for share in RADII if eps * share < limit],
             seed=self.draws,

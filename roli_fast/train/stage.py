@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -205,4 +205,4 @@ class StageResult:
     start_accuracies: dict[str, float] = field(default_factory=dict)
     strength: float | None = None
     head_norm: float | None = None
-    strengths: list[dict[str, float]] = field(default_factory=list)
+    strengths: list[dict[str, Any]] = field(default_factory=list)

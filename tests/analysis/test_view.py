@@ -132,7 +132,7 @@ def test_models_without_a_linear_head() -> None:
         (Mixed(), "fc", "where 'fc' is a NoneType.*layers: head"),
         (Mixed(), "conv", "where 'conv' is a Conv2d"),
         (FixedLogits(images(2, 4)), None, "got FixedLogits.*layers: none"),
-        (headless, None, r"one linear head, got VisionTransformer\. Name it"),
+        (headless, None, "where 'head' is a Identity"),
         (two, None, "VisionTransformerDistilled.*head, head_dist"),
         (low_rank, "backbone.blocks.0.attn.qkv", "is a LoraLinear"),
     ):
