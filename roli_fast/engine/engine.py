@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.parallel import DistributedDataParallel
 
 from roli_fast.engine import graph
@@ -247,6 +248,12 @@ def forget(model: nn.Module) -> None:
     forget_buffers(model)
 
 
+def logits_in(output: Any) -> Tensor:
+    """The logits in what a network returns: the tensor itself, or its `.logits`."""
+    plain = isinstance(output, (Tensor, Proxy))  # a trace of torch.fx has every attribute
+    return output if plain else getattr(output, "logits", output)
+
+
 def logits_of(run: Model, x: Tensor) -> Tensor:
     """`run(x)` of a model that is not known yet to leave its images as they are.
 
@@ -255,7 +262,7 @@ def logits_of(run: Model, x: Tensor) -> Tensor:
     """
     copy, version = x.detach().clone(), None if x.is_inference() else x._version
     try:
-        found = run(x)  # not a copy: torch.compile warns of images that are no leaf
+        found = logits_in(run(x))  # not a copy: torch.compile warns of images that are no leaf
     except RuntimeError as error:
         if "leaf Variable that requires grad" not in str(error):
             raise

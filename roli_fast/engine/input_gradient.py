@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import Model as Model
-from roli_fast.engine.engine import bound, logits_of
+from roli_fast.engine.engine import bound, logits_in, logits_of
 from roli_fast.engine.fold import Folding
 from roli_fast.engine.graph import Replays, Work, free_recordings
 from roli_fast.engine.hold import Hold
@@ -214,7 +214,7 @@ class InputGradient:
         if self._folding is not None and not self._folding.check(x):
             self._run = self._model.passes()  # with weights converted anew
         if known:
-            return mended(self._run(x))
+            return mended(logits_in(self._run(x)))
         logits = mended(logits_of(self._run, x))
         check_logits(logits, x)
         check_labels(y, logits)

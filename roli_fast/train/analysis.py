@@ -6,7 +6,6 @@ and another machine look at the same images; what would take too many seconds is
 
 import io
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +37,7 @@ from roli_fast.seeds import derive_seed
 from roli_fast.threat import as_pixels
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.run_directory import read_result
-from roli_fast.train.starting import starting_model, trained_model
+from roli_fast.train.run_directory import read_result, starting_model, trained_model
 
 logger = logging.getLogger("roli_fast.train")
 
@@ -73,9 +71,6 @@ MOST = 1000
 
 MOST_PASSES = 400
 """An attack of more passes an image makes way for the validation's."""
-
-UPDATE = 3
-"""Passes of an update: one forward, and a backward for inputs and weights of twice that."""
 
 TESTED, ATTACKED = ("curve", "calibration", "examples"), "attacked images"
 LEFT_OUT = ((), TESTED[:1], TESTED[:2], TESTED, (*TESTED, ATTACKED))
@@ -122,7 +117,7 @@ def plan(experiment: Experiment, splits: Splits, images: int | None = None) -> P
     if images:
         return Plan(attack, images, images, notes=notes)
     methods = experiment.methods
-    allowed = SHARE * sum(_training(experiment, splits, methods))
+    allowed = SHARE * _training(experiment, splits)
     most = experiment.analysis_images or MOST
     return _first(
         Plan(attack, most, most, notes=notes),
@@ -170,23 +165,12 @@ def _attack(experiment: Experiment, classes: int) -> tuple[Attack, tuple[str, ..
     return cheap, (f"attacked by validation's {cheap.label}: {tested.label} {reason}",)
 
 
-def _training(
-    experiment: Experiment, splits: Splits, methods: Sequence[str]
-) -> tuple[float, float]:
-    """Passes of these methods' updates of a seed, with pretraining, and of their validation, in
-    forwards of one image."""
-    stages = [stage for method in methods for _, stage in experiment.stages(method)]
+def _training(experiment: Experiment, splits: Splits) -> float:
+    """Passes of a seed's training and its validation, in forwards of one image."""
+    stages = [stage for method in experiment.methods for _, stage in experiment.stages(method)]
     stages += [experiment.pretrain] if experiment.source else []
     attacks = experiment.evaluations("validation").values()
-    validated = sum(attack_passes(attack, splits.num_classes) for attack in attacks)
-    updates = validation = 0.0
-    for stage in stages:
-        attack = stage.attack.under(experiment.threat) if stage.attack else None
-        update = UPDATE + attack_passes(attack, splits.num_classes)
-        updates += stage.epochs * len(splits.train) * update
-        looks = math.ceil(stage.epochs / stage.validate_every)
-        validation += looks * (1 + (validated if attack else 0)) * len(splits.val)
-    return updates, validation
+    return sum(stage.passes(experiment.threat, attacks, splits)[1] for stage in stages)
 
 
 def _passes(experiment: Experiment, splits: Splits, plan: Plan, methods: Sequence[str]) -> float:
@@ -253,10 +237,7 @@ class MethodAnalysis:
         the seconds in which the method was trained and validated, by a measured forward."""
         if self.images:
             return self.plan
-        updates, validation = _training(self.experiment, self.splits, [self.method])
-        results = [read_result(path) for path in self.folder.glob("stage-*/result.json")]
-        trained = sum(result.train_seconds for result in results) * (1 + validation / updates)
-        allowed = max(FLOOR, SHARE * trained)
+        allowed = max(FLOOR, SHARE * self._trained())
         stages, began = len(self.experiment.stages(self.method)), time.perf_counter()
         model, images = self.first_model(1), list(self.images_of(self.splits.val, LEAST))
         building = 2 * stages * (time.perf_counter() - began)
@@ -272,6 +253,16 @@ class MethodAnalysis:
             return building + passes * forward <= allowed
 
         return _first(self.plan, fits)
+
+    def _trained(self) -> float:
+        """Seconds of the method's training, and of its validation in proportion to its passes."""
+        seconds, validation = 0.0, self.experiment.evaluations("validation").values()
+        paths = sorted(self.folder.glob("stage-*/result.json"))
+        for path, (_, stage) in zip(paths, self.experiment.stages(self.method), strict=False):
+            each, whole = stage.passes(self.experiment.threat, validation, self.splits)
+            updates = whole if stage.solves else each * stage.epochs * len(self.splits.train)
+            seconds += read_result(path).train_seconds * whole / updates
+        return seconds
 
     @property
     def _title(self) -> str:

@@ -1,5 +1,7 @@
 """One training stage: its configuration, what it is run on, and its result."""
 
+import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +10,11 @@ from typing import Any, Literal
 import torch
 
 from roli_fast.attacks import PGD, Attack
+from roli_fast.configuration import inside
 from roli_fast.data import Splits, shares
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, check_choice, describe
+from roli_fast.evaluate import attack_passes
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Linear, Method, apply
 from roli_fast.running.memory import IN_PARTS, memory_guard
@@ -18,6 +22,10 @@ from roli_fast.threat import ThreatModel, check_positive
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Cosine, Optimizer, Schedule
+
+UPDATE = 3
+"""Passes of an update: one forward, and a backward for inputs and weights of twice that; where the
+head trains alone the forward is all."""
 
 
 def pgd_in_run(steps: int) -> PGD:
@@ -94,7 +102,11 @@ class Stage:
                 raise ArgumentError(
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
-        self.schedule.check(self.epochs)
+        if self.optimizer.lr is None and not isinstance(self.tuning, Linear):
+            expected = "a number > 0 where more than the head trains"
+            raise ArgumentError(describe("optimizer.lr", expected, "null"))
+        with inside("schedule"):
+            self.schedule.check(self.epochs)
         check_positive("head_scale", self.head_scale)
         check_choice("select", self.select, ("best", "last"))
         if self.engine.dtype == torch.float16:
@@ -128,6 +140,21 @@ class Stage:
         """Within, running out of memory names this stage's `batch_size`; `name` is its own."""
         where = f"stage '{name}': "
         return memory_guard("batch_size", self.batch_size, device, where=where, fix=IN_PARTS)
+
+    def passes(
+        self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits
+    ) -> tuple[float, float]:
+        """What takes as long as an update does for each of its images, and as the whole stage with
+        its validations by these attacks: so many forwards of one image."""
+        train, val, classes = len(splits.train), len(splits.val), splits.num_classes
+        if self.solves:
+            return 1.0, float(train + val)
+        update = 1 if isinstance(self.tuning, Linear) else UPDATE
+        attack = attack_passes(self.attack.under(threat), classes) if self.attack else 0
+        halves = 2 if self.gradient_projection and self.gradient_projection.natural else 1
+        look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
+        whole = train * (self.epochs * halves * update + (self.epochs - self.clean_epochs) * attack)
+        return update + attack, whole + math.ceil(self.epochs / self.validate_every) * val * look
 
     def lr_factor(self, update: int, *, steps: int) -> float:
         """Share of the peak rate at `update`, counted from 0, with `steps` updates an epoch."""

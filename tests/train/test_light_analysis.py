@@ -17,9 +17,9 @@ from roli_fast.analysis import Gathered
 from roli_fast.analysis.light import Look
 from roli_fast.data import Splits
 from roli_fast.errors import InterruptedRunError
-from roli_fast.train import analysis, postprocess, run
+from roli_fast.train import analysis, pipeline, run
 from roli_fast.train.analysis import ATTACKED, MethodAnalysis, first_images, plan, worth_showing
-from roli_fast.train.postprocess import analysis_table
+from roli_fast.train.summary import analysis_table
 
 DRIFT = {"absolute", "relative", "cosine", "cka"}
 BOTH = {"clean", "adversarial"}
@@ -203,7 +203,7 @@ def test_a_failed_analysis_loses_nothing_of_the_run(
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(MethodAnalysis, "_calibration", broken)
-    monkeypatch.setattr(postprocess.report, "write", broken)
+    monkeypatch.setattr(pipeline.report, "write", broken)
     with caplog.at_level(logging.WARNING):
         summary = run_analysed(trained, METHODS, "--report=true")
     assert summary["methods"]["roli"]["test"]["images"] > 0

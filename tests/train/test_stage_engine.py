@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 import torch
 from small import run_small, weights
-from tiny_models import SIZES, Fused, images, tiny, untouched
+from tiny_models import SIZES, images, tiny, untouched
 from torch import Tensor, nn
 
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
-from roli_fast.evaluate import evaluate
-from roli_fast.train import starting
+from roli_fast.train import run_directory
 from roli_fast.train.objectives import Adversarial, Step
 from roli_fast.train.objectives.base import attacked
 from roli_fast.train.stage import Stage
@@ -119,37 +118,12 @@ def test_a_model_that_views_maps_is_told_what_to_set() -> None:
         raise RuntimeError("boom")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("attention", "fused"), [("fused", 2), ("products", 0)])  # one a layer
-def test_training_attends_as_the_engine_says(
-    dtype: torch.dtype, attention: Any, fused: int
-) -> None:
-    with Fused() as counted:
-        step(tiny("vit_tiny_patch16_224"), Engine(dtype=dtype, attention=attention), None)
-    assert counted.count == fused
-
-
-def test_validation_is_split_and_in_the_models_own_precision() -> None:
-    model, batch = tiny("resnet18"), a_batch(5)
-    with torch.no_grad():
-        batch = batch._replace(y=model.eval()(batch.x).argmax(1))
-    truth = evaluate(model, [batch], [ATTACK], seed=3)
-    seen: list[tuple[int, torch.dtype]] = []
-    model.get_submodule("backbone.fc").register_forward_hook(
-        lambda _m, x, out: seen.append((len(x[0]), out.dtype))
-    )
-    found = evaluate(model, [batch], [ATTACK], seed=3, engine=Engine(batch_size=2).plain)
-    assert {dtype for _, dtype in seen} == {torch.float32} and max(n for n, _ in seen) == 2
-    assert torch.equal(found.clean, truth.clean)
-    assert torch.equal(found.robust[ATTACK.label], truth.robust[ATTACK.label])
-
-
 def test_attack_and_training_in_bf16_validation_in_fp32(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """(whether it trains, whether a graph is made, dtype) of the model's passes."""
     seen: set[Any] = set()
-    create = starting.create
+    create = run_directory.create
 
     def hooked(*arguments: Any, **options: Any) -> Any:
         model = create(*arguments, **options)
@@ -159,7 +133,7 @@ def test_attack_and_training_in_bf16_validation_in_fp32(
         )
         return model
 
-    monkeypatch.setattr(starting, "create", hooked)
+    monkeypatch.setattr(run_directory, "create", hooked)
     run_small(tmp_path / "run", *ONE, "--ranli.engine.dtype=bfloat16")
     short, full = torch.bfloat16, torch.float32
     assert seen == {
