@@ -11,6 +11,7 @@ Ops, attacks and the engine need torch alone and load with the package. `models`
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from roli_fast.spinning import limit_spinning
 
@@ -27,8 +28,17 @@ from roli_fast.engine import InputGradient as InputGradient  # noqa: E402
 from roli_fast.errors import RoliFastError as RoliFastError  # noqa: E402
 from roli_fast.threat import ThreatModel as ThreatModel  # noqa: E402
 
+if TYPE_CHECKING:
+    from roli_fast import data as data
+    from roli_fast import evaluate as evaluate
+    from roli_fast import models as models
+    from roli_fast import peft as peft
+    from roli_fast import train as train
+    from roli_fast.train.fit import Fitted as Fitted
+    from roli_fast.train.fit import fit as fit
 
-def __getattr__(name: str) -> object:
+
+def __getattr__(name: str) -> Any:
     """What brings timm and torchvision loads when it is asked for."""
     if name in ("fit", "Fitted"):
         return getattr(importlib.import_module("roli_fast.train.fit"), name)

@@ -51,6 +51,13 @@ def take(item: T, rows: Tensor | slice) -> T:
     return replace(item, **changed)  # pyright: ignore[reportArgumentType]
 
 
+def put(whole: T, rows: Tensor, part: T) -> T:
+    """A copy of `whole`, a dataclass of tensors, with what `part` has for these rows."""
+    names = [field.name for field in fields(whole)]  # pyright: ignore[reportArgumentType]
+    changed = {n: getattr(whole, n).index_copy(0, rows, getattr(part, n)) for n in names}
+    return replace(whole, **changed)  # pyright: ignore[reportArgumentType]
+
+
 def column(values: Tensor, x: Tensor) -> Tensor:
     """(B,) shaped to broadcast over (B, ...)."""
     return values.view(-1, *[1] * (x.ndim - 1))

@@ -48,6 +48,10 @@ class Pixels(Protocol):
         """What a person calls the image at `row`; it also keys the stratified split."""
         ...
 
+    def grey(self) -> "Pixels":
+        """The images with one channel."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayPixels:

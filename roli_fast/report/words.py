@@ -127,7 +127,9 @@ def _optimizer(optimizer: Tree) -> str:
     if name == "lbfgs":
         tried = optimizer.get("strengths") or ()
         return f"lbfgs, best of L2 strengths {', '.join(f'{s:g}' for s in tried)}"
-    return f"{name}, rate {optimizer.get('lr')}, decay {optimizer.get('weight_decay')}"
+    rate = optimizer.get("lr")
+    shown = "by the features' norm" if rate is None else rate
+    return f"{name}, rate {shown}, decay {optimizer.get('weight_decay')}"
 
 
 def _named(part: Any, fields: tuple[str, ...]) -> str:

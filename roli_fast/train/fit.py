@@ -15,7 +15,7 @@ from roli_fast.peft import Method
 from roli_fast.running.folder import CONFIG, dated
 from roli_fast.train.experiment import SCHEMA, STAGES, Experiment
 from roli_fast.train.pipeline import run
-from roli_fast.train.starting import trained_model
+from roli_fast.train.run_directory import trained_model
 from roli_fast.train.summary import table
 
 

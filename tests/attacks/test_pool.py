@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from one_by_one import OneByOne
-from wavy import Wavy, pictures, predicted
+from wavy import OneByOne, Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, APGDT, FAB, FABT, PGD, Attack, Square
 from roli_fast.engine import Engine

@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 from given_norms import Passes
-from one_by_one import OneByOne
 from textbook_apgd import of_model, project, sparse
 from tiny_models import Counting, FixedLogits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from waits import waits
-from wavy import Wavy, pictures, predicted
+from wavy import OneByOne, Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, MSD, MultiAPGD
 from roli_fast.engine import Cost, Engine

@@ -88,8 +88,9 @@ def test_a_folder_of_torchvision_and_its_subset(tmp_path: Path) -> None:
 
 
 def test_mappings_as_those_of_hugging_face() -> None:
-    pytest.importorskip("datasets", reason="the library is not installed; a stand-in runs too")
-    import datasets  # noqa: PLC0415
+    datasets = pytest.importorskip(
+        "datasets", reason="the library is not installed; a stand-in runs too"
+    )
 
     columns = {"image": [Image.fromarray(GREY.numpy())] * 8, "label": [0, 1] * 4}
     features = datasets.Features(

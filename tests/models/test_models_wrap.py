@@ -144,7 +144,8 @@ def test_a_network_that_is_handed_in_is_copied_and_gets_a_head_for_the_classes()
         own.body[0].weight.zero_()  # pyright: ignore
     model = create(config, num_classes=9, seed=1, image_size=8)
     assert model.head.out_features == 9 and isinstance(model.backbone, Own)
-    assert torch.equal(model.backbone.body[0].weight, kept["body.0.weight"])  # as it was then
+    first = model.backbone.get_parameter("body.0.weight")
+    assert torch.equal(first, kept["body.0.weight"])  # as it was then
     again = create(config, num_classes=9, seed=1)
     assert torch.equal(model.head.weight, again.head.weight)  # by the seed alone
     whole = create(config, num_classes=4, with_head=True)

@@ -18,7 +18,8 @@ from roli_fast.train.__main__ import main
 WHOLE = (
     "--methods=roli --source=digits --source.classes=1,2 --source.max_per_class=20 "
     "--pretrain.epochs=1 --pretrain.optimizer.name=sgd --pretrain.attack.steps=1 "
-    "--probe.epochs=1 --probe.attack.steps=2 --probe.batch_size=35 --finetune.epochs=2 "
+    "--probe.epochs=1 --probe.attack.steps=2 --probe.batch_size=35 --probe.optimizer.lr=null "
+    "--finetune.epochs=2 "
     "--finetune.optimizer.name=sgd --finetune.optimizer.lr=0.05 --finetune.attack.steps=2 "
     "--finetune.batch_size=35 --finetune.accumulate=2"
 ).split()

@@ -193,18 +193,15 @@ def test_what_a_sweep_of_the_head_scale_runs() -> None:
     [
         (["--methods=lp", "--lp.attack=pgd"], ["`lp.attack`", "null", "pgd", "probe"]),
         (["--methods=ft", "--ft.epochs=2"], ["`ft.attack`", "null", "--ft.attack=null"]),
-        (["--lp.tuning=full"], ["`lp.tuning`", "linear"]),
         (["--methods=lp", "--lp.epochs=3"], ["`lp.epochs`", "1", "got 3"]),
         (["--probe.optimizer.name=lbfgs"], ["`probe.attack`", "null", "sgd"]),
         (
             ["--methods=ranli", "--ranli.optimizer.name=lbfgs", "--ranli.attack=null"],
             ["`ranli.tuning`", "linear"],
         ),
-        (["--lp.optimizer.strengths=0"], ["strengths", "> 0"]),
         (["--lp.optimizer.weight_decay=0.1"], ["weight_decay", "strengths to [0.1]"]),
         (["--lp.optimizer.name=sgd"], ["strengths", "to []"]),
         (["--lp.optimizer.strengths=[]"], ["weight_decay", "penalty"]),
-        (["--finetune.optimizer.strengths=1"], ["strengths", "lbfgs"]),
         (["--finetune.head_scale=0"], ["head_scale", "> 0"]),
     ],
 )
