@@ -52,7 +52,7 @@ def attack_passes(attack: Attack | None, classes: int = 10) -> int:
         return 0
     if len(attack.parts) > 1:
         return _LOOKS + sum(attack_passes(part, classes) for part in attack.parts)
-    (part,) = attack.parts
+    part = next(iter(attack.parts))
     for name in ("steps", "n_queries"):
         length = getattr(part, name, 0)
         if length > _SHORT[1]:

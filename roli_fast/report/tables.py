@@ -266,7 +266,8 @@ def corruptions(tree: Tree) -> Table:
 def named(tree: Tree) -> Callable[[int], str]:
     """Output of an evaluated model -> the class that it stands for."""
     data = tree.get("data") or {}
-    names = dict(zip(data.get("outputs") or (), data.get("classes") or (), strict=False))
+    outputs, classes = (data.get(key) or () for key in ("outputs", "classes"))
+    names: dict[int, str] = dict(zip(outputs, classes, strict=False))
     return lambda output: names.get(output, f"output {output}")
 
 
@@ -314,7 +315,7 @@ def _mistaken(entry: Tree) -> str:
 class Cell(NamedTuple):
     """A count, and its share of the row."""
 
-    count: int
+    images: int
     share: float
     right: bool
 
