@@ -60,7 +60,8 @@ class DeepFool(Closest):
     """Goes to the nearest of the linearised boundaries, again and again, until the class changes.
 
     A step costs one forward and C - 1 backwards, over those that are still right; two more forwards
-    begin and end it. Moosavi-Dezfooli et al., CVPR 2016, Algorithm 2, and section 3.3 for other norms.
+    begin and end it. Moosavi-Dezfooli et al., CVPR 2016, Algorithm 2, and section 3.3 for other
+    norms.
 
     Args:
         steps: the most steps.
@@ -139,9 +140,9 @@ class Confidence:
 class CW(Closest):
     """Minimises ||x' - x||_2^2 + c max(z_y - max of the others, -kappa) over tanh space by Adam.
 
-    The distance that is minimised is l2 in every norm, in units of [0, 1] images. steps * searches forwards and backwards, and
-    one forward. Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", IEEE
-    S&P 2017, section VI-A.
+    The distance that is minimised is l2 in every norm, in units of [0, 1] images. It costs steps *
+    searches forwards and backwards and some forwards more. Carlini and Wagner, "Towards Evaluating
+    the Robustness of Neural Networks", IEEE S&P 2017, section VI-A.
 
     Args:
         steps: of Adam, in each search.
@@ -167,8 +168,8 @@ class CW(Closest):
 
     @property
     def label(self) -> str:
-        """ "cw-50"; more than one search follows."""
-        return f"cw-{self.steps}" + (f"-s{self.searches}" if self.searches > 1 else "")
+        """ "cw-50"; another number of searches than 6 follows."""
+        return f"cw-{self.steps}" + (f"-s{self.searches}" if self.searches != 6 else "")
 
     def meet(self, gradient: InputGradient, inputs: AttackInputs, ball: Ball) -> Met:
         x, met = inputs.x, Met(inputs.x)

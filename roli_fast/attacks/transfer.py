@@ -63,11 +63,15 @@ class Transfer(PGD):
 
     @property
     def label(self) -> str:
-        """ "transfer-10-m1-di" say."""
-        own = {"di": self.diversity, "ti": self.kernel, "si": self.scales > 1}
-        own |= {"ni": self.nesterov, "vt": self.neighbours}
-        words = [name for name, used in own.items() if used]
-        return "-".join([super().label.replace("pgd", "transfer", 1), *words])
+        """ "transfer-10"; what else differs from the default follows, "ti15-si5-ni-vt5" say."""
+        _pgd, *words = super().label.replace(f"-m{self.momentum:g}", "").split("-")
+        own = {
+            f"m{self.momentum:g}": self.momentum != 1,
+            f"di{self.diversity:g}": self.diversity != 0.5,
+        }
+        own |= {f"ti{self.kernel}": self.kernel, f"si{self.scales}": self.scales > 1}
+        own |= {"ni": self.nesterov, f"vt{self.neighbours}": self.neighbours}
+        return "-".join(["transfer", *words, *(name for name, used in own.items() if used)])
 
     def _climb(
         self, passes: Passes, samples: Samples, ball: Ball, generator: Generator | None

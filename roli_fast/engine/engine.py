@@ -250,8 +250,11 @@ def forget(model: nn.Module) -> None:
 
 def logits_in(output: Any) -> Tensor:
     """The logits in what a network returns: the tensor itself, or its `.logits`."""
-    plain = isinstance(output, (Tensor, Proxy))  # a trace of torch.fx has every attribute
-    return output if plain else getattr(output, "logits", output)
+    # a trace of torch.fx has every attribute
+    logits: Any = (
+        output if isinstance(output, (Tensor, Proxy)) else getattr(output, "logits", output)
+    )
+    return logits
 
 
 def logits_of(run: Model, x: Tensor) -> Tensor:

@@ -124,8 +124,8 @@ def damage_is_told(path: str, tree: ast.Module) -> Found:
 READERS = {"load", "loads", "compose", "JSONDecoder", "get_single_data"}
 
 
-DERIVATIVES = "analysis/derivatives.py"
-"""Gradients and Jacobian products that neither attack nor train."""
+DERIVATIVES = ("analysis/derivatives.py", "attacks/transfer.py")
+"""Gradients and Jacobian products that neither attack nor train; of images through a resizing."""
 
 
 def gradients_in_three_places(path: str, tree: ast.Module) -> Found:
@@ -133,7 +133,7 @@ def gradients_in_three_places(path: str, tree: ast.Module) -> Found:
         if name.endswith(".backward") and path != "train/loop.py":
             yield call.lineno, f"{name}: only train/loop.py updates weights"
         taken = name.endswith("autograd.grad") or "forward_ad." in name or "func." in name
-        if taken and part_of(path) != "engine" and path != DERIVATIVES:
+        if taken and part_of(path) != "engine" and path not in DERIVATIVES:
             yield call.lineno, f"{name}: only the engine runs a model for an attack"
 
 
