@@ -106,9 +106,20 @@ def evaluate(
 
 def right_flags(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
     """Which images the model in its own precision classifies right, (B,), and the passes made."""
+    logits, cost = _logits(model, batch)
+    return is_right(logits, batch.y), cost
+
+
+def wrong_answers(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
+    """The most likely class (B,) that is not the label, by the model in its own precision: what it
+    takes an image for that fools it, also where it draws, or a logit is NaN."""
+    logits, cost = _logits(model, batch)
+    return logits.scatter(1, batch.y[:, None], -torch.inf).argmax(1), cost
+
+
+def _logits(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
     with InputGradient(plain(model)) as gradient, torch.no_grad():
-        logits = gradient.evaluate(batch.x, batch.y, cross_entropy)[1]
-        return is_right(logits, batch.y), gradient.cost
+        return gradient.evaluate(batch.x, batch.y, cross_entropy)[1], gradient.cost
 
 
 def attacked(

@@ -48,6 +48,12 @@ class Model:
                 describe("pretrained", "false where `weights` names a file", "true", "Choose one.")
             )
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether it begins with trained weights, as those of somebody's module or function may
+        be."""
+        return bool(self.weights or self.pretrained or ":" in self.name)
+
 
 class Classifier(nn.Module):
     """resize -> normalise -> backbone with head. Images (B, 3, H, W) in [0, 1] -> logits (B, C).

@@ -79,7 +79,7 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
     logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
     _check_stages(experiment, model)
     probes = {"roli", "probe", "lp", "lp_ft"} & set(experiment.methods)
-    if probes and not (config.weights or config.pretrained or source):
+    if probes and not (config.has_weights or source):
         logger.warning(
             "the backbone has random weights: a linear probe of it learns little. Name a robust "
             "backbone as model.weights, or pretrain one with --source."
@@ -90,7 +90,7 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
 def _check_head(experiment: Experiment, splits: Splits, source: Splits | None) -> None:
     """The method that keeps the head has one to begin with, for these classes."""
     config = experiment.model
-    if not (config.weights or config.pretrained or source):
+    if not (config.has_weights or source):
         fix = "Add --model.weights FILE, a robust model with its head, or take --methods scratch."
         expected = f"a trained classifier for the method {KEEPS_HEAD}"
         raise ConfigError(describe("model.weights", expected, "no weights", fix))

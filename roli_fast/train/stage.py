@@ -5,16 +5,16 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from roli_fast.analysis import attack_passes
 from roli_fast.attacks import PGD, Attack
 from roli_fast.configuration import inside
 from roli_fast.data import Splits, shares
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, check_choice, describe
+from roli_fast.evaluate import attack_passes
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Linear, Method, apply
 from roli_fast.running.memory import IN_PARTS, memory_guard
@@ -243,4 +243,4 @@ class StageResult:
     start_accuracies: dict[str, float] = field(default_factory=dict)
     strength: float | None = None
     head_norm: float | None = None
-    strengths: list[dict[str, float]] = field(default_factory=list)
+    strengths: list[dict[str, Any]] = field(default_factory=list)

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from torch import Tensor
 
 from roli_fast.data import Splits
 from roli_fast.evaluate import UNION, columns, standard_error
+from roli_fast.evaluate.shares import by_class, collapse, majority, to_flags
 from roli_fast.report.read import values
 from roli_fast.running.text import align
 from roli_fast.train.analysis import FILE, read_analysis
@@ -28,7 +30,9 @@ def summarise(
     `pretrain` is the stage on the source images, null without one. Per method: the stages (times
     averaged over seeds), the test (mean over seeds), and every seed. Accuracies are fractions.
     `standard_error` is binomial, for one seed's test images; `sd` is the sample standard deviation
-    over seeds, present with two or more.
+    over seeds, present with two or more. `per_class` of a test has every class, worst first, means
+    over seeds; `guessing` is the share of the most frequent test label, and `warnings` name models
+    that are not better.
 
     Under a threat of several norms `robust_accuracy` has one entry for each and their union, by
     which methods are compared; `attack` leaves norm and radius to `threat`, which is there then.
@@ -37,16 +41,24 @@ def summarise(
     first = next(iter(tested.values()))
     label, several = first.label, len(tested) > 1
     measure = UNION if several else label
+    labels, names = splits.test.labels, dict(enumerate(splits.classes))
     return {
         "classes": list(splits.classes),
         "test_images": len(splits.test),
+        "guessing": majority(labels),
         "seeds": list(experiment.seeds),
         "attack": SCHEMA.to_tree(experiment.test if several else first),
         **({"attack_label": label, "threat": SCHEMA.to_tree(experiment.threat)} if several else {}),
         "note": experiment.note,
         "paper_compat": list(experiment.paper_compat),
         "pretrain": _stage(pretrained) if pretrained else None,
-        "methods": {method: _method(runs) for method, runs in outcomes.items()},
+        "methods": {method: _method(runs, labels, names) for method, runs in outcomes.items()},
+        "warnings": [
+            f"{method}, seed {run['seed']}: {told}"
+            for method, runs in outcomes.items()
+            for run in runs
+            if (told := collapse(to_flags(run["test"]["clean_flags"]), labels, names))
+        ],
         "comparisons": [
             _compare(first, outcomes[first], second, outcomes[second], measure)
             for first, second in combinations(outcomes, 2)
@@ -54,8 +66,11 @@ def summarise(
     }
 
 
-def _method(runs: list[Outcome]) -> dict[str, Any]:
+def _method(runs: list[Outcome], labels: Tensor, names: dict[int, str]) -> dict[str, Any]:
     tests = [_short(run["test"]) for run in runs]
+    flags = {"clean": [to_flags(run["test"]["clean_flags"]) for run in runs]}
+    for label in tests[0]["robust_accuracy"]:
+        flags[label] = [to_flags(run["test"]["robust_flags"][label]) for run in runs]
     return {
         "stages": [
             _stage([run["stages"][i] for run in runs]) for i in range(len(runs[0]["stages"]))
@@ -68,6 +83,7 @@ def _method(runs: list[Outcome]) -> dict[str, Any]:
                 for label in tests[0]["robust_accuracy"]
             },
             **_spread(tests),
+            "per_class": by_class(names, labels, flags),
         },
         "per_seed": [
             {"seed": run["seed"], "stages": run["stages"], "test": test}
@@ -182,6 +198,13 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
             f"{first} - {second}, {entry['attack']}: {100 * entry['difference']:+.1f} points, "
             f"p = {p} ({entry['test']})."
         )
+    for name, method in summary["methods"].items():
+        worst = method["test"]["per_class"][0]
+        shares = ", ".join(f"{k} {100 * v:.1f} %" for k, v in worst["accuracy"].items())
+        lines.append(f"Worst class of {name}: '{worst['class']}', {shares}.")
+    guess = f"Guessing the most frequent class is right for {100 * summary['guessing']:.1f} %."
+    lines.append(guess)
+    lines += [f"Warning: {text}." for text in summary["warnings"]]
     if summary["paper_compat"]:
         lines.append(f"Faults of the release switched on: {', '.join(summary['paper_compat'])}.")
     if summary["note"]:

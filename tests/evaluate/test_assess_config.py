@@ -185,7 +185,7 @@ def test_an_unseen_attack_takes_the_radius_of_a_norm_that_is_evaluated(tmp_path:
     file = tmp_path / "c.yaml"
     file.write_text("model: resnet18\ndata: digits\nunseen: [{name: square, norm: l1}]\n")
     found = parse(["--config", str(file), "--norm=linf,l1", "--eps=8/255,12"]).assessment
-    assert [(one.threat.norm, one.threat.eps) for one in found.unseen_attacks] == [("l1", 12.0)]
+    assert [(one.norm, one.eps) for one in found.unseen_attacks.values()] == [("l1", 12.0)]
 
 
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:

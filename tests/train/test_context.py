@@ -8,7 +8,7 @@ from analysed_run import run_analysed
 from small import small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from roli_fast.analysis import attack_passes
+from roli_fast.evaluate import attack_passes
 from roli_fast.train.context import Remaining, tag
 from roli_fast.train.stage import Stage
 

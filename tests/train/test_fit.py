@@ -86,6 +86,16 @@ def test_a_run_that_was_stopped_goes_on_by_the_same_call(digits, tmp_path, monke
     assert_same_weights(tmp_path / "stopped", tmp_path / "straight")
 
 
+def test_a_classifier_is_fine_tuned_with_its_own_head(digits, tmp_path) -> None:
+    network = own_network()
+    network[5] = nn.Linear(256, 3)
+    found = roli_fast.fit(
+        network, *digits, method="finetune", epochs=1, lr=1e-9, run_dir=tmp_path, quiet=True,
+        options=OPTIONS,
+    )  # fmt: skip
+    torch.testing.assert_close(found.model.head.weight, network[5].weight, atol=1e-6, rtol=0)
+
+
 def test_names_and_data_sources_do_as_well(tmp_path) -> None:
     data = Digits(classes=(0, 1), max_per_class=8)
     options = {"model.options.img_size": 16, "model.options.patch_size": 8,

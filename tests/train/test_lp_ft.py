@@ -23,7 +23,7 @@ from roli_fast.train import linear_probe, run, run_directory
 from roli_fast.train.checkpoint import copy_tensors
 from roli_fast.train.cli import parse
 from roli_fast.train.objectives import Adversarial
-from roli_fast.train.run_directory import starting_model, trained_model
+from roli_fast.train.run_directory import read_result, starting_model, trained_model
 from roli_fast.train.sweep import Axis, cells
 
 CLEAN = ["--methods=ft,lp_ft,lp", "--lp.optimizer.strengths=1e-2,1e-3"]
@@ -63,6 +63,7 @@ def test_the_probe_is_the_best_head_of_those_tried(clean: Path) -> None:
     found = result(clean / "seed-0/lp/stage-1-lp")
     tried = found["strengths"]
     assert [row["strength"] for row in tried] == [1e-2, 1e-3]
+    assert read_result(clean / "seed-0/lp/stage-1-lp/result.json").strengths == tried  # a resume
     chosen = max(tried, key=lambda row: (row["validation_accuracy"], -row["validation_nll"]))
     assert found["strength"] == chosen["strength"]
     model = models.load(clean / "seed-0/lp/stage-1-lp/best.safetensors")
