@@ -39,8 +39,7 @@ PATIENCE = 8.0  # seconds from the interrupt, after which pytest says what faile
 RECORDED = "tests/engine/test_cuda_graph.py::TestOnADevice::test_a_"
 BREAKING = f"{RECORDED}failure_leaves_nothing_behind[Synchronizing]"
 COMPILED = f"{RECORDED}compiled_model_is_recorded"
-WAITING = ["tests/train/test_no_waiting.py", "tests/train/test_tally.py"]
-WAITING += ["tests/data/test_data_loader.py"]
+PROCESSES = "tests/train/test_several_processes.py"
 KERNELS = "kns=2rf4cuda"  # what the names of our kernels hold
 
 
@@ -133,11 +132,11 @@ STEPS = (
     measured("training", 45, "gpu", "LoRA training"),
     measured("targets", 60, "gpu", "graph,fused step,LoRA attack"),
     measured("layers", 25, "kernels", "LoRA layers"),
-    Step("waiting", 45, tests(*WAITING)),
+    Step("waiting", 45, tests("tests/train", "tests/data", f"--ignore={PROCESSES}")),
     Step("breaking", 30, tests(BREAKING)),
     measured("profile", 45, "kernels", "profile"),
     Step("memcheck", 75, memcheck, environment=UNCACHED),
-    Step("processes", 45, tests("tests/train/test_several_processes.py")),
+    Step("processes", 45, tests(PROCESSES)),
     Step("inductor", 90, tests(COMPILED)),
     measured("compiled", 150, "gpu", "compiled"),
     measured("pgd", 60, "pgd"),
