@@ -146,14 +146,14 @@ class CW(Closest):
 
     Args:
         steps: of Adam, in each search.
-        lr: its rate.
+        learning_rate: its rate.
         c: weight of the class's part; in the first search where there are several.
         kappa: margin that the wrong class shall have.
         searches: bisections of c, sample by sample, ten times as large where none was found.
     """
 
     steps: int = 50
-    lr: float = 0.01
+    learning_rate: float = 0.01
     c: float = 1.0
     kappa: float = 0.0
     searches: int = 6
@@ -161,7 +161,7 @@ class CW(Closest):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_steps("searches", self.searches)
-        for name in ("lr", "c"):
+        for name in ("learning_rate", "c"):
             check_positive(name, getattr(self, name))
         if self.kappa < 0:
             raise ArgumentError(describe("kappa", "a number >= 0", self.kappa))
@@ -193,7 +193,7 @@ class CW(Closest):
         start = (2 * share - 1).clamp(-1 + 1e-6, 1 - 1e-6)
         with torch.inference_mode(False):
             place = torch.atanh(start).clone().requires_grad_(True)
-            adam = torch.optim.Adam([place], lr=self.lr)
+            adam = torch.optim.Adam([place], lr=self.learning_rate)
             for step in range(self.steps + 1):
                 tanh = place.detach().tanh()
                 image = (least + width * (tanh + 1) / 2).to(x.dtype)

@@ -41,7 +41,7 @@ def test_deepfool_goes_just_beyond_the_nearest_plane(norm: str) -> None:
 
 
 def test_cw_comes_near_the_closest_image_and_bisects_its_weight() -> None:
-    result = CW(norm="l2", eps=0.9, steps=200, lr=0.02).run(Planes(), X, Y)
+    result = CW(norm="l2", eps=0.9, steps=200, learning_rate=0.02).run(Planes(), X, Y)
     assert result.fooled.all()
     assert (result.distance >= 0.3).all() and (result.distance < 0.3 * 1.03).all()
     once = CW(norm="l2", eps=0.9, steps=50, c=0.05, searches=1).run(Planes(), X, Y)
@@ -77,7 +77,7 @@ def test_beside_torchattacks() -> None:
 
 
 def test_options_that_make_no_sense() -> None:
-    for options in ({"kappa": -1}, {"lr": 0}, {"searches": 0}, {"c": 0.0}):
+    for options in ({"kappa": -1}, {"learning_rate": 0}, {"searches": 0}, {"c": 0.0}):
         with pytest.raises(ArgumentError):
             CW(**options)
     with pytest.raises(ArgumentError, match="overshoot"):

@@ -181,8 +181,9 @@ class _Jitter(Listed):
 
 class _Minimal(Listed):
     def fields(self) -> dict[str, Any]:
-        names = ("c", "kappa", "steps", "lr", "overshoot")
-        return self.row.fixed | {n: getattr(self, n) for n in names if n in self.row.arguments}
+        given = {n: getattr(self, n) for n in self.row.arguments}
+        given |= {"learning_rate": given.pop("lr")} if "lr" in given else {}
+        return self.row.fixed | given
 
     def _options(self, inputs: Tensor) -> dict[str, Any]:
         """The ball is all that the box has."""
