@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from small import FLAGS
 
 from roli_fast.data import Splits
@@ -84,3 +85,25 @@ def other_images(folder: Path) -> int:
 
     Digits.load = fewer
     return train(folder)
+
+
+def batch_norm(folder: Path, *more: str) -> int:
+    """`train` of a tiny ResNet; each process writes its last weights beside `folder`, and the seeds
+    that the updates' dropout would have."""
+    finish, rank = loop.StageLoop._finish, os.environ["RANK"]
+    backward, seeds = loop.StageLoop._backward, []
+
+    def seeded(*arguments: Any, **options: Any) -> Any:
+        seeds.append(torch.initial_seed())
+        return backward(*arguments, **options)
+
+    def watched(self: loop.StageLoop) -> Any:
+        state = {**self.model.state_dict(), "seeds": torch.tensor(seeds)}
+        torch.save(state, folder.parent / f"state-{rank}.pt")
+        return finish(self)
+
+    loop.StageLoop._finish = watched
+    loop.StageLoop._backward = seeded
+    options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
+    text = [f"--model.options.{name}={value}" for name, value in options.items()]
+    return train(folder, "--model.name=resnet18", *text, *more, skip="--model.options")

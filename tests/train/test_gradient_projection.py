@@ -73,6 +73,15 @@ def test_it_starts_from_the_weights_and_rounds_once() -> None:
     assert all(map(torch.equal, before, (start["w"], natural["w"], own["w"])))
 
 
+def test_huge_and_tiny_changes_neither_overflow_nor_vanish() -> None:
+    """Squares of 1e25 leave fp32; those of 1e-30 are 0 in it."""
+    for size in (1e25, 1e-30):
+        start = {"w": torch.zeros(2)}
+        changed = {"w": torch.tensor([size, 0.0])}
+        out = merge(start, changed, changed, projection="true")["w"]
+        assert out.tolist() == pytest.approx([float(changed["w"][0]), 0.0], rel=1e-6)
+
+
 def batch_norm(weight: float, mean: float, count: int) -> dict[str, Tensor]:
     """A state dict with everything in it that is no plain weight."""
     return {
@@ -108,6 +117,13 @@ def test_every_tensor_has_a_cosine_of_its_own() -> None:
     zero, one = torch.zeros(1), torch.ones(1)
     out = merge({"a": zero, "b": zero}, {"a": one, "b": -one}, {"a": one, "b": one})
     assert (out["a"].item(), out["b"].item()) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_types_stay(dtype: torch.dtype) -> None:
+    start, changed = {"w": torch.zeros(2, dtype=dtype)}, {"w": torch.ones(2, dtype=dtype)}
+    out = merge(start, changed, changed)["w"]
+    assert out.dtype == dtype and out.tolist() == [1.0, 1.0]
 
 
 def test_a_random_tensor_against_numpy_like_arithmetic() -> None:

@@ -140,6 +140,18 @@ def test_what_is_refused(tmp_path: Path, flag: str, told: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_batch_norm_is_the_same_everywhere(tmp_path: Path) -> None:
+    """Statistics of each process's own images, and their mean for all."""
+    members = run(2, several.batch_norm, tmp_path / "run")
+    assert codes(members) == [0, 0], members
+    first, second = [torch.load(tmp_path / f"state-{r}.pt", weights_only=True) for r in (0, 1)]
+    assert sum("running_var" in name for name in first) > 0
+    seeds = [*first.pop("seeds").tolist(), *second.pop("seeds").tolist()]
+    assert len(set(seeds)) == 2 * 6  # of dropout: an own one for each update and process
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_two_processes_on_cuda_are_one(tmp_path: Path) -> None:

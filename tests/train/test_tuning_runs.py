@@ -1,15 +1,17 @@
 """A run with every tuning method: what decays, interrupt and resume, reading and loading it."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from small import run_small, small
+from small import assert_same_weights, run_small, small
 from tiny_models import METHOD_OPTIONS, tiny
 from torch import Tensor
 
 from roli_fast import models
-from roli_fast.errors import ArgumentError, CheckpointError, ConfigError
+from roli_fast.errors import ArgumentError, CheckpointError, ConfigError, InterruptedRunError
 from roli_fast.peft import METHODS, apply, merge
 from roli_fast.train import loop
 from roli_fast.train.checks import check
@@ -58,11 +60,11 @@ def test_decay_reaches_exactly_the_matrices(key: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["lora", "prompt"])
-def test_the_file_gives_the_model_back(
+def test_interrupt_resume_and_load(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits: dict[str, Tensor] = {}
-    run = loop.StageLoop.run
+    run, update = loop.StageLoop.run, loop.StageLoop._update
 
     def spy(self: loop.StageLoop):  # noqa: ANN202
         with torch.no_grad():
@@ -73,13 +75,25 @@ def test_the_file_gives_the_model_back(
         return result
 
     monkeypatch.setattr(loop.StageLoop, "run", spy)
-    straight = tmp_path / "straight"
+    straight, folder = tmp_path / "straight", tmp_path / "run"
     run_small(straight, *flags(key))
     same = torch.equal(logits["finetune start"], logits["probe end"])
     assert same == METHODS[key].keeps_function
     loaded = models.load(straight / "seed-0/roli/stage-2-finetune/best.safetensors")
     with torch.no_grad():
         assert torch.equal(loaded(X), logits["finetune end"])
+
+    def stop(self: loop.StageLoop, epoch: int, batch):  # noqa: ANN001, ANN202
+        if self.job.name == "finetune" and self.progress.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, epoch, batch)
+
+    monkeypatch.setattr(loop.StageLoop, "_update", stop)
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        run_small(folder, *flags(key))
+    monkeypatch.undo()
+    run_small(folder, *flags(key))
+    assert_same_weights(straight, folder)
 
 
 def test_a_lora_file_is_no_plain_backbone_until_it_is_merged(tmp_path: Path) -> None:
@@ -92,6 +106,16 @@ def test_a_lora_file_is_no_plain_backbone_until_it_is_merged(tmp_path: Path) -> 
     models.save_model(plain, tmp_path / "plain.safetensors")
     config = models.Model(**{**config.__dict__, "weights": str(tmp_path / "plain.safetensors")})
     models.create(config, num_classes=3)
+
+
+def test_a_file_of_an_unknown_method_is_told(tmp_path: Path) -> None:
+    model = tiny()
+    apply(model, METHODS["adapter"](reduction=4))
+    for tree in ({"name": "hypernet"}, {"name": "adapter", "shrink": 3}):
+        model.card["tuning"] = [tree]
+        models.save_model(model, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match=f"tuning methods of this version.*{tree}"):
+            models.load(tmp_path / "model.safetensors")
 
 
 def test_a_method_that_cannot_apply_leaves_no_folder(tmp_path: Path) -> None:
