@@ -13,7 +13,7 @@ BENCH = $(BIN)/python -m pytest benchmarks --benchmark-only -q
 # two workers of one thread each; the tests of a file share its fixtures, so they stay together
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-slow sanitize check types docs bench bench-quick figures clean
+.PHONY: demo test test-slow sanitize check types docs bench bench-quick rehearse figures clean
 
 demo: $(VENV)/.built  ## install into .venv and run RoLI beside RanLI on small images
 	$(BIN)/python -m roli_fast.train
@@ -27,12 +27,13 @@ test-slow: $(VENV)/.tested  ## convergence and stress checks
 sanitize: $(VENV)/.tested  ## the kernels under sanitizers, skipped without g++
 	$(PYTEST) -m sanitize
 
-check: $(VENV)/.tested  ## style, the tests, the sanitizers, tiny benchmarks: what CI runs
+check: $(VENV)/.tested  ## style, the tests, the sanitizers, tiny benchmarks, the GPU steps: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) test
 	$(MAKE) sanitize
 	$(MAKE) bench-quick
+	$(MAKE) rehearse
 
 types: $(VENV)/.tested
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -46,6 +47,9 @@ bench: $(VENV)/.benched  ## every benchmark beside its peers, some 20 minutes; t
 
 bench-quick: $(VENV)/.tested  ## the same on tiny networks, to see that all runs
 	$(BENCH) -k quick
+
+rehearse: $(VENV)/.tested  ## benchmarks/gpu.sh step by step on the CPU, as on a bare GPU machine
+	PYTHON=$(abspath $(BIN)/python) bash benchmarks/gpu.sh --rehearse
 
 figures:  ## the figures and tables of README and docs anew, from benchmarks/results
 	$(BIN)/python benchmarks/plot.py

@@ -54,9 +54,15 @@ def options(request: pytest.FixtureRequest) -> Iterator[Options]:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest, options: Options, group: str) -> Report:
-    """The report of the test's group, in results/ where all groups are measured, whole."""
+    """The report of the test's group, in results/ where all groups are measured, whole.
+
+    A group of which -k takes some cases alone leaves no file: it would replace that of all.
+    """
     config = request.config
     out = config.option.out or (None if config.option.keyword else reports.RESULTS)
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    taken = [call for call in calls if call and call.params.get("group") == group]
+    out = out if len(taken) >= len(cases_of(group)) else None
     found = config.stash.setdefault(REPORTS, {})
     if group not in found:
         # AutoAttack on a network of one's own has another file than on digits

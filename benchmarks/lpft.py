@@ -37,7 +37,7 @@ from roli_fast.data import batches
 from roli_fast.evaluate import evaluate
 from roli_fast.train import Experiment, run
 from roli_fast.train.cli import parse
-from roli_fast.train.starting import trained_model
+from roli_fast.train.run_directory import trained_model
 
 PATH = RESULTS / "lpft.json"
 METHODS = tuple(NAMES)

@@ -36,12 +36,10 @@ from roli_fast.running.folder import CONFIG
 from roli_fast.running.lock import RunLock
 from roli_fast.running.signals import Interrupt
 from roli_fast.train.analysis import FILE, MethodAnalysis, read_analysis
-from roli_fast.train.context import Context
+from roli_fast.train.context import Context, Recorder
 from roli_fast.train.experiment import SCHEMA, Experiment
-from roli_fast.train.metrics import Recorder
-from roli_fast.train.postprocess import analysis_table
-from roli_fast.train.run_directory import all_parts, identity, saved_environment
-from roli_fast.train.starting import stage_folder
+from roli_fast.train.run_directory import all_parts, identity, saved_environment, stage_folder
+from roli_fast.train.summary import analysis_table
 from roli_fast.train.sweep import SWEEP
 
 logger = logging.getLogger("roli_fast.analyze")
@@ -321,6 +319,7 @@ def _start(analysis: MethodAnalysis, number: int, images: int, memory: int) -> S
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not set(names) & set(LinearHead.of(model).backbone()):
         return None
+    assert stage.optimizer.lr is not None, "more than the head trains"
     splits = analysis.splits
     return Start(
         model=model,

@@ -1,9 +1,11 @@
 """Name -> component tables. A new component is one new file that registers itself."""
 
 import importlib
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from roli_fast.errors import ArgumentError, describe
 
@@ -61,3 +63,26 @@ def load_components(package: str, path: Iterable[str]) -> None:
     """Import every module of a package so that its components register themselves."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")
+
+
+def import_object(field: str, address: str) -> Any:
+    """What "module:name" stands for; modules are looked for from the current folder on, too.
+
+    Args:
+        field: the configuration's field, for messages.
+        address: module and name.
+
+    Raises:
+        ArgumentError: there is no such module or name, or the module raised an error.
+    """
+    module, _, name = address.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever somebody's module raises
+        got = f"'{address}' ({type(error).__name__}: {error})"
+        fix = "Modules are looked for in the current folder, too."
+        raise ArgumentError(
+            describe(field, "module:name that can be imported", got, fix)
+        ) from error

@@ -28,6 +28,11 @@ class _Taken(TorchDispatchMode):
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, list[Any]]] = []
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Compiled functions run under it as they are, as in a graph: not uncompiled."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in HOST:
             raise RuntimeError("called a synchronizing CUDA operation")

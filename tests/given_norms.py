@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.attacks import MultiAPGD
-from roli_fast.attacks.several_norms import MultiResult, NormFound, worst_of
+from roli_fast.attacks.restarts import highest_loss
+from roli_fast.attacks.several_norms import MultiResult, NormFound
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, Engine
 from roli_fast.train.objectives import Objective, Step, Terms
@@ -29,7 +30,8 @@ class Given(MultiAPGD):
     def search(self, inputs: Any) -> MultiResult:
         """The results of the norms that are left."""
         found = {norm: self.results[norm] for norm in self.norms or ()}
-        return MultiResult(worst_of(found.values()), Cost(0, 0), found=found)
+        worst = highest_loss((own.x_adv, own.loss) for own in found.values())
+        return MultiResult(worst, Cost(0, 0), found=found)
 
 
 def given(**results: NormFound) -> Given:

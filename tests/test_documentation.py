@@ -10,6 +10,7 @@ import pytest
 import torch
 from shared_data import REPOSITORY
 from tiny_models import images, tiny
+from torch.utils.data import TensorDataset
 
 from roli_fast import analyze, peft
 from roli_fast.data import Batch
@@ -93,6 +94,9 @@ def names(page: str) -> dict[str, Any]:
         tuned = tiny(seed=0)
         peft.apply(tuned, peft.LoRA(rank=2))
         return {"model": tuned, "plain": tiny(seed=0)}
+    if page == "README.md":
+        dataset = TensorDataset(images(12, 3, 8, 8), torch.arange(12) % 2)
+        return {"x": x, "y": torch.arange(4), "dataset": dataset}
     model = tiny(seed=0).eval()
     y = (model(x).argmax(1) + 1) % 5
     return {"model": model, "x": x, "y": y, "radii": torch.full((4,), 0.01)} | {

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from roli_fast.data import DATASETS, DataSource
+from roli_fast.data import DATASETS, DataSource, from_datasets
 from roli_fast.data.roli_sets import PublishedSplits
 
 
@@ -101,6 +101,9 @@ def tiny_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Build
         "cifar10": lambda: write_cifar(root, monkeypatch, datasets.CIFAR10),
         "cifar100": lambda: write_cifar(root, monkeypatch, datasets.CIFAR100),
     }
+    if name == "torch":
+        folders = datasets.ImageFolder(str(write_folder(root, {"cat": 9, "dog": 8})))
+        return lambda **options: from_datasets(folders, **{"image_size": 8, **options})
     if name not in writers:
         return kind
     where = str(writers[name]())

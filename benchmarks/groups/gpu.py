@@ -71,6 +71,20 @@ def training(method: str, report: Report) -> list[float | None]:
     return [times.ratio(*pair) for pair in pairs]
 
 
+def compiled(report: Report) -> list[float | None]:
+    """The same attack through torch.compile, which fuses norms, casts and GELU; compiling takes
+    minutes, which no round counts. Tiny, nothing is compiled."""
+    options = report.options
+    x, y = images(NETWORK, 2 if options.quick else BATCH, options)
+    on = {} if options.quick else {"compile": True}
+    calls: dict[str, Call] = {
+        name: partial(ours.pgd(network(NETWORK, options), STEPS, BFLOAT16 | passes), x, y)
+        for name, passes in (("as it is", {}), ("compiled", on))
+    }
+    interleaved(report, "attack, compiled, bf16", calls, "as it is")
+    return []
+
+
 def graph(report: Report) -> list[float | None]:
     """PGD-10 on a network whose launches take longer than its work."""
     options = report.options
@@ -96,6 +110,7 @@ LIMITS: dict[str, tuple[Part, dict[str, dict[str, float]]]] = {
             "the same over RoLI's loop on clean images": {"at_most": 1.0},
         },
     ),
+    "compiled": (compiled, {}),
     "full training": (partial(training, "full"), {}),
     "graph": (
         graph,
@@ -109,7 +124,7 @@ def run(case: str, report: Report) -> None:
     """Measure where there is a device; the targets either way."""
     part, limits = LIMITS[case]
     found: list[float | None] = [None] * len(limits)
-    if report.options.device == "cuda" or (report.options.quick and case != "graph"):
+    if report.options.device == "cuda" or report.options.quick:
         found = part(report)
     else:
         report.add_row({"case": f"ViT-B/16, {case}", "name": "-", "note": "needs a CUDA device"})

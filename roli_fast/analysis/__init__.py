@@ -34,7 +34,6 @@ from roli_fast.analysis.one_step import actual_change as actual_change
 from roli_fast.analysis.one_step import first_update as first_update
 from roli_fast.analysis.one_step import head_scale as head_scale
 from roli_fast.analysis.one_step import one_step as one_step
-from roli_fast.analysis.passes import attack_passes as attack_passes
 from roli_fast.analysis.view import Gathered as Gathered
 from roli_fast.analysis.view import LinearHead as LinearHead
 from roli_fast.analysis.view import gather as gather

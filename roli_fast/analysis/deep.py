@@ -22,10 +22,10 @@ from roli_fast.analysis.one_step import (
     head_scale,
     one_step,
 )
-from roli_fast.analysis.passes import attack_passes
 from roli_fast.analysis.view import LinearHead, attacked, counted
 from roli_fast.attacks import Attack
 from roli_fast.data import Batch
+from roli_fast.evaluate import attack_passes
 
 TOP = 50
 """Eigenvalues of a spectrum that are kept."""

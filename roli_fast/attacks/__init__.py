@@ -6,6 +6,8 @@ from roli_fast.attacks.auto_attack import AutoAttack as AutoAttack
 from roli_fast.attacks.base import ATTACKS as ATTACKS
 from roli_fast.attacks.base import Attack as Attack
 from roli_fast.attacks.base import AttackResult as AttackResult
+from roli_fast.attacks.closest import CW as CW
+from roli_fast.attacks.closest import DeepFool as DeepFool
 from roli_fast.attacks.fab import FAB as FAB
 from roli_fast.attacks.fab import FABT as FABT
 from roli_fast.attacks.pgd import PGD as PGD
@@ -15,6 +17,7 @@ from roli_fast.attacks.single_step import FGSM as FGSM
 from roli_fast.attacks.single_step import NFGSM as NFGSM
 from roli_fast.attacks.single_step import RSFGSM as RSFGSM
 from roli_fast.attacks.square import Square as Square
+from roli_fast.attacks.transfer import Transfer as Transfer
 from roli_fast.attacks.union import Union as Union
 from roli_fast.registry import load_components
 

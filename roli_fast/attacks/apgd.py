@@ -147,7 +147,8 @@ class APGD(BallAttack):
 
             searches, fooled = [partial(once, number) for number in range(len(goals))], None
             if self.keep == "best":
-                x_adv = highest_loss(searches)
+                results = (search() for search in searches)
+                x_adv = highest_loss((found.x_adv, found.loss) for found in results)
             else:
                 assert clean is not None
                 found = until_fooled(x, ~is_right(clean, y), searches)

@@ -18,7 +18,7 @@ from roli_fast.attacks.base import (
     check_steps,
 )
 from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.passes import Passes, column, take
+from roli_fast.attacks.passes import Passes, column, put, take
 from roli_fast.attacks.restarts import SearchResult, restart_generators, until_fooled
 from roli_fast.engine import InputGradient, KeptForward
 from roli_fast.losses import at_least_float32, margin
@@ -300,14 +300,12 @@ class Walk:
             samples = replace(samples, point=point)
             if not (minimal or bool(stays.all())):
                 stay = stays.nonzero()[:, 0]
-                put(total, here, closest)
+                total = put(total, here, closest)
                 here, closest = here[stay], take(closest, stay)
                 if len(here) == 0:
                     break
                 samples, normal, value = take(samples, stay), normal[stay], value[stay]
-        put(total, here, closest)
-        self._refine(whole, total)
-        return total
+        return self._refine(whole, put(total, here, closest))
 
     def _note(self, samples: Samples, logits: Tensor, closest: Closest) -> Tensor:
         """Who is fooled (B,), written down where that is closer."""
@@ -367,14 +365,14 @@ class Walk:
             )
         return point
 
-    def _refine(self, samples: Samples, closest: Closest) -> None:
+    def _refine(self, samples: Samples, closest: Closest) -> Closest:
         """The final search: a few steps of a secant method between x and the adversarial image.
 
         Each lands a tenth of the way beyond the crossing of the secant, on the adversarial side.
         """
         found = torch.isfinite(closest.distance).nonzero()[:, 0]
         if len(found) == 0 or self.attack.final_search == 0:
-            return
+            return closest
         samples, part = take(samples, found), take(closest, found)
         x, end = samples.x, part.image.clone()  # `update` writes into part.image
         near, far = torch.zeros_like(part.margin), torch.ones_like(part.margin)
@@ -390,7 +388,7 @@ class Walk:
             near, far = torch.where(fooled, near, share), torch.where(fooled, share, far)
             near_margin = torch.where(fooled, near_margin, height)
             far_margin = torch.where(fooled, height, far_margin)
-        put(closest, found, part)
+        return put(closest, found, part)
 
     def _planes(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """The planes at the samples' points, by new forwards."""
@@ -402,10 +400,3 @@ class Walk:
             some = take(samples, part)
             normal[part], value[part] = some.planes(self.engine.keep(some.point, some.y), some.y)
         return normal, value
-
-
-def put(whole: Closest, index: Tensor, part: Closest) -> None:
-    """Write what is known of these samples."""
-    whole.image = whole.image.index_copy(0, index, part.image)
-    whole.distance = whole.distance.index_copy(0, index, part.distance)
-    whole.margin = whole.margin.index_copy(0, index, part.margin)

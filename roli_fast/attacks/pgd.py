@@ -8,13 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from roli_fast.attacks.base import (
-    ATTACKS,
-    AttackInputs,
-    AttackResult,
-    Ball,
-    BallAttack,
-)
+from roli_fast.attacks.base import ATTACKS, AttackInputs, AttackResult, Ball, BallAttack
 from roli_fast.attacks.objective import (
     LOSSES,
     RULES,
@@ -25,7 +19,7 @@ from roli_fast.attacks.objective import (
     notes_on,
 )
 from roli_fast.attacks.passes import Passes, Samples, column, take
-from roli_fast.attacks.restarts import SearchResult, restart_generators, until_fooled
+from roli_fast.attacks.restarts import Best, SearchResult, restart_generators, until_fooled
 from roli_fast.errors import ArgumentError, check_choice, describe
 
 
@@ -86,7 +80,7 @@ class PGD(BallAttack):
         parts += ["adversarial"] if self.keep == "adversarial" else []
         return "-".join(parts)
 
-    def keeper(self) -> "Best":
+    def keeper(self) -> Best:
         """What keeps the best iterate with keep="best"."""
         return Best()
 
@@ -221,25 +215,3 @@ def accumulated(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tenso
     length = grad.abs().flatten(1).sum(1, dtype=wide).clamp(min=torch.finfo(wide).tiny)
     unit = (grad / column(length, grad)).to(grad.dtype)
     return unit if velocity is None else momentum * velocity + unit
-
-
-class Best:
-    """The iterate of highest loss, kept for each image on its own."""
-
-    def __init__(self) -> None:
-        self.images: Tensor | None = None
-        self.loss: Tensor | None = None
-
-    def update(self, x_adv: Tensor, loss: Tensor) -> Tensor:
-        """Let `x_adv` (B, ...) with `loss` (B,) compete; returns the best so far."""
-        if self.images is None or self.loss is None:
-            self.images, self.loss = x_adv.clone(), loss.clone()
-            return self.images
-        better = self.better(loss, self.loss)
-        self.loss = torch.where(better, loss, self.loss)
-        self.images = torch.where(column(better, x_adv), x_adv, self.images)
-        return self.images
-
-    def better(self, loss: Tensor, kept: Tensor) -> Tensor:
-        """bool (B,): where the new iterate takes the place of the kept one."""
-        return (loss > kept) | kept.isnan()  # a NaN never hides a number

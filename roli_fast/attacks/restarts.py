@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from roli_fast.attacks.passes import column
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -62,15 +64,33 @@ def until_fooled(
     return SearchResult(x_adv, fooled, highest)
 
 
-def highest_loss(searches: Iterable[Callable[[], SearchResult]]) -> Tensor:
-    """The image of highest loss of all searches, for every sample, without a wait for the
-    device."""
-    first, *others = searches
-    best = first()
-    x_adv, loss = best.x_adv, best.loss
-    for search in others:
-        found = search()
-        better = found.loss > loss
-        x_adv = torch.where(better.view(-1, *[1] * (x_adv.ndim - 1)), found.x_adv, x_adv)
-        loss = torch.where(better, found.loss, loss)
-    return x_adv
+class Best:
+    """The iterate of highest loss, kept for each image on its own."""
+
+    def __init__(self) -> None:
+        self.images: Tensor | None = None
+        self.loss: Tensor | None = None
+
+    def update(self, x_adv: Tensor, loss: Tensor) -> Tensor:
+        """Let `x_adv` (B, ...) with `loss` (B,) compete; returns the best so far."""
+        if self.images is None or self.loss is None:
+            self.images, self.loss = x_adv.clone(), loss.clone()
+            return self.images
+        better = self.better(loss, self.loss)
+        self.loss = torch.where(better, loss, self.loss)
+        self.images = torch.where(column(better, x_adv), x_adv, self.images)
+        return self.images
+
+    def better(self, loss: Tensor, kept: Tensor) -> Tensor:
+        """bool (B,): where the new iterate takes the place of the kept one."""
+        return (loss > kept) | kept.isnan()  # a NaN never hides a number
+
+
+def highest_loss(found: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of several (images, losses (B,)) each sample's image of highest loss, at equal losses the
+    first's; without a wait for the device."""
+    best = Best()
+    for x_adv, loss in found:
+        best.update(x_adv, loss)
+    assert best.images is not None
+    return best.images

@@ -1,7 +1,6 @@
 """Attacks in several norms at once: MultiAPGD, which searches each of them, and MSD, whose one
 iterate steps in the norm that raises the loss most."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from roli_fast.attacks.base import (
 )
 from roli_fast.attacks.objective import Goal, is_right
 from roli_fast.attacks.passes import Passes, Samples
-from roli_fast.attacks.pgd import Best
+from roli_fast.attacks.restarts import Best, highest_loss
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
 from roli_fast.threat import Bounds, ThreatModel, as_tuple, check_images, check_positive
@@ -135,15 +134,6 @@ class MultiResult(AttackResult):
     found: dict[str, NormFound] = field(default_factory=dict)
 
 
-def worst_of(found: Iterable[NormFound]) -> Tensor:
-    """Sample by sample the images of highest loss, (B, ...)."""
-    best = Best()
-    for each in found:
-        best.update(each.x_adv, each.loss)
-    assert best.images is not None
-    return best.images
-
-
 @ATTACKS.register("multi_apgd")
 @dataclass(frozen=True)
 class MultiAPGD(SeveralBalls):
@@ -206,7 +196,7 @@ class MultiAPGD(SeveralBalls):
             for steps, group in groups.items():
                 found |= self._side_by_side(passes, inputs, first, group, steps)
             found = {norm: found[norm] for norm in balls}
-            worst = worst_of(found.values())
+            worst = highest_loss((own.x_adv, own.loss) for own in found.values())
             return MultiResult(worst, gradient.cost, notes=notes_of(balls), found=found)
 
     def _side_by_side(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from roli_fast.attacks.base import ATTACKS, AttackInputs, AttackResult, Ball, BallAttack
 from roli_fast.attacks.objective import Goal, check_target
-from roli_fast.attacks.passes import Passes, Samples, column, take
+from roli_fast.attacks.passes import Passes, Samples, column, put, take
 from roli_fast.attacks.restarts import SearchResult, until_fooled
 from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.norms.base import check_offers
@@ -126,7 +126,7 @@ class Square(BallAttack):
         here = torch.arange(len(samples), device=best.device)
         for query in range(self.n_queries):
             if self.compact and bool(done.any()):  # one wait for the device
-                found = _put(found, here, SearchResult(best, done, loss))
+                found = put(found, here, SearchResult(best, done, loss))
                 stay = (~done).nonzero()[:, 0]
                 here, best, loss, done = here[stay], best[stay], loss[stay], done[stay]
                 samples = take(samples, stay)
@@ -143,7 +143,7 @@ class Square(BallAttack):
             loss = torch.where(better, new_loss, loss)
             queries[here] += (~done).long()
             done = done | fooled
-        return _put(found, here, SearchResult(best, done, loss)), queries
+        return put(found, here, SearchResult(best, done, loss)), queries
 
     def _score(self, passes: Passes, x_adv: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """What decides (B,), and which samples are fooled."""
@@ -153,15 +153,6 @@ class Square(BallAttack):
     def reached(self, logits: Tensor, goal: Goal) -> Tensor:
         """Which samples are fooled, (B,)."""
         return goal.reached(logits)
-
-
-def _put(whole: SearchResult, index: Tensor, part: SearchResult) -> SearchResult:
-    """With what was found for these samples."""
-    return SearchResult(
-        whole.x_adv.index_copy(0, index, part.x_adv),
-        whole.fooled.index_copy(0, index, part.fooled),
-        whole.loss.index_copy(0, index, part.loss),
-    )
 
 
 def share_of(query: int, p_init: float, n_queries: int, rescale: bool) -> float:

@@ -4,34 +4,22 @@ Tramer & Boneh 2019 (arXiv:1904.13000), the "max" strategy; RAMP and robust-fine
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from roli_fast.attacks.auto_attack import AutoAttack
 from roli_fast.attacks.base import Attack, AttackInputs, BallAttack
 from roli_fast.attacks.ensemble import EnsembleResult, search_in_turn
 from roli_fast.attacks.objective import is_right
 from roli_fast.attacks.passes import Passes
-from roli_fast.attacks.restarts import restart_generators
 from roli_fast.attacks.several_norms import USUAL_NORMS
-from roli_fast.engine import Cost, InputGradient, bound, plain
+from roli_fast.engine import InputGradient, bound, plain
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
 from roli_fast.threat import Bounds, ThreatModel, check_images, usual_eps
 
 USUAL = tuple((norm, None) for norm in USUAL_NORMS)
 """The threats that multi-norm papers report, with each norm's usual radius."""
-
-
-@dataclass(frozen=True)
-class UnionResult(EnsembleResult):
-    """What several threats did. `fooled_by` is the number of the threat that fooled a sample first.
-
-    `robust_under`, with `every`: for each threat, bool (B,), which samples it left right.
-    """
-
-    robust_under: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,13 +29,14 @@ class Union(Attack):
     >>> Union.over([("linf", 8 / 255), ("l2", 0.5), ("l1", 12)])(model, x, y)
     >>> Union((PGD(norm="linf"), Square(norm="l2", eps=0.5)), every=True).run(model, x, y)
 
-    An image's result is what fooled it first; what survives comes back as it was. Its cost is 1
-    forward on all images, that of the attacks, and 1 forward each on what they found.
+    An image's result is what fooled it first, which `fooled_by` names; what survives comes back as
+    it was. The cost is 1 forward on all images, that of the attacks, and 1 forward each on what
+    they found.
 
     Args:
         attacks: one for each threat, with norm, eps and bounds of its own.
         every: attack all images under every threat, also those that one before has fooled: it
-            costs more and tells the accuracy under each.
+            costs more and tells the accuracy under each (`robust_under` of the result).
     """
 
     attacks: tuple[Attack, ...]
@@ -116,7 +105,7 @@ class Union(Attack):
         """The same with every field of its attacks that is None taken from `threat`."""
         return replace(self, attacks=tuple(attack.under(threat) for attack in self.attacks))
 
-    def search(self, inputs: AttackInputs) -> UnionResult:
+    def search(self, inputs: AttackInputs) -> EnsembleResult:
         x = inputs.x
         for attack in self.attacks:
             bounds = getattr(attack, "bounds", None)
@@ -126,28 +115,8 @@ class Union(Attack):
             right = is_right(Passes(gradient).clean(x, inputs.y), inputs.y)
             cost = gradient.cost
         inputs = replace(inputs, model=model, x=x, engine=None)
-        if self.every:
-            return self._each(inputs, right, cost)
-        found = search_in_turn(self.attacks, inputs, right, self.names)
-        return UnionResult(**vars(replace(found, cost=cost + found.cost)))
-
-    def _each(self, inputs: AttackInputs, right: Tensor, cost: Cost) -> UnionResult:
-        """All threats on all images that are right; an image's result is what fools it first."""
-        x_adv, fooled, lost = inputs.x.clone(), ~right, 0
-        fooled_by = torch.full(right.shape, -1, device=right.device)
-        notes, robust_under = list[str](), {}
-        sources = restart_generators(inputs.generator, len(self.attacks), inputs.x.device)
-        for number, (attack, source) in enumerate(zip(self.attacks, sources, strict=True)):
-            name = self.names[number]
-            own = search_in_turn((attack,), replace(inputs, generator=source), right, [name])
-            assert own.fooled is not None
-            new = own.fooled & ~fooled
-            x_adv[new], fooled_by[new] = own.x_adv[new], number
-            fooled |= own.fooled
-            robust_under[name] = ~own.fooled
-            cost, lost = cost + own.cost, lost + own.lost
-            notes += own.notes
-        return UnionResult(x_adv, cost, fooled, tuple(notes), fooled_by, lost, robust_under)
+        found = search_in_turn(self.attacks, inputs, right, self.names, every=self.every)
+        return replace(found, cost=cost + found.cost)
 
 
 def _threat(attack: Attack) -> str:

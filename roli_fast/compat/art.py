@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from roli_fast.attacks import Attack
 from roli_fast.compat.peers import UserAttributes, aimed, clean_logits, library
+from roli_fast.compat.view import View
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.threat import Bounds
 
@@ -53,21 +54,18 @@ def as_art_attack(
     return _attack_class()(attack, estimator, batch_size, seed, targeted)
 
 
-class _Estimator(nn.Module):
+def _searched(estimator: Any) -> View:
     """A classifier's network behind its preprocessing."""
+    if estimator.preprocessing_operations and not estimator.all_framework_preprocessing:
+        got = ", ".join(type(part).__name__ for part in estimator.preprocessing_operations)
+        fix = "Use ART's PyTorch versions of them."
+        raise ArgumentError(describe("estimator", "preprocessing in torch", got, fix))
 
-    def __init__(self, estimator: Any) -> None:
-        super().__init__()
-        self.network, self.estimator = estimator.model, estimator
-        self.training = False  # no mode of its own: what may be in train mode is the network
-        if estimator.preprocessing_operations and not estimator.all_framework_preprocessing:
-            got = ", ".join(type(part).__name__ for part in estimator.preprocessing_operations)
-            fix = "Use ART's PyTorch versions of them."
-            raise ArgumentError(describe("estimator", "preprocessing in torch", got, fix))
+    def logits(x: Tensor) -> Tensor:
+        x, _ = estimator._apply_preprocessing(x, None, fit=False, no_grad=False)
+        return estimator.model(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, _ = self.estimator._apply_preprocessing(x, None, fit=False, no_grad=False)
-        return self.network(x)
+    return View(estimator.model, logits)
 
 
 def _bounds_of(estimator: Any, own: Bounds | None) -> Bounds | None:
@@ -111,7 +109,7 @@ def _attack_class() -> Callable[..., Any]:
         def generate(self, x: Any, y: Any = None) -> Any:
             if y is None and self.targeted:
                 raise ArgumentError(describe("y", "the targets, with targeted=True", None))
-            model = _Estimator(self.estimator)
+            model = _searched(self.estimator)
             attack = replace(self.attack, bounds=_bounds_of(self.estimator, self.attack.bounds))
             seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
             given, found = None if y is None else _labels(y), [x[:0]]

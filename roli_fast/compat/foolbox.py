@@ -17,10 +17,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from roli_fast.attacks import Attack
 from roli_fast.compat.peers import UserAttributes, aimed, library
+from roli_fast.compat.view import View
 from roli_fast.errors import ArgumentError, describe
 
 
@@ -47,18 +48,7 @@ def from_foolbox_model(fmodel: Any) -> nn.Module:
     Its preprocessing is in it. The network inside is found, so that an attack can freeze it and put
     it into eval mode; a model of one's own that hides its network is run as it is.
     """
-    return _FoolboxModel(fmodel)
-
-
-class _FoolboxModel(nn.Module):
-    def __init__(self, fmodel: Any) -> None:
-        super().__init__()
-        self.fmodel = fmodel
-        self.network = _network_of(fmodel)
-        self.training = False  # no mode of its own: what may be in train mode is the network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fmodel(x)
+    return View(_network_of(fmodel), fmodel)
 
 
 def _network_of(fmodel: Any) -> nn.Module | None:

@@ -1,5 +1,4 @@
-"""What all layers around other packages share: their import, their names, attributes, arguments and
-targets."""
+"""What all layers around other packages share: their import, names, arguments and targets."""
 
 import inspect
 import sys

@@ -5,7 +5,6 @@ PEFT itself is not needed to read or write it. Format: PEFT 0.21, `PeftModel.sav
 
 import json
 import logging
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ from roli_fast.files import naming, read_json, write_json, write_tensors
 from roli_fast.models import Classifier, backbone_fingerprint, read_state_dict
 from roli_fast.models.weights import read_card
 from roli_fast.peft import LoRA, LoraLinear, apply
-from roli_fast.peft.base import from_tree
 from roli_fast.peft.targets import Rows
 
 logger = logging.getLogger("roli_fast.compat")
@@ -87,7 +85,7 @@ def save(model: Classifier, folder: str | Path) -> None:
     head = model.head_name.removeprefix(BACKBONE)
     for own, parameter in model.head.named_parameters():
         tensors[f"{PREFIX}{head}.{own}"] = parameter
-    card = {"backbone": _fingerprint(model), "name": model.config.name, "tuning": trees}
+    card = {"backbone": _fingerprint(model), "name": model.config.name}
     rank, alpha = next(iter(numbers.values()))
     config = {
         "peft_type": "LORA",
@@ -107,8 +105,9 @@ def save(model: Classifier, folder: str | Path) -> None:
 def load(model: Classifier, folder: str | Path) -> list[str]:
     """Put a LoRA that PEFT or `save` wrote on a classifier without one, in place.
 
-    Everything is checked before the model is touched. `save`'s own slices (q and v say) are slices
-    again; PEFT's are on whole layers. A head in the file replaces the model's.
+    Everything is checked before the model is touched. LoRAs of the file are on whole layers, also
+    what `save` made of q, k or v alone: the same function (`models.save_model` keeps slices).
+    A head in the file replaces the model's.
 
     Args:
         model: the classifier with the backbone that the adapter was trained on.
@@ -134,17 +133,15 @@ def load(model: Classifier, folder: str | Path) -> list[str]:
         fix = "Load the weights and use the mean and std that it was trained with."
         got = f"{model.config.name} with {found}"
         raise CheckpointError(describe("model", expected, got, fix))
-    methods, tensors = _as_saved(model, file) or _whole_layers(model, file)
+    methods, tensors = _whole_layers(model, file)
     names: list[str] = []
     for method in methods:
         names += [name for name in apply(model, method) if name not in names]
-    for parameter in (parameters := dict(model.named_parameters())).values():
-        parameter.requires_grad_(False)
     with torch.no_grad():
         for name, tensor in {**tensors, **file.head}.items():
-            parameters[name].copy_(tensor)
-    for name in names:
-        parameters[name].requires_grad_(True)
+            model.get_parameter(name).copy_(tensor)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
     return names
 
 
@@ -231,25 +228,6 @@ def _numbers_of(config: Mapping[str, Any], layer: str) -> tuple[int, float]:
     return rank, value(config.get("alpha_pattern"), config["lora_alpha"])
 
 
-def _as_saved(model: Classifier, file: Adapter) -> tuple[list[LoRA], dict[str, Tensor]] | None:
-    """The methods of our own card and the values of their parameters; None where there is no card,
-    or the file has been changed since."""
-    tensors: dict[str, Tensor] = {}
-    methods = [m for m in map(from_tree, file.card.get("tuning", [])) if isinstance(m, LoRA)]
-    found = {name: (m, rows) for m in methods for name, rows in m.find(model).items()}
-    if {BACKBONE + name for name in file.layers} != found.keys():
-        return None
-    for name, (method, rows) in found.items():
-        a, b = file.layers[name.removeprefix(BACKBONE)]
-        rank, alpha = _numbers_of(file.config, name)
-        spans = rows or ((0, len(b)),)
-        part = split_b(b, spans) if rank == len(a) == len(spans) * method.rank else None
-        if part is None or not math.isclose(alpha / rank, method.alpha / method.rank):
-            return None
-        tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": part}
-    return methods, tensors
-
-
 def _whole_layers(model: Classifier, file: Adapter) -> tuple[list[LoRA], dict[str, Tensor]]:
     """One method for each pair of rank and alpha, on whole layers, and their parameters' values.
 
@@ -286,20 +264,9 @@ def join_b(b: Tensor, rows: Rows, out: int) -> Tensor:
     With slices i = 1..k of rank r, B_1 A_1 ... B_k A_k in their rows equals B A, where A stacks the
     A_i and B has B_i in the rows of slice i and the columns of A_i, zeros elsewhere.
     """
-    whole = b.new_zeros(out, len(rows) * b.shape[1])
-    sizes = [stop - start for start, stop in rows]
-    for block, part in zip(_blocks(whole, rows), b.split(sizes), strict=True):
-        block.copy_(part)
+    rank = b.shape[1]
+    whole, done = b.new_zeros(out, len(rows) * rank), 0
+    for place, (start, stop) in enumerate(rows):
+        whole[start:stop, place * rank : (place + 1) * rank] = b[done : done + stop - start]
+        done += stop - start
     return whole
-
-
-def split_b(whole: Tensor, rows: Rows) -> Tensor | None:
-    """The inverse of `join_b`; None where there is something outside the blocks."""
-    part = torch.cat(_blocks(whole, rows))
-    return part if torch.equal(join_b(part, rows, len(whole)), whole) else None
-
-
-def _blocks(whole: Tensor, rows: Rows) -> list[Tensor]:
-    """Views of B_i in the rows of slice i and the columns of A_i."""
-    rank = whole.shape[1] // len(rows)
-    return [whole[a:b, i * rank : (i + 1) * rank] for i, (a, b) in enumerate(rows)]

@@ -32,9 +32,9 @@ class Modes:
 
 
 class View(nn.Module):
-    """What an attack takes for its model: `logits`, a method that calls `model`."""
+    """What an attack takes for its model: `logits`, which calls `model` (None: not known)."""
 
-    def __init__(self, model: Model, logits: Model, modes: Modes = Modes()) -> None:  # noqa: B008
+    def __init__(self, model: Model | None, logits: Model, modes: Modes = Modes()) -> None:  # noqa: B008
         super().__init__()
         self.model, self.logits, self.modes = model, logits, modes
         self.training = False  # no mode of its own: what is in train mode is the model

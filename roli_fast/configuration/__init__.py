@@ -6,3 +6,5 @@ from roli_fast.configuration.files import read_yaml as read_yaml
 from roli_fast.configuration.schema import Schema as Schema
 from roli_fast.configuration.schema import check_arguments as check_arguments
 from roli_fast.configuration.schema import pairs as pairs
+from roli_fast.configuration.values import flat as flat
+from roli_fast.configuration.values import inside as inside

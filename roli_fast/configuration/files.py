@@ -1,6 +1,5 @@
 """Configuration files: YAML with fractions."""
 
-import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,19 +12,25 @@ from roli_fast.files import check_plain, naming, read_text
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
-MOST = 100_000
-"""Values of a YAML text with its aliases written out; a few lines could stand for billions."""
-
 _FRACTION = re.compile(r"^[-+]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, plus 8/255 and 1e-3 as numbers; a date stays a text."""
+    """YAML 1.1 as PyYAML reads it, plus 8/255 and 1e-3 as numbers; a date stays a text, and a field
+    is given once."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in names.items():
+            if count > 1:
+                line = node.start_mark.line + 1
+                raise ValueError(f"`{name}` stands twice in the mapping of line {line}")
+        return super().construct_mapping(node, deep)
 
 
 def fraction(text: str) -> float:
@@ -49,41 +54,16 @@ def load_yaml(text: str, kind: type[yaml.SafeLoader] = _Loader) -> Any:
         kind: what it is to PyYAML; `yaml.SafeLoader` for what `yaml.safe_dump` wrote of texts.
 
     Raises:
-        ValueError: it is none, names a field twice, or grows beyond `MOST` values.
+        ValueError: it is none, or names a field twice.
     """
-    loader = None
     try:
-        loader = kind(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _size(node, {}) > MOST:
-            raise ValueError(f"aliases make it more than {MOST:,} values")
-        tree = loader.construct_document(node)
+        tree = yaml.load(text, kind)
     except (yaml.YAMLError, ArithmeticError, LookupError) as error:
         raise ValueError(str(error)) from error
     except RecursionError:
         raise ValueError("nested too deep") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
     check_plain(tree)
     return tree
-
-
-def _size(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node stands for with every alias written out; infinite for a circle."""
-    if id(node) not in known:
-        known[id(node)] = math.inf
-        parts = node.value if isinstance(node, yaml.CollectionNode) else []
-        if isinstance(node, yaml.MappingNode):
-            names = [(key.tag, key.value) for key, _ in parts if isinstance(key, yaml.ScalarNode)]
-            if twice := Counter(names) - Counter(set(names)):
-                line, (_, name) = node.start_mark.line + 1, next(iter(twice))
-                raise ValueError(f"`{name}` stands twice in the mapping of line {line}")
-            parts = [part for pair in parts for part in pair]
-        known[id(node)] = 1 + sum([_size(part, known) for part in parts])
-    return known[id(node)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

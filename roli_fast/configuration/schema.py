@@ -6,7 +6,6 @@ Components are written by their registered names ({name: pgd, steps: 7}), number
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import MISSING, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +24,10 @@ from roli_fast.configuration.values import (
     dtype_name,
     element,
     field_types,
+    inside,
     may_be_null,
 )
-from roli_fast.errors import ConfigError, RoliFastError, check_utf8, describe
+from roli_fast.errors import ConfigError, check_utf8, describe
 from roli_fast.files import naming
 from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
@@ -218,7 +218,7 @@ class Schema(Generic[Root]):
                 expected = "a value, there is no default"
                 raise ConfigError(describe(path, expected, "nothing", f"Add --{path} ..."))
             values[name] = before
-        with _inside(where, known):
+        with inside(where, known):
             return kind(**values)
 
     def _value(self, value: Any, kind: Any, where: str, base: Any, null: bool) -> Any:
@@ -259,18 +259,6 @@ class Schema(Generic[Root]):
     def to_yaml(self, value: Root) -> str:
         """The whole configuration as it is saved."""
         return yaml.safe_dump(self.to_tree(value), sort_keys=False, default_flow_style=None)
-
-
-@contextmanager
-def _inside(where: str, known: Mapping[str, Any]) -> Iterator[None]:
-    """Errors of a part of a configuration name the whole field: `lr` is `finetune.optimizer.lr`."""
-    try:
-        yield
-    except RoliFastError as error:
-        name, text = str(error).partition("`:")[0].removeprefix("`"), str(error)
-        if not where or name not in known:
-            raise
-        raise type(error)(f"`{where}.{text[1:]}") from error
 
 
 def _shortens(name: str, field: str) -> bool:

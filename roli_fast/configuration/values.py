@@ -4,7 +4,8 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, Literal, Union
@@ -13,13 +14,42 @@ import torch
 
 from roli_fast.configuration.files import load_yaml
 from roli_fast.engine.engine import DTYPES
-from roli_fast.errors import ConfigError, describe
+from roli_fast.errors import ConfigError, RoliFastError, describe
 
 NULL = ("null", "None", "none")
 
 _NUMBERS = re.compile(r"^-?[\d./eE+-]+(,-?[\d./eE+-]+)+$")
 
 _WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+
+
+@contextmanager
+def inside(where: str, known: Container[str] | None = None) -> Iterator[None]:
+    """Within, errors of a part of a configuration name the whole field: `lr` becomes
+    `finetune.optimizer.lr`.
+
+    Args:
+        where: the part's path; "" leaves them as they are.
+        known: the fields that are in it, where messages may begin with other names too.
+    """
+    try:
+        yield
+    except RoliFastError as error:
+        text = str(error)
+        first = re.match(r"`(\w+)", text)
+        if not where or known is not None and (first is None or first[1] not in known):
+            raise
+        text = f"`{where}.{text[1:]}" if text.startswith("`") else f"`{where}`: {text}"
+        raise type(error)(text, *error.args[1:]) from error
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of a tree of plain values."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        within = isinstance(value, Mapping)
+        out |= flat(value, f"{prefix}{name}.") if within else {prefix + name: value}
+    return out
 
 
 class Text(str):

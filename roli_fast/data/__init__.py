@@ -15,6 +15,7 @@ from roli_fast.data.source import DataSource as DataSource
 from roli_fast.data.splits import Batch as Batch
 from roli_fast.data.splits import ImageDataset as ImageDataset
 from roli_fast.data.splits import Splits as Splits
+from roli_fast.data.torch_datasets import from_datasets as from_datasets
 from roli_fast.registry import load_components
 
 load_components(__name__, list(__path__))

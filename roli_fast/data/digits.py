@@ -3,7 +3,6 @@
 from dataclasses import KW_ONLY, dataclass
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize_image
 
@@ -46,6 +45,8 @@ class Digits(DataSource):
 
     def load(self) -> Splits:
         """Read, scale up and split; nothing is downloaded."""
+        from sklearn.datasets import load_digits  # here: nothing else needs scikit-learn
+
         images, targets = load_digits(return_X_y=True)
         digits = torch.tensor(targets, dtype=torch.int64)
         pixels = ArrayPixels(self._scaled(torch.tensor(images).view(-1, 1, 8, 8)))

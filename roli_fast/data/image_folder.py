@@ -168,6 +168,6 @@ def _count_outside(folder: Path, left_out: Counter[str]) -> None:
         if entry.is_dir() and entry.name[0] == ".":
             with contextlib.suppress(OSError):  # another user's .Trash, say
                 inside = sum(map(_is_image, os.listdir(entry.path)))
-                left_out[f"images in {entry.name}"] += inside
+                left_out[f"images in the hidden folder {entry.name}"] += inside
         elif not entry.is_dir() and _is_image(entry.name):
             left_out["images outside of class folders"] += 1

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from roli_fast.data.pixels import FilePixels
 from roli_fast.data.splits import ImageDataset
+from roli_fast.data.torch_datasets import DatasetPixels
 from roli_fast.errors import DataError
 from roli_fast.running.progress import progress_bar
 
@@ -62,7 +63,7 @@ def _look(block: tuple[ImageDataset, Tensor], decode: bool) -> list[str | DataEr
     pixels, found = block[0].pixels, []
     for row in block[1].tolist():
         try:
-            if isinstance(pixels, FilePixels):
+            if isinstance(pixels, (FilePixels, DatasetPixels)):
                 found.append(pixels.look(row, decode=decode))
             else:
                 image = pixels.read(row).cpu().contiguous().numpy()

@@ -48,6 +48,10 @@ class Pixels(Protocol):
         """What a person calls the image at `row`; it also keys the stratified split."""
         ...
 
+    def grey(self) -> "Pixels":
+        """The images with one channel."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayPixels:
@@ -111,7 +115,7 @@ class FilePixels:
                 than `MOST_PIXELS`, or of more than 16 bits a channel.
         """
         with self._file(row) as file, _image(file) as image:
-            pixels = pil_to_tensor(_to_rgb(image))
+            pixels = pil_to_tensor(to_rgb(image))
         return pixels if self.channels == 3 else to_grey(pixels)
 
     def look(self, row: int, *, decode: bool) -> str:
@@ -127,7 +131,7 @@ class FilePixels:
             file.seek(0)
             with _image(file) as image:
                 if decode:
-                    _to_rgb(image)
+                    to_rgb(image)
         return content.hexdigest()
 
     def grey(self) -> "FilePixels":
@@ -189,7 +193,8 @@ def _has_16_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image with three channels of 8 bits, turned as its EXIF block says."""
     deep = _has_16_bits(image)
     image.load()  # what is damaged is told here and not while it is turned
     with contextlib.suppress(*_DECODE_ERRORS):  # a damaged EXIF block says nothing

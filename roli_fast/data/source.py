@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.data import stratify
-from roli_fast.data.pixels import ArrayPixels, FilePixels
+from roli_fast.data.pixels import ArrayPixels, FilePixels, Pixels
 from roli_fast.data.splits import ImageDataset, Splits
 from roli_fast.data.transforms import (
     SMALL,
@@ -104,7 +104,7 @@ class DataSource(ABC):
 
     def split(
         self,
-        pixels: ArrayPixels | FilePixels,
+        pixels: Pixels,
         labels: Tensor,
         rows: Mapping[str, Tensor],
         classes: Sequence[str],

@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from roli_fast.engine import graph
 from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.buffers import forget_buffers
-from roli_fast.engine.compiled import forget_compiled
+from roli_fast.engine.compiled import forget_compiled, logits_in
 from roli_fast.engine.low_precision import NO_VIEW, EnginePasses, surroundings
+from roli_fast.engine.tf32 import set_tf32
 from roli_fast.errors import ArgumentError, ArgumentTypeError, check_choice, describe, is_number
 from roli_fast.threat import values_are_known
 
@@ -49,7 +50,7 @@ class Engine:
         channels_last: images and convolutions' weights in channels_last; "auto" in low precision.
             A model that asks for a view which only contiguous maps have gets these instead.
         fold: during an attack batch normalisation is part of the convolution before it, where that
-            is exact but for rounding, as the first image of each attack, run both ways, must show;
+            is exact but for rounding, as a model's first image, run both ways, must show;
             on the CPU patch embeddings are a matrix product. "auto" in low precision, where last
             bits are not expected anyway.
         cuda_graph: on a GPU a pass, forward and input-backward, is recorded once a shape and
@@ -59,7 +60,10 @@ class Engine:
             is, and the log says why. In a replay a model's Python code does not run: hooks,
             counters.
         compile: passes through torch.compile, compiled once a model and shape, minutes where it
-            must; a model that cannot be compiled runs as it is, and the log says why.
+            must; a model that cannot be compiled runs as it is, and the log says why. "auto" does
+            so on a GPU, measures a pass either way once a model, and keeps the quicker.
+        tf32: whether fp32 products and convolutions on a GPU are rounded to TF32, in passes and in
+            the updates of a stage; null leaves torch's own setting.
     """
 
     dtype: torch.dtype = torch.float32
@@ -69,7 +73,8 @@ class Engine:
     channels_last: Literal["auto"] | bool = "auto"
     fold: Literal["auto"] | bool = "auto"
     cuda_graph: Literal["auto"] | bool = "auto"
-    compile: bool = False
+    compile: Literal["auto"] | bool = False
+    tf32: bool | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str):  # of a caller without a type checker
@@ -81,10 +86,10 @@ class Engine:
         if size is not None and not (is_number(size, Integral) and size >= 1):
             raise ArgumentError(describe("batch_size", "an integer >= 1 or None", repr(size)))
         check_choice("attention", self.attention, ("auto", "fused", "products"))
-        for name in ("channels_last", "fold", "cuda_graph"):
+        for name in ("channels_last", "fold", "cuda_graph", "compile"):
             check_choice(name, getattr(self, name), ("auto", True, False))
-        for name in ("merge", "compile"):
-            check_choice(name, getattr(self, name), (True, False))
+        check_choice("merge", self.merge, (True, False))
+        check_choice("tf32", self.tf32, (True, False, None))
 
     @property
     def low_precision_dtype(self) -> torch.dtype | None:
@@ -105,15 +110,18 @@ class Engine:
     @property
     def exact(self) -> bool:
         """Whether passes give what the model itself does, but for what merging rounds."""
-        changed = (
-            self.in_channels_last or self.folds or self.compile or self.attention == "products"
-        )
-        return self.low_precision_dtype is None and not changed
+        forms = (self.in_channels_last, self.folds, self.compile, self.tf32)
+        return not (self.low_precision_dtype or any(forms) or self.attention == "products")
 
     @property
     def plain(self) -> "Engine":
         """What checks a search: the same batches, in the model's own precision and form."""
-        return Engine(batch_size=self.batch_size, merge=self.merge, cuda_graph=self.cuda_graph)
+        return Engine(
+            batch_size=self.batch_size,
+            merge=self.merge,
+            cuda_graph=self.cuda_graph,
+            tf32=None if self.tf32 else self.tf32,
+        )
 
     @contextmanager
     def training(self, device: torch.device) -> Iterator[None]:
@@ -216,13 +224,13 @@ class SearchModel:
         low = engine.low_precision_dtype is not None or engine.in_channels_last
         if not low and engine.attention != "products" and not engine.compile:
             return self.model
-        keep = engine.cuda_graph is not False and graph.records(self.model)
-        return EnginePasses(self.model, engine, keep=keep)
+        return EnginePasses(self.model, engine)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C), with a graph where autograd asks for one."""
-        run = self.passes()
-        found = [logits_of(run, x[part]) for part in self.batches(len(x))]
+        with set_tf32(self.engine.tf32):
+            run = self.passes()
+            found = [logits_of(run, x[part]) for part in self.batches(len(x))]
         return mended(found[0] if len(found) == 1 else torch.cat(found))
 
 
@@ -255,7 +263,7 @@ def logits_of(run: Model, x: Tensor) -> Tensor:
     """
     copy, version = x.detach().clone(), None if x.is_inference() else x._version
     try:
-        found = run(x)  # not a copy: torch.compile warns of images that are no leaf
+        found = logits_in(run(x))  # not a copy: torch.compile warns of images that are no leaf
     except RuntimeError as error:
         if "leaf Variable that requires grad" not in str(error):
             raise

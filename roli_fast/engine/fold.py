@@ -4,7 +4,7 @@ and patch embeddings as a matrix product.
 In eval mode BN is an affine map of each channel, so a convolution whose output it alone reads can
 do it, whatever it pads with: exact but for rounding. Which convolution feeds which BN is found by
 running the model's code on `torch.fx` symbols, once for its structure. That freezes what a forward
-decides, so each attack runs its first image both ways, and folds nothing where the logits differ.
+decides, so a first image is run both ways, and nothing is folded where the logits differ.
 """
 
 import contextlib
@@ -25,7 +25,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from roli_fast.engine.buffers import buffer
 from roli_fast.engine.graph import first_line, model_state, say_once
-from roli_fast.threat import values_are_known
 
 _TF32 = 2.0**-11
 """Rounding of fp32 convolutions on a GPU, by default."""
@@ -49,7 +48,6 @@ class Folding:
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self._model, self._dtype = model, dtype
         self._others: list[tuple[dict[str, Any], str, Any]] = []  # what stood, and will, where
-        self._compared: set[bool] = set()
         self._plan: _Plan | None = None
 
     def fill(self) -> None:
@@ -98,16 +96,12 @@ class Folding:
     def check(self, x: Tensor) -> bool:
         """Whether the passes of images `x` (B, ...) are folded as before.
 
-        The first image of an attack is run folded and plain, once with gradients and once without;
-        in a training, which waits for no device, that of its first attack. Where the logits differ
+        The first image of a model's first attack is run folded and plain. Where the logits differ
         nothing of this model is folded any more.
         """
-        mode, wrong = torch.is_grad_enabled(), self._dtype and x.dtype != torch.float32
-        if not self._plan or mode in self._compared or len(x) == 0 or wrong:
+        wrong = self._dtype and x.dtype != torch.float32
+        if not self._plan or self._plan.compared or len(x) == 0 or wrong:
             return True  # `EnginePasses` tells of a wrong dtype
-        if values_are_known() and mode in self._plan.compared:
-            return True
-        self._compared.add(mode)
         folded = self._logits(x[:1].detach())
         self._swap()
         try:
@@ -115,7 +109,7 @@ class Folding:
         finally:
             self._swap()
         if self._agree(folded, plain):
-            self._plan.compared.add(mode)
+            self._plan = _plans[self._model] = self._plan._replace(compared=True)
             return True
         self.clear()
         _plans[self._model], self._plan = self._plan._replace(pairs=[]), None
@@ -193,12 +187,12 @@ class _Plan(NamedTuple):
     Args:
         values: those, see `model_state`.
         pairs: names of each convolution and of the BN that alone reads it.
-        compared: gradient modes in which an image had the same logits folded and plain.
+        compared: whether an image had the same logits folded and plain.
     """
 
     values: Hashable
     pairs: list[tuple[str, str]]
-    compared: set[bool]
+    compared: bool = False
 
 
 _plans: "WeakKeyDictionary[nn.Module, _Plan]" = WeakKeyDictionary()
@@ -211,7 +205,7 @@ def _plan_of(model: nn.Module) -> _Plan | None:
         return None
     (values, _), known = model_state(model)[0], _plans.get(model)
     if known is None or known.values != values:
-        known = _plans[model] = _Plan(values, _pairs(model), set())
+        known = _plans[model] = _Plan(values, _pairs(model))
     return known
 
 

@@ -40,9 +40,8 @@ RECORD_AT = 5
 passes, which shapes that come but a few times, of a batch that images leave, would not earn back.
 """
 
-RECORDINGS, SHAPES = 8, 64
-"""Recordings of a model under an engine, of which the one unused longest goes; and the shapes whose
-passes are counted, anew once there are more."""
+RECORDINGS = 8
+"""Of a model under an engine; the one unused longest goes."""
 
 MOVES = 8
 """After so many passes in a row that left another model than they found, nothing is recorded."""
@@ -160,8 +159,6 @@ class Replays:
                 check(recorded.outputs[-1].shape[1])
             return recorded(inputs)
         found = work(x, y, loss, check is None)  # makes the checks, loads what the device needs
-        if len(own.passes) >= SHAPES:
-            own.passes.clear()
         own.passes[shape] += 1
         if own.passes[shape] >= (1 if self._engine.cuda_graph is True else RECORD_AT):
             try:
@@ -216,13 +213,6 @@ class Replays:
 def free_recordings() -> bool:
     """Free the memory of all models' recordings; whether there were any."""
     return any([own.clear() for held in list(recordings.values()) for own in held.values()])
-
-
-def records(model: object) -> bool:
-    """Whether a model is one whose passes may be recorded: a module on such a device."""
-    return isinstance(model, nn.Module) and any(
-        parameter.device.type in RECORDERS for parameter in model.parameters()
-    )
 
 
 class _Parts(NamedTuple):

@@ -1,15 +1,17 @@
 """A model in eval mode and frozen for an attack, by one thread at a time, and given back."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-_changed = threading.Condition()
-_standing: list["Hold"] = []
-"""All holds of this process, oldest first; `_changed` guards it."""
+_locks: "WeakKeyDictionary[nn.Module, threading.RLock]" = WeakKeyDictionary()
+"""A model's first part with weights, which is that of a module around it too -> the lock of who
+holds it."""
 
 
 def in_train_mode(model: object) -> bool:
@@ -20,21 +22,17 @@ def in_train_mode(model: object) -> bool:
 class Hold:
     """Inside `with`: `model` is in eval mode and its parameters are frozen.
 
-    Another thread that wants to hold a model which shares a module with this one waits. In one
-    thread holds may nest, and end in any order: what an earlier one has changed stays until the
-    later ones that share a module with it have ended too.
+    Another thread that wants to hold the model, or one around it, waits. In one thread holds may
+    nest.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.ended = model, False
-        self._thread = threading.get_ident()
-        self._ids = {id(part) for part in model.modules()}
-        self._undo: list[Callable[[], None]] = []
+        self.model, self._undo = model, contextlib.ExitStack()
 
     def __enter__(self) -> "Hold":
-        with _changed:
-            _changed.wait_for(lambda: not any(map(self._waits_for, _standing)))
-            _standing.append(self)
+        first = next((part for part in self.model.modules() if part._parameters), None)
+        if first is not None:
+            self._undo.enter_context(_locks.setdefault(first, threading.RLock()))
         try:
             self._change()
         except BaseException:
@@ -45,26 +43,13 @@ class Hold:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def at_end(self, undo: Callable[[], None]) -> None:
+    def at_end(self, undo: Callable[[], object]) -> None:
         """Call `undo` when the model is given back: last come, first called."""
-        self._undo.append(undo)
+        self._undo.callback(undo)
 
     def end(self) -> None:
-        """Give the model back, now or with the last hold that builds on this one."""
-        self.ended = True
-        with _changed:
-            for hold in reversed(tuple(_standing)):
-                later = _standing[_standing.index(hold) + 1 :]
-                if hold.ended and not any(map(hold._shares, later)):
-                    _standing.remove(hold)
-                    hold._restore()
-            _changed.notify_all()
-
-    def _shares(self, other: "Hold") -> bool:
-        return not self._ids.isdisjoint(other._ids)
-
-    def _waits_for(self, other: "Hold") -> bool:
-        return other._thread != self._thread and self._shares(other)
+        """Give the model back."""
+        self._undo.close()
 
     def _change(self) -> None:
         modes = [(part, part.training) for part in _with_modes(self.model)]
@@ -88,10 +73,6 @@ class Hold:
             self.model.eval()
         for parameter in unfrozen:
             parameter.requires_grad_(False)
-
-    def _restore(self) -> None:
-        while self._undo:
-            self._undo.pop()()
 
 
 def _with_modes(model: nn.Module) -> Iterator[nn.Module]:

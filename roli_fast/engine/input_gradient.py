@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.engine.batch_norm import mended
+from roli_fast.engine.compiled import logits_in
 from roli_fast.engine.cost import Cost as Cost
 from roli_fast.engine.engine import Model as Model
 from roli_fast.engine.engine import bound, logits_of
@@ -16,6 +17,7 @@ from roli_fast.engine.graph import Replays, Work, free_recordings
 from roli_fast.engine.hold import Hold
 from roli_fast.engine.low_precision import EnginePasses
 from roli_fast.engine.merging import merge
+from roli_fast.engine.tf32 import set_tf32
 from roli_fast.errors import ArgumentError, ArgumentTypeError, RoliFastError, describe
 from roli_fast.losses import Loss, SampleLoss, cross_entropy
 from roli_fast.threat import values_are_known
@@ -91,7 +93,7 @@ class InputGradient:
         if self._hold is not None:
             self._hold.end()
         self._hold = self._folding = self._replays = None
-        self._run = self._model.model  # converted weights are freed, but those of recordings
+        self._run = self._model.model
         self._entered = False
 
     def __call__(
@@ -148,14 +150,15 @@ class InputGradient:
     def _once(self, work: Work, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, ...]:
         """One pass, replayed where it is recorded; out of memory, once more without recordings."""
         check = None if self._checked else partial(check_range, y)
-        try:
-            if self._replays is not None:
-                return self._replays.run(work, x, y, loss, check)
-            return work(x, y, loss, self._checked)
-        except torch.OutOfMemoryError:
-            if not free_recordings():
-                raise
-        return work(x, y, loss, self._checked)  # out here, where the error holds no tensors
+        with set_tf32(self._model.engine.tf32):
+            try:
+                if self._replays is not None:
+                    return self._replays.run(work, x, y, loss, check)
+                return work(x, y, loss, self._checked)
+            except torch.OutOfMemoryError:
+                if not free_recordings():
+                    raise
+            return work(x, y, loss, self._checked)  # out here, where the error holds no tensors
 
     def _gradient(self, x: Tensor, y: Tensor, loss: Loss, known: bool) -> tuple[Tensor, ...]:
         with _with_graph(x, y) as (leaf, labels):
@@ -181,11 +184,12 @@ class InputGradient:
             size = self._model.engine.batch_size
             fix = "Keep one of `batches` after another."
             raise ArgumentError(describe("x", f"at most {size} images", len(x), fix))
-        with _with_graph(x, y) as (leaf, labels):
+        within = partial(set_tf32, self._model.engine.tf32)
+        with within(), _with_graph(x, y) as (leaf, labels):
             logits = self._logits(leaf, labels, self._checked)
         self._checked = True
         self.cost += Cost(1, 0, len(x))
-        return KeptForward(leaf, labels, logits, self._count_backward)
+        return KeptForward(leaf, labels, logits, self._count_backward, within)
 
     def _converted(self) -> Sequence[Tensor]:
         return self._run.weights if isinstance(self._run, EnginePasses) else ()
@@ -214,7 +218,7 @@ class InputGradient:
         if self._folding is not None and not self._folding.check(x):
             self._run = self._model.passes()  # with weights converted anew
         if known:
-            return mended(self._run(x))
+            return mended(logits_in(self._run(x)))
         logits = mended(logits_of(self._run, x))
         check_logits(logits, x)
         check_labels(y, logits)
@@ -254,9 +258,15 @@ class KeptForward:
     """
 
     def __init__(
-        self, leaf: Tensor, y: Tensor, logits: Tensor, count: Callable[[int], None]
+        self,
+        leaf: Tensor,
+        y: Tensor,
+        logits: Tensor,
+        count: Callable[[int], None],
+        within: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
-        self._leaf, self._y, self._logits, self._count = leaf, y, logits, count
+        self._leaf, self._y, self._logits = leaf, y, logits
+        self._count, self._within = count, within
 
     @property
     def logits(self) -> Tensor:
@@ -276,7 +286,7 @@ class KeptForward:
         Raises:
             ArgumentError: the logits do not depend on the input.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with self._within(), torch.inference_mode(False), torch.enable_grad():
             values = loss(self._logits, self._y)
             grad = input_gradient(values, self._leaf, keep=not last)
         self._count(len(self._leaf))

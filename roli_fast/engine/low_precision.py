@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from roli_fast.engine.buffers import buffer
-from roli_fast.engine.compiled import compiled_pass
+from roli_fast.engine.compiled import compiled_pass, logits_in
 from roli_fast.errors import ArgumentTypeError, describe
 
 if TYPE_CHECKING:
@@ -47,17 +47,12 @@ class EnginePasses:
     Args:
         model: a module, or a callable, which autocast alone serves.
         engine: how its passes are made.
-        keep: converted weights stay where they are from one use to the next, for recordings.
     """
 
-    def __init__(
-        self, model: Callable[[Tensor], Tensor], engine: "Engine", *, keep: bool = False
-    ) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], engine: "Engine") -> None:
         self.model = model
-        self._call = partial(compiled_pass, model) if engine.compile else model
+        self._call = partial(compiled_pass, model, engine.compile) if engine.compile else model
         self._engine, self._dtype = engine, engine.low_precision_dtype
-        # an engine inside another one may fold what that has not folded
-        self._kept = ("folded" if engine.folds else "plain") if keep else None
         if not engine.in_channels_last:
             self._convert(torch.preserve_format)
         elif isinstance(model, nn.Module) and model in _viewing:
@@ -70,9 +65,11 @@ class EnginePasses:
         self.weights: list[Tensor] = []
         """The converted weights."""
         if isinstance(self.model, nn.Module):
-            self._second = SecondWeights(self.model, self._dtype, layout, kept=self._kept)
+            self._second = SecondWeights(self.model, self._dtype, layout, folded=self._engine.folds)
             self.weights = self._second.tensors
-            packs = self._dtype == torch.bfloat16 and not self._engine.compile and can_pack()
+            packs = (
+                self._dtype == torch.bfloat16 and self._engine.compile is not True and can_pack()
+            )
             fixed = [*self.weights, *merged_in(self.model)] if packs else []
             fixed = [w for w in fixed if w.is_cpu and w.ndim == 2 and w.dtype == torch.bfloat16]
             self._packed = PackedWeights(fixed) if fixed else None
@@ -92,7 +89,7 @@ class EnginePasses:
         if scaled and torch.is_grad_enabled() and x.requires_grad:
             x = x.view_as(x)
             x.register_hook(lambda grad: grad / FP16_SCALE)
-        logits = self._logits(x)
+        logits = logits_in(self._logits(x))
         if not isinstance(logits, Tensor):
             return logits
         logits = logits.float()
@@ -145,7 +142,7 @@ class SecondWeights:
         model: whose weights they are.
         dtype: of the second tensors, which only fp32 weights have; None keeps each weight's.
         layout: of those of two-dimensional convolutions.
-        kept: what those of the last time are called where these are to lie; None for new ones.
+        folded: whether the model is, for an engine inside another one that has not folded it.
     """
 
     def __init__(
@@ -154,7 +151,7 @@ class SecondWeights:
         dtype: torch.dtype | None,
         layout: torch.memory_format = torch.preserve_format,
         *,
-        kept: str | None = None,
+        folded: bool = False,
     ) -> None:
         self._places: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
         self._second: dict[nn.Parameter, nn.Parameter] = {}
@@ -173,8 +170,8 @@ class SecondWeights:
                     self._places.append((module._parameters, name, own))
                     if own not in self._second:
                         form = dtype or own.dtype, layout if ordered else torch.preserve_format
-                        make = partial(buffer, module, f"{kept} {name}") if kept else _empty
-                        second = make(own, *form)
+                        title = f"{'folded' if folded else 'plain'} {name}"
+                        second = buffer(module, title, own, *form)
                         second.data.copy_(own)  # data: no graph is told of equal numbers
                         self._second[own] = nn.Parameter(second, requires_grad=False)
 
@@ -193,10 +190,6 @@ class SecondWeights:
         finally:
             for table, name, own in self._places:
                 table[name] = own
-
-
-def _empty(like: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
-    return torch.empty_like(like, dtype=dtype, memory_format=layout)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from roli_fast.evaluate.cli import Command, parse
 from roli_fast.evaluate.driver import run
 from roli_fast.evaluate.report import table
 from roli_fast.files import ROOM
-from roli_fast.running.folder import dated
 from roli_fast.running.ranks import Ranks
 
 logger = logging.getLogger("roli_fast.evaluate")
@@ -43,7 +42,7 @@ def _execute(command: Command, ranks: Ranks) -> int:
     if command.print_config:
         print(SCHEMA.to_yaml(command.assessment), end="")
         return 0
-    out = command.out or dated("evaluations", command.name)  # of the first process
+    out = command.out or command.new_folder()  # of the first process
     try:
         report = run(command.assessment, out, resume=command.resume, ranks=ranks)
     except (InterruptedRunError, WriteError) as error:
@@ -54,6 +53,8 @@ def _execute(command: Command, ranks: Ranks) -> int:
     if report is not None:
         print(table(report))
         print(f"Everything is in {out}.")
+        if command.run and out.resolve().is_relative_to(command.run.resolve()):
+            print(f"Into the run's report: python -m roli_fast.report {quote(str(command.run))}")
     return 0
 
 

@@ -52,7 +52,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | Sequence[Tensor]],
     attacks: Sequence[Attack] | Mapping[str, Attack],
     *,
     seed: int = 0,
@@ -66,7 +66,8 @@ def evaluate(
 
     Args:
         model: images (B, ...) in the attacks' bounds -> logits (B, C).
-        batches: (x, y, ids) on the model's device.
+        batches: (x, y, ids) on the model's device; or (x, y), as a DataLoader of torch gives them
+            from anywhere: then a sample's id is its place, so the loader must not shuffle.
         attacks: each is reported under its `label`; as a mapping, under the name given: one attack
             in several norms has one label.
         seed: seeds the random starts; a sample's start depends on it, on the attack's label and on
@@ -90,7 +91,8 @@ def evaluate(
     clean: list[Tensor] = []
     robust: dict[str, list[Tensor]] = {name: [] for name in attacks}
     with Hold(model):
-        for batch in batches:
+        for given in batches:
+            batch = _as_batch(given, sum(map(len, clean)), searched.module)
             right, _cost = right_flags(searched, batch)
             clean.append(right.cpu())
             for name, attack in attacks.items():
@@ -104,11 +106,35 @@ def evaluate(
     return Evaluation(torch.cat(clean), {label: torch.cat(f) for label, f in robust.items()})
 
 
+def _as_batch(given: Batch | Sequence[Tensor], before: int, module: nn.Module | None) -> Batch:
+    """(x, y) with ids from `before` on, where the model's weights are; a Batch as it is."""
+    if isinstance(given, Batch):
+        return given
+    if not isinstance(given, Sequence) or len(given) != 2:
+        got = f"{len(given)} parts" if isinstance(given, Sequence) else type(given).__name__
+        fix = "Let the loader's collate_fn give images and labels."
+        raise ArgumentError(describe("batches", "(x, y), or (x, y, ids)", got, fix))
+    x, y = given
+    weight = next(module.parameters(), x) if module is not None else x
+    return Batch(x.to(weight.device), y.to(weight.device), torch.arange(before, before + len(y)))
+
+
 def right_flags(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
     """Which images the model in its own precision classifies right, (B,), and the passes made."""
+    logits, cost = _logits(model, batch)
+    return is_right(logits, batch.y), cost
+
+
+def wrong_answers(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
+    """The most likely class (B,) that is not the label, by the model in its own precision: what it
+    takes an image for that fools it, also where it draws, or a logit is NaN."""
+    logits, cost = _logits(model, batch)
+    return logits.scatter(1, batch.y[:, None], -torch.inf).argmax(1), cost
+
+
+def _logits(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
     with InputGradient(plain(model)) as gradient, torch.no_grad():
-        logits = gradient.evaluate(batch.x, batch.y, cross_entropy)[1]
-        return is_right(logits, batch.y), gradient.cost
+        return gradient.evaluate(batch.x, batch.y, cross_entropy)[1], gradient.cost
 
 
 def attacked(

@@ -11,7 +11,7 @@ from roli_fast.data.corruptions import CORRUPTIONS
 from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.evaluate.attack_names import attack_tree
 from roli_fast.evaluate.curve import curve_attacks
-from roli_fast.evaluate.threats import Unseen, each_unseen
+from roli_fast.evaluate.threats import each_unseen
 from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
 
@@ -92,7 +92,8 @@ class Assessment:
             severities: names separated by commas, or "all" for the fifteen.
         ood: a second data set with classes of the same names, of which as many images are
             classified.
-        save_adversarial: write adversarial.safetensors, the images that fooled the model.
+        save_adversarial: write the images that fooled the model: adversarial.safetensors, and PNGs
+            with the names of their sources under adversarial/NORM, beside adversarial/clean.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads; null chooses one for small models and all cores otherwise.
         note: a line for the report.
@@ -164,8 +165,8 @@ class Assessment:
         _ = self.unseen_attacks
 
     @property
-    def unseen_attacks(self) -> list[Unseen]:
-        """The unseen attacks in their balls."""
+    def unseen_attacks(self) -> dict[str, BallAttack]:
+        """The unseen attacks in their balls, by group of results."""
         first, *others = self.threats
         norms, radii = tuple(t.norm for t in others), tuple(t.eps for t in others)
         return each_unseen(self.unseen, replace(first, other_norms=norms, other_eps=radii))

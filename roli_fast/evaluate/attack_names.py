@@ -15,16 +15,18 @@ from roli_fast.norms import NORMS
 
 EXAMPLES = "autoattack, autoattack-apgd, pgd-50, apgd-ce, apgd-t, fab-t, square-1000"
 
-_COUNTED = re.compile(r"(r|eot)(\d+)")
-_COUNTS = {"r": "restarts", "eot": "eot"}
+_COUNTS = {"r": "restarts", "eot": "eot", "s": "searches"}
+_COUNTS |= {"ti": "kernel", "si": "scales", "vt": "neighbours"}
+_COUNTED = re.compile(rf"({'|'.join(_COUNTS)})(\d+)")
 
 
 def attack_tree(text: str) -> Mapping[str, Any]:
     """What a short name stands for: a registered name, then words in any order.
 
-    A number is the steps (Square's queries), ce, dlr, margin or kl the loss, standard, plus, rand
-    or apgd AutoAttack's version, r5 five restarts, eot20 twenty passes, large the large radii of
-    l1. @l2=1 behind them is a norm and its radius, for an attack in a ball of its own.
+    A number is the steps (Square's queries), ce, dlr, margin or kl the loss, standard, plus,
+    rand or apgd AutoAttack's version, r5 five restarts, eot20 twenty passes, s9 nine searches
+    of CW, large the large radii of l1; ti15, si5, ni and vt5 are Transfer's options. @l2=1
+    behind them is a norm and its radius, for an attack in a ball of its own.
 
     Raises:
         ConfigError: no attack has this name, the attack has nothing that a word could set, or two
@@ -78,8 +80,8 @@ def _setting(word: str, known: Mapping[str, Any]) -> tuple[str | None, Any]:
         candidates = [("loss", word)]
     elif word in PRESETS:
         candidates = [("version", word)]
-    elif word == "large":
-        candidates = [("large_radius", True)]
+    elif word in ("large", "ni"):
+        candidates = [("large_radius" if word == "large" else "nesterov", True)]
     elif counted := _COUNTED.fullmatch(word):
         candidates = [(_COUNTS[counted[1]], int(counted[2]))]
     return next(((name, value) for name, value in candidates if name in known), (None, None))

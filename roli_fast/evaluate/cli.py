@@ -12,7 +12,7 @@ from roli_fast.configuration.usage import Usage
 from roli_fast.errors import ConfigError, describe
 from roli_fast.evaluate.assessment import PLACE_FIELDS, SCHEMA, Assessment, same_assessment
 from roli_fast.evaluate.prepare import IDENTITY
-from roli_fast.running.folder import CONFIG, is_used
+from roli_fast.running.folder import CONFIG, dated, is_used
 
 logger = logging.getLogger("roli_fast.evaluate")
 
@@ -26,7 +26,8 @@ Clean and robust accuracy of a model, image by image. With torchrun the processe
 images and find the same flags.
 
   --config FILE     a YAML file with the fields below
-  --out DIR         where everything is written (default: evaluations/<model>-<time>)
+  --out DIR         where everything is written (default: evaluations/<model>-<time>, of a training
+                    run's model in the run's folder, so that the run's report shows it)
   --resume          go on with what is in --out, stopped anywhere; begins there if there is nothing
   --print_config    print the whole configuration as YAML and stop
 
@@ -47,10 +48,14 @@ class Command:
     print_config: bool
 
     @property
-    def name(self) -> str:
-        """For a folder: the last part of what is evaluated."""
-        source = self.assessment.model.source
-        return Path(source.replace(":", "-")).stem or "model"
+    def run(self) -> Path | None:
+        """The folder of the training run that the model is of."""
+        return _run_of(Path(self.assessment.model.source))[0]
+
+    def new_folder(self) -> Path:
+        """evaluations/NAME-TIME, in the run's folder where there is one."""
+        name = Path(self.assessment.model.source.replace(":", "-")).stem or "model"
+        return dated(str((self.run or Path()) / "evaluations"), name)
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -114,9 +119,9 @@ def _from_run(tree: dict[str, Any], given: dict[str, str | None]) -> dict[str, A
     model = tree.get("model")
     source = given.get("model.source") or given.get("model")
     source = source or (model.get("source") if isinstance(model, dict) else model)
-    if not isinstance(source, str) or not Path(source).exists():
+    if not isinstance(source, str):
         return {}
-    run, out = _settings_of(Path(source)), {}
+    run, out = _run_of(Path(source))[1], {}
     names = set(given) | set(tree)
     if "data" in run and "data" not in names:
         out["data"] = run["data"]
@@ -127,13 +132,14 @@ def _from_run(tree: dict[str, Any], given: dict[str, str | None]) -> dict[str, A
     return out
 
 
-def _settings_of(path: Path) -> dict[str, Any]:
-    """The configuration of the run that a file or folder is part of; empty where there is none.
+def _run_of(path: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The folder and the configuration of the run that a file or folder is part of; None and empty
+    where there is none.
 
     It is read as plain YAML: what trained it need not be installed. A config.yaml of something else
     on the way up is passed over; one that cannot be read is told.
     """
-    for folder in [path, *path.absolute().parents][:6]:
+    for folder in [path, *path.absolute().parents][:6] if path.exists() else ():
         if (folder / CONFIG).is_file():
             try:
                 tree = read_yaml(folder / CONFIG)
@@ -141,8 +147,8 @@ def _settings_of(path: Path) -> dict[str, Any]:
                 logger.warning("%s It is passed over.", error)
                 continue
             if "probe" in tree or "finetune" in tree:
-                return tree
-    return {}
+                return folder, tree
+    return None, {}
 
 
 def _resumed(options: argparse.Namespace, overrides: Sequence[str]) -> Assessment:

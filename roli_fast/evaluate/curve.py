@@ -5,18 +5,17 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from roli_fast.attacks import FAB, PGD, Attack
-from roli_fast.attacks.base import AttackInputs, BallAttack
+from roli_fast.attacks import PGD, Attack
+from roli_fast.attacks.base import BallAttack
 from roli_fast.attacks.ensemble import total
 from roli_fast.data import Batch
-from roli_fast.engine import Cost, SearchModel, bound
+from roli_fast.engine import Cost, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, ConfigError, describe
 from roli_fast.evaluate.accuracy import attacked, right_flags
@@ -98,13 +97,12 @@ def robustness_curve(
 
     The ball of a smaller radius lies in that of a larger one, so an image that is fooled once is
     fooled at every larger radius: it is attacked at one radius after another, the smallest first,
-    until it is fooled. FAB looks for the closest adversarial image and answers all radii at once.
+    until it is fooled.
 
     Args:
         model: images (B, ...) in the attack's bounds -> logits (B, C); `Engine.bind` says how the
             attack passes images. What it finds counts if it fools the plain model, which searches
-            what was lost by that once more (`recheck.search`). With FAB and an engine that is not
-            exact the radii are taken one by one.
+            what was lost by that once more (`recheck.search`).
         batches: (x, y, ids) on the model's device.
         attack: searches in balls of one norm; its own eps does not matter. PGD's steps are a
             quarter of each radius; another fixed `step_size` is refused, as it fits one radius.
@@ -122,67 +120,26 @@ def robustness_curve(
         expected = "an attack in one ball, with norm, eps and bounds"
         raise ArgumentTypeError(describe("attack", expected, type(attack).__name__))
     attack, searched = at_any_radius(attack, radii), bound(model)
-    # FAB's distances can be taken at their word where its search is exact
-    follow = _by_distance if isinstance(attack, FAB) and searched.engine.exact else _one_by_one
     flags: list[Tensor] = []
     costs: list[Cost] = []
     for batch in batches:
         if len(batch.y):
             right, cost = right_flags(searched, batch)
-            generator = partial(
-                derived_generator, "evaluate", seed, attack.label, device=batch.x.device
-            )
-            found, more = follow(searched, batch, right, attack, radii, generator)
-            flags.append(torch.cat([right[None], found]).cpu())
-            costs += [cost, more]
+            rows, costs = [right], [*costs, cost]
+            for radius in radii:
+                draws = derived_generator("evaluate", seed, attack.label, device=batch.x.device)
+                eps = torch.full_like(batch.x[right].flatten(1)[:, 0], radius)
+                fooled, found = attacked(searched, batch, right, attack, draws, eps=eps)
+                costs += [found.result.cost] if found else []
+                right = right & ~fooled
+                rows.append(right)
+            flags.append(torch.stack(rows).cpu())
         if after_batch:
             after_batch(len(batch.y))
     if not flags:
         raise ArgumentError(describe("batches", "at least one image", "none"))
     right, label = torch.cat(flags, dim=1), attack.label
     return Curve(name or label, label, str(attack.norm), (0.0, *radii), right, total(costs))
-
-
-def _one_by_one(
-    model: SearchModel,
-    batch: Batch,
-    right: Tensor,
-    attack: BallAttack,
-    radii: Sequence[float],
-    generator: Callable[[], Generator],
-) -> tuple[Tensor, Cost]:
-    """One radius after another, each for what is still right: flags (R, B), and the cost."""
-    flags, costs, x = [], [Cost(0, 0)], batch.x
-    for radius in radii:
-        eps = torch.full((int(right.sum()),), radius, dtype=x.dtype, device=x.device)
-        fooled, found = attacked(model, batch, right, attack, generator(), eps=eps)
-        costs += [found.result.cost] if found else []
-        right = right & ~fooled
-        flags.append(right)
-    return torch.stack(flags), total(costs)
-
-
-def _by_distance(
-    model: SearchModel,
-    batch: Batch,
-    right: Tensor,
-    attack: BallAttack,
-    radii: Sequence[float],
-    generator: Callable[[], Generator],
-) -> tuple[Tensor, Cost]:
-    """One search with the smallest radius as eps: what is met within it is fooled at them all, for
-    everything else every restart and target looks for something closer."""
-    flags, rows, device = right.repeat(len(radii), 1), right.nonzero()[:, 0], batch.x.device
-    if len(rows) == 0:
-        return flags, Cost(0, 0)
-    x, y, ids = batch.x[rows], batch.y[rows], batch.ids.to(device)[rows]
-    assert isinstance(attack, FAB)
-    inputs = AttackInputs(model, x, y, generator(), sample_ids=ids, eps=radii[0])
-    found = replace(attack, minimal=False).search(inputs)
-    assert found.distance is not None
-    limits = torch.tensor(radii, dtype=x.dtype, device=device).double()
-    flags[:, rows] = found.distance > limits[:, None]
-    return flags, found.cost
 
 
 def at_any_radius(attack: BallAttack, radii: Sequence[float]) -> BallAttack:

@@ -1,30 +1,30 @@
-"""An evaluation from beginning to end."""
+"""An evaluation from beginning to end: the agreement of the processes, the folder, the rows."""
 
 import contextlib
 import datetime
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from roli_fast.attacks import AutoAttack
+from roli_fast.attacks import Attack, AutoAttack
 from roli_fast.attacks.base import Ball
+from roli_fast.data import ImageDataset
+from roli_fast.data.corruptions import SEVERITIES
 from roli_fast.engine import Engine
 from roli_fast.engine.engine import DTYPES
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import RoliFastError, RunDirectoryError, describe
 from roli_fast.evaluate.assessment import SCHEMA, Assessment
 from roli_fast.evaluate.curve import plot_curves
+from roli_fast.evaluate.dataset import Corruption, Images, Radii, Row, Runner, Search, Store
 from roli_fast.evaluate.prepare import IDENTITY, Prepared, check_same, prepare
 from roli_fast.evaluate.report import PICTURE, REPORT, build_report, write_images
-from roli_fast.evaluate.rows import plan
-from roli_fast.evaluate.runner import Images, Runner
-from roli_fast.evaluate.store import Store
 from roli_fast.files import write_json
 from roli_fast.norms import NORMS
 from roli_fast.running.environment import hash_text, say_what_changed
@@ -183,3 +183,32 @@ def _sets(assessment: Assessment, ready: Prepared) -> list[Images]:
     rows, chunk = plan(assessment, ready.dataset), assessment.chunk
     sets = [Images("", ready.dataset, rows, chunk, (ball, draws))]
     return sets + ([Images("ood-", ready.second, (), chunk)] if ready.second else [])
+
+
+def plan(assessment: Assessment, dataset: ImageDataset) -> list[Row]:
+    """Every row, in the order in which a chunk meets them."""
+    rows: list[Row] = []
+    seed = assessment.seed
+    for threat in assessment.threats:
+        attacks = [attack.under(threat) for attack in assessment.attacks]
+        over = None if assessment.union_only else threat.norm
+        rows += _searches(threat.norm, attacks, over, seed)
+    for group, attack in assessment.unseen_attacks.items():
+        rows += _searches(group, [attack], group, seed)
+    rows += [
+        Corruption(kind, severity, dataset, seed)
+        for kind in assessment.corruptions
+        for severity in SEVERITIES
+    ]
+    curve = assessment.curve
+    return rows + [Radii(attack, curve, seed) for attack in assessment.curve_attacks]
+
+
+def _searches(
+    group: str, attacks: Sequence[Attack], over: str | None, seed: int
+) -> Iterator[Search]:
+    seen: dict[str, int] = {}
+    for part in (part for attack in attacks for part in attack.parts):
+        count = seen[part.label] = seen.get(part.label, 0) + 1
+        label = part.label if count == 1 else f"{part.label}#{count}"
+        yield Search(part, label, group, over, seed)

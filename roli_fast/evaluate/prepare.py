@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from roli_fast.data import DataSource, ImageDataset, Splits
 from roli_fast.data.inspection import inspect_images
@@ -15,12 +15,12 @@ from roli_fast.engine.input_gradient import check_logits
 from roli_fast.errors import ArgumentError, RoliFastError, RunDirectoryError, describe
 from roli_fast.evaluate.assessment import PLACE_FIELDS, SCHEMA, Assessment
 from roli_fast.evaluate.classes import match_classes
+from roli_fast.evaluate.dataset import mixed_order
 from roli_fast.evaluate.subject import Opened, open_model
 from roli_fast.files import naming, read_json
 from roli_fast.running.device import pick_device, pick_threads, saved_threads
 from roli_fast.running.environment import hash_samples, hash_text, packages
 from roli_fast.running.ranks import Ranks
-from roli_fast.seeds import derived_generator
 
 IDENTITY = "identity.json"
 """The file of what an evaluation's results depend on, so that a resume never mixes two."""
@@ -119,30 +119,6 @@ def chosen(assessment: Assessment, splits: Splits, *, at_most: bool = False) -> 
             describe("images", f"at most {len(dataset)}, the {assessment.split} split", count)
         )
     return dataset.plain().subset(mixed_order(dataset.labels, assessment.seed)[:count])
-
-
-def mixed_order(labels: Tensor, seed: int) -> Tensor:
-    """A random order of all samples in which every beginning has the proportions of the classes.
-
-    Class by class the samples are shuffled and spread evenly over [0, 1), from a random offset; the
-    order is that of their places. So the first n of it are a random stratified subset, and the
-    first chunks of an evaluation already tell about the whole.
-
-    Args:
-        labels: int64 (N,).
-        seed: of the order, which depends on it and on the labels alone.
-
-    Returns:
-        Positions, int64 (N,).
-    """
-    generator = derived_generator("evaluation order", seed)
-    places = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique().tolist():
-        rows = (labels == label).nonzero()[:, 0]
-        offset = torch.rand(1, generator=generator, dtype=torch.float64)
-        spread = (torch.arange(len(rows)) + offset) / len(rows)
-        places[rows[torch.randperm(len(rows), generator=generator)]] = spread
-    return places.argsort(stable=True)
 
 
 def identity(

@@ -1,12 +1,14 @@
-"""What an evaluation ends with: evaluation.json, adversarial.safetensors, and the table."""
+"""What an evaluation ends with: evaluation.json, adversarial images, and the table."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from roli_fast.attacks.ensemble import total
@@ -14,50 +16,41 @@ from roli_fast.attacks.warning_signs import black_box
 from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate.assessment import SCHEMA, Assessment
 from roli_fast.evaluate.curve import Curve
+from roli_fast.evaluate.dataset import (
+    CURVE,
+    SHIFT,
+    Chunk,
+    Images,
+    Radii,
+    Search,
+    Store,
+    merged,
+)
 from roli_fast.evaluate.prepare import Prepared
-from roli_fast.evaluate.rows import CURVE, SHIFT, Radii, Search
-from roli_fast.evaluate.runner import Images
-from roli_fast.evaluate.shares import accuracy_of, mean_accuracy, to_flags, to_text
-from roli_fast.evaluate.store import Chunk, Found, Store
-from roli_fast.files import naming, read_json, write_tensors
+from roli_fast.evaluate.shares import (
+    accuracy_of,
+    by_class,
+    collapse,
+    majority,
+    mean_accuracy,
+    to_flags,
+    to_text,
+)
+from roli_fast.files import naming, read_json, write_tensors, writing
 from roli_fast.running.environment import environment
 from roli_fast.running.text import align
+from roli_fast.threat import as_pixels
 
 REPORT = "evaluation.json"
 IMAGES = "adversarial.safetensors"
+PICTURES = "adversarial"
+"""The folder of the same as PNGs."""
+
 PICTURE = "curve.png"
 FORMAT = 1
 
-
-@dataclass(frozen=True)
-class Flags:
-    """The finished chunks of one set of images, read as a whole, in the order of the data's ids."""
-
-    images: Images
-    done: Sequence[Chunk]
-
-    @property
-    def order(self) -> Tensor:
-        """Places of the samples in the order of the evaluation, by their ids."""
-        return self.images.dataset.ids.argsort()
-
-    def alive(self, group: str | None) -> Tensor:
-        """bool (N,), see `Chunk.alive`."""
-        return torch.cat([chunk.alive(group) for chunk in self.done])[self.order]
-
-    @property
-    def clean(self) -> Tensor:
-        """bool (N,): right as it is."""
-        return self.alive("no group")
-
-    def rows(self, group: str) -> dict[str, list[Found]]:
-        """Part -> that row of every chunk."""
-        places = [(i, part) for i, (own, part) in enumerate(self.images.plan) if own == group]
-        return {part: [chunk.found[i] for chunk in self.done] for i, part in places}
-
-    def right(self, row: Sequence[Found]) -> Tensor:
-        """bool (N,): not fooled by this row."""
-        return ~torch.cat([found.fooled for found in row])[self.order]
+CLASSES_SHOWN = 12
+"""Classes in the table of the command; all are in evaluation.json."""
 
 
 def build_report(
@@ -67,19 +60,20 @@ def build_report(
     done: Sequence[Sequence[Chunk]],
 ) -> dict[str, Any]:
     """What evaluation.json holds. Samples are in the order of the data, not of the evaluation."""
-    own, *others = map(Flags, sets, done)
-    dataset, order = ready.dataset, own.order
-    unseen: list[dict[str, Any]] = [
-        {"attack": one.attack.label, "norm": one.threat.norm}
-        | _group(own, one.group, one.threat.eps)
-        for one in assessment.unseen_attacks
+    own, *others = map(merged, done)
+    images, dataset = sets[0], ready.dataset
+    order = dataset.ids.argsort()
+    labels = dataset.labels[order]
+    unseen = [
+        {"attack": one.label, "norm": one.norm} | _group(images, own, group, float(one.eps or 0))
+        for group, one in assessment.unseen_attacks.items()
     ]
-    norms = {threat.norm: _group(own, threat.norm, threat.eps) for threat in assessment.threats}
+    norms = {t.norm: _group(images, own, t.norm, t.eps) for t in assessment.threats}
     if assessment.union_only:
         norms = {norm: entry | {"robust": None} for norm, entry in norms.items()}
-    shifts, union = _shifts(own, *others), own.alive(None)
-    aside = (CURVE, SHIFT)  # no search of the attacks
-    searched = [f for c in own.done for f in c.found if f.group.split()[0] not in aside]
+    shifts, (union, answers) = _shifts(own, *others), own.under(None)
+    searched = [f for f in own.found if f.group.split()[0] not in (CURVE, SHIFT)]
+    names = dict(zip(ready.outputs, ready.splits.classes, strict=True))
     return {
         "format": FORMAT,
         "model": {**SCHEMA.to_tree(assessment.model), **ready.opened.described},
@@ -96,95 +90,112 @@ def build_report(
         "search_dtype": assessment.search_dtype,
         "batch_size": assessment.batch_size,
         "chunk": assessment.chunk,
-        "clean": accuracy_of(own.clean),
+        "clean": accuracy_of(own.clean) | {"predictions": own.answers.tolist()},
         "norms": norms,
-        "union": accuracy_of(union),
+        "union": accuracy_of(union) | {"predictions": answers.tolist()},
+        "guessing": majority(labels),
+        "per_class": _per_class(own, labels, names, norms),
         "unseen": _unseen(unseen, union, shifts),
         "shifts": shifts,
-        "curves": _curves(own, Path(assessment.model.source).stem),
+        "curves": _curves(images, own, Path(assessment.model.source).stem),
         "lost": sum(found.lost for found in searched),
-        "cost": asdict(total([*(c.cost for c in own.done), *(f.cost for f in searched)])),
+        "cost": asdict(total([own.cost, *(found.cost for found in searched)])),
         "seconds": sum(found.seconds for found in searched),
-        "warnings": _warnings(own, norms),
+        "warnings": _warnings(images, own, norms, collapse(own.clean, labels, names)),
         "notes": [*ready.opened.notes, *([assessment.note] if assessment.note else [])],
-        "ids": dataset.ids[order].tolist(),
+        "ids": own.ids,
         "names": [dataset.name(place) for place in order.tolist()],
-        "labels": dataset.labels[order].tolist(),
+        "labels": labels.tolist(),
         "environment": environment(ready.device, torch.get_num_threads()),
         "identity": ready.found,
     }
 
 
-def _group(own: Flags, group: str, eps: float) -> dict[str, Any]:
+def _group(images: Images, own: Chunk, group: str, eps: float) -> dict[str, Any]:
     """One norm: its searches, and the accuracy against all of them."""
-    attacks = {row.label: row.attack for row in _searches(own, group)}
-    searches = []
-    for part, found in own.rows(group).items():
-        fooled = ~own.right(found)
-        searches.append(
-            {
-                "part": part,
-                "attack": SCHEMA.to_tree(attacks[part]),
-                "attacked": sum(one.attacked for one in found),
-                "fooled": int(fooled.sum()),
-                "lost": sum(one.lost for one in found),
-                "cost": asdict(total([one.cost for one in found])),
-                "seconds": sum(one.seconds for one in found),
-                "notes": list(dict.fromkeys(note for one in found for note in one.notes)),
-                "fooled_flags": to_text(fooled),
-            }
-        )
-    return {"eps": eps, "robust": accuracy_of(own.alive(group)), "searches": searches}
+    attacks = {row.label: row.attack for row in _searches(images, group)}
+    searches = [
+        {
+            "part": found.part,
+            "attack": SCHEMA.to_tree(attacks[found.part]),
+            "attacked": found.attacked,
+            "fooled": int(found.fooled.sum()),
+            "lost": found.lost,
+            "cost": asdict(found.cost),
+            "seconds": found.seconds,
+            "notes": list(found.notes),
+            "fooled_flags": to_text(found.fooled),
+        }
+        for found in own.rows(group)
+    ]
+    right, answers = own.under(group)
+    robust = accuracy_of(right) | {"predictions": answers.tolist()}
+    return {"eps": eps, "robust": robust, "searches": searches}
 
 
-def _searches(own: Flags, group: str) -> list[Search]:
-    return [row for row in own.images.rows if isinstance(row, Search) and row.group == group]
+def _searches(images: Images, group: str) -> list[Search]:
+    return [row for row in images.rows if isinstance(row, Search) and row.group == group]
 
 
-def _warnings(own: Flags, norms: dict[str, Any]) -> list[str]:
-    found = [text for chunk in own.done for text in chunk.signs.values()]
+def _per_class(
+    own: Chunk, labels: Tensor, names: dict[int, str], norms: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """`by_class` of clean images, of each norm, and of their union where they are several; with
+    "attacked_as", how often each answer is given under all attacks: a row of the confusion
+    matrix."""
+    right, answers = own.under(None)
+    columns = {"clean": [own.clean]}
+    columns |= {n: [own.alive(n)] for n, e in norms.items() if e["robust"] is not None}
+    if len(norms) > 1:
+        columns["union"] = [right]
+    found = by_class(names, labels, columns)
+    for entry in found:
+        counts = Counter(answers[labels == entry["label"]].tolist()).most_common()
+        entry["attacked_as"] = {names.get(k, f"output {k}"): count for k, count in counts}
+    return found
+
+
+def _warnings(
+    images: Images, own: Chunk, norms: dict[str, Any], collapsed: str | None
+) -> list[str]:
+    found = [*([collapsed] if collapsed else []), *own.signs.values()]
     for norm, entry in norms.items():
-        attacks = [row.attack for row in _searches(own, norm)]
+        attacks = [row.attack for row in _searches(images, norm)]
         signs = black_box(attacks, [search["fooled"] for search in entry["searches"]])
         found += [f"{norm}: {sign.text}" for sign in signs]
     return found
 
 
-def _shifts(own: Flags, second: Flags | None = None) -> dict[str, Any] | None:
+def _shifts(own: Chunk, second: Chunk | None = None) -> dict[str, Any] | None:
     """Each corruption at each severity, the mean over severities and kinds, and the second data
     set, which has ids of its own; None without any."""
     kinds: dict[str, dict[str, Any]] = {}
-    for group in dict.fromkeys(g for g, _ in own.images.plan if g.startswith(f"{SHIFT} ")):
-        kinds[group.split(" ", 1)[1]] = {
-            part: _as_seen(own.right(found), found) for part, found in own.rows(group).items()
-        }
+    for found in own.found:
+        if found.group.startswith(f"{SHIFT} "):
+            kind = kinds.setdefault(found.group.split(" ", 1)[1], {})
+            kind[found.part] = _as_seen(~found.fooled, found.cost)
     if not kinds and second is None:
         return None
     means = [mean_accuracy(levels.values()) for levels in kinds.values()]
-    ood = None
-    if second is not None:
-        ids = second.images.dataset.ids[second.order].tolist()
-        ood = _as_seen(second.clean, second.done) | {"ids": ids}
     return {
         "corruptions": kinds,
         "corruption_accuracy": sum(means) / len(means) if means else None,
-        "ood": ood,
+        "ood": second and _as_seen(second.clean, second.cost) | {"ids": second.ids},
     }
 
 
-def _as_seen(right: Tensor, parts: Sequence[Chunk] | Sequence[Found]) -> dict[str, Any]:
+def _as_seen(right: Tensor, cost: Any) -> dict[str, Any]:
     """Images that were classified and not attacked."""
-    cost = asdict(total([part.cost for part in parts]))
-    return accuracy_of(right) | {"images": len(right), "cost": cost}
+    return accuracy_of(right) | {"images": len(right), "cost": asdict(cost)}
 
 
-def _curves(own: Flags, name: str) -> list[dict[str, Any]] | None:
+def _curves(images: Images, own: Chunk, name: str) -> list[dict[str, Any]] | None:
     """Each curve as `Curve.as_json`, with the flags of every radius."""
     curves = []
-    for row in (row for row in own.images.rows if isinstance(row, Radii)):
+    for row in (row for row in images.rows if isinstance(row, Radii)):
         found = own.rows(row.names[0][0])
-        right = torch.stack([own.clean, *map(own.right, found.values())])
-        cost = total(one.cost for part in found.values() for one in part)
+        right = torch.stack([own.clean, *(~one.fooled for one in found)])
+        cost = total([one.cost for one in found])
         label, norm = row.attack.label, str(row.attack.norm)
         curve = Curve(name or label, label, norm, (0.0, *row.radii), right, cost)
         curves.append(curve.as_json() | {"flags": [to_text(flags) for flags in right]})
@@ -214,16 +225,39 @@ def _unseen(
 def write_images(
     folder: Path, norms: tuple[str, ...], images: Images, store: Store, done: Sequence[Chunk]
 ) -> None:
-    """Write `ids`, `labels`, and norm -> images in the same order; what nothing fooled is as it
-    was."""
+    """Write adversarial.safetensors, with `ids`, `labels`, and norm -> images in the same order,
+    where what nothing fooled is as it was; and every image that fooled the model as
+    adversarial/NORM/NAME.png, rounded to pixels, with the image it was made of as
+    adversarial/clean/NAME.png."""
     dataset, parts = images.dataset, {norm: list[Tensor]() for norm in norms}
-    for chunk, rows in zip(done, images.parts.values(), strict=True):
-        for norm, found in store.images(chunk, dataset.batch(torch.tensor(rows)).x, norms).items():
+    for chunk, places in zip(done, images.parts.values(), strict=True):
+        x = dataset.batch(torch.tensor(places)).x
+        for norm, found in store.images(chunk, x, norms).items():
             parts[norm].append(found)
+            for row in (chunk.clean & ~chunk.alive(norm)).nonzero()[:, 0].tolist():
+                name = picture_name(dataset.name(places[row]))
+                _write_png(folder / PICTURES / norm / name, as_pixels(found[row], x[row]))
+                _write_png(folder / PICTURES / "clean" / name, as_pixels(x[row], x[row]))
     order = dataset.ids.argsort()
     tensors = {norm: torch.cat(found)[order] for norm, found in parts.items()}
     tensors |= {"ids": dataset.ids[order], "labels": dataset.labels[order]}
     write_tensors(folder / IMAGES, tensors, {"roli_fast": json.dumps({"norms": list(norms)})})
+
+
+def picture_name(name: str) -> str:
+    """The relative path of an image's PNG: "cat/1.jpg.png" of "cat/1.jpg", "7.png" of "7"; it
+    never leads out of its folder."""
+    parts = [part for part in Path(name).parts if part not in ("..", "/")]
+    path = "/".join(parts) or "image"
+    return path if path.endswith(".png") else f"{path}.png"
+
+
+def _write_png(path: Path, pixels: Tensor) -> None:
+    """uint8 (C, H, W) of one or three channels."""
+    channels = pixels.movedim(0, -1).numpy()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(channels[..., 0] if channels.shape[-1] == 1 else channels).save(path)
 
 
 @dataclass(frozen=True)
@@ -269,7 +303,7 @@ def read_report(path: str | Path) -> Report:
 
 
 def table(report: dict[str, Any]) -> str:
-    """A report as text."""
+    """A report as text: accuracies, the classes worst first, and remarks."""
     rows = [["", "eps", "attacked", "fooled", "accuracy", "95 % interval"]]
     rows.append(_row("clean", report["clean"]))
     for norm, entry in report["norms"].items():
@@ -287,7 +321,20 @@ def table(report: dict[str, Any]) -> str:
             entry = point | {"interval_95": [point["low"], point["high"]]}
             rows.append(_row(f"curve {curve['attack']}", entry, point["eps"]))
     lines = align([[*row, *[""] * (len(rows[0]) - len(row))] for row in rows])
-    return "\n".join([*lines, "", *_remarks(report)])
+    return "\n".join([*lines, "", *_class_lines(report["per_class"]), "", *_remarks(report)])
+
+
+def _class_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Clean and robust accuracy of the worst classes, and what they are taken for."""
+    columns = list(entries[0]["accuracy"])
+    rows = [["class, worst first", "images", *columns, "attacked, taken most often for"]]
+    for entry in entries[:CLASSES_SHOWN]:
+        others = [(n, k) for n, k in entry["attacked_as"].items() if n != entry["class"]]
+        taken = f"{others[0][0]} ({others[0][1]})" if others else ""
+        shares = [_percent(share) for share in entry["accuracy"].values()]
+        rows.append([entry["class"], str(entry["images"]), *shares, taken])
+    more = len(entries) - CLASSES_SHOWN
+    return align(rows) + ([f"{more} more classes are in {REPORT}."] if more > 0 else [])
 
 
 def _unseen_rows(unseen: dict[str, Any] | None) -> list[list[str]]:
@@ -335,7 +382,7 @@ def _remarks(report: dict[str, Any]) -> list[str]:
     how = f", chosen at random by seed {report['seed']}" if count < whole else ""
     lines = [
         f"{which} {report['data']['split']} images{how}. A search attacks what those above it left "
-        "right.",
+        f"right. Guessing the most frequent class is right for {_percent(report['guessing'])}.",
         f"The attacks and their clean pass: {report['cost']['forward_images']} images forward, "
         f"{report['cost']['backward_images']} backward, {report['seconds']:.1f} s of search.",
     ]

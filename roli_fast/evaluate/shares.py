@@ -1,7 +1,8 @@
-"""Shares of images that are right: flags, their text in files, and how sure a share is."""
+"""Shares of images that are right: flags, their text in files, shares of every class, and how sure
+a share is."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -42,6 +43,62 @@ def mean_accuracy(entries: Iterable[dict[str, Any]]) -> float:
     """The mean over what `accuracy_of` made."""
     shares = [entry["accuracy"] for entry in entries]
     return sum(shares) / len(shares)
+
+
+def by_class(
+    names: Mapping[int, str], labels: Tensor, columns: Mapping[str, Sequence[Tensor]]
+) -> list[dict[str, Any]]:
+    """Accuracy of every class, worst first: an entry each with "class", "label", "images" and
+    "accuracy", by column.
+
+    Args:
+        names: of the labels.
+        labels: int64 (N,).
+        columns: name -> flags (N,), one for each seed, over which the mean is taken; the last
+            column's accuracy is the order, then that of the others from the last to the first.
+    """
+    found = []
+    for label in labels.unique().tolist():
+        own = labels == label
+        shares = {
+            name: sum(accuracy(flags[own]) for flags in seeds) / len(seeds)
+            for name, seeds in columns.items()
+        }
+        entry = {"class": names[label], "label": label, "images": int(own.sum())}
+        found.append(entry | {"accuracy": shares})
+    return sorted(found, key=lambda entry: [*entry["accuracy"].values()][::-1])
+
+
+def majority(labels: Tensor) -> float:
+    """Share of the most frequent label: what always answering it gets right, the best guess
+    without a look at the image."""
+    return int(labels.bincount().max()) / len(labels)
+
+
+def collapse(clean: Tensor, labels: Tensor, names: Mapping[int, str]) -> str | None:
+    """A sentence on a model that has learnt nothing: right for one class alone, or not better than
+    guessing by the 95 % interval; None for any other.
+
+    Args:
+        clean: flags (N,) of the clean images that are right.
+        labels: int64 (N,), of at least two classes.
+        names: of the labels.
+    """
+    guess, right = majority(labels), int(clean.sum())
+    if guess == 1:
+        return None
+    answered = labels[clean].unique().tolist()
+    if len(answered) == 1 and bool(clean[labels == answered[0]].all()):
+        return (
+            f"the model has collapsed: it is right for class '{names[answered[0]]}' alone, as if "
+            "it gave every image this answer"
+        )
+    if wilson_interval(right, len(clean))[0] <= guess:
+        return (
+            f"the model may have learnt nothing: its clean accuracy, {100 * right / len(clean):.1f}"
+            f" %, is within the noise of {100 * guess:.1f} %, the share of the most frequent class"
+        )
+    return None
 
 
 def standard_error(accuracy: float, count: int) -> float:

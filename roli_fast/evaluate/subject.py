@@ -3,6 +3,7 @@
 import importlib
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,22 +58,21 @@ def open_model(subject: Subject, *, num_classes: int, image_size: int) -> Opened
         path = weight_file(path)
         logger.info("model: %s", path)
     if source.startswith(zoo.PREFIX):
-        entry = zoo.find(source.removeprefix(zoo.PREFIX))
-        name = subject.name or entry.architecture
-        return _foreign(subject, source, zoo.local_file(source), name, image_size)
+        name = subject.name or zoo.find(source.removeprefix(zoo.PREFIX)).architecture
+        return _foreign(subject, zoo.local_file(source), name, image_size)
     if path.suffix in WEIGHTS or path.is_file():
         if read_card(path):
             _nothing_beside(subject, f"'{path}', which names its own architecture")
             model = models.load(path)
             described = {"file": str(path), "architecture": model.card["name"]}
-            return _opened(model, described, tuple(model.card["classes"]))
+            return _opened(model, described, model.card["classes"])
         if not subject.name:
             models.read_state_dict(path)  # a missing or damaged file is told as such
             fix = "Add --model.name with its timm architecture, and its --model.options."
             raise ConfigError(
                 describe("model", "a file that names its architecture", f"'{source}'", fix)
             )
-        return _foreign(subject, source, path, subject.name, image_size)
+        return _foreign(subject, path, subject.name, image_size)
     if ":" in source:
         return _made(subject)
     if "/" in source:
@@ -81,13 +81,15 @@ def open_model(subject: Subject, *, num_classes: int, image_size: int) -> Opened
     return _architecture(subject, num_classes, image_size)
 
 
-def _foreign(subject: Subject, source: str, path: Path, name: str, image_size: int) -> Opened:
-    config = _model(subject, name=name, weights=source)
+def _foreign(subject: Subject, path: Path, name: str, image_size: int) -> Opened:
+    """A weight file of others."""
+    config = _model(subject, name=name, weights=subject.source)
     model = models.restore(config, image_size=image_size)
     return _opened(model, {"file": str(path), "architecture": name})
 
 
 def _architecture(subject: Subject, num_classes: int, image_size: int) -> Opened:
+    """timm's own weights, or random ones."""
     if subject.name:
         fix = "It is the architecture of a weight file: leave it out."
         raise ConfigError(describe("model.name", "null", repr(subject.name), fix))
@@ -103,8 +105,8 @@ def _architecture(subject: Subject, num_classes: int, image_size: int) -> Opened
 
 
 def _model(subject: Subject, **more: Any) -> models.Model:
-    shared = {f.name for f in fields(models.Model)} & {f.name for f in fields(Subject)} - {"name"}
-    return models.Model(**{name: getattr(subject, name) for name in shared}, **more)
+    names = ("pretrained", "options", "mean", "std", "resize")
+    return models.Model(**{name: getattr(subject, name) for name in names}, **more)
 
 
 def _made(subject: Subject) -> Opened:
@@ -129,23 +131,23 @@ def _made(subject: Subject) -> Opened:
         notes = (f"{subject.source} gave a model in train mode; it is evaluated in eval mode",)
         model.eval()
     classes = model.card.get("classes", ()) if isinstance(model, models.Classifier) else ()
-    return _opened(model, {"factory": subject.source}, tuple(classes), notes)
+    return _opened(model, {"factory": subject.source}, classes, notes)
 
 
 def _opened(
     model: Any,
     described: dict[str, Any],
-    classes: tuple[str, ...] = (),
+    classes: Sequence[str] = (),
     notes: tuple[str, ...] = (),
 ) -> Opened:
+    """With a fingerprint of the weights, where it has any that can be seen."""
     state = model.state_dict() if isinstance(model, nn.Module) else None
-    if state is not None and (state or not isinstance(model, torch.jit.ScriptModule)):
-        described["sha256"] = fingerprint(state)
-    else:
-        described["sha256"] = None
+    if state is None or not state and isinstance(model, torch.jit.ScriptModule):
         kind = "no nn.Module" if state is None else "a frozen script"
         notes += (f"the model is {kind}: whether it changed cannot be told at a resume",)
-    return Opened(model, described, classes, notes)
+        state = None
+    described["sha256"] = None if state is None else fingerprint(state)
+    return Opened(model, described, tuple(classes), notes)
 
 
 def _nothing_beside(subject: Subject, what: str) -> None:

@@ -1,7 +1,6 @@
 """Under which threats an attack searches: the columns and groups of results that it makes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from roli_fast.attacks import Attack
@@ -47,21 +46,9 @@ def columns(attack: Attack, threat: ThreatModel) -> dict[str, Attack]:
     return {first.label: first} if all(other == first for other in each.values()) else each
 
 
-@dataclass(frozen=True)
-class Unseen:
-    """One attack in one ball, on every image that is classified right when clean."""
-
-    threat: ThreatModel
-    attack: BallAttack
-
-    @property
-    def group(self) -> str:
-        """ "unseen square-5000 l2 0.5"."""
-        return f"unseen {self.attack.label} {self.threat.norm} {self.threat.eps:.4g}"
-
-
-def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
-    """Every attack in its own ball, or where it has none in each of the evaluation's.
+def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> dict[str, BallAttack]:
+    """Group of results -> attack: every attack in its own ball, or where it has none in each of the
+    evaluation's; "unseen square-5000 l2 0.5" is one of the names.
 
     Args:
         attacks: as they are configured.
@@ -70,7 +57,7 @@ def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
     Raises:
         ConfigError: an attack that has no one ball, a radius without its norm, or two alike.
     """
-    found: dict[str, Unseen] = {}
+    found: dict[str, BallAttack] = {}
     for attack in attacks:
         try:
             if isinstance(attack, BallAttack) and attack.norm is None and attack.eps is not None:
@@ -83,8 +70,8 @@ def each_unseen(attacks: Sequence[Attack], threat: ThreatModel) -> list[Unseen]:
             if not isinstance(one, BallAttack) or one.norm is None or one.eps is None:
                 raise ConfigError(describe("unseen", "attacks in one ball", one.label))
             _ = one.parts  # raises where a part cannot take these settings
-            own = Unseen(ThreatModel(one.norm, one.eps, threat.bounds), one)
-            if own.group in found:
-                raise ConfigError(describe("unseen", "different attacks", f"{own.group} twice"))
-            found[own.group] = own
-    return list(found.values())
+            group = f"unseen {one.label} {one.norm} {one.eps:.4g}"
+            if group in found:
+                raise ConfigError(describe("unseen", "different attacks", f"{group} twice"))
+            found[group] = one
+    return found

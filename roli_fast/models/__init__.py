@@ -18,3 +18,5 @@ from roli_fast.models.preact import PreActResNet as PreActResNet
 from roli_fast.models.weights import load_backbone as load_backbone
 from roli_fast.models.weights import read_state_dict as read_state_dict
 from roli_fast.models.weights import save_model as save_model
+from roli_fast.models.wrap import hand_in as hand_in
+from roli_fast.models.wrap import wrap as wrap

@@ -23,6 +23,7 @@ from roli_fast.files import naming
 from roli_fast.models.classifier import Classifier, Model, head_name
 from roli_fast.models.normalization import choose_normalization
 from roli_fast.models.weights import load_backbone, read_card, read_state_dict, read_weights
+from roli_fast.models.wrap import foreign_network, hand_in
 from roli_fast.seeds import derive_seed
 
 logger = logging.getLogger("roli_fast.models")
@@ -33,6 +34,9 @@ ELSEWHERE = {
     "checkpoint_path": "Set model.weights.",
 }
 """Argument of `timm.create_model` that is no option here -> what takes its place."""
+
+AS_IT_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+"""The normalisation of a network that does not tell one: it takes images in [0, 1]."""
 
 
 def create(
@@ -73,9 +77,9 @@ def create(
         raise CheckpointError(describe("weights", "the weights of a plain backbone", got, fix))
     if with_head:
         _check_head(config, card, num_classes)
-    backbone = _timm_model(config, num_classes, seed)
+    backbone = _network(config, num_classes, seed, with_head=with_head and path is None)
     file = read_weights(path) if path else None
-    mean, std = choose_normalization(config, file, getattr(backbone, "pretrained_cfg", {}))
+    mean, std = choose_normalization(config, file, getattr(backbone, "pretrained_cfg", AS_IT_IS))
     model = Classifier(backbone, config, mean, std)
     if image_size is not None:
         _check_image_size(model, config.resize or image_size)
@@ -84,11 +88,13 @@ def create(
     return model
 
 
-def load(path: str | Path) -> Classifier:
+def load(path: str | Path, *, network: nn.Module | None = None) -> Classifier:
     """A classifier that training saved, head and normalisation included.
 
     Args:
         path: a best.safetensors or last.safetensors of a run.
+        network: the architecture, where the run was given a module: any object of the same class
+            and sizes; its weights and head do not matter, and it is left as it is.
 
     Returns:
         The model in eval mode: images (B, 3, H, W) in [0, 1] -> logits (B, C). `card["classes"]`
@@ -106,9 +112,11 @@ def load(path: str | Path) -> Classifier:
     with naming(path, CheckpointError, "path", "a card that describes a model of this version"):
         mean, std = tuple(card["mean"]), tuple(card["std"])
         config = Model(card["name"], options=card["options"], mean=mean, std=std)
-        config = replace(config, resize=card["resize"])
+        config = replace(config, resize=card["resize"], head=card.get("head"))
+        if network is not None:
+            config = replace(config, name=hand_in(network).name)
         model = create(config, num_classes=card["num_classes"])
-        model.card["classes"] = card["classes"]
+        model.card["classes"], model.image_size = card["classes"], card.get("image_size")
         if "tuning" in card:  # peft stands above models, and loads for the files that need it
             importlib.import_module("roli_fast.peft").rebuild(model, card["tuning"])
         load_backbone(model, path, with_head=True)
@@ -133,7 +141,7 @@ def restore(config: Model, *, image_size: int | None = None) -> Classifier:
     if path is None:
         raise CheckpointError(describe("weights", "a weight file", config.weights))
     file = read_weights(path)
-    head = head_name(_timm_model(replace(config, weights=None), 1, seed=0))
+    head = head_name(_network(replace(config, weights=None), 1, seed=0))
     weight = file.state.get(f"{head}.weight")
     if weight is None:
         fix = "A backbone alone classifies nothing: train a head first."
@@ -189,6 +197,13 @@ def _local_weights(config: Model) -> Path | None:
             fix = "Set model.name, or choose another file: `python -m roli_fast.zoo list`."
             raise ArgumentError(describe("model.name", expected, got, fix))
     return zoo.local_file(config.weights)
+
+
+def _network(config: Model, num_classes: int, seed: int, *, with_head: bool = False) -> nn.Module:
+    """The network without its file's weights; what is no timm name may keep its own head."""
+    if ":" in config.name:
+        return foreign_network(config, num_classes, seed=seed, with_head=with_head)
+    return _timm_model(config, num_classes, seed)
 
 
 def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
@@ -272,6 +287,7 @@ def _check_image_size(model: Classifier, size: int) -> None:
     draw = torch.Generator().manual_seed(0)
     try:
         model.check_features(torch.rand(1, len(model.card["mean"]), size, size, generator=draw))
+        model.image_size = size
     except (AssertionError, RuntimeError, ValueError) as error:
         fix = "Set data.image_size to the model's size, or model.resize to resize inside the "
         fix += "model, or model.options {img_size: ...} to build the model for this size."

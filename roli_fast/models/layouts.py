@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from roli_fast.errors import CheckpointError, describe
@@ -128,6 +127,9 @@ CONTAINERS += ("ema_state_dict", "teacher")
 _WRAPPER = re.compile(r"(?:module|_orig_mod|model|net|network|backbone|\d+)\.")
 """One that holds the whole network: DataParallel, torch.compile, Sequential(normalise, net) ..."""
 
+ATTACKER = "attacker."
+"""What the robustness library puts before the second copy of a network."""
+
 _PAIRS = {"std": "mean", "sigma": "mu", "new_std": "new_mean"}
 """Buffer of a normalisation's standard deviations -> of its means."""
 
@@ -135,8 +137,8 @@ _PAIRS = {"std": "mean", "sigma": "mu", "new_std": "new_mean"}
 def unwrapped(loaded: object, path: Path) -> tuple[dict[str, Tensor], Normalization | None]:
     """The network's own tensors, and the mean and std of a normalisation in front of it.
 
-    What wraps the network is taken off where all tensors share it; a second copy of the network,
-    as an attacker in the robustness library holds, is dropped where it is equal to the last bit.
+    What wraps the network is taken off where all tensors share it; the second copy of the network
+    that the robustness library's attacker holds is dropped.
 
     Raises:
         CheckpointError: no tensors by name, or two normalisations.
@@ -147,8 +149,8 @@ def unwrapped(loaded: object, path: Path) -> tuple[dict[str, Tensor], Normalizat
         first = _WRAPPER.match(next(iter(state)))
         if first and all(name.startswith(first[0]) for name in state):
             state = {name.removeprefix(first[0]): tensor for name, tensor in state.items()}
-        elif (rest := _without_twin(state)) is not state:
-            state = rest
+        elif any(name.startswith(ATTACKER) for name in state):
+            state = {name: t for name, t in state.items() if not name.startswith(ATTACKER)}
         else:
             break
     return state, normalization
@@ -192,16 +194,3 @@ def _normalization(
         raise CheckpointError(describe("weights", expected, f"{sorted(found)} in '{path}'"))
     rest = {name: tensor for name, tensor in state.items() if name not in used}
     return (found.pop() if found else None), rest
-
-
-def _without_twin(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` without an exact second copy of the rest under a name of its own ("attacker.")."""
-    for top in dict.fromkeys(name.partition(".")[0] + "." for name in state):
-        inside = {name: tensor for name, tensor in state.items() if name.startswith(top)}
-        twins = (state.get(name.removeprefix(top)) for name in inside)
-        if len(inside) * 2 == len(state) and all(
-            twin is not None and twin.dtype == tensor.dtype and torch.equal(twin, tensor)
-            for twin, tensor in zip(twins, inside.values(), strict=True)
-        ):
-            return {name: tensor for name, tensor in state.items() if name not in inside}
-    return state

@@ -197,6 +197,7 @@ def _check_fit(state: Mapping[str, Tensor], target: Mapping[str, Tensor], file: 
 def save_model(model: Classifier, path: str | Path, *, classes: tuple[str, ...] = ()) -> None:
     """Write backbone and head under timm's names, with the architecture card, atomically."""
     card = {**model.card, "classes": list(classes), "num_classes": model.head.out_features}
+    card |= {"image_size": model.image_size} if model.image_size else {}
     write_tensors(Path(path), model.backbone.state_dict(), {CARD: json.dumps(card)})
 
 
@@ -206,7 +207,7 @@ def fingerprint(state: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -216,15 +217,8 @@ def plain_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def add(name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and value.is_quantized:
-            found[name] = value.int_repr()
-            if value.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-                add(f"{name}.scale", (value.q_scale(), value.q_zero_point()))
-            else:
-                scales = value.q_per_channel_scales(), value.q_per_channel_zero_points()
-                add(f"{name}.scale", scales)
-        elif isinstance(value, Tensor):
-            found[name] = value
+        if isinstance(value, Tensor):
+            found[name] = value.dequantize() if value.is_quantized else value
         elif isinstance(value, (Mapping, list, tuple)):
             entries = value.items() if isinstance(value, Mapping) else enumerate(value)
             for key, entry in entries:

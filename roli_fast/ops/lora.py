@@ -8,6 +8,7 @@ a core, as fast as the large ones (180), so that a kernel in one pass has nothin
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -593,7 +594,7 @@ def _rows(rows: Sequence[Sequence[int]] | None, out: int) -> Rows:
     """`rows` as pairs; None covers everything."""
     if rows is None:
         return ((0, out),)
-    ranges = tuple((start, stop) for start, stop in rows)
+    ranges = tuple((index(start), index(stop)) for start, stop in rows)
     ends = [0, *(end for pair in sorted(ranges) for end in pair), out]
     if not ranges or ends != sorted(ends) or any(start == stop for start, stop in ranges):
         expected = f"disjoint ranges ((start, stop), ...) of the {out} output rows"

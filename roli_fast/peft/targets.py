@@ -159,8 +159,9 @@ def check_called(model: nn.Module, names: Iterable[str]) -> None:
         layer = model.get_submodule(name)
         hooks.append(layer.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
     try:
-        channels = len(model.card["mean"]) if isinstance(model, Classifier) else 3
-        _blank_forward(backbone_of(model), channels)
+        known = isinstance(model, Classifier)
+        channels = len(model.card["mean"]) if known else 3
+        _blank_forward(backbone_of(model), channels, model.image_size if known else None)
     finally:
         for hook in hooks:
             hook.remove()
@@ -169,17 +170,20 @@ def check_called(model: nn.Module, names: Iterable[str]) -> None:
         raise ArgumentError(describe("targets", "layers that are called", got))
 
 
-def _blank_forward(backbone: nn.Module, channels: int) -> None:
-    """One blank image of the network's own size, in eval mode; the modes are put back."""
+def _blank_forward(backbone: nn.Module, channels: int, size: int | None) -> None:
+    """One blank image of `size`, else of the network's own size, in eval mode; the modes are put
+    back."""
     own = getattr(backbone, "pretrained_cfg", {}).get("input_size", (channels, 224, 224))[1:]
-    # where patches are made, "patch_embed" of a ViT, "stem" of a mixer
-    built = (getattr(part, "img_size", None) for part in backbone.children())
-    size = next(filter(None, built), own)
+    # where patches are made, "patch_embed" of a ViT, "stem" of a mixer; transformers' configuration
+    built = [getattr(part, "img_size", None) for part in backbone.children()]
+    built.append(getattr(getattr(backbone, "config", None), "image_size", None))
+    shape = (size, size) if size else next(filter(None, built), own)
+    shape = (shape, shape) if isinstance(shape, int) else shape
     modes = [(module, module.training) for module in backbone.modules()]
     like = next(backbone.parameters())
     try:
         with torch.no_grad():
-            backbone.eval()(like.new_zeros(1, channels, *size))
+            backbone.eval()(like.new_zeros(1, channels, *shape))
     finally:
         for module, training in modes:
             module.training = training

@@ -8,8 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from roli_fast.report.read import Arrays, Seed, Tree
+from roli_fast.evaluate.report import picture_name
+from roli_fast.report.read import Arrays, Run, Seed, Tree
+from roli_fast.report.read import fooled as fooled_images
 from roli_fast.report.subjects import Page, Subject
+from roli_fast.report.tables import named
 from roli_fast.report.text import number, percent, radius
 
 
@@ -84,7 +87,23 @@ def _example(arrays: Arrays, i: int, classes: Sequence[str], attack: Tree) -> Ex
         Picture(_png(here["adversarial"]), "attacked", attacked, after),
         Picture(_png(seen), "difference", f"× {times}", change),
     )
-    return Example(f"{true}: {verdict}", pictures)
+    name = f"{here['name']}, " if "name" in here else ""
+    return Example(f"{name}{true}: {verdict}", pictures)
+
+
+def fooled(run: Run, folder: str) -> list[Example]:
+    """Images of an evaluation that its attacks fooled, where they were saved: before and after."""
+    tree, pictures = run.evaluations[folder], run.pictures[folder]
+    classes, found = named(tree), list[Example]()
+    for name, label, answer, norm in fooled_images(tree):
+        clean, attacked = (pictures.get(f"{k}/{picture_name(name)}") for k in ("clean", norm))
+        if clean and attacked:
+            true, other = f"“{classes(label)}”", f"“{classes(answer)}”"
+            before = Picture(_uri(clean), "clean", true, f"Test image {name} of {true}")
+            after = f"The same image attacked in {norm}; the model says {other}"
+            pair = (before, Picture(_uri(attacked), f"attacked, {norm}", other, after))
+            found.append(Example(name, pair))
+    return found
 
 
 def _said(here: Arrays, condition: str, classes: Sequence[str]) -> str:
@@ -103,4 +122,8 @@ def _png(pixels: np.ndarray) -> str:
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     out = io.BytesIO()
     image.save(out, "PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return _uri(out.getvalue())
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

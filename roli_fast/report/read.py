@@ -1,6 +1,7 @@
 """What a run left on disk, read for the page; nothing is computed by running a model."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from roli_fast.configuration import read_yaml
 from roli_fast.errors import ConfigError, RunDirectoryError, describe
+from roli_fast.evaluate.report import picture_name
 from roli_fast.files import naming, parse_json, read_json, told
 from roli_fast.report.text import listed
 from roli_fast.running.folder import CONFIG
@@ -25,6 +27,9 @@ PLACE = {"seed": int, "method": str, "stage": str, "epoch": int}
 
 CONDITIONS = {"clean": "clean", "adversarial": "attacked"}
 """Of images: as analysis.json and as the page calls them."""
+
+PICTURES = 12
+"""Images of an evaluation that are shown."""
 
 EXAMPLES = ("clean", "adversarial", "delta", "label", "unrounded_prediction")
 EXAMPLES += tuple(f"{c}_{what}" for c in CONDITIONS for what in ("prediction", "confidence"))
@@ -86,6 +91,7 @@ class Run:
         methods: in the run's order.
         metrics: every record of metrics.jsonl, with those of pretraining.
         evaluations: folder below the run's -> the evaluation.json that lies there.
+        pictures: likewise, saved images: (file below the folder, its bytes), see `_pictures`.
         files: every file that was read, in order, below the folder.
         damaged: what could not be read, one line a file.
     """
@@ -97,6 +103,7 @@ class Run:
     methods: Sequence[Method]
     metrics: Sequence[Tree] = field(repr=False)
     evaluations: Mapping[str, Tree] = field(repr=False)
+    pictures: Mapping[str, Mapping[str, bytes]] = field(repr=False)
     files: Sequence[Path]
     damaged: Sequence[str]
 
@@ -142,9 +149,44 @@ def read(folder: Path) -> Run:
         for file in sorted(folder.rglob("evaluation.json"))
         if (tree := files.load(path := file.relative_to(folder), _object))
     }
+    with naming(folder, RunDirectoryError, "run", "evaluations of this version"):
+        pictures = {name: _pictures(files, Path(name), tree) for name, tree in evaluations.items()}
     read = list(dict.fromkeys((Path(CONFIG), *files.read)))
     damaged = list(dict.fromkeys(files.damaged))
-    return Run(folder, config, summary, environment, methods, metrics, evaluations, read, damaged)
+    found = (summary, environment, methods, metrics, evaluations, pictures)
+    return Run(folder, config, *found, read, damaged)
+
+
+def fooled(tree: Tree) -> list[tuple[str, int, int, str]]:
+    """(name, label, what the attacked one is taken for, norm) of the images that an evaluation's
+    attacks fooled, norm by norm, each once; of a version that did not tell, none."""
+    found: dict[str, tuple[str, int, int, str]] = {}
+    names, labels = tree.get("names") or (), tree.get("labels") or ()
+    for norm, entry in tree["norms"].items():
+        answers = at(entry, "robust", "predictions") or at(tree, "union", "predictions") or ()
+        flags = [search.get("fooled_flags", "") for search in entry.get("searches") or ()]
+        fell = map(set, zip(*flags, strict=True))  # of each image, by every search
+        for name, label, answer, own in zip(names, labels, answers, fell, strict=False):
+            if "1" in own:
+                found.setdefault(name, (name, label, answer, norm))
+    return list(found.values())
+
+
+def _pictures(files: "_Files", folder: Path, tree: Tree) -> dict[str, bytes]:
+    """A few images that `--save_adversarial` wrote, "linf/cat/1.png" and "clean/cat/1.png", of all
+    classes in turn."""
+    found: dict[str, bytes] = {}
+    turns: Counter[int] = Counter()
+    order = []
+    for row in fooled(tree):
+        order.append((turns[row[1]], row))
+        turns[row[1]] += 1
+    for _, (name, _, _, norm) in sorted(order, key=lambda one: one[0])[:PICTURES]:
+        paths = [f"{kind}/{picture_name(name)}" for kind in (norm, "clean")]
+        loaded = [files.load(folder / "adversarial" / path, Path.read_bytes) for path in paths]
+        if all(loaded):
+            found |= dict(zip(paths, loaded, strict=True))
+    return found
 
 
 class _Files:
@@ -216,7 +258,8 @@ def _examples(file: Path) -> Arrays:
     """The arrays of examples.npz, each with one entry an image."""
     # opened here: numpy leaves a damaged one open
     with open(file, "rb") as raw, np.load(raw, allow_pickle=False) as archive:
-        return {name: archive[name] for name in EXAMPLES}
+        names = {"name": archive["name"]} if "name" in archive else {}
+        return {name: archive[name] for name in EXAMPLES} | names
 
 
 def _methods(files: _Files, config: Tree, summary: Tree) -> list[Method]:

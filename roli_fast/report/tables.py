@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 from roli_fast.report import plots
 from roli_fast.report.plots import share, spreads
-from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
+from roli_fast.report.read import CONDITIONS, Run, Tree, at, fooled, values
 from roli_fast.report.subjects import Page, Subject, steps
 from roli_fast.report.text import (
     NONE,
     change,
-    duration,
     given,
     method_name,
     number,
@@ -29,6 +28,10 @@ from roli_fast.report.text import (
     radius_name,
     whole,
 )
+from roli_fast.running.text import duration
+
+MATRIX, NAMED = 12, 200
+"""Classes of a confusion matrix, and fooled images whose names are listed."""
 
 Says = Callable[[Any], str]
 Columns = Mapping[str, Says]
@@ -257,6 +260,92 @@ def corruptions(tree: Tree) -> Table:
         | {f"severity {s}": percent(at(levels, s, "accuracy")) for s in severities}
         | {"mean": percent(mean(values(list(levels.values()), "accuracy")))}
         for kind, levels in found.items()
+    )
+
+
+def named(tree: Tree) -> Callable[[int], str]:
+    """Output of an evaluated model -> the class that it stands for."""
+    data = tree.get("data") or {}
+    outputs, classes = (data.get(key) or () for key in ("outputs", "classes"))
+    names: dict[int, str] = dict(zip(outputs, classes, strict=False))
+    return lambda output: names.get(output, f"output {output}")
+
+
+def classes(page: Page) -> Table:
+    """Test accuracy of every class and method, in the order of the first method: worst first."""
+    shown = [(s, at(s.method.test, "per_class") or ()) for s in page.tested]
+    entries = {s.label: {entry["class"]: entry for entry in own} for s, own in shown}
+    return table(
+        {"class": str(first["class"]), "images": whole(first["images"])}
+        | {
+            f"{label}, {'robust' if column != 'clean' else column}": percent(
+                at(own, first["class"], "accuracy", column)
+            )
+            for label, own in entries.items()
+            for column in _ends(first["accuracy"])
+        }
+        for first in (shown[0][1] if shown else ())
+    )
+
+
+def _ends(accuracy: Mapping[str, float]) -> list[str]:
+    """Clean images, and the last column: all attacks together."""
+    return list(dict.fromkeys((next(iter(accuracy)), [*accuracy][-1])))
+
+
+def evaluated_classes(tree: Tree) -> Table:
+    """Accuracy of every class in an evaluation, worst first."""
+    return table(
+        {"class": str(entry["class"]), "images": whole(entry["images"])}
+        | {_column(name): percent(share) for name, share in entry["accuracy"].items()}
+        | {"attacked, taken most often for": _mistaken(entry)}
+        for entry in tree.get("per_class") or ()
+    )
+
+
+def _column(name: str) -> str:
+    return name if name == "clean" else f"robust, {name}"
+
+
+def _mistaken(entry: Tree) -> str:
+    others = [(n, k) for n, k in entry["attacked_as"].items() if n != entry["class"]]
+    return f"{others[0][0]} ({others[0][1]})" if others else NONE
+
+
+class Cell(NamedTuple):
+    """A count, and its share of the row."""
+
+    images: int
+    share: float
+    right: bool
+
+
+def confusion(tree: Tree) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+    """What attacked images are taken for: the columns' names, and a row for each of the worst
+    classes, with other answers together in the last column."""
+    entries = (tree.get("per_class") or ())[:MATRIX]
+    names = [str(entry["class"]) for entry in entries]
+    rows, beyond = [], False
+    for entry in entries:
+        counts = [entry["attacked_as"].get(name, 0) for name in names]
+        counts.append(entry["images"] - sum(counts))
+        beyond |= counts[-1] > 0
+        cells = [
+            Cell(count, count / entry["images"], name == entry["class"])
+            for name, count in zip([*names, ""], counts, strict=True)
+        ]
+        rows.append((str(entry["class"]), cells))
+    if beyond:
+        return [*names, "other"], rows
+    return names, [(name, cells[:-1]) for name, cells in rows]
+
+
+def fooled_images(tree: Tree) -> Table:
+    """The images that the attacks of an evaluation fooled, by name."""
+    classes = named(tree)
+    return table(
+        {"image": name, "class": classes(label), "taken for": classes(answer), "norm": norm}
+        for name, label, answer, norm in fooled(tree)[:NAMED]
     )
 
 

@@ -132,19 +132,6 @@ def radius_name(norm: Any) -> str:
     return "radius" if whole == 1 else f"radius in 1/{whole:g}"
 
 
-def duration(seconds: Any) -> str:
-    """ "4.2 s", "2 min 13 s", "1 h 05 min"."""
-    if not known(seconds):
-        return NONE
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if (whole := round(seconds)) < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return "{} h {:02d} min".format(*divmod(round(seconds / 60), 60))
-
-
 def count(value: Any, noun: str) -> str:
     """ "1 seed", "359 test images"; the noun in the plural."""
     if value == 1:

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+from roli_fast.attacks import AutoAttack
+from roli_fast.evaluate import attack_passes
+from roli_fast.norms import NORMS
 from roli_fast.report.plots import share
-from roli_fast.report.read import CONDITIONS, Run, Tree, at
+from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
 from roli_fast.report.subjects import Page
 from roli_fast.report.tables import Table, columns, table
 from roli_fast.report.text import (
@@ -20,6 +23,10 @@ from roli_fast.report.text import (
     radius,
 )
 from roli_fast.running.folder import CONFIG
+from roli_fast.running.text import duration
+
+UPDATE = 3
+"""Passes of an update of the weights beside its attack: forward, and backward for both."""
 
 LEVEL = 0.05
 """Of p, from which on a difference is not called one."""
@@ -120,7 +127,9 @@ def _optimizer(optimizer: Tree) -> str:
     if name == "lbfgs":
         tried = optimizer.get("strengths") or ()
         return f"lbfgs, best of L2 strengths {', '.join(f'{s:g}' for s in tried)}"
-    return f"{name}, rate {optimizer.get('lr')}, decay {optimizer.get('weight_decay')}"
+    rate = optimizer.get("lr")
+    shown = "by the features' norm" if rate is None else rate
+    return f"{name}, rate {shown}, decay {optimizer.get('weight_decay')}"
 
 
 def _named(part: Any, fields: tuple[str, ...]) -> str:
@@ -217,6 +226,45 @@ def evaluate(run: Run) -> str:
         place, name = method.folder / f"seed-{method.seeds[0].number}" / method.name, method.name
     model, out = shlex.quote(str(place)), shlex.quote(str(run.folder / "evaluation" / name))
     return f"python -m roli_fast.evaluate --model {model} --out {out}"
+
+
+def evaluation_cost(run: Run) -> str:
+    """What AutoAttack may take on all test images, by the speed of the last stage; empty where
+    that cannot be told."""
+    speed = values(run.results[-1:], "train_images_per_second")
+    stage = run.config.get(run.results[-1]["name"] if speed else "") or run.config.get("finetune")
+    steps, count = at(stage, "attack", "steps"), run.summary.get("test_images")
+    if not (speed and steps and count):
+        return ""
+    norm = at(run.config, "threat", "norm")
+    attack = AutoAttack(norm=norm if norm in NORMS else "linf")
+    passes = attack_passes(attack, len(run.summary.get("classes") or ()) or 10)
+    seconds = count * passes / (speed[0] * (UPDATE + 2 * steps))
+    return (
+        f"An image that resists takes AutoAttack {passes:,} passes: at the speed of training all "
+        f"test images take at most {duration(seconds)}. "
+    )
+
+
+def alarms(page: Page) -> list[str]:
+    """Models that have learnt nothing, and what evaluations warn of."""
+    found = [text for run in page.runs for text in run.summary.get("warnings") or ()]
+    for run in page.runs:
+        for name, tree in run.evaluations.items():
+            found += [f"{name}: {text}" for text in tree.get("warnings") or ()]
+    return found
+
+
+def guessing(run: Run) -> str:
+    """ "Guessing the most frequent class: 12.3 %."; empty where the summary does not tell."""
+    share = run.summary.get("guessing")
+    return f"Guessing the most frequent class: {percent(share)}." if share else ""
+
+
+def more(page: Page) -> str:
+    """Behind the command of an analysis: what makes it look at the parts that it left out."""
+    analyses = (tree for s in page.subjects for tree in s.method.analyses)
+    return " --images 128" if any(tree.get("left_out") for tree in analyses) else ""
 
 
 def notes(page: Page) -> list[str]:

@@ -41,7 +41,8 @@ def write(run_dir: Path, others: Sequence[Path] = (), *, out: Path | None = None
     path = out or Path(run_dir) / (COMPARISON if others else REPORT)
     runs = [read(Path(folder)) for folder in (run_dir, *others)]
     template = _environment().get_template("page.html")
-    with naming(run_dir, RunDirectoryError, "run", "files that a page can be made of"):
+    names = "' or '".join(map(str, (run_dir, *others)))
+    with naming(names, RunDirectoryError, "run", "files that a page can be made of"):
         page = template.render(page=Page(runs), link=functools.partial(_link, path.parent))
     # names of folders that are no UTF-8 come as lone surrogates, which have no bytes: "?"
     write_bytes(path, page.lstrip().encode(errors="replace"))

@@ -58,12 +58,15 @@ class Team:
         if self.world == 1:
             yield self
             return
-        backend, whole = "gloo", False
+        backend, whole, options = "gloo", False, dict[str, Any]()
         if device.type == "cuda":
             torch.cuda.set_device(device)
             backend = f"cpu:gloo,cuda:{self.device_backend}"
+            if "nccl" in backend:  # else it guesses the device by the rank, and warns
+                options["device_id"] = device
+        options |= {"rank": self.rank, "world_size": self.world, "timeout": wait}
         with self._answers():
-            dist.init_process_group(backend, rank=self.rank, world_size=self.world, timeout=wait)
+            dist.init_process_group(backend, **options)
         try:
             yield self
             self.agree()  # nobody leaves while another still works or reads

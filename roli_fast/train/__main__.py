@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from shlex import quote
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from roli_fast.errors import ConfigError, InterruptedRunError, RoliFastError, WriteError, describe
 from roli_fast.files import ROOM
 from roli_fast.report.writing import REPORT
@@ -14,8 +16,7 @@ from roli_fast.running.ranks import Ranks
 from roli_fast.train.cli import Command, parse
 from roli_fast.train.experiment import SCHEMA
 from roli_fast.train.pipeline import run
-from roli_fast.train.postprocess import analysis_table
-from roli_fast.train.summary import table
+from roli_fast.train.summary import analysis_table, table
 from roli_fast.train.sweep import run_sweep, sweep_table
 
 logger = logging.getLogger("roli_fast.train")
@@ -30,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ranks = Ranks.from_environment()
         if not ranks.first:
             logging.disable(logging.WARNING)
-        return _execute(parse(sys.argv[1:] if arguments is None else arguments), ranks)
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        with logging_redirect_tqdm():  # lines of the log above a bar, not behind it
+            return _execute(command, ranks)
     except InterruptedRunError as error:
         logger.log(logging.ERROR if ranks.first else logging.WARNING, "%s", error)
         return 128 + error.args[1]
@@ -52,7 +55,6 @@ def _execute(command: Command, ranks: Ranks) -> int:
         fix = "Sweep with python -m roli_fast.train, or run the cells one by one."
         raise ConfigError(describe("--sweep", "one process", got, fix))
     run_dir = command.run_dir or dated("runs", command.name)
-    logger.info("run directory: %s", run_dir)
     try:
         if command.axes:
             summary = run_sweep(command.experiment, command.axes, run_dir, resume=command.resume)

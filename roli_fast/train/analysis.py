@@ -1,14 +1,14 @@
 """The light analysis of one method and seed of a run: analysis.json and examples.npz.
 
-How much it looks at, and by which attack, is a matter of the configuration alone, so that another
-method and another machine look at the same images.
+How much it looks at, and by which attack, follows from the configuration, so that another method
+and another machine look at the same images; what would take too many seconds is left out by name.
 """
 
 import io
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from roli_fast.analysis import Gathered, attack_passes
+from roli_fast.analysis import Gathered
 from roli_fast.analysis.light import Look, Point, Survey, calibrate, joined
+from roli_fast.analysis.view import gather
 from roli_fast.attacks import PGD, Attack
 from roli_fast.attacks.base import BallAttack
-from roli_fast.data import Batch, ImageDataset, Splits, batches
+from roli_fast.data import Batch, ImageDataset, Splits
+from roli_fast.data.splits import scaled
 from roli_fast.errors import RunDirectoryError
-from roli_fast.evaluate import robustness_curve
-from roli_fast.evaluate.prepare import mixed_order
+from roli_fast.evaluate import attack_passes, robustness_curve
+from roli_fast.evaluate.dataset import mixed_order
 from roli_fast.files import naming, write_bytes, write_json
 from roli_fast.models import Classifier
 from roli_fast.norms import NORMS
@@ -34,8 +37,7 @@ from roli_fast.seeds import derive_seed
 from roli_fast.threat import as_pixels
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.stage import Stage
-from roli_fast.train.starting import starting_model, trained_model
+from roli_fast.train.run_directory import read_result, starting_model, trained_model
 
 logger = logging.getLogger("roli_fast.train")
 
@@ -53,8 +55,12 @@ SHOWN = 8
 RADII = (0.25, 0.5, 1.0, 1.5, 2.0)
 """Of the curve, in multiples of the attack's eps."""
 
-SHARE = 0.05
-"""Of the passes that the run's training and validation make: what the analysis may take."""
+SHARE, FLOOR = 0.05, 5.0
+"""Of the passes and of the seconds of the run's training and validation: what the analysis may
+take; seconds that it may always take."""
+
+SLOWER = 1.5
+"""Seconds of an attack's pass over those of a forward: backwards, steps, small batches."""
 
 LEAST, LEAST_CALIBRATION = 32, 128
 """Images of a split below which parts are left out instead, and those that calibration needs: no
@@ -66,11 +72,8 @@ MOST = 1000
 MOST_PASSES = 400
 """An attack of more passes an image makes way for the validation's."""
 
-UPDATE = 3
-"""Passes of an update: one forward, and a backward for inputs and weights of twice that."""
-
 TESTED, ATTACKED = ("curve", "calibration", "examples"), "attacked images"
-LEFT_OUT = ((), TESTED[:1], TESTED, (*TESTED, ATTACKED))
+LEFT_OUT = ((), TESTED[:1], TESTED[:2], TESTED, (*TESTED, ATTACKED))
 """What is left out, the dearest for its worth first. `TESTED` look at test images."""
 
 
@@ -113,20 +116,33 @@ def plan(experiment: Experiment, splits: Splits, images: int | None = None) -> P
     attack, notes = _attack(experiment, splits.num_classes)
     if images:
         return Plan(attack, images, images, notes=notes)
-    allowed, counts = SHARE * _training(experiment, splits), [experiment.analysis_images or MOST]
+    methods = experiment.methods
+    allowed = SHARE * _training(experiment, splits)
+    most = experiment.analysis_images or MOST
+    return _first(
+        Plan(attack, most, most, notes=notes),
+        lambda found: _passes(experiment, splits, found, methods) <= allowed,
+    )
+
+
+def _first(whole: Plan, fits: Callable[[Plan], bool]) -> Plan:
+    """The first plan that fits, of all that look at fewer images, or leave out more, or both: the
+    last one if none does. What is left out is noted."""
+    counts = [whole.points]
     while counts[-1] > LEAST:
         counts.append(max(LEAST, counts[-1] * 9 // 10))
-    found = Plan(attack, 1, 1)
-    for left_out, points in product(LEFT_OUT, counts):
-        calibration = min(counts[0], max(points, LEAST_CALIBRATION))
-        found = Plan(attack, points, calibration, left_out, notes)
-        if _passes(experiment, splits, found) <= allowed:
+    found = whole
+    for left_out, points in product(LEFT_OUT[LEFT_OUT.index(whole.left_out) :], counts):
+        calibration = min(whole.calibration, max(points, LEAST_CALIBRATION))
+        found = replace(whole, points=points, calibration=calibration, left_out=left_out)
+        if fits(found):
             break
-    if found.left_out:
-        what, command = ", ".join(found.left_out), "python -m roli_fast.analyze RUN --images"
-        note = f"left out, for it would take more than a twentieth of the training: {what}"
-        found = replace(found, notes=(*notes, f"{note}; {command} {LEAST_CALIBRATION} makes it"))
-    return found
+    if not found.left_out or found.left_out == whole.left_out:
+        return found
+    what, command = ", ".join(found.left_out), "python -m roli_fast.analyze RUN --images"
+    note = f"left out, for it would take more than a twentieth of the training: {what}"
+    note = f"{note}; {command} {LEAST_CALIBRATION} makes it"
+    return replace(found, notes=(*whole.notes, note))
 
 
 def first_images(dataset: ImageDataset, count: int, start: int = 0) -> ImageDataset:
@@ -139,10 +155,9 @@ def _attack(experiment: Experiment, classes: int) -> tuple[Attack, tuple[str, ..
     """The test's attack in the threat's first norm; the validation's where that one is too dear, or
     is no search in one ball."""
     tested = next(iter(experiment.evaluations("test").values()))
-    known = max(2 * getattr(tested, "steps", 0), getattr(tested, "n_queries", 0))
     if not isinstance(tested, BallAttack):
         reason = "is not one search in one ball"
-    elif len(tested.parts) > 1 or max(known, attack_passes(tested, classes)) > MOST_PASSES:
+    elif len(tested.parts) > 1 or attack_passes(tested, classes) > MOST_PASSES:
         reason = "would take too long"
     else:
         return tested, ()
@@ -155,20 +170,12 @@ def _training(experiment: Experiment, splits: Splits) -> float:
     stages = [stage for method in experiment.methods for _, stage in experiment.stages(method)]
     stages += [experiment.pretrain] if experiment.source else []
     attacks = experiment.evaluations("validation").values()
-    validated = sum(attack_passes(attack, splits.num_classes) for attack in attacks)
-
-    def passes(stage: Stage) -> float:
-        attack = stage.attack.under(experiment.threat) if stage.attack else None
-        update = UPDATE + attack_passes(attack, splits.num_classes)
-        looks = math.ceil(stage.epochs / stage.validate_every) * (1 + (validated if attack else 0))
-        return stage.epochs * len(splits.train) * update + looks * len(splits.val)
-
-    return sum(map(passes, stages))
+    return sum(stage.passes(experiment.threat, attacks, splits)[1] for stage in stages)
 
 
-def _passes(experiment: Experiment, splits: Splits, plan: Plan) -> float:
-    """Of the analyses of all methods, likewise: a clean look is a forward, an attacked one one more
-    after the search."""
+def _passes(experiment: Experiment, splits: Splits, plan: Plan, methods: Sequence[str]) -> float:
+    """Of the analyses of these methods, likewise: a clean look is a forward, an attacked one one
+    more after the search."""
     search = attack_passes(plan.attack, splits.num_classes)
     train, val, test = (min(plan.points, len(s)) for s in (splits.train, splits.val, splits.test))
     total = 0.0
@@ -176,9 +183,11 @@ def _passes(experiment: Experiment, splits: Splits, plan: Plan) -> float:
         total += test * len(RADII) * search
     if "calibration" not in plan.left_out:
         own = [min(plan.calibration, len(split)) for split in (splits.val, splits.test)]
-        total += (sum(own) - val + SHOWN) * (2 + search)
-    total *= len(experiment.methods)
-    for method in experiment.methods:
+        total += (sum(own) - val) * (2 + search)
+    if "examples" not in plan.left_out:
+        total += SHOWN * (2 + search) + LEAST * ("calibration" in plan.left_out)
+    total *= len(methods)
+    for method in methods:
         stages = len(experiment.stages(method))
         total += 2 * stages * (train + val)
         if ATTACKED not in plan.left_out:
@@ -210,6 +219,8 @@ class MethodAnalysis:
     test: bool = True
     images: int | None = None
     _moved: Callable[[int], object] = field(default=int, init=False)
+    _now: Plan = field(init=False)
+    _kept: dict[tuple[int, int, int], list[Batch]] = field(default_factory=dict, init=False)
 
     @property
     def folder(self) -> Path:
@@ -218,8 +229,40 @@ class MethodAnalysis:
 
     @cached_property
     def plan(self) -> Plan:
-        """How much is looked at."""
+        """How much is looked at, by the passes alone."""
         return plan(self.experiment, self.splits, self.images)
+
+    def _in_time(self) -> Plan:
+        """The plan, with fewer images and without parts that would take more than a twentieth of
+        the seconds in which the method was trained and validated, by a measured forward."""
+        if self.images:
+            return self.plan
+        allowed = max(FLOOR, SHARE * self._trained())
+        stages, began = len(self.experiment.stages(self.method)), time.perf_counter()
+        model, images = self.first_model(1), list(self.images_of(self.splits.val, LEAST))
+        building = 2 * stages * (time.perf_counter() - began)
+        seconds = []
+        for _ in range(2):  # the first one warms up
+            began = time.perf_counter()
+            gather(model, images)
+            seconds.append(time.perf_counter() - began)
+        forward = SLOWER * seconds[1] / sum(len(batch.y) for batch in images)
+
+        def fits(found: Plan) -> bool:
+            passes = _passes(self.experiment, self.splits, found, [self.method])
+            return building + passes * forward <= allowed
+
+        return _first(self.plan, fits)
+
+    def _trained(self) -> float:
+        """Seconds of the method's training, and of its validation in proportion to its passes."""
+        seconds, validation = 0.0, self.experiment.evaluations("validation").values()
+        paths = sorted(self.folder.glob("stage-*/result.json"))
+        for path, (_, stage) in zip(paths, self.experiment.stages(self.method), strict=False):
+            each, whole = stage.passes(self.experiment.threat, validation, self.splits)
+            updates = whole if stage.solves else each * stage.epochs * len(self.splits.train)
+            seconds += read_result(path).train_seconds * whole / updates
+        return seconds
 
     @property
     def _title(self) -> str:
@@ -245,7 +288,7 @@ class MethodAnalysis:
         before = self._saved()
         if before and not again and self._whole(before):
             return
-        started = time.perf_counter()
+        started, self._now = time.perf_counter(), self._in_time()
         with self.context.bar(self._title, total=self._total) as bar:
             self._moved = lambda count: bar.update(min(count, max(0, bar.total - bar.n)))
             tree = self._tree()
@@ -256,16 +299,20 @@ class MethodAnalysis:
         write_json(self.folder / FILE, tree)
 
     def images_of(self, dataset: ImageDataset, count: int, start: int = 0) -> Iterator[Batch]:
-        """`first_images` of a split in batches that fit, on the device."""
-        return batches(
-            first_images(dataset, count, start),
-            batch_size=self.experiment.finetune.part_size(1),
-            seed=0,
-            epoch=0,
-            shuffle=False,
-            workers=self.context.workers,
-            device=self.context.device,
-        )
+        """`first_images` of a split in batches that fit, on the device. They are read once: every
+        model is shown the same few."""
+        key = (id(dataset), count, start)
+        if key not in self._kept:
+            chosen, size = (
+                first_images(dataset, count, start),
+                self.experiment.finetune.part_size(1),
+            )
+            rows = torch.arange(len(chosen)).split(size)
+            with ThreadPoolExecutor(max(1, self.context.workers)) as pool:
+                self._kept[key] = list(pool.map(chosen.raw, rows))
+        device = self.context.device
+        for x, y, ids in self._kept[key]:
+            yield scaled(Batch(x.to(device), y.to(device), ids))
 
     def first_model(self, number: int) -> Classifier:
         """As stage `number`, counted from 1, began; on the device, in eval mode."""
@@ -308,13 +355,14 @@ class MethodAnalysis:
         """Whether it has all that would be made now; on how many images plays no part."""
         missing = set(TESTED if self.test else ()) - tree.keys() | set(tree.get("left_out", ()))
         stages = len(tree["stages"]) == len(self.experiment.stages(self.method))
-        return stages and missing <= set(self.plan.left_out)
+        slow = () if self.images else tree.get("too_slow", ())
+        return stages and missing <= {*self.plan.left_out, *slow}
 
     @property
     def _total(self) -> int:
         """At most how many images pass through a model, once for each way it sees them."""
-        train, val, test = (min(self.plan.points, len(s)) for s in self._splits)
-        calibration = sum(min(self.plan.calibration, len(s)) for s in self._splits[1:])
+        train, val, test = (min(self._now.points, len(s)) for s in self._splits)
+        calibration = sum(min(self._now.calibration, len(s)) for s in self._splits[1:])
         stages = len(self.experiment.stages(self.method)) * (4 * (train + val) + val)
         return stages + (2 * calibration + test + 3 * SHOWN if self.test else 0)
 
@@ -324,10 +372,11 @@ class MethodAnalysis:
 
     def _tree(self) -> dict[str, Any]:
         """All of it, but for the seconds and for what is made on demand."""
-        count, left_out = self.plan.points, self.plan.left_out
+        plan = self._now
+        count, left_out = plan.points, plan.left_out
         train, val, test = (len(split) for split in self._splits)
         survey = Survey(
-            None if ATTACKED in left_out else self.plan.attack,
+            None if ATTACKED in left_out else plan.attack,
             partial(self.images_of, self.splits.train, count),
             partial(self.images_of, self.splits.val, count),
             seed=self.draws,
@@ -335,13 +384,14 @@ class MethodAnalysis:
         )
         images = {"train": min(count, train), "validation": min(count, val)}
         tested = self.test and "calibration" not in left_out
-        images["test"] = min(self.plan.calibration, test) if tested else 0
+        images["test"] = min(plan.calibration, test) if tested else 0
         tree: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
-            "attack": self.plan.described,
+            "attack": plan.described,
             "images": images,
-            "notes": list(self.plan.notes),
+            "notes": list(plan.notes),
             "left_out": list(left_out),
+            "too_slow": [part for part in left_out if part not in self.plan.left_out],
             "stages": [],
         }
         model, end = None, None
@@ -354,29 +404,32 @@ class MethodAnalysis:
             own |= {"epochs": stage.epochs, **points, "change": survey.change(start, model, end)}
             tree["stages"].append(own)
         assert model is not None and end is not None, "every method has a stage"
+        looked = None
         if tested:
-            tree["calibration"] = self._calibration(survey, model, end)
+            looked = survey.look(model, partial(self.images_of, self.splits.test, plan.calibration))
+            tree["calibration"] = self._calibration(survey, model, end, looked)
+        if self.test and "examples" not in left_out:
+            tree["examples"] = self._examples(survey, model, looked)
         if self.test and "curve" not in left_out:
             tree["curve"] = self._curve(model, tree["notes"])
-        if self.test and "examples" not in left_out:
-            tree["examples"] = self._examples(survey, model)
         return tree
 
-    def _calibration(self, survey: Survey, model: Classifier, end: Point) -> dict[str, Any]:
+    def _calibration(
+        self, survey: Survey, model: Classifier, end: Point, test: Look
+    ) -> dict[str, Any]:
         """Of the final model; the validation images that were seen are not looked at again."""
-        count, seen = self.plan.calibration, end.validation
+        count, seen = self._now.calibration, end.validation
         begin = len(seen.clean)
         if begin < min(count, len(self.splits.val)):
             more = survey.look(model, partial(self.images_of, self.splits.val, count, begin))
             assert seen.adversarial is not None and more.adversarial is not None
             clean = joined(seen.clean, more.clean)
             seen = Look(clean, joined(seen.adversarial, more.adversarial))
-        test = survey.look(model, partial(self.images_of, self.splits.test, count))
         return calibrate(seen, test)
 
     def _curve(self, model: Classifier, notes: list[str]) -> dict[str, Any] | None:
         """Accuracy against the radius; None for an attack without one."""
-        attack = self.plan.attack
+        attack = self._now.attack
         eps, bounds = getattr(attack, "eps", None), getattr(attack, "bounds", None)
         if not isinstance(attack, BallAttack) or not eps or not bounds:
             notes.append(f"no curve: {attack.label} has no one radius")
@@ -387,7 +440,7 @@ class MethodAnalysis:
         limit = whole * NORMS[str(attack.norm)].largest(None)
         curve = robustness_curve(
             model,
-            self.images_of(self.splits.test, self.plan.points),
+            self.images_of(self.splits.test, self._now.points),
             attack,
             [eps * share for share in RADII if eps * share < limit],
             seed=self.draws,
@@ -396,12 +449,17 @@ class MethodAnalysis:
         )
         return curve.as_json(population=len(self.splits.test))
 
-    def _examples(self, survey: Survey, model: Classifier) -> str | None:
+    def _examples(self, survey: Survey, model: Classifier, looked: Look | None) -> str | None:
         """A few test images beside their attacked versions, of the run's first seed."""
         if self.seed != self.experiment.seeds[0]:
             return None
-        images = partial(self.images_of, self.splits.test, SHOWN)
-        found = survey.look(model, images, keep=True)
+        if looked is None:
+            first = partial(self.images_of, self.splits.test, LEAST)
+            looked = Look(survey.clean(model, first), None)
+        split = self.splits.test.plain()
+        places = {sample: place for place, sample in enumerate(split.ids.tolist())}
+        shown = split.subset([places[sample] for sample in worth_showing(looked)])
+        found = survey.look(model, partial(self._all, shown), keep=True)
         clean, attacked = found.clean, found.adversarial
         assert attacked is not None and clean.x is not None and attacked.x is not None
         pixels = as_pixels(attacked.x, clean.x).to(clean.x.dtype) / 255
@@ -409,8 +467,28 @@ class MethodAnalysis:
         columns = [column.to(device).split(size) for column in (pixels, clean.y, clean.ids)]
         parts = [Batch(*part) for part in zip(*columns, strict=True)]
         rounded = survey.clean(model, lambda: parts, keep=True)
-        write_examples(self.folder / EXAMPLES, clean, attacked, rounded)
+        names = [shown.name(place) for place in range(len(shown))]
+        write_examples(self.folder / EXAMPLES, names, clean, attacked, rounded)
         return EXAMPLES
+
+    def _all(self, shown: ImageDataset) -> Iterator[Batch]:
+        """The images in batches that fit, on the device."""
+        for rows in torch.arange(len(shown)).split(self.experiment.finetune.part_size(1)):
+            x, y, ids = shown.batch(rows)
+            yield Batch(x.to(self.context.device), y.to(self.context.device), ids)
+
+
+def worth_showing(looked: Look) -> list[int]:
+    """Ids of a few test images: those that the attack fools, and two that withstand it, as far as
+    that is known; what is wrong before the attack comes where these are too few."""
+    clean, attacked = looked.clean, looked.adversarial or looked.clean
+    right = clean.logits.argmax(1) == clean.y
+    stays = attacked.logits.argmax(1) == attacked.y
+    fooled, withstood, wrong = (
+        clean.ids[flags].tolist() for flags in (right & ~stays, right & stays, ~right)
+    )
+    first = fooled[: SHOWN - min(2, len(withstood))]
+    return [*first, *withstood, *fooled[len(first) :], *wrong][:SHOWN]
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
@@ -423,16 +501,20 @@ def read_analysis(path: Path) -> dict[str, Any]:
         return parse_analysis(path)
 
 
-def write_examples(path: Path, clean: Gathered, attacked: Gathered, rounded: Gathered) -> None:
+def write_examples(
+    path: Path, names: Sequence[str], clean: Gathered, attacked: Gathered, rounded: Gathered
+) -> None:
     """Write n images and what one model makes of them.
 
-    Arrays: "clean" and "adversarial", uint8 (n, H, W, 3); "delta", their difference before rounding
-    to pixels, float16 (n, H, W, 3); "label", "clean_prediction", "adversarial_prediction", int64
-    (n,); "clean_confidence", "adversarial_confidence", float32 (n,): of the images as they are in
-    the file; "unrounded_prediction", int64 (n,), of the attacked images before rounding.
+    Arrays: "name", texts (n,); "clean" and "adversarial", uint8 (n, H, W, 3); "delta", their
+    difference before rounding to pixels, float16 (n, H, W, 3); "label", "clean_prediction",
+    "adversarial_prediction", int64 (n,); "clean_confidence", "adversarial_confidence", float32
+    (n,): of the images as they are in the file; "unrounded_prediction", int64 (n,), of the attacked
+    images before rounding.
 
     Args:
         path: the file, replaced whole.
+        names: of the images.
         clean: with the images kept, (n, 3, H, W) in [0, 1].
         attacked: the same images under attack, kept too.
         rounded: those by `as_pixels`, kept too.
@@ -440,6 +522,7 @@ def write_examples(path: Path, clean: Gathered, attacked: Gathered, rounded: Gat
     assert clean.x is not None and attacked.x is not None, "images are kept"
     assert rounded.x is not None, "images are kept"
     arrays: dict[str, Any] = {
+        "name": np.array([name.encode(errors="replace").decode() for name in names]),
         "clean": _last(as_pixels(clean.x, clean.x)),
         "adversarial": _last(as_pixels(rounded.x, clean.x)),
         "delta": _last(attacked.x - clean.x).astype(np.float16),

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -46,6 +45,14 @@ class Progress:
     counts: list[float] = field(default_factory=list)
     accuracies: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def speed(self) -> dict[str, float]:
+        """Images a second, and the share of the time in which the loop waited for them."""
+        return {
+            "train_images_per_second": self.train_images / self.train_seconds,
+            "data_wait_share": self.data_wait_seconds / self.train_seconds,
+        }
+
 
 def changing_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """What training can change: the trainable parameters and all buffers of the state dict."""
@@ -76,17 +83,11 @@ def save_resume(
         progress: where the stage stands.
     """
     flat = {f"{part}.{name}": t for part, own in tensors.items() for name, t in own.items()}
-    states: dict[str, dict[str, dict[str, Any]]] = {}
     for name, optimizer in optimizers.items():
-        plain = states[name] = {}
         for index, slots in optimizer.state_dict()["state"].items():
-            for slot, value in slots.items():
-                if isinstance(value, Tensor):
-                    flat[f"{name}{_OPTIMIZER}.{index}.{slot}"] = value
-                else:
-                    plain.setdefault(str(index), {})[slot] = value
-    meta = json.dumps({"progress": asdict(progress), "optimizers": states})
-    write_tensors(path, flat, {_META: meta})
+            slots = {slot: value for slot, value in slots.items() if value is not None}
+            flat |= {f"{name}{_OPTIMIZER}.{index}.{slot}": t for slot, t in slots.items()}
+    write_tensors(path, flat, {_META: json.dumps(asdict(progress))})
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Resume:
     """What `load_resume` read, as `save_resume` was given it."""
 
     tensors: dict[str, dict[str, Tensor]]
-    optimizers: dict[str, dict[int, dict[str, Any]]]
+    optimizers: dict[str, dict[int, dict[str, Tensor]]]
     progress: Progress
 
 
@@ -116,16 +117,16 @@ def load_resume(path: Path) -> Resume:
             meta = parse_json((file.metadata() or {})[_META])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
+        optimizers: dict[str, dict[int, dict[str, Tensor]]] = {}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = tensor
-        optimizers: dict[str, dict[int, dict[str, Any]]] = {}
-        for name, plain in meta["optimizers"].items():
-            state = optimizers[name] = {int(i): dict(slots) for i, slots in plain.items()}
-            for key, tensor in parts.pop(f"{name}{_OPTIMIZER}", {}).items():
-                index, _, slot = key.partition(".")
+            if part.endswith(_OPTIMIZER):
+                index, _, slot = rest.partition(".")
+                state = optimizers.setdefault(part.removesuffix(_OPTIMIZER), {})
                 state.setdefault(int(index), {})[slot] = tensor
-        return Resume(parts, optimizers, Schema(Progress, {}).build(meta["progress"], []))
+            else:
+                parts.setdefault(part, {})[rest] = tensor
+        return Resume(parts, optimizers, Schema(Progress, {}).build(meta, []))
 
 
 def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -151,7 +152,9 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             state[name].copy_(tensor)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]
+) -> None:
     """Give the optimiser its saved state; groups and rates come from the configuration."""
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -2,13 +2,14 @@
 
 import copy
 import logging
-import re
 from dataclasses import dataclass
 
 from roli_fast import peft
-from roli_fast.data import Splits
+from roli_fast.configuration import inside
+from roli_fast.configuration.values import field_types
+from roli_fast.data import DataSource, Splits
 from roli_fast.data.inspection import inspect_images
-from roli_fast.errors import ArgumentError, ConfigError, DataError, describe
+from roli_fast.errors import ConfigError, DataError, describe
 from roli_fast.models import Classifier, create, trained_classes
 from roli_fast.running.device import pick_threads
 from roli_fast.train.experiment import KEEPS_HEAD, Experiment
@@ -42,8 +43,8 @@ def check(
     Raises:
         RoliFastError: what a user can mend.
     """
-    data = experiment.data.load()
-    source = experiment.source.load() if experiment.source else None
+    data = _loaded("data", experiment.data)
+    source = _loaded("source", experiment.source) if experiment.source else None
     splits = {"data": data, "source": source}
     for name, found in splits.items():
         if found:
@@ -57,6 +58,11 @@ def check(
         hashes = inspect_images(all_parts(splits), decode=decode, quiet=quiet)
         known = identity(experiment, splits, hashes)
     return Checked(data, source, known, _check_model(experiment, data, source))
+
+
+def _loaded(name: str, source: DataSource) -> Splits:
+    with inside(name, field_types(type(source))):
+        return source.load()
 
 
 def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) -> int:
@@ -73,7 +79,7 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
     logger.info("model: %s, mean %s, std %s", card["name"], card["mean"], card["std"])
     _check_stages(experiment, model)
     probes = {"roli", "probe", "lp", "lp_ft"} & set(experiment.methods)
-    if probes and not (config.weights or config.pretrained or source):
+    if probes and not (config.has_weights or source):
         logger.warning(
             "the backbone has random weights: a linear probe of it learns little. Name a robust "
             "backbone as model.weights, or pretrain one with --source."
@@ -84,7 +90,7 @@ def _check_model(experiment: Experiment, splits: Splits, source: Splits | None) 
 def _check_head(experiment: Experiment, splits: Splits, source: Splits | None) -> None:
     """The method that keeps the head has one to begin with, for these classes."""
     config = experiment.model
-    if not (config.weights or config.pretrained or source):
+    if not (config.has_weights or source):
         fix = "Add --model.weights FILE, a robust model with its head, or take --methods scratch."
         expected = f"a trained classifier for the method {KEEPS_HEAD}"
         raise ConfigError(describe("model.weights", expected, "no weights", fix))
@@ -109,13 +115,9 @@ def _check_stages(experiment: Experiment, model: Classifier) -> None:
     if experiment.source:
         used["pretrain"] = experiment.pretrain
     for name, stage in used.items():
-        copied = copy.deepcopy(model)
-        try:
+        copied, own = copy.deepcopy(model), field_types(type(stage.tuning))
+        with inside(name, ("tuning",)), inside(f"{name}.tuning", own):
             peft.apply(copied, stage.tuning)
-        except ArgumentError as error:
-            text = str(error).replace("`tuning`", f"`{name}.tuning`", 1)
-            text = re.sub(r"^`(\w+)`", rf"`{name}.tuning.\1`", text)
-            raise ArgumentError(text) from error
         if name == "pretrain" and experiment.source and "tuning" in copied.card:
             expected = "a method that adds no modules, full say: later stages start from it"
             raise ConfigError(describe("pretrain.tuning", expected, stage.tuning))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from roli_fast.configuration import check_arguments, find_config, pairs, read_yaml
+from roli_fast.configuration import check_arguments, find_config, flat, pairs, read_yaml
 from roli_fast.configuration.usage import Usage, line
 from roli_fast.errors import ConfigError, describe
 from roli_fast.running.folder import CONFIG
@@ -195,20 +195,10 @@ def help_text(asked: str) -> str:
 
 def _stage_defaults() -> Iterator[tuple[str, str]]:
     """What the stages of a run change in a plain `Stage`."""
-    plain = _flat(SCHEMA.to_tree(Stage()))
+    plain = flat(SCHEMA.to_tree(Stage()))
     for field in fields(Experiment):
         stage = field.default_factory() if callable(field.default_factory) else None
         if isinstance(stage, Stage):
-            own = {k: v for k, v in _flat(SCHEMA.to_tree(stage)).items() if plain.get(k, v) != v}
+            own = {k: v for k, v in flat(SCHEMA.to_tree(stage)).items() if plain.get(k, v) != v}
             if own:
                 yield field.name, ", ".join(f"{k} {v}" for k, v in own.items())
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

@@ -1,8 +1,13 @@
-"""What all stages of one run share: device, workers, records, stop signals, progress bars."""
+"""What all stages of one run share: device, workers, stop signals, progress bars, what is left to
+do, and where the numbers go: metrics.jsonl and TensorBoard."""
 
+import json
+import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +15,169 @@ from tqdm import tqdm
 
 from roli_fast.data import Batch, ImageDataset, batches
 from roli_fast.evaluate import Evaluation
+from roli_fast.files import write_bytes, writing
+from roli_fast.report.read import read_records
 from roli_fast.running.progress import progress_bar
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
-from roli_fast.train.metrics import Recorder
+from roli_fast.running.text import duration
+
+MEASURED_SECONDS = 10.0
+"""Of updates, before a run says how long it will take."""
+
+logger = logging.getLogger("roli_fast.train")
+
+Place = Mapping[str, Any]
+"""Where a stage stands in its run: "seed", "method" and "stage" name its records and bars."""
+
+
+class Recorder:
+    """Appends one JSON line an epoch to metrics.jsonl, and shows the same numbers in TensorBoard.
+
+    There every stage is a run of its own ("seed-0/roli/probe") and tags say what they are
+    ("train/loss", "validation/robust_accuracy"), so that methods share a chart. The lines of epochs
+    that will be trained again are dropped: a resumed run's file equals an uninterrupted one's.
+
+    Args:
+        folder: the run's; None records nothing, as in all processes but the first.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._shows = folder, folder is not None
+        self._run = ""
+        self._writer: Any = None
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._guarded(self._close)
+
+    def add(
+        self, place: Place, epoch: int, values: Mapping[str, float], *, attacked: bool = False
+    ) -> None:
+        """Record `values` of one epoch of the stage at `place`; `attacked` says whether it trained
+        on attacked images."""
+        if self._folder is None:
+            return
+        path = self._folder / "metrics.jsonl"
+        line = json.dumps({**place, "epoch": epoch, **values})
+        with writing(path), open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+        def scalars(writer: Any) -> None:
+            for name, value in values.items():
+                writer.add_scalar(tag(name, attacked=attacked), value, epoch)
+
+        self.show("seed-{seed}/{method}/{stage}".format(**place), scalars, first=epoch)
+
+    def show(self, run: str, draw: Callable[[Any], object], *, first: int | None = None) -> None:
+        """Let `draw` write to TensorBoard's `run` with a SummaryWriter. TensorBoard only shows:
+        where it fails it is told once, and the work goes on.
+
+        Args:
+            run: path below tensorboard/.
+            draw: is given the writer.
+            first: what an earlier process wrote from this epoch on is hidden.
+        """
+
+        def write() -> None:
+            if run != self._run:
+                self._close()
+                # not at the top: it may be out of order, and takes a second
+                from torch.utils.tensorboard.writer import SummaryWriter
+
+                assert self._folder is not None, "it shows"
+                where = self._folder / "tensorboard" / run
+                self._writer, self._run = SummaryWriter(str(where), purge_step=first), run
+            draw(self._writer)
+
+        self._guarded(write)
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._run, self._writer = "", None
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            if self._shows:
+                work()
+        except Exception as error:  # a full disk, whatever: nothing is lost with it
+            logger.warning("TensorBoard shows no more: %s: %s", type(error).__name__, error)
+            self._shows = False
+
+    def forget(self, place: Place, from_epoch: int) -> None:
+        """Drop the records of the stage at `place` from `from_epoch` on."""
+        path = self._folder / "metrics.jsonl" if self._folder else None
+        if path is None or not path.is_file():
+            return
+        records, damaged = read_records(path)
+        if damaged:
+            logger.warning("%s: damaged lines are dropped: %s", path, damaged)
+        kept = [
+            record
+            for record in records
+            if not (place.items() <= record.items() and record["epoch"] >= from_epoch)
+        ]
+        write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def tag(name: str, *, attacked: bool) -> str:
+    """TensorBoard's name of a recorded value: "train/loss" of "train_loss". Accuracies say whether
+    they are clean or robust: "train/robust_accuracy" of "train_accuracy" on attacked images."""
+    groups = ("validation", "natural_train", "train")
+    group = next((group for group in groups if name.startswith(f"{group}_")), "train")
+    name = name.removeprefix(f"{group}_")
+    if name == "accuracy":
+        name = "robust_accuracy" if attacked and group == "train" else "clean_accuracy"
+    return f"{group}/{name}"
+
+
+@dataclass
+class Remaining:
+    """The stages of a run that are not finished, and how long they take.
+
+    Args:
+        passes: (seed, method, stage) -> `Stage.passes`, of one image and of all, in their order.
+        stages: how many the whole run has.
+    """
+
+    passes: dict[tuple[Any, ...], tuple[float, float]] = field(default_factory=dict)
+    stages: int = 0
+    _told: bool = False
+    _seconds: float = 0.0
+    _done: float = 0.0
+
+    def title(self, place: Place) -> str:
+        """ "stage 2 of 5, seed 0 roli/probe"; without the count where it is not known."""
+        name, keys = "seed {seed} {method}/{stage}".format(**place), list(self.passes)
+        if (key := tuple(place.values())) not in keys:
+            return name
+        return f"stage {self.stages - len(keys) + keys.index(key) + 1} of {self.stages}, {name}"
+
+    def measured(self, place: Place, images: int, seconds: float, left: float) -> None:
+        """Note how long some updates took; once there is enough of them, tell how long the rest of
+        the run will take.
+
+        Args:
+            place: of their stage.
+            images: that they trained on.
+            seconds: that they took.
+            left: share of the stage that is still to come.
+        """
+        key = tuple(place.values())
+        if self._told or key not in self.passes:
+            return
+        own, whole = self.passes[key]
+        self._done, self._seconds = self._done + images * own, self._seconds + seconds
+        if self._seconds < MEASURED_SECONDS:
+            return
+        self._told, keys = True, list(self.passes)
+        later = sum(self.passes[key][1] for key in keys[keys.index(key) + 1 :])
+        rest = (left * whole + later) * self._seconds / self._done
+        text = "about %s of training and validation are left, by the first %.0f seconds of updates"
+        logger.info(text, duration(rest), self._seconds)
 
 
 @dataclass
@@ -27,6 +191,7 @@ class Context:
     interrupt: Interrupt
     quiet: bool = False
     team: Team = field(default_factory=Team)
+    remaining: Remaining = field(default_factory=Remaining)
 
     def bar(self, title: str, *, total: int, initial: int = 0) -> tqdm:
         """A progress bar in images; where nobody watches a terminal, a line now and then."""

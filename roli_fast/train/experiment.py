@@ -1,14 +1,12 @@
 """Everything that defines a run, and how its configuration is read and written."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from roli_fast.attacks import ATTACKS, Attack
-from roli_fast.configuration import Schema
+from roli_fast.configuration import Schema, inside
 from roli_fast.data import DATASETS, DataSource
-from roli_fast.errors import ArgumentError, ConfigError, check_choice, describe
+from roli_fast.errors import ConfigError, check_choice, describe
 from roli_fast.evaluate import columns
 from roli_fast.models import HeadInit, Model
 from roli_fast.peft import METHODS, Full, Linear, Method
@@ -21,8 +19,8 @@ from roli_fast.train.stage import Stage, measured, pgd_in_run
 
 
 def default_probe() -> Stage:
-    """Adversarial linear probing with SGD, as in the RoLI paper."""
-    return Stage(tuning=Linear(), optimizer=Optimizer(name="sgd", lr=0.1, weight_decay=0.001))
+    """Adversarial linear probing with SGD, as in the RoLI paper, at a rate for these features."""
+    return Stage(tuning=Linear(), optimizer=Optimizer(name="sgd", lr=None, weight_decay=0.001))
 
 
 def default_finetune() -> Stage:
@@ -122,7 +120,7 @@ class Experiment:
         self._check_stages()
 
     def _check_channels(self) -> None:
-        own = self.model.options.get("in_chans", 3)
+        own = self.model.options.get("in_chans", len(self.model.mean or (0, 0, 0)))
         for name, source in {"data": self.data, "source": self.source}.items():
             if source and source.channels != own:
                 expected = f"{source.channels}, as {name}.channels"
@@ -144,7 +142,7 @@ class Experiment:
                 fix = f"Add --{name}.attack=null, or take the methods probe, roli and ranli."
                 expected = "null: this stage is the clean one"
                 raise ConfigError(describe(f"{name}.attack", expected, attack.label, fix))
-            with _in(name):
+            with inside(name):
                 stage.check_solver()
                 stage.objective.check(attack)
             if stage.objective.needs_accuracies:
@@ -154,7 +152,7 @@ class Experiment:
 
     def _check_measuring(self, attack: Attack | None) -> None:
         """An objective that is settled on the accuracy under each norm needs a validation in it."""
-        with _in("validation"):
+        with inside("validation"):
             looks = [self.validation.under(alone) for alone in measured(attack, self.threat)]
         if len(looks) < 2 or looks[0] == looks[1]:
             got = ", ".join(look.label for look in looks) or "none"
@@ -215,7 +213,7 @@ class Experiment:
         Raises:
             ArgumentError: what an attack refuses under the threat.
         """
-        with _in(name):
+        with inside(name):
             return columns(self.compat.attack(getattr(self, name)), self.threat)
 
 
@@ -223,17 +221,6 @@ def _without_attack(stage: Stage) -> Stage:
     """The same fine-tune on clean images."""
     plain = stage.objective if isinstance(stage.objective, Adversarial) else Adversarial()
     return replace(stage, attack=None, objective=plain, gradient_projection=None)
-
-
-@contextmanager
-def _in(field: str) -> Iterator[None]:
-    """Errors name the whole field: `eps` is `test.eps`."""
-    try:
-        yield
-    except ArgumentError as error:
-        text = str(error)
-        where = f"`{field}.{text[1:]}" if text.startswith("`") else f"`{field}`: {text}"
-        raise ArgumentError(where) from error
 
 
 PLACE_FIELDS = ("device", "threads", "workers", "checkpoint_minutes", "analysis_images", "report")

@@ -32,29 +32,21 @@ class GradientProjection:
         projection: length of that part: "cosine", the clean change times the cosine between both,
             as the release has it; or "true" (in YAML in quotes), the projection of the stage's own
             change on it, as in the paper's appendix.
-        merge_statistics: whether running statistics of BatchNorm are merged like weights; false
-            keeps those of the stage's own epoch. Null merges them, as the release does, where the
-            model has any.
+        merge_statistics: whether running statistics of BatchNorm are merged like weights, as in the
+            release; false keeps those of the stage's own epoch.
         natural: false leaves the clean epoch out and merges with no change at all: slow weights,
             the control that tells what the clean epoch is worth.
     """
 
     beta: float = 0.5
     projection: Projection = "cosine"
-    merge_statistics: bool | None = None
+    merge_statistics: bool = True
     natural: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:
             raise ArgumentError(describe("beta", "a number in [0, 1]", self.beta))
         check_choice("projection", self.projection, get_args(Projection))
-
-    def check(self, state: Mapping[str, Tensor]) -> None:
-        """Raise `ArgumentError` where statistics of BatchNorm are to be merged, and a model with
-        this state dict has none."""
-        if self.merge_statistics and not any(map(_is_statistic, state)):
-            expected = "null or false for a model without BatchNorm"
-            raise ArgumentError(describe("merge_statistics", expected, True))
 
     def merged(
         self,
@@ -83,7 +75,7 @@ class GradientProjection:
         out: dict[str, Tensor] = {}
         for name, first in start.items():
             own = adversarial[name]
-            kept = self.merge_statistics is False and _is_statistic(name)
+            kept = not self.merge_statistics and _is_statistic(name)
             if first.ndim == 0 or not first.is_floating_point() or kept:
                 out[name] = own.detach().clone()
             else:

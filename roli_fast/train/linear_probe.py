@@ -6,14 +6,11 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from roli_fast.data import ImageDataset
 from roli_fast.errors import ArgumentError, describe
@@ -21,6 +18,9 @@ from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
 from roli_fast.train.context import Context, counter
 from roli_fast.train.stage import Job, StageResult
+
+RATED = 512
+"""Training images whose features choose a rate."""
 
 TOLERANCE = 1e-6
 """Largest entry of the gradient of the mean loss at which a solution counts."""
@@ -71,6 +71,9 @@ def solve(
     Raises:
         ArgumentError: a class without images, whose bias would fall without end.
     """
+    from sklearn.exceptions import ConvergenceWarning  # here: other stages go without scikit-learn
+    from sklearn.linear_model import LogisticRegression
+
     absent = (torch.bincount(y, minlength=classes) == 0).nonzero().flatten().tolist()
     if absent:
         got = f"none of class {', '.join(map(str, absent[:5]))}"
@@ -114,9 +117,10 @@ def solve_stage(job: Job, context: Context) -> StageResult:
     stage.prepare(model, seed=job.seed)
     context.recorder.forget(job.place, 0)
     started = time.perf_counter()
-    title = "seed {seed} {method}/{stage}".format(**job.place)
-    with context.bar(title, total=len(split.train) + len(split.val)) as bar:
-        train, val = (_features(job, part, context, bar) for part in (split.train, split.val))
+    total = len(split.train) + len(split.val)
+    with context.bar(context.remaining.title(job.place), total=total) as bar:
+        move = counter(bar, context.team.world)
+        train, val = (_features(job, part, context, move) for part in (split.train, split.val))
     solutions: list[Solution] = []
     if context.team.leads:
         strengths = stage.optimizer.strengths or (stage.optimizer.weight_decay,)
@@ -143,10 +147,29 @@ def solve_stage(job: Job, context: Context) -> StageResult:
     return _write(job, context, rows, chosen, time.perf_counter() - started)
 
 
-def _features(job: Job, part: ImageDataset, context: Context, bar: tqdm) -> Tensor:
+def rated(job: Job, context: Context) -> Job:
+    """The job with the rate that null stands for (`Optimizer`), from up to `RATED` images.
+
+    Cross-entropy's second derivative by the head's weights is at most half the features' squared
+    norm, so what a rate does to a prediction is in proportion to it.
+    """
+    stage, split = job.stage, job.splits.train
+    if stage.optimizer.lr is not None:
+        return job
+    count = min(RATED, len(split))
+    some = split.subset(torch.arange(count) * len(split) // count)
+    norm = _features(job, some, context).double().square().sum(1).mean()
+    rate = float(f"{1 / norm.clamp(min=1e-12):.2g}")
+    text = "stage '%s': the rate is %g, 1 over the features' mean squared norm"
+    logger.info(text, job.name, rate)
+    return replace(job, stage=replace(stage, optimizer=replace(stage.optimizer, lr=rate)))
+
+
+def _features(
+    job: Job, part: ImageDataset, context: Context, move: Callable[[int], None] = lambda _: None
+) -> Tensor:
     """(N, D) of a split on the CPU, in its order."""
     stage, model, world = job.stage, job.model, context.team.world
-    move = counter(bar, world)
     out: list[Tensor] = []
     model.eval()
     with stage.memory_guard(job.name, context.device), torch.no_grad():

@@ -2,28 +2,38 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from roli_fast.attacks import Attack
-from roli_fast.data import Batch, batches, num_batches
+from roli_fast.data import Batch, batches, num_batches, shares
+from roli_fast.engine.batch_norm import mended
+from roli_fast.engine.tf32 import set_tf32
 from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
 from roli_fast.evaluate import Evaluation, columns, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
-from roli_fast.seeds import derive_seed
+from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
 from roli_fast.train.context import Context
-from roli_fast.train.metrics import Tally, timed
+from roli_fast.train.linear_probe import rated
+from roli_fast.train.objectives import Objective, Step
+from roli_fast.train.phases import Phase, Phases, Replicas
 from roli_fast.train.stage import Job, StageResult, measured
-from roli_fast.train.update import Phase, Phases, Updates, say_what_differs
+
+BLOCK = 16
+"""Updates whose losses come to the host at once: a GPU is waited for no more often."""
+
+ROW = 3
+"""Numbers that an update reports: summed loss, right, images."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +46,28 @@ class StageLoop:
     """
 
     def __init__(self, job: Job, context: Context) -> None:
-        self.job, self.context = job, context
+        self.job, self.context, self.team = job, context, context.team
         self.model, self.stage = job.model, job.stage
         self.names = job.stage.prepare(job.model, seed=job.seed)
         self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
         job.stage.objective.check(self.attack)
         self.phases = Phases(job, self.names, self.attack)
+        self.replicas = Replicas(job.model, self.names, context.team)
         self.optimizer = self.phases.own.optimizer
-        self.team = context.team
-        self.updates = Updates(job, self.names, context.team, context.device)
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         train, size = job.splits.train, job.stage.batch_size
         # BatchNorm cannot take a last batch of one image
         self.drop_last = len(train) > 1 and len(train) % size == 1
         self.steps = num_batches(train, batch_size=size, drop_last=self.drop_last)
+        self.images = job.stage.epochs * len(self.phases.all) * (len(train) - self.drop_last)
         self.progress = checkpoint.Progress()
+        # what the stage's own objective has counted so far, over all processes
+        self.counts = torch.zeros(
+            job.stage.objective.counters, dtype=torch.float64, device=context.device
+        )
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
-        self.tally = Tally(context.device)
+        self.rows: list[Tensor] = []
         self.checked = False
         self.due = False
 
@@ -77,8 +91,8 @@ class StageLoop:
         """
         self._resume()
         self.stage.tuning.train_mode(self.model)
-        say_what_differs(self.model, self.stage.accumulate, self.team.world)
-        with self._bar() as bar, torch.random.fork_rng(self._rng_devices()):
+        devices = [self.context.device] if self.context.device.type == "cuda" else []
+        with self._bar() as bar, torch.random.fork_rng(devices):
             try:
                 with self.stage.memory_guard(self.job.name, self.context.device):
                     self._epochs(bar)
@@ -111,11 +125,12 @@ class StageLoop:
                 model, self.best = saved.tensors.pop("model"), saved.tensors.pop("best")
                 checkpoint.restore_tensors(self.model, model, self.resume_path)
                 for name, optimizer in self.phases.optimizers.items():
-                    checkpoint.restore_optimizer(optimizer, saved.optimizers[name])
+                    checkpoint.restore_optimizer(optimizer, saved.optimizers.get(name, {}))
                 self.phases.resume(saved.tensors)
             self.progress = saved.progress
-            self.updates.counts = saved.progress.counts
-        self.updates.replicas.begin()
+            if saved.progress.counts:
+                self.counts = self.counts.new_tensor(saved.progress.counts)
+        self.replicas.begin()
         self.context.recorder.forget(self.job.place, self.progress.epoch)
 
     def _settle(self) -> None:
@@ -132,41 +147,39 @@ class StageLoop:
         own = self.phases.own.objective
         logger.info("stage '%s' starts at robust accuracy %s: %s", self.job.name, shown, own)
 
-    def _rng_devices(self) -> list[torch.device]:
-        return [self.context.device] if self.context.device.type == "cuda" else []
-
     def _bar(self) -> tqdm:
-        size = len(self.job.splits.train) - (1 if self.drop_last else 0)
-        passes = len(self.phases.all)
-        here = self.progress.phase * size
-        here += min(self.progress.step * self.stage.batch_size, size)
-        done = self.progress.epoch * passes * size + min(here, passes * size)
-        return self.context.bar(
-            "seed {seed} {method}/{stage}".format(**self.job.place),
-            total=self.stage.epochs * passes * size,
-            initial=done,
-        )
+        title = self.context.remaining.title(self.job.place)
+        done = self.progress.train_images
+        return self.context.bar(title, total=self.images, initial=done)
 
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
         """One phase of an epoch, or what is left of it."""
         self.stage.tuning.train_mode(self.model)
         started = time.perf_counter()
-        for batch in timed(self._batches(epoch), self._waited):
+        for batch in self._timed(self._batches(epoch)):
             count = self._images()
             with self._looks(epoch) if self.phase.attack else nullcontext():
-                self.tally.add(self._update(epoch, batch))
+                self.rows.append(self._update(epoch, batch))
             self.progress.step += 1
-            last = self.progress.step == self.steps
-            if self.tally.due or last or self.due:
-                self._flush(epoch, bar, last=last or self.due)
-                self.progress.train_seconds += time.perf_counter() - started
+            bar.update(count)
+            if len(self.rows) >= BLOCK or self.progress.step == self.steps or self.due:
+                seconds = self._flush(epoch, bar, since=started)
+                self.progress.train_seconds += seconds
                 if self.due:
                     self._save_and_check()
                 started = time.perf_counter()
-            bar.update(count)
 
-    def _waited(self, seconds: float) -> None:
-        self.progress.data_wait_seconds += seconds
+    def _timed(self, source: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; the seconds for which each was waited are added up.
+
+        The start counts as well: workers that are forked, the first batch that they decode. Where a
+        GPU computes meanwhile, its host waits and it does not: they are an upper bound then.
+        """
+        started = time.perf_counter()
+        for batch in source:
+            self.progress.data_wait_seconds += time.perf_counter() - started
+            yield batch
+            started = time.perf_counter()
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         return batches(
@@ -188,6 +201,10 @@ class StageLoop:
         size = self.stage.batch_size
         return min(size, len(self.job.splits.train) - self.progress.step * size)
 
+    def _attacks(self, epoch: int) -> bool:
+        """Whether the phase's images are attacked in this epoch."""
+        return self.phase.attack is not None and epoch >= self.stage.clean_epochs
+
     def _looks(self, epoch: int) -> AbstractContextManager[None]:
         """Whether the attack looks at the values of images and labels: in its first update alone.
 
@@ -201,44 +218,86 @@ class StageLoop:
     def _update(self, epoch: int, batch: Batch) -> Tensor:
         """One optimiser step on this process's images; returns (summed loss, right, images) of
         them, still on the device."""
+        phase, rank, images = self.phase, self.team.rank, self._images()
         position = epoch * self.steps + self.progress.step
         factor = self._lr_factor(position)
-        for group, peak in zip(self.phase.optimizer.param_groups, self.peak, strict=True):
+        for group, peak in zip(phase.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
-        where = {"epoch": epoch, "position": position, "images": self._images()}
-        return self.updates.step(self.phase, batch, **where, meet=self._meet)
-
-    def _meet(self) -> None:
-        """Before anything waits for the others: whether all save now."""
+        # dropout and DropPath; the caller's state is forked away
+        where = (position, rank) if rank else (position,)
+        torch.manual_seed(derive_seed(*phase.source, "update", *where))
+        # with fewer images than processes, some repeat what another does, and count for nothing
+        own = rank < len(shares(images, self.team.world))
+        phase.optimizer.zero_grad(set_to_none=True)
+        objective, rows = self._objective(position), list[Tensor]()
+        for run in shares(len(batch.y), self.stage.accumulate):
+            part = Batch(batch.x[run], batch.y[run], batch.ids[run])
+            rows.append(self._backward(epoch, objective, part, own * len(part.y) / images))
+        # before anything waits for the others: whether all save now
         self.due = self.context.wanted(save=self._checkpoint_due())
+        self.replicas.merge(own * len(batch.y) / images)
+        phase.optimizer.step()
+        row = torch.stack(rows).sum(0) * own
+        if len(row) > ROW:
+            self.counts = self.counts + self.team.sum_(row[ROW:].clone())
+        return row[:ROW]
+
+    def _objective(self, position: int) -> Objective:
+        """That of one update, the same in all processes."""
+        objective = self.phase.objective
+        if not objective.draws:
+            return objective
+        generator = derived_generator(*self.phase.source, "objective", position)
+        return objective.chosen(self.counts.cpu(), generator)
+
+    def _backward(self, epoch: int, objective: Objective, part: Batch, weight: float) -> Tensor:
+        """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
+        `_update`, and after it what the objective counts."""
+        device, phase, engine = part.x.device, self.phase, self.stage.engine
+        # one source an epoch, in which an image draws by its id: parts and batches play no part
+        generator = derived_generator(*phase.source, "attack", epoch, device=device)
+        attack = phase.attack if self._attacks(epoch) else None
+        with set_tf32(engine.tf32):
+            with engine.training(device):
+                terms = objective(Step(self.model, part, attack, generator, engine))
+            mended(terms.loss * weight).backward()
+        right = (terms.logits.argmax(1) == part.y).sum()
+        loss = terms.loss.detach().double()
+        row = torch.stack([loss * len(part.y), right.double(), torch.full_like(loss, len(part.y))])
+        return row if terms.counts is None else torch.cat([row, terms.counts])
 
     def _lr_factor(self, position: int) -> float:
         return self.stage.lr_factor(position, steps=self.steps)
 
-    def _flush(self, epoch: int, bar: tqdm, *, last: bool = True) -> None:
-        """Look for NaN in the losses that have come over, with `last` in all, and add them up."""
-        rows = self.tally.take(last=last)
-        if not len(rows):
-            return
-        first = self.progress.step - len(self.tally) - len(rows)
+    def _flush(self, epoch: int, bar: tqdm, *, since: float | None = None) -> float:
+        """Bring the losses of the last updates to the host, which waits for the device, look for
+        NaN, and add them up; returns the seconds `since` then."""
+        if not self.rows:
+            return 0.0
+        rows, first = torch.stack(self.rows).cpu(), self.progress.step - len(self.rows)
+        self.rows, seconds = [], time.perf_counter() - (since or time.perf_counter())
         rows = self.team.sum_(rows)
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
             words = f"{self.phase.name} loss".strip()
             self._refuse(epoch, first + int(bad[0]), f"the {words} is {float(rows[bad[0], 0])}")
         loss, right = self.phase.add(rows, self.progress.epoch_sums)
-        self.progress.train_images += int(rows[:, 2].sum())
-        key = "robust" if self.phase.attack and epoch >= self.stage.clean_epochs else "clean"
-        shown = {"loss": f"{loss:.3f}", key: f"{100 * right:.1f}%"}
+        images = int(rows[:, 2].sum())
+        self.progress.train_images += images
+        shown = {"loss": f"{loss:.3f}", "robust" if self._attacks(epoch) else "clean": right}
         if self.progress.best_epoch >= 0:
-            shown["best val"] = f"{100 * self.progress.best_score:.1f}%"
-        bar.set_postfix(shown, refresh=False)
+            shown["best val"] = self.progress.best_score
+        told = {k: v if isinstance(v, str) else f"{100 * v:.1f}%" for k, v in shown.items()}
+        bar.set_postfix(told, refresh=False)
+        if self._attacks(epoch) or self.attack is None:  # clean epochs say nothing of the rest
+            left = 1 - self.progress.train_images / self.images
+            self.context.remaining.measured(self.job.place, images, seconds, left)
+        return seconds
 
     def _check_weights(self, epoch: int) -> None:
         """A finite loss can still leave NaN weights; those must reach no checkpoint."""
-        parameters = dict(self.model.named_parameters())
         for name in self.names:
-            if not bool(torch.isfinite(parameters[name]).all()):
+            if not bool(torch.isfinite(self.model.get_parameter(name)).all()):
                 self._refuse(epoch, self.progress.step - 1, f"{name} is no longer finite")
 
     def _refuse(self, epoch: int, step: int, what: str) -> None:
@@ -261,14 +320,12 @@ class StageLoop:
     def _save(self) -> None:
         self._check_weights(self.progress.epoch)
         changing = checkpoint.changing_tensors(self.model, self.names)
-        self._write(self.resume_path, {"model": changing, "best": self.best, **self.phases.kept})
-        self.saved_at = time.monotonic()
-
-    def _write(self, path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """These tensors, the optimisers and the position."""
+        self.progress.counts = self.counts.tolist()
         if self.team.leads:
-            self.progress.counts = self.updates.counts
-            checkpoint.save_resume(path, tensors, self.phases.optimizers, self.progress)
+            tensors = {"model": changing, "best": self.best, **self.phases.kept}
+            optimizers, path = self.phases.optimizers, self.resume_path
+            checkpoint.save_resume(path, tensors, optimizers, self.progress)
+        self.saved_at = time.monotonic()
 
     def _finish_phase(self, epoch: int) -> None:
         """On to the next phase, or with `step` at the end of the last one to the validation."""
@@ -292,7 +349,7 @@ class StageLoop:
                 tensors = checkpoint.changing_tensors(self.model, self.names)
                 self.best = checkpoint.copy_tensors(tensors)
             values |= scores
-        self.context.recorder.add(self.job.place, epoch, values)
+        self.context.recorder.add(self.job.place, epoch, values, attacked=self._attacks(epoch))
         self.progress.epoch, self.progress.phase, self.progress.step = epoch + 1, 0, 0
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
@@ -300,16 +357,12 @@ class StageLoop:
 
     def _training_values(self, epoch: int) -> dict[str, float]:
         """Means over the epoch, and the rate of its last update."""
-        progress, means = self.progress, dict[str, float]()
+        means = dict[str, float]()
         for phase in reversed(self.phases.all):
-            loss, right = phase.means(progress.epoch_sums)
+            loss, right = phase.means(self.progress.epoch_sums)
             means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
-        return {
-            **means,
-            "lr": self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1),
-            "train_images_per_second": progress.train_images / progress.train_seconds,
-            "data_wait_share": progress.data_wait_seconds / progress.train_seconds,
-        }
+        rate = self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1)
+        return {**means, "lr": rate, **self.progress.speed}
 
     def _validate(self) -> dict[str, float]:
         """Clean and, where the stage is adversarial, robust accuracy on the validation split: of
@@ -340,7 +393,7 @@ class StageLoop:
             self.context.evaluation_batches(split, self.stage.part_size(self.team.world)),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),
-            engine=self.stage.engine.plain,
+            engine=self.stage.evaluation_engine,
             after_batch=check,
         )
         return self.context.whole(own, split)
@@ -354,29 +407,28 @@ class StageLoop:
             save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
 
     def _finish(self) -> StageResult:
-        folder, progress = self.job.folder, self.progress
+        progress = self.progress
         self._save_model("last.safetensors")
-        self._write(folder / "last.optimizer.safetensors", {})
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
-        counted = dict(self.model.named_parameters())
+        counted: dict[str, Any] = progress.speed
         return StageResult(
             name=self.job.name,
             epochs=self.stage.epochs,
             best_epoch=progress.best_epoch,
             best_validation_accuracy=progress.best_score,
-            trainable_parameters=sum(counted[name].numel() for name in self.names),
+            trainable_parameters=sum(self.model.get_parameter(n).numel() for n in self.names),
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
-            train_images_per_second=progress.train_images / progress.train_seconds,
-            data_wait_share=progress.data_wait_seconds / progress.train_seconds,
             start_accuracies=progress.accuracies,
+            **counted,
         )
 
 
 def run_stage(job: Job, context: Context) -> StageResult:
     """Run `job` to its end, from wherever an earlier run left it."""
+    job = rated(job, context)
     loop = StageLoop(job, context)
     try:
         result = loop.run()

@@ -1,7 +1,7 @@
 """Optimisers, and how the learning rate moves over the updates of a stage."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, cast, get_args
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from roli_fast.errors import ArgumentError, check_choice, describe
+from roli_fast.peft.base import head_names
 from roli_fast.peft.bias import TABLES
 from roli_fast.registry import Registry
 from roli_fast.threat import check_positive
@@ -42,7 +43,7 @@ SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """A linear warm-up, then half a cosine to zero.
+    """A linear warm-up, whose first update is one step above zero, then half a cosine to zero.
 
     Args:
         each: "update"; or "epoch", the rate changes once an epoch and the first epoch of a warm-up
@@ -52,13 +53,12 @@ class Cosine(Schedule):
     each: Literal["update", "epoch"] = "update"
 
     def share(self, update: int, *, epochs: int, steps: int, warmup: float) -> float:
-        """As the base says."""
-        if self.each == "update":
-            return lr_factor(update, total=epochs * steps, warmup=round(warmup * steps))
-        epoch = update // steps
-        if epoch < warmup:
-            return epoch / max(1, warmup)
-        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+        at, total, rising = update, epochs * steps, round(warmup * steps)
+        if self.each == "epoch":
+            at, total, rising = update // steps, epochs, warmup
+        if at < rising:
+            return (at + (self.each == "update")) / max(1, rising)
+        return 0.5 * (1 + math.cos(math.pi * (at - rising) / max(1, total - rising)))
 
 
 @SCHEDULES.register("step")
@@ -82,22 +82,21 @@ class Step(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < 1:
-            raise ArgumentError(describe("schedule.factor", "a number in (0, 1)", self.factor))
+            raise ArgumentError(describe("factor", "a number in (0, 1)", self.factor))
         rising = [0.0, *self.milestones, math.inf]
         if any(a >= b for a, b in pairwise(rising)):
             expected, fix = "ascending numbers > 0", "Below 1 they are shares, from 1 on epochs."
-            raise ArgumentError(describe("schedule.milestones", expected, self.milestones, fix))
+            raise ArgumentError(describe("milestones", expected, self.milestones, fix))
 
     def check(self, epochs: int) -> None:
-        """As the base says: a milestone that is never reached is a slip."""
+        """A milestone that is never reached is refused."""
         late = [m for m in self.milestones if m >= epochs and m >= 1]
         if late:
             expected = f"shares below 1, or epochs below those of the stage ({epochs})"
             fix = "0.5 is the middle of a stage of any length."
-            raise ArgumentError(describe("schedule.milestones", expected, late[0], fix))
+            raise ArgumentError(describe("milestones", expected, late[0], fix))
 
     def share(self, update: int, *, epochs: int, steps: int, warmup: float) -> float:
-        """As the base says."""
         rising = round(warmup * steps)
         at = update - update % steps if self.each == "epoch" else update
         passed = 0
@@ -123,25 +122,14 @@ class Triangle(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.peak < 1:
-            raise ArgumentError(describe("schedule.peak", "a number in (0, 1)", self.peak))
+            raise ArgumentError(describe("peak", "a number in (0, 1)", self.peak))
 
     def share(self, update: int, *, epochs: int, steps: int, warmup: float) -> float:
-        """As the base says."""
         total = epochs * steps
         rising = max(1, round(self.peak * total))
         if update < rising:
             return (update + 1) / rising
         return (total - update) / max(1, total - rising)
-
-
-def lr_factor(step: int, *, total: int, warmup: int) -> float:
-    """Share of the peak rate at `step` of `total`: linear warm-up, then half a cosine to zero.
-
-    The first step is at 1 / warmup, never at zero.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 Decay = Literal["matrices", "all", "release"]
@@ -156,7 +144,10 @@ class Optimizer:
         name: "adamw", "sgd", or "lbfgs": full-batch logistic regression on the features of all
             training images, computed once without augmentation; for linear tuning without an
             attack. It has no rate and no epochs.
-        lr: peak learning rate; it is used as given, never scaled by the batch size.
+        lr: peak learning rate; it is used as given, never scaled by the batch size. Null, for SGD
+            of the head alone, is 1 over the mean squared norm of its features: a rate that suits
+            features of any scale.
+        head_lr: peak learning rate of the head; null is `lr`.
         weight_decay: decay of the tensors that `decay` names, used as given.
         momentum: of SGD.
         betas: of AdamW.
@@ -175,7 +166,8 @@ class Optimizer:
     """
 
     name: Literal["adamw", "sgd", "lbfgs"] = "adamw"
-    lr: float = 1e-3
+    lr: float | None = 1e-3
+    head_lr: float | None = None
     weight_decay: float = 0.01
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
@@ -186,34 +178,44 @@ class Optimizer:
     iterations: int = 500
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr)
-        check_choice("optimizer.name", self.name, ("adamw", "sgd", "lbfgs"))
-        check_choice("optimizer.decay", self.decay, get_args(Decay))
+        for name in ("lr", "head_lr"):
+            if (rate := getattr(self, name)) is not None:
+                check_positive(name, rate)
+        if self.lr is None and self.name != "sgd":
+            raise ArgumentError(describe("lr", f"a number > 0 with {self.name}", "null"))
+        if self.head_lr is not None and self.scheduled == "decayed":
+            raise ArgumentError(describe("head_lr", "null beside scheduled", self.head_lr))
+        check_choice("name", self.name, ("adamw", "sgd", "lbfgs"))
+        check_choice("decay", self.decay, get_args(Decay))
         if not self.weight_decay >= 0:
             raise ArgumentError(describe("weight_decay", "a number >= 0", self.weight_decay))
         if self.strengths and self.name != "lbfgs":
-            fix = "Others decay by weight_decay: set optimizer.strengths to [] beside them."
-            raise ArgumentError(
-                describe("optimizer.strengths", "none beside lbfgs", self.strengths, fix)
-            )
+            fix = "Others decay by weight_decay: set strengths to [] beside them."
+            raise ArgumentError(describe("strengths", "none beside lbfgs", self.strengths, fix))
         if self.strengths and self.weight_decay not in (0.0, Optimizer.weight_decay):
-            fix = f"lbfgs tries its strengths: set optimizer.strengths to [{self.weight_decay}]."
+            fix = f"lbfgs tries its strengths: set strengths to [{self.weight_decay}]."
             raise ArgumentError(
                 describe("weight_decay", "0 beside strengths", self.weight_decay, fix)
             )
         for strength in self.strengths:
-            check_positive("optimizer.strengths", strength)
+            check_positive("strengths", strength)
         if self.name == "lbfgs" and not self.strengths and not self.weight_decay:
             fix = "Separable features have no best head without a penalty."
             raise ArgumentError(describe("weight_decay", "a number > 0 with lbfgs", 0, fix))
 
-    def build(self, model: nn.Module, names: Iterable[str]) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, names: Collection[str]) -> torch.optim.Optimizer:
         """The torch optimiser, sgd or adamw, over the named parameters of `model`."""
-        groups = parameter_groups(model, names, weight_decay=self.weight_decay, decay=self.decay)
+        assert self.lr is not None, "chosen before"
+        lr, groups = self.lr, list[dict[str, Any]]()
+        head = set(head_names(model)) if self.head_lr is not None else set[str]()
+        for own, rate in ((False, lr), (True, self.head_lr)):
+            part = [name for name in names if (name in head) == own]
+            found = parameter_groups(model, part, weight_decay=self.weight_decay, decay=self.decay)
+            groups += [group | {"lr": rate} for group in found]
         if self.name == "sgd":
-            built = torch.optim.SGD(groups, self.lr, momentum=self.momentum, fused=True)
+            built = torch.optim.SGD(groups, lr, momentum=self.momentum, fused=True)
         else:
-            built = torch.optim.AdamW(groups, self.lr, self.betas, self.eps, fused=True)
+            built = torch.optim.AdamW(groups, lr, self.betas, self.eps, fused=True)
         if self.scheduled == "decayed":
             built.register_step_pre_hook(_first_group_alone)
         return built

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 
 from roli_fast.attacks import PGD, Attack
-from roli_fast.attacks.pgd import Best
+from roli_fast.attacks.restarts import Best
 from roli_fast.errors import ConfigError, describe
 from roli_fast.models import HeadInit
 from roli_fast.peft import Adapter, Bias, LoRA, Method

@@ -1,14 +1,20 @@
-"""A run from beginning to end: pretraining, the stages of each method, the test, the summary."""
+"""A run from beginning to end: pretraining, the stages of each method, the test, the analysis, the
+summary and the report."""
 
 import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from roli_fast import report
+from roli_fast.configuration import flat
 from roli_fast.data import Splits
-from roli_fast.errors import ConfigError, DataError, describe
+from roli_fast.errors import ConfigError, DataError, InterruptedRunError, PeerError, describe
 from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import Classifier
@@ -18,31 +24,29 @@ from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
 from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
-from roli_fast.train.analysis import MethodAnalysis
+from roli_fast.train.analysis import EXAMPLES, MethodAnalysis
 from roli_fast.train.checks import Checked, check
-from roli_fast.train.context import Context, counter
-from roli_fast.train.experiment import Experiment
+from roli_fast.train.context import Context, Recorder, Remaining, counter
+from roli_fast.train.experiment import SCHEMA, STAGES, Experiment
 from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
-from roli_fast.train.metrics import Recorder
-from roli_fast.train.postprocess import analyse, write_report
 from roli_fast.train.run_directory import (
     as_test,
+    finish,
+    fresh_model,
     open_run_dir,
+    pretrain_folder,
     read_result,
     read_test,
     saved_environment,
+    stage_folder,
+    untuned_model,
     write_environment,
 )
 from roli_fast.train.stage import Job, Stage, StageResult
-from roli_fast.train.starting import (
-    finish,
-    fresh_model,
-    pretrain_folder,
-    stage_folder,
-    untuned_model,
-)
 from roli_fast.train.summary import summarise
+
+logger = logging.getLogger("roli_fast.train")
 
 
 def run(
@@ -92,6 +96,7 @@ def run(
         threads = 0
         if team.leads:
             undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
+            logger.info("run directory: %s", run_dir)
             threads = _recorded(experiment, run_dir, ready, device, team.world)
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(team.from_first(threads))
@@ -108,7 +113,7 @@ def run(
             )
             data = ready.data.kept_on(device)
             source = ready.source.kept_on(device) if ready.source else None
-            return Pipeline(experiment, run_dir, context, test).run(data, source)
+            return Pipeline(experiment, run_dir, context, data, source, test).run()
 
 
 def _check_same_images(found: list[dict[str, str]]) -> None:
@@ -133,6 +138,23 @@ def _recorded(
     return threads
 
 
+@dataclass(frozen=True)
+class Task:
+    """One stage of one method and seed; of `method` "source" the pretraining, and `number` 0."""
+
+    seed: int
+    method: str
+    number: int
+    name: str
+    stage: Stage
+    folder: Path
+
+    @property
+    def place(self) -> dict[str, str | int]:
+        """What names its records."""
+        return {"seed": self.seed, "method": self.method, "stage": self.name}
+
+
 @dataclass
 class Pipeline:
     """Holds what the steps of one run share."""
@@ -140,86 +162,118 @@ class Pipeline:
     experiment: Experiment
     run_dir: Path
     context: Context
+    splits: Splits
+    source: Splits | None
     test: bool = True
 
-    def run(self, splits: Splits, source: Splits | None) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """All seeds, all methods; returns the summary, or the validation alone."""
-        experiment, run_dir = self.experiment, self.run_dir
+        experiment = self.experiment
+        self._say_what_is_left()
         outcomes: dict[str, list[dict[str, Any]]] = {m: [] for m in experiment.methods}
         pretrained: list[dict[str, Any]] = []
         for seed in experiment.seeds:
-            if source:
-                folder = pretrain_folder(run_dir, seed)
-                model = fresh_model(experiment, source, seed)
-                job = self._job("pretrain", experiment.pretrain, model, source, seed, folder)
-                pretrained.append(asdict(self._stage(job)))
+            for task in self._tasks(seed, "source"):
+                assert self.source is not None, "without source there is no such task"
+                model = fresh_model(experiment, self.source, seed)
+                pretrained.append(asdict(self._stage(task, model, self.source)))
             for method in experiment.methods:
-                outcomes[method].append(self._method(method, splits, seed))
+                outcomes[method].append(self._method(method, seed))
         if not self.test:
-            self._write(run_dir / "validation.json", outcomes)
+            self._write(self.run_dir / "validation.json", outcomes)
             return outcomes
-        summary = summarise(experiment, splits, outcomes, pretrained)
-        self._write(run_dir / "summary.json", summary)
-        write_report(experiment, run_dir, self.context)
+        summary = summarise(experiment, self.splits, outcomes, pretrained)
+        self._write(self.run_dir / "summary.json", summary)
+        if experiment.report and self.context.team.leads:
+            report_or_warn(self.run_dir)
         return summary
+
+    def _tasks(self, seed: int, method: str) -> Iterator[Task]:
+        """The stages of a method, or those of "source", in their order."""
+        if method == "source":
+            if self.source:
+                folder = pretrain_folder(self.run_dir, seed)
+                yield Task(seed, method, 0, "pretrain", self.experiment.pretrain, folder)
+            return
+        for number, (name, stage) in enumerate(self.experiment.stages(method), 1):
+            folder = stage_folder(self.run_dir, seed, method, number, name)
+            yield Task(seed, method, number, name, stage, folder)
+
+    def _say_what_is_left(self) -> None:
+        """Log which stages there are, and note what those that are not finished will take."""
+        experiment, team = self.experiment, self.context.team
+        methods = ["source", *experiment.methods]
+        tasks = [t for s in experiment.seeds for m in methods for t in self._tasks(s, m)]
+        first = [task for task in tasks if task.seed == experiment.seeds[0]]
+        try:
+            costs = {(task.method, task.name): self._passes(task) for task in first}
+        except Exception as error:  # an estimate ends no run
+            logger.warning("how long it takes is not known: %s: %s", type(error).__name__, error)
+            return
+        done = team.from_first([(task.folder / "result.json").is_file() for task in tasks])
+        left = [task for task, finished in zip(tasks, done, strict=True) if not finished]
+        passes = {tuple(task.place.values()): costs[task.method, task.name] for task in left}
+        self.context.remaining = Remaining(passes, len(tasks))
+        if left:
+            shown = [f"{t.method}/{t.name} ({t.stage.epochs} epochs)" for t in first]
+            seeds = f", for {len(experiment.seeds)} seeds" if len(experiment.seeds) > 1 else ""
+            finished = f"; {len(tasks) - len(left)} of them finished" if any(done) else ""
+            count = "one stage" if len(tasks) == 1 else f"{len(tasks)} stages"
+            logger.info("%s: %s%s%s", count, ", ".join(shown), seeds, finished)
+
+    def _passes(self, task: Task) -> tuple[float, float]:
+        validation = self.experiment.evaluations("validation").values()
+        splits = self.source if task.method == "source" and self.source else self.splits
+        return task.stage.passes(self.experiment.threat, validation, splits)
 
     def _write(self, path: Path, value: Any) -> None:
         if self.context.team.leads:
             write_json(path, value)
 
-    def _method(self, method: str, splits: Splits, seed: int) -> dict[str, Any]:
-        """The stages of one method and its test."""
+    def _method(self, method: str, seed: int) -> dict[str, Any]:
+        """The stages of one method, its test and its analysis."""
         results: list[dict[str, Any]] = []
         model: Classifier | None = None
-        for number, (name, stage) in enumerate(self.experiment.stages(method), 1):
-            model = untuned_model(self.experiment, splits, seed, method, number, self.run_dir)
-            folder = stage_folder(self.run_dir, seed, method, number, name)
-            job = self._job(name, stage, model, splits, seed, folder, method)
-            results.append(asdict(self._stage(job)))
+        for task in self._tasks(seed, method):
+            place = (self.experiment, self.splits, seed, method, task.number, self.run_dir)
+            model = untuned_model(*place)
+            results.append(asdict(self._stage(task, model, self.splits)))
         assert model is not None, "every method has a stage"
         outcome = {"seed": seed, "stages": results}
         if self.test:
             path = self.run_dir / f"seed-{seed}" / method / "test.json"
-            outcome["test"] = self._test(model, splits, seed, path)
-        place = (self.experiment, splits, self.run_dir, seed, method, self.context)
+            outcome["test"] = self._test(model, seed, path)
+        place = (self.experiment, self.splits, self.run_dir, seed, method, self.context)
         analyse(MethodAnalysis(*place, test=self.test))
+        if self.context.team.leads:
+            self._show(method, seed, outcome)
         return outcome
 
-    def _job(  # noqa: PLR0913 - what one stage is made of
-        self,
-        name: str,
-        stage: Stage,
-        model: Classifier,
-        splits: Splits,
-        seed: int,
-        folder: Path,
-        method: str = "source",
-    ) -> Job:
-        return Job(
-            stage=stage,
-            model=model.to(self.context.device),
+    def _stage(self, task: Task, model: Classifier, splits: Splits) -> StageResult:
+        """Run a stage, or read its result if it is finished; the model ends with its weights."""
+        self.context.check()
+        done, device = task.folder / "result.json", self.context.device
+        if self.context.team.from_first(done.is_file()):
+            finish(model.to(device), task.stage, task.folder, seed=task.seed)
+            return read_result(done)
+        job = Job(
+            stage=task.stage,
+            model=model.to(device),
             splits=splits,
             threat=self.experiment.threat,
             validation=self.experiment.compat.attack(self.experiment.validation),
-            seed=seed,
-            folder=folder,
-            place={"seed": seed, "method": method, "stage": name},
+            seed=task.seed,
+            folder=task.folder,
+            place=task.place,
         )
+        return (solve_stage if task.stage.solves else run_stage)(job, self.context)
 
-    def _stage(self, job: Job) -> StageResult:
-        """Run a stage, or read its result if it is finished; the model ends with its weights."""
-        self.context.check()
-        done = job.folder / "result.json"
-        if self.context.team.from_first(done.is_file()):
-            finish(job.model, job.stage, job.folder, seed=job.seed)
-            return read_result(done)
-        return (solve_stage if job.stage.solves else run_stage)(job, self.context)
-
-    def _test(self, model: Classifier, splits: Splits, seed: int, path: Path) -> dict[str, Any]:
+    def _test(self, model: Classifier, seed: int, path: Path) -> dict[str, Any]:
         """Accuracy on the test split, with the flags of every sample for paired tests."""
         if self.context.team.from_first(path.is_file()):
             return read_test(path, self.experiment)
-        stage, split, world = self.experiment.finetune, splits.test, self.context.team.world
+        stage, split = self.experiment.finetune, self.splits.test
+        world = self.context.team.world
         guard = stage.memory_guard("finetune", self.context.device)
         title = f"seed {seed} {path.parent.name}/test"
         with guard, self.context.bar(title, total=len(split)) as bar:
@@ -234,9 +288,69 @@ class Pipeline:
                 self.context.evaluation_batches(split, stage.part_size(world)),
                 self.experiment.evaluations("test"),
                 seed=derive_seed(seed, "test"),
+                engine=stage.evaluation_engine,
                 after_batch=after_batch,
             )
         whole = self.context.whole(own, split)
         test = as_test(whole.clean, whole.robust)
         self._write(path, test)
         return test
+
+    def _show(self, method: str, seed: int, outcome: dict[str, Any]) -> None:
+        """In TensorBoard: what the method was given beside what its test found, and examples."""
+        unread = set(STAGES) - self.experiment.read_stages(method)
+        tree = {k: v for k, v in SCHEMA.to_tree(self.experiment).items() if k not in unread}
+        given = {"method": method, "seed": seed} | flat(tree)
+        plain = {k: v for k, v in given.items() if isinstance(v, (str, int, float))}
+        test = outcome.get("test", {})
+        found = {f"test/{n}_accuracy": v for n, v in test.get("robust_accuracy", {}).items()}
+        found |= {"test/clean_accuracy": test["clean_accuracy"]} if test else {}
+        examples = self.run_dir / f"seed-{seed}" / method / EXAMPLES
+
+        def draw(writer: Any) -> None:
+            if found:
+                writer.add_hparams(plain, found, run_name=".")
+            if examples.is_file():
+                with np.load(examples) as images:
+                    for name in ("clean", "adversarial"):
+                        writer.add_images(f"examples/{name}", images[name], dataformats="NHWC")
+
+        self.context.recorder.show(f"seed-{seed}/{method}", draw)
+
+
+def analyse(analysis: MethodAnalysis) -> None:
+    """Make a method's light analysis, in the leading process; the others wait.
+
+    An analysis that fails loses nothing of the run: it is told, with the command that repeats it.
+
+    Raises:
+        InterruptedRunError: a signal came; a resume makes the analysis anew.
+        PeerError: another process is gone.
+    """
+    team = analysis.context.team
+    if not team.leads:
+        while team.from_first(None):  # a word between two batches, see `MethodAnalysis.watch`
+            analysis.context.check()
+        return
+    try:
+        if analysis.experiment.analysis_images:
+            analysis.make()
+    except (InterruptedRunError, PeerError):
+        raise
+    except Exception as error:  # whatever it is, hours of training are worth more
+        analysis.context.interrupt.check()  # a signal that ended the decoding workers is a stop
+        again = f"python -m roli_fast.analyze {analysis.folder}"
+        kind = type(error).__name__
+        logger.warning("no analysis of %s: %s: %s", analysis.folder, kind, error)
+        logger.warning("the run goes on; repeat the analysis with: %s", again)
+    team.from_first(False)
+
+
+def report_or_warn(run_dir: Path) -> None:
+    """Write report.html, or tell why there is none: a page that cannot be drawn must not fail a
+    finished run."""
+    try:
+        report.write(run_dir)
+    except Exception as error:
+        logger.warning("no report.html: %s: %s", type(error).__name__, error)
+        logger.warning("repeat it with: python -m roli_fast.report %s", run_dir)

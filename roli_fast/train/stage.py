@@ -1,16 +1,20 @@
 """One training stage: its configuration, what it is run on, and its result."""
 
+import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from roli_fast.attacks import PGD, Attack
+from roli_fast.configuration import inside
 from roli_fast.data import Splits, shares
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, check_choice, describe
+from roli_fast.evaluate import attack_passes
 from roli_fast.models import Classifier
 from roli_fast.peft import Full, Linear, Method, apply
 from roli_fast.running.memory import IN_PARTS, memory_guard
@@ -18,6 +22,10 @@ from roli_fast.threat import ThreatModel, check_positive
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Cosine, Optimizer, Schedule
+
+UPDATE = 3
+"""Passes of an update: one forward, and a backward for inputs and weights of twice that; where the
+head trains alone the forward is all."""
 
 
 def pgd_in_run(steps: int) -> PGD:
@@ -57,7 +65,7 @@ class Stage:
             epoch, whatever validation says.
         engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16
             makes the training passes so too, with weights, their gradients and the loss in fp32.
-            Validation is always in fp32.
+            Validation and test search in bf16 too; a find counts once the fp32 model confirms it.
         gradient_projection: trains each epoch on clean images as well, from the same weights, and
             merges both; null for none, {} for its defaults, and any of its fields switches it on.
             `epochs` and all the rest are those of the other half.
@@ -94,7 +102,11 @@ class Stage:
                 raise ArgumentError(
                     describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
                 )
-        self.schedule.check(self.epochs)
+        if self.optimizer.lr is None and not isinstance(self.tuning, Linear):
+            expected = "a number > 0 where more than the head trains"
+            raise ArgumentError(describe("optimizer.lr", expected, "null"))
+        with inside("schedule"):
+            self.schedule.check(self.epochs)
         check_positive("head_scale", self.head_scale)
         check_choice("select", self.select, ("best", "last"))
         if self.engine.dtype == torch.float16:
@@ -120,6 +132,17 @@ class Stage:
                     describe(name, f"{expected}, with optimizer.name lbfgs", got, fix)
                 )
 
+    @property
+    def evaluation_engine(self) -> Engine:
+        """How validation and test search: in the low precision that the stage asks for, if any.
+
+        Not compiled: each batch has another number of images that are still right, and each number
+        would be compiled anew.
+        """
+        engine = self.engine
+        low = engine.low_precision_dtype or engine.tf32
+        return replace(engine, compile=False) if low else engine.plain
+
     def part_size(self, world: int) -> int:
         """Images that each of `world` processes passes through the model at once."""
         return _longest(_longest(self.batch_size, world), self.accumulate)
@@ -128,6 +151,21 @@ class Stage:
         """Within, running out of memory names this stage's `batch_size`; `name` is its own."""
         where = f"stage '{name}': "
         return memory_guard("batch_size", self.batch_size, device, where=where, fix=IN_PARTS)
+
+    def passes(
+        self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits
+    ) -> tuple[float, float]:
+        """What takes as long as an update does for each of its images, and as the whole stage with
+        its validations by these attacks: so many forwards of one image."""
+        train, val, classes = len(splits.train), len(splits.val), splits.num_classes
+        if self.solves:
+            return 1.0, float(train + val)
+        update = 1 if isinstance(self.tuning, Linear) else UPDATE
+        attack = attack_passes(self.attack.under(threat), classes) if self.attack else 0
+        halves = 2 if self.gradient_projection and self.gradient_projection.natural else 1
+        look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
+        whole = train * (self.epochs * halves * update + (self.epochs - self.clean_epochs) * attack)
+        return update + attack, whole + math.ceil(self.epochs / self.validate_every) * val * look
 
     def lr_factor(self, update: int, *, steps: int) -> float:
         """Share of the peak rate at `update`, counted from 0, with `steps` updates an epoch."""
@@ -205,4 +243,4 @@ class StageResult:
     start_accuracies: dict[str, float] = field(default_factory=dict)
     strength: float | None = None
     head_norm: float | None = None
-    strengths: list[dict[str, float]] = field(default_factory=list)
+    strengths: list[dict[str, Any]] = field(default_factory=list)

@@ -1,14 +1,19 @@
-"""summary.json, and the table that a run ends with."""
+"""summary.json, and the tables that a run ends with."""
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
+from torch import Tensor
 
 from roli_fast.data import Splits
 from roli_fast.evaluate import UNION, columns, standard_error
+from roli_fast.evaluate.shares import by_class, collapse, majority, to_flags
+from roli_fast.report.read import values
 from roli_fast.running.text import align
+from roli_fast.train.analysis import FILE, read_analysis
 from roli_fast.train.experiment import SCHEMA, Experiment
 
 Outcome = dict[str, Any]
@@ -25,7 +30,9 @@ def summarise(
     `pretrain` is the stage on the source images, null without one. Per method: the stages (times
     averaged over seeds), the test (mean over seeds), and every seed. Accuracies are fractions.
     `standard_error` is binomial, for one seed's test images; `sd` is the sample standard deviation
-    over seeds, present with two or more.
+    over seeds, present with two or more. `per_class` of a test has every class, worst first, means
+    over seeds; `guessing` is the share of the most frequent test label, and `warnings` name models
+    that are not better.
 
     Under a threat of several norms `robust_accuracy` has one entry for each and their union, by
     which methods are compared; `attack` leaves norm and radius to `threat`, which is there then.
@@ -34,16 +41,24 @@ def summarise(
     first = next(iter(tested.values()))
     label, several = first.label, len(tested) > 1
     measure = UNION if several else label
+    labels, names = splits.test.labels, dict(enumerate(splits.classes))
     return {
         "classes": list(splits.classes),
         "test_images": len(splits.test),
+        "guessing": majority(labels),
         "seeds": list(experiment.seeds),
         "attack": SCHEMA.to_tree(experiment.test if several else first),
         **({"attack_label": label, "threat": SCHEMA.to_tree(experiment.threat)} if several else {}),
         "note": experiment.note,
         "paper_compat": list(experiment.paper_compat),
         "pretrain": _stage(pretrained) if pretrained else None,
-        "methods": {method: _method(runs) for method, runs in outcomes.items()},
+        "methods": {method: _method(runs, labels, names) for method, runs in outcomes.items()},
+        "warnings": [
+            f"{method}, seed {run['seed']}: {told}"
+            for method, runs in outcomes.items()
+            for run in runs
+            if (told := collapse(to_flags(run["test"]["clean_flags"]), labels, names))
+        ],
         "comparisons": [
             _compare(first, outcomes[first], second, outcomes[second], measure)
             for first, second in combinations(outcomes, 2)
@@ -51,8 +66,11 @@ def summarise(
     }
 
 
-def _method(runs: list[Outcome]) -> dict[str, Any]:
+def _method(runs: list[Outcome], labels: Tensor, names: dict[int, str]) -> dict[str, Any]:
     tests = [_short(run["test"]) for run in runs]
+    flags = {"clean": [to_flags(run["test"]["clean_flags"]) for run in runs]}
+    for label in tests[0]["robust_accuracy"]:
+        flags[label] = [to_flags(run["test"]["robust_flags"][label]) for run in runs]
     return {
         "stages": [
             _stage([run["stages"][i] for run in runs]) for i in range(len(runs[0]["stages"]))
@@ -65,6 +83,7 @@ def _method(runs: list[Outcome]) -> dict[str, Any]:
                 for label in tests[0]["robust_accuracy"]
             },
             **_spread(tests),
+            "per_class": by_class(names, labels, flags),
         },
         "per_seed": [
             {"seed": run["seed"], "stages": run["stages"], "test": test}
@@ -80,7 +99,7 @@ def _stage(results: list[Outcome]) -> dict[str, Any]:
         "trainable_parameters": results[0]["trainable_parameters"],
         "train_images_per_second": _mean([r["train_images_per_second"] for r in results]),
         "train_seconds": _mean([r["train_seconds"] for r in results]),
-        "data_wait_share": _mean_or_none([r.get("data_wait_share") for r in results]),
+        "data_wait_share": _mean_at(results, "data_wait_share"),
         "best_validation_accuracy": _mean([r["best_validation_accuracy"] for r in results]),
     }
 
@@ -94,20 +113,15 @@ def _spread(tests: list[Outcome]) -> dict[str, Any]:
     columns = {"clean": [test["clean_accuracy"] for test in tests]}
     for label in tests[0]["robust_accuracy"]:
         columns[label] = [test["robust_accuracy"][label] for test in tests]
-    errors = {name: standard_error(_mean(values), images) for name, values in columns.items()}
+    errors = {name: standard_error(_mean(found), images) for name, found in columns.items()}
     out: dict[str, Any] = {"standard_error": errors}
     if len(tests) > 1:
-        out["sd"] = {name: float(np.std(values, ddof=1)) for name, values in columns.items()}
+        out["sd"] = {name: float(np.std(found, ddof=1)) for name, found in columns.items()}
     return out
 
 
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values))
-
-
-def _mean_or_none(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return _mean(known) if len(known) == len(values) else None
+def _mean(numbers: list[float]) -> float:
+    return float(np.mean(numbers))
 
 
 def _compare(
@@ -184,6 +198,13 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
             f"{first} - {second}, {entry['attack']}: {100 * entry['difference']:+.1f} points, "
             f"p = {p} ({entry['test']})."
         )
+    for name, method in summary["methods"].items():
+        worst = method["test"]["per_class"][0]
+        shares = ", ".join(f"{k} {100 * v:.1f} %" for k, v in worst["accuracy"].items())
+        lines.append(f"Worst class of {name}: '{worst['class']}', {shares}.")
+    guess = f"Guessing the most frequent class is right for {100 * summary['guessing']:.1f} %."
+    lines.append(guess)
+    lines += [f"Warning: {text}." for text in summary["warnings"]]
     if summary["paper_compat"]:
         lines.append(f"Faults of the release switched on: {', '.join(summary['paper_compat'])}.")
     if summary["note"]:
@@ -206,3 +227,47 @@ def _radii(summary: dict[str, Any]) -> str:
     else:
         return attack["name"]
     return ", ".join(f"{n} eps {eps:.4g}" for n, eps in zip(norms, radii, strict=True))
+
+
+def analysis_table(run_dir: Path, methods: list[str]) -> str:
+    """Head norm, drift and calibration of each method, means over seeds; empty without any."""
+    rows = []
+    for method in methods:
+        trees = [read_analysis(path) for path in sorted(run_dir.glob(f"seed-*/{method}/{FILE}"))]
+        if trees := [tree for tree in trees if tree["stages"]]:
+            rows.append([method, *_cells(trees)])
+    if not rows:
+        return ""
+    header = ["method", "head norm", "drift clean", "drift attacked"]
+    header += ["ECE clean > with T", "ECE attacked > with T"]
+    remark = (
+        "Head norm: at each stage's start and at the end. Drift: of features over the last stage, "
+        "relative. ECE: in points, of test images; with a temperature where one could be fitted."
+    )
+    return "\n".join([*align([header, *rows]), "", remark])
+
+
+def _cells(trees: list[dict[str, Any]]) -> list[str]:
+    stages = min(len(tree["stages"]) for tree in trees)
+    ends = [*((i, "start") for i in range(stages)), (-1, "end")]
+    norms = [_mean_at(trees, "stages", i, end, "head", "norm") for i, end in ends]
+    cells = [" > ".join(_number(norm, "{:.3g}") for norm in norms)]
+    for kind in ("clean", "adversarial"):
+        drift = _mean_at(trees, "stages", -1, "change", kind, "relative")
+        cells.append(_number(drift, "{:.3f}"))
+    for kind in ("clean", "adversarial"):
+        fitted = _mean_at(trees, "calibration", kind, "fitted") == 1
+        found = [_mean_at(trees, "calibration", kind, when, "ece") for when in ("before", "after")]
+        shown = [_number(None if p is None else 100 * p, "{:.1f}") for p in found]
+        cells.append(" > ".join(shown) if fitted else shown[0])
+    return cells
+
+
+def _mean_at(trees: list[dict[str, Any]], *path: str | int) -> float | None:
+    """The mean of the numbers at `path`; None where one of the trees lacks it."""
+    found = values(trees, *path)
+    return _mean(found) if len(found) == len(trees) else None
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

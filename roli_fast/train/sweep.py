@@ -27,8 +27,7 @@ from roli_fast.files import naming, read_json, read_text, write_json
 from roli_fast.running.text import align
 from roli_fast.train.checks import check
 from roli_fast.train.experiment import SCHEMA, STAGES, Experiment
-from roli_fast.train.pipeline import run
-from roli_fast.train.postprocess import report_or_warn
+from roli_fast.train.pipeline import report_or_warn, run
 from roli_fast.train.run_directory import open_run_dir, read_result, read_test
 from roli_fast.train.summary import percent, summarise
 
@@ -38,7 +37,7 @@ ALIKE = ("methods", "seeds", "threat", "validation", "test")
 """Fields that cells must share: else they would be chosen and compared by different measures."""
 
 SWEEP = "sweep.yaml"
-"""In the sweep's folder: field -> values as written."""
+"""In the sweep's folder: field -> values, as written on the command line."""
 
 DIVERGED = "diverged.json"
 """In the folder of a cell whose loss became NaN or infinite: it counts as finished, unchosen."""
@@ -56,7 +55,7 @@ class Axis:
 
     @staticmethod
     def parse(text: str) -> "Axis":
-        """Read FIELD=A,B or FIELD=[A,B].
+        """Read FIELD=A,B or FIELD=[A,B]; commas within brackets separate nothing.
 
         Raises:
             ConfigError: no values, or an unknown field.
@@ -65,28 +64,23 @@ class Axis:
         field, inner = field.strip().removeprefix("--"), values.strip()
         if _split(inner) == [inner] and inner.startswith("[") and inner.endswith("]"):
             inner = inner[1:-1]
-        found = tuple(part.strip() for part in _split(inner))
+        found = tuple(_split(inner))
         if not equals or not field or not all(found):
             fix = "Write --sweep finetune.optimizer.lr=1e-3,1e-4"
             raise ConfigError(describe("--sweep", "FIELD=VALUE,VALUE,...", repr(text), fix))
-        field = SCHEMA.full_name(field)
-        return Axis(field, found)
+        return Axis(SCHEMA.full_name(field), found)
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside of brackets."""
-    parts, depth, start = [], 0, 0
-    for place, letter in enumerate(text):
+    """The parts between the commas outside of brackets."""
+    parts, depth = [""], 0
+    for letter in text:
         depth += (letter in "[{") - (letter in "]}")
         if letter == "," and depth == 0:
-            parts.append(text[start:place])
-            start = place + 1
-    return [*parts, text[start:]]
-
-
-def axes_text(axes: Sequence[Axis]) -> str:
-    """The swept values as YAML."""
-    return yaml.safe_dump({axis.field: list(axis.values) for axis in axes}, sort_keys=False)
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
 
 
 def saved_axes(folder: Path) -> tuple[Axis, ...]:
@@ -96,10 +90,7 @@ def saved_axes(folder: Path) -> tuple[Axis, ...]:
         return ()
     with naming(path, RunDirectoryError, "--run_dir", f"a readable {SWEEP}"):
         tree = load_yaml(read_text(path), yaml.SafeLoader)
-        axes = tuple(Axis(field, tuple(values)) for field, values in tree.items())
-        if not all(isinstance(text, str) for axis in axes for text in (axis.field, *axis.values)):
-            raise ValueError("fields and values are texts")
-        return axes
+        return tuple(Axis.parse(f"{field}={values}") for field, values in tree.items())
 
 
 @dataclass(frozen=True)
@@ -118,12 +109,13 @@ class Cell:
     @property
     def folder(self) -> str:
         """Its run directory, below that of the sweep."""
-        name = re.sub(r"[^\w.=+-]+", "_", "_".join(f"{f}={v}" for f, v in self.choice))
-        return f"{self.method}/{name or 'as-configured'}"
+        name = re.sub(r"[^\w.=+-]+", "_", self.label.replace(" ", "_"))
+        return f"{self.method}/{name if self.choice else 'as-configured'}"
 
 
 def cells(base: Experiment, axes: Sequence[Axis]) -> list[Cell]:
-    """The runs of a sweep, grouped by method. What does not concern a method is not run twice.
+    """The runs of a sweep, grouped by method: one for each choice of the fields that the method
+    reads, for it is not run twice by the value of a stage that it does not have.
 
     Raises:
         ConfigError: a value that a field refuses, or cells that could not be compared.
@@ -132,7 +124,7 @@ def cells(base: Experiment, axes: Sequence[Axis]) -> list[Cell]:
     if len(set(fields)) < len(fields):
         fix = "Give all values of a field at once."
         raise ConfigError(describe("--sweep", "each field once", ", ".join(fields), fix))
-    tree, found = SCHEMA.to_tree(base), list[tuple[Choice, Experiment]]()
+    tree, found = SCHEMA.to_tree(base), dict[tuple[str, Choice], Experiment]()
     for values in product(*(axis.values for axis in axes)):
         flags = [f"--{field}={value}" for field, value in zip(fields, values, strict=True)]
         try:
@@ -140,12 +132,21 @@ def cells(base: Experiment, axes: Sequence[Axis]) -> list[Cell]:
         except RoliFastError as error:
             raise ConfigError(f"`--sweep`, {' '.join(flags)}: {error}") from error
         _check_alike(base, experiment)
-        found.append((tuple(zip(fields, values, strict=True)), experiment))
+        for method in base.methods:
+            read = experiment.read_stages(method) | ({"pretrain"} if experiment.source else set())
+            unread = set(STAGES) - read
+            choice = zip(fields, values, strict=True)
+            read_by = tuple(pair for pair in choice if pair[0].split(".")[0] not in unread)
+            found.setdefault((method, read_by), replace(experiment, methods=(method,)))
+    out = [Cell(*key, experiment) for key, experiment in found.items()]
     for method in base.methods:
-        if len({e.stages(method)[-1][1].attack is None for _, e in found}) > 1:
+        last = {
+            c.experiment.stages(method)[-1][1].attack is None for c in out if c.method == method
+        }
+        if len(last) > 1:
             expected, fix = f"cells of {method} that all attack, or none", "Sweep them apart."
             raise ConfigError(describe("--sweep", expected, "clean and robust validation", fix))
-    return [cell for method in base.methods for cell in _of_method(method, found)]
+    return sorted(out, key=lambda cell: base.methods.index(cell.method))
 
 
 def _check_alike(base: Experiment, experiment: Experiment) -> None:
@@ -156,33 +157,6 @@ def _check_alike(base: Experiment, experiment: Experiment) -> None:
             raise ConfigError(describe("--sweep", f"fields other than {name}", name, fix))
     if replace(experiment.data, augment=base.data.augment) != base.data:
         raise ConfigError(describe("--sweep", "of data nothing but data.augment", "data", fix))
-
-
-def _of_method(method: str, found: Sequence[tuple[Choice, Experiment]]) -> list[Cell]:
-    """One cell for each experiment that differs in what `method` reads, with the values that all
-    its combinations share."""
-    groups: list[tuple[Experiment, list[Choice], Experiment]] = []
-    for choice, experiment in found:
-        own = _as_read(method, experiment)
-        same = next((choices for key, choices, _ in groups if key == own), None)
-        if same is None:
-            groups.append((own, [choice], replace(experiment, methods=(method,))))
-        else:
-            same.append(choice)
-    return [
-        Cell(method, tuple(p for p in first if all(p in other for other in rest)), experiment)
-        for _, (first, *rest), experiment in groups
-    ]
-
-
-def _as_read(method: str, experiment: Experiment) -> Experiment:
-    """The experiment with the stages that `method` does not read left at their defaults."""
-    read = experiment.read_stages(method)
-    if experiment.source is not None:
-        read |= {"pretrain"}
-    plain = Experiment(data=experiment.data)
-    unread = {name: getattr(plain, name) for name in STAGES if name not in read}
-    return replace(experiment, methods=(method,), **unread)
 
 
 def _shared_stages(cell: Cell) -> Iterator[tuple[str, Path]]:
@@ -237,10 +211,14 @@ def run_sweep(
             check(cell.experiment, look=False)
     finally:
         logging.disable(before)
+    swept = yaml.safe_dump({axis.field: ",".join(axis.values) for axis in axes}, sort_keys=False)
     # without its axes a killed sweep would be resumed as a plain run
-    with open_run_dir(folder, base, resume=resume, beside={SWEEP: axes_text(axes)}):
+    with open_run_dir(folder, base, resume=resume, beside={SWEEP: swept}):
         shared: dict[str, Path] = {}
-        trained = [_train(cell, folder, shared, quiet=quiet) for cell in plan]
+        trained = []
+        for number, cell in enumerate(plan, 1):
+            logger.info("cell %d of %d: %s %s", number, len(plan), cell.method, cell.label)
+            trained.append(_train(cell, folder, shared, quiet=quiet))
         rows = [_row(cell, folder, runs) for cell, runs in zip(plan, trained, strict=True)]
         outcomes: dict[str, list[dict[str, Any]]] = {}
         where = folder

@@ -14,7 +14,6 @@ from roli_fast.attacks.base import AttackInputs
 from roli_fast.attacks.ensemble import search_in_turn
 from roli_fast.compat.original_draws import OriginalAutoAttack
 from roli_fast.engine import Cost
-from roli_fast.errors import ArgumentError, ArgumentTypeError
 
 EPS = {"linf": 0.02, "l2": 0.12, "l1": 0.8}
 QUICK: dict[str, Any] = dict(steps=4, n_queries=10)
@@ -69,11 +68,6 @@ def test_the_protocol_of_multi_norm_papers_is_ten_runs_of_apgd(norm: str) -> Non
     assert isinstance(ce, APGD) and isinstance(targeted, APGDT)
     assert (ce.restarts, targeted.targets) == ((5, 5) if norm == "l1" else (1, 9))
     assert ce.large_radius == targeted.large_radius == (norm == "l1")
-
-
-def test_the_official_draws_are_every_components() -> None:
-    parts: list[Any] = list(OriginalAutoAttack(version="plus", seed=7).parts)
-    assert {part.seed for part in parts} == {7}
 
 
 @dataclass(frozen=True)
@@ -179,53 +173,3 @@ def test_the_official_draws_need_no_generator_and_leave_the_global_one_alone() -
     with untouched(model):
         first = attack(model, x, y)
         assert torch.equal(attack(model, x, y, torch.Generator().manual_seed(9)), first)
-
-
-class FewClasses(nn.Module):
-    """Smooth logits of so many classes."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.inner, self.classes = Wavy(), classes
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)[:, : self.classes]
-
-
-@pytest.mark.parametrize("classes", [2, 5])
-def test_few_classes_are_followed(classes: int) -> None:
-    model, x = FewClasses(classes), pictures(6)
-    y = predicted(model, x)
-    attack = AutoAttack(norm="linf", eps=1e-5, steps=2, n_queries=2)
-    notes = attack.run(model, x, y, torch.Generator().manual_seed(0)).notes
-    assert f"apgd-t-dlr-2: {classes - 1} targets, not 9: there are {classes} classes" in notes
-    fallback = f"apgd-t-dlr-2: loss dlr needs 4 classes, the model has {classes}: margin was taken"
-    assert (fallback in notes) == (classes < 4)
-
-
-class Broken(Wavy):
-    """Its logits are what a test says."""
-
-    def __init__(self, change: Any) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.change(super().forward(x))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda logits: logits * float("nan"), "`model`: expected numbers as logits.*NaN for 2"),
-        (lambda logits: (logits, logits), r"`model`: .*logits tensor \(B, C\), got tuple"),
-        (lambda logits: logits[:, 0], r"`model`: expected logits of shape \(2, C\)"),
-        (lambda logits: logits[:, :1], r"`model`: expected .*at least 2 classes, got 1"),
-        (lambda logits: logits.detach(), "`model`: expected logits that depend on x"),
-    ],
-)
-def test_models_that_cannot_be_attacked(change: Any, message: str) -> None:
-    model = Broken(change)
-    with untouched(model), pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-        y, generator = torch.zeros(2, dtype=torch.int64), torch.Generator().manual_seed(0)
-        AutoAttack(**QUICK)(model, pictures(2), y, generator)

@@ -24,9 +24,8 @@ from roli_fast.attacks import (
     Union,
 )
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.threat import ThreatModel
 
-L1, TWO = ThreatModel("l1", 12.0), ("l1", "l1")
+TWO = ("l1", "l1")
 WHOLE = "expected an integer >= 1"
 
 
@@ -88,11 +87,6 @@ def test_what_an_attack_cannot_be_is_named(kind: Any, options: Any, message: str
         kind(**options)
 
 
-def test_large_radius_needs_l1_also_under_a_run() -> None:
-    with pytest.raises(ArgumentError, match="`large_radius`: expected False, got True in linf"):
-        APGD(norm=None, large_radius=True).under(ThreatModel("linf", 0.1))
-
-
 CUSTOM = AutoAttack(version="custom", attacks=("square", "fab"), steps=4, n_queries=9)
 BOTH = Union((AutoAttack(version="rand"), PGD(norm="l2", eps=0.5, steps=3)))
 
@@ -115,19 +109,3 @@ BOTH = Union((AutoAttack(version="rand"), PGD(norm="l2", eps=0.5, steps=3)))
 )
 def test_a_label_names_what_differs(attack: Any, label: str) -> None:
     assert attack.label == label
-
-
-@pytest.mark.parametrize(
-    ("attack", "labels"),
-    [
-        (BOTH, ["apgd-ce-100-eot20", "apgd-dlr-100-eot20", "pgd-3"]),
-        (CUSTOM, ["square-9", "fab-4"]),
-        (
-            AutoAttack(norm=None, eps=None, bounds=None).under(L1),
-            ["apgd-ce-100-r5-large", "apgd-t-dlr-100-large", "fab-t-100", "square-5000"],
-        ),
-    ],
-    ids=["union", "custom", "under a threat"],
-)
-def test_parts_in_their_order(attack: Any, labels: list[str]) -> None:
-    assert [part.label for part in attack.parts] == labels

@@ -78,18 +78,6 @@ def test_random_targets_cover_all_wrong_classes_evenly(classes: int) -> None:
     assert (counts[1:] - expected).abs().max() <= 4 * expected**0.5
 
 
-def test_a_random_target_depends_on_the_id_alone() -> None:
-    y, ids = torch.arange(20) % 5, torch.arange(100, 120)
-
-    def of(rows: torch.Tensor) -> torch.Tensor:
-        source = torch.Generator().manual_seed(3)
-        return choose("random", torch.zeros(len(rows), 5), y[rows], source, ids[rows])
-
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(of(order), of(torch.arange(20))[order])
-    assert torch.equal(of(torch.tensor([7])), of(torch.arange(20))[7:8])
-
-
 def test_the_likeliest_other_classes_in_order() -> None:
     z = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 5.0, 4.0, 6.0]])
     y = torch.tensor([0, 1])

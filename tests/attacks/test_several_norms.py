@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 from given_norms import Passes
-from one_by_one import OneByOne
 from textbook_apgd import of_model, project, sparse
 from tiny_models import Counting, FixedLogits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from waits import waits
-from wavy import Wavy, pictures, predicted
+from wavy import OneByOne, Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, MSD, MultiAPGD
 from roli_fast.engine import Cost, Engine
@@ -63,17 +62,6 @@ class TestEachNormIsAsAlone:
                 logits = model(truth)
                 loss = cross_entropy(logits, Y, reduction="none")
             assert torch.allclose(result.loss, loss.double(), rtol=1e-6)
-
-    def test_in_any_order_and_number(self) -> None:
-        model = OneByOne(NET)
-        truth = multi().run(model, X, Y).found
-        for norms in (("l1", "l2", "linf"), ("l1", "linf"), ("l2",), ("l1",)):
-            found = multi(*norms).run(model, X, Y).found
-            assert tuple(found) == norms
-            for norm, result in found.items():
-                assert torch.equal(result.x_adv, truth[norm].x_adv)
-                assert torch.equal(result.loss, truth[norm].loss)
-                assert torch.equal(result.robust, truth[norm].robust)
 
 
 class TestRobust:
@@ -163,11 +151,6 @@ class TestWorst:
                 moved = (result.found[norm].x_adv - x)[0] @ torch.tensor(weight)
                 assert moved.item() == pytest.approx(gain, abs=1e-6)
             assert torch.equal(result.x_adv, result.found[winner].x_adv)
-
-    def test_at_equal_losses_the_first_norm_counts(self) -> None:
-        model = FixedLogits(torch.zeros(2, 2))
-        x, y = torch.full((1, 2), 0.5), torch.tensor([1])
-        assert torch.equal(MultiAPGD()(model, x, y), x)
 
 
 class TestNorms:
@@ -264,17 +247,6 @@ def test_the_choice_worked_by_hand() -> None:
             "l1": torch.tensor([0.25, 0.0]),
         }
         assert torch.allclose(x_adv[0] - 0.5, moves[winner], atol=1e-6), winner
-
-
-def test_images_of_one_batch_choose_for_themselves() -> None:
-    """In one step: linf and l2 move all entries, l1 5 % of them."""
-    model, x = Wavy(dtype=torch.float32), pictures(24, torch.float32)
-    y = predicted(model, x)
-    delta = (msd(steps=1)(model, x, y) - x).flatten(1)
-    by_l1 = (delta != 0).sum(1) < 30
-    assert 0 < by_l1.sum() < 24
-    alone = torch.cat([msd(steps=1)(model, x[i : i + 1], y[i : i + 1]) for i in range(24)])
-    assert torch.allclose(x + delta.view_as(x), alone, atol=1e-6)
 
 
 @pytest.mark.parametrize(("norms", "steps"), [(("linf",), 3), (("linf", "l1"), 10), (NAMES, 10)])

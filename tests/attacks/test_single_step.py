@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_attacks import generator as source
 from tiny_models import Counting, FixedLogits, Mixed, images
 
 from roli_fast.attacks import FGSM, NFGSM, PGD, RSFGSM
@@ -11,10 +12,6 @@ WEIGHT = torch.tensor([[1.0, -2.0, 0.5, 3.0, 0.0], [0.0] * 5])
 """Logits (w x, 0): away from label 0 is along -sign(w)."""
 X = torch.tensor([[0.5, 0.25, 0.0, 1.0, 0.125]])
 Y = torch.tensor([0])
-
-
-def source(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_fgsm_by_hand() -> None:

@@ -7,22 +7,19 @@ from typing import Any
 import pytest
 import torch
 from oracle import Net, batch, margins
-from tiny_models import Counting, FixedLogits, Mixed, images
+from tiny_attacks import generator
+from tiny_models import Counting, FixedLogits, images
 from torch import Tensor, nn
 
 from roli_fast.attacks.square import CHUNK, SampleDraws, Square, share_of
 from roli_fast.compat.original_draws import OriginalSquare
 from roli_fast.engine import Cost
-from roli_fast.errors import ArgumentError, ArgumentTypeError
+from roli_fast.errors import ArgumentError
 from roli_fast.norms import NORMS
 from roli_fast.norms.windows import pattern, window
 
 KINDS = (Square, OriginalSquare)
 EPS = {"linf": 0.25, "l2": 5.0, "l1": 60.0}
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def within(norm: str, x_adv: Tensor, x: Tensor, eps: float) -> bool:
@@ -47,21 +44,6 @@ def test_flags_queries_and_images_are_true(norm: str, loss: str) -> None:
     assert result.queries[~result.fooled].eq(62).all()  # clean, start, 60 proposals
     assert result.queries.sum() == result.cost.forward_images
     assert result.queries.max() == result.cost.forwards
-
-
-@pytest.mark.parametrize("norm", EPS)
-def test_what_is_not_fooled_is_returned_where_the_loss_was_highest(norm: str) -> None:
-    """More queries from the same numbers can only raise the loss."""
-    model = Net()
-    x, y = batch(14, model)
-    heights = []
-    for count in (1, 8, 30):
-        attack = Square(norm=norm, eps=EPS[norm] / 8, n_queries=count, rescale_schedule=False)
-        result = attack.run(model, x, y, generator())
-        assert not result.fooled[1:7].any()  # pyright: ignore
-        heights.append(margins(model, result.x_adv, y)[1:7])
-    assert (heights[0] <= heights[1]).all() and (heights[1] <= heights[2]).all()
-    assert (heights[0] < heights[2]).all()
 
 
 @pytest.mark.parametrize(("norm", "loss"), [("linf", "margin"), ("l2", "ce"), ("l1", "margin")])
@@ -112,35 +94,6 @@ def test_nothing_is_asked_once_all_are_fooled() -> None:
     assert result.fooled is not None and result.fooled.all() and result.cost.forwards < 902
 
 
-@pytest.mark.parametrize(
-    ("norm", "kind"), [("linf", Square), ("l2", Square), ("l1", Square), ("linf", OriginalSquare)]
-)
-def test_leaving_the_batch_changes_nothing_but_the_cost(norm: str, kind: Any) -> None:
-    model = Net()
-    x, y = batch(9, model)
-    attack = kind(norm=norm, eps=EPS[norm] * 1.6, n_queries=40)
-    leaving = attack.run(model, x, y, generator())
-    staying = replace(attack, compact=False).run(model, x, y, generator())
-    assert 2 < leaving.fooled.sum() < 9  # pyright: ignore
-    assert torch.equal(leaving.fooled, staying.fooled)  # pyright: ignore
-    assert torch.equal(leaving.queries, staying.queries)  # pyright: ignore
-    assert torch.allclose(leaving.x_adv, staying.x_adv, rtol=0, atol=1e-9)
-    assert staying.cost.forwards == 42 and staying.cost.forward_images == 9 + 7 * 41
-    assert leaving.cost.forward_images < staying.cost.forward_images
-
-
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 1, 1), (2, 8, 1), (3, 11)], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_that_no_five_tiles_fill(norm: str, shape: tuple[int, ...], kind: Any) -> None:
-    x, eps = images(3, *shape), {"linf": 0.1, "l2": 0.3, "l1": 0.5}[norm]
-    model = FixedLogits(torch.randn(3, x[0].numel(), generator=generator(1)))
-    y = model(x).argmax(1)
-    result = kind(norm=norm, eps=eps, n_queries=40).run(model, x, y, generator())
-    assert within(norm, result.x_adv, x, eps)
-    assert (margins(model, result.x_adv, y) > margins(model, x, y)).all()
-
-
 class Rising(nn.Module):
     """A loss that rises with every forward, so that every proposal stays."""
 
@@ -175,20 +128,6 @@ def test_logits_that_break_down_count_as_fooled_and_nothing_is_raised() -> None:
     x = torch.full((2, 1, 4, 4), 0.5)
     result = Square(n_queries=5).run(Breaking(), x, torch.tensor([0, 0]), generator())
     assert result.fooled is not None and result.fooled.all()
-
-
-@pytest.mark.parametrize(
-    ("shape", "options", "message"),
-    [
-        ((2, 3, 4, 4, 4), {}, r"`x`: expected a batch \(B, C, H, W\)"),
-        ((2, 3, 6, 6), {"sample_ids": torch.arange(3)}, "`sample_ids`: expected"),
-        ((2, 3, 6, 6), {"generator": 3}, "`generator`: expected"),
-    ],
-    ids=str,
-)
-def test_wrong_calls(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
-    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
-        Square()(Mixed(), images(*shape), torch.tensor([0, 1]), **options)
 
 
 @pytest.mark.parametrize(
@@ -234,17 +173,6 @@ def test_patterns_by_hand() -> None:
     assert column == pytest.approx([1 / 16 / hill / 2] * 3 + [-1 / 16 / hill / 2] * 3)
     centre = pattern((6, 3), 1)[1][1]
     assert centre == pytest.approx((1 + 1 / 16) / hill / 2)
-
-
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("size", [(3, 3), (4, 4), (7, 7), (1, 5), (6, 2), (29, 29)])
-def test_patterns_have_length_one_and_two_equal_halves(order: int, size: tuple[int, int]) -> None:
-    values = torch.tensor(pattern(size, order), dtype=torch.float64)
-    assert values.shape == size
-    assert torch.linalg.vector_norm(values, order).item() == pytest.approx(1, rel=1e-12)
-    up, down = values.clamp(min=0), values.clamp(max=0)
-    halves = [torch.linalg.vector_norm(part, order).item() for part in (up, down)]
-    assert halves[0] == pytest.approx(halves[1], rel=1e-12)
 
 
 def test_a_samples_numbers_are_its_own() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_attacks import generator
 from tiny_models import untouched
 from torch import Tensor
 from wavy import Wavy, pictures, predicted
@@ -27,10 +28,6 @@ def asked() -> tuple[Wavy, Tensor, Tensor]:
     y = predicted(model, x)
     y[3] = (y[3] + 1) % 6
     return model, x, y
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.mark.parametrize("every", [False, True])

@@ -1,4 +1,5 @@
-"""A network on which APGD has to work: steps overshoot, and halving them pays."""
+"""A network on which APGD has to work: steps overshoot, and halving them pays; and a wrapper whose
+logits are the same in any batch."""
 
 import torch
 from torch import Tensor, nn
@@ -33,3 +34,17 @@ def predicted(model: nn.Module, x: Tensor) -> Tensor:
     """The classes that the model sees."""
     with torch.no_grad():
         return model(x).argmax(1)
+
+
+class OneByOne(nn.Module):
+    """A model whose logits for an image are the same to the last bit in whatever batch it comes:
+    it runs one image after another, and notes how many it was given, in `sizes`."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return torch.cat([self.inner(image) for image in x.split(1)])

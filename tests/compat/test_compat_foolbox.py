@@ -3,7 +3,6 @@
 Not installed with the package's tests. To run these: `pip install foolbox`.
 """
 
-import sys
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ import torch
 from tiny_models import Mixed, images, untouched
 from torch import Tensor, nn
 
-from roli_fast.attacks import APGD, FAB, PGD, AutoAttack, Square
-from roli_fast.attacks.base import Ball
-from roli_fast.attacks.warning_signs import first_look
+from roli_fast.attacks import APGD, PGD, AutoAttack
 from roli_fast.compat.foolbox import as_foolbox_attack, from_foolbox_model
-from roli_fast.errors import ArgumentError, ArgumentTypeError, MissingPackageError
+from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 
 X = images(8, 3, 6, 6)
@@ -84,43 +81,21 @@ def test_the_same_images_as_foolboxs_pgd(foolbox: Any, norm: str, bounds: tuple[
         assert torch.equal(flags, their_flags)
 
 
-def test_their_weight_gradients_and_ours(foolbox: Any) -> None:
-    model = Mixed().eval()
-    model.zero_grad()
-    y = labels(wrapped(foolbox, model), X)
-    with untouched(model):
-        as_foolbox_attack(PGD(), generator())(wrapped(foolbox, model), X, y, epsilons=0.03)
-    foolbox.attacks.LinfPGD(steps=2)(wrapped(foolbox, model), X, y, epsilons=0.03)
-    assert model.head.weight.grad is not None
-
-
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("attack", [PGD(), FAB(steps=4), AutoAttack(steps=2, n_queries=5)])
-def test_a_training_model_is_attacked_in_eval_mode_and_given_back(
-    foolbox: Any, attack: Any
-) -> None:
+def test_a_training_model_is_attacked_in_eval_mode_and_given_back(foolbox: Any) -> None:
+    attack: Any = AutoAttack(steps=2, n_queries=5)
     model = network(training=True)
     with pytest.warns(UserWarning, match="training mode"):
         fmodel = wrapped(foolbox, model)
     y = labels(wrapped(foolbox, network()), X)
     adapter = as_foolbox_attack(attack, generator())
-    truth = attack(network(), X, y, generator(), eps=0.03) if attack.norm == "linf" else None
+    truth = attack(network(), X, y, generator(), eps=0.03)
     with untouched(model):
         found = adapter.run(fmodel, X, foolbox.criteria.Misclassification(y), epsilon=0.03)
-    assert truth is None or torch.equal(found, truth)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_only_a_model_in_train_mode_is_said_to_be_in_it(foolbox: Any, training: bool) -> None:
-    model = network()
-    module = from_foolbox_model(wrapped(foolbox, model))
-    model.train(training)
-    ball = Ball(NORMS["linf"], 0.03, (0.0, 1.0))
-    signs = first_look(module, X, torch.zeros(8, dtype=torch.int64), ball).signs
-    assert any("train mode" in sign.text for sign in signs) == training
+    assert torch.equal(found, truth)
 
 
 @pytest.mark.parametrize("transform", ["wrapper", "copy", "none"])
@@ -156,15 +131,6 @@ def test_a_model_of_ones_own_is_run_as_it_is(foolbox: Any) -> None:
     assert torch.equal(moved.argmin(1), y)
 
 
-def test_square_goes_towards_a_target(foolbox: Any) -> None:
-    fmodel = wrapped(foolbox, network())
-    target = (labels(fmodel, X) + 1) % 4
-    criterion = foolbox.criteria.TargetedMisclassification(target)
-    attack = as_foolbox_attack(Square(n_queries=150), generator())
-    _, clipped, flags = attack(fmodel, X, criterion, epsilons=0.4)
-    assert torch.equal(flags, labels(fmodel, clipped) == target) and flags.any()
-
-
 def test_what_cannot_be_done(foolbox: Any) -> None:
     fmodel = wrapped(foolbox, network())
     y = labels(fmodel, X)
@@ -173,15 +139,5 @@ def test_what_cannot_be_done(foolbox: Any) -> None:
         as_foolbox_attack(APGD(steps=2))(fmodel, X, target, epsilons=0.1)
     with pytest.raises(ArgumentError, match="depends on the label"):
         as_foolbox_attack(PGD(loss="dlr"))(fmodel, X, target, epsilons=0.1)
-    attack = as_foolbox_attack(PGD())
     with pytest.raises(ArgumentError, match="`steps`: expected an attribute that RoliFastAttack"):
-        attack.steps = 3
-
-
-def test_without_foolbox_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from roli_fast.compat import foolbox as adapter
-
-    adapter._attack_class.cache_clear()
-    monkeypatch.setitem(sys.modules, "foolbox", None)
-    with pytest.raises(MissingPackageError, match="pip install foolbox"):
-        as_foolbox_attack(PGD())
+        as_foolbox_attack(PGD()).steps = 3

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import SIZES, SMALL, images, same, tiny
 from torch import Tensor, nn
 
-from roli_fast.compat.peft import join_b, load, save, split_b
+from roli_fast.compat.peft import join_b, load, save
 from roli_fast.errors import ArgumentError, CheckpointError
 from roli_fast.models import Classifier, create, init_head, save_model
 from roli_fast.models import Model as ModelConfig
@@ -84,15 +84,8 @@ def differs(a: Tensor, b: Tensor) -> bool:
 
 def test_blocks_by_hand() -> None:
     """Two slices of rank 1 on rows 0 and 2 of three."""
-    b = torch.tensor([[5.0], [7.0]])
     whole = torch.tensor([[5.0, 0.0], [0.0, 0.0], [0.0, 7.0]])
-    assert torch.equal(join_b(b, ((0, 1), (2, 3)), 3), whole)
-    again = split_b(whole, ((0, 1), (2, 3)))
-    assert again is not None and torch.equal(again, b)
-    for row, column in ((0, 1), (1, 0), (1, 1), (2, 0)):
-        other = whole.clone()
-        other[row, column] = 1e-30
-        assert split_b(other, ((0, 1), (2, 3))) is None
+    assert torch.equal(join_b(torch.tensor([[5.0], [7.0]]), ((0, 1), (2, 3)), 3), whole)
 
 
 @pytest.mark.parametrize("targets", TARGETS, ids="-".join)
@@ -167,55 +160,20 @@ class TestTheirsInOurs:
         close(model(pictures(name)), adapted(normalised(model, pictures(name))))
 
 
-@pytest.mark.parametrize("targets", TARGETS, ids="-".join)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_ours_in_ours(name: str, targets: tuple[str, ...], tmp_path: Path) -> None:
-    """Bit for bit, slices are slices again, and the trained model can be saved as ever."""
-    model, again = stirred(name, targets=targets), tiny(name).eval()
+def test_ours_in_ours(name: str, tmp_path: Path) -> None:
+    """LoRAs of two ranks, slices among them, on whole layers: the same function, and the trained
+    model can be saved as ever."""
+    model, again, x = stirred(name), tiny(name).eval(), pictures(name)
+    apply(model, LoRA(rank=3, alpha=1, targets=("fc1",)))
     save(model, tmp_path)
     names = load(again, tmp_path)
-    assert same(dict(again.state_dict()), dict(model.state_dict()))
-    assert again.card["tuning"] == model.card["tuning"]
-    assert names == apply(tiny(name), LoRA(rank=2, targets=targets))
-    assert set(names) == {n for n, p in again.named_parameters() if p.requires_grad}
-    x = pictures(name)
-    assert torch.equal(again(x), model(x))
+    close(again(x), model.eval()(x))
+    assert {(tree["rank"], tree["alpha"]) for tree in again.card["tuning"]} == {(4, 6), (3, 1)}
+    assert sorted(names) == sorted(n for n, p in again.named_parameters() if p.requires_grad)
     save_model(again, tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors")
-    assert same(dict(loaded.state_dict()), dict(model.state_dict()))
     with torch.no_grad():  # what requires grad differs, and with it the kernels that are taken
-        assert torch.equal(loaded(x), model(x))
-
-
-def test_two_loras_on_different_layers(tmp_path: Path) -> None:
-    model, again = tiny(), tiny()
-    apply(model, LoRA(rank=2, alpha=3))
-    apply(model, LoRA(rank=4, alpha=1, targets=("fc1",)))
-    save(model, tmp_path)
-    names = load(again, tmp_path)
-    assert same(dict(again.state_dict()), dict(model.state_dict()))
-    assert len(names) == 2 * 2 * 2 + 2
-    assert all(again.get_parameter(name).requires_grad for name in names)
-
-
-@pytest.mark.parametrize("change", ["alpha", "outside"])
-def test_a_file_that_was_changed_is_read_as_peft_reads_it(change: str, tmp_path: Path) -> None:
-    """The card's slices no longer hold: whole layers, with the numbers of the configuration."""
-    model, again = stirred(), tiny().eval()
-    save(model, tmp_path)
-    path, tensors = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
-    if change == "alpha":
-        path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 12}))
-    else:
-        with safe_open(tensors, framework="pt") as file:
-            metadata = file.metadata()
-        state = load_file(tensors)
-        state["base_model.model.blocks.1.attn.qkv.lora_B.weight"][20].fill_(1)
-        save_file(state, tensors, metadata=metadata)
-    load(again, tmp_path)
-    layer: Any = again.backbone.get_submodule("blocks.1.attn.qkv")
-    assert layer.rows is None and layer.scale == (3 if change == "alpha" else 1.5)
-    assert layer.lora_b[20].tolist() == [change == "outside"] * 4
+        assert torch.equal(load_model(tmp_path / "model.safetensors")(x), again(x))
 
 
 def test_the_files(tmp_path: Path) -> None:
@@ -302,12 +260,6 @@ class TestRefused:
             rf"`model`.*{VIT} with sha256 [0-9a-f]{{64}}, got {VIT} with [0-9a-f]{{64}}",
             tiny(**other),
         )
-
-    def test_another_head_is_no_other_backbone(self, folder: Path) -> None:
-        model = tiny()
-        init_head(model, "zero")
-        load(model, folder)
-        assert model.head.weight.any()
 
     @pytest.mark.parametrize(
         ("fields", "message"),

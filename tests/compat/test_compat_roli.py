@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import Counting, FixedLogits, Mixed, images, untouched
+from tiny_models import Mixed, images, untouched
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -106,26 +106,6 @@ def test_the_releases_random_start(use_best: bool) -> None:
             X, y, model, EPS, 3, LR, True, mean, WEIGHTS, use_best, generator=seeded
         )
     assert torch.equal(again, found)
-
-
-@pytest.mark.parametrize("criterion", [None, each, mean])
-def test_nothing_is_left_behind_and_the_cost_is_stated(criterion: Any) -> None:
-    model = Counting(Mixed())
-    y = labels(Mixed().eval())
-    with untouched(model):
-        adv_generator(X, y, model, EPS, 5, LR, False, criterion, WEIGHTS)
-    assert (model.forwards, model.backwards) == (6, 5)
-    with untouched(model), pytest.raises(ArgumentError, match="`y`"):
-        adv_generator(X, y + 9, model, EPS, 5, LR, False, criterion, WEIGHTS)
-
-
-def test_vectors_and_empty_batches() -> None:
-    model, x = FixedLogits(torch.eye(4)), images(3, 4)
-    y = torch.tensor([0, 1, 2])
-    moved = adv_generator(x, y, model, 0.1, 2, 0.05, False, mean, WEIGHTS) - x
-    assert torch.equal(moved.argmin(1), y)
-    empty = adv_generator(x[:0], y[:0], model, 0.1, 2, 0.05, False, mean, WEIGHTS)
-    assert empty.shape == (0, 4)
 
 
 def test_what_is_refused() -> None:

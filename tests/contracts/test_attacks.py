@@ -312,13 +312,6 @@ def test_a_model_that_changes_its_input_is_named(kind: type[Attack], hidden: boo
         assert torch.equal(x, X)
 
 
-def test_one_engine_a_model(kind: type[Attack]) -> None:
-    model = Engine(batch_size=2).bind(Mixed())
-    message = "`model`: expected a model without an engine, got one bound to Engine.*Give either"
-    with pytest.raises(ArgumentError, match=message):
-        short(kind, "linf")(model, X, Y, generator(), engine=Engine())
-
-
 def test_under_fills_only_what_is_none(kind: type[Attack]) -> None:
     threat = ThreatModel("linf", 0.25, (0.0, 2.0))
     empty: Any = kind(**in_norm(kind, norm=None, eps=None, bounds=None))

@@ -84,7 +84,7 @@ def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         "2 .heic files",
         "1 .txt files",
         "1 hidden images",
-        "1 images in .cache",
+        "1 images in the hidden folder .cache",
         "1 images outside of class folders",
         "3 images in unlabeled",
     ):

@@ -1,12 +1,13 @@
 """RoLI on real images, from the command line, with a robustly pretrained backbone."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shared_data import SharedData, robust_vit
+
+from roli_fast.train.__main__ import main
 
 MODEL = (
     "--model.options.img_size=32 --model.options.patch_size=4 --model.options.embed_dim=128 "
@@ -23,21 +24,23 @@ SHORT = (
 ).split()
 
 
-def train(folder: Path, *flags: str) -> dict[str, object]:
-    command = [sys.executable, "-m", "roli_fast.train", "--run_dir", str(folder)]
-    command += ["--model.weights", str(robust_vit()), *MODEL, *SHORT, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "roli" in done.stdout
-    assert "head norm" in done.stdout
-    assert "no analysis" not in done.stderr
+Told = pytest.CaptureFixture[str]
+
+
+def train(folder: Path, told: Told, *flags: str) -> dict[str, Any]:
+    weights = ["--model.weights", str(robust_vit())]
+    assert main(["--run_dir", str(folder), *weights, *MODEL, *SHORT, *flags]) == 0
+    printed = told.readouterr().out
+    assert "roli" in printed and "head norm" in printed
+    assert (folder / "seed-0/roli/analysis.json").is_file()
     assert (folder / "report.html").stat().st_size > 10_000
-    summary = json.loads((folder / "summary.json").read_text())
-    return summary
+    return json.loads((folder / "summary.json").read_text())
 
 
 @pytest.mark.parametrize("kind", ["cifar10 folders", "caltech101 lists"])
-def test_roli_learns_real_images(shared_data: SharedData, tmp_path: Path, kind: str) -> None:
+def test_roli_learns_real_images(
+    shared_data: SharedData, tmp_path: Path, capsys: Told, kind: str
+) -> None:
     """Few images, few steps: enough to be far above chance, clean and under attack."""
     if kind == "cifar10 folders":
         root = shared_data.cifar10(per_class=12)
@@ -47,9 +50,9 @@ def test_roli_learns_real_images(shared_data: SharedData, tmp_path: Path, kind: 
         root = shared_data.caltech101()
         flags = ["--data=json_splits", f"--data.root={root}", "--data.max_per_class=1"]
         classes = 101
-    summary = train(tmp_path / "run", *flags, "--data.image_size=32")
-    test = summary["methods"]["roli"]["test"]  # type: ignore[index]
-    assert len(summary["classes"]) == classes  # type: ignore[arg-type]
+    summary = train(tmp_path / "run", capsys, *flags, "--data.image_size=32")
+    test = summary["methods"]["roli"]["test"]
+    assert len(summary["classes"]) == classes
     clean, robust = test["clean_accuracy"], test["robust_accuracy"]["pgd-4"]
     sure = 3 * (1 / classes * (1 - 1 / classes) / test["images"]) ** 0.5
     assert clean > 1 / classes + sure

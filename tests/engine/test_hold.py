@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from roli_fast.attacks import APGD, FAB, PGD, Square
 from roli_fast.data import Batch
-from roli_fast.engine import Engine, Hold, InputGradient, bound
+from roli_fast.engine import Engine, Hold, bound
 from roli_fast.errors import ArgumentError
 from roli_fast.evaluate import evaluate
 
@@ -24,43 +24,12 @@ X, Y = images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
 ENGINES: list[dict[str, Any]] = [{}, {"fold": True}, {"dtype": torch.bfloat16}]
 
 
-class TestOneThread:
-    @pytest.mark.parametrize("first", ENGINES)
-    @pytest.mark.parametrize("second", ENGINES)
-    def test_the_first_to_begin_may_be_the_first_to_end(self, first: Any, second: Any) -> None:
-        model = Mixed()
-        with InputGradient(Engine(**second).bind(Mixed())) as alone:
-            truth = alone(X, Y)
-        with untouched(model):
-            a, b = (InputGradient(Engine(**own).bind(model)) for own in (first, second))
-            a.__enter__()
-            b.__enter__()
-            a.__exit__(None, None, None)
-            found = b(X, Y)
-            b.__exit__(None, None, None)
-        near: Any = (
-            {"rtol": 0.1, "atol": 0.02} if second.get("dtype") else {"rtol": 1e-4, "atol": 1e-6}
-        )
-        for ours, theirs in zip(found, truth, strict=True):
-            assert torch.allclose(ours, theirs, **near)
-
-    def test_one_that_ended_may_begin_again_before_the_other_ends(self) -> None:
-        model = Mixed()
-        with untouched(model):
-            a, b = InputGradient(model), InputGradient(Engine(fold=True).bind(model))
-            for step in (a.__enter__, b.__enter__, lambda: a.__exit__(None, None, None)):
-                step()
-            with a:
-                b.__exit__(None, None, None)
-                assert not model.training and not model.head.weight.requires_grad
-                a(X, Y)
-
-    def test_other_models_are_given_back_at_once(self) -> None:
-        one, other = Mixed(), Mixed()
-        with Hold(other):
-            with untouched(one), Hold(one):
-                assert not one.training
-            assert one.training and not other.training
+def test_holds_nest_and_leave_other_models_alone() -> None:
+    one, other = Mixed(), Mixed()
+    with untouched(one), untouched(other), Hold(other):
+        with Hold(one), Hold(nn.Sequential(one)):
+            assert not one.training and not one.head.weight.requires_grad
+        assert one.training and not other.training
 
 
 class TestThreads:

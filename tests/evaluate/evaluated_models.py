@@ -60,6 +60,17 @@ class Few(Nearest):
         return super().forward(x)[:, :5]
 
 
+class OneAnswer(Nearest):
+    """Class 3, whatever it is shown."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1000 * torch.eye(10)[3]
+
+
+def one_answer() -> nn.Module:
+    return OneAnswer().eval()
+
+
 def nearest() -> nn.Module:
     return Nearest().eval()
 

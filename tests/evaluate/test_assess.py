@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from evaluated_models import SIZE, Nearest
+from PIL import Image
 from safetensors.torch import load_file
 
 from roli_fast.attacks import APGD, PGD, Attack
@@ -18,11 +20,13 @@ from roli_fast.errors import OutOfMemoryError, RoliFastError
 from roli_fast.evaluate import driver, evaluate, read_report
 from roli_fast.evaluate.__main__ import main
 from roli_fast.evaluate.cli import parse
+from roli_fast.evaluate.dataset import mixed_order
 from roli_fast.evaluate.driver import run
-from roli_fast.evaluate.prepare import chosen, mixed_order
-from roli_fast.evaluate.report import table
-from roli_fast.evaluate.shares import to_flags, to_text
+from roli_fast.evaluate.prepare import chosen
+from roli_fast.evaluate.report import picture_name, table
+from roli_fast.evaluate.shares import collapse, to_flags, to_text
 from roli_fast.seeds import derived_generator
+from roli_fast.threat import as_pixels
 
 FLAGS = (
     f"--model evaluated_models:nearest --data digits --data.image_size {SIZE} --threads 1 "
@@ -91,6 +95,62 @@ def test_flags_are_those_of_the_attacks_called_by_hand(straight: Path) -> None:
     assert torch.equal(report.union, report.robust["linf"] & report.robust["l2"])
 
 
+def test_predictions_are_those_of_the_model(straight: Path) -> None:
+    """Of the clean images, and of the attacked ones where an attack fooled it."""
+    report, model = read_report(straight), Nearest().eval()
+    tree, saved = report.tree, load_file(straight / "adversarial.safetensors")
+    x, y, _ = images_of(report.ids)
+    assert tree["clean"]["predictions"] == model(x).argmax(1).tolist()
+    for norm in EPS:
+        predicted = torch.tensor(tree["norms"][norm]["robust"]["predictions"])
+        assert torch.equal(predicted, model(saved[norm]).argmax(1))
+        assert torch.equal(predicted == y, report.robust[norm])
+    union = torch.tensor(tree["union"]["predictions"])
+    linf = torch.tensor(tree["norms"]["linf"]["robust"]["predictions"])
+    assert torch.equal(union == y, report.union)
+    assert torch.equal(union[~report.robust["linf"]], linf[~report.robust["linf"]])
+
+
+def test_every_class_worst_first(straight: Path) -> None:
+    report = read_report(straight)
+    entries, labels = report.tree["per_class"], torch.tensor(report.tree["labels"])
+    union = torch.tensor(report.tree["union"]["predictions"])
+    assert sorted(entry["class"] for entry in entries) == sorted(map(str, range(10)))
+    for entry in entries:
+        own = labels == entry["label"]
+        columns = {"clean": report.clean, **report.robust, "union": report.union}
+        shares = {name: flags[own].double().mean().item() for name, flags in columns.items()}
+        assert entry["images"] == int(own.sum()) and entry["accuracy"] == pytest.approx(shares)
+        counts = {str(k): int((union[own] == k).sum()) for k in union[own].unique().tolist()}
+        assert entry["attacked_as"] == counts
+    worst = [entry["accuracy"]["union"] for entry in entries]
+    assert worst == sorted(worst) and worst[0] < worst[-1]
+    assert report.tree["guessing"] == labels.bincount().max().item() / 90
+    printed = table(report.tree)
+    assert f"\n{entries[0]['class']:<18}" in printed and "Guessing the most frequent" in printed
+
+
+@pytest.mark.parametrize(
+    ("clean", "words"),
+    [
+        ("1110000000", "right for class 'cat' alone"),  # as a model that always says so
+        ("1101000000", "within the noise of 40.0 %"),  # 3 of 10
+        ("1111011111", None),
+        ("0000000000", "may have learnt nothing"),
+    ],
+)
+def test_a_model_that_has_learnt_nothing_is_told(clean: str, words: str | None) -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
+    told = collapse(to_flags(clean), labels, {0: "cat", 1: "dog", 2: "owl"})
+    assert told is None if words is None else words in str(told)
+
+
+def test_a_collapsed_model_is_flagged(tmp_path: Path) -> None:
+    tree = assess(tmp_path / "out", "--model=evaluated_models:one_answer")
+    assert any("right for class '3' alone" in text for text in tree["warnings"])
+    assert "Warning: the model has collapsed" in table(tree)
+
+
 def test_saved_images_fool_the_model_and_lie_in_the_ball(straight: Path) -> None:
     report, saved = read_report(straight), load_file(straight / "adversarial.safetensors")
     x, y, _ = images_of(report.ids)
@@ -104,6 +164,23 @@ def test_saved_images_fool_the_model_and_lie_in_the_ball(straight: Path) -> None
         assert bool((length <= EPS[norm]).all())
         assert bool((length[~robust & report.clean] > 0).all())
         assert bool((x_adv >= 0).all() and (x_adv <= 1).all())
+        names = [report.tree["names"][i] for i in (report.clean & ~robust).nonzero()[:, 0].tolist()]
+        files = (straight / "adversarial" / norm).rglob("*.png")
+        assert sorted(file.stem for file in files) == sorted(names)
+        with Image.open(straight / "adversarial" / norm / f"{names[0]}.png") as picture:
+            pixels = torch.from_numpy(np.array(picture)).movedim(-1, 0)
+        row = report.tree["names"].index(names[0])
+        assert torch.equal(pixels, as_pixels(x_adv[row], x[row]))
+        assert (straight / "adversarial" / "clean" / f"{names[0]}.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("cat/1.jpg", "cat/1.jpg.png"), ("cat/1.png", "cat/1.png"), ("17", "17.png")]
+    + [("../../etc/x", "etc/x.png"), ("/etc/x.png", "etc/x.png"), ("..", "image.png")],
+)
+def test_a_picture_keeps_the_name_and_stays_in_its_folder(name: str, path: str) -> None:
+    assert picture_name(name) == path
 
 
 def test_the_report_counts_what_the_flags_say(straight: Path) -> None:
@@ -116,7 +193,8 @@ def test_the_report_counts_what_the_flags_say(straight: Path) -> None:
     searches = [s for n in tree["norms"].values() for s in n["searches"]]
     pgd, apgd = searches[0], searches[1]
     assert pgd["cost"]["backward_images"] == 3 * pgd["attacked"]
-    assert pgd["cost"]["forward_images"] == (3 + 1) * pgd["attacked"]  # and the last look
+    # the steps, the last look, and one more at what was fooled
+    assert pgd["cost"]["forward_images"] == (3 + 1) * pgd["attacked"] + pgd["fooled"]
     assert apgd["attacked"] == pgd["attacked"] - pgd["fooled"]
     assert tree["cost"]["forward_images"] >= 90 + sum(s["cost"]["forward_images"] for s in searches)
     assert tree["environment"]["packages"]["torch"] and tree["model"]["sha256"]

@@ -8,6 +8,7 @@ import torch
 from evaluated_models import SIZE
 from tiny_models import SMALL, tiny
 
+from roli_fast import attacks
 from roli_fast.attacks import APGDT, ATTACKS, FAB, MSD, PGD, Attack, AutoAttack, MultiAPGD, Square
 from roli_fast.configuration.values import descriptions, field_types
 from roli_fast.data import DATASETS
@@ -38,6 +39,9 @@ BASE = ["--model=evaluated_models:nearest", "--data=digits", f"--data.image_size
         ("fab-9", FAB(steps=9)),
         ("multi-apgd-5", MultiAPGD(steps=5)),
         ("msd-50", MSD(steps=50)),
+        ("transfer-20-ti15-ni", attacks.Transfer(steps=20, kernel=15, nesterov=True)),
+        ("transfer-9-si3-vt5", attacks.Transfer(steps=9, scales=3, neighbours=5)),
+        ("cw-20-s3", attacks.CW(steps=20, searches=3)),
         ("pgd-kl-4-eot3", PGD(loss="kl", steps=4, eot=3)),
         *((ATTACKS[name]().label, ATTACKS[name]()) for name in ATTACKS.names()),
     ],
@@ -181,7 +185,7 @@ def test_an_unseen_attack_takes_the_radius_of_a_norm_that_is_evaluated(tmp_path:
     file = tmp_path / "c.yaml"
     file.write_text("model: resnet18\ndata: digits\nunseen: [{name: square, norm: l1}]\n")
     found = parse(["--config", str(file), "--norm=linf,l1", "--eps=8/255,12"]).assessment
-    assert [(one.threat.norm, one.threat.eps) for one in found.unseen_attacks] == [("l1", 12.0)]
+    assert [(one.norm, one.eps) for one in found.unseen_attacks.values()] == [("l1", 12.0)]
 
 
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,10 +21,10 @@ from test_assess import FLAGS, assert_same_flags, assess
 from tiny_data import write_folder, write_image
 
 from roli_fast.errors import ConfigError, DataError, InterruptedRunError, RunDirectoryError
-from roli_fast.evaluate import driver, rows
+from roli_fast.evaluate import dataset, driver
 from roli_fast.evaluate.__main__ import main
 from roli_fast.evaluate.cli import parse
-from roli_fast.evaluate.store import Chunk, Store
+from roli_fast.evaluate.dataset import Chunk, Store
 
 SEARCHES = 4
 CHUNKS = 3
@@ -47,13 +48,13 @@ def assert_same(first: Path, second: Path) -> None:
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The labels of the searches that are made."""
     seen: list[str] = []
-    original = rows.Search.measure
+    original = dataset.Search.measure
 
-    def counted(self: rows.Search, *rest: Any) -> Any:
+    def counted(self: dataset.Search, *rest: Any) -> Any:
         seen.append(self.label)
         return original(self, *rest)
 
-    monkeypatch.setattr(rows.Search, "measure", counted)
+    monkeypatch.setattr(dataset.Search, "measure", counted)
     return seen
 
 
@@ -205,10 +206,9 @@ def test_processes_that_do_not_agree_are_stopped(
 def stopped(straight: Path, tmp_path: Path) -> Path:
     """A folder in which one chunk is missing."""
     out = tmp_path / "out"
-    (out / "chunks").mkdir(parents=True)
-    for path in straight.rglob("*"):
-        if path.is_file() and path.name not in ("evaluation.json", "00002.json"):
-            (out / path.relative_to(straight)).write_bytes(path.read_bytes())
+    shutil.copytree(straight, out)
+    for name in ("evaluation.json", "chunks/00002.json"):
+        (out / name).unlink()
     return out
 
 
@@ -221,11 +221,9 @@ def stopped(straight: Path, tmp_path: Path) -> Path:
         (lambda text: text.replace("pgd-3", "pgd-4"), "other samples or searches"),
         (lambda text: text.replace('"clean": "1', '"clean": "'), "a flag is missing"),
         (lambda text: text.replace('"clean": "', '"clean": "x'), "flags are 0 and 1"),
-        (lambda text: text.replace('"forwards": ', '"forwards": 0.'), "a count is no number"),
-        (lambda text: text.replace('"notes": [', '"notes": [3'), "a note is no text"),
         (lambda _text: "[" * 100_000, "nested"),
     ],
-    ids=["half", "list", "identity", "searches", "short", "letters", "cost", "note", "nested"],
+    ids=["half", "list", "identity", "searches", "short", "letters", "nested"],
 )
 def test_a_foreign_or_damaged_chunk_is_told_and_left_alone(
     stopped: Path, change: Callable[[str], str], words: str

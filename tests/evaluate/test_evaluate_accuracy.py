@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import Counting, Mixed, images, untouched
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from roli_fast.attacks import APGD, PGD, Attack, AttackResult
 from roli_fast.attacks.base import AttackInputs
@@ -181,6 +182,19 @@ def test_a_start_depends_on_seed_attack_and_sample_alone() -> None:
             assert len(drawn) == 1
             seeds |= drawn
     assert len(seeds) == 4
+
+
+def test_a_loader_of_torch_gives_the_same_flags() -> None:
+    """Draws go by the sample's place, whatever the batches."""
+    x = images(12, 3, 6, 6)
+    y = Mixed().eval()(x).argmax(1)
+    attack, whole = PGD(eps=0.1, steps=2), [Batch(x, y, torch.arange(12))]
+    expected = evaluate(Mixed(), whole, [attack], seed=3)
+    for size in (5, 12):
+        found = evaluate(Mixed(), DataLoader(TensorDataset(x, y), size), [attack], seed=3)
+        assert torch.equal(found.union, expected.union) and 0 < found.union.sum() < 12
+    with pytest.raises(ArgumentError, match=r"`batches`: expected \(x, y\).*got dict"):
+        evaluate(Mixed(), [{"x": x, "y": y}], [attack])  # pyright: ignore
 
 
 def test_bad_input_is_named() -> None:

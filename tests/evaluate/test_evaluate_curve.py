@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_models import Counting, FixedLogits, Mixed, images, untouched
+from tiny_models import FixedLogits, Mixed, images, untouched
 from torch import Tensor
 
 from roli_fast.attacks import FAB, FGSM, PGD, AutoAttack, Union
@@ -171,36 +171,6 @@ def test_each_point_is_what_evaluate_finds() -> None:
         assert torch.equal(curve.right[0], found.clean)
     counts = curve.right.sum(1).tolist()
     assert len(set(counts)) >= 4 and counts == sorted(counts, reverse=True)
-
-
-def test_fab_answers_all_radii_at_once() -> None:
-    """One search for five radii; at each of them as good as a search for that one."""
-    attack = FAB(steps=15)
-    model, x, y = small_network()
-    counting = Counting(model)
-    curve = on_network(attack=attack, model=counting)
-    steps_and_ends = 2 * (15 + 3) + 3  # back steps may each cost a pass
-    assert counting.forwards == curve.cost.forwards <= steps_and_ends
-    found = evaluate(model, batches(x, y, 30), [FAB(steps=15, eps=RADII[2])])
-    assert (curve.right[3] != found.robust["fab-15"]).sum() <= 1
-    assert 0 < curve.right[3].sum() < curve.right[0].sum()
-
-
-def test_fab_in_low_precision_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run a radius, and what it returns is shown to the plain model."""
-    runs: list[Any] = []
-    search = FAB.search
-
-    def noted(self: FAB, inputs: AttackInputs) -> Any:
-        runs.append(inputs.eps)
-        return search(self, inputs)
-
-    monkeypatch.setattr(FAB, "search", noted)
-    on_network(attack=FAB(steps=3))
-    assert runs == [RADII[0]]
-    on_network(attack=FAB(steps=3), model=Engine(dtype=torch.bfloat16).bind(Mixed()))
-    radii = [round(float(eps[0]), 4) for eps in runs[1:]]  # twice where something was lost
-    assert list(dict.fromkeys(radii)) == pytest.approx(RADII)
 
 
 def test_an_ensemble_is_an_attack_like_any_other() -> None:

@@ -83,7 +83,6 @@ def test_the_network_is_found(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({**under("model."), **under("attacker.model.", own(2))}, "begin with 'model.'"),
         (under("student.trunk."), "begin with 'student.trunk.': take that off"),
         ({**own(), **buffers("a.mu", "a.sigma"), "mean": torch.zeros(3), "std": torch.ones(3)},
          "one normalisation"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from roli_fast import ops
 
 NORMS = tuple(oracles.ORDERS)
-NAN, INF = math.nan, math.inf
+INF = math.inf
 
 
 @pytest.fixture(params=NORMS)
@@ -95,13 +95,6 @@ def test_nothing_moves_where_there_is_nothing_to_gain(backend, norm):
     assert moved.tolist() == [[0.375, 0.5]]
 
 
-def test_from_the_other_side(backend, norm):
-    """A fooled point, of positive value, goes back to the boundary."""
-    forth = step(norm, [[0.5, 0.5, 0.5]], [[2.0, -1.0, 0.0]], value=-0.3)
-    back = step(norm, [[0.5, 0.5, 0.5]], [[2.0, -1.0, 0.0]], value=0.3)
-    assert torch.allclose(forth - 0.5, 0.5 - back) and forth[0, 0] > 0.5 > back[0, 0]
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_agrees_with_the_formula(backend, norm, dtype):
     for seed, length in enumerate((1, 5, 300, 1111)):
@@ -138,42 +131,10 @@ def test_a_normal_of_any_magnitude_serves(backend, norm, scale):
     assert (moved.double() - expected).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_non_finite_normals_count_as_zero(backend, norm, dtype):
-    (x_adv, grad, x), value = problem(dtype=dtype)
-    options = {"value": value, "alpha_max": 0.1, "eta": 1.05}
-    results = []
-    for put in (0.0, NAN, INF, -INF):
-        grad[:, ::5] = put
-        results.append(step(norm, x_adv, grad, x, **options))
-        assert torch.equal(results[0], results[-1]) and results[0].isfinite().all()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_is_unknown_takes_its_sample_and_no_other(backend, norm, dtype):
-    tensors, value = problem(samples=3, dtype=dtype)
-    options = {"value": value, "alpha_max": torch.full((3,), 0.1), "eta": 1.05}
-    clean = step(norm, *tensors, **options)
-    for place in (0, 2):
-        for entry in (NAN, INF, -INF):
-            spoilt = [tensor.clone() for tensor in tensors]
-            spoilt[place][1, 4] = entry
-            moved = step(norm, *spoilt, **options)
-            assert moved[1].isnan().all() and torch.equal(moved[[0, 2]], clean[[0, 2]])
-    for name in ("value", "alpha_max"):
-        number = options[name].clone()
-        number[1] = NAN
-        moved = step(norm, *tensors, **options | {name: number})
-        assert moved[1].isnan().all() and torch.equal(moved[[0, 2]], clean[[0, 2]])
-
-
 def test_equal_normals_share_what_is_left_in_l1(backend):
     moved = step("l1", [[0.5, 0.5, 0.5, 0.1]], [[1.0, 2.0, -1.0, 1.0]], value=1.55)
     # the heaviest to its wall gives 1.0; the rooms of the others are .5, .5 and .1: half of each
     assert moved[0].tolist() == pytest.approx([0.25, 0.0, 0.75, 0.05], abs=1e-7)
-
-
-DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 
 
 def way_of(norm: str, points: Tensor, weight: Tensor, gap: Tensor) -> Tensor:
@@ -248,19 +209,3 @@ def test_no_solver_finds_a_shorter_way(norm: str, size: int, seed: int) -> None:
         else:
             assert left == pytest.approx(0, abs=1e-12)
             assert length[which].item() == pytest.approx(truth, rel=1e-6, abs=1e-9)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_large_problems_are_solved_inside_the_box(norm: str, dtype: torch.dtype) -> None:
-    source = torch.Generator().manual_seed(0)
-    points = torch.rand(2, 5, 3000, generator=source).to(dtype)
-    weight = torch.randn(5, 3000, generator=source).to(dtype) ** 3
-    reach = torch.where(weight > 0, points, 1 - points).mul(weight.abs()).sum(-1)
-    gap = reach * torch.tensor([0.001, 0.1, 0.5, 0.9, 0.999], dtype=dtype)
-    d = way_of(norm, points, weight, gap)
-    slack = 4 * torch.finfo(dtype).eps
-    assert (points + d).min() >= -slack and (points + d).max() <= 1 + slack
-    assert torch.allclose((weight * d).sum(-1), -gap, rtol=2000 * torch.finfo(dtype).eps)
-    plain = gap / torch.linalg.vector_norm(weight, DUAL[norm], dim=1)
-    assert (torch.linalg.vector_norm(d, oracles.ORDERS[norm], dim=2) >= plain * (1 - 1e-4)).all()

@@ -103,21 +103,6 @@ def test_a_sample_inside_stays_without_a_gradient(backend, name, dtype):
     assert torch.equal(op.run(*tensors.values(), **options), kept)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_non_finite_entries_of_the_gradient_count_as_zero(backend, dtype):
-    for name in ("l2_step_", "apgd_linf_step_", "apgd_l2_step_"):
-        op = SPHERES[name]
-        tensors = dict(zip(op.tensors, batch(op, (3, 50), dtype), strict=True))
-        for value in (math.nan, math.inf, -math.inf):
-            results = []
-            for entry in (0.0, value):
-                grad = tensors["grad"].clone()
-                grad[:, ::7] = entry
-                arguments = [v.clone() for v in (tensors | {"grad": grad}).values()]
-                results.append(op.run(*arguments, **amounts(op, 0.4)))
-            assert torch.equal(*results)
-
-
 @pytest.mark.parametrize("scale", [1e-43, 1e-30, 1e-6, 1e6, 1e37])
 def test_a_gradient_of_any_magnitude_gives_a_full_step(backend, scale):
     x = torch.full((2, 30), 0.5)
@@ -127,24 +112,6 @@ def test_a_gradient_of_any_magnitude_gives_a_full_step(backend, scale):
     wide = grad.double()
     expected = x + 0.25 * wide / wide.norm(dim=1, keepdim=True)
     assert torch.allclose(moved.double(), expected, atol=2e-7)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nan_and_infinity_take_their_sample_and_no_other(backend, dtype):
-    for name in ("l2_project_", "l2_step_", "apgd_l2_step_"):
-        op = SPHERES[name]
-        clean = op.run(*batch(op, (4, 20), dtype), **amounts(op, 0.3, 4))
-        for target in ("x_adv", "x"):
-            for value in (math.nan, math.inf, -math.inf):
-                tensors = dict(zip(op.tensors, batch(op, (4, 20), dtype), strict=True))
-                tensors[target][2, 5] = value
-                moved = op.run(*tensors.values(), **amounts(op, 0.3, 4))
-                assert moved[2].isnan().all()
-                assert torch.equal(moved[[0, 1, 3]], clean[[0, 1, 3]])
-        options = amounts(op, 0.3, 4)
-        options["eps"][3] = math.nan
-        moved = op.run(*batch(op, (4, 20), dtype), **options)
-        assert moved[3].isnan().all() and torch.equal(moved[:3], clean[:3])
 
 
 def test_cancellation_costs_length_and_not_the_ball(backend):
@@ -211,43 +178,3 @@ def test_a_second_projection_changes_nothing(seed, eps, dtype):
     x_adv, x = batch(SPHERES["l2_project_"], (3, 40), dtype, seed, spread=0.4)
     once = ops.l2_project_(x_adv, x, eps=eps)
     assert torch.equal(ops.l2_project_(once.clone(), x, eps=eps), once)
-
-
-@given(seed=st.integers(0, 2**20), eps=st.floats(0.05, 2.0))
-@settings(max_examples=20, deadline=None)
-def test_no_point_of_the_ball_is_nearer(seed, eps):
-    """Without a box the radial map is the Euclidean projection."""
-    generator = torch.Generator().manual_seed(seed)
-    x, x_adv = torch.rand(2, 20, generator=generator), torch.randn(2, 20, generator=generator)
-    nearest = ops.l2_project_(x_adv.clone(), x, eps=eps, bounds=(-99.0, 99.0)).double()
-    away = (nearest - x_adv).norm(dim=1)
-    delta = torch.randn(200, 2, 20, generator=generator).double()
-    scale = torch.rand(200, 2, 1, generator=generator) * eps / delta.norm(dim=2, keepdim=True)
-    around = nearest + 0.01 * eps * delta
-    around = x + (around - x) * (eps / (around - x).norm(dim=2, keepdim=True)).clamp(max=1)
-    for point in (x + delta * scale, around):
-        assert (away <= (point - x_adv).norm(dim=2) + 2e-6).all()
-
-
-@given(seed=st.integers(0, 2**20), eps=st.floats(0.05, 2.0))
-@settings(max_examples=20, deadline=None)
-def test_the_box_leads_no_farther_from_x(seed, eps):
-    x_adv, x = batch(SPHERES["l2_project_"], (3, 30), torch.float32, seed, spread=0.5)
-    x_adv = x_adv * 3 - 1
-    free = ops.l2_project_(x_adv.clone(), x, eps=eps, bounds=(-99.0, 99.0))
-    boxed = ops.l2_project_(x_adv, x, eps=eps)
-    assert torch.equal(boxed, free.clamp(0, 1))
-    assert ((boxed - x).abs() <= (free - x).abs()).all()
-
-
-@given(seed=st.integers(0, 2**20), size=st.floats(0.01, 1.0))
-@settings(max_examples=20, deadline=None)
-def test_a_step_is_the_steepest_ascent_of_a_linear_loss(seed, size):
-    generator = torch.Generator().manual_seed(seed)
-    x, grad = torch.zeros(2, 25), torch.randn(2, 25, generator=generator)
-    options = {"eps": 2.0, "step_size": size, "bounds": (-5.0, 5.0)}
-    moved = ops.l2_step_(x.clone(), grad, x, **options)
-    assert torch.allclose(moved.norm(dim=1), torch.full((2,), size), rtol=1e-5)
-    others = torch.randn(100, 2, 25, generator=generator)
-    others = size * others / others.norm(dim=2, keepdim=True)
-    assert ((moved * grad).sum(1) >= (others * grad).sum(2) - 1e-5).all()

@@ -47,22 +47,3 @@ def test_equals_the_reference_bit_for_bit(backend, dtype, losses):
         assert all(map(torch.equal, values, [*expected, *kept]))
         changed = [value._version for value in values]
         assert changed == [1, 1, 1, 0, 0, 0] or not values[0].numel()
-
-
-def test_layouts(backend):
-    layouts = (
-        Tensor.clone,
-        lambda v: v.clone(memory_format=torch.channels_last),
-        lambda v: v.transpose(-1, -2).contiguous().transpose(-1, -2),
-        lambda v: torch.cat([v.new_zeros(1), v.flatten()])[1:].view(v.shape),
-    )
-    for targets in layouts:
-        for sources in layouts:
-            values = arguments((5, 3, 6, 6))
-            *expected, _ = reference.select_best(*values)
-            values[0], values[4] = targets(values[0]), sources(values[4])
-            values[1], values[3] = sources(values[1]), targets(values[3])
-            strides = [value.stride() for value in values]
-            ops.select_best_(*values)
-            assert all(map(torch.equal, values[:3], expected))
-            assert strides == [value.stride() for value in values]

@@ -81,6 +81,8 @@ def summary() -> dict[str, Any]:
     return {
         "classes": list(CLASSES),
         "test_images": 400,
+        "guessing": 0.4,
+        "warnings": [],
         "seeds": [0, 1],
         "attack": {"name": "pgd", "norm": "linf", "eps": 8 / 255, "steps": 10},
         "note": "made up <i>for</i> a test",
@@ -110,6 +112,11 @@ def _method(method: str) -> dict[str, Any]:
             "robust_accuracy": {LABEL: float(np.mean(ROBUST[method]))},
             "standard_error": {"clean": 0.02, LABEL: 0.025},
             "sd": sd,
+            "per_class": [
+                {"class": name, "label": label, "images": 100 + label}
+                | {"accuracy": {"clean": 0.5 + label / 10, LABEL: place / 10}}
+                for place, (label, name) in enumerate([*enumerate(CLASSES)][:: _order(method)])
+            ],
         },
         "per_seed": [
             {
@@ -120,6 +127,11 @@ def _method(method: str) -> dict[str, Any]:
             for seed in (0, 1)
         ],
     }
+
+
+def _order(method: str) -> int:
+    """The worst class of RoLI is the first one, of RanLI the last."""
+    return 1 if method == "roli" else -1
 
 
 def _test(method: str, seed: int) -> dict[str, Any]:
@@ -236,6 +248,49 @@ def measures(ece: float) -> dict[str, Any]:
     return {"accuracy": 0.6, "ece": ece, "mce": None, "nll": 1.1, "brier": 0.2, "bins": bins}
 
 
+def evaluation_of() -> dict[str, Any]:
+    """What an evaluation of four images in two norms would have written: in linf the second is
+    fooled, in l2 the third; the last one is wrong to begin with."""
+    entry = {"accuracy": 0.5, "interval_95": [0.4, 0.6]}
+    searches = {"linf": "0100", "l2": "0010"}
+    answers = {"linf": [0, 2, 1, 1], "l2": [0, 0, 0, 1]}
+    norms = {
+        norm: {
+            "eps": 8 / 255 if norm == "linf" else 0.5,
+            "robust": entry | {"predictions": answers[norm]},
+            "searches": [{"part": "apgd-ce", "attacked": 3, "fooled": 1, "fooled_flags": flags}],
+        }
+        for norm, flags in searches.items()
+    }
+    names = ["cat/1.jpg", "cat/2.jpg", "dog & wolf/1.jpg", "<b>owl</b>/1.jpg"]
+    worst = [
+        {"class": CLASSES[2], "label": 2, "images": 1, "attacked_as": {CLASSES[1]: 1}}
+        | {"accuracy": {"clean": 0.0, "linf": 0.0, "l2": 0.0, "union": 0.0}},
+        {"class": CLASSES[1], "label": 1, "images": 1, "attacked_as": {CLASSES[0]: 1}}
+        | {"accuracy": {"clean": 1.0, "linf": 1.0, "l2": 0.0, "union": 0.0}},
+        {
+            "class": CLASSES[0],
+            "label": 0,
+            "images": 2,
+            "attacked_as": {CLASSES[0]: 1, "output 9": 1},
+        }
+        | {"accuracy": {"clean": 1.0, "linf": 0.5, "l2": 1.0, "union": 0.5}},
+    ]
+    return {
+        "images": 4,
+        "data": {"split": "test", "classes": list(CLASSES), "outputs": [0, 1, 2]},
+        "model": {"file": "runs/x/seed-0/roli"},
+        "attacks": [{"name": "autoattack"}],
+        "clean": entry,
+        "norms": norms,
+        "union": entry,
+        "per_class": worst,
+        "warnings": ["the model has <i>collapsed</i>"],
+        "names": names,
+        "labels": [0, 0, 1, 2],
+    }
+
+
 def write_examples(path: Path) -> None:
     """Two images of 4 x 4; the first one's change is +eps, the second one's -eps, in one pixel."""
     eps = 8 / 255
@@ -248,6 +303,7 @@ def write_examples(path: Path) -> None:
         clean=clean,
         adversarial=adversarial,
         delta=delta,
+        name=np.array(["test/cat/1.jpg", "test/<b>owl</b>/2.jpg"]),
         label=np.array([0, 2]),
         clean_prediction=np.array([0, 2]),
         adversarial_prediction=np.array([1, 2]),

@@ -13,12 +13,15 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import yaml
-from made_up_run import CLASSES, change_json, summary, write_json, write_run
+from made_up_run import CLASSES, change_json, evaluation_of, summary, write_json, write_run
 from PIL import Image
 from reading import Read
 
+from roli_fast.attacks import AutoAttack
 from roli_fast.errors import RunDirectoryError
+from roli_fast.evaluate import attack_passes
 from roli_fast.report import write
+from roli_fast.running.text import duration
 
 
 def read(run: Path) -> Read:
@@ -166,7 +169,10 @@ def test_the_difference_of_an_example_is_magnified_to_the_radius(page: Read) -> 
     assert pixels[2][0, 0].tolist() == [255, 255, 255] and pixels[2][1, 1].tolist() == [128] * 3
     assert pixels[5][0, 0].tolist() == [0, 0, 0]
     assert "difference× 15.9" in page.text.replace("difference × ", "difference× ")
-    assert "“cat”: fooled" in page.text and "“<b>owl</b>”: withstands the attack" in page.text
+    assert (
+        "test/cat/1.jpg, “cat”: fooled" in page.text
+        and "“<b>owl</b>”: withstands the attack" in page.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,6 +207,16 @@ def test_without_an_analysis_its_command_stands_there(tmp_path: Path, page: Read
         assert what in text
     assert text.count(f"python -m roli_fast.analyze '{tmp_path / 'a run'}'") == 4
     assert "my <run>' --ft_ratio --head_scale --kernel" in page.text
+
+
+def test_the_recommended_attack_says_what_it_takes(page: Read) -> None:
+    """25 images a second with PGD-7 are 25 (3 + 14) = 425 passes; 400 images."""
+    passes = attack_passes(AutoAttack(), 3)
+    assert 5000 < passes < 20000
+    told = (
+        f"takes AutoAttack {passes:,} passes: at the speed of training all test images take at most"
+    )
+    assert f"{told} {duration(400 * passes / 425)}. AutoAttack:" in page.text
 
 
 def test_numbers_that_are_none_are_a_dash(run: Path) -> None:
@@ -294,6 +310,53 @@ def test_an_evaluation_in_the_run_directory_is_shown(run: Path) -> None:
         ["the second data set", "–", "–", "12.5 %"],
     ]
     assert "evaluation/roli/evaluation.json, linf" in page.text
+
+
+def test_every_class_of_the_test_stands_worst_first(page: Read) -> None:
+    """In the order of the first method; RanLI's worst class is RoLI's best."""
+    rows = page.table("Accuracy of every class on the test images")
+    assert rows[0] == ["class", "images"] + [
+        f"{method}, {what}" for method in ("RoLI", "RanLI") for what in ("clean", "robust")
+    ]
+    assert rows[1:] == [
+        ["cat", "100", "50.0 %", "0.0 %", "50.0 %", "20.0 %"],
+        ["dog & wolf", "101", "60.0 %", "10.0 %", "60.0 %", "10.0 %"],
+        ["<b>owl</b>", "102", "70.0 %", "20.0 %", "70.0 %", "0.0 %"],
+    ]
+    assert "Guessing the most frequent class: 40.0 %." in page.text
+
+
+def test_an_evaluation_shows_classes_confusions_and_which_images_fell(run: Path) -> None:
+    folder = run / "evaluation"
+    write_json(folder / "evaluation.json", evaluation_of())
+    change_json(run / "summary.json", warnings=["roli, seed 1: the model has collapsed"])
+    for name in ("linf/cat/2.jpg.png", "clean/cat/2.jpg.png"):
+        (folder / "adversarial" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 5), "red").save(folder / "adversarial" / name)
+    page = read(run)
+    rows = page.table("evaluation: every class, worst first.")
+    assert rows[0][2:] == ["clean", "robust, linf", "robust, l2", "robust, union"] + [
+        "attacked, taken most often for"
+    ]
+    assert rows[2] == ["dog & wolf", "1", "100.0 %", "100.0 %", "0.0 %", "0.0 %", "cat (1)"]
+    assert rows[3][-1] == "output 9 (1)"
+    matrix = page.table("evaluation: what attacked images of each class are taken for")
+    assert matrix == [
+        ["class", "<b>owl</b>", "dog & wolf", "cat", "other"],
+        ["<b>owl</b>", "", "1", "", ""],
+        ["dog & wolf", "", "", "1", ""],
+        ["cat", "", "", "1", "1"],
+    ]
+    named = page.table("Images that were right before the attacks")
+    assert named == [
+        ["image", "class", "taken for", "norm"],
+        ["cat/2.jpg", "cat", "<b>owl</b>", "linf"],
+        ["dog & wolf/1.jpg", "dog & wolf", "cat", "l2"],
+    ]
+    alts = [tag["alt"] for name, tag in page.tags if name == "img"]
+    assert "Test image cat/2.jpg of “cat”" in alts and len(alts) == 6 + 2
+    for text in ("evaluation: the model has <i>collapsed</i>.", "roli, seed 1: the model has"):
+        assert f"Warning: {text}" in page.text
 
 
 def test_the_strengths_of_a_clean_probe(run: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from roli_fast.report import text
+from roli_fast.running.text import duration
 
 
 @pytest.mark.parametrize(
@@ -48,10 +49,10 @@ from roli_fast.report import text
         (text.radius, ("linf", 8 / 255), "linf 8/255"),
         (text.radius, ("linf", 0.08), "linf 0.08 (20.4/255)"),
         (text.radius, ("l2", 0.5), "l2 0.5"),
-        (text.duration, (4.24,), "4.2 s"),
-        (text.duration, (133,), "2 min 13 s"),
-        (text.duration, (3899,), "1 h 05 min"),
-        (text.duration, (59.7,), "1 min 00 s"),
+        (duration, (4.24,), "4.2 s"),
+        (duration, (133,), "2 min 13 s"),
+        (duration, (3899,), "1 h 05 min"),
+        (duration, (59.7,), "1 min 00 s"),
         (text.count, (1, "seeds"), "1 seed"),
         (text.count, (1, "classes"), "1 class"),
         (text.count, (10000, "test images"), "10,000 test images"),

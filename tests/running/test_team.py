@@ -49,6 +49,22 @@ def test_three_processes() -> None:
         assert member.value == {**expected, "leads": rank == 0}, member.error
 
 
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_nccl_is_told_its_device(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Else it guesses it by the rank, wrongly where GPUs are numbered in another way."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(Team, "device_backend", backend)
+    monkeypatch.setattr(Team, "agree", lambda _team: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _device: None)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda _name, **options: told.append(options)
+    )
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    device = torch.device("cuda", 1)
+    with Team(Ranks(rank=1, world=2, local=1, local_world=2)).joined(device):
+        assert told[0].get("device_id") == (device if backend == "nccl" else None)
+
+
 def test_alone_nothing_is_exchanged() -> None:
     with Team().joined(CPU) as team:
         assert team.leads and (team.agree(3), team.gather("x"), team.from_first(4)) == (3, ["x"], 4)

@@ -13,14 +13,14 @@ from small import FLAGS
 from roli_fast.data import Splits
 from roli_fast.data.digits import Digits
 from roli_fast.errors import DataError
-from roli_fast.train import loop, starting
+from roli_fast.train import loop, run_directory
 from roli_fast.train.__main__ import main
-from roli_fast.train.update import Updates
 
 WHOLE = (
     "--methods=roli --source=digits --source.classes=1,2 --source.max_per_class=20 "
     "--pretrain.epochs=1 --pretrain.optimizer.name=sgd --pretrain.attack.steps=1 "
-    "--probe.epochs=1 --probe.attack.steps=2 --probe.batch_size=35 --finetune.epochs=2 "
+    "--probe.epochs=1 --probe.attack.steps=2 --probe.batch_size=35 --probe.optimizer.lr=null "
+    "--finetune.epochs=2 "
     "--finetune.optimizer.name=sgd --finetune.optimizer.lr=0.05 --finetune.attack.steps=2 "
     "--finetune.batch_size=35 --finetune.accumulate=2"
 ).split()
@@ -38,21 +38,11 @@ def train(folder: Path, *more: str, double: bool = False, skip: str = "?") -> in
     """The command line in `folder`, or its --resume; with `double` WHOLE in fp64, else FAST, and
     without the flags that begin with `skip`. The exit status."""
     if double:
-        create = starting.create
-        starting.create = lambda *a, **o: create(*a, **o).double()
+        create = run_directory.create
+        run_directory.create = lambda *a, **o: create(*a, **o).double()
     flags = [flag for flag in [*FLAGS, *(WHOLE if double else FAST)] if not flag.startswith(skip)]
     where = ["--run_dir", str(folder)]
     return main([*where, "--resume"] if folder.exists() else [*where, *flags, *more])
-
-
-def train_double(folder: Path, *more: str) -> int:
-    """`train` in fp64."""
-    return train(folder, *more, double=True)
-
-
-def struck_double(event: str, rank: int, after: int, folder: Path, *more: str) -> int:
-    """`struck` in fp64."""
-    return struck(event, rank, after, folder, *more, double=True)
 
 
 def struck(
@@ -101,7 +91,7 @@ def batch_norm(folder: Path, *more: str) -> int:
     """`train` of a tiny ResNet; each process writes its last weights beside `folder`, and the seeds
     that the updates' dropout would have."""
     finish, rank = loop.StageLoop._finish, os.environ["RANK"]
-    backward, seeds = Updates.backward, []
+    backward, seeds = loop.StageLoop._backward, []
 
     def seeded(*arguments: Any, **options: Any) -> Any:
         seeds.append(torch.initial_seed())
@@ -113,7 +103,7 @@ def batch_norm(folder: Path, *more: str) -> int:
         return finish(self)
 
     loop.StageLoop._finish = watched
-    Updates.backward = seeded
+    loop.StageLoop._backward = seeded
     options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
     text = [f"--model.options.{name}={value}" for name, value in options.items()]
     return train(folder, "--model.name=resnet18", *text, *more, skip="--model.options")

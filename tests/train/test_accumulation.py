@@ -8,7 +8,7 @@ import torch
 from small import run_small, weights
 
 from roli_fast.attacks import PGD
-from roli_fast.train import Stage, loop, starting
+from roli_fast.train import Stage, loop, run_directory
 
 ONE = ["--methods=ranli", "--ranli.batch_size=30", "--ranli.epochs=2", "--ranli.attack.steps=4"]
 """72 images: batches of 30, 30 and 12."""
@@ -17,8 +17,8 @@ ONE = ["--methods=ranli", "--ranli.batch_size=30", "--ranli.epochs=2", "--ranli.
 @pytest.fixture
 def in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models of double precision, so that what is left is no rounding of fp32."""
-    create = starting.create
-    monkeypatch.setattr(starting, "create", lambda *a, **o: create(*a, **o).double())
+    create = run_directory.create
+    monkeypatch.setattr(run_directory, "create", lambda *a, **o: create(*a, **o).double())
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def test_evaluation_takes_no_more_images_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    create = starting.create
+    create = run_directory.create
 
     def hooked(*arguments: Any, **options: Any) -> Any:
         model = create(*arguments, **options)
         model.register_forward_pre_hook(lambda _model, inputs: seen.append(len(inputs[0])))
         return model
 
-    monkeypatch.setattr(starting, "create", hooked)
+    monkeypatch.setattr(run_directory, "create", hooked)
     flags = ["--finetune.batch_size=30", "--finetune.accumulate=4"]
     run_small(tmp_path / "run", *ONE, *flags, "--ranli.accumulate=4")
     assert max(seen) == 8

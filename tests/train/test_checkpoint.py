@@ -23,13 +23,6 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
 
 
-def smooth_net() -> nn.Sequential:
-    """Every tensor has a gradient well above rounding: a bias before BN has none, and Adam divides
-    by it."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 2))
-
-
 def optimiser(kind: str, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
     if kind == "sgd":
         return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
@@ -70,30 +63,6 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
         assert torch.equal(tensor, second.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_further_tensors_and_optimisers_come_back(tmp_path: Path, kind: str) -> None:
-    """Each under its name, with dots in the names of tensors and none mixed up."""
-    model = smooth_net()
-    own, other = optimiser(kind, model), optimiser(kind, model)
-    train(model, own, range(2))
-    train(model, other, range(3))
-    kept = {"start": {"1.weight": torch.ones(5, 9)}, "natural": {"1.weight": torch.zeros(5, 9)}}
-    path = tmp_path / "resume.safetensors"
-    progress = Progress(phase=1, counts=[1.0, 2.0**53], accuracies={"l2": 0.1 + 0.2})
-    save_resume(path, kept, {"": own, "natural": other}, progress)
-    saved = load_resume(path)
-    assert saved.progress == progress
-    assert saved.tensors.keys() == {"model", "best", *kept} and not saved.tensors["best"]
-    for name, tensors in kept.items():
-        assert torch.equal(saved.tensors[name]["1.weight"], tensors["1.weight"])
-    for optimizer, state in ((own, saved.optimizers[""]), (other, saved.optimizers["natural"])):
-        slots = optimizer.state_dict()["state"]
-        assert slots.keys() == state.keys() and len(slots) == 4
-        for index, values in slots.items():
-            for slot, value in values.items():
-                assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[index][slot]))
-
-
 def test_a_frozen_backbone_is_not_stored() -> None:
     names = changing_tensors(net(), ["3.weight", "3.bias"])
     assert set(names) == {
@@ -118,13 +87,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         load_resume(path)
 
 
-@pytest.mark.parametrize(
-    "meta",
-    ["[" * 100_000, '{"progress": {"epoch": "x"}}', '{"progress": {}, "optimizers": 5}'],
-)
-def test_damaged_words_of_a_file_are_named(tmp_path: Path, meta: str) -> None:
+def test_damaged_words_of_a_file_are_named(tmp_path: Path) -> None:
     path = tmp_path / "resume.safetensors"
-    save_file({"model.a": torch.zeros(1)}, path, {"roli_fast_resume": meta})
+    save_file({"model.a": torch.zeros(1)}, path, {"roli_fast_resume": '{"epoch": "x"}'})
     with pytest.raises(CheckpointError, match=r"resume\.safetensors': .*Delete the stage's folder"):
         load_resume(path)
 

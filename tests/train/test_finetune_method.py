@@ -34,15 +34,6 @@ def test_it_begins_with_the_head_of_the_file(trained: Path, tmp_path: Path) -> N
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-9)
 
 
-def test_it_begins_with_the_head_of_the_pretraining(tmp_path: Path) -> None:
-    flags = [*STILL, "--source=digits", "--source.classes=5,6,7", "--source.max_per_class=24"]
-    flags += ["--pretrain.epochs=1", "--pretrain.attack.steps=1"]
-    run_small(tmp_path / "run", *flags)
-    before = load_file(tmp_path / "run/seed-0/pretrain/best.safetensors")
-    after = load_file(tmp_path / "run/seed-0/finetune/stage-1-finetune/last.safetensors")
-    torch.testing.assert_close(after["head.weight"], before["head.weight"], rtol=0, atol=1e-9)
-
-
 def test_other_methods_beside_it_have_their_fresh_head(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

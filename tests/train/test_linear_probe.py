@@ -1,14 +1,17 @@
 """Logistic regression against a minimum worked by hand, and by another way to it."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from small import records, run_small, small
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError
 from roli_fast.train.linear_probe import solve
+from roli_fast.train.run_directory import starting_model
 
 
 def problem(classes: int = 3, count: int = 60) -> tuple[Tensor, Tensor]:
@@ -60,6 +63,25 @@ def test_newton_s_method_finds_the_same(classes: int) -> None:
 def test_too_few_iterations_are_told() -> None:
     features, y = problem()
     assert not solve(features, y, 3, [1e-3], iterations=2)[0].converged
+
+
+def test_a_rate_of_null_is_one_over_the_features_squared_norm(tmp_path: Path) -> None:
+    """To two digits. No warm-up and no milestone: the rate recorded is the peak."""
+    flags = ["--methods=probe", "--probe.epochs=1", "--probe.warmup_epochs=0"]
+    flags += ["--probe.optimizer.name=sgd", "--probe.optimizer.lr=null", "--probe.head_scale=3"]
+    flags += ["--probe.schedule=step", "--probe.schedule.milestones=0.999"]
+    run_small(tmp_path / "run", *flags)
+    experiment = small(*flags)
+    splits = experiment.data.load()
+    model = starting_model(experiment, splits, 0, "probe", 1, tmp_path / "run").eval()
+    x = splits.train.plain().batch(torch.arange(len(splits.train))).x
+    norm = model.features(x).detach().double().square().sum(1).mean()
+    (row,) = records(tmp_path / "run")
+    assert row["lr"] == pytest.approx(1 / float(norm), rel=0.05)
+    with pytest.raises(ArgumentError, match="`ranli.optimizer.lr`: .*more than the head trains"):
+        small("--ranli.optimizer.lr=null", "--ranli.optimizer.name=sgd")
+    with pytest.raises(ArgumentError, match="`probe.optimizer.lr`: .*with adamw, got null"):
+        small("--probe.optimizer.lr=null", "--probe.optimizer.name=adamw")
 
 
 def test_a_class_without_images_is_named() -> None:

@@ -18,7 +18,7 @@ from roli_fast.engine import Cost
 from roli_fast.errors import NonFiniteLossError
 from roli_fast.evaluate import Evaluation
 from roli_fast.seeds import derive_seed
-from roli_fast.train import loop, pipeline, starting
+from roli_fast.train import loop, pipeline, run_directory
 from roli_fast.train.checkpoint import copy_tensors
 from roli_fast.train.objectives import Adversarial, Step
 
@@ -108,7 +108,7 @@ def test_the_model_trains_on_attacked_images(
         if model.training:
             forwarded.append(arguments[0])
 
-    create = starting.create
+    create = run_directory.create
     monkeypatch.setattr(PGD, "search", watched)
 
     def hooked(*arguments: Any, **options: Any) -> Any:
@@ -116,7 +116,7 @@ def test_the_model_trains_on_attacked_images(
         model.register_forward_pre_hook(forward)
         return model
 
-    monkeypatch.setattr(starting, "create", hooked)
+    monkeypatch.setattr(run_directory, "create", hooked)
     run_small(tmp_path / "run", *ONE, "--ranli.epochs=1")
     assert len(inputs) == len(forwarded) == 3
     for (x, x_adv), used in zip(inputs, forwarded, strict=True):
@@ -205,8 +205,12 @@ def test_nan_weights_reach_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
 
     folder = tmp_path / "run"
     monkeypatch.setattr(loop.StageLoop, "_update", poison)
-    with pytest.raises(NonFiniteLossError, match=r"head\.weight is no longer finite.*epoch 1"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"head\.weight is no longer finite.*epoch 1"
+    ) as told:
         run_small(folder, *ONE, "--ranli.epochs=3", "--checkpoint_minutes=0")
+    assert "best weights so far" in str(told.value)  # of the first epoch
+    models.load(folder / "seed-0/ranli/stage-1-ranli/best.safetensors")
     monkeypatch.undo()
     for tensors in weights(folder).values():
         assert all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())

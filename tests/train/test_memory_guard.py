@@ -8,9 +8,7 @@ import torch
 from small import FLAGS, assert_same_weights, run_small
 
 from roli_fast.errors import OutOfMemoryError
-from roli_fast.train import loop
 from roli_fast.train.__main__ import main
-from roli_fast.train.checkpoint import load_resume
 from roli_fast.train.objectives import Adversarial, Step
 
 ONE = ["--methods=ranli", "--ranli.epochs=3", "--ranli.batch_size=24"]
@@ -62,23 +60,3 @@ def test_a_resume_may_take_the_update_in_parts(
     assert f"{message}cpu, got 24. Lower it, or raise accumulate" in caplog.text
     assert main([*run, "--resume", "--ranli.accumulate=2"]) == 0
     assert main([*run, "--resume", "--ranli.accumulate=2", "--ranli.batch_size=12"]) == 2
-
-
-def test_a_validation_that_does_not_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The epoch before it is not lost."""
-
-    def refused(*_arguments: Any, **_options: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    run_small(tmp_path / "whole", *ONE)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", refused)
-        assert main([*FLAGS, *ONE, f"--run_dir={tmp_path / 'run'}"]) == 2
-    assert "stage 'ranli': `batch_size`" in caplog.text
-    (path,) = tmp_path.glob("run/**/resume.safetensors")
-    saved = load_resume(path).progress
-    assert (saved.epoch, saved.step) == (0, 3)
-    run_small(tmp_path / "run", *ONE)
-    assert_same_weights(tmp_path / "whole", tmp_path / "run")

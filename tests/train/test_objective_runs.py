@@ -12,7 +12,6 @@ from counted import KINDS, SETTLED, TOLD
 from epochs_by_hand import start
 from processes import together
 from small import assert_same_weights, run_small, small, stop_at
-from waits import Waits
 
 from roli_fast.attacks import PGD
 from roli_fast.data import batches
@@ -73,24 +72,6 @@ def test_counts_go_on_after_a_stop(
     run_small(tmp_path / "run", *flags)
     assert straight == TOLD
     assert_same_weights(tmp_path / "straight", tmp_path / "run")
-
-
-def test_counting_alone_makes_nobody_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts stay on the device unless the objective draws by them."""
-    found: list[list[str]] = []
-    update = loop.StageLoop._update
-
-    def watched(self: loop.StageLoop, epoch: int, batch: Any) -> torch.Tensor:
-        if epoch == 0:
-            return update(self, epoch, batch)
-        with Waits() as waits:
-            row = update(self, epoch, batch)
-        found.append(waits.places)
-        return row
-
-    monkeypatch.setattr(loop.StageLoop, "_update", watched)
-    run_small(tmp_path / "run", *ONE, "--ranli.objective=quiet", "--ranli.gradient_projection={}")
-    assert found == [[]] * 6 and TOLD == []
 
 
 def test_two_processes_count_and_draw_as_one(tmp_path: Path) -> None:

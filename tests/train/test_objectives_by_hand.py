@@ -62,14 +62,6 @@ def test_the_probabilities_of_eat(so_far: tuple[float, ...], truth: tuple[float,
     assert EAT().probabilities(counts(*so_far)).tolist() == pytest.approx(truth)
 
 
-def test_eat_over_three_norms() -> None:
-    """Wrong: 1/2, 1/4, 1/4."""
-    objective = EAT(("linf", "l2", "l1"))
-    assert objective.counters == 6
-    found = objective.probabilities(counts(2, 6, 3, 4, 8, 4))
-    assert found.tolist() == pytest.approx([0.5, 0.25, 0.25])
-
-
 def test_eat_counts_who_was_robust_and_who_was_attacked() -> None:
     drawn = {}
     for seed in range(20):

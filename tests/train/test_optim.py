@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 import torch
+from tiny_models import tiny
 from torch import Tensor, nn
 
 from roli_fast.errors import ArgumentError
@@ -91,6 +92,18 @@ def test_five_updates_in_fp64(name: Literal["adamw", "sgd"], kind: torch.dtype) 
         expected = by_hand(before[n], list(grads[n]), config, decay=decay)
         error = (parameter.detach().double() - expected).abs().max()
         assert error <= (4e-7 if kind == torch.float32 else 1e-15), n
+
+
+def test_the_head_has_a_rate_of_its_own() -> None:
+    """In both kinds of groups; the backbone's tensors come first."""
+    model = tiny("vit_tiny_patch16_224")
+    names = [name for name, _ in model.named_parameters()]
+    built = Optimizer("sgd", lr=0.1, head_lr=0.7, weight_decay=0.3).build(model, names)
+    found = [(g["lr"], g["weight_decay"], len(g["params"])) for g in built.param_groups]
+    assert [row[:2] for row in found] == [(0.1, 0.3), (0.1, 0.0), (0.7, 0.3), (0.7, 0.0)]
+    assert found[2][2] == found[3][2] == 1 and sum(row[2] for row in found) == len(names)
+    with pytest.raises(ArgumentError, match="`head_lr`: expected null beside scheduled"):
+        Optimizer(head_lr=0.1, scheduled="decayed")
 
 
 @pytest.mark.parametrize("lr", [-1.0, math.inf])

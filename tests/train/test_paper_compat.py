@@ -16,12 +16,12 @@ from roli_fast import peft
 from roli_fast.attacks import PGD
 from roli_fast.errors import ConfigError
 from roli_fast.models import Classifier
-from roli_fast.peft import Adapter, Bias, Full, LoRA, Method
+from roli_fast.peft import Adapter, Bias, LoRA, Method
 from roli_fast.threat import ThreatModel
 from roli_fast.train import loop
 from roli_fast.train.cli import help_text
 from roli_fast.train.optim import Optimizer
-from roli_fast.train.paper_compat import FAULTS, RAMP_FAULTS, PaperCompat
+from roli_fast.train.paper_compat import FAULTS, PaperCompat
 from roli_fast.train.stage import Stage
 
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
@@ -121,20 +121,6 @@ def test_unscheduled_bias(name: Any) -> None:
     assert decay["linear.weight"] == 5e-4 and decay["linear.bias"] == 0
     for faults in ((), tuple(FAULTS)):
         assert rates(built(wanted, faults)[0]) == [0.0005, 0.0005]
-
-
-def test_unscheduled_bias_does_nothing_where_all_decay() -> None:
-    """E-AT's and RAMP's fine-tuning: one group, which follows the schedule."""
-    wanted = Optimizer("sgd", lr=0.05, weight_decay=5e-4, decay="all")
-    assert rates(built(wanted, ["unscheduled_bias"])[0]) == [0.0005]
-
-
-def test_all_is_of_one_paper_and_another_s_are_named() -> None:
-    assert small("--paper_compat=unscheduled_bias").paper_compat == ("unscheduled_bias",)
-    assert not set(RAMP_FAULTS) & set(FAULTS)
-    assert not set(RAMP_FAULTS) & set(small("--paper_compat=all").paper_compat)
-    words = " ".join(help_text("all").split())
-    assert all(f"{name} {text}" in words for name, text in RAMP_FAULTS.items())
 
 
 class Trap(nn.Module):
@@ -239,14 +225,6 @@ def head(*flags: str) -> str:
 def test_wide_head() -> None:
     assert head("--paper_compat=wide_head") == "kaiming"
     assert head() == head(f"--paper_compat={','.join(others('wide_head'))}") == "default"
-
-
-def test_none_is_the_default_and_changes_nothing() -> None:
-    experiment = small()
-    assert experiment.paper_compat == ()
-    stage = Stage(tuning=Full())
-    assert PaperCompat().stage("finetune", stage) is stage
-    assert {type(s) for m in experiment.methods for _, s in experiment.stages(m)} == {Stage}
 
 
 def test_the_names_are_checked_and_all_is_all() -> None:

@@ -8,15 +8,13 @@ from typing import Any
 
 import epochs_by_hand
 import pytest
-import several
 import torch
-from processes import together
 from safetensors.torch import load_file
 from small import assert_same_weights, records, run_small, small, weights
 
 from roli_fast.data import Batch
 from roli_fast.errors import InterruptedRunError, NonFiniteLossError
-from roli_fast.train import loop, starting
+from roli_fast.train import loop, run_directory
 
 GP = "--ranli.gradient_projection"
 SGD = ["--ranli.optimizer.name=sgd", "--ranli.optimizer.lr=0.1", "--ranli.warmup_epochs=0"]
@@ -34,8 +32,8 @@ def last(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
-    create = starting.create
-    monkeypatch.setattr(starting, "create", lambda *a, **o: create(*a, **o).double())
+    create = run_directory.create
+    monkeypatch.setattr(run_directory, "create", lambda *a, **o: create(*a, **o).double())
 
 
 @pytest.mark.usefixtures("in_fp64")
@@ -178,24 +176,3 @@ def test_nan_weights_at_the_end_of_the_clean_half_reach_no_file(
         run_small(tmp_path / "run", *ONE, f"{GP}={{}}", "--checkpoint_minutes=0")
     for tensors in weights(tmp_path / "run").values():
         assert all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())
-
-
-DOUBLE = ["--finetune.gradient_projection.beta=0.4"]
-
-
-def codes(members: list[Any]) -> list[Any]:
-    return [member.process.exitcode or member.value for member in members]
-
-
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    """In fp64, where only the order of sums tells them apart; stopped in the clean half."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert codes(together(1, several.train_double, one, *DOUBLE)) == [0]
-    members = together(2, several.struck_double, "SIGTERM", 1, 9, two, *DOUBLE)
-    assert codes(members) == [143, 143], members
-    assert codes(together(2, several.train_double, two)) == [0, 0]
-    first, second = weights(one), weights(two)
-    assert first.keys() == second.keys()
-    for path, tensors in first.items():
-        for name, tensor in tensors.items():
-            torch.testing.assert_close(second[path][name], tensor, rtol=1e-10, atol=1e-10)

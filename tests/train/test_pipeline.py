@@ -9,8 +9,6 @@ from safetensors.torch import load_file
 from small import assert_same_weights, run_small, small
 
 from roli_fast import models
-from roli_fast.errors import NonFiniteLossError, RunDirectoryError
-from roli_fast.train.run_directory import open_run_dir
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +21,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_directory_has_everything(finished: Path) -> None:
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "summary.json"):
         assert (finished / name).stat().st_size > 0
-    assert list((finished / "tensorboard").glob("events.*"))
     for stage in ("roli/stage-1-probe", "roli/stage-2-finetune", "ranli/stage-1-ranli"):
         files = {path.name for path in (finished / "seed-0" / stage).iterdir()}
         assert files == {
             "best.safetensors",
             "last.safetensors",
-            "last.optimizer.safetensors",
             "head.safetensors",
             "result.json",
         }
@@ -65,17 +61,6 @@ def test_the_probe_trains_the_head_alone(finished: Path) -> None:
         assert not torch.equal(tensor, ranli[name]), name
 
 
-def test_metrics_follow_every_epoch(finished: Path) -> None:
-    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    seen = [(r["method"], r["stage"], r["epoch"]) for r in records]
-    expected = [("roli", "probe", e) for e in range(2)]
-    expected += [("roli", "finetune", e) for e in range(3)]
-    expected += [("ranli", "ranli", e) for e in range(5)]
-    assert seen == expected
-    assert all(r["lr"] >= 0 and r["train_loss"] > 0 for r in records)
-    assert all(0 <= r["validation_robust_accuracy"] <= 1 for r in records)
-
-
 def test_the_same_seed_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:
     state = torch.get_rng_state()
     run_small(tmp_path / "again")
@@ -106,43 +91,3 @@ def test_robust_linear_is_roli_by_another_name(finished: Path, tmp_path: Path) -
         first = load_file(here / "stage-1-probe" / name)
         second = load_file(there / "stage-1-probe" / name)
         assert all(torch.equal(first[key], second[key]) for key in second)
-
-
-def test_an_existing_folder_is_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(RunDirectoryError, match="holds no run: name a new folder"):
-        open_run_dir(tmp_path, small(), resume=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"precious.txt"}
-
-
-def test_a_run_that_is_there_may_be_resumed(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("a: run")
-    with pytest.raises(RunDirectoryError, match="--resume"):
-        open_run_dir(tmp_path, small(), resume=False)
-
-
-def test_a_loss_that_explodes_later_keeps_the_best_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from roli_fast.train import loop
-
-    original = loop.StageLoop._update
-
-    def poisoned(self: loop.StageLoop, epoch: int, batch):  # noqa: ANN001, ANN202
-        row = original(self, epoch, batch)
-        return row * float("nan") if (epoch, self.progress.step) == (1, 1) else row
-
-    monkeypatch.setattr(loop.StageLoop, "_update", poisoned)
-    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1") as caught:
-        run_small(tmp_path / "run", "--methods=ranli", "--ranli.batch_size=16")
-    folder = tmp_path / "run/seed-0/ranli/stage-1-ranli"
-    assert str(folder) in str(caught.value)
-    experiment = small()
-    models.create(
-        models.Model(
-            name=experiment.model.name,
-            options=experiment.model.options,
-            weights=str(folder / "best.safetensors"),
-        ),
-        num_classes=3,
-    )

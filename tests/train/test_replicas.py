@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from roli_fast.running.ranks import Ranks
 from roli_fast.running.team import Team
-from roli_fast.train.update import Replicas
+from roli_fast.train.phases import Replicas
 
 SIZES = (2, 3)
 """Images of each process."""

@@ -15,8 +15,7 @@ from roli_fast.errors import DataError, RoliFastError, RunDirectoryError
 from roli_fast.files import write_tensors
 from roli_fast.train import run
 from roli_fast.train.cli import parse
-from roli_fast.train.metrics import Recorder
-from roli_fast.train.run_directory import open_run_dir, read_result, read_test, saved_environment
+from roli_fast.train.run_directory import open_run_dir, read_result, read_test
 from roli_fast.train.stage import StageResult
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -68,14 +67,6 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
         run(parse(folder_flags(images)).experiment, tmp_path / "run", quiet=True)
 
 
-def test_files_can_be_read_by_others(tmp_path: Path) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    path = tmp_path / "a.safetensors"
-    write_tensors(path, {"x": torch.ones(1)}, {})
-    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
-
-
 def test_recipes_are_part_of_the_package() -> None:
     """An editable install finds them anyway; a wheel only if they are declared."""
     declared = (PACKAGE / "pyproject.toml").read_text()
@@ -90,7 +81,6 @@ RESULT = asdict(StageResult("probe", 3, 1, 0.5, 10, 100, 1.5, 66.0))
     ("change", "named"),
     [
         ({"epochs": "x"}, "`epochs`"),
-        ({"train_images": 10**400}, "`train_images`"),
         ({"other": 1}, "`other`"),
     ],
 )
@@ -108,7 +98,6 @@ def test_a_damaged_result_is_named_with_its_field(
 @pytest.mark.parametrize(
     "change",
     [
-        {"images": 3},
         {"clean_flags": "11x0"},
         {"robust_flags": {"pgd-10": "111"}},
         {"robust_accuracy": {"pgd-9": 0.5}},
@@ -126,28 +115,9 @@ def test_a_damaged_test_is_named(tmp_path: Path, change: dict[str, Any]) -> None
         read_test(path, experiment)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", '{"identity": 3}', '{"identity": {}, "threads": 1000000000}', "[" * 100_000]
-)
-def test_a_damaged_environment_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "environment.json").write_text(text)
-    with pytest.raises(RunDirectoryError, match=r"environment\.json'"):
-        saved_environment(tmp_path, {"configuration": "x"})
-
-
-def test_damaged_metrics_are_dropped_aloud(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    place = {"seed": 0, "method": "roli", "stage": "probe"}
-    good = [json.dumps({**place, "epoch": epoch, "loss": 1.0}) for epoch in range(3)]
-    bad = [
-        "5",
-        "{}",
-        json.dumps({**place, "epoch": "x"}),
-        json.dumps({**place, "epoch": 1, "a": []}),
-    ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([good[0], *bad, *good[1:], '{"se']))
-    with Recorder(tmp_path) as recorder:
-        recorder.forget(place, 2)
-    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good[:2]
-    assert "metrics.jsonl: damaged lines are dropped: [2, 3, 4, 5]" in caplog.text
+def test_files_can_be_read_by_others(tmp_path: Path) -> None:
+    """safetensors makes its own private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    write_tensors(path := tmp_path / "a.safetensors", {"x": torch.ones(1)}, {})
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask

@@ -1,7 +1,6 @@
 """A run whose attacker may choose any of three norms: validation, test, summary, resume."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from roli_fast.evaluate.cli import parse as parse_evaluation
 from roli_fast.evaluate.driver import run as run_evaluation
 from roli_fast.seeds import derive_seed
 from roli_fast.train import loop
-from roli_fast.train.summary import table
 
 NORMS = ("linf", "l2", "l1")
 THREE = ["--threat.other_norms=l2,l1", "--threat.other_eps=0.7,8"]
@@ -85,23 +83,6 @@ def test_an_epoch_that_is_best_in_every_norm_can_be_worse_in_the_union(
     assert [row["validation_robust_accuracy"] for row in (first, second)] == [0.0, 0.25]
     path = tmp_path / "run/seed-0/probe/stage-1-probe/result.json"
     assert json.loads(path.read_text())["best_epoch"] == 1
-
-
-def test_the_summary_and_its_table(finished: Path) -> None:
-    summary = json.loads((finished / "summary.json").read_text())
-    columns = [*NORMS, "union"]
-    for method in summary["methods"].values():
-        assert list(method["test"]["robust_accuracy"]) == columns
-        assert list(method["test"]["sd"]) == ["clean", *columns]
-    assert summary["comparisons"][0]["attack"] == "union"
-    assert summary["attack_label"] == "pgd-3" and summary["threat"]["other_eps"] == [0.7, 8.0]
-    text = table(summary)
-    header = text.splitlines()[0]
-    assert re.search(r"clean +linf +l2 +l1 +union +train images/s", header)
-    assert text.splitlines()[2].count(" +- ") == 5
-    assert "linf eps 0.04, l2 eps 0.7, l1 eps 8; +- is the sd over 2 seeds." in text
-    assert "Attacked by pgd-3 in each norm; union: right in all." in text
-    assert "roli - ranli, union: " in text
 
 
 def test_a_norms_column_is_what_a_run_in_this_norm_alone_tests(finished: Path) -> None:

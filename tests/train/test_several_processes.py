@@ -140,11 +140,10 @@ def test_what_is_refused(tmp_path: Path, flag: str, told: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_batch_norm_is_the_same_everywhere_and_told(tmp_path: Path) -> None:
+def test_batch_norm_is_the_same_everywhere(tmp_path: Path) -> None:
     """Statistics of each process's own images, and their mean for all."""
     members = run(2, several.batch_norm, tmp_path / "run")
     assert codes(members) == [0, 0], members
-    assert "BatchNorm is in training mode" in members[0].output
     first, second = [torch.load(tmp_path / f"state-{r}.pt", weights_only=True) for r in (0, 1)]
     assert sum("running_var" in name for name in first) > 0
     seeds = [*first.pop("seeds").tolist(), *second.pop("seeds").tolist()]

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 from small import run_small, weights
-from tiny_models import SIZES, Fused, images, tiny, untouched
+from tiny_models import SIZES, images, tiny, untouched
 from torch import Tensor, nn
 
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
-from roli_fast.evaluate import evaluate
-from roli_fast.train import starting
+from roli_fast.evaluate import accuracy
+from roli_fast.train import run_directory
 from roli_fast.train.objectives import Adversarial, Step
 from roli_fast.train.objectives.base import attacked
 from roli_fast.train.stage import Stage
@@ -119,55 +119,51 @@ def test_a_model_that_views_maps_is_told_what_to_set() -> None:
         raise RuntimeError("boom")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("attention", "fused"), [("fused", 2), ("products", 0)])  # one a layer
-def test_training_attends_as_the_engine_says(
-    dtype: torch.dtype, attention: Any, fused: int
-) -> None:
-    with Fused() as counted:
-        step(tiny("vit_tiny_patch16_224"), Engine(dtype=dtype, attention=attention), None)
-    assert counted.count == fused
-
-
-def test_validation_is_split_and_in_the_models_own_precision() -> None:
-    model, batch = tiny("resnet18"), a_batch(5)
-    with torch.no_grad():
-        batch = batch._replace(y=model.eval()(batch.x).argmax(1))
-    truth = evaluate(model, [batch], [ATTACK], seed=3)
-    seen: list[tuple[int, torch.dtype]] = []
-    model.get_submodule("backbone.fc").register_forward_hook(
-        lambda _m, x, out: seen.append((len(x[0]), out.dtype))
-    )
-    found = evaluate(model, [batch], [ATTACK], seed=3, engine=Engine(batch_size=2).plain)
-    assert {dtype for _, dtype in seen} == {torch.float32} and max(n for n, _ in seen) == 2
-    assert torch.equal(found.clean, truth.clean)
-    assert torch.equal(found.robust[ATTACK.label], truth.robust[ATTACK.label])
-
-
-def test_attack_and_training_in_bf16_validation_in_fp32(
+def test_all_searches_in_bf16_and_what_they_find_confirmed_in_fp32(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """(whether it trains, whether a graph is made, dtype) of the model's passes."""
+    """(whether it trains, whether a graph is made, dtype) of the model's passes; and TF32, in the
+    backward of an update too."""
     seen: set[Any] = set()
-    create = starting.create
+    settings: set[Any] = set()
+    create, search, searched = run_directory.create, accuracy.search, []
+
+    def note(_grad: Tensor | None = None) -> None:
+        settings.add(torch.backends.cuda.matmul.fp32_precision)
+
+    def confirmed(attack: Any, inputs: Any) -> Any:
+        found = search(attack, inputs)
+        with torch.no_grad():
+            wrong = inputs.model.model(found.result.x_adv).argmax(1) != inputs.y
+        assert torch.equal(found.result.fooled, wrong)
+        searched.append((attack.label, inputs.model.engine.dtype))
+        return found
 
     def hooked(*arguments: Any, **options: Any) -> Any:
         model = create(*arguments, **options)
         linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-2]
-        linear.register_forward_hook(
-            lambda _m, _x, out: seen.add((model.training, out.requires_grad, out.dtype))
-        )
+
+        def look(_module: nn.Module, _given: Any, out: Tensor) -> None:
+            seen.add((model.training, out.requires_grad, out.dtype))
+            if model.training:
+                note()
+                out.register_hook(note)
+
+        linear.register_forward_hook(look)
         return model
 
-    monkeypatch.setattr(starting, "create", hooked)
-    run_small(tmp_path / "run", *ONE, "--ranli.engine.dtype=bfloat16")
+    monkeypatch.setattr(run_directory, "create", hooked)
+    monkeypatch.setattr(accuracy, "search", confirmed)
+    flags = ["--ranli.engine.dtype=bfloat16", "--finetune.engine.dtype=bfloat16"]
+    run_small(tmp_path / "run", *ONE, *flags, "--ranli.engine.tf32=true")
     short, full = torch.bfloat16, torch.float32
     assert seen == {
         (True, True, short),  # the training step
         (False, True, short),  # its attack
-        (False, True, full),  # validation's and the test's attack
-        (False, False, full),  # and their looks
+        (False, False, full),  # what confirms what validation and test find, and clean accuracy
     }
+    assert settings == {"tf32"} and torch.backends.cuda.matmul.fp32_precision != "tf32"
+    assert set(searched) == {("pgd-2", short), ("pgd-3", short)}
     for tensors in weights(tmp_path / "run").values():
         assert not any(t.dtype == short for t in tensors.values())
 

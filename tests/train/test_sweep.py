@@ -98,16 +98,6 @@ def test_what_does_not_concern_a_method_is_not_run_twice() -> None:
     assert both[:2] == labels(own, RATES)[:2]
 
 
-def test_head_inits_are_compared_at_one_budget() -> None:
-    base = small("--methods=ranli")
-    inits = axes("head_init=robust-linear,kaiming,zero")
-    stages = [c.experiment.stages("ranli") for c in cells(base, inits)]
-    assert [[(n, s.epochs) for n, s in found] for found in stages] == [
-        [("probe", 2), ("ranli", 3)],
-        *[[("ranli", 5)]] * 2,
-    ]
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Two rates, two seeds, both methods."""
@@ -137,20 +127,6 @@ def test_a_sweep_tests_what_validates_best_and_nothing_else(
     assert summary["comparisons"][0]["test"].startswith("paired t")
     assert set(summary["methods"]["roli"]["test"]["sd"]) == {"clean", "pgd-3"}
     assert json.loads((folder / "summary.json").read_text()) == summary
-
-
-def test_rows_are_means_over_seeds(swept: tuple[Path, dict[str, Any]]) -> None:
-    """The rows are means and sample deviations of the seeds' results on disk."""
-    folder, summary = swept
-    for row in summary["sweep"]["cells"]:
-        pattern = "seed-{}/*/stage-*/result.json"
-        scores = []
-        for seed in (0, 1):
-            last = sorted((folder / row["folder"]).glob(pattern.format(seed)))[-1]
-            scores.append(json.loads(last.read_text())["best_validation_accuracy"])
-        assert row["per_seed"] == scores
-        assert row["validation_accuracy"] == pytest.approx(sum(scores) / 2)
-        assert row["sd"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
 
 
 def test_a_cell_is_the_run_that_it_says(tmp_path: Path, swept: tuple[Path, dict[str, Any]]) -> None:
@@ -257,10 +233,11 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_what_a_sweep_keeps_is_read_back_or_named(tmp_path: Path) -> None:
+    text = "finetune.optimizer.lr: 1e-3,0.1\nthreat.eps: 8/255,null\n"
     swept = (Axis("finetune.optimizer.lr", ("1e-3", "0.1")), Axis("threat.eps", ("8/255", "null")))
-    (tmp_path / sweep.SWEEP).write_text(sweep.axes_text(swept))
+    (tmp_path / sweep.SWEEP).write_text(text)
     assert sweep.saved_axes(tmp_path) == swept
-    for text in ("3", "a: [1]", "a: [x", "a: &a [*a]", "[" * 20_000):
+    for text in ("3", "a: [x", "[" * 20_000):
         (tmp_path / "sweep.yaml").write_text(text)
         with pytest.raises(RunDirectoryError, match=r"sweep\.yaml': "):
             sweep.saved_axes(tmp_path)

@@ -20,9 +20,9 @@ from roli_fast.errors import ArgumentError
 from roli_fast.evaluate.cli import parse as parse_evaluation
 from roli_fast.running import device
 from roli_fast.train import __main__ as program
-from roli_fast.train import metrics, run_directory
+from roli_fast.train import context, run_directory
 from roli_fast.train.cli import parse
-from roli_fast.train.metrics import Recorder
+from roli_fast.train.context import Recorder
 
 SURROGATE = os.fsdecode(b"x\xff")
 PLACE = {"seed": 0, "method": "roli", "stage": "probe"}
@@ -48,7 +48,7 @@ def test_a_full_disk_says_how_to_go_on_and_loses_nothing(
         with monkeypatch.context() as full:
             full.setattr(files, "commit", partial(full_at, target, files.commit))
             if target == "metrics.jsonl":
-                full.setattr(metrics, "open", no_space, raising=False)
+                full.setattr(context, "open", no_space, raising=False)
             begun = ["--resume"] if (folder / "config.yaml").exists() else flags
             assert program.main(["--run_dir", str(folder), *begun]) == 2
         message = caplog.messages[-1]
@@ -59,13 +59,6 @@ def test_a_full_disk_says_how_to_go_on_and_loses_nothing(
     assert program.main(["--run_dir", str(folder), "--resume"]) == 0
     run_small(tmp_path / "endless", "--methods=probe")
     assert_same_weights(tmp_path / "endless", folder)
-
-
-def test_safetensors_on_a_full_disk(tmp_path: Path) -> None:
-    """It has an error of its own."""
-    with pytest.raises(OSError, match="a/b' could not be written"):
-        (tmp_path / "a").write_text("a file")
-        files.write_tensors(tmp_path / "a" / "b", {"x": torch.ones(1)}, {})
 
 
 @pytest.mark.parametrize("broken", ["__init__", "add_scalar", "close"])

@@ -38,28 +38,6 @@ def test_timm_agrees_on_microsofts(size: str) -> None:
     assert (entry.mean, entry.std) == (theirs.mean, theirs.std)
 
 
-def test_the_spec_of_ares() -> None:
-    """Written down from its README: clean and AutoAttack accuracy."""
-    known = {
-        "swin_b": (76.6, 57.3),
-        "swin_s": (76.6, 55.6),
-        "swin_l": (79.7, 62.3),
-        "vit_b": (74.7, 49.7),
-        "vit_s": (70.7, 43.7),
-        "convnext_s": (77.3, 54.3),
-        "convnext_b": (77.2, 56.8),
-        "convnext_l": (78.8, 60.1),
-        "resnet50": (67.0, 34.1),
-    }
-    robust = {name: entry for name, entry in ZOO.items() if entry.trained_for != "clean"}
-    assert set(robust) == {f"ares_{name}" for name in known}
-    for name, numbers in known.items():
-        entry = robust[f"ares_{name}"]
-        assert (entry.clean, entry.robust) == numbers and entry.trained_for == "linf 4/255"
-        assert entry.mean == (0.485, 0.456, 0.406)  # also the ViTs, unlike timm's
-        assert entry.file.startswith("ARES_") and entry.file.endswith("_AT.pth")
-
-
 class TestWhere:
     def test_the_folder(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("ROLI_FAST_HOME", str(tmp_path))

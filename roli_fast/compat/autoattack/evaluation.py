@@ -20,13 +20,13 @@ from roli_fast.compat.autoattack.components import (
     SquareAttack,
 )
 from roli_fast.compat.autoattack.other_utils import Logger
-from roli_fast.compat.autoattack.state import EvaluationState, Running, digest
+from roli_fast.compat.autoattack.state import EvaluationState
 from roli_fast.compat.peers import UserAttributes, our_norm
 from roli_fast.engine import Engine, InputGradient, bound, plain
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.evaluate.shares import accuracy
-from roli_fast.models.weights import plain_tensors
+from roli_fast.models.weights import fingerprint
 from roli_fast.norms import NORMS
 from roli_fast.seeds import derived_generator
 from roli_fast.threat import Bounds, check_images
@@ -169,7 +169,7 @@ class AutoAttack(UserAttributes):
             y_orig: labels (N,).
             bs: images that are attacked together.
             return_labels: return (x_adv, y_adv).
-            state_path: file in which the evaluation is saved after every batch and from which it
+            state_path: file in which the evaluation is saved after every attack and from which it
                 goes on; images are kept in a folder beside it.
 
         Returns:
@@ -243,9 +243,6 @@ class AutoAttack(UserAttributes):
             if before == 0:
                 break
             self._one_attack(name, run)
-            run.state.finished.append(name)
-            run.state.running = None
-            run.state.to_disk()
             fooled[name] = before - int(run.robust.sum())
             self._say(
                 f"robust accuracy after {name.upper()}: {accuracy(run.robust):.2%} "
@@ -254,23 +251,16 @@ class AutoAttack(UserAttributes):
         return fooled
 
     def _one_attack(self, name: str, run: _Evaluation) -> None:
-        """The batches of those that were right when it began, from where the state stands."""
-        state = run.state
-        if state.running is None or (state.running.attack, state.running.bs) != (name, run.bs):
-            state.running = Running(name, run.bs, run.robust.clone())
-        running = state.running
-        batches = running.begun.nonzero()[:, 0].split(run.bs)
-        noted: set[str] = set()
-        for number, place in enumerate(batches[running.batches :], start=running.batches + 1):
+        """The batches of those that were right when it began."""
+        begun = run.robust.nonzero()[:, 0]
+        batches, noted = begun.split(run.bs), set[str]()
+        for number, place in enumerate(batches, start=1):
             at = place.to(run.x.device)
             found = self._search(name, run.x[at], run.y[at], place)
             assert found.fooled is not None
-            gone, images = place[found.fooled.cpu()], found.x_adv[found.fooled]
-            state.save_images(name, gone, images)
+            gone = place[found.fooled.cpu()]
             run.robust[gone] = False
-            running.batches = number
-            state.to_disk()
-            run.x_adv[gone.to(run.x_adv.device)] = images.to(run.x_adv)
+            run.x_adv[gone.to(run.x_adv.device)] = found.x_adv[found.fooled].to(run.x_adv)
             self._say(
                 f"{name} - {number}/{len(batches)} - {len(gone)} out of {len(place)} "
                 "successfully perturbed"
@@ -279,6 +269,8 @@ class AutoAttack(UserAttributes):
                 if note not in noted:
                     self._say(f"note: {name}: {note}")
             noted.update(found.notes)
+        gone = begun[~run.robust[begun]]
+        run.state.finish(name, gone, run.x_adv[gone.to(run.x_adv.device)])
 
     def _search(self, name: str, x: Tensor, y: Tensor, place: Tensor) -> AttackResult:
         seed = int(self.get_seed())
@@ -344,8 +336,8 @@ class AutoAttack(UserAttributes):
             "settings": "; ".join(repr(self._part(name)) for name in self.attacks_to_run),
             "seed": str(self.seed),
             "search_dtype": str(self.engine.low_precision_dtype),
-            "images": digest(x, y),
-            "model": "" if module is None else digest(*plain_tensors(module.state_dict()).values()),
+            "images": fingerprint({"x": x, "y": y}),
+            "model": "" if module is None else fingerprint(module.state_dict()),
         }
 
     def _warn(self, signs: Sequence[warning_signs.Sign]) -> None:

@@ -1,36 +1,21 @@
-"""The state file of compat.autoattack: what is finished, sample by sample; images beside it."""
+"""The state file of compat.autoattack: what is finished, attack by attack; images beside it."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.evaluate.shares import to_flags, to_text
-from roli_fast.files import naming, read_json, write_json, write_tensors
+from roli_fast.files import naming, read_json, read_tensors, write_json, write_tensors
 
-FORMAT = "roli_fast autoattack state, version 1"
+FORMAT = "roli_fast autoattack state, version 2"
 
 FIX = "Name a new file; this one was not changed."
 
 
-@dataclass
-class Running:
-    """An attack that was begun: in batches of `bs`, of which `batches` are done, of the samples
-    that were robust when it was `begun`, bool (N,)."""
-
-    attack: str
-    bs: int
-    begun: Tensor
-    batches: int = 0
-
-
 class EvaluationState:
-    """One evaluation, saved after every batch, in one step each time.
+    """One evaluation, saved after every attack, in one step each time.
 
     RobustBench's `benchmark(aa_state_path=...)` reads it back by `from_disk` and takes the mean of
     `robust_flags`, which are therefore numbers and not bools.
@@ -45,7 +30,6 @@ class EvaluationState:
         self.clean_accuracy = float("nan")
         self.finished: list[str] = []
         self.robust: Tensor | None = None
-        self.running: Running | None = None
 
     @property
     def robust_flags(self) -> Tensor | None:
@@ -81,10 +65,7 @@ class EvaluationState:
                 raise ValueError(f"format {tree['format']!r}")
             state = cls(path, tree["asked"])
             state.clean_accuracy, state.finished = tree["clean_accuracy"], tree["run_attacks"]
-            if tree["robust"] is not None:
-                state.robust = to_flags(tree["robust"])
-            if running := tree["running"]:
-                state.running = Running(**running | {"begun": to_flags(running["begun"])})
+            state.robust = None if tree["robust"] is None else to_flags(tree["robust"])
             return state
 
     @classmethod
@@ -107,53 +88,30 @@ class EvaluationState:
 
     def to_disk(self) -> None:
         """Replace the file."""
-        if self.path is None:
-            return
-        running = self.running and vars(self.running) | {"begun": to_text(self.running.begun)}
-        tree = {
-            "format": FORMAT,
-            "asked": self.asked,
-            "clean_accuracy": self.clean_accuracy,
-            "run_attacks": self.finished,
-            "running": running,
-            "robust": None if self.robust is None else to_text(self.robust),
-        }
-        write_json(self.path, tree)
+        if self.path is not None:
+            tree = {
+                "format": FORMAT,
+                "asked": self.asked,
+                "clean_accuracy": self.clean_accuracy,
+                "run_attacks": self.finished,
+                "robust": None if self.robust is None else to_text(self.robust),
+            }
+            write_json(self.path, tree)
 
-    def save_images(self, attack: str, place: Tensor, images: Tensor) -> None:
-        """Keep what a batch found; `place` (n,) in the evaluated images (n, ...).
-
-        The file is named by the first of them, which no other batch of the attack finds again,
-        however large the batches are after a restart.
-        """
-        if self.path is not None and len(place):
-            file = self._folder(self.path) / f"{attack}-{int(place[0]):08d}.safetensors"
-            write_tensors(file, {"place": place, "images": images}, self.asked)
+    def finish(self, attack: str, place: Tensor, images: Tensor) -> None:
+        """An attack is through: save the images (n, ...) that it found, which lie at `place` (n,)
+        among the evaluated ones, and then the state."""
+        self.finished.append(attack)
+        if self.path is not None:
+            write_tensors(self._images(attack), {"place": place, "images": images}, {})
+        self.to_disk()
 
     def saved_images(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(place, images) of all that was kept and that the state counts as found: a process that
-        is killed between the two leaves images that are found again, or not. Images that another
-        evaluation left in the folder are passed over."""
-        if self.path is None or self.robust is None:
-            return
-        for path in sorted(self._folder(self.path).glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                if file.metadata() != self.asked:
-                    continue
-                place, images = file.get_tensor("place"), file.get_tensor("images")
-            counted = ~self.robust[place]
-            yield place[counted], images[counted]
+        """(place, images) of each finished attack."""
+        for attack in self.finished if self.path is not None else ():
+            saved = read_tensors(self._images(attack))
+            yield saved["place"], saved["images"]
 
-    @staticmethod
-    def _folder(path: Path) -> Path:
-        return path.with_name(path.name + ".images")
-
-
-def digest(*tensors: Tensor) -> str:
-    """A hash of the tensors' shapes, dtypes and bytes, 16 hexadecimal digits."""
-    found = hashlib.blake2b(digest_size=8)
-    for tensor in tensors:
-        found.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        plain = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(plain.view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    def _images(self, attack: str) -> Path:
+        assert self.path is not None
+        return self.path.with_name(self.path.name + ".images") / f"{attack}.safetensors"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
 from roli_fast import attacks as ours
@@ -29,6 +29,8 @@ from roli_fast.errors import ArgumentError, describe
 FIELDS = OFFICIAL_FIELDS | {
     **dict(alpha="step_size", steps="steps", random_start="random_start", decay="momentum"),
     "version": "version",
+    **dict(diversity_prob="diversity", resize_rate="resize", len_kernel="kernel", m="scales"),
+    "N": "neighbours",
 }
 """torchattacks' attributes -> our attacks' fields."""
 
@@ -140,6 +142,72 @@ class _UPGD(Listed):
         return attack(view, inputs, _nothing(inputs), **self._options(inputs))
 
 
+class _TIFGSM(Listed):
+    def _attributes(self, given: dict[str, Any]) -> dict[str, Any]:
+        for name, only in (("kernel_name", "gaussian"), ("nsig", 3)):
+            if given[name] != only:
+                raise ArgumentError(describe(name, repr(only), repr(given[name])))
+        return given
+
+
+class _Neighbours(Listed):
+    """VMI-FGSM and VNI-FGSM, whose beta is a width."""
+
+    def fields(self) -> dict[str, Any]:
+        found = super().fields()
+        return found | {"width": found.pop("beta")}
+
+
+class _Jitter(Listed):
+    def build(self, target: Tensor | None = None) -> ours.Attack:
+        sign = 1 if target is None else -1
+
+        def loss(logits: Tensor, y: Tensor) -> Tensor:
+            """Mean squared error of softmax(scale z / max |z|) + noise, ibid. equation 5."""
+            z = self.scale * logits / logits.abs().amax(1, keepdim=True)
+            noise = self.std * _normal(z, self.generator)
+            one_hot = nn.functional.one_hot(y, z.shape[1])
+            return sign * (z.softmax(1) + noise - one_hot).square().mean(1)
+
+        return CriterionPGD(**self.fields(), criterion=loss)
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What it goes towards are its labels."""
+        target = self.get_target_label(inputs, labels) if self.targeted else None
+        labels = labels if target is None else target
+        assert labels is not None
+        return self.build(target)(self.view(), inputs, labels, **self._options(inputs))
+
+
+class _Minimal(Listed):
+    def fields(self) -> dict[str, Any]:
+        given = {n: getattr(self, n) for n in self.row.arguments}
+        given |= {"learning_rate": given.pop("lr")} if "lr" in given else {}
+        return self.row.fixed | given
+
+    def _options(self, inputs: Tensor) -> dict[str, Any]:
+        """The ball is all that the box has."""
+        return {"generator": self.generator, "eps": math.sqrt(max(inputs[0].numel(), 1))}
+
+
+class _VANILA(Listed):
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """A copy of the images."""
+        return inputs.clone()
+
+
+class _GN(Listed):
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The images with Gaussian noise, in [0, 1]."""
+        return (inputs + self.std * _normal(inputs, self.generator)).clamp(0, 1)
+
+
+def _normal(like: Tensor, generator: Generator | None) -> Tensor:
+    """Standard normal numbers by the generator, wherever it is."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device).to(like)
+
+
 def _nothing(inputs: Tensor) -> Tensor:
     """Labels that play no part."""
     return torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
@@ -201,6 +269,20 @@ class _TradesPGD(ours.PGD):
         return ops.l2_random_start(samples.x, eps=radius, bounds=ball.bounds, **draws)
 
 
+@dataclass(frozen=True)
+class _SignStart(ours.PGD):
+    """PGD that starts a step away from the image, in a random direction of signs."""
+
+    def _start(self, samples: Samples, ball: Ball, generator: Generator | None) -> Tensor:
+        draws: Any = dict(generator=generator, sample_ids=samples.ids)
+        zeros = torch.zeros_like(samples.x)
+        signs = ops.linf_random_start(zeros, eps=1.0, bounds=(-1.0, 1.0), **draws).sign()
+        x_adv = samples.x.clone()
+        size = {"eps": samples.eps, "step_size": self.step_size or samples.eps / 4}
+        ball.norm.step_(x_adv, signs, samples.x, **size, bounds=ball.bounds)
+        return x_adv
+
+
 @dataclass(frozen=True, eq=False)
 class _AimedFAB(ours.FAB):
     """FAB towards one class a sample, `target` (B,); any other than the label counts."""
@@ -215,6 +297,9 @@ class _AimedFAB(ours.FAB):
 _LINF = dict(norm="linf")
 _STEPS = dict(eps=8 / 255, alpha=2 / 255, steps=10)
 _NORM = dict(norm="Linf", eps=8 / 255)
+_ANYWHERE = dict(norm="l2")
+_DIVERSE = dict(resize_rate=0.9, diversity_prob=0.5, random_start=False)
+_MOMENTUM = _LINF | dict(random_start=False, diversity=0.0)
 
 TABLE = {
     "FGSM": Row(
@@ -249,6 +334,75 @@ TABLE = {
         "PGD with momentum, from the image itself.",
         fixed=_LINF | dict(random_start=False),
     ),
+    "DIFGSM": Row(
+        _STEPS | dict(decay=0.0) | _DIVERSE,
+        "PGD through scaled and padded images, each of its own size.",
+        ours.Transfer,
+        fixed=_LINF,
+    ),
+    "TIFGSM": Row(
+        _STEPS | dict(decay=0.0, kernel_name="gaussian", len_kernel=15, nsig=3) | _DIVERSE,
+        "DIFGSM whose gradients are smoothed by a Gaussian of three sigma a side, the only kernel.",
+        ours.Transfer,
+        fixed=_LINF,
+        base=_TIFGSM,
+    ),
+    "NIFGSM": Row(
+        _STEPS | dict(decay=1.0),
+        "MIFGSM with Nesterov's step.",
+        ours.Transfer,
+        fixed=_MOMENTUM | dict(nesterov=True),
+    ),
+    "SINIFGSM": Row(
+        _STEPS | dict(decay=1.0, m=5),
+        "NIFGSM over x, x/2, ..., `m` scales.",
+        ours.Transfer,
+        fixed=_MOMENTUM | dict(nesterov=True),
+    ),
+    "VMIFGSM": Row(
+        _STEPS | dict(decay=1.0, N=5, beta=3 / 2),
+        "MIFGSM tuned by the gradients of `N` neighbours within beta eps.",
+        ours.Transfer,
+        fixed=_MOMENTUM,
+        base=_Neighbours,
+    ),
+    "VNIFGSM": Row(
+        _STEPS | dict(decay=1.0, N=5, beta=3 / 2),
+        "NIFGSM tuned by the gradients of `N` neighbours within beta eps.",
+        ours.Transfer,
+        fixed=_MOMENTUM | dict(nesterov=True),
+        base=_Neighbours,
+    ),
+    "RFGSM": Row(
+        _STEPS,
+        "PGD from a step away, in a random direction of signs.",
+        _SignStart,
+        fixed=_LINF,
+    ),
+    "Jitter": Row(
+        _STEPS | dict(scale=10, std=0.1, random_start=True),
+        "PGD on Jitter's loss (Schwinn et al., arXiv:2105.10304).",
+        fixed=_LINF,
+        base=_Jitter,
+    ),
+    "CW": Row(
+        dict(c=1, kappa=0, steps=50, lr=0.01),
+        "Carlini and Wagner's in l2 with one weight, anywhere in [0, 1].",
+        ours.CW,
+        fixed=_ANYWHERE | dict(searches=1),
+        base=_Minimal,
+        aims=False,
+    ),
+    "DeepFool": Row(
+        dict(steps=50, overshoot=0.02),
+        "DeepFool in l2, anywhere in [0, 1].",
+        ours.DeepFool,
+        fixed=_ANYWHERE,
+        base=_Minimal,
+        aims=False,
+    ),
+    "VANILA": Row({}, "No attack: the images as they are.", base=_VANILA, aims=False),
+    "GN": Row(dict(std=0.1), "Gaussian noise.", base=_GN, aims=False),
     "UPGD": Row(
         _STEPS | dict(random_start=False, loss="ce", decay=1.0, eot_iter=1),
         'PGD with momentum, EOT and loss "ce", "dlr", "margin" or a callable (images, labels, '

@@ -1,14 +1,17 @@
-"""The interface of an objective, the table of all of them, and what several of them share."""
+"""The interface of an objective, the table of all of them, those that any attack serves (plain
+adversarial training, TRADES), and what several share."""
 
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from roli_fast import losses
 from roli_fast.attacks import Attack, MultiAPGD
 from roli_fast.attacks.base import AttackInputs
 from roli_fast.data import Batch
@@ -119,6 +122,8 @@ class Objective:
         raise NotImplementedError
 
 
+OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
 FoundT = TypeVar("FoundT")
 
 
@@ -156,24 +161,17 @@ def check_weight(name: str, value: float) -> None:
         raise ArgumentError(describe(name, "a number >= 0", repr(value), "0 leaves the term out."))
 
 
-OBJECTIVES: Registry[type[Objective]] = Registry("objective")
-
-
 DROP_FIELDS = ("p", "prob", "drop", "dropout", "drop_prob", "drop_rate")
-"""Where modules keep the probability of what they leave out: Dropout, DropPath, DropBlock, patch
-dropout and stochastic depth, of torch, timm and torchvision; attention and recurrent layers; LoRA;
-and networks of timm that call torch's dropout themselves."""
+"""Where modules of torch, timm and torchvision keep the probability of what they leave out."""
 
 
 def is_independent(model: nn.Module) -> bool:
     """Whether a forward in the modes that the modules are in gives each image the logits that it
     would get in any other batch, and leaves nothing behind.
 
-    Not so where a module normalises by the batch, keeps running statistics of it, or draws: told by
-    looking at every module, as networks say it nowhere. It is not so for a module in training mode
-    that is a BatchNorm or has a buffer running_mean or running_var, that has a number above 0 in
-    one of `DROP_FIELDS`, or is RReLU; and for a BatchNorm without running statistics in any mode.
-    A network that draws by itself, in none of these ways, is not seen.
+    Not so for a module in training mode that keeps running statistics or has a number above 0 in
+    one of `DROP_FIELDS`, for RReLU, and for a BatchNorm without running statistics in any mode. A
+    network that draws in none of these ways is not seen.
     """
     return not any(map(_looks_at_the_batch_or_draws, model.modules()))
 
@@ -181,15 +179,10 @@ def is_independent(model: nn.Module) -> bool:
 def _looks_at_the_batch_or_draws(module: nn.Module) -> bool:
     if isinstance(module, _BatchNorm) and module.running_mean is None:
         return True
-    if not module.training:
-        return False
-    if isinstance(module, (_BatchNorm, nn.RReLU)):
-        return True
-    own, buffers = vars(module), dict(module.named_buffers(recurse=False))
-    if any(name in buffers for name in ("running_mean", "running_var")):
-        return True
-    chances = [own.get(name) for name in DROP_FIELDS]
-    return any(isinstance(chance, (int, float)) and chance > 0 for chance in chances)
+    kept = dict(module.named_buffers(recurse=False)).keys() & {"running_mean", "running_var"}
+    chances = [vars(module).get(name) for name in DROP_FIELDS]
+    draws = any(isinstance(chance, (int, float)) and chance > 0 for chance in chances)
+    return module.training and (bool(kept) or draws or isinstance(module, nn.RReLU))
 
 
 def logits_of(model: nn.Module, images: Sequence[Tensor], engine: Engine) -> list[Tensor]:
@@ -235,3 +228,56 @@ def in_norms(
         fix = "Write threat.other_norms and threat.other_eps."
         raise ArgumentError(describe("norms", f"{fewest} or more in the attack", own, fix))
     return attack
+
+
+@OBJECTIVES.register("adversarial")
+@dataclass(frozen=True)
+class Adversarial(Objective):
+    """Mean cross-entropy on the attacked images; on the clean ones where the attack is off.
+
+    Madry et al., ICLR 2018, equation 2.1.
+
+    Args:
+        label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ArgumentError(
+                describe("label_smoothing", "a number in [0, 1)", self.label_smoothing)
+            )
+
+    def __call__(self, step: Step) -> Terms:
+        logits = step.model(attacked(step))
+        loss = cross_entropy(logits, step.batch.y, label_smoothing=self.label_smoothing).mean()
+        return Terms(loss, logits.detach())
+
+
+@OBJECTIVES.register("trades")
+@dataclass(frozen=True)
+class TRADES(Objective):
+    """Cross-entropy on the clean images plus beta * KL(p_clean || p_attacked); see `losses.trades`
+    (Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
+    arXiv:1901.08573).
+
+    Any attack will do. The paper's own maximises that KL: attack pgd or apgd with loss: kl.
+
+    Args:
+        beta: weight of the KL, 1 / lambda in the paper; 6 in its main results.
+    """
+
+    beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        check_weight("beta", self.beta)
+
+    def check(self, attack: Attack | None) -> None:
+        needs_attack(attack, "trades")
+
+    def on_attacked(self, step: Step, attack: Attack) -> Terms:
+        """The logits are those on the attacked images."""
+        clean, moved = logits_of(step.model, [step.batch.x, attacked(step)], step.engine)
+        loss = losses.trades(clean, moved, step.batch.y, beta=self.beta)
+        return Terms(loss, moved.detach())

@@ -3,14 +3,13 @@ arXiv:2402.06827, equations 1 to 3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from roli_fast.attacks import Attack
-from roli_fast.errors import ArgumentError, check_choice, describe
-from roli_fast.losses import PAIR_DISTANCES, cross_entropy, logit_pairing, trades
+from roli_fast.errors import ArgumentError, describe
+from roli_fast.losses import cross_entropy, logit_pairing, trades
 from roli_fast.train.objectives.base import (
     OBJECTIVES,
     Objective,
@@ -53,9 +52,6 @@ class RAMP(Objective):
         weight: lambda, of the pairing. 1.5 is that of the released scripts for fine-tuning, where
             the paper's text says 0.5; from scratch they say 5 and 2, for a ResNet-50 on ImageNet 3
             and 0.5. More of it lowers clean accuracy.
-        kind: distance of the pairing: "kl", the paper's, or "mse" or "cosine".
-        detach_source: no gradient of the pairing in the predictions on x_q; the authors' code has
-            it in both.
         trades_beta: above 0 it takes TRADES' loss in the place of L_max, as the authors do for
             WRN-28-10, with 6: CE(f(x), y) + trades_beta * KL(p(x) || p(x_max)), x_max the point of
             L_max. It costs one forward and one backward more.
@@ -64,8 +60,6 @@ class RAMP(Objective):
     source: str | None = None
     target: str | None = None
     weight: float = 1.5
-    kind: Literal["kl", "mse", "cosine"] = "kl"
-    detach_source: bool = False
     trades_beta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -82,8 +76,6 @@ class RAMP(Objective):
             raise ArgumentError(describe("target", expected, repr(self.target)))
         check_weight("weight", self.weight)
         check_weight("trades_beta", self.trades_beta)
-        check_choice("kind", self.kind, tuple(PAIR_DISTANCES))
-        check_choice("detach_source", self.detach_source, (True, False))
 
     @property
     def needs_accuracies(self) -> bool:
@@ -103,7 +95,7 @@ class RAMP(Objective):
         return replace(self, target=lowest[0], source=lowest[1])
 
     def check(self, attack: Attack | None) -> None:
-        """As the base says: attack multi_apgd, with both norms, or two to choose from."""
+        """The attack must be multi_apgd, with both norms, or two to choose from."""
         in_norms(attack, None if self.needs_accuracies else self._pair, "ramp", fewest=2)
 
     @property
@@ -114,7 +106,7 @@ class RAMP(Objective):
         return self.source, self.target
 
     def on_attacked(self, step: Step, attack: Attack) -> Terms:
-        """As the base says; its logits are those on the points of L_max."""
+        """The logits are those on the points of L_max."""
         source, target = self._pair
         search = in_norms(attack, self._pair, "ramp").search
         found, y = searched(search, step).found, step.batch.y
@@ -130,9 +122,7 @@ class RAMP(Objective):
             loss = trades(logits[-1], highest, y, beta=self.trades_beta)
         else:
             loss = cross_entropy(highest, y).mean()
-        pairing = logit_pairing(
-            logits[0], logits[1], y, kind=self.kind, detach_source=self.detach_source
-        )
+        pairing = logit_pairing(logits[0], logits[1], y)
         return Terms(loss + self.weight * pairing, highest.detach())
 
 

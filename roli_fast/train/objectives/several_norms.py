@@ -10,6 +10,7 @@ from roli_fast.attacks import Attack
 from roli_fast.losses import cross_entropy
 from roli_fast.train.objectives.base import (
     OBJECTIVES,
+    Adversarial,
     Objective,
     Step,
     Terms,
@@ -18,7 +19,6 @@ from roli_fast.train.objectives.base import (
     logits_of,
     searched,
 )
-from roli_fast.train.objectives.one_attack import Adversarial
 
 
 @OBJECTIVES.register("eat")
@@ -52,7 +52,6 @@ class EAT(Objective):
         return 2 * len(self.norms)
 
     def check(self, attack: Attack | None) -> None:
-        """As the base says: attack multi_apgd with all norms."""
         in_norms(attack, self.norms, "eat")
 
     def probabilities(self, counts: Tensor) -> Tensor:
@@ -64,7 +63,6 @@ class EAT(Objective):
         return wrong / wrong.sum()
 
     def chosen(self, counts: Tensor, generator: Generator) -> Objective:
-        """As the base says: the training in one of the norms."""
         point = torch.rand((), dtype=torch.float64, generator=generator)
         passed = int((self.probabilities(counts).cumsum(0) <= point).sum())
         return _DrawnEAT(self.norms, min(passed, len(self.norms) - 1))  # the sum may round below 1
@@ -77,7 +75,6 @@ class _DrawnEAT(EAT):
     place: int = 0
 
     def on_attacked(self, step: Step, attack: Attack) -> Terms:
-        """As the base says."""
         y = step.batch.y
         counts = torch.zeros(self.counters, dtype=torch.float64, device=y.device)
         norm = self.norms[self.place]
@@ -110,11 +107,10 @@ class SAT(Objective):
             check_norms("norms", self.norms)
 
     def check(self, attack: Attack | None) -> None:
-        """As the base says: attack multi_apgd with all norms."""
         in_norms(attack, self.norms, "sat")
 
     def chosen(self, counts: Tensor, generator: Generator) -> Objective:
-        """As the base says: the training in one of the norms, which the attack may have to name."""
+        """The training in one of the norms, which the attack may have to name."""
         point = torch.rand((), dtype=torch.float64, generator=generator)
         return _DrawnSAT(self.norms, float(point))
 
@@ -126,7 +122,6 @@ class _DrawnSAT(SAT):
     point: float = 0.0
 
     def on_attacked(self, step: Step, attack: Attack) -> Terms:
-        """As the base says."""
         norms = in_norms(attack, self.norms, "sat").norms or ()
         alone = in_norms(attack, [norms[int(self.point * len(norms))]], "sat")
         return Adversarial()(step._replace(attack=alone))
@@ -152,11 +147,10 @@ class AVG(Objective):
             check_norms("norms", self.norms)
 
     def check(self, attack: Attack | None) -> None:
-        """As the base says: attack multi_apgd with all norms."""
         in_norms(attack, self.norms, "avg")
 
     def on_attacked(self, step: Step, attack: Attack) -> Terms:
-        """As the base says; its logits are, image by image, those of largest loss."""
+        """The logits are, image by image, those of largest loss."""
         search = in_norms(attack, self.norms, "avg").search
         found, y = searched(search, step).found.values(), step.batch.y
         logits = logits_of(step.model, [own.x_adv for own in found], step.engine)

@@ -1,9 +1,7 @@
-"""One update of a stage: the phase of the epoch that it belongs to, this process's images, the
-objective, the exchange with the other processes, and the optimiser's step.
-"""
+"""What an epoch is made of: its passes over the training images, each with an optimiser of its own,
+and the exchange of gradients between processes."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -12,12 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from roli_fast.attacks import Attack
-from roli_fast.data import Batch, shares
-from roli_fast.engine.batch_norm import mended
 from roli_fast.running.team import Team
-from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.train.checkpoint import changing_tensors, copy_tensors, put_tensors
-from roli_fast.train.objectives import Adversarial, Objective, Step
+from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.stage import Job
 
 
@@ -74,7 +69,6 @@ class Phases:
         optimizer = stage.optimizer.build(job.model, names)
         self.all = [Phase(stage.objective, attack, optimizer, source)]
         if self._projection:
-            self._projection.check(job.model.state_dict())
             if self._projection.natural:
                 other = stage.optimizer.build(job.model, names)
                 clean = Phase(Adversarial(), None, other, (*source, "natural"), "natural")
@@ -127,9 +121,6 @@ class Phases:
         return copy_tensors(changing_tensors(self._model, self._names))
 
 
-logger = logging.getLogger(__name__)
-
-
 class Replicas:
     """This process's model beside those of the others.
 
@@ -147,8 +138,7 @@ class Replicas:
 
     def __init__(self, model: nn.Module, names: Iterable[str], team: Team) -> None:
         self._model, self._team = model, team
-        parameters = dict(model.named_parameters())
-        self._trained = [parameters[name] for name in names]
+        self._trained = [model.get_parameter(name) for name in names]
 
     def begin(self) -> None:
         """Give all processes the weights and buffers of the first."""
@@ -183,120 +173,5 @@ class Replicas:
                         yield buffer
 
 
-def say_what_differs(model: nn.Module, parts: int, world: int) -> None:
-    """Log why an update is not that of one large batch in one process, where it is not."""
-    split = parts > 1 or world > 1
-    normed = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
-    if split and normed:
-        logger.info(
-            "BatchNorm is in training mode: it normalises by the images of one part of an update, "
-            "of %d parts in each of %d processes, so the result is not that of one large batch.",
-            parts,
-            world,
-        )
-
-
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype)
-
-
-ROW = 3
-"""Numbers that an update reports: summed loss, right, images."""
-
-
-class Updates:
-    """Makes the updates of a stage.
-
-    Args:
-        job: the stage; its tuning is applied to the model already.
-        names: what trains.
-        team: the processes that share each update.
-        device: where the model is.
-    """
-
-    def __init__(self, job: Job, names: Sequence[str], team: Team, device: torch.device) -> None:
-        self.job, self.stage, self.model, self.team = job, job.stage, job.model, team
-        self.replicas = Replicas(job.model, names, team)
-        self._counts = torch.zeros(job.stage.objective.counters, dtype=torch.float64, device=device)
-
-    @property
-    def counts(self) -> list[float]:
-        """What the stage's own objective has counted so far, over all processes."""
-        return self._counts.tolist()
-
-    @counts.setter
-    def counts(self, saved: list[float]) -> None:
-        """Go on from a resume file's."""
-        if saved:
-            self._counts = self._counts.new_tensor(saved)
-
-    def step(  # noqa: PLR0913 - where it stands
-        self,
-        phase: Phase,
-        batch: Batch,
-        *,
-        epoch: int,
-        position: int,
-        images: int,
-        meet: Callable[[], None],
-    ) -> Tensor:
-        """One optimiser step on this process's images; returns (summed loss, right, images) of
-        them, still on the device.
-
-        Args:
-            phase: whose it is.
-            batch: the images.
-            epoch: from 0.
-            position: updates of this phase before it, over all epochs.
-            images: how many, over all processes.
-            meet: called before anything waits for the other processes.
-        """
-        rank = self.team.rank
-        # dropout and DropPath; the caller's state is forked away
-        where = (position, rank) if rank else (position,)
-        torch.manual_seed(derive_seed(*phase.source, "update", *where))
-        # with fewer images than processes, some repeat what another does, and count for nothing
-        world = self.team.world
-        own = rank < len(shares(images, world))
-        phase.optimizer.zero_grad(set_to_none=True)
-        rows: list[Tensor] = []
-        runs = shares(len(batch.y), self.stage.accumulate)
-        objective = self._objective(phase, position)
-        for run in runs:
-            part = Batch(batch.x[run], batch.y[run], batch.ids[run])
-            weight = own * len(part.y) / images
-            rows.append(self.backward(phase, epoch, objective, part, weight))
-        meet()
-        self.replicas.merge(own * len(batch.y) / images)
-        phase.optimizer.step()
-        row = torch.stack(rows).sum(0) * own
-        if len(row) > ROW:
-            self._counts = self._counts + self.team.sum_(row[ROW:].clone())
-        return row[:ROW]
-
-    def _objective(self, phase: Phase, position: int) -> Objective:
-        """That of one update, the same in all processes."""
-        objective = phase.objective
-        if not objective.draws:
-            return objective
-        generator = derived_generator(*phase.source, "objective", position)
-        return objective.chosen(self._counts.cpu(), generator)
-
-    def backward(
-        self, phase: Phase, epoch: int, objective: Objective, part: Batch, weight: float
-    ) -> Tensor:
-        """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
-        `step`, and after it what the objective counts."""
-        device = part.x.device
-        # one source an epoch, in which an image draws by its id: parts and batches play no part
-        generator = derived_generator(*phase.source, "attack", epoch, device=device)
-        attack = phase.attack if epoch >= self.stage.clean_epochs else None
-        engine = self.stage.engine
-        with engine.training(device):
-            terms = objective(Step(self.model, part, attack, generator, engine))
-        mended(terms.loss * weight).backward()
-        right = (terms.logits.argmax(1) == part.y).sum()
-        count = len(part.y)
-        loss = terms.loss.detach().double()
-        row = torch.stack([loss * count, right.double(), torch.full_like(loss, count)])
-        return row if terms.counts is None else torch.cat([row, terms.counts])

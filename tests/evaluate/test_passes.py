@@ -9,8 +9,8 @@ from tiny_models import images, tiny
 from torch import Tensor, nn
 
 from roli_fast import PGD
-from roli_fast.analysis import attack_passes
 from roli_fast.attacks import ATTACKS
+from roli_fast.evaluate import attack_passes
 
 
 class Counted(nn.Module):
