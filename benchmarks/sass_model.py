@@ -40,7 +40,7 @@ DEVICE = Device("H200 (assumed)", 132, 1.755e9, 4.3e12, 0.8e-6, 65536, 2048)
 ARCHITECTURE = "sm_90"
 
 RATES = {"issue": 4.0, "alu": 2.0, "fp64": 2.0, "convert": 0.5, "memory": 1.0}
-"""Instructions of a warp that the units of each kind take in a clock of a multiprocessor (sm_90)."""
+"""Instructions of a warp that the units of each kind take in a clock of an SM (sm_90)."""
 
 _ALU = r"IADD|LOP|SHF|SEL|FSEL|ISETP|FSETP|FMNMX|IMNMX|VIMNMX|PRMT|LEA|IABS|FSET|PLOP|POPC|MOV"
 _KINDS = {
@@ -201,7 +201,9 @@ def predictions(module: Path | None = None) -> list[Prediction]:
     registers = {name: int(count) for name, count in usage}
 
     def one(kernel: str, dtype: str) -> str | None:
-        kind = rf"\d{kernel}I" + ("5uint4E" if kernel == "copy_kernel" else f".*{dtype.title()}ELb1")
+        kind = rf"\d{kernel}I" + (
+            "5uint4E" if kernel == "copy_kernel" else f".*{dtype.title()}ELb1"
+        )
         return next((name for name in code if re.search(kind, name)), None)
 
     found = []

@@ -160,7 +160,8 @@ __device__ Selection L1Sample<T, kVectors>::select(int64_t rank) const {
 
 // kStep: the sparse move first.
 template <class T, bool kVectors, bool kStep>
-__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) l1_kernel(L1StepCall call) {
+// two blocks a unit: with three, 80 registers, ptxas spills in 16 bits
+__global__ void __launch_bounds__(kThreads, 2) l1_kernel(L1StepCall call) {
   Team team;
   for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
     const L1Sample<T, kVectors> own = {

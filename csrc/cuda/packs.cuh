@@ -62,7 +62,13 @@ __device__ void store(void* to, int64_t at, const float (&values)[N]) {
       }
     }
     if constexpr (kParts == 4) {
+#ifdef __CUDA_ARCH__  // ptxas makes four stores of a uint4 whose registers are not neighbours
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(words)),
+                   "r"(parts[0]), "r"(parts[1]), "r"(parts[2]), "r"(parts[3])
+                   : "memory");
+#else
       *reinterpret_cast<uint4*>(words) = uint4{parts[0], parts[1], parts[2], parts[3]};
+#endif
     } else {
       *reinterpret_cast<uint2*>(words) = uint2{parts[0], parts[1]};
     }

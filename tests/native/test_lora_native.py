@@ -66,7 +66,7 @@ def test_the_call_of_the_backward_kernel(library, monkeypatch, rows, with_ds):
 
 
 def test_the_faster_way_is_measured_once_a_case(monkeypatch):
-    """Not in a capture, where no time can be taken, and not where results shall be the same bits."""
+    """Not in a capture, where no time can be taken, nor where results shall be the same bits."""
     measured, capturing = [], [True]
     monkeypatch.setattr(lora, "_FASTER", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])

@@ -78,7 +78,8 @@ PLANTED = [  # program, file, code, mistake, and what is said of it
         "cuda, large",
         "cuda/l2.cu",
         "sample * call.per_sample,\n        {call.x_adv, call.x, call.grad ?",
-        "static_cast<unsigned>(sample * call.per_sample),\n        {call.x_adv, call.x, call.grad ?",
+        "static_cast<unsigned>(sample * call.per_sample),\n"
+        "        {call.x_adv, call.x, call.grad ?",
         "l2_step differs",
     ),
     (

@@ -132,7 +132,12 @@ inline bool run_team(unsigned blocks, int count, const std::function<void()>& ke
     for (unsigned block = 0; block < blocks; ++block) {
       const size_t begin = block * count;
       blockIdx.x = first + block;
-      moved |= advance(begin, team || all(begin, begin + count, State::barrier));
+      // as far as it gets before the next one begins: what waits for nobody finds nothing there
+      bool on = advance(begin, team || all(begin, begin + count, State::barrier));
+      while (on) {
+        moved = true;
+        on = advance(begin, all(begin, begin + count, State::barrier));
+      }
     }
   }
   blockIdx.x = first;
