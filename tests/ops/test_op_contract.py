@@ -232,6 +232,8 @@ def test_whoever_traces_or_watches_sees_the_op(op):
     with Calls() as calls:
         moved = step(*tensors)
     assert f"roli_fast.{op.name}.default" in calls.names and torch.equal(moved, step(*tensors))
+    with Calls(), pytest.raises(ArgumentError, match="`bounds`"):  # in our words there, too
+        op.run(tensors[0].clone(), *tensors[1:], **amounts(op, 0.3), bounds=(0, 10**400))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in jvp
