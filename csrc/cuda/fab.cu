@@ -94,7 +94,7 @@ struct FabSample {
 };
 
 template <class T, bool kVectors, Norm kNorm>
-__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) fab_step_kernel(FabStepCall call) {
+__global__ void __launch_bounds__(kThreads, kFewPerUnit) fab_step_kernel(FabStepCall call) {
   Team team;
   for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
     const FabSample<T, kVectors, kNorm> own = {

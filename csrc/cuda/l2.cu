@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) l2_scale_kernel(Call
 }
 
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) l2_step_kernel(StepCall call) {
+__global__ void __launch_bounds__(kThreads, kFewPerUnit) l2_step_kernel(StepCall call) {
   for (int64_t sample = blockIdx.y; sample < call.samples; sample += gridDim.y) {
     const L2Limits limits = limits_of(call, sample);
     const L2Scale scale = scales_of(call.workspace, sample)[0];

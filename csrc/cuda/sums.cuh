@@ -16,6 +16,11 @@ namespace cuda {
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kBlocksPerUnit = 3;  // leaves 80 registers; with 64 ptxas spills round a division
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+constexpr int kFewPerUnit = 2;  // in 16 bits ptxas spills with 80 registers there
+#else
+constexpr int kFewPerUnit = 3;
+#endif
 constexpr int64_t kPerBlock = 16 * kThreads;  // elements that make another block worth it
 constexpr int kSumPacks = 4;                  // read at once
 constexpr unsigned kMostTeam = 8;             // blocks of a cluster that every device takes

@@ -37,7 +37,7 @@ def test_each_step_has_a_limit_and_a_failed_one_stops_nothing(
     found = run(
         tmp_path,
         step("fails", "echo FAILED a test; echo the end; exit 3"),
-        step("hangs", interrupted, limit=0.1),
+        step("hangs", interrupted, limit=2.0),
         step("passes", "echo 3 passed"),
         Step("absent", 20.0, lambda _setup: ["no-such-tool"]),
     )

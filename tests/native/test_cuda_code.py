@@ -43,7 +43,10 @@ WIDE = (
     "sum_kernel",
     "l1_kernel",
 )
-MOST_REGISTERS = dict.fromkeys(WIDE, 80) | {"l1_kernel": 128, "lora_inner_outer": 128}
+MOST_REGISTERS = dict.fromkeys(WIDE, 80)
+MOST_REGISTERS |= dict.fromkeys(
+    ("l1_kernel", "l2_step_kernel", "fab_step_kernel", "lora_inner_outer"), 128
+)
 DIVIDES = ("l1_kernel", "start_kernel", "start_totals", "l2_scale_kernel", "fab_step_kernel")
 """Exact divisions and roots are made of fused instructions themselves."""
 
