@@ -241,7 +241,14 @@ def ended(command: list[str], limit: float, log: Any, environment: dict[str, str
     environment = {**os.environ, **environment, "PYTHONPATH": paths}
     try:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # a shell's background jobs ignore it, and hand that on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     except FileNotFoundError as error:
         log.write(f"{error}\n".encode())

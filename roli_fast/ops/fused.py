@@ -120,7 +120,8 @@ class _Update:
             check_no_autograd(**dict(zip(self.tensors, images, strict=True)))
         if watched and can_be_followed(written):
             given = [as_tensor(amount, written) for amount in amounts]
-            box_limits(*bounds, written.dtype)  # else torch refuses them in its own words
+            if not torch.compiler.is_compiling():
+                box_limits(*bounds, written.dtype)  # else torch refuses them in its own words
             self.operator(*images, *given, *bounds)
         else:
             self.update(images, amounts, bounds)
