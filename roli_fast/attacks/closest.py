@@ -25,15 +25,20 @@ class Closest(BallAttack):
     is classified wrong to begin with, inf where none was met.
     """
 
-    def meet(self, gradient: InputGradient, inputs: AttackInputs, ball: Ball) -> "Met":
-        """The closest adversarial images; of samples without one the last that was looked at."""
+    def meet(
+        self, gradient: InputGradient, inputs: AttackInputs, ball: Ball, right: Tensor
+    ) -> "Met":
+        """The closest adversarial images of the samples in `right` (B,); of those without one the
+        last that was looked at. The others may be looked at, too."""
         raise NotImplementedError
 
     def search(self, inputs: AttackInputs) -> FABResult:
         ball, inputs = self.ball(inputs)
         x, y = inputs.x, inputs.y
         with inputs.gradient(margin) as gradient:
-            met = self.meet(gradient, inputs, ball)
+            right = is_right(Passes(gradient).clean(x, y), y)
+            met = self.meet(gradient, inputs, ball, right)
+            met.update(x, torch.zeros_like(met.distance), ~right)
             x_adv = ball.norm.project_(met.image.clone(), x, eps=ball.eps, bounds=ball.bounds)
             fooled = ~is_right(gradient.evaluate(x_adv, y)[1], y)
             return FABResult(x_adv, gradient.cost, fooled, ball.notes, met.distance)
@@ -80,11 +85,9 @@ class DeepFool(Closest):
         """ "deepfool-50"."""
         return f"deepfool-{self.steps}"
 
-    def meet(self, gradient: InputGradient, inputs: AttackInputs, ball: Ball) -> Met:
+    def meet(self, gradient: InputGradient, inputs: AttackInputs, ball: Ball, right: Tensor) -> Met:
         x, y, met = inputs.x, inputs.y, Met(inputs.x)
-        wrong = ~is_right(Passes(gradient).clean(x, y), y)
-        met.update(x, torch.zeros_like(met.distance), wrong)
-        point, left = x.clone(), (~wrong).nonzero()[:, 0]
+        point, left = x.clone(), right.nonzero()[:, 0]
         for step in range(self.steps + 1):
             stay = []
             for part in gradient.batches(len(left)):
@@ -171,7 +174,7 @@ class CW(Closest):
         """ "cw-50"; another number of searches than 6 follows."""
         return f"cw-{self.steps}" + (f"-s{self.searches}" if self.searches != 6 else "")
 
-    def meet(self, gradient: InputGradient, inputs: AttackInputs, ball: Ball) -> Met:
+    def meet(self, gradient: InputGradient, inputs: AttackInputs, ball: Ball, right: Tensor) -> Met:
         x, met = inputs.x, Met(inputs.x)
         wide = compute_dtype(x.dtype)
         c = x.new_full((len(x),), self.c, dtype=wide)

@@ -88,7 +88,9 @@ def from_datasets(  # noqa: PLR0913 - one call, each option on its own
     if image_size is None:
         height, width = to_pixels("train", 0, first).shape[-2:]
         if height != width:
-            fix = "Images are resized and cropped to that many pixels a side."
+            fix = (
+                "Call data.from_datasets(..., image_size=N): images are resized and cropped to it."
+            )
             got = f"none, and images of {height}x{width}"
             raise ArgumentError(describe("image_size", "a number of pixels", got, fix))
         image_size = int(height)

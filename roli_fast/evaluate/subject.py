@@ -1,6 +1,5 @@
 """Opens what is to be evaluated."""
 
-import importlib
 import logging
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ConfigError, RoliFastError, describe
 from roli_fast.evaluate.assessment import Subject
 from roli_fast.models.weights import fingerprint, read_card
+from roli_fast.registry import import_object
 
 logger = logging.getLogger("roli_fast.evaluate")
 
@@ -112,14 +112,13 @@ def _model(subject: Subject, **more: Any) -> models.Model:
 def _made(subject: Subject) -> Opened:
     """What a module or a function of the user's gives."""
     _nothing_beside(subject, subject.source)
-    module, _, name = subject.source.partition(":")
+    factory = import_object("model", subject.source)
     try:
-        factory = getattr(importlib.import_module(module), name)
         model = factory if isinstance(factory, nn.Module) else factory()
     except RoliFastError:
         raise
     except Exception as error:  # whatever someone's module or function raises
-        fix = "It is looked for from the current folder on, and called without arguments."
+        fix = "It is called without arguments."
         got = f"'{subject.source}' that raised {type(error).__name__}: {error}"
         expected = "module:factory that gives a model"
         raise ConfigError(describe("model", expected, got, fix)) from error

@@ -1,7 +1,7 @@
 """A whole run as one call: anybody's network and data sets in, a robust network out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from roli_fast.errors import ArgumentError, InterruptedRunError, describe
 from roli_fast.models import Classifier, Model, hand_in
 from roli_fast.peft import Method
 from roli_fast.running.folder import CONFIG, dated
-from roli_fast.train.experiment import SCHEMA, STAGES, Experiment
+from roli_fast.train.experiment import SCHEMA, Experiment
 from roli_fast.train.pipeline import run
 from roli_fast.train.run_directory import trained_model
 from roli_fast.train.summary import table
@@ -83,10 +83,10 @@ def fit(  # noqa: PLR0913 - what a run is made of, once
             "ranli", "probe", "lp_ft" and the others of `Experiment`.
         norm: "linf", "l2" or "l1".
         eps: radius in units of [0, 1] images; None is the norm's usual one.
-        tuning: what the fine-tuning trains, `peft.LoRA()` say; None is all of it.
-        epochs: of each stage; None is the stages' own.
+        tuning: what the last stage trains, `peft.LoRA()` say; None is all of it.
+        epochs: of each stage but a clean probe, which solves for its head; None is the stages' own.
         batch_size: images an update, in every stage.
-        lr: peak learning rate of the fine-tuning.
+        lr: peak learning rate of the last stage.
         seed: of everything random.
         device: "auto", "cpu" or "cuda".
         run_dir: where everything is written; a run that is there already is continued. None makes
@@ -99,15 +99,13 @@ def fit(  # noqa: PLR0913 - what a run is made of, once
         InterruptedRunError: Ctrl-C or SIGTERM; it says where the run is.
         RoliFastError: anything that a user can mend, before anything is trained where possible.
     """
-    ours = {"epochs": epochs, "batch_size": batch_size}
-    stages = STAGES if method != "scratch" else ("pretrain",)
-    flags = {f"{s}.{n}": v for s in stages for n, v in ours.items() if v is not None}
-    flags |= {} if lr is None else {"finetune.optimizer.lr": lr}
     tree = _described(model, train, test, val, seed) | {"seeds": [seed], "device": device}
     tree |= {"methods": [method], "threat": {"norm": norm, "eps": eps}}
-    tree |= {"finetune": {"tuning": SCHEMA.to_tree(tuning)}} if tuning else {}
-    flags |= options or {}
-    experiment = SCHEMA.build(tree, [f"--{name}={_text(value)}" for name, value in flags.items()])
+    tree |= _stages(method, tuning, epochs, batch_size, lr)
+    flags = [f"--{name}={_text(value)}" for name, value in (options or {}).items()]
+    experiment = SCHEMA.build(tree, flags)
+    if epochs is not None and experiment.ranli is None:  # null would take those of both stages
+        experiment = replace(experiment, ranli=experiment.finetune)
     folder = Path(run_dir) if run_dir else dated("runs", "fit")
     try:
         summary = run(experiment, folder, resume=(folder / CONFIG).is_file(), quiet=quiet)
@@ -115,6 +113,21 @@ def fit(  # noqa: PLR0913 - what a run is made of, once
         text = f"{error}; saved. Go on with the same call and run_dir='{folder}'."
         raise InterruptedRunError(text, *error.args[1:]) from error
     return _fitted(experiment, folder, summary)
+
+
+def _stages(
+    method: str, tuning: Method | None, epochs: int | None, batch_size: int | None, lr: float | None
+) -> dict[str, Any]:
+    """The stages' fields that are given, as a configuration has them."""
+    if method in ("probe", "lp") and (tuning is not None or lr is not None):
+        fix = "Its rate is options={'probe.optimizer.lr': ...}."
+        expected = f"None for the method {method}, which trains the head alone"
+        raise ArgumentError(describe("tuning and lr", expected, f"{tuning}, {lr}", fix))
+    batches = {} if batch_size is None else {"batch_size": batch_size}
+    whole = batches | ({} if epochs is None else {"epochs": epochs})
+    last = whole | ({} if tuning is None else {"tuning": SCHEMA.to_tree(tuning)})
+    last |= {} if lr is None else {"optimizer": {"lr": lr}}
+    return {"probe": whole, "lp": batches, "pretrain" if method == "scratch" else "finetune": last}
 
 
 def _fitted(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> Fitted:

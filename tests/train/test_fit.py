@@ -96,6 +96,39 @@ def test_a_classifier_is_fine_tuned_with_its_own_head(digits, tmp_path) -> None:
     torch.testing.assert_close(found.model.head.weight, network[5].weight, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("roli", [("probe", 3, "Linear", None), ("finetune", 3, "Bias", 0.02)]),
+        ("ranli", [("ranli", 3, "Bias", 0.02)]),
+        ("lp_ft", [("lp", 1, "Linear", None), ("ft", 3, "Bias", 0.02)]),
+        ("scratch", [("pretrain", 3, "Bias", 0.02)]),
+    ],
+)
+def test_what_is_given_reaches_the_stages(method, expected, tmp_path, monkeypatch) -> None:
+    """Of the head's own rates nothing is said."""
+
+    def stop(experiment, *_: object, **__: object) -> None:
+        stages = experiment.stages(method)
+        assert [s.batch_size for _, s in stages] == [8] * len(stages)
+        rates = [None if name in ("probe", "lp") else s.optimizer.lr for name, s in stages]
+        seen = [(n, s.epochs, type(s.tuning).__name__) for n, s in stages]
+        assert [(*one, rate) for one, rate in zip(seen, rates, strict=True)] == expected
+        raise InterruptedRunError("seen", 2)
+
+    monkeypatch.setattr(roli_fast.train.fit, "run", stop)
+    with pytest.raises(InterruptedRunError, match="seen"):
+        roli_fast.fit(
+            "resnet18", Digits(classes=(0, 1)), method=method, tuning=peft.Bias(), epochs=3,
+            batch_size=8, lr=0.02, run_dir=tmp_path,
+        )  # fmt: skip
+
+
+def test_a_probe_has_no_tuning(tmp_path) -> None:
+    with pytest.raises(ArgumentError, match="`tuning and lr`: expected None for the method probe"):
+        roli_fast.fit("resnet18", Digits(classes=(0, 1)), method="probe", lr=0.1, run_dir=tmp_path)
+
+
 def test_names_and_data_sources_do_as_well(tmp_path) -> None:
     data = Digits(classes=(0, 1), max_per_class=8)
     options = {"model.options.img_size": 16, "model.options.patch_size": 8,
