@@ -38,10 +38,11 @@ class Closest(BallAttack):
         with inputs.gradient(margin) as gradient:
             right = is_right(Passes(gradient).clean(x, y), y)
             met = self.meet(gradient, inputs, ball, right)
-            met.update(x, torch.zeros_like(met.distance), ~right)
-            x_adv = ball.norm.project_(met.image.clone(), x, eps=ball.eps, bounds=ball.bounds)
+            distance = torch.where(right, met.distance, 0.0)
+            x_adv = torch.where(column(right, x), met.image, x)
+            ball.norm.project_(x_adv, x, eps=ball.eps, bounds=ball.bounds)
             fooled = ~is_right(gradient.evaluate(x_adv, y)[1], y)
-            return FABResult(x_adv, gradient.cost, fooled, ball.notes, met.distance)
+            return FABResult(x_adv, gradient.cost, fooled, ball.notes, distance)
 
 
 class Met:
