@@ -261,7 +261,7 @@ class Pipeline:
             model=model.to(device),
             splits=splits,
             threat=self.experiment.threat,
-            validation=self.experiment.compat.attack(self.experiment.validation),
+            validation=self.experiment.validated_by,
             seed=task.seed,
             folder=task.folder,
             place=task.place,
