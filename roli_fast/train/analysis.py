@@ -275,7 +275,7 @@ class MethodAnalysis:
             InterruptedRunError: a signal came.
             PeerError: another process is gone.
         """
-        self.context.team.from_first(True)
+        self.context.distributed.broadcast(True)
         self.context.check()
 
     def _after_batch(self, count: int) -> None:

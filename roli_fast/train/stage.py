@@ -194,7 +194,7 @@ class Stage:
 class Job:
     """One stage to run: what, on what, and where it is kept.
 
-    `place` says where the stage stands in the run (seed, method, stage) and names its records.
+    `stage_id` (seed, method, stage) names it among the stages of the run, and its records.
     """
 
     stage: Stage
@@ -204,12 +204,12 @@ class Job:
     validation: Attack
     seed: int
     folder: Path
-    place: dict[str, str | int]
+    stage_id: dict[str, str | int]
 
     @property
     def name(self) -> str:
         """The stage's name, "probe" say."""
-        return str(self.place["stage"])
+        return str(self.stage_id["stage"])
 
 
 def _longest(count: int, most: int) -> int:

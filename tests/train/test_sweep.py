@@ -142,7 +142,7 @@ def test_a_cell_is_the_run_that_it_says(tmp_path: Path, swept: tuple[Path, dict[
 
 def test_the_probe_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
-    before_stages(monkeypatch, lambda s: trained.append("{seed} {stage}".format(**s.job.place)))
+    before_stages(monkeypatch, lambda s: trained.append("{seed} {stage}".format(**s.job.stage_id)))
     flags = [*QUICK, "--methods=roli,ranli", "--ranli.epochs=1", "--head_init=robust-linear"]
     run_sweep(small(*flags), axes(RATES), tmp_path / "a", quiet=True)
     assert trained == ["0 probe", "0 finetune", "0 finetune", "0 ranli"]
