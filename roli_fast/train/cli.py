@@ -1,12 +1,12 @@
 """The command line of `python -m roli_fast.train`, and the text of its `--help`."""
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roli_fast.configuration import check_arguments, find_config, flat, pairs, read_yaml
+from roli_fast.configuration import check_arguments, find_config, pairs, read_yaml
 from roli_fast.configuration.usage import Usage, line
 from roli_fast.errors import ConfigError, describe
 from roli_fast.running.folder import CONFIG
@@ -181,24 +181,11 @@ def help_text(asked: str) -> str:
     parts = [USAGE, "Fields of a run:", *usage.lines(Experiment, "--")]
     parts += [
         "",
-        f"Fields of a stage (--STAGE.NAME, STAGE one of {', '.join(STAGES)}):",
+        f"Fields of a stage (--STAGE.NAME, STAGE one of {', '.join(STAGES)}), in brackets",
     ]
-    parts += ["  In brackets the default; a stage's own, where it differs:"]
-    parts += [f"    {name}: {own}" for name, own in _stage_defaults()]
-    parts += usage.lines(Stage, "  .")
+    parts += ["the usual default; --help STAGE has its own:", *usage.lines(Stage, "  .")]
     parts += ["", "Faults of the RoLI release (--paper_compat all, or some of them):"]
     parts += [line(name, "", text) for name, text in FAULTS.items()]
     parts += ["", "Faults of the releases of E-AT and RAMP (--paper_compat NAME, not in all):"]
     parts += [line(name, "", text) for name, text in RAMP_FAULTS.items()]
     return "\n".join([*parts, *usage.components()])
-
-
-def _stage_defaults() -> Iterator[tuple[str, str]]:
-    """What the stages of a run change in a plain `Stage`."""
-    plain = flat(SCHEMA.to_tree(Stage()))
-    for field in fields(Experiment):
-        stage = field.default_factory() if callable(field.default_factory) else None
-        if isinstance(stage, Stage):
-            own = {k: v for k, v in flat(SCHEMA.to_tree(stage)).items() if plain.get(k, v) != v}
-            if own:
-                yield field.name, ", ".join(f"{k} {v}" for k, v in own.items())
