@@ -32,7 +32,12 @@ from roli_fast.report.read import parse_analysis
 from roli_fast.seeds import derive_seed
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.run_directory import starting_model, trained_model
+from roli_fast.train.run_directory import (
+    read_result,
+    stage_folder,
+    starting_model,
+    trained_model,
+)
 
 logger = logging.getLogger("roli_fast.train")
 
@@ -335,7 +340,8 @@ class MethodAnalysis:
             start = survey.point(self.first_model(number), end)
             model = self._model(trained_model, number)
             end = survey.point(model, start)
-            own = {"name": name, "lr": None if stage.solves else stage.optimizer.lr}
+            result = stage_folder(self.run_dir, self.seed, self.method, number, name)
+            own = {"name": name, "lr": read_result(result / "result.json").lr}
             points = {"start": start.as_json(), "end": end.as_json()}
             own |= {"epochs": stage.epochs, **points, "change": survey.change(start, model, end)}
             tree["stages"].append(own)

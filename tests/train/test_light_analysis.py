@@ -261,8 +261,9 @@ def test_what_does_not_fit_is_left_out_and_named(splits: Splits) -> None:
 
 
 def test_a_short_training_keeps_its_clean_numbers(tmp_path: Path) -> None:
-    run(analysed("--report=true"), tmp_path / "run", quiet=True)
+    run(analysed("--report=true", "--probe.optimizer.lr=null"), tmp_path / "run", quiet=True)
     tree = analysis_of(tmp_path / "run")
+    assert tree["stages"][0]["lr"] > 0, "the rate that null chose"
     assert not set(tree) & {"calibration", "curve", "examples"} and ATTACKED in tree["left_out"]
     for stage in tree["stages"]:
         assert (
