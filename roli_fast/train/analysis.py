@@ -220,7 +220,7 @@ class MethodAnalysis:
     @cached_property
     def plan(self) -> Plan:
         """How much is looked at."""
-        return plan(self.experiment, self.splits, self.images, self.context.team.world)
+        return plan(self.experiment, self.splits, self.images, self.context.distributed.world_size)
 
     @property
     def draws(self) -> int:
