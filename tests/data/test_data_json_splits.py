@@ -13,7 +13,7 @@ from tiny_data import TINY_LISTS, write_image, write_json_splits, write_lists
 from roli_fast.data import DATASETS, Splits
 from roli_fast.data.json_splits import JsonSplits, read_lists
 from roli_fast.data.roli_sets import PublishedSplits
-from roli_fast.data.transforms import CenterCrop, Compose, HorizontalFlip, RandomCrop, Resize
+from roli_fast.data.transforms import Crop
 from roli_fast.errors import DataError
 
 VAL, TEST = {"v.png": 1}, {"t.png": 1}
@@ -160,9 +160,9 @@ class TestPublished:
         root = write_json_splits(tmp_path, kind(name).folders[0])
         splits = kind(name)(str(root)).load()
         assert splits.classes == ("a", "b", "c") and splits.test[0][0].shape == (3, 224, 224)
-        assert splits.train.augment == Compose((Resize(256), RandomCrop(224), HorizontalFlip(0.5)))
+        assert splits.train.augment == Crop(224, 256, random=True, flip=0.5)
         assert splits.val.augment is None and splits.test.augment is None
-        assert splits.val.prepare == splits.test.prepare == Compose((Resize(256), CenterCrop(224)))
+        assert splits.val.prepare == splits.test.prepare == Crop(224, 256)
         assert len(kind(name)(str(root), max_per_class=1).load().train) == 3
         (root / "val.json").unlink()
         words = rf"got no val\.json\. RoLI's lists of {kind(name).title}.*github\.com/DongXzz/RoLI"

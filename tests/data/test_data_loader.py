@@ -12,7 +12,7 @@ from torch import Tensor
 from roli_fast.data import Batch, ImageDataset, batches, num_batches, shares
 from roli_fast.data.image_folder import ImageFolder
 from roli_fast.data.pixels import ArrayPixels
-from roli_fast.data.transforms import RandomShift, training_transform
+from roli_fast.data.transforms import training_transform
 from roli_fast.errors import ArgumentError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -87,7 +87,7 @@ class Recorded:
 
 def test_skipped_batches_are_not_decoded() -> None:
     pixels, rows = Recorded(), torch.arange(10)
-    ids = ids_of(ImageDataset(pixels, rows, rows % 2, 8, None, RandomShift(1)), start=2)
+    ids = ids_of(ImageDataset(pixels, rows, rows % 2, 8, None, training_transform(8)), start=2)
     assert len(ids) == 1 and pixels.rows == ids[0]
 
 
