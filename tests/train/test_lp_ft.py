@@ -199,9 +199,7 @@ def test_what_a_sweep_of_the_head_scale_runs() -> None:
             ["--methods=ranli", "--ranli.optimizer.name=lbfgs", "--ranli.attack=null"],
             ["`ranli.tuning`", "linear"],
         ),
-        (["--lp.optimizer.weight_decay=0.1"], ["weight_decay", "strengths to [0.1]"]),
-        (["--lp.optimizer.name=sgd"], ["strengths", "to []"]),
-        (["--lp.optimizer.strengths=[]"], ["weight_decay", "penalty"]),
+        (["--lp.optimizer.strengths=[]"], ["strengths", "penalty"]),
         (["--finetune.head_scale=0"], ["head_scale", "> 0"]),
     ],
 )
