@@ -162,7 +162,7 @@ class Stage:
             return 1.0, float(train + val)
         update = 1 if isinstance(self.tuning, Linear) else UPDATE
         attack = attack_passes(self.attack.under(threat), classes) if self.attack else 0
-        halves = 2 if self.gradient_projection and self.gradient_projection.natural else 1
+        halves = 2 if self.gradient_projection else 1
         look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
         whole = train * (self.epochs * halves * update + (self.epochs - self.clean_epochs) * attack)
         return update + attack, whole + math.ceil(self.epochs / self.validate_every) * val * look
