@@ -115,14 +115,14 @@ def solve_stage(job: Job, context: Context) -> StageResult:
     """
     stage, model, split = job.stage, job.model, job.splits
     stage.prepare(model, seed=job.seed)
-    context.recorder.forget(job.place, 0)
+    context.recorder.forget(job.stage_id, 0)
     started = time.perf_counter()
     total = len(split.train) + len(split.val)
-    with context.bar(context.remaining.title(job.place), total=total) as bar:
-        move = counter(bar, context.team.world)
+    with context.bar(context.remaining.title(job.stage_id), total=total) as bar:
+        move = counter(bar, context.distributed.world_size)
         train, val = (_features(job, part, context, move) for part in (split.train, split.val))
     solutions: list[Solution] = []
-    if context.team.leads:
+    if context.distributed.is_main:
         strengths = stage.optimizer.strengths or (stage.optimizer.weight_decay,)
         solutions = solve(
             train,
@@ -133,7 +133,7 @@ def solve_stage(job: Job, context: Context) -> StageResult:
             watch=context.interrupt.check,
         )
     rows = [_row(found, train, val, job) for found in solutions]
-    rows = context.team.from_first(rows)
+    rows = context.distributed.broadcast(rows)
     chosen = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_nll"]))
     if solutions:
         best = solutions[rows.index(chosen)]
@@ -141,7 +141,7 @@ def solve_stage(job: Job, context: Context) -> StageResult:
             model.head.weight.copy_(best.weight)
             if model.head.bias is not None:
                 model.head.bias.copy_(best.bias)
-    context.team.copy_first_(model.head.parameters())
+    context.distributed.broadcast_(model.head.parameters())
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return _write(job, context, rows, chosen, time.perf_counter() - started)
@@ -169,7 +169,7 @@ def _features(
     job: Job, part: ImageDataset, context: Context, move: Callable[[int], None] = lambda _: None
 ) -> Tensor:
     """(N, D) of a split on the CPU, in its order."""
-    stage, model, world = job.stage, job.model, context.team.world
+    stage, model, world = job.stage, job.model, context.distributed.world_size
     out: list[Tensor] = []
     model.eval()
     with stage.memory_guard(job.name, context.device), torch.no_grad():
@@ -211,7 +211,7 @@ def _write(
     names = ("train_loss", "validation_nll", "strength", "head_norm")
     values = {"validation_clean_accuracy": accuracy} | {name: row[name] for name in names}
     values["train_images_per_second"] = images / seconds
-    context.recorder.add(job.place, 0, values)
+    context.recorder.add(job.stage_id, 0, values)
     result = StageResult(
         name=job.name,
         epochs=1,
@@ -225,8 +225,8 @@ def _write(
         head_norm=row["head_norm"],
         strengths=rows,
     )
-    if context.team.leads:
+    if context.distributed.is_main:
         save_model(job.model, job.folder / "best.safetensors", classes=job.splits.classes)
         save_head(job.model, job.folder / "head.safetensors")
         write_json(job.folder / "result.json", asdict(result))
-    return context.team.from_first(result)  # which the others wait for, and the files with it
+    return context.distributed.broadcast(result)  # which the others wait for, and the files with it

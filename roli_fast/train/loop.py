@@ -46,13 +46,13 @@ class StageLoop:
     """
 
     def __init__(self, job: Job, context: Context) -> None:
-        self.job, self.context, self.team = job, context, context.team
+        self.job, self.context, self.distributed = job, context, context.distributed
         self.model, self.stage = job.model, job.stage
         self.names = job.stage.prepare(job.model, seed=job.seed)
         self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
         job.stage.objective.check(self.attack)
         self.phases = Phases(job, self.names, self.attack)
-        self.replicas = Replicas(job.model, self.names, context.team)
+        self.replicas = Replicas(job.model, self.names, context.distributed)
         self.optimizer = self.phases.own.optimizer
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         train, size = job.splits.train, job.stage.batch_size
@@ -98,7 +98,7 @@ class StageLoop:
                     self._epochs(bar)
             # a damaged image, or too large a batch, must not cost the work before it
             except (DataError, OutOfMemoryError):
-                if self.team.world == 1:  # which the others would not take part in
+                if self.distributed.world_size == 1:  # which the others would not take part in
                     self._flush(self.progress.epoch, bar)
                     self._save()
                 raise
@@ -131,7 +131,7 @@ class StageLoop:
             if saved.progress.counts:
                 self.counts = self.counts.new_tensor(saved.progress.counts)
         self.replicas.begin()
-        self.context.recorder.forget(self.job.place, self.progress.epoch)
+        self.context.recorder.forget(self.job.stage_id, self.progress.epoch)
 
     def _settle(self) -> None:
         """Measure what the objective wants to know of the model before the first update."""
@@ -148,7 +148,7 @@ class StageLoop:
         logger.info("stage '%s' starts at robust accuracy %s: %s", self.job.name, shown, own)
 
     def _bar(self) -> tqdm:
-        title = self.context.remaining.title(self.job.place)
+        title = self.context.remaining.title(self.job.stage_id)
         done = self.progress.train_images
         return self.context.bar(title, total=self.images, initial=done)
 
@@ -192,8 +192,8 @@ class StageLoop:
             start=self.progress.step,
             workers=self.context.workers,
             device=self.context.device,
-            rank=self.team.rank,
-            world=self.team.world,
+            rank=self.distributed.rank,
+            world=self.distributed.world_size,
         )
 
     def _images(self) -> int:
@@ -218,7 +218,7 @@ class StageLoop:
     def _update(self, epoch: int, batch: Batch) -> Tensor:
         """One optimiser step on this process's images; returns (summed loss, right, images) of
         them, still on the device."""
-        phase, rank, images = self.phase, self.team.rank, self._images()
+        phase, rank, images = self.phase, self.distributed.rank, self._images()
         position = epoch * self.steps + self.progress.step
         factor = self._lr_factor(position)
         for group, peak in zip(phase.optimizer.param_groups, self.peak, strict=True):
@@ -227,7 +227,7 @@ class StageLoop:
         where = (position, rank) if rank else (position,)
         torch.manual_seed(derive_seed(*phase.source, "update", *where))
         # with fewer images than processes, some repeat what another does, and count for nothing
-        own = rank < len(shares(images, self.team.world))
+        own = rank < len(shares(images, self.distributed.world_size))
         phase.optimizer.zero_grad(set_to_none=True)
         objective, rows = self._objective(position), list[Tensor]()
         for run in shares(len(batch.y), self.stage.accumulate):
@@ -239,7 +239,7 @@ class StageLoop:
         phase.optimizer.step()
         row = torch.stack(rows).sum(0) * own
         if len(row) > ROW:
-            self.counts = self.counts + self.team.sum_(row[ROW:].clone())
+            self.counts = self.counts + self.distributed.all_reduce_(row[ROW:].clone())
         return row[:ROW]
 
     def _objective(self, position: int) -> Objective:
@@ -276,7 +276,7 @@ class StageLoop:
             return 0.0
         rows, first = torch.stack(self.rows).cpu(), self.progress.step - len(self.rows)
         self.rows, seconds = [], time.perf_counter() - (since or time.perf_counter())
-        rows = self.team.sum_(rows)
+        rows = self.distributed.all_reduce_(rows)
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
             words = f"{self.phase.name} loss".strip()
@@ -291,7 +291,7 @@ class StageLoop:
         bar.set_postfix(told, refresh=False)
         if self._attacks(epoch) or self.attack is None:  # clean epochs say nothing of the rest
             left = 1 - self.progress.train_images / self.images
-            self.context.remaining.measured(self.job.place, images, seconds, left)
+            self.context.remaining.measured(self.job.stage_id, images, seconds, left)
         return seconds
 
     def _check_weights(self, epoch: int) -> None:
@@ -321,7 +321,7 @@ class StageLoop:
         self._check_weights(self.progress.epoch)
         changing = checkpoint.changing_tensors(self.model, self.names)
         self.progress.counts = self.counts.tolist()
-        if self.team.leads:
+        if self.distributed.is_main:
             tensors = {"model": changing, "best": self.best, **self.phases.kept}
             optimizers, path = self.phases.optimizers, self.resume_path
             checkpoint.save_resume(path, tensors, optimizers, self.progress)
@@ -349,7 +349,7 @@ class StageLoop:
                 tensors = checkpoint.changing_tensors(self.model, self.names)
                 self.best = checkpoint.copy_tensors(tensors)
             values |= scores
-        self.context.recorder.add(self.job.place, epoch, values, attacked=self._attacks(epoch))
+        self.context.recorder.add(self.job.stage_id, epoch, values, attacked=self._attacks(epoch))
         self.progress.epoch, self.progress.phase, self.progress.step = epoch + 1, 0, 0
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
@@ -388,9 +388,10 @@ class StageLoop:
                 self._save_and_check()
 
         split = self.job.splits.val
+        world = self.distributed.world_size
         own = evaluate(
             self.model,
-            self.context.evaluation_batches(split, self.stage.part_size(self.team.world)),
+            self.context.evaluation_batches(split, self.stage.part_size(world)),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),
             engine=self.stage.evaluation_engine,
@@ -403,7 +404,7 @@ class StageLoop:
         self._save_model("best.safetensors")
 
     def _save_model(self, name: str) -> None:
-        if self.team.leads:
+        if self.distributed.is_main:
             save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
 
     def _finish(self) -> StageResult:
@@ -422,6 +423,7 @@ class StageLoop:
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             start_accuracies=progress.accuracies,
+            lr=self.stage.optimizer.lr,
             **counted,
         )
 
@@ -435,8 +437,8 @@ def run_stage(job: Job, context: Context) -> StageResult:
     except InterruptedRunError as error:
         text = f"{error} in stage '{job.name}'"
         raise InterruptedRunError(text, *error.args[1:]) from error
-    if context.team.leads:
+    if context.distributed.is_main:
         save_head(job.model, job.folder / "head.safetensors")
         write_json(job.folder / "result.json", asdict(result))
         loop.resume_path.unlink(missing_ok=True)  # last: a crash before this loses nothing
-    return context.team.from_first(result)  # which the others wait for, and the files with it
+    return context.distributed.broadcast(result)  # which the others wait for, and the files with it

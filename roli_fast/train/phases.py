@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from roli_fast.attacks import Attack
-from roli_fast.running.team import Team
+from roli_fast.running.distributed import Distributed
 from roli_fast.train.checkpoint import changing_tensors, copy_tensors, put_tensors
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.stage import Job
@@ -133,16 +133,16 @@ class Replicas:
     Args:
         model: the model, the same in all processes but for its values.
         names: its trainable parameters.
-        team: the processes.
+        distributed: the processes.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], team: Team) -> None:
-        self._model, self._team = model, team
+    def __init__(self, model: nn.Module, names: Iterable[str], distributed: Distributed) -> None:
+        self._model, self._distributed = model, distributed
         self._trained = [model.get_parameter(name) for name in names]
 
     def begin(self) -> None:
         """Give all processes the weights and buffers of the first."""
-        self._team.copy_first_(self._model.state_dict().values())
+        self._distributed.broadcast_(self._model.state_dict().values())
 
     def merge(self, weight: float) -> None:
         """Sum the gradients, and average the running statistics; call it after an `agree`.
@@ -151,7 +151,7 @@ class Replicas:
             weight: this process's share of the images of the update, in [0, 1]; its gradients are
                 of a loss that was scaled with it.
         """
-        if self._team.world == 1:
+        if self._distributed.world_size == 1:
             return
         for buffer in self._statistics():
             buffer.mul_(weight)
@@ -160,7 +160,7 @@ class Replicas:
         for _, group in groupby(merged, key=_dtype):
             tensors = list(group)
             bucket = torch.cat([tensor.reshape(-1) for tensor in tensors])
-            self._team.sum_(bucket)
+            self._distributed.all_reduce_(bucket)
             pieces = bucket.split([tensor.numel() for tensor in tensors])
             for tensor, piece in zip(tensors, pieces, strict=True):
                 tensor.copy_(piece.view(tensor.shape))

@@ -6,8 +6,8 @@ import torch
 from processes import together
 from torch import Tensor, nn
 
+from roli_fast.running.distributed import Distributed
 from roli_fast.running.ranks import Ranks
-from roli_fast.running.team import Team
 from roli_fast.train.phases import Replicas
 
 SIZES = (2, 3)
@@ -46,16 +46,16 @@ def loss(net: nn.Module, rank: int) -> Tensor:
 def merged() -> dict[str, Any]:
     """This process's gradients and buffers after the merge; it began with weights of its own."""
     ranks = Ranks.from_environment()
-    with Team(ranks).joined(torch.device("cpu")) as team:
+    with Distributed(ranks).joined(torch.device("cpu")) as distributed:
         net = Net()
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(ranks.rank)
         names = [n for n, p in net.named_parameters() if p.requires_grad]
-        replicas = Replicas(net, names, team)
+        replicas = Replicas(net, names, distributed)
         replicas.begin()
         loss(net, ranks.rank).backward()
-        team.agree()
+        distributed.all_max()
         replicas.merge(SIZES[ranks.rank] / sum(SIZES))
         grads = {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
         return {"grads": grads, "state": {n: t.numpy() for n, t in net.state_dict().items()}}

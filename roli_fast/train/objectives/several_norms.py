@@ -70,19 +70,19 @@ class EAT(Objective):
 
 @dataclass(frozen=True)
 class _DrawnEAT(EAT):
-    """E-AT's training in the norm at this place of `norms`."""
+    """E-AT's training in the norm at this index of `norms`."""
 
-    place: int = 0
+    index: int = 0
 
     def on_attacked(self, step: Step, attack: Attack) -> Terms:
         y = step.batch.y
         counts = torch.zeros(self.counters, dtype=torch.float64, device=y.device)
-        norm = self.norms[self.place]
+        norm = self.norms[self.index]
         search = in_norms(attack, [norm], "eat").search
         found = searched(search, step).found[norm]
         logits = step.model(step.engine.to_memory_format(found.x_adv))
-        counts[self.place] = found.robust.sum()
-        counts[self.place + len(self.norms)].fill_(len(y))
+        counts[self.index] = found.robust.sum()
+        counts[self.index + len(self.norms)].fill_(len(y))
         return Terms(cross_entropy(logits, y).mean(), logits.detach(), counts)
 
 

@@ -11,8 +11,8 @@ import torch
 from processes import together
 
 from roli_fast.errors import PeerError
+from roli_fast.running.distributed import Distributed
 from roli_fast.running.ranks import Ranks
-from roli_fast.running.team import Team
 
 CPU = torch.device("cpu")
 
@@ -20,18 +20,18 @@ CPU = torch.device("cpu")
 def exchange() -> dict[str, Any]:
     """Everything once; what this process got."""
     ranks = Ranks.from_environment()
-    with Team(ranks).joined(CPU) as team:
+    with Distributed(ranks).joined(CPU) as distributed:
         own = torch.full((2,), float(ranks.rank + 1))
         copied = [torch.full((2, 2), 5.0 + ranks.rank).t(), torch.tensor(ranks.rank)]
-        team.copy_first_(copied)
+        distributed.broadcast_(copied)
         return {
-            "wish": team.agree(10 * ranks.rank),
-            "first": team.from_first(f"of {ranks.rank}"),
-            "all": team.gather(ranks.rank),
-            "tensors": torch.stack(team.gather_tensors(own)).tolist(),
-            "total": team.sum_(own.clone()).tolist(),
+            "wish": distributed.all_max(10 * ranks.rank),
+            "first": distributed.broadcast(f"of {ranks.rank}"),
+            "all": distributed.all_gather(ranks.rank),
+            "tensors": torch.stack(distributed.all_gather_tensors(own)).tolist(),
+            "total": distributed.all_reduce_(own.clone()).tolist(),
             "copied": [tensor.tolist() for tensor in copied],
-            "leads": team.leads,
+            "is_main": distributed.is_main,
         }
 
 
@@ -46,31 +46,33 @@ def test_three_processes() -> None:
         "copied": [[[5.0, 5.0], [5.0, 5.0]], 0],
     }
     for rank, member in enumerate(members):
-        assert member.value == {**expected, "leads": rank == 0}, member.error
+        assert member.value == {**expected, "is_main": rank == 0}, member.error
 
 
 @pytest.mark.parametrize("backend", ["nccl", "gloo"])
 def test_nccl_is_told_its_device(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """Else it guesses it by the rank, wrongly where GPUs are numbered in another way."""
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(Team, "device_backend", backend)
-    monkeypatch.setattr(Team, "agree", lambda _team: 0)
+    monkeypatch.setattr(Distributed, "device_backend", backend)
+    monkeypatch.setattr(Distributed, "all_max", lambda _self: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _device: None)
     monkeypatch.setattr(
         torch.distributed, "init_process_group", lambda _name, **options: told.append(options)
     )
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     device = torch.device("cuda", 1)
-    with Team(Ranks(rank=1, world=2, local=1, local_world=2)).joined(device):
+    with Distributed(Ranks(rank=1, world=2, local=1, local_world=2)).joined(device):
         assert told[0].get("device_id") == (device if backend == "nccl" else None)
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    with Team().joined(CPU) as team:
-        assert team.leads and (team.agree(3), team.gather("x"), team.from_first(4)) == (3, ["x"], 4)
+    with Distributed().joined(CPU) as distributed:
+        assert distributed.is_main and distributed.all_max(3) == 3
+        assert (distributed.all_gather("x"), distributed.broadcast(4)) == (["x"], 4)
         tensor = torch.ones(2)
-        assert team.sum_(tensor) is tensor and team.gather_tensors(tensor) == [tensor]
-        team.copy_first_([tensor])
+        assert distributed.all_reduce_(tensor) is tensor
+        assert distributed.all_gather_tensors(tensor) == [tensor]
+        distributed.broadcast_([tensor])
         assert not torch.distributed.is_initialized()
 
 
@@ -78,8 +80,8 @@ def ends(how: str) -> tuple[str, float]:
     """Process 1 ends while the other waits; what is raised here, and the seconds waited."""
     ranks, began = Ranks.from_environment(), time.monotonic()
     try:
-        with Team(ranks).joined(CPU, wait=datetime.timedelta(seconds=5)) as team:
-            team.agree()
+        with Distributed(ranks).joined(CPU, wait=datetime.timedelta(seconds=5)) as distributed:
+            distributed.all_max()
             began = time.monotonic()
             if ranks.rank == 1:
                 if how == "error":
@@ -87,7 +89,7 @@ def ends(how: str) -> tuple[str, float]:
                 if how == "kill -9":
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(8)
-            team.gather("x") if how == "error" else team.agree()
+            distributed.all_gather("x") if how == "error" else distributed.all_max()
         return "nothing", 0.0
     except (PeerError, KeyError) as error:
         return f"{type(error).__name__}: {error}", time.monotonic() - began
@@ -114,7 +116,7 @@ def test_each_process_has_its_own_gpu_where_there_are_enough(
     alone, second, fourth = Ranks(), Ranks(1, 2, 1, 2), Ranks(3, 4, 3, 4)
     assert [r.device("auto") for r in (alone, second, fourth)] == ["auto", "cuda:1", "cuda:1"]
     assert fourth.device("cpu") == "cpu"
-    assert [Team(r).device_backend for r in (second, fourth)] == ["nccl", "gloo"]
+    assert [Distributed(r).device_backend for r in (second, fourth)] == ["nccl", "gloo"]
     two_machines = Ranks(5, 8, 1, 2)
     assert two_machines.device("cuda") == "cuda:1" and two_machines.own_gpu
     assert (alone.command, fourth.command) == ("python", "torchrun --nproc-per-node=4")
