@@ -150,7 +150,7 @@ def test_all_searches_in_bf16_and_what_they_find_confirmed_in_fp32(
     monkeypatch.setattr(accuracy, "search", confirmed)
     flags = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.epochs=1"]
     flags += ["--ranli.attack.steps=2", "--ranli.engine.tf32=true"]
-    flags += ["--ranli.engine.dtype=bfloat16", "--finetune.engine.dtype=bfloat16"]
+    flags += ["--ranli.engine.dtype=bfloat16"]
     run_small(tmp_path / "run", *flags)
     short, full = torch.bfloat16, torch.float32
     assert seen == {
