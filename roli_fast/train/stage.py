@@ -23,10 +23,6 @@ from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Cosine, Optimizer, Schedule
 
-UPDATE = 3
-"""Passes of an update: one forward, and a backward for inputs and weights of twice that; where the
-head trains alone the forward is all."""
-
 
 def pgd_in_run(steps: int) -> PGD:
     """PGD whose norm, radius, step size and bounds follow the run's threat model."""
@@ -125,12 +121,10 @@ class Stage:
         plain = Stage(epochs=1, tuning=Linear(), attack=None)
         alike = {"tuning": "linear", "attack": "null", "objective": "adversarial, plain"}
         alike |= {"gradient_projection": "null", "head_scale": "1", "epochs": "1"}
-        for name, expected in alike.items():
+        for name, words in alike.items():
             if (got := getattr(self, name)) != getattr(plain, name):
-                fix = "Or train by sgd or adamw."
-                raise ArgumentError(
-                    describe(name, f"{expected}, with optimizer.name lbfgs", got, fix)
-                )
+                expected = f"{words}, with optimizer.name lbfgs"
+                raise ArgumentError(describe(name, expected, got, "Or train by sgd or adamw."))
 
     @property
     def evaluation_engine(self) -> Engine:
@@ -145,7 +139,10 @@ class Stage:
 
     def part_size(self, world: int) -> int:
         """Images that each of `world` processes passes through the model at once."""
-        return _longest(_longest(self.batch_size, world), self.accumulate)
+        count = self.batch_size
+        for most in (world, self.accumulate):
+            count = max(run.stop - run.start for run in shares(count, most))
+        return count
 
     def memory_guard(self, name: str, device: torch.device) -> AbstractContextManager[None]:
         """Within, running out of memory names this stage's `batch_size`; `name` is its own."""
@@ -160,7 +157,8 @@ class Stage:
         train, val, classes = len(splits.train), len(splits.val), splits.num_classes
         if self.solves:
             return 1.0, float(train + val)
-        update = 1 if isinstance(self.tuning, Linear) else UPDATE
+        # one forward, and a backward for inputs and weights of twice that unless the head is all
+        update = 1 if isinstance(self.tuning, Linear) else 3
         attack = attack_passes(self.attack.under(threat), classes) if self.attack else 0
         halves = 2 if self.gradient_projection else 1
         look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
@@ -212,18 +210,14 @@ class Job:
         return str(self.stage_id["stage"])
 
 
-def _longest(count: int, most: int) -> int:
-    return max(run.stop - run.start for run in shares(count, most))
-
-
 @dataclass(frozen=True)
 class StageResult:
     """What a finished stage reports; accuracies are fractions on the validation split.
 
-    `data_wait_share` is the share of `train_seconds` in which the loop waited for images; None in
-    results of versions that did not measure it. `train_images` counts the clean epochs of gradient
-    projection too. `start_accuracies` is norm -> robust accuracy before the first update, where the
-    objective was settled on it; empty elsewhere. `lr` is the peak rate, also where null chose it.
+    `data_wait_share` is the share of `train_seconds` in which the loop waited for images.
+    `train_images` counts the clean epochs of gradient projection too. `start_accuracies` is norm ->
+    robust accuracy before the first update, where the objective was settled on it; empty elsewhere.
+    `lr` is the peak rate, also where null chose it.
 
     Of a stage that solves for the head, `strengths` has every strength tried: its head's norm,
     validation accuracy and loss, training loss, iterations, and whether they sufficed; `strength`
