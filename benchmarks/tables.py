@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import lpft_tables
+import study
 from harness.report import RESULTS, read, times_of
 from plot import FIGURES, where
 from roli_fast.train.summary import table
-from runs import percent
-from several_norms import table as norms_table
+from study import percent
 
 ROOT = Path(__file__).resolve().parent.parent
 FROM_DOCS = f"../{FIGURES.relative_to(ROOT)}"
@@ -58,18 +58,16 @@ def ops_cpu() -> str:
 def tuning() -> str:
     """Every tuning method after standard and after robust pretraining."""
     results = _read("tuning")
-    standard, robust = (
-        results[f"Swin, {kind} pretraining"]["rows"] for kind in ("standard", "robust")
-    )
+    standard, robust = (results[f"Swin, {kind} pretraining"] for kind in ("standard", "robust"))
     columns = [(standard, "roli"), (standard, "ranli"), (robust, "roli"), (robust, "ranli")]
     lines = ["| tuning | trainable | standard, RoLI | RanLI | robust, RoLI | RanLI |"]
     lines.append("|---|---|---|---|---|---|")
     for name, row in robust.items():
-        cells = [f"`{name}`", f"{row['roli']['trainable_parameters']:,}"]
-        cells += [
-            f"{percent(rows[name][method]['clean'])} / {percent(rows[name][method]['robust'])}"
-            for rows, method in columns
-        ]
+        trainable = row["methods"]["roli"]["stages"][-1]["trainable_parameters"]
+        cells = [f"`{name}`", f"{trainable:,}"]
+        for rows, method in columns:
+            found = rows[name]["methods"][method]["accuracy"]
+            cells.append(f"{percent(found['clean'])} / {percent(found['pgd-10'])}")
         lines.append(f"| {' | '.join(cells)} |")
     first = next(iter(robust.values()))
     lines.append("")
@@ -79,7 +77,7 @@ def tuning() -> str:
         "534 thousand parameters at 32x32, pretrained for 20 epochs on 99 classes of ImageNet, "
         "clean or by N-FGSM; then 6 images a class, 2 epochs of probing and 4 of fine-tuning, or 6 "
         "of RanLI. One rate a method for all columns, not tuned. All rows, with a ViT, costs and "
-        "single seeds: benchmarks/results/tuning.json, made by benchmarks/tuning.py."
+        "single seeds: benchmarks/results/tuning.json (`python benchmarks/study.py tuning`)."
     )
     return "\n".join(lines)
 
@@ -253,16 +251,15 @@ def several_norms() -> str | None:
     results = read("several-norms")
     if results is None:
         return None
-    radii = ", ".join(f"{norm} {eps:.3g}" for norm, eps in results["threat"].items())
-    seeds = len(next(iter(results["rows"].values()))["accuracy"]["clean"])
-    images = results["start"]["images"]
+    rows = results["CIFAR-10"]
+    first = next(iter(rows.values()))
     return (
-        f"{norms_table(results)}\n\n"
-        f"Accuracy in percent on {images} test images of CIFAR-10 under APGD-20 ({radii}), mean "
-        f"and standard deviation over {seeds} seeds: a ResNet of 0.3 million parameters, robust in "
-        f"linf, fine-tuned for three epochs on {results['train_images']} images with ten attack "
-        "steps. Updates of 128 images on one CPU thread, interleaved "
-        "(benchmarks/several_norms.py)."
+        f"{study.table(rows, 'AT-linf')}\n\n"
+        f"Accuracy in percent on {first['test_images']} test images of CIFAR-10 under APGD-20 "
+        "(linf 8/255, l2 0.5, l1 12), mean and standard deviation over "
+        f"{len(first['seeds'])} seeds: a ResNet of 0.3 million parameters, robust in linf, "
+        "fine-tuned for three epochs on 3,000 images with ten attack steps. Differences in points, "
+        "paired by image, with 95 % intervals (`python benchmarks/study.py several-norms`)."
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from harness.report import Report
 
-GROUPS = ("pgd", "train", "lora", "switches", "growth", "ops", "autoattack", "gpu")
+GROUPS = ("pgd", "train", "objectives", "lora", "switches", "growth", "ops", "autoattack", "gpu")
 """Those that time interleaved candidates; memory and endtoend start processes of their own."""
 
 

@@ -92,7 +92,9 @@ def makers(case: Case, options: Options) -> dict[str, Callable[[], Call]]:
 
     def mine(passes: ours.Passes) -> Call:
         model = network(case.network, options)
-        return ours.training(model, x, y, METHODS[case.method], steps=case.steps, passes=passes)
+        return ours.training(
+            model, x, y, METHODS[case.method], ours.linf(case.steps), passes=passes
+        )
 
     made = {
         "ours fp32": lambda: mine({}),

@@ -15,10 +15,10 @@ from harness.peers import Missing
 from harness.plain import EPS, STEP_SIZE
 from harness.timing import Call
 from roli_fast import peft
-from roli_fast.attacks import PGD
+from roli_fast.attacks import PGD, Attack
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, InputGradient, SearchModel
-from roli_fast.train.objectives import Adversarial, Step
+from roli_fast.train.objectives import Adversarial, Objective, Step
 from roli_fast.train.optim import Optimizer
 
 Passes = dict[str, Any]
@@ -44,17 +44,30 @@ def input_gradient(model: nn.Module, passes: Passes) -> InputGradient:
 
 def pgd(model: nn.Module, steps: int, passes: Passes) -> Callable[[Tensor, Tensor], Tensor]:
     """(x, y) -> x_adv."""
-    attack, search = PGD(eps=EPS, step_size=STEP_SIZE, steps=steps), bound(model, passes)
+    attack, search = linf(steps), bound(model, passes)
     return lambda x, y: attack(search, x, y)
 
 
+def linf(steps: int) -> PGD:
+    """The attack of all candidates."""
+    return PGD(eps=EPS, step_size=STEP_SIZE, steps=steps)
+
+
 def training(
-    model: Any, x: Tensor, y: Tensor, method: peft.Method, *, steps: int, passes: Passes
+    model: Any,
+    x: Tensor,
+    y: Tensor,
+    method: peft.Method,
+    attack: Attack,
+    objective: Objective | None = None,
+    *,
+    passes: Passes,
 ) -> Call:
-    """One update of a stage: its tuning method, objective, attack, engine and optimiser."""
+    """One update of a stage: its tuning method, attack, objective (plain adversarial training where
+    it is None), engine and optimiser."""
     engine, names = engine_of(passes), peft.apply(model, method)
     optimizer = Optimizer(lr=1e-5).build(model, names)
-    attack, objective = PGD(eps=EPS, step_size=STEP_SIZE, steps=steps), Adversarial()
+    objective = objective or Adversarial()
     batch = Batch(x, y, torch.arange(len(x), device=x.device))
     generator = Generator(x.device).manual_seed(0)
 

@@ -27,12 +27,12 @@ from roli_fast.evaluate.prepare import IDENTITY, Prepared, check_same, prepare
 from roli_fast.evaluate.report import PICTURE, REPORT, build_report, write_images
 from roli_fast.files import write_json
 from roli_fast.norms import NORMS
+from roli_fast.running.distributed import Distributed
 from roli_fast.running.environment import hash_text, say_what_changed
 from roli_fast.running.folder import open_folder
 from roli_fast.running.lock import RunLock
 from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
-from roli_fast.running.team import Team
 
 logger = logging.getLogger("roli_fast.evaluate")
 
@@ -146,8 +146,8 @@ def _agree(
     key = ready.found["key"] + ready.found["pixels"] if ready else None
     # once, at the beginning: from here on each works on chunks of its own, and files tell which are
     # done, so that none waits inside an exchange, and a resume may have another number of processes
-    with Team(ranks).joined(torch.device("cpu"), wait=_LOADING) as team:
-        answers = team.gather((key, str(problem) if problem else None, str(folder)))
+    with Distributed(ranks).joined(torch.device("cpu"), wait=_LOADING) as distributed:
+        answers = distributed.all_gather((key, str(problem) if problem else None, str(folder)))
     if problem:
         raise problem
     for rank, (other, words, _) in enumerate(answers):

@@ -17,9 +17,9 @@ from roli_fast.data import Batch, ImageDataset, batches
 from roli_fast.evaluate import Evaluation
 from roli_fast.files import write_bytes, writing
 from roli_fast.report.read import read_records
+from roli_fast.running.distributed import Distributed
 from roli_fast.running.progress import progress_bar
 from roli_fast.running.signals import Interrupt
-from roli_fast.running.team import Team
 from roli_fast.running.text import duration
 
 MEASURED_SECONDS = 10.0
@@ -27,8 +27,8 @@ MEASURED_SECONDS = 10.0
 
 logger = logging.getLogger("roli_fast.train")
 
-Place = Mapping[str, Any]
-"""Where a stage stands in its run: "seed", "method" and "stage" name its records and bars."""
+StageId = Mapping[str, Any]
+"""What names a stage of a run, its records and its bars: "seed", "method" and "stage"."""
 
 
 class Recorder:
@@ -54,14 +54,14 @@ class Recorder:
         self._guarded(self._close)
 
     def add(
-        self, place: Place, epoch: int, values: Mapping[str, float], *, attacked: bool = False
+        self, stage_id: StageId, epoch: int, values: Mapping[str, float], *, attacked: bool = False
     ) -> None:
-        """Record `values` of one epoch of the stage at `place`; `attacked` says whether it trained
-        on attacked images."""
+        """Record `values` of one epoch of a stage; `attacked` says whether it trained on attacked
+        images."""
         if self._folder is None:
             return
         path = self._folder / "metrics.jsonl"
-        line = json.dumps({**place, "epoch": epoch, **values})
+        line = json.dumps({**stage_id, "epoch": epoch, **values})
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -69,7 +69,7 @@ class Recorder:
             for name, value in values.items():
                 writer.add_scalar(tag(name, attacked=attacked), value, epoch)
 
-        self.show("seed-{seed}/{method}/{stage}".format(**place), scalars, first=epoch)
+        self.show("seed-{seed}/{method}/{stage}".format(**stage_id), scalars, first=epoch)
 
     def show(self, run: str, draw: Callable[[Any], object], *, first: int | None = None) -> None:
         """Let `draw` write to TensorBoard's `run` with a SummaryWriter. TensorBoard only shows:
@@ -107,8 +107,8 @@ class Recorder:
             logger.warning("TensorBoard shows no more: %s: %s", type(error).__name__, error)
             self._shows = False
 
-    def forget(self, place: Place, from_epoch: int) -> None:
-        """Drop the records of the stage at `place` from `from_epoch` on."""
+    def forget(self, stage_id: StageId, from_epoch: int) -> None:
+        """Drop the records of a stage from `from_epoch` on."""
         path = self._folder / "metrics.jsonl" if self._folder else None
         if path is None or not path.is_file():
             return
@@ -118,7 +118,7 @@ class Recorder:
         kept = [
             record
             for record in records
-            if not (place.items() <= record.items() and record["epoch"] >= from_epoch)
+            if not (stage_id.items() <= record.items() and record["epoch"] >= from_epoch)
         ]
         write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
@@ -149,24 +149,24 @@ class Remaining:
     _seconds: float = 0.0
     _done: float = 0.0
 
-    def title(self, place: Place) -> str:
+    def title(self, stage_id: StageId) -> str:
         """ "stage 2 of 5, seed 0 roli/probe"; without the count where it is not known."""
-        name, keys = "seed {seed} {method}/{stage}".format(**place), list(self.passes)
-        if (key := tuple(place.values())) not in keys:
+        name, keys = "seed {seed} {method}/{stage}".format(**stage_id), list(self.passes)
+        if (key := tuple(stage_id.values())) not in keys:
             return name
         return f"stage {self.stages - len(keys) + keys.index(key) + 1} of {self.stages}, {name}"
 
-    def measured(self, place: Place, images: int, seconds: float, left: float) -> None:
+    def measured(self, stage_id: StageId, images: int, seconds: float, left: float) -> None:
         """Note how long some updates took; once there is enough of them, tell how long the rest of
         the run will take.
 
         Args:
-            place: of their stage.
+            stage_id: of their stage.
             images: that they trained on.
             seconds: that they took.
             left: share of the stage that is still to come.
         """
-        key = tuple(place.values())
+        key = tuple(stage_id.values())
         if self._told or key not in self.passes:
             return
         own, whole = self.passes[key]
@@ -190,12 +190,12 @@ class Context:
     recorder: Recorder
     interrupt: Interrupt
     quiet: bool = False
-    team: Team = field(default_factory=Team)
+    distributed: Distributed = field(default_factory=Distributed)
     remaining: Remaining = field(default_factory=Remaining)
 
     def bar(self, title: str, *, total: int, initial: int = 0) -> tqdm:
         """A progress bar in images; where nobody watches a terminal, a line now and then."""
-        quiet = self.quiet or not self.team.leads
+        quiet = self.quiet or not self.distributed.is_main
         return progress_bar(title, total=total, initial=initial, quiet=quiet)
 
     def wanted(self, *, save: bool = False) -> bool:
@@ -205,7 +205,7 @@ class Context:
             save: whether this process is for it.
         """
         own = self.interrupt.signal
-        wish = self.team.agree(1 + own if own else int(save))
+        wish = self.distributed.all_max(1 + own if own else int(save))
         if wish > 1:
             self.interrupt.signal = signal.Signals(wish - 1)
         return wish > 0
@@ -227,8 +227,8 @@ class Context:
             dataset: the split.
             batch_size: images that a process holds at once.
         """
-        world = self.team.world
-        own = torch.arange(-(-len(dataset) // world)) * world + self.team.rank
+        world = self.distributed.world_size
+        own = torch.arange(-(-len(dataset) // world)) * world + self.distributed.rank
         return batches(
             dataset.plain().subset(own.clamp(max=len(dataset) - 1)),
             batch_size=batch_size,
@@ -247,9 +247,10 @@ class Context:
     def put_together(self, own: Tensor, dataset: ImageDataset) -> Tensor:
         """(N, ...) of all images of a split, in its order, from the CPU tensors that the processes
         made of their `evaluation_batches`."""
-        if self.team.world == 1:
+        if self.distributed.world_size == 1:
             return own
-        return torch.stack(self.team.gather_tensors(own), dim=1).flatten(0, 1)[: len(dataset)]
+        parts = self.distributed.all_gather_tensors(own)
+        return torch.stack(parts, dim=1).flatten(0, 1)[: len(dataset)]
 
 
 def counter(bar: tqdm, world: int) -> Callable[[int], None]:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,48 @@ from roli_fast.models import save_head, save_model
 from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
+from roli_fast.train.checkpoint import Progress, Tensors, changing_tensors, copy_tensors
 from roli_fast.train.context import Context
 from roli_fast.train.linear_probe import rated
-from roli_fast.train.objectives import Objective, Step
-from roli_fast.train.phases import Phase, Phases, Replicas
+from roli_fast.train.objectives import Adversarial, Objective, Step
 from roli_fast.train.stage import Job, StageResult, measured
 
 BLOCK = 16
 """Updates whose losses come to the host at once: a GPU is waited for no more often."""
 
-ROW = 3
-"""Numbers that an update reports: summed loss, right, images."""
+SUMS = ("loss", "right", "images")
+"""What an update reports: its summed loss, how many images were right, and how many there were."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Phase:
+    """One pass over the training images of an epoch.
+
+    Args:
+        objective: what it minimises.
+        attack: makes its training images, once the stage's clean epochs are over; None for none.
+        optimizer: its own, over what trains.
+        source: what its draws are derived from, beside what each is for and its position.
+        name: "" for the stage's own, "natural" for the clean one of gradient projection.
+    """
+
+    objective: Objective
+    attack: Attack | None
+    optimizer: torch.optim.Optimizer
+    source: tuple[int | str, ...]
+    name: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """What its sums and metrics begin with."""
+        return f"{self.name}_" if self.name else ""
+
+    def means(self, sums: Mapping[str, float]) -> tuple[float, float]:
+        """Its mean loss in an epoch and the share of images that was right, from the `SUMS`."""
+        loss, right, images = (sums[self.prefix + name] for name in SUMS)
+        return loss / images, right / images
 
 
 class StageLoop:
@@ -46,40 +75,48 @@ class StageLoop:
     """
 
     def __init__(self, job: Job, context: Context) -> None:
-        self.job, self.context, self.team = job, context, context.team
+        self.job, self.context, self.distributed = job, context, context.distributed
         self.model, self.stage = job.model, job.stage
         self.names = job.stage.prepare(job.model, seed=job.seed)
         self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
         job.stage.objective.check(self.attack)
-        self.phases = Phases(job, self.names, self.attack)
-        self.replicas = Replicas(job.model, self.names, context.team)
-        self.optimizer = self.phases.own.optimizer
+        self.phases = [self._phase(job.stage.objective, self.attack)]
+        if job.stage.gradient_projection:
+            self.phases.insert(0, self._phase(Adversarial(), None, "natural"))
+        self.optimizer = self.phases[-1].optimizer
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         train, size = job.splits.train, job.stage.batch_size
         # BatchNorm cannot take a last batch of one image
         self.drop_last = len(train) > 1 and len(train) % size == 1
         self.steps = num_batches(train, batch_size=size, drop_last=self.drop_last)
-        self.images = job.stage.epochs * len(self.phases.all) * (len(train) - self.drop_last)
-        self.progress = checkpoint.Progress()
+        self.images = job.stage.epochs * len(self.phases) * (len(train) - self.drop_last)
+        self.progress = Progress()
         # what the stage's own objective has counted so far, over all processes
         self.counts = torch.zeros(
             job.stage.objective.counters, dtype=torch.float64, device=context.device
         )
-        self.best: dict[str, Tensor] = {}
+        self.best: Tensors = {}
+        # of gradient projection: "start", an epoch's first weights, and "natural", those after the
+        # clean half
+        self.kept: dict[str, Tensors] = {}
         self.saved_at = time.monotonic()
         self.rows: list[Tensor] = []
         self.checked = False
         self.due = False
 
+    def _phase(self, objective: Objective, attack: Attack | None, *name: str) -> Phase:
+        optimizer = self.stage.optimizer.build(self.model, self.names)
+        return Phase(objective, attack, optimizer, (self.job.seed, self.job.name, *name), *name)
+
     @property
     def resume_path(self) -> Path:
         """The file from which an interrupted stage goes on."""
-        return self.job.folder / "resume.safetensors"
+        return self.job.folder / "resume.pt"
 
     @property
     def phase(self) -> Phase:
         """The phase of the next update, or of the last one."""
-        return self.phases.all[min(self.progress.phase, len(self.phases.all) - 1)]
+        return self.phases[min(self.progress.phase, len(self.phases) - 1)]
 
     def run(self) -> StageResult:
         """Train to the end and leave the best weights in the model.
@@ -98,59 +135,57 @@ class StageLoop:
                     self._epochs(bar)
             # a damaged image, or too large a batch, must not cost the work before it
             except (DataError, OutOfMemoryError):
-                if self.team.world == 1:  # which the others would not take part in
+                if self.distributed.world_size == 1:  # which the others would not take part in
                     self._flush(self.progress.epoch, bar)
                     self._save()
                 raise
         return self._finish()
 
+    def _resume(self) -> None:
+        if self.resume_path.exists():
+            saved, device = checkpoint.load_resume(self.resume_path), self.context.device
+            with checkpoint.explained(self.resume_path):
+                checkpoint.restore_tensors(self.model, saved.tensors.pop("model"))
+                for phase in self.phases:
+                    checkpoint.restore_optimizer(phase.optimizer, saved.optimizers[phase.name])
+                self.best = saved.tensors.pop("best")
+                for part, tensors in saved.tensors.items():
+                    self.kept[part] = {name: t.to(device) for name, t in tensors.items()}
+            self.progress = saved.progress
+            if saved.progress.counts:
+                self.counts = self.counts.new_tensor(saved.progress.counts)
+        self.distributed.broadcast_(self.model.state_dict().values())
+        self.context.recorder.forget(self.job.stage_id, self.progress.epoch)
+
+    def _bar(self) -> tqdm:
+        title = self.context.remaining.title(self.job.stage_id)
+        done = self.progress.train_images
+        return self.context.bar(title, total=self.images, initial=done)
+
     def _epochs(self, bar: tqdm) -> None:
         """What is left of the stage."""
         self._settle()
         for epoch in range(self.progress.epoch, self.stage.epochs):
-            while self.progress.phase < len(self.phases.all):
-                self.phases.begin()
+            while self.progress.phase < len(self.phases):
+                if self.stage.gradient_projection and not self.kept:
+                    self.kept = {"start": self._copy()}
                 self._train_epoch(epoch, bar)
                 self._finish_phase(epoch)
             self._finish_epoch(epoch)
 
-    def _resume(self) -> None:
-        if self.resume_path.exists():
-            saved = checkpoint.load_resume(self.resume_path)
-            with checkpoint.explained(self.resume_path):
-                place = (saved.progress.epoch, saved.progress.phase, saved.progress.step)
-                most = (self.stage.epochs, len(self.phases.all), self.steps)
-                if not all(0 <= at <= end for at, end in zip(place, most, strict=True)):
-                    raise ValueError(f"epoch, phase and step are {place} of {most}")
-                model, self.best = saved.tensors.pop("model"), saved.tensors.pop("best")
-                checkpoint.restore_tensors(self.model, model, self.resume_path)
-                for name, optimizer in self.phases.optimizers.items():
-                    checkpoint.restore_optimizer(optimizer, saved.optimizers.get(name, {}))
-                self.phases.resume(saved.tensors)
-            self.progress = saved.progress
-            if saved.progress.counts:
-                self.counts = self.counts.new_tensor(saved.progress.counts)
-        self.replicas.begin()
-        self.context.recorder.forget(self.job.place, self.progress.epoch)
-
     def _settle(self) -> None:
         """Measure what the objective wants to know of the model before the first update."""
-        objective, found = self.stage.objective, self.progress.accuracies
-        if not objective.needs_accuracies:
+        own, found = self.phases[-1], self.progress.accuracies
+        if not own.objective.needs_accuracies:
             return
         for threat in measured(self.attack, self.job.threat):
             if threat.norm not in found:
                 result = self._evaluated([self.job.validation.under(threat)])
                 (found[threat.norm],) = result.robust_accuracy.values()
-        self.phases.settle(objective.settled(found))
+        own.objective = own.objective.settled(found)
         shown = ", ".join(f"{norm} {100 * value:.1f} %" for norm, value in found.items())
-        own = self.phases.own.objective
-        logger.info("stage '%s' starts at robust accuracy %s: %s", self.job.name, shown, own)
-
-    def _bar(self) -> tqdm:
-        title = self.context.remaining.title(self.job.place)
-        done = self.progress.train_images
-        return self.context.bar(title, total=self.images, initial=done)
+        text = "stage '%s' starts at robust accuracy %s: %s"
+        logger.info(text, self.job.name, shown, own.objective)
 
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
         """One phase of an epoch, or what is left of it."""
@@ -192,8 +227,8 @@ class StageLoop:
             start=self.progress.step,
             workers=self.context.workers,
             device=self.context.device,
-            rank=self.team.rank,
-            world=self.team.world,
+            rank=self.distributed.rank,
+            world=self.distributed.world_size,
         )
 
     def _images(self) -> int:
@@ -216,9 +251,8 @@ class StageLoop:
         return known_values() if known else nullcontext()
 
     def _update(self, epoch: int, batch: Batch) -> Tensor:
-        """One optimiser step on this process's images; returns (summed loss, right, images) of
-        them, still on the device."""
-        phase, rank, images = self.phase, self.team.rank, self._images()
+        """One optimiser step on this process's images; returns their `SUMS`, on the device."""
+        phase, rank, images = self.phase, self.distributed.rank, self._images()
         position = epoch * self.steps + self.progress.step
         factor = self._lr_factor(position)
         for group, peak in zip(phase.optimizer.param_groups, self.peak, strict=True):
@@ -227,39 +261,33 @@ class StageLoop:
         where = (position, rank) if rank else (position,)
         torch.manual_seed(derive_seed(*phase.source, "update", *where))
         # with fewer images than processes, some repeat what another does, and count for nothing
-        own = rank < len(shares(images, self.team.world))
+        own = rank < len(shares(images, self.distributed.world_size))
         phase.optimizer.zero_grad(set_to_none=True)
-        objective, rows = self._objective(position), list[Tensor]()
+        rows = list[Tensor]()
         for run in shares(len(batch.y), self.stage.accumulate):
             part = Batch(batch.x[run], batch.y[run], batch.ids[run])
-            rows.append(self._backward(epoch, objective, part, own * len(part.y) / images))
+            rows.append(self._backward(epoch, position, part, own * len(part.y) / images))
         # before anything waits for the others: whether all save now
         self.due = self.context.wanted(save=self._checkpoint_due())
-        self.replicas.merge(own * len(batch.y) / images)
+        self.distributed.merge_gradients_(self.model, own * len(batch.y) / images)
         phase.optimizer.step()
         row = torch.stack(rows).sum(0) * own
-        if len(row) > ROW:
-            self.counts = self.counts + self.team.sum_(row[ROW:].clone())
-        return row[:ROW]
+        if len(row) > len(SUMS):
+            self.counts = self.counts + self.distributed.all_reduce_(row[len(SUMS) :].clone())
+        return row[: len(SUMS)]
 
-    def _objective(self, position: int) -> Objective:
-        """That of one update, the same in all processes."""
-        objective = self.phase.objective
-        if not objective.draws:
-            return objective
-        generator = derived_generator(*self.phase.source, "objective", position)
-        return objective.chosen(self.counts.cpu(), generator)
-
-    def _backward(self, epoch: int, objective: Objective, part: Batch, weight: float) -> Tensor:
-        """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
-        `_update`, and after it what the objective counts."""
+    def _backward(self, epoch: int, position: int, part: Batch, weight: float) -> Tensor:
+        """Forward and backward: adds `weight` times the gradient of the mean loss. Returns the
+        part's `SUMS` in one tensor, and after them what the objective counts."""
         device, phase, engine = part.x.device, self.phase, self.stage.engine
         # one source an epoch, in which an image draws by its id: parts and batches play no part
         generator = derived_generator(*phase.source, "attack", epoch, device=device)
+        draw = (derive_seed(*phase.source, "objective", position) >> 10) / 2**53
         attack = phase.attack if self._attacks(epoch) else None
+        step = Step(self.model, part, attack, generator, engine, self.counts, draw)
         with set_tf32(engine.tf32):
             with engine.training(device):
-                terms = objective(Step(self.model, part, attack, generator, engine))
+                terms = phase.objective(step)
             mended(terms.loss * weight).backward()
         right = (terms.logits.argmax(1) == part.y).sum()
         loss = terms.loss.detach().double()
@@ -270,28 +298,29 @@ class StageLoop:
         return self.stage.lr_factor(position, steps=self.steps)
 
     def _flush(self, epoch: int, bar: tqdm, *, since: float | None = None) -> float:
-        """Bring the losses of the last updates to the host, which waits for the device, look for
+        """Bring the `SUMS` of the last updates to the host, which waits for the device, look for
         NaN, and add them up; returns the seconds `since` then."""
         if not self.rows:
             return 0.0
         rows, first = torch.stack(self.rows).cpu(), self.progress.step - len(self.rows)
         self.rows, seconds = [], time.perf_counter() - (since or time.perf_counter())
-        rows = self.team.sum_(rows)
+        rows, phase, sums = self.distributed.all_reduce_(rows), self.phase, self.progress.epoch_sums
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
-            words = f"{self.phase.name} loss".strip()
+            words = f"{phase.name} loss".strip()
             self._refuse(epoch, first + int(bad[0]), f"the {words} is {float(rows[bad[0], 0])}")
-        loss, right = self.phase.add(rows, self.progress.epoch_sums)
-        images = int(rows[:, 2].sum())
-        self.progress.train_images += images
-        shown = {"loss": f"{loss:.3f}", "robust" if self._attacks(epoch) else "clean": right}
+        for name, value in zip(SUMS, rows.sum(0).tolist(), strict=True):
+            sums[phase.prefix + name] = sums.get(phase.prefix + name, 0.0) + value
+        self.progress.train_images += int(rows[:, 2].sum())
+        loss, right = phase.means(sums)
+        shown = {"loss": f"{loss:.3f}"}
+        shown["robust" if self._attacks(epoch) else "clean"] = f"{100 * right:.1f}%"
         if self.progress.best_epoch >= 0:
-            shown["best val"] = self.progress.best_score
-        told = {k: v if isinstance(v, str) else f"{100 * v:.1f}%" for k, v in shown.items()}
-        bar.set_postfix(told, refresh=False)
+            shown["best val"] = f"{100 * self.progress.best_score:.1f}%"
+        bar.set_postfix(shown, refresh=False)
         if self._attacks(epoch) or self.attack is None:  # clean epochs say nothing of the rest
-            left = 1 - self.progress.train_images / self.images
-            self.context.remaining.measured(self.job.place, images, seconds, left)
+            left, images = 1 - self.progress.train_images / self.images, int(rows[:, 2].sum())
+            self.context.remaining.measured(self.job.stage_id, images, seconds, left)
         return seconds
 
     def _check_weights(self, epoch: int) -> None:
@@ -319,23 +348,31 @@ class StageLoop:
 
     def _save(self) -> None:
         self._check_weights(self.progress.epoch)
-        changing = checkpoint.changing_tensors(self.model, self.names)
         self.progress.counts = self.counts.tolist()
-        if self.team.leads:
-            tensors = {"model": changing, "best": self.best, **self.phases.kept}
-            optimizers, path = self.phases.optimizers, self.resume_path
-            checkpoint.save_resume(path, tensors, optimizers, self.progress)
+        if self.distributed.is_main:
+            model = changing_tensors(self.model, self.names)
+            tensors = {"model": model, "best": self.best, **self.kept}
+            optimizers = {phase.name: phase.optimizer for phase in self.phases}
+            checkpoint.save_resume(self.resume_path, self.progress, tensors, optimizers)
         self.saved_at = time.monotonic()
 
+    def _copy(self) -> Tensors:
+        return copy_tensors(changing_tensors(self.model, self.names))
+
     def _finish_phase(self, epoch: int) -> None:
-        """On to the next phase, or with `step` at the end of the last one to the validation."""
-        more = self.phase is not self.phases.own
-        if more:  # nobody looks at these weights again before they are merged
-            self._check_weights(epoch)
-        self.phases.end(self.phase)
-        self.progress.phase += 1
-        if more:
+        """On to the next phase, or with `step` at the end of the last one to the validation. After
+        the clean half of gradient projection back to the first weights, and at the end the merge.
+        """
+        if self.phase is not self.phases[-1]:
+            self._check_weights(epoch)  # nobody looks at them again before they are merged
+            self.kept["natural"] = self._copy()
+            checkpoint.restore_tensors(self.model, self.kept["start"])
             self.progress.step = 0
+        elif projection := self.stage.gradient_projection:
+            merged = projection.merged(**self.kept, adversarial=self._copy())
+            checkpoint.restore_tensors(self.model, merged)
+            self.kept = {}
+        self.progress.phase += 1
 
     def _finish_epoch(self, epoch: int) -> None:
         self._check_weights(epoch)
@@ -346,10 +383,9 @@ class StageLoop:
             score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
             if score > self.progress.best_score or self.stage.select == "last":
                 self.progress.best_score, self.progress.best_epoch = score, epoch
-                tensors = checkpoint.changing_tensors(self.model, self.names)
-                self.best = checkpoint.copy_tensors(tensors)
+                self.best = self._copy()
             values |= scores
-        self.context.recorder.add(self.job.place, epoch, values, attacked=self._attacks(epoch))
+        self.context.recorder.add(self.job.stage_id, epoch, values, attacked=self._attacks(epoch))
         self.progress.epoch, self.progress.phase, self.progress.step = epoch + 1, 0, 0
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
@@ -358,7 +394,7 @@ class StageLoop:
     def _training_values(self, epoch: int) -> dict[str, float]:
         """Means over the epoch, and the rate of its last update."""
         means = dict[str, float]()
-        for phase in reversed(self.phases.all):
+        for phase in reversed(self.phases):
             loss, right = phase.means(self.progress.epoch_sums)
             means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
         rate = self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1)
@@ -388,9 +424,10 @@ class StageLoop:
                 self._save_and_check()
 
         split = self.job.splits.val
+        world = self.distributed.world_size
         own = evaluate(
             self.model,
-            self.context.evaluation_batches(split, self.stage.part_size(self.team.world)),
+            self.context.evaluation_batches(split, self.stage.part_size(world)),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),
             engine=self.stage.evaluation_engine,
@@ -399,11 +436,11 @@ class StageLoop:
         return self.context.whole(own, split)
 
     def _export_best(self) -> None:
-        checkpoint.restore_tensors(self.model, self.best, self.resume_path)
+        checkpoint.restore_tensors(self.model, self.best)
         self._save_model("best.safetensors")
 
     def _save_model(self, name: str) -> None:
-        if self.team.leads:
+        if self.distributed.is_main:
             save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
 
     def _finish(self) -> StageResult:
@@ -412,7 +449,7 @@ class StageLoop:
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
-        counted: dict[str, Any] = progress.speed
+        speed: dict[str, Any] = progress.speed
         return StageResult(
             name=self.job.name,
             epochs=self.stage.epochs,
@@ -422,7 +459,8 @@ class StageLoop:
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             start_accuracies=progress.accuracies,
-            **counted,
+            lr=self.stage.optimizer.lr,
+            **speed,
         )
 
 
@@ -435,8 +473,8 @@ def run_stage(job: Job, context: Context) -> StageResult:
     except InterruptedRunError as error:
         text = f"{error} in stage '{job.name}'"
         raise InterruptedRunError(text, *error.args[1:]) from error
-    if context.team.leads:
+    if context.distributed.is_main:
         save_head(job.model, job.folder / "head.safetensors")
         write_json(job.folder / "result.json", asdict(result))
         loop.resume_path.unlink(missing_ok=True)  # last: a crash before this loses nothing
-    return context.team.from_first(result)  # which the others wait for, and the files with it
+    return context.distributed.broadcast(result)  # which the others wait for, and the files with it

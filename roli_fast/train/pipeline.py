@@ -19,10 +19,10 @@ from roli_fast.evaluate import evaluate
 from roli_fast.files import write_json
 from roli_fast.models import Classifier
 from roli_fast.running.device import pick_device
+from roli_fast.running.distributed import Distributed
 from roli_fast.running.environment import say_what_changed
 from roli_fast.running.ranks import Ranks
 from roli_fast.running.signals import Interrupt
-from roli_fast.running.team import Team
 from roli_fast.seeds import derive_seed
 from roli_fast.train.analysis import EXAMPLES, MethodAnalysis
 from roli_fast.train.checks import Checked, check
@@ -88,19 +88,19 @@ def run(
         raise ConfigError(describe("device", "no one GPU for all", experiment.device, fix))
     device = pick_device(ranks.device(experiment.device))
     with contextlib.ExitStack() as undo:
-        team = undo.enter_context(Team(ranks).joined(device))
-        run_dir = Path(team.from_first(str(run_dir)))
+        distributed = undo.enter_context(Distributed(ranks).joined(device))
+        run_dir = Path(distributed.broadcast(str(run_dir)))
         begun = resume and (run_dir / "environment.json").is_file()
-        ready = check(experiment, decode=not begun, quiet=quiet or not team.leads)
-        _check_same_images(team.gather(ready.identity))
+        ready = check(experiment, decode=not begun, quiet=quiet or not distributed.is_main)
+        _check_same_images(distributed.all_gather(ready.identity))
         threads = 0
-        if team.leads:
+        if distributed.is_main:
             undo.enter_context(open_run_dir(run_dir, experiment, resume=resume))
             logger.info("run directory: %s", run_dir)
-            threads = _recorded(experiment, run_dir, ready, device, team.world)
+            threads = _recorded(experiment, run_dir, ready, device, distributed.world_size)
         undo.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(team.from_first(threads))
-        recorder = undo.enter_context(Recorder(run_dir if team.leads else None))
+        torch.set_num_threads(distributed.broadcast(threads))
+        recorder = undo.enter_context(Recorder(run_dir if distributed.is_main else None))
         with Interrupt() as interrupt:
             context = Context(
                 device=device,
@@ -109,7 +109,7 @@ def run(
                 recorder=recorder,
                 interrupt=interrupt,
                 quiet=quiet,
-                team=team,
+                distributed=distributed,
             )
             data = ready.data.kept_on(device)
             source = ready.source.kept_on(device) if ready.source else None
@@ -150,7 +150,7 @@ class Task:
     folder: Path
 
     @property
-    def place(self) -> dict[str, str | int]:
+    def stage_id(self) -> dict[str, str | int]:
         """What names its records."""
         return {"seed": self.seed, "method": self.method, "stage": self.name}
 
@@ -184,7 +184,7 @@ class Pipeline:
             return outcomes
         summary = summarise(experiment, self.splits, outcomes, pretrained)
         self._write(self.run_dir / "summary.json", summary)
-        if experiment.report and self.context.team.leads:
+        if experiment.report and self.context.distributed.is_main:
             report_or_warn(self.run_dir)
         return summary
 
@@ -201,7 +201,7 @@ class Pipeline:
 
     def _say_what_is_left(self) -> None:
         """Log which stages there are, and note what those that are not finished will take."""
-        experiment, team = self.experiment, self.context.team
+        experiment, distributed = self.experiment, self.context.distributed
         methods = ["source", *experiment.methods]
         tasks = [t for s in experiment.seeds for m in methods for t in self._tasks(s, m)]
         first = [task for task in tasks if task.seed == experiment.seeds[0]]
@@ -210,9 +210,9 @@ class Pipeline:
         except Exception as error:  # an estimate ends no run
             logger.warning("how long it takes is not known: %s: %s", type(error).__name__, error)
             return
-        done = team.from_first([(task.folder / "result.json").is_file() for task in tasks])
+        done = distributed.broadcast([(task.folder / "result.json").is_file() for task in tasks])
         left = [task for task, finished in zip(tasks, done, strict=True) if not finished]
-        passes = {tuple(task.place.values()): costs[task.method, task.name] for task in left}
+        passes = {tuple(task.stage_id.values()): costs[task.method, task.name] for task in left}
         self.context.remaining = Remaining(passes, len(tasks))
         if left:
             shown = [f"{t.method}/{t.name} ({t.stage.epochs} epochs)" for t in first]
@@ -227,7 +227,7 @@ class Pipeline:
         return task.stage.passes(self.experiment.threat, validation, splits)
 
     def _write(self, path: Path, value: Any) -> None:
-        if self.context.team.leads:
+        if self.context.distributed.is_main:
             write_json(path, value)
 
     def _method(self, method: str, seed: int) -> dict[str, Any]:
@@ -241,11 +241,10 @@ class Pipeline:
         assert model is not None, "every method has a stage"
         outcome = {"seed": seed, "stages": results}
         if self.test:
-            path = self.run_dir / f"seed-{seed}" / method / "test.json"
-            outcome["test"] = self._test(model, seed, path)
+            outcome["test"] = self._test(model, seed, method)
         place = (self.experiment, self.splits, self.run_dir, seed, method, self.context)
         analyse(MethodAnalysis(*place, test=self.test))
-        if self.context.team.leads:
+        if self.context.distributed.is_main:
             self._show(method, seed, outcome)
         return outcome
 
@@ -253,7 +252,7 @@ class Pipeline:
         """Run a stage, or read its result if it is finished; the model ends with its weights."""
         self.context.check()
         done, device = task.folder / "result.json", self.context.device
-        if self.context.team.from_first(done.is_file()):
+        if self.context.distributed.broadcast(done.is_file()):
             finish(model.to(device), task.stage, task.folder, seed=task.seed)
             return read_result(done)
         job = Job(
@@ -261,21 +260,24 @@ class Pipeline:
             model=model.to(device),
             splits=splits,
             threat=self.experiment.threat,
-            validation=self.experiment.compat.attack(self.experiment.validation),
+            validation=self.experiment.validated_by,
             seed=task.seed,
             folder=task.folder,
-            place=task.place,
+            stage_id=task.stage_id,
         )
         return (solve_stage if task.stage.solves else run_stage)(job, self.context)
 
-    def _test(self, model: Classifier, seed: int, path: Path) -> dict[str, Any]:
-        """Accuracy on the test split, with the flags of every sample for paired tests."""
-        if self.context.team.from_first(path.is_file()):
+    def _test(self, model: Classifier, seed: int, method: str) -> dict[str, Any]:
+        """Accuracy on the test split, with the flags of every sample for paired tests; in parts and
+        by an engine as of the method's last stage."""
+        path = self.run_dir / f"seed-{seed}" / method / "test.json"
+        if self.context.distributed.broadcast(path.is_file()):
             return read_test(path, self.experiment)
-        stage, split = self.experiment.finetune, self.splits.test
-        world = self.context.team.world
-        guard = stage.memory_guard("finetune", self.context.device)
-        title = f"seed {seed} {path.parent.name}/test"
+        name, stage = self.experiment.stages(method)[-1]
+        split = self.splits.test
+        world = self.context.distributed.world_size
+        guard = stage.memory_guard(name, self.context.device)
+        title = f"seed {seed} {method}/test"
         with guard, self.context.bar(title, total=len(split)) as bar:
             move = counter(bar, world)
 
@@ -327,9 +329,9 @@ def analyse(analysis: MethodAnalysis) -> None:
         InterruptedRunError: a signal came; a resume makes the analysis anew.
         PeerError: another process is gone.
     """
-    team = analysis.context.team
-    if not team.leads:
-        while team.from_first(None):  # a word between two batches, see `MethodAnalysis.watch`
+    distributed = analysis.context.distributed
+    if not distributed.is_main:
+        while distributed.broadcast(None):  # a word between two batches, see `MethodAnalysis.watch`
             analysis.context.check()
         return
     try:
@@ -343,7 +345,7 @@ def analyse(analysis: MethodAnalysis) -> None:
         kind = type(error).__name__
         logger.warning("no analysis of %s: %s: %s", analysis.folder, kind, error)
         logger.warning("the run goes on; repeat the analysis with: %s", again)
-    team.from_first(False)
+    distributed.broadcast(False)
 
 
 def report_or_warn(run_dir: Path) -> None:

@@ -162,7 +162,7 @@ class Stage:
             return 1.0, float(train + val)
         update = 1 if isinstance(self.tuning, Linear) else UPDATE
         attack = attack_passes(self.attack.under(threat), classes) if self.attack else 0
-        halves = 2 if self.gradient_projection and self.gradient_projection.natural else 1
+        halves = 2 if self.gradient_projection else 1
         look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
         whole = train * (self.epochs * halves * update + (self.epochs - self.clean_epochs) * attack)
         return update + attack, whole + math.ceil(self.epochs / self.validate_every) * val * look
@@ -194,7 +194,7 @@ class Stage:
 class Job:
     """One stage to run: what, on what, and where it is kept.
 
-    `place` says where the stage stands in the run (seed, method, stage) and names its records.
+    `stage_id` (seed, method, stage) names it among the stages of the run, and its records.
     """
 
     stage: Stage
@@ -204,12 +204,12 @@ class Job:
     validation: Attack
     seed: int
     folder: Path
-    place: dict[str, str | int]
+    stage_id: dict[str, str | int]
 
     @property
     def name(self) -> str:
         """The stage's name, "probe" say."""
-        return str(self.place["stage"])
+        return str(self.stage_id["stage"])
 
 
 def _longest(count: int, most: int) -> int:
@@ -223,7 +223,7 @@ class StageResult:
     `data_wait_share` is the share of `train_seconds` in which the loop waited for images; None in
     results of versions that did not measure it. `train_images` counts the clean epochs of gradient
     projection too. `start_accuracies` is norm -> robust accuracy before the first update, where the
-    objective was settled on it; empty elsewhere.
+    objective was settled on it; empty elsewhere. `lr` is the peak rate, also where null chose it.
 
     Of a stage that solves for the head, `strengths` has every strength tried: its head's norm,
     validation accuracy and loss, training loss, iterations, and whether they sufficed; `strength`
@@ -241,6 +241,7 @@ class StageResult:
     train_images_per_second: float
     data_wait_share: float | None = None
     start_accuracies: dict[str, float] = field(default_factory=dict)
+    lr: float | None = None
     strength: float | None = None
     head_norm: float | None = None
     strengths: list[dict[str, Any]] = field(default_factory=list)

@@ -196,7 +196,7 @@ def test_two_processes_find_the_same_flags(straight: Path, tmp_path: Path) -> No
 def test_processes_that_do_not_agree_are_stopped(
     second: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver.Team, "gather", lambda _team, first: [first, second])
+    monkeypatch.setattr(driver.Distributed, "all_gather", lambda _self, first: [first, second])
     with pytest.raises(Exception, match=words):
         assess(tmp_path / "out")
     assert not (tmp_path / "out/chunks").exists()

@@ -40,7 +40,7 @@ def test_other_methods_beside_it_have_their_fresh_head(
     heads: dict[str, torch.Tensor] = {}
 
     def look(stage: loop.StageLoop) -> None:
-        heads[str(stage.job.place["method"])] = stage.model.head.weight.detach().clone()
+        heads[str(stage.job.stage_id["method"])] = stage.model.head.weight.detach().clone()
 
     before_stages(monkeypatch, look)
     flags = ["--methods=finetune,ranli", "--ranli.epochs=1", "--head_init=zero"]

@@ -90,7 +90,7 @@ def test_the_command_line_survives(straight: Path, tmp_path: Path) -> None:
     """kill -9 in stage 2, then `--resume`; a checkpoint after every update."""
     folder = tmp_path / "run"
     process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
-    wait_for(folder / "seed-0/roli/stage-2-finetune/resume.safetensors", process)
+    wait_for(folder / "seed-0/roli/stage-2-finetune/resume.pt", process)
     process.kill()
     process.communicate(timeout=60)
     assert not (folder / "summary.json").exists()
@@ -140,7 +140,7 @@ def test_a_signal_to_the_whole_group_with_decoding_workers(straight: Path, tmp_p
     """As a terminal's Ctrl-C and job schedulers send it. The workers are the run's to stop."""
     folder = tmp_path / "run"
     process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
-    wait_for(folder / "seed-0/roli/stage-1-probe/resume.safetensors", process)
+    wait_for(folder / "seed-0/roli/stage-1-probe/resume.pt", process)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, output

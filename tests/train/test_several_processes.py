@@ -88,7 +88,7 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(single: Path, tmp_pat
     assert codes(members) == [143, 143], members
     again = f"torchrun --nproc-per-node=2 -m roli_fast.train --run_dir {folder} --resume"
     assert again in members[0].output and members[1].output == ""
-    assert (folder / "seed-0/roli/stage-2-finetune/resume.safetensors").exists()
+    assert (folder / "seed-0/roli/stage-2-finetune/resume.pt").exists()
     assert codes(run(1, several.train, folder, double=True)) == [0]
     assert_close(single, folder)
 
@@ -110,7 +110,7 @@ def test_what_comes_over_one_ends_all_and_costs_nothing(
     members = run(2, several.struck, event, rank, 5, folder, *often)
     assert codes(members) == ends, members
     assert told in members[ends.index(2) if 2 in ends else 0].output
-    saved = load_resume(folder / "seed-0/ranli/stage-1-ranli/resume.safetensors")
+    saved = load_resume(folder / "seed-0/ranli/stage-1-ranli/resume.pt")
     assert (saved.progress.epoch, saved.progress.step) == (1, 1)
     assert codes(run(2, several.train, folder)) == [0, 0]
     assert_same_weights(double, folder)
@@ -175,7 +175,7 @@ def test_torchrun_itself(double: Path, tmp_path: Path) -> None:
     address = [f"--master-port={free_port()}", "-m", "roli_fast.train", "--run_dir", str(folder)]
     flags = [*FLAGS, *several.FAST, "--checkpoint_minutes=0"]
     first = subprocess.Popen([*torchrun, *address, *flags], stderr=subprocess.PIPE, text=True)
-    while not list(folder.rglob("resume.safetensors")):
+    while not list(folder.rglob("resume.pt")):
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
