@@ -31,6 +31,7 @@ class Progress:
     that the phase has had its last one; `phase` equal to how many an epoch has, that only the
     validation of that epoch is outstanding. `counts` are those of the objective over the whole
     stage, `accuracies` what it was settled on: norm -> robust accuracy before the first update.
+    `alignment` is SORA's moving average; null before its first update.
     """
 
     epoch: int = 0
@@ -44,6 +45,7 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     counts: list[float] = field(default_factory=list)
     accuracies: dict[str, float] = field(default_factory=dict)
+    alignment: float | None = None
 
     @property
     def speed(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from roli_fast.attacks import Attack
+from roli_fast.attacks import SORA, Attack
 from roli_fast.data import Batch, batches, num_batches, shares
 from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.tf32 import set_tf32
@@ -20,20 +20,19 @@ from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError,
 from roli_fast.evaluate import Evaluation, columns, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
+from roli_fast.peft import Linear
 from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import known_values
 from roli_fast.train import checkpoint
+from roli_fast.train.alignment import Alignment, remembered, watches
 from roli_fast.train.context import Context
 from roli_fast.train.linear_probe import rated
 from roli_fast.train.objectives import Objective, Step
-from roli_fast.train.phases import Phase, Phases, Replicas
+from roli_fast.train.phases import SUMS, Phase, Phases, Replicas
 from roli_fast.train.stage import Job, StageResult, measured
 
 BLOCK = 16
 """Updates whose losses come to the host at once: a GPU is waited for no more often."""
-
-ROW = 3
-"""Numbers that an update reports: summed loss, right, images."""
 
 logger = logging.getLogger(__name__)
 
@@ -216,8 +215,7 @@ class StageLoop:
         return known_values() if known else nullcontext()
 
     def _update(self, epoch: int, batch: Batch) -> Tensor:
-        """One optimiser step on this process's images; returns (summed loss, right, images) of
-        them, still on the device."""
+        """One optimiser step on this process's images; returns their `SUMS`, on the device."""
         phase, rank, images = self.phase, self.distributed.rank, self._images()
         position = epoch * self.steps + self.progress.step
         factor = self._lr_factor(position)
@@ -230,17 +228,21 @@ class StageLoop:
         own = rank < len(shares(images, self.distributed.world_size))
         phase.optimizer.zero_grad(set_to_none=True)
         objective, rows = self._objective(position), list[Tensor]()
+        attack = self._attack(epoch)
         for run in shares(len(batch.y), self.stage.accumulate):
             part = Batch(batch.x[run], batch.y[run], batch.ids[run])
-            rows.append(self._backward(epoch, objective, part, own * len(part.y) / images))
+            rows.append(self._backward(epoch, objective, attack, part, own * len(part.y) / images))
         # before anything waits for the others: whether all save now
         self.due = self.context.wanted(save=self._checkpoint_due())
         self.replicas.merge(own * len(batch.y) / images)
         phase.optimizer.step()
         row = torch.stack(rows).sum(0) * own
-        if len(row) > ROW:
-            self.counts = self.counts + self.distributed.all_reduce_(row[ROW:].clone())
-        return row[:ROW]
+        if len(row) > len(SUMS):
+            self.counts = self.counts + self.distributed.all_reduce_(row[len(SUMS) :].clone())
+        if isinstance(attack, SORA):
+            own_row = self.distributed.all_reduce_(row[3 : len(SUMS)].clone())
+            self.progress.alignment = remembered(attack, own_row)
+        return row[: len(SUMS)]
 
     def _objective(self, position: int) -> Objective:
         """That of one update, the same in all processes."""
@@ -250,20 +252,33 @@ class StageLoop:
         generator = derived_generator(*self.phase.source, "objective", position)
         return objective.chosen(self.counts.cpu(), generator)
 
-    def _backward(self, epoch: int, objective: Objective, part: Batch, weight: float) -> Tensor:
+    def _attack(self, epoch: int) -> Attack | None:
+        """That of the next update: SORA with its moving average."""
+        attack = self.phase.attack if self._attacks(epoch) else None
+        if isinstance(attack, SORA) and self.progress.alignment is not None:
+            return replace(attack, alignment=self.progress.alignment)
+        return attack
+
+    def _backward(
+        self, epoch: int, objective: Objective, attack: Attack | None, part: Batch, weight: float
+    ) -> Tensor:
         """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
         `_update`, and after it what the objective counts."""
         device, phase, engine = part.x.device, self.phase, self.stage.engine
         # one source an epoch, in which an image draws by its id: parts and batches play no part
         generator = derived_generator(*phase.source, "attack", epoch, device=device)
-        attack = phase.attack if self._attacks(epoch) else None
+        head_alone = isinstance(self.stage.tuning, Linear)
+        looks = watches(attack, head_alone, self.progress.step)
+        alignment = Alignment() if looks else None
         with set_tf32(engine.tf32):
             with engine.training(device):
-                terms = objective(Step(self.model, part, attack, generator, engine))
+                terms = objective(Step(self.model, part, attack, generator, engine, alignment))
             mended(terms.loss * weight).backward()
         right = (terms.logits.argmax(1) == part.y).sum()
         loss = terms.loss.detach().double()
         row = torch.stack([loss * len(part.y), right.double(), torch.full_like(loss, len(part.y))])
+        aligned = (alignment or Alignment()).row(loss, len(part.y) / weight if weight else 0.0)
+        row = torch.cat([row, aligned])
         return row if terms.counts is None else torch.cat([row, terms.counts])
 
     def _lr_factor(self, position: int) -> float:
@@ -361,6 +376,8 @@ class StageLoop:
         for phase in reversed(self.phases.all):
             loss, right = phase.means(self.progress.epoch_sums)
             means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
+            if (aligned := phase.alignment(self.progress.epoch_sums)) is not None:
+                means[f"{phase.prefix}train_alignment"] = aligned
         rate = self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1)
         return {**means, "lr": rate, **self.progress.speed}
 

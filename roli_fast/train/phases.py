@@ -15,6 +15,9 @@ from roli_fast.train.checkpoint import changing_tensors, copy_tensors, put_tenso
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.stage import Job
 
+SUMS = ("loss", "right", "images", "cosine", "sora", "looked")
+"""Numbers that an update reports: the first three over its images, the rest by `Alignment.row`."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -40,9 +43,9 @@ class Phase:
         return f"{self.name}_" if self.name else ""
 
     def add(self, rows: Tensor, sums: dict[str, float]) -> tuple[float, float]:
-        """Add rows (n, 3) of summed loss, right and images to its sums of the epoch; returns its
-        mean loss and the share that is right so far."""
-        for name, value in zip(("loss", "right", "images"), rows.sum(0).tolist(), strict=True):
+        """Add rows (n, 6), of `SUMS`, to its sums of the epoch; returns its mean loss and the share
+        that is right so far."""
+        for name, value in zip(SUMS, rows.sum(0).tolist(), strict=True):
             sums[self.prefix + name] = sums.get(self.prefix + name, 0.0) + value
         return self.means(sums)
 
@@ -50,6 +53,11 @@ class Phase:
         """Its mean loss in an epoch and the share that is right."""
         loss, right, images = (sums[self.prefix + name] for name in ("loss", "right", "images"))
         return loss / images, right / images
+
+    def alignment(self, sums: dict[str, float]) -> float | None:
+        """Its mean alignment in an epoch; None where nothing was measured."""
+        looked = sums.get(f"{self.prefix}looked", 0)
+        return sums[f"{self.prefix}cosine"] / looked if looked else None
 
 
 class Phases:

@@ -20,6 +20,7 @@ from roli_fast.errors import ArgumentError, describe, is_number
 from roli_fast.losses import cross_entropy
 from roli_fast.norms import NORMS
 from roli_fast.registry import Registry
+from roli_fast.train.alignment import Alignment
 
 
 class Terms(NamedTuple):
@@ -47,6 +48,7 @@ class Step(NamedTuple):
         attack: makes the training images; None trains on clean images.
         generator: source of the attack's randomness.
         engine: how the attack's passes are made.
+        alignment: is shown the gradients of a single step; None where nobody asks.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Step(NamedTuple):
     attack: Attack | None
     generator: Generator
     engine: Engine
+    alignment: Alignment | None = None
 
 
 class Objective:
@@ -143,8 +146,11 @@ def searched(search: Callable[[AttackInputs], FoundT], step: Step) -> FoundT:
 
 def attacked(step: Step) -> Tensor:
     """The images to train on, (B, ...), in the engine's layout; clean ones without an attack."""
-    x = searched(step.attack.search, step).x_adv if step.attack else step.batch.x
-    return step.engine.to_memory_format(x)
+    if step.attack is None:
+        return step.engine.to_memory_format(step.batch.x)
+    found = searched(step.attack.search, step)
+    x_adv = step.engine.to_memory_format(found.x_adv)
+    return step.alignment.watched(x_adv, found.start_grad) if step.alignment else x_adv
 
 
 def needs_attack(attack: Attack | None, objective: str) -> Attack:
