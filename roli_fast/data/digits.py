@@ -9,7 +9,7 @@ from torchvision.transforms.v2.functional import resize_image
 from roli_fast.data.pixels import ArrayPixels
 from roli_fast.data.source import DATASETS, DataSource
 from roli_fast.data.splits import Splits
-from roli_fast.data.transforms import RandomShift, Transform
+from roli_fast.data.transforms import Crop, Transform
 from roli_fast.errors import ArgumentError, describe
 
 
@@ -41,7 +41,7 @@ class Digits(DataSource):
 
     def train_transform(self) -> Transform:
         """Shifts by a pixel: a mirrored digit is another sign."""
-        return RandomShift(1)
+        return Crop(self.image_size, padding=1, random=True)
 
     def load(self) -> Splits:
         """Read, scale up and split; nothing is downloaded."""

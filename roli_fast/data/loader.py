@@ -124,7 +124,8 @@ def _iterate(
     source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
 ) -> Iterator[Batch]:
     items: Iterable[Batch | DataError] = map(source.__getitem__, chunks)
-    if workers and not source.dataset.on_gpu:  # a worker cannot read what lies there
+    if workers and chunks and not source.dataset.on_gpu:  # a worker cannot read what lies there
+        source[chunks[0][:1]]  # what one file tells of all, the bits in use, workers know from here
         items = DataLoader(
             source,
             batch_size=None,  # each chunk is a batch already

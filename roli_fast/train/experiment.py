@@ -14,7 +14,7 @@ from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
 from roli_fast.train.objectives import OBJECTIVES, Adversarial, Objective
 from roli_fast.train.optim import SCHEDULES, Optimizer, Schedule
-from roli_fast.train.paper_compat import PaperCompat, known_faults
+from roli_fast.train.paper_compat import faulty_attack, faulty_stage, known_faults
 from roli_fast.train.stage import Stage, measured, pgd_in_run
 
 
@@ -165,7 +165,8 @@ class Experiment:
         names = PLANS[method]
         if self.head_init == ROBUST_LINEAR and names[0] in FROM_FRESH:
             names = ("probe", *names)
-        return [(name, self.compat.stage(name, self._stage(name))) for name in names]
+        faults = self.paper_compat
+        return [(name, faulty_stage(name, self._stage(name), faults)) for name in names]
 
     def _stage(self, name: str) -> Stage:
         """The stage called `name`, where it follows from others too.
@@ -197,15 +198,16 @@ class Experiment:
         return names
 
     @property
-    def compat(self) -> PaperCompat:
-        """What puts the faults of `paper_compat` into the parts of the run."""
-        return PaperCompat(self.paper_compat)
-
-    @property
     def fresh_head(self) -> HeadInit:
         """How a fresh head starts; before a robust probe with timm's values."""
-        init = "default" if self.head_init == ROBUST_LINEAR else self.head_init
-        return self.compat.head_init(init)
+        if "wide_head" in self.paper_compat:
+            return "kaiming"
+        return "default" if self.head_init == ROBUST_LINEAR else self.head_init
+
+    @property
+    def validated_by(self) -> Attack:
+        """`validation` as it runs."""
+        return faulty_attack(self.validation, self.paper_compat)
 
     def evaluations(self, name: Literal["validation", "test"]) -> dict[str, Attack]:
         """The attacks of `validation` or `test` as they run, one for each column of results.
@@ -214,7 +216,7 @@ class Experiment:
             ArgumentError: what an attack refuses under the threat.
         """
         with inside(name):
-            return columns(self.compat.attack(getattr(self, name)), self.threat)
+            return columns(faulty_attack(getattr(self, name), self.paper_compat), self.threat)
 
 
 def _without_attack(stage: Stage) -> Stage:

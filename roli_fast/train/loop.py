@@ -440,6 +440,7 @@ class StageLoop:
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             start_accuracies=progress.accuracies,
+            lr=self.stage.optimizer.lr,
             **counted,
         )
 

@@ -241,8 +241,7 @@ class Pipeline:
         assert model is not None, "every method has a stage"
         outcome = {"seed": seed, "stages": results}
         if self.test:
-            path = self.run_dir / f"seed-{seed}" / method / "test.json"
-            outcome["test"] = self._test(model, seed, path)
+            outcome["test"] = self._test(model, seed, method)
         place = (self.experiment, self.splits, self.run_dir, seed, method, self.context)
         analyse(MethodAnalysis(*place, test=self.test))
         if self.context.distributed.is_main:
@@ -261,21 +260,24 @@ class Pipeline:
             model=model.to(device),
             splits=splits,
             threat=self.experiment.threat,
-            validation=self.experiment.compat.attack(self.experiment.validation),
+            validation=self.experiment.validated_by,
             seed=task.seed,
             folder=task.folder,
             stage_id=task.stage_id,
         )
         return (solve_stage if task.stage.solves else run_stage)(job, self.context)
 
-    def _test(self, model: Classifier, seed: int, path: Path) -> dict[str, Any]:
-        """Accuracy on the test split, with the flags of every sample for paired tests."""
+    def _test(self, model: Classifier, seed: int, method: str) -> dict[str, Any]:
+        """Accuracy on the test split, with the flags of every sample for paired tests; in parts and
+        by an engine as of the method's last stage."""
+        path = self.run_dir / f"seed-{seed}" / method / "test.json"
         if self.context.distributed.broadcast(path.is_file()):
             return read_test(path, self.experiment)
-        stage, split = self.experiment.finetune, self.splits.test
+        name, stage = self.experiment.stages(method)[-1]
+        split = self.splits.test
         world = self.context.distributed.world_size
-        guard = stage.memory_guard("finetune", self.context.device)
-        title = f"seed {seed} {path.parent.name}/test"
+        guard = stage.memory_guard(name, self.context.device)
+        title = f"seed {seed} {method}/test"
         with guard, self.context.bar(title, total=len(split)) as bar:
             move = counter(bar, world)
 

@@ -223,7 +223,7 @@ class StageResult:
     `data_wait_share` is the share of `train_seconds` in which the loop waited for images; None in
     results of versions that did not measure it. `train_images` counts the clean epochs of gradient
     projection too. `start_accuracies` is norm -> robust accuracy before the first update, where the
-    objective was settled on it; empty elsewhere.
+    objective was settled on it; empty elsewhere. `lr` is the peak rate, also where null chose it.
 
     Of a stage that solves for the head, `strengths` has every strength tried: its head's norm,
     validation accuracy and loss, training loss, iterations, and whether they sufficed; `strength`
@@ -241,6 +241,7 @@ class StageResult:
     train_images_per_second: float
     data_wait_share: float | None = None
     start_accuracies: dict[str, float] = field(default_factory=dict)
+    lr: float | None = None
     strength: float | None = None
     head_norm: float | None = None
     strengths: list[dict[str, Any]] = field(default_factory=list)

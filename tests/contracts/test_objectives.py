@@ -157,7 +157,7 @@ def test_it_settles_once(objective: Objective) -> None:
         assert settled == objective
 
 
-@pytest.mark.parametrize("name", OBJECTIVES.names())
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES.names()) - {"eat"}))
 def test_named_in_place_of_another_it_has_its_own_defaults(name: str) -> None:
     """Several have a field `norms`: what was said for one does not hold for the next."""
     schema = Schema(Stage, COMPONENTS)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import run_small, small
-from tiny_models import SMALL, images, tiny
+from tiny_models import images, tiny
 from torch import nn
 
-from roli_fast import peft
 from roli_fast.attacks import PGD
 from roli_fast.errors import ConfigError
 from roli_fast.models import Classifier
@@ -21,7 +20,7 @@ from roli_fast.threat import ThreatModel
 from roli_fast.train import loop
 from roli_fast.train.cli import help_text
 from roli_fast.train.optim import Optimizer
-from roli_fast.train.paper_compat import FAULTS, PaperCompat
+from roli_fast.train.paper_compat import FAULTS, faulty_attack, faulty_stage
 from roli_fast.train.stage import Stage
 
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
@@ -33,7 +32,7 @@ def others(fault: str) -> tuple[str, ...]:
 
 
 def factors(*faults: str) -> list[float]:
-    stage = PaperCompat(faults).stage("ranli", Stage(epochs=6, warmup_epochs=2))
+    stage = faulty_stage("ranli", Stage(epochs=6, warmup_epochs=2), faults)
     return [stage.lr_factor(update, steps=2) for update in range(12)]
 
 
@@ -59,7 +58,7 @@ class Named(nn.Module):
 def built(optimizer: Optimizer, faults: Sequence[str]) -> tuple[torch.optim.Optimizer, Any]:
     """The optimiser, and the weight decay of each parameter."""
     model = Named()
-    stage = PaperCompat(tuple(faults)).stage("ranli", Stage(optimizer=optimizer))
+    stage = faulty_stage("ranli", Stage(optimizer=optimizer), faults)
     optimizer_ = stage.optimizer.build(model, [name for name, _ in model.named_parameters()])
     names = {id(p): name for name, p in model.named_parameters()}
     decay = {names[id(p)]: g["weight_decay"] for g in optimizer_.param_groups for p in g["params"]}
@@ -140,13 +139,12 @@ def test_batch_best() -> None:
     model, y = Trap(), torch.zeros(6, dtype=torch.int64)
     x = torch.linspace(0.05, 0.95, 6).view(6, 1, 1, 1)
     attack = PGD(norm=None, eps=0.4, step_size=0.35, steps=5, random_start=False, bounds=None)
-    threat = ThreatModel()
     iterates = [x]
     for steps in range(1, 6):
         last = PGD(eps=0.4, step_size=0.35, steps=steps, random_start=False, keep="last")
         iterates.append(last(model, x, y))
     table = torch.stack([losses(model, x_adv, y) for x_adv in iterates])
-    whole = PaperCompat(("batch_best",)).attack(attack).under(threat)
+    whole = faulty_attack(attack, ["batch_best"]).under(ThreatModel())
     assert whole.label == "pgd-5"
     best = int(table.mean(1).argmax())
     assert torch.equal(whole(model, x, y), iterates[best])
@@ -154,13 +152,13 @@ def test_batch_best() -> None:
     torch.testing.assert_close(losses(model, own, y), table.amax(0))
     assert not torch.equal(own, iterates[best]) and best != 5, "the case tells them apart"
     for faults in ((), others("batch_best")):
-        assert PaperCompat(faults).attack(attack) is attack
+        assert faulty_attack(attack, faults) is attack
 
 
 def trained(method: Method, faults: Sequence[str], name: str) -> tuple[dict[str, bool], Classifier]:
     """Which trainable tensors move in three steps of a stage on a small ViT."""
     model = tiny(VIT)
-    stage = PaperCompat(tuple(faults)).stage(name, Stage(tuning=method))
+    stage = faulty_stage(name, Stage(tuning=method), faults)
     names = stage.prepare(model, seed=0)
     parameters = dict(model.named_parameters())
     before = {n: parameters[n].detach().clone() for n in names}
@@ -199,32 +197,21 @@ def test_dead_adapter(stage: str) -> None:
         assert all(trained(method, faults, stage)[0].values())
 
 
-def test_inert_dropout() -> None:
-    def tuning(*faults: str) -> Method:
-        return PaperCompat(faults).stage("ranli", Stage(tuning=LoRA(dropout=0.3))).tuning
+def test_inert_dropout_bias_tables_and_wide_head() -> None:
+    """Each is a field of the tuning or of the run, and no other fault sets it."""
 
-    assert tuning("inert_dropout") == LoRA(dropout=0.0)
-    assert tuning() == tuning(*others("inert_dropout")) == LoRA(dropout=0.3)
+    def found(faults: Sequence[str]) -> tuple[Method, Method, str]:
+        tunings = [
+            faulty_stage("ranli", Stage(tuning=one), faults).tuning
+            for one in (LoRA(dropout=0.3), Bias())
+        ]
+        return *tunings, small(f"--paper_compat={','.join(faults) or '[]'}").fresh_head
 
-
-def test_bias_tables() -> None:
-    def tables(*faults: str) -> set[str]:
-        model = tiny(SWIN)
-        stage = PaperCompat(faults).stage("ranli", Stage(tuning=Bias()))
-        return {n for n in peft.apply(model, stage.tuning) if n.endswith("bias_table")}
-
-    blocks = sum(SMALL[SWIN]["depths"])
-    assert len(tables("bias_tables")) == blocks, "one a block"
-    assert tables() == tables(*others("bias_tables")) == set()
-
-
-def head(*flags: str) -> str:
-    return small(*flags).fresh_head
-
-
-def test_wide_head() -> None:
-    assert head("--paper_compat=wide_head") == "kaiming"
-    assert head() == head(f"--paper_compat={','.join(others('wide_head'))}") == "default"
+    plain = (LoRA(dropout=0.3), Bias(), "default")
+    changed = (LoRA(dropout=0.0), Bias(tables=True), "kaiming")
+    for place, fault in enumerate(("inert_dropout", "bias_tables", "wide_head")):
+        assert found([fault]) == (*plain[:place], changed[place], *plain[place + 1 :])
+        assert found(others(fault))[place] == plain[place] == found([])[place]
 
 
 def test_the_names_are_checked_and_all_is_all() -> None:
@@ -241,7 +228,7 @@ def test_the_names_are_checked_and_all_is_all() -> None:
 def test_a_run_with_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first epoch leaves every weight where it was; attacks and heads are the release's."""
     heads: dict[str, float] = {}
-    attacks: set[str] = set()
+    attacks: set[tuple[str, int]] = set()
     original, search = loop.StageLoop.run, PGD.search
 
     def spy(self: loop.StageLoop) -> Any:
@@ -249,7 +236,7 @@ def test_a_run_with_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return original(self)
 
     def watched(self: PGD, *arguments: Any, **options: Any) -> Any:
-        attacks.add(f"{type(self).__name__}-{self.steps}")
+        attacks.add((self.keep, self.steps))
         return search(self, *arguments, **options)
 
     monkeypatch.setattr(loop.StageLoop, "run", spy)
@@ -258,7 +245,7 @@ def test_a_run_with_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     flags += ["--finetune.tuning=lora", "--finetune.tuning.rank=2"]
     summary = run_small(tmp_path / "run", *flags)
     assert heads["ranli"] == pytest.approx((2 / 3) ** 0.5, rel=0.3)
-    assert attacks == {f"BatchBestPGD-{steps}" for steps in (2, 3)}
+    assert attacks == {("best_batch", 2), ("best_batch", 3)}
     assert summary["paper_compat"] == list(FAULTS)
     rates = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [r["lr"] > 0 for r in rates] == [False, False, True, False, True, True]

@@ -154,8 +154,8 @@ def test_all_searches_in_bf16_and_what_they_find_confirmed_in_fp32(
 
     monkeypatch.setattr(run_directory, "create", hooked)
     monkeypatch.setattr(accuracy, "search", confirmed)
-    flags = ["--ranli.engine.dtype=bfloat16", "--finetune.engine.dtype=bfloat16"]
-    run_small(tmp_path / "run", *ONE, *flags, "--ranli.engine.tf32=true")
+    flags = ["--ranli.engine.dtype=bfloat16", "--ranli.engine.tf32=true"]
+    run_small(tmp_path / "run", *ONE, *flags)
     short, full = torch.bfloat16, torch.float32
     assert seen == {
         (True, True, short),  # the training step
