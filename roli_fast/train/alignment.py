@@ -1,5 +1,5 @@
 """Whether single steps still find what they look for: how well the gradient at an attack's start
-foretells the one at the perturbed image, and what a run does once it no longer does.
+foretells the one at the perturbed image, and when a run must not go on as it does.
 
 PertAlign: the mean over the batch of the cosine between the two (SORA, ICML 2026,
 arXiv:2606.00738). The second is by the training step's own backward, for which the perturbed image
@@ -7,15 +7,30 @@ asks for a gradient; where the head trains alone, that would be a pass through t
 one update of `EVERY` only.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from roli_fast.attacks import SORA, Attack, SingleStep
+from roli_fast.attacks import PGD, SORA, Attack, SingleStep
+
+OnCollapse = Literal["steps", "stop", "ignore"]
+"""What follows an alarm."""
 
 EVERY = 50
 """Updates of a head for which the alignment is measured once, at one pass of a hundred and more."""
+
+FALLEN = 0.5
+"""Share of the highest alignment of an epoch below which single steps no longer count."""
+
+USUAL = 0.4
+"""The alignment from which on a fall says something: batch normalisation in training mode, seen by
+an attack in eval mode, can keep it near 0 all along."""
+
+MOST_STEPS = 8
+"""Of the attack after alarms: each doubles them."""
 
 
 @dataclass
@@ -65,3 +80,26 @@ def remembered(attack: SORA, row: Tensor) -> float:
     if not looked:
         return attack.alignment
     return (1 - attack.memory) * attack.alignment + attack.memory * max(-1, min(1, new / looked))
+
+
+def alignment_alarm(alignment: float, highest: float) -> str:
+    """What is wrong with an epoch's alignment, given the highest so far; "" for nothing."""
+    if highest < USUAL or alignment >= FALLEN * highest:
+        return ""
+    return f"the alignment fell to {alignment:.2f}, from up to {highest:.2f}"
+
+
+def score_alarm(score: float, best: float, images: int) -> str:
+    """What is wrong with a validation accuracy of so many images, below half of the best one and by
+    more than three standard errors; "" for nothing."""
+    noise = 3 * math.sqrt(2 * best * (1 - best) / images) if best > 0 else 1.0
+    if score >= best / 2 or best - score <= noise:
+        return ""
+    return f"robust accuracy fell to {100 * score:.1f} %, from up to {100 * best:.1f} %"
+
+
+def with_steps(attack: SingleStep, steps: int) -> PGD:
+    """PGD of `steps` steps in a single step's place: together 1.75 eps long, RoLI's share."""
+    ball: dict[str, Any] = {name: getattr(attack, name) for name in ("norm", "eps", "bounds")}
+    size = None if attack.eps is None else 1.75 * attack.eps / steps
+    return PGD(**ball, step_size=size, steps=steps, loss=attack.loss)

@@ -264,6 +264,7 @@ class Pipeline:
             seed=task.seed,
             folder=task.folder,
             stage_id=task.stage_id,
+            on_collapse=self.experiment.on_collapse,
         )
         return (solve_stage if task.stage.solves else run_stage)(job, self.context)
 

@@ -183,8 +183,7 @@ def test_a_null_ft_is_finetune_without_its_attack() -> None:
             ["--methods=ranli", "--ranli.optimizer.name=lbfgs", "--ranli.attack=null"],
             ["`ranli.tuning`", "linear"],
         ),
-        (["--lp.optimizer.weight_decay=0.1"], ["weight_decay", "strengths to [0.1]"]),
-        (["--lp.optimizer.name=sgd"], ["strengths", "to []"]),
+        (["--lp.optimizer.strengths=[]"], ["strengths", "penalty"]),
         (["--finetune.head_scale=0"], ["head_scale", "> 0"]),
     ],
 )
