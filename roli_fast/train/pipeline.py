@@ -229,6 +229,7 @@ class Pipeline:
             seed=stage.seed,
             folder=stage.folder,
             stage_id=stage.stage_id,
+            on_collapse=self.experiment.on_collapse,
         )
         return model, (solve_stage if job.stage.solves else run_stage)(job, self.context)
 
