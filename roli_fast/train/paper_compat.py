@@ -81,5 +81,6 @@ def faulty_stage(name: str, stage: Stage, faults: Collection[str]) -> Stage:
 
 def faulty_attack(attack: Attack, faults: Collection[str]) -> Attack:
     """The attack with the faults; only PGD is the release's."""
-    batch = "batch_best" in faults and isinstance(attack, PGD)
-    return replace(attack, keep="best_batch") if batch else attack
+    if "batch_best" in faults and isinstance(attack, PGD):
+        return replace(attack, keep="best_batch")
+    return attack
