@@ -10,11 +10,11 @@ from harness.report import Report
 from harness.timing import Call, Plan, measure
 from roli_fast import peft
 from roli_fast.attacks import MultiAPGD
-from roli_fast.threat import Union
+from roli_fast.threat import ThreatModel
 from roli_fast.train.objectives import Objective
 from roli_fast.train.objectives.ramp import RAMP
 
-THREAT = Union({"linf": 8 / 255, "l1": 12.0})
+THREAT = ThreatModel("linf", 8 / 255, other_norms=("l1",), other_eps=(12.0,))
 NARROW = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}
 
 
