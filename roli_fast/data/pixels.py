@@ -50,19 +50,15 @@ class Pixels(Protocol):
 
     def __len__(self) -> int:
         """How many images there are."""
-        ...
 
     def read(self, row: int) -> Tensor:
         """The image at `row`: uint8, (C, H, W)."""
-        ...
 
     def name(self, row: int) -> str:
         """What a person calls the image at `row`; it also keys the stratified split."""
-        ...
 
     def grey(self) -> "Pixels":
         """The images with one channel."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +85,9 @@ class ArrayPixels:
         return ArrayPixels(self.images.to(device))
 
     def grey(self) -> "ArrayPixels":
-        """The images with one channel."""
         return ArrayPixels(to_grey(self.images))
 
     def name(self, row: int) -> str:
-        """The row, as text."""
         return str(row)
 
 
@@ -182,11 +176,9 @@ class FilePixels:
             return 0
 
     def grey(self) -> "FilePixels":
-        """The images with one channel."""
         return replace(self, channels=1)
 
     def name(self, row: int) -> str:
-        """The relative path."""
         return self.paths[row]
 
     @contextlib.contextmanager

@@ -22,11 +22,9 @@ class Transform(Protocol):
     @property
     def draws(self) -> int:
         """How many numbers it takes for each image."""
-        ...
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """The transformed images; all that is random comes from `uniform`, (B, draws) in (0, 1)."""
-        ...
 
 
 def uniform_draws(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
@@ -66,7 +64,6 @@ class Crop:
 
     @property
     def draws(self) -> int:
-        """How many numbers it takes for each image."""
         return 3 if self.random else 0
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
