@@ -43,7 +43,7 @@ def test_a_full_disk_says_how_to_go_on_and_loses_nothing(
     folder = tmp_path / "a run"
     flags = [*FLAGS, "--checkpoint_minutes=0", "--methods=probe"]
     again = f"python -m roli_fast.train --run_dir '{folder}' --resume"
-    for target in ("resume.safetensors", "metrics.jsonl", "summary.json"):
+    for target in ("resume.pt", "metrics.jsonl", "summary.json"):
         caplog.clear()
         with monkeypatch.context() as full:
             full.setattr(files, "commit", partial(full_at, target, files.commit))
