@@ -42,7 +42,8 @@ _SCAN = threading.Lock()  # one thread looks for the bits in use, and the others
 
 logger = logging.getLogger("roli_fast.data")
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Pixels(Protocol):
@@ -50,15 +51,19 @@ class Pixels(Protocol):
 
     def __len__(self) -> int:
         """How many images there are."""
+        ...
 
     def read(self, row: int) -> Tensor:
         """The image at `row`: uint8, (C, H, W)."""
+        ...
 
     def name(self, row: int) -> str:
         """What a person calls the image at `row`; it also keys the stratified split."""
+        ...
 
     def grey(self) -> "Pixels":
         """The images with one channel."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

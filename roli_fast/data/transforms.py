@@ -22,9 +22,11 @@ class Transform(Protocol):
     @property
     def draws(self) -> int:
         """How many numbers it takes for each image."""
+        ...
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """The transformed images; all that is random comes from `uniform`, (B, draws) in (0, 1)."""
+        ...
 
 
 def uniform_draws(seed: int, epoch: int, ids: Tensor, count: int) -> Tensor:
