@@ -302,7 +302,13 @@ def _hub_within_seconds() -> Iterator[None]:
     Raises:
         OSError: they were needed, and are not in the cache.
     """
-    reason, before = _silent_hub(), constants.HF_HUB_OFFLINE
+    reason, before = "", constants.HF_HUB_OFFLINE
+    try:
+        urllib.request.build_opener().open(constants.ENDPOINT, timeout=5).close()
+    except urllib.error.HTTPError as error:  # an answer
+        error.close()
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error))
     constants.HF_HUB_OFFLINE = before or bool(reason)
     try:
         yield
@@ -312,17 +318,6 @@ def _hub_within_seconds() -> Iterator[None]:
         raise
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _silent_hub() -> str:
-    """Why the hub gives no answer; empty where it does."""
-    try:
-        urllib.request.build_opener().open(constants.ENDPOINT, timeout=5).close()
-    except urllib.error.HTTPError as error:  # an answer
-        error.close()
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
-    return ""
 
 
 def _first_line(error: Exception) -> str:
