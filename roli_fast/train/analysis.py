@@ -447,7 +447,7 @@ class MethodAnalysis:
             name=self.method,
             after_batch=self._after_batch,
         )
-        return curve.as_json(population=len(self.splits.test))
+        return curve.as_json(eps)
 
     def _examples(self, survey: Survey, model: Classifier, looked: Look | None) -> str | None:
         """A few test images beside their attacked versions, of the run's first seed."""
