@@ -176,7 +176,7 @@ def unreadable(path: Path, error: Exception) -> str:
     return describe("weights", "a complete file of tensors", got, fix)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Replace `path` by `data` in one step."""
     with _replacing(path) as temporary:
         temporary.write_bytes(data)

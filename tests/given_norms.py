@@ -46,28 +46,23 @@ def result(x_adv: Tensor, loss: list[float], robust: list[bool] | None = None) -
     return NormFound(x_adv, torch.tensor(loss, dtype=torch.float64), torch.tensor(flags))
 
 
-def of_an_update(objective: Objective) -> Objective:
-    """Settled on linf and l1, and drawn with seed 0."""
-    if objective.needs_accuracies:
-        objective = objective.settled({"linf": 0.5, "l2": 0.6, "l1": 0.1})
-    if objective.draws:
-        counts = torch.zeros(objective.counters, dtype=torch.float64)
-        objective = objective.chosen(counts, torch.Generator().manual_seed(0))
-    return objective
-
-
 def trained_on(
     objective: Objective,
     model: nn.Module,
     batch: Batch,
     attack: Any,
     engine: Engine | None = None,
+    **given: Any,
 ) -> Terms:
-    """The loss of one batch as the loop has it computed."""
-    engine, objective = engine or Engine(), of_an_update(objective)
-    source = torch.Generator().manual_seed(0)
+    """The loss of one batch as the loop has it computed, of an objective that is settled on linf
+    and l1 where it is to be; `given` are further fields of the step."""
+    engine = engine or Engine()
+    if objective.needs_accuracies:
+        objective = objective.settled({"linf": 0.5, "l2": 0.6, "l1": 0.1})
+    given = {"counts": torch.zeros(objective.counters, dtype=torch.float64)} | given
     with engine.training(batch.x.device):
-        return objective(Step(model, batch, attack, source, engine))
+        source = torch.Generator().manual_seed(0)
+        return objective(Step(model, batch, attack, source, engine, **given))
 
 
 class Passes(nn.Module):

@@ -87,7 +87,7 @@ Build = Callable[..., DataSource]
 def tiny_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     """A function of options that makes the registered data set `name` over tiny data.
 
-    A data set that needs nothing on disk is taken as it is.
+    Of one that needs nothing on disk some samples are taken.
     """
     kind = DATASETS[name]
     folder = "images"
@@ -105,7 +105,7 @@ def tiny_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Build
         folders = datasets.ImageFolder(str(write_folder(root, {"cat": 9, "dog": 8})))
         return lambda **options: from_datasets(folders, **{"image_size": 8, **options})
     if name not in writers:
-        return kind
+        return lambda **options: kind(**{"max_per_class": 8, **options})
     where = str(writers[name]())
     usual = {"augment": True} if name.startswith("cifar") else {"image_size": 8}
     return lambda **options: kind(root=where, **{**usual, **options})  # pyright: ignore

@@ -6,7 +6,7 @@ arithmetic on the features and logits (N, D) and (N, C) that these give.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,6 +40,11 @@ class Look:
 
     clean: Gathered
     adversarial: Gathered | None
+
+    def rows(self, places: Sequence[int]) -> "Look":
+        """Those of the images at `places`."""
+        attacked = self.adversarial
+        return Look(self.clean.rows(places), attacked and attacked.rows(places))
 
     def both(self, measure: Callable[[Gathered], float]) -> dict[str, float | None]:
         """A number of the clean images and one of the attacked ones."""
@@ -147,12 +152,6 @@ def calibrate(validation: Look, test: Look) -> dict[str, Any]:
     """`calibration.report` of one model's validation and test images."""
     looks = (validation.clean, validation.adversarial, test.clean, test.adversarial)
     return calibration.report(*((own.logits, own.y) for own in looks if own is not None))
-
-
-def joined(a: Gathered, b: Gathered) -> Gathered:
-    """Further images behind `a`; attacked images themselves are dropped."""
-    names = ("features", "logits", "y", "ids")
-    return Gathered(*(torch.cat([getattr(a, name), getattr(b, name)]) for name in names))
 
 
 def _same(a: Gathered, b: Gathered) -> bool:

@@ -171,6 +171,11 @@ class Gathered:
     def __len__(self) -> int:
         return len(self.y)
 
+    def rows(self, places: Sequence[int]) -> "Gathered":
+        """Those of the samples at `places`."""
+        kept = (self.features, self.logits, self.y, self.ids, self.x)
+        return Gathered(*(None if own is None else own[list(places)] for own in kept))  # type: ignore[arg-type]
+
 
 def attacked(
     model: nn.Module,

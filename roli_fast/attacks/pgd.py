@@ -37,7 +37,8 @@ class PGD(BallAttack):
         steps: number of gradient steps.
         random_start: start from a random point of the ball instead of the image itself.
         keep: "last" returns the last iterate, "best" the iterate of highest loss, image by image;
-            "adversarial" the first one that fools the model, and the last where none does.
+            "adversarial" the first one that fools the model, and the last where none does;
+            "best_batch" the iterate of highest mean loss, one for all images, as RoLI's release.
         loss: what the steps ascend: "ce", "dlr", "margin", or "kl" from the clean logits (TRADES).
         restarts: number of searches, each from its own random start.
         momentum: decay of the accumulated gradient, 1 in MI-FGSM; 0 takes the gradient as it is.
@@ -51,7 +52,7 @@ class PGD(BallAttack):
     step_size: float | None = None
     steps: int = 10
     random_start: bool = True
-    keep: Literal["last", "best", "adversarial"] = "last"
+    keep: Literal["last", "best", "adversarial", "best_batch"] = "last"
     loss: str = "ce"
     restarts: int = 1
     momentum: float = 0.0
@@ -63,7 +64,7 @@ class PGD(BallAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("keep", self.keep, ("last", "best", "adversarial"))
+        check_choice("keep", self.keep, ("last", "best", "adversarial", "best_batch"))
         check_choice("targets", self.targets, (*RULES, None))
         check_loss_name(self.loss, targeted=self.targets is not None)
         check_random_start(self.random_start, self.restarts, self.loss)
@@ -79,10 +80,6 @@ class PGD(BallAttack):
         parts += [f"eot{self.eot}"] if self.eot > 1 else []
         parts += ["adversarial"] if self.keep == "adversarial" else []
         return "-".join(parts)
-
-    def keeper(self) -> Best:
-        """What keeps the best iterate with keep="best"."""
-        return Best()
 
     def search(self, inputs: AttackInputs) -> AttackResult:
         ball, inputs = self.ball(inputs)
@@ -138,7 +135,7 @@ class PGD(BallAttack):
 
     def _ascend(self, passes: Passes, x_adv: Tensor, samples: Samples, ball: Ball) -> Tensor:
         """All steps from `x_adv`, which they change."""
-        best = self.keeper() if self.keep == "best" else None
+        best = None if self.keep == "last" else Best(whole_batch=self.keep == "best_batch")
         velocity = None
         for _ in range(self.steps):
             grad, loss, _logits = passes.gradient(x_adv, samples.goal)

@@ -65,9 +65,11 @@ def until_fooled(
 
 
 class Best:
-    """The iterate of highest loss, kept for each image on its own."""
+    """The iterate of highest loss, kept for each image on its own; with `whole_batch` that of the
+    highest mean, for all images."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole_batch: bool = False) -> None:
+        self._whole_batch = whole_batch
         self.images: Tensor | None = None
         self.loss: Tensor | None = None
 
@@ -76,14 +78,12 @@ class Best:
         if self.images is None or self.loss is None:
             self.images, self.loss = x_adv.clone(), loss.clone()
             return self.images
-        better = self.better(loss, self.loss)
+        better = (loss > self.loss) | self.loss.isnan()  # a NaN never hides a number
+        if self._whole_batch:
+            better = (loss.mean() > self.loss.mean()).expand_as(loss)
         self.loss = torch.where(better, loss, self.loss)
         self.images = torch.where(column(better, x_adv), x_adv, self.images)
         return self.images
-
-    def better(self, loss: Tensor, kept: Tensor) -> Tensor:
-        """bool (B,): where the new iterate takes the place of the kept one."""
-        return (loss > kept) | kept.isnan()  # a NaN never hides a number
 
 
 def highest_loss(found: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

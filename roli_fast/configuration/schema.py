@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 import yaml
 
-from roli_fast.attacks import ATTACKS, PGD
+from roli_fast.attacks import Attack
 from roli_fast.configuration.files import load_yaml, read_yaml
 from roli_fast.configuration.values import (
     NULL,
@@ -27,6 +27,7 @@ from roli_fast.configuration.values import (
     inside,
     may_be_null,
 )
+from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, check_utf8, describe
 from roli_fast.files import naming
 from roli_fast.registry import Registry
@@ -68,16 +69,14 @@ class Schema(Generic[Root]):
             ConfigError: what is wrong, with the field's name.
         """
         given = [(self.full_name(flag), text) for flag, text in pairs(overrides)]
-        given = [*_radius_anew(tree, dict(given)), *given]
-        # a component is chosen before its fields are set
-        inside = {flag[:end] for flag, _ in given for end, dot in enumerate(flag) if dot == "."}
-        chosen = {flag for flag in inside if self.fields.get(flag) in self.components}
-        first = [pair for pair in given if pair[0] in chosen and pair[1] not in NULL]
-        whole = copy.deepcopy(dict(tree))
-        for name, text in [*first, *(pair for pair in given if pair not in first)]:
+        whole, norm = copy.deepcopy(dict(tree)), dict(given).get("threat.norm")
+        threat = whole.get("threat")
+        if norm and isinstance(threat, dict) and norm != threat.get("norm", "linf"):
+            threat.pop("eps", None)  # the radius of another norm says nothing of this one
+        for name, text in sorted(given, key=lambda pair: pair[0].count(".")):
             if text is None:
                 raise ConfigError(describe(name, "a value", "nothing", f"Write --{name} VALUE."))
-            self._put(whole, self.root, None, name, text, "")
+            self._put(whole, name, text)
         return self._make(whole, self.root, "", None)
 
     def read(self, path: Path) -> Root:
@@ -125,67 +124,49 @@ class Schema(Generic[Root]):
             raise ConfigError(f"unknown field `{name}`. Did you mean {words}?")
         return found[0] if found else name
 
-    def _put(  # noqa: PLR0913 - a place in a tree, and what is known of it
-        self, tree: Tree, kind: Any, base: Any, path: str, text: str, where: str
-    ) -> None:
-        """Write the text of a flag into a tree of fields.
-
-        Args:
-            tree: the fields of a `kind`; what it leaves out is as in `base`, or as by default.
-            kind: a dataclass, a component's base type or a mapping.
-            base: a value of it, or None.
-            path: from here, dotted.
-            text: of the flag.
-            where: the path to here.
-        """
-        name, _, rest = path.partition(".")
-        where = _join(where, name)
-        own = self.components[kind][tree["name"]] if kind in self.components else kind
-        inner = field_types(own).get(name) if is_dataclass(own) else None
-        before = getattr(base, name, None) if base is not None else _default(own, name)
-        node = tree.get(name)
-        if isinstance(node, str) and inner in self._written:
-            node = self._written[inner](node)
-        if rest:
-            if not isinstance(node, Mapping):
-                node = self._names(inner, before)
-            tree[name] = dict(node)
-            self._put(tree[name], inner, before, rest, text, where)
-        elif text.startswith("{") and (is_dataclass(inner) or inner in self.components):
+    def _put(self, tree: Tree, name: str, text: str) -> None:
+        """Write the text of a flag into a tree of fields; what stands above a field is there first,
+        so that a component is chosen before its fields are set."""
+        *above, last = name.split(".")
+        where = ""
+        for part in above:
+            where = _join(where, part)
+            tree[part] = tree = self._mapping(tree.get(part), self.fields.get(where))
+        kind = self.fields.get(name)
+        if text.startswith("{") and (is_dataclass(kind) or kind in self.components):
             try:
-                tree[name] = load_yaml(text)
+                tree[last] = load_yaml(text)
             except ValueError as error:
-                raise ConfigError(describe(where, "fields as YAML has them", text)) from error
-        elif text in NULL or inner not in self._written:
-            tree[name] = Text(text)
-        elif inner in self.components:
-            tree[name] = self._chosen(inner, text, node, where)
+                raise ConfigError(describe(name, "fields as YAML has them", text)) from error
+        elif text in NULL or kind not in self._written:
+            tree[last] = Text(text)
         else:
-            before = dict(node) if isinstance(node, Mapping) else {}
-            tree[name] = before | dict(self._written[inner](text))
+            new, before = dict(self._written[kind](text)), self._mapping(tree.get(last), kind)
+            if kind in self.components and new["name"] != before.get("name"):
+                before = self._shared(kind, new["name"], before)
+            tree[last] = before | new
 
-    def _names(self, kind: Any, before: Any) -> Mapping[str, Any]:
-        """What a tree says of a field before anything in it was given."""
-        if kind in self.components:
-            return {} if before is None else {"name": self.components[kind].name_of(type(before))}
-        return before if isinstance(before, Mapping) else {}
+    def _mapping(self, value: Any, kind: Any) -> Tree:
+        """The fields that a value in a tree stands for; none where it is null or not there."""
+        if isinstance(value, str) and value not in NULL and kind in self._written:
+            value = self._written[kind](value)
+        return dict(value) if isinstance(value, Mapping) else {}
 
-    def _chosen(self, kind: Any, text: str, node: Any, where: str) -> Tree:
-        """A component by its short name in the place of `node`; what both have keeps its value,
-        where the new one does not start anew."""
-        new, registry = dict(self._written[kind](text)), self.components[kind]
-        chosen, old = self._class(new, kind, where), node if isinstance(node, Mapping) else {}
-        another = registry is ATTACKS and old.get("name", new["name"]) != new["name"]
-        if another or _starts_anew(registry, chosen):  # PGD in the place of another
-            follows = dict.fromkeys(_following(registry, chosen))
-            plain = {n: default_of(chosen, n) for n in field_types(chosen)}
-            return {n: v for n, v in plain.items() if v is not MISSING} | follows | new
-        return {n: v for n, v in old.items() if n in field_types(chosen)} | new
+    def _shared(self, kind: Any, name: str, before: Tree) -> Tree:
+        """What a component in the place of another keeps: of data what both have, as folder and
+        size, and nothing of others, whose fields of one name may mean different things."""
+        registry = self.components[kind]
+        if registry is not DATASETS or name not in registry:
+            return {}
+        known = field_types(registry[name])
+        return {field: value for field, value in before.items() if field in known}
 
-    def _class(self, tree: Mapping[str, Any], kind: Any, where: str) -> Any:
-        """The class of the component that a tree names."""
+    def _class(self, tree: Mapping[str, Any], kind: Any, where: str, base: Any) -> Any:
+        """The class of the component that a tree names, or else that of `base`."""
         registry = self.components[kind]
         name = tree.get("name")
+        if name is None and base is not None:
+            return type(base)
         if name not in registry:
             got = repr(str(name)) if name else "no name"
             expected = f"one of: {', '.join(registry.names())}"
@@ -193,14 +174,18 @@ class Schema(Generic[Root]):
         return registry[str(name)]
 
     def _make(self, tree: Mapping[str, Any], kind: Any, where: str, base: Any) -> Any:
-        """A dataclass or component from a tree; what this leaves out is taken from `base`."""
+        """A dataclass or component from a tree; what this leaves out is taken from `base`, if that
+        is of the same class."""
         given = dict(tree)
         if kind in self.components:
-            registry, kind = self.components[kind], self._class(tree, kind, where)
-            del given["name"]
-            given = dict.fromkeys(_following(registry, kind)) | given
-            if type(base) is not kind or _starts_anew(registry, kind):
-                base = None
+            kind = self._class(tree, kind, where, base)
+            given.pop("name", None)
+            if issubclass(kind, Attack):
+                given = (
+                    dict.fromkeys(name for name in FOLLOWS_THREAT if name in field_types(kind))
+                    | given
+                )
+            base = base if type(base) is kind else None
         elif kind is ThreatModel and "norm" in given:
             given = {"eps": None} | given  # the norm's own, not the default of linf
         known, values = field_types(kind), {}
@@ -265,35 +250,6 @@ def _shortens(name: str, field: str) -> bool:
     """Whether the parts of `name` are some of `field`'s, in order, and the last is its last."""
     parts, rest = name.split("."), iter(field.split("."))
     return field.split(".")[-1] == parts[-1] and all(part in rest for part in parts)
-
-
-def _starts_anew(registry: Registry[Any], chosen: type) -> bool:
-    """Whether a component that is named takes its own defaults, whatever stood in its place."""
-    if registry is ATTACKS:
-        return chosen is not PGD
-    return registry.kind in ("tuning", "objective", "schedule")
-
-
-def _following(registry: Registry[Any], chosen: type) -> set[str]:
-    """The fields of an attack that are null unless they are given."""
-    known = field_types(chosen) if registry is ATTACKS else ()
-    return {name for name in FOLLOWS_THREAT if name in known}
-
-
-def _default(kind: Any, name: str) -> Any:
-    known = is_dataclass(kind) and name in field_types(kind)  # type: ignore[arg-type]
-    found = default_of(kind, name) if known else None  # type: ignore[arg-type]
-    return None if found is MISSING else found
-
-
-def _radius_anew(
-    tree: Mapping[str, Any], given: Mapping[str, str | None]
-) -> list[tuple[str, str | None]]:
-    """What a threat in another norm than the tree's adds: the tree's radius is left behind, for
-    linf's says nothing of l2."""
-    norm, threat = given.get("threat.norm"), tree.get("threat")
-    old = threat.get("norm", "linf") if isinstance(threat, Mapping) else "linf"
-    return [] if norm in (None, old) else [("threat.eps", "null")]
 
 
 def _join(where: str, name: str) -> str:

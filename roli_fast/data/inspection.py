@@ -5,20 +5,14 @@ disk keeps up. To decode it too costs ten times as much.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, repeat
+from itertools import islice
 
-from torch import Tensor
-
-from roli_fast.data.pixels import FilePixels
+from roli_fast.data.pixels import FilePixels, Pixels, in_threads
 from roli_fast.data.splits import ImageDataset
 from roli_fast.data.torch_datasets import DatasetPixels
 from roli_fast.errors import DataError
-from roli_fast.running.progress import progress_bar
 
-_BLOCK = 64  # images a task
 _SHOWN = 100  # files of an error
 
 
@@ -39,15 +33,19 @@ def inspect_images(
     Raises:
         DataError: names every file that cannot be read.
     """
-    found: list[str | DataError] = []
-    blocks = [(d, rows) for d in datasets.values() for rows in d.ids.split(_BLOCK)]
-    total = sum(map(len, datasets.values()))
-    # nothing is shown of what takes less than a second
-    bar = progress_bar("looking at the images", total=total, quiet=quiet, delay=1.0, leave=False)
-    with bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for seen in pool.map(_look, blocks, repeat(decode)):
-            found += seen
-            bar.update(len(seen))
+
+    def look(place: tuple[Pixels, int]) -> str | DataError:
+        pixels, row = place
+        try:
+            if isinstance(pixels, (FilePixels, DatasetPixels)):
+                return pixels.look(row, decode=decode)
+            image = pixels.read(row).cpu().contiguous().numpy()
+            return hashlib.sha256(image.tobytes()).hexdigest()
+        except DataError as error:
+            return error
+
+    places = [(split.pixels, row) for split in datasets.values() for row in split.ids.tolist()]
+    found = in_threads(look, places, "looking at the images", quiet=quiet)
     bad = [str(one) for one in found if isinstance(one, DataError)]
     if len(bad) == 1:
         raise DataError(bad[0])
@@ -55,19 +53,4 @@ def inspect_images(
         shown = bad[:_SHOWN] + [f"and {len(bad) - _SHOWN} more"] * (len(bad) > _SHOWN)
         raise DataError(f"{len(bad)} images cannot be used:\n" + "\n".join(shown))
     hashes = map(str, found)
-    return {name: list(islice(hashes, len(dataset))) for name, dataset in datasets.items()}
-
-
-def _look(block: tuple[ImageDataset, Tensor], decode: bool) -> list[str | DataError]:
-    """The hash of each image, or what is wrong with it."""
-    pixels, found = block[0].pixels, []
-    for row in block[1].tolist():
-        try:
-            if isinstance(pixels, (FilePixels, DatasetPixels)):
-                found.append(pixels.look(row, decode=decode))
-            else:
-                image = pixels.read(row).cpu().contiguous().numpy()
-                found.append(hashlib.sha256(image.tobytes()).hexdigest())
-        except DataError as error:
-            found.append(error)
-    return found
+    return {name: list(islice(hashes, len(split))) for name, split in datasets.items()}

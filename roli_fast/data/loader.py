@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,8 +36,7 @@ def shares(count: int, most: int) -> list[slice]:
         most: how many runs at most, at least one.
     """
     runs = max(1, min(most, count // 2))
-    edges = [count * number // runs for number in range(runs + 1)]
-    return [slice(*pair) for pair in pairwise(edges)]
+    return [slice(count * run // runs, count * (run + 1) // runs) for run in range(runs)]
 
 
 def share(count: int, rank: int, world: int) -> slice:
@@ -124,7 +122,8 @@ def _iterate(
     source: _ByBatch, chunks: list[Tensor], workers: int, device: torch.device
 ) -> Iterator[Batch]:
     items: Iterable[Batch | DataError] = map(source.__getitem__, chunks)
-    if workers and not source.dataset.on_gpu:  # a worker cannot read what lies there
+    if workers and chunks and not source.dataset.on_gpu:  # a worker cannot read what lies there
+        source[chunks[0][:1]]  # what one file tells of all, the bits in use, workers know from here
         items = DataLoader(
             source,
             batch_size=None,  # each chunk is a batch already

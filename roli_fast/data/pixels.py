@@ -2,14 +2,18 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import stat
 import struct
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from roli_fast.errors import DataError, describe
+from roli_fast.running.progress import progress_bar
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What a file may hold, whatever it is called: Pillow runs Ghostscript on an EPS named x.jpg."""
@@ -31,6 +36,13 @@ _DECODE_ERRORS = (
     *(struct.error, zlib.error),
 )
 """What Pillow's decoders raise on damaged files."""
+
+_BLOCK = 64  # images a task of a thread
+_SCAN = threading.Lock()  # one thread looks for the bits in use, and the others wait for it
+
+logger = logging.getLogger("roli_fast.data")
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Pixels(Protocol):
@@ -93,12 +105,14 @@ class FilePixels:
         root: the folder that `paths` are relative to.
         paths: one relative path per row, with forward slashes.
         class_names: the class of each row, for messages.
+        bit_depth: how many of the 16 bits of grey files are in use; None looks, see `bits`.
         channels: 3 for RGB, 1 for grey.
     """
 
     root: Path
     paths: tuple[str, ...] = field(repr=False)
     class_names: tuple[str, ...] = field(repr=False)
+    bit_depth: int | None = None
     channels: int = 3
 
     def __len__(self) -> int:
@@ -107,15 +121,15 @@ class FilePixels:
     def read(self, row: int) -> Tensor:
         """The image at `row`, turned as its EXIF block says: uint8, (C, H, W).
 
-        Grey, palette and CMYK images are converted, an alpha channel is dropped, and 16 bits a
-        channel become 8, the whole range of one that of the other.
+        Grey, palette and CMYK images are converted, an alpha channel is dropped, and grey of 16
+        bits becomes 8, the whole range of the `bits` in use that of the other.
 
         Raises:
             DataError: the file is missing, no regular file, none of `FORMATS`, damaged, of more
                 than `MOST_PIXELS`, or of more than 16 bits a channel.
         """
         with self._file(row) as file, _image(file) as image:
-            pixels = pil_to_tensor(to_rgb(image))
+            pixels = pil_to_tensor(to_rgb(image, self.bits if _has_16_bits(image) else 16))
         return pixels if self.channels == 3 else to_grey(pixels)
 
     def look(self, row: int, *, decode: bool) -> str:
@@ -130,9 +144,42 @@ class FilePixels:
                 content.update(block)
             file.seek(0)
             with _image(file) as image:
+                bits = self.bits if _has_16_bits(image) else 16
                 if decode:
-                    to_rgb(image)
+                    to_rgb(image, bits)
         return content.hexdigest()
+
+    @property
+    def bits(self) -> int:
+        """How many bits of the grey files of 16 are in use: 12 for many a scanner and camera.
+
+        It is `bit_depth`, else what the brightest pixel of all files takes, at least 8: one number
+        for the data set, since one for each image would change the contrast between them. The
+        files are looked at once, when the first of 16 bits is met.
+        """
+        if self.bit_depth is not None:
+            return self.bit_depth
+        with _SCAN:
+            return self._bits_in_use
+
+    @cached_property
+    def _bits_in_use(self) -> int:
+        title = "looking for the bits in use"
+        brightest = max(in_threads(self._brightest, range(len(self)), title))
+        bits = max(8, brightest.bit_length())
+        text = "%s: the brightest pixel of its grey images of 16 bits is %d, so they are scaled "
+        text += "from %d bits; data.bit_depth sets another number"
+        logger.info(text, self.root, brightest, bits)
+        return bits
+
+    def _brightest(self, row: int) -> int:
+        """The largest value of a file of 16 bits; 0 of others, and of what cannot be read, which
+        is told where it is wanted."""
+        try:
+            with self._file(row) as file, _image(file) as image:
+                return int(np.asarray(image).max()) if _has_16_bits(image) else 0
+        except DataError:
+            return 0
 
     def grey(self) -> "FilePixels":
         """The images with one channel."""
@@ -159,6 +206,20 @@ class FilePixels:
             raise DataError(text) from error
 
 
+def in_threads(
+    look: Callable[[Item], Result], items: Sequence[Item], title: str, *, quiet: bool = False
+) -> list[Result]:
+    """`look` at each item, in threads and in order, with a bar where it takes a second or more."""
+    found: list[Result] = []
+    blocks = [items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK)]
+    bar = progress_bar(title, total=len(items), quiet=quiet, delay=1.0, leave=False)
+    with bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for part in pool.map(lambda block: [look(item) for item in block], blocks):
+            found += part
+            bar.update(len(part))
+    return found
+
+
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`, from the CPU through pinned memory; a GPU is not waited for."""
     if tensor.is_cuda or device.type != "cuda" or tensor.numel() == 0:
@@ -171,6 +232,33 @@ def to_grey(images: Tensor) -> Tensor:
     red, green, blue = (channel.int() for channel in images.unbind(-3))
     luma = (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
     return luma.to(torch.uint8).unsqueeze(-3)
+
+
+def to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Integers in [0, 2^bits - 1] as uint8, the whole range as the whole range, rounded.
+
+    Raises:
+        ValueError: one is larger.
+    """
+    top, largest = 2**bits - 1, int(values.max(initial=0))
+    if largest > top:
+        raise ValueError(f"a pixel of {largest}, more than data.bit_depth {bits} holds")
+    return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+
+
+def to_rgb(image: Image.Image, bits: int = 16) -> Image.Image:
+    """The image with three channels of 8 bits, turned as its EXIF block says; of one of 16 bits
+    that many are in use."""
+    deep = _has_16_bits(image)
+    image.load()  # what is damaged is told here and not while it is turned
+    with contextlib.suppress(*_DECODE_ERRORS):  # a damaged EXIF block says nothing
+        if image.getexif().get(Tag.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    if deep:
+        image = Image.fromarray(to_8_bits(np.asarray(image), bits))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the direct conversion warns
+    return image.convert("RGB")
 
 
 def _image(file: BinaryIO) -> Image.Image:
@@ -191,18 +279,3 @@ def _image(file: BinaryIO) -> Image.Image:
 def _has_16_bits(image: Image.Image) -> bool:
     """Whether it is grey of 16 bits, which Pillow gives in 32 for PGM and, once, for PNG."""
     return image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image with three channels of 8 bits, turned as its EXIF block says."""
-    deep = _has_16_bits(image)
-    image.load()  # what is damaged is told here and not while it is turned
-    with contextlib.suppress(*_DECODE_ERRORS):  # a damaged EXIF block says nothing
-        if image.getexif().get(Tag.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-    if deep:
-        values = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the direct conversion warns
-    return image.convert("RGB")

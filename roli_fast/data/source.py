@@ -12,12 +12,7 @@ from torch import Tensor
 from roli_fast.data import stratify
 from roli_fast.data.pixels import ArrayPixels, FilePixels, Pixels
 from roli_fast.data.splits import ImageDataset, Splits
-from roli_fast.data.transforms import (
-    SMALL,
-    Transform,
-    evaluation_transform,
-    training_transform,
-)
+from roli_fast.data.transforms import SMALL, Transform, evaluation_transform, training_transform
 from roli_fast.errors import ArgumentError, check_choice, describe
 from roli_fast.registry import Registry
 
@@ -49,13 +44,14 @@ def file_table(entries: Mapping[str, Sequence[tuple[str, int | str]]]) -> FileTa
     found = sorted((path, split, kind) for split, pairs in entries.items() for path, kind in pairs)
     classes = sorted({kind for *_, kind in found})
     label = {kind: number for number, kind in enumerate(classes)}
-    rows = {
-        split: torch.tensor([row for row, (_, of, _) in enumerate(found) if of == split]).long()
-        for split in entries
-    }
-    labels = torch.tensor([label[kind] for *_, kind in found]).long()
+    rows: dict[str, list[int]] = {split: [] for split in entries}
+    for row, (_, split, _) in enumerate(found):
+        rows[split].append(row)
     return FileTable(
-        tuple(path for path, *_ in found), labels, rows, tuple(str(kind) for kind in classes)
+        tuple(path for path, *_ in found),
+        torch.tensor([label[kind] for *_, kind in found]).long(),
+        {split: torch.tensor(of).long() for split, of in rows.items()},
+        tuple(map(str, classes)),
     )
 
 
@@ -66,6 +62,10 @@ class DataSource(ABC):
     Args:
         image_size: height and width of the images given out, in pixels.
         channels: 3 for RGB, 1 for grey, for a network with model.options.in_chans 1.
+        bit_depth: how many bits of grey image files of 16 are in use, 12 say for what comes out of
+            a scanner: black to white is 0 to 2^bit_depth - 1. None takes the bits of the brightest
+            pixel of all files, one number for the whole data set; set it where another folder of
+            the same camera is read as well.
         augment: whether the training split is augmented.
         seed: drives the choice of samples (splits that are cut, `max_per_class`) and, unless a
             loader overrides it, the augmentation.
@@ -77,6 +77,7 @@ class DataSource(ABC):
 
     image_size: int = 224
     channels: int = 3
+    bit_depth: int | None = None
     augment: bool = True
     seed: int = 0
     max_per_class: int | None = None
@@ -88,6 +89,8 @@ class DataSource(ABC):
             if value is not None and value < 1:
                 raise ArgumentError(describe(name, "an integer >= 1", value))
         check_choice("channels", self.channels, (1, 3))
+        if self.bit_depth is not None and not 8 <= self.bit_depth <= 16:
+            raise ArgumentError(describe("bit_depth", "an integer from 8 to 16", self.bit_depth))
 
     @abstractmethod
     def load(self) -> Splits:
@@ -143,7 +146,7 @@ class DataSource(ABC):
     ) -> Splits:
         """`split` of a table of image files below `root`."""
         names = tuple(table.classes[label] for label in table.labels.tolist())
-        pixels = FilePixels(root, table.paths, names)
+        pixels = FilePixels(root, table.paths, names, self.bit_depth)
         return self.split(pixels, table.labels, table.rows, table.classes, shares=shares)
 
 

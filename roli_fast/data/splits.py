@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from roli_fast.data.pixels import ArrayPixels, Pixels, sent
-from roli_fast.data.transforms import Compose, Transform, uniform_draws
+from roli_fast.data.transforms import Transform, uniform_draws
 from roli_fast.errors import DataError, describe
 
 
@@ -76,15 +76,15 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         they lie; `y` and `ids` are on the CPU.
         """
         ids = self.ids[indices]
-        transform = self.augment or self.prepare or Compose(())
-        uniform = uniform_draws(self.seed, self.epoch, ids, transform.draws)
+        transform = self.augment or self.prepare
+        uniform = uniform_draws(self.seed, self.epoch, ids, transform.draws if transform else 0)
         if isinstance(self.pixels, ArrayPixels):
             images = self.pixels.batch(ids)
-            images = transform(images, sent(uniform, images.device))
+            images = transform(images, sent(uniform, images.device)) if transform else images
         else:
             read = (self.pixels.read(row)[None] for row in ids.tolist())
-            each = [transform(x, u) for x, u in zip(read, uniform.split(1), strict=True)]
-            images = torch.cat(each)
+            drawn = zip(read, uniform.split(1), strict=True)
+            images = torch.cat([transform(x, u) if transform else x for x, u in drawn])
         return Batch(images, self.labels[indices], ids)
 
     def at_epoch(self, epoch: int, seed: int | None = None) -> "ImageDataset":

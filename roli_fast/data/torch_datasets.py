@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from roli_fast.data.pixels import to_grey, to_rgb
-from roli_fast.data.source import DATASETS, SPLITS, DataSource
+from roli_fast.data.pixels import to_8_bits, to_grey, to_rgb
+from roli_fast.data.source import DATASETS, DataSource
 from roli_fast.data.splits import Splits
 from roli_fast.errors import ArgumentError, DataError, describe
 from roli_fast.registry import import_object
@@ -36,30 +36,31 @@ class Parts(NamedTuple):
     val: Dataset[Any] | None = None
     classes: tuple[str, ...] = ()
 
+    def given(self) -> dict[str, Any]:
+        """Name of the split -> its data set, of those that there are."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: dataset for name, dataset in named.items() if dataset is not None}
+
 
 _given: dict[str, Parts] = {}
 
 
-def from_datasets(  # noqa: PLR0913 - one call, each option on its own
+def from_datasets(
     train: Dataset[Any],
     test: Dataset[Any] | None = None,
     val: Dataset[Any] | None = None,
     *,
     classes: Sequence[str] = (),
     image_size: int | None = None,
-    channels: int = 3,
     augment: bool | None = None,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.2,
-    max_per_class: int | None = None,
-    seed: int = 0,
+    **options: Any,
 ) -> "TorchDatasets":
     """The data set of one to three map-style data sets, as everything here takes it.
 
-    An item is (image, label): the image a PIL image, a uint8 tensor or array, or a float tensor in
-    [0, 1], which is rounded to 8 bits; or it is a mapping with "image" and "label". The data sets'
-    own transforms run as they are, so leave the normalisation out of them: the model normalises.
-    One that draws at random makes the epochs of a run other ones when it is repeated.
+    An item is (image, label): the image a PIL image, a uint8 or uint16 tensor or array, or a float
+    tensor in [0, 1], which is rounded to 8 bits; or it is a mapping with "image" and "label". The
+    data sets' own transforms run as they are, so leave the normalisation out of them: the model
+    normalises. One that draws at random makes the epochs of a run other ones when it is repeated.
 
     Args:
         train: what is trained on.
@@ -67,60 +68,41 @@ def from_datasets(  # noqa: PLR0913 - one call, each option on its own
         val: what chooses the best epoch; None cuts it from `train`.
         classes: the names of the labels 0, 1, ...; by default those of `train.classes`.
         image_size: height and width that all images are brought to; None takes that of the first.
-        channels: 3 for RGB, 1 for grey.
         augment: resize, crop and flip training images; None does so for PIL images, and leaves
             tensors to the data set's own transform.
-        val_fraction: share of `train` that is cut for validation, in (0, 1).
-        test_fraction: share that is cut for the test, in (0, 1).
-        max_per_class: at most this many samples of each class in each split, for quick runs.
-        seed: of what is cut and of the augmentation.
+        **options: further fields of `TorchDatasets`: val_fraction, test_fraction, channels,
+            bit_depth, max_per_class, seed.
 
     Raises:
         ArgumentError: a data set that is not map-style, or images that are not square and no
             `image_size`.
         DataError: an item that is not (image, label), or images outside [0, 1].
     """
-    names = tuple(map(str, classes)) or _names(train)
-    for name, dataset in zip(SPLITS, (train, val, test), strict=True):
-        if dataset is not None:
-            _check_map_style(name, dataset)
+    parts = Parts(train, test, val, tuple(map(str, classes)) or _names(train))
+    for name, dataset in parts.given().items():
+        _check_map_style(name, dataset)
     first = split_item("train", 0, train[0])[0]
     if image_size is None:
         height, width = to_pixels("train", 0, first).shape[-2:]
         if height != width:
-            fix = (
-                "Call data.from_datasets(..., image_size=N): images are resized and cropped to it."
-            )
+            fix = "Call data.from_datasets(..., image_size=N): images are resized and cropped."
             got = f"none, and images of {height}x{width}"
             raise ArgumentError(describe("image_size", "a number of pixels", got, fix))
         image_size = int(height)
-    if augment is None:
-        augment = isinstance(first, Image.Image)
-    parts = Parts(train, test, val, names)
     name = f"{GIVEN}{type(train).__name__}-{_digest(parts)}"
     _given[name] = parts
-    return TorchDatasets(
-        name,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        image_size=image_size,
-        channels=channels,
-        augment=augment,
-        max_per_class=max_per_class,
-        seed=seed,
-    )
+    augment = isinstance(first, Image.Image) if augment is None else augment
+    return TorchDatasets(name, image_size=image_size, augment=augment, **options)
 
 
 def _digest(parts: Parts) -> str:
     """Of sizes and some samples: the same in another process that hands in the same data sets. The
     images themselves are looked at where a run begins."""
     found = hashlib.sha256()
-    for name, dataset in parts._asdict().items():
-        if name == "classes" or dataset is None:
-            continue
-        pixels, count = DatasetPixels({name: dataset}), len(dataset)
-        found.update(f"{name} {count}".encode())
-        for row in range(0, count, max(1, count // 8)):
+    for name, dataset in parts.given().items():
+        pixels = DatasetPixels({name: dataset})
+        found.update(f"{name} {len(pixels)}".encode())
+        for row in range(0, len(pixels), max(1, len(pixels) // 8)):
             found.update(pixels.look(row, decode=True).encode())
     return found.hexdigest()[:12]
 
@@ -136,6 +118,7 @@ class TorchDatasets(DataSource):
         val_fraction: share of the training images that is cut for validation where there is none.
         test_fraction: share that is cut for the test where there is none.
         augment: resize, crop and flip training images; false leaves that to the data set.
+        bit_depth: as for files; null takes images of 16 bits by their type, all 16.
     """
 
     factory: str
@@ -146,19 +129,16 @@ class TorchDatasets(DataSource):
     def load(self) -> Splits:
         """Read every label; images are read when they are needed."""
         parts = self._parts()
-        named = {"train": parts.train, "val": parts.val, "test": parts.test}
-        datasets = {name: dataset for name, dataset in named.items() if dataset is not None}
-        known = {name: _labels(name, dataset) for name, dataset in datasets.items()}
-        start, rows = 0, {}
-        for name, labels in known.items():
-            rows[name] = torch.arange(start, start + len(labels))
-            start += len(labels)
-        labels = torch.cat(list(known.values()))
+        pixels = DatasetPixels(parts.given(), self.bit_depth or 16)
+        known = [_labels(name, dataset) for name, dataset in pixels.datasets.items()]
+        labels = torch.cat(known)
         classes = parts.classes or tuple(map(str, range(int(labels.max()) + 1)))
         _check_labels(labels, classes)
+        ranges = torch.arange(len(labels)).split([len(part) for part in known])
+        rows = dict(zip(pixels.datasets, ranges, strict=True))
         shares = {"test": self.test_fraction, "val": self.val_fraction}
         cut = {name: share for name, share in shares.items() if name not in rows}
-        return self.split(DatasetPixels(datasets), labels, rows, classes, shares=cut)
+        return self.split(pixels, labels, rows, classes, shares=cut)
 
     def _parts(self) -> Parts:
         if self.factory.startswith(GIVEN):
@@ -169,26 +149,27 @@ class TorchDatasets(DataSource):
             raise ArgumentError(describe("factory", "data sets of this process", got, fix))
         made = import_object("factory", self.factory)()
         found = made if isinstance(made, tuple) else (made,)
-        for name, dataset in zip(SPLITS, found, strict=False):
+        parts = Parts(*found[:3], classes=_names(found[0]))
+        for name, dataset in parts.given().items():
             _check_map_style(name, dataset)
-        return Parts(*found[:3], classes=_names(found[0]))
+        return parts
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetPixels:
     """The images of data sets, one after the other, read by their own `__getitem__`."""
 
-    datasets: Mapping[str, Dataset[Any]] = field(repr=False)
+    datasets: Mapping[str, Any] = field(repr=False)
+    bit_depth: int = 16
     channels: int = 3
 
     @cached_property
     def _starts(self) -> list[tuple[int, str]]:
-        sizes = [len(dataset) for dataset in self.datasets.values()]  # type: ignore[arg-type]
-        starts = itertools.accumulate([0, *sizes[:-1]])
-        return list(zip(starts, self.datasets, strict=True))
+        sizes = map(len, self.datasets.values())
+        return list(zip(itertools.accumulate(sizes, initial=0), self.datasets, strict=False))
 
     def __len__(self) -> int:
-        return sum(len(dataset) for dataset in self.datasets.values())  # type: ignore[arg-type]
+        return sum(map(len, self.datasets.values()))
 
     def read(self, row: int) -> Tensor:
         """The image at `row`: uint8, (C, H, W).
@@ -198,7 +179,7 @@ class DatasetPixels:
         """
         split, index = self._place(row)
         image = split_item(split, index, self.datasets[split][index])[0]
-        pixels = to_pixels(split, index, image)
+        pixels = to_pixels(split, index, image, self.bit_depth)
         pixels = pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels
         return pixels if self.channels == 3 else to_grey(pixels)
 
@@ -231,6 +212,7 @@ def split_item(split: str, index: int, item: Any) -> tuple[Any, Any]:
     Raises:
         DataError: it has no such parts.
     """
+    got = type(item).__name__
     if isinstance(item, Mapping):
         image = next((item[key] for key in IMAGE_KEYS if key in item), None)
         label = next((item[key] for key in LABEL_KEYS if key in item), None)
@@ -239,23 +221,27 @@ def split_item(split: str, index: int, item: Any) -> tuple[Any, Any]:
         got = f"a mapping with {', '.join(map(str, item))}"
     elif isinstance(item, (tuple, list)) and len(item) >= 2:
         return item[0], item[1]
-    else:
-        got = type(item).__name__
     fix = "Wrap it in a Dataset whose __getitem__ returns (image, label)."
     raise DataError(describe(f"{split}[{index}]", "(image, label)", got, fix))
 
 
-def to_pixels(split: str, index: int, image: Any) -> Tensor:
-    """An image as uint8 (C, H, W), C 1 or 3.
+def to_pixels(split: str, index: int, image: Any, bit_depth: int = 16) -> Tensor:
+    """An image as uint8 (C, H, W), C 1 or 3; of one of 16 bits `bit_depth` are in use.
 
     Raises:
         DataError: it is none, or has values outside [0, 1].
     """
     where = f"{split}[{index}]"
-    if isinstance(image, Image.Image):
-        return pil_to_tensor(to_rgb(image))
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image)
+    try:
+        if isinstance(image, Image.Image):
+            return pil_to_tensor(to_rgb(image, bit_depth))
+        if isinstance(image, Tensor) and image.dtype == torch.uint16:
+            image = image.numpy()
+        if isinstance(image, np.ndarray):
+            deep = image.dtype == np.uint16
+            image = torch.from_numpy(to_8_bits(image, bit_depth) if deep else image)
+    except ValueError as error:
+        raise DataError(describe(where, "an image", str(error))) from error
     if not isinstance(image, Tensor) or not 2 <= image.ndim <= 3:
         got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise DataError(describe(where, "a PIL image or a tensor (C, H, W)", got))
@@ -268,9 +254,8 @@ def to_pixels(split: str, index: int, image: Any) -> Tensor:
         return image
     low, high = (float(value) for value in torch.aminmax(image.float()))
     if not (-1e-4 <= low and high <= 1 + 1e-4):
-        fix = "Divide by 255." if low >= 0 and high > 2 else ""
-        fix = fix or "Take the normalisation out of the transform, and give mean and std to the "
-        fix += "" if fix.startswith("Divide") else "model (models.wrap)."
+        fix = "Take the normalisation out of the transform, and give mean and std to the model "
+        fix = "Divide by 255." if low >= 0 and high > 2 else f"{fix}(models.wrap)."
         got = f"values from {low:.3g} to {high:.3g}"
         raise DataError(describe(where, "values in [0, 1]", got, fix))
     return image.float().clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -281,29 +266,28 @@ def _check_map_style(name: str, dataset: Any) -> None:
         fix = "Attacks and epochs need to come back to an image: collect it, list(dataset) say."
         got = type(dataset).__name__
         raise ArgumentError(describe(name, "a map-style data set, dataset[i]", got, fix))
-    try:
-        count = len(dataset)
-    except TypeError:
-        count = 0
-    if not count:
+    if not getattr(dataset, "__len__", int)():
         raise ArgumentError(describe(name, "a data set with a length", "none, or 0 samples"))
+
+
+def _whole(dataset: Any) -> Any:
+    """The data set that a subset is of."""
+    return _whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
 
 
 def _names(dataset: Any) -> tuple[str, ...]:
     """What the data set calls its labels: torchvision's `classes`, the ClassLabel of `datasets`."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
+    dataset = _whole(dataset)
     if names := getattr(dataset, "classes", None):
         return tuple(map(str, names))
-    features: Any = getattr(dataset, "features", None)
-    kinds = [features[key] for key in LABEL_KEYS if key in features] if features else []
+    features: Any = getattr(dataset, "features", None) or {}
+    kinds = [features[key] for key in LABEL_KEYS if key in features]
     return tuple(getattr(kinds[0], "names", ())) if kinds else ()
 
 
 def _transformed(dataset: Any) -> bool:
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return any(getattr(dataset, name, None) is not None for name in ("transform", "transforms"))
+    whole = _whole(dataset)
+    return any(getattr(whole, name, None) is not None for name in ("transform", "transforms"))
 
 
 def _labels(name: str, dataset: Any) -> Tensor:

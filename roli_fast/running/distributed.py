@@ -7,11 +7,13 @@ says why in its own output, and torchrun stops whoever is left.
 import contextlib
 import datetime
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from roli_fast.errors import PeerError
 from roli_fast.running.ranks import Ranks
@@ -127,6 +129,33 @@ class Distributed:
                     if whole is not tensor:
                         tensor.copy_(whole)
 
+    def merge_gradients_(self, model: nn.Module, weight: float) -> None:
+        """Sum the gradients of a model that all processes train, in one exchange a dtype, and the
+        running statistics of BatchNorm in training mode, each times `weight`.
+
+        Every process normalises by the images of its own share, so with BatchNorm in training mode
+        several processes train something slightly else than one.
+
+        Args:
+            model: the same in all processes but for its values.
+            weight: this process's share of the images of the update, in [0, 1]; its gradients are
+                of a loss that was scaled with it.
+        """
+        if self.world_size == 1:
+            return
+        modules = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+        buffers = [b for m in modules for b in (m.running_mean, m.running_var) if b is not None]
+        for buffer in buffers:
+            buffer.mul_(weight)
+        merged = [p.grad for p in model.parameters() if p.grad is not None] + buffers
+        merged.sort(key=_dtype)  # stable: the same order everywhere
+        for _, group in groupby(merged, key=_dtype):
+            tensors = list(group)
+            bucket = self.all_reduce_(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+            pieces = bucket.split([tensor.numel() for tensor in tensors])
+            for tensor, piece in zip(tensors, pieces, strict=True):
+                tensor.copy_(piece.view(tensor.shape))
+
     @contextlib.contextmanager
     def _answers(self) -> Iterator[None]:
         """An exchange that fails means that another process is gone or hangs."""
@@ -138,3 +167,7 @@ class Distributed:
                 f"process {self.rank} of {self.world_size} lost another one, which ended or did "
                 f"not answer in time ({words}). Its own output says why, if it could."
             ) from error
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype)

@@ -1,13 +1,12 @@
 """The light analysis of one method and seed of a run: analysis.json and examples.npz.
 
 How much it looks at, and by which attack, follows from the configuration, so that another method
-and another machine look at the same images; what would take too many seconds is left out by name.
+and another machine look at the same images; what would take too long is left out by name.
 """
 
-import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -15,13 +14,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from roli_fast.analysis import Gathered
-from roli_fast.analysis.light import Look, Point, Survey, calibrate, joined
-from roli_fast.analysis.view import gather
+from roli_fast.analysis.examples import worth_showing, write_examples
+from roli_fast.analysis.light import Point, Survey, calibrate
 from roli_fast.attacks import PGD, Attack
 from roli_fast.attacks.base import BallAttack
 from roli_fast.data import Batch, ImageDataset, Splits
@@ -29,15 +25,14 @@ from roli_fast.data.splits import scaled
 from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate import attack_passes, robustness_curve
 from roli_fast.evaluate.dataset import mixed_order
-from roli_fast.files import naming, write_bytes, write_json
+from roli_fast.files import naming, write_json
 from roli_fast.models import Classifier
 from roli_fast.norms import NORMS
 from roli_fast.report.read import parse_analysis
 from roli_fast.seeds import derive_seed
-from roli_fast.threat import as_pixels
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.run_directory import read_result, starting_model, trained_model
+from roli_fast.train.run_directory import RunStage, run_stages
 
 logger = logging.getLogger("roli_fast.train")
 
@@ -49,18 +44,14 @@ SCHEMA_VERSION = 1
 LIGHT = ("name", "lr", "epochs", "start", "end", "change")
 """What the light analysis says of a stage."""
 
-SHOWN = 8
-"""Test images in examples.npz."""
+SHOWN_OF = 64
+"""Test images from which those of examples.npz are chosen."""
 
 RADII = (0.25, 0.5, 1.0, 1.5, 2.0)
 """Of the curve, in multiples of the attack's eps."""
 
-SHARE, FLOOR = 0.05, 5.0
-"""Of the passes and of the seconds of the run's training and validation: what the analysis may
-take; seconds that it may always take."""
-
-SLOWER = 1.5
-"""Seconds of an attack's pass over those of a forward: backwards, steps, small batches."""
+SHARE = 0.05
+"""Of the passes of the run's training and validation: what the analysis may take."""
 
 LEAST, LEAST_CALIBRATION = 32, 128
 """Images of a split below which parts are left out instead, and those that calibration needs: no
@@ -103,52 +94,47 @@ class Plan:
         return {"label": self.attack.label, "norm": norm, "eps": eps}
 
 
-def plan(experiment: Experiment, splits: Splits, images: int | None = None) -> Plan:
+def plan(experiment: Experiment, splits: Splits, images: int | None = None, world: int = 1) -> Plan:
     """What the analysis of each method and seed looks at.
 
     At most `analysis_images` of a split, and fewer where all passes would be more than a twentieth
-    of those that training and validation make. Where that is less than `LEAST` images, parts are
-    left out and named. `images` takes the place of all that: so many of each split, and every part.
+    of those that each process makes for training and validation. Where that is less than `LEAST`
+    images, parts are left out and named. `images` takes the place of all that: so many of each
+    split, and every part.
+
+    Args:
+        experiment: the run's.
+        splits: of its data.
+        images: of each split, whatever they cost.
+        world: processes that trained; one of them analyses.
 
     Raises:
         ArgumentError: what the test's attack refuses under the threat.
     """
     attack, notes = _attack(experiment, splits.num_classes)
+    most = images or experiment.analysis_images or MOST
+    found = Plan(attack, most, most, notes=notes)
     if images:
-        return Plan(attack, images, images, notes=notes)
-    methods = experiment.methods
-    allowed = SHARE * _training(experiment, splits)
-    most = experiment.analysis_images or MOST
-    return _first(
-        Plan(attack, most, most, notes=notes),
-        lambda found: _passes(experiment, splits, found, methods) <= allowed,
-    )
-
-
-def _first(whole: Plan, fits: Callable[[Plan], bool]) -> Plan:
-    """The first plan that fits, of all that look at fewer images, or leave out more, or both: the
-    last one if none does. What is left out is noted."""
-    counts = [whole.points]
+        return found
+    counts, allowed = [most], SHARE * _training(experiment, splits) / world
     while counts[-1] > LEAST:
         counts.append(max(LEAST, counts[-1] * 9 // 10))
-    found = whole
-    for left_out, points in product(LEFT_OUT[LEFT_OUT.index(whole.left_out) :], counts):
-        calibration = min(whole.calibration, max(points, LEAST_CALIBRATION))
-        found = replace(whole, points=points, calibration=calibration, left_out=left_out)
-        if fits(found):
+    for left_out, points in product(LEFT_OUT, counts):
+        calibration = min(most, max(points, LEAST_CALIBRATION))
+        found = replace(found, points=points, calibration=calibration, left_out=left_out)
+        if _passes(experiment, splits, found) <= allowed:
             break
-    if not found.left_out or found.left_out == whole.left_out:
+    if not found.left_out:
         return found
-    what, command = ", ".join(found.left_out), "python -m roli_fast.analyze RUN --images"
-    note = f"left out, for it would take more than a twentieth of the training: {what}"
-    note = f"{note}; {command} {LEAST_CALIBRATION} makes it"
-    return replace(found, notes=(*whole.notes, note))
+    note = "left out, for it would take more than a twentieth of the training: "
+    note += f"{', '.join(found.left_out)}; python -m roli_fast.analyze RUN --images "
+    return replace(found, notes=(*notes, f"{note}{LEAST_CALIBRATION} makes it"))
 
 
-def first_images(dataset: ImageDataset, count: int, start: int = 0) -> ImageDataset:
-    """Images `start` to `count` of a split in an order in which every beginning has its classes'
-    proportions, without augmentation; as many as there are."""
-    return dataset.plain().subset(mixed_order(dataset.labels, seed=0)[start:count])
+def first_images(dataset: ImageDataset, count: int) -> ImageDataset:
+    """The first `count` images of a split, or as many as there are, in an order in which every
+    beginning has its classes' proportions; without augmentation."""
+    return dataset.plain().subset(mixed_order(dataset.labels, seed=0)[:count])
 
 
 def _attack(experiment: Experiment, classes: int) -> tuple[Attack, tuple[str, ...]]:
@@ -173,21 +159,21 @@ def _training(experiment: Experiment, splits: Splits) -> float:
     return sum(stage.passes(experiment.threat, attacks, splits)[1] for stage in stages)
 
 
-def _passes(experiment: Experiment, splits: Splits, plan: Plan, methods: Sequence[str]) -> float:
-    """Of the analyses of these methods, likewise: a clean look is a forward, an attacked one one
-    more after the search."""
+def _passes(experiment: Experiment, splits: Splits, plan: Plan) -> float:
+    """Of the analyses of a seed, likewise: a clean look is a forward, an attacked one one more
+    after the search."""
     search = attack_passes(plan.attack, splits.num_classes)
     train, val, test = (min(plan.points, len(s)) for s in (splits.train, splits.val, splits.test))
-    total = 0.0
+    each = 0.0
     if "curve" not in plan.left_out:
-        total += test * len(RADII) * search
+        each += test * len(RADII) * search
     if "calibration" not in plan.left_out:
         own = [min(plan.calibration, len(split)) for split in (splits.val, splits.test)]
-        total += (sum(own) - val) * (2 + search)
+        each += (sum(own) - (val if val == own[0] else 0)) * (2 + search)
     if "examples" not in plan.left_out:
-        total += SHOWN * (2 + search) + LEAST * ("calibration" in plan.left_out)
-    total *= len(methods)
-    for method in methods:
+        each += min(SHOWN_OF, len(splits.test)) * (2 + search)
+    total = each * len(experiment.methods)
+    for method in experiment.methods:
         stages = len(experiment.stages(method))
         total += 2 * stages * (train + val)
         if ATTACKED not in plan.left_out:
@@ -219,8 +205,7 @@ class MethodAnalysis:
     test: bool = True
     images: int | None = None
     _moved: Callable[[int], object] = field(default=int, init=False)
-    _now: Plan = field(init=False)
-    _kept: dict[tuple[int, int, int], list[Batch]] = field(default_factory=dict, init=False)
+    _kept: dict[tuple[int, int], list[Batch]] = field(default_factory=dict, init=False)
 
     @property
     def folder(self) -> Path:
@@ -228,45 +213,15 @@ class MethodAnalysis:
         return self.run_dir / f"seed-{self.seed}" / self.method
 
     @cached_property
+    def stages(self) -> list[RunStage]:
+        """The method's, in their order."""
+        place = (self.experiment, self.splits, self.run_dir, self.seed, self.method)
+        return run_stages(*place)
+
+    @cached_property
     def plan(self) -> Plan:
-        """How much is looked at, by the passes alone."""
-        return plan(self.experiment, self.splits, self.images)
-
-    def _in_time(self) -> Plan:
-        """The plan, with fewer images and without parts that would take more than a twentieth of
-        the seconds in which the method was trained and validated, by a measured forward."""
-        if self.images:
-            return self.plan
-        allowed = max(FLOOR, SHARE * self._trained())
-        stages, began = len(self.experiment.stages(self.method)), time.perf_counter()
-        model, images = self.first_model(1), list(self.images_of(self.splits.val, LEAST))
-        building = 2 * stages * (time.perf_counter() - began)
-        seconds = []
-        for _ in range(2):  # the first one warms up
-            began = time.perf_counter()
-            gather(model, images)
-            seconds.append(time.perf_counter() - began)
-        forward = SLOWER * seconds[1] / sum(len(batch.y) for batch in images)
-
-        def fits(found: Plan) -> bool:
-            passes = _passes(self.experiment, self.splits, found, [self.method])
-            return building + passes * forward <= allowed
-
-        return _first(self.plan, fits)
-
-    def _trained(self) -> float:
-        """Seconds of the method's training, and of its validation in proportion to its passes."""
-        seconds, validation = 0.0, self.experiment.evaluations("validation").values()
-        paths = sorted(self.folder.glob("stage-*/result.json"))
-        for path, (_, stage) in zip(paths, self.experiment.stages(self.method), strict=False):
-            each, whole = stage.passes(self.experiment.threat, validation, self.splits)
-            updates = whole if stage.solves else each * stage.epochs * len(self.splits.train)
-            seconds += read_result(path).train_seconds * whole / updates
-        return seconds
-
-    @property
-    def _title(self) -> str:
-        return f"seed {self.seed} {self.method}/analysis"
+        """How much is looked at."""
+        return plan(self.experiment, self.splits, self.images, self.context.distributed.world_size)
 
     @property
     def draws(self) -> int:
@@ -288,8 +243,8 @@ class MethodAnalysis:
         before = self._saved()
         if before and not again and self._whole(before):
             return
-        started, self._now = time.perf_counter(), self._in_time()
-        with self.context.bar(self._title, total=self._total) as bar:
+        started = time.perf_counter()
+        with self.context.bar(f"seed {self.seed} {self.method}/analysis", total=self._total) as bar:
             self._moved = lambda count: bar.update(min(count, max(0, bar.total - bar.n)))
             tree = self._tree()
             bar.update(bar.total - bar.n)
@@ -298,29 +253,21 @@ class MethodAnalysis:
             stage |= {name: part for name, part in old.items() if name not in LIGHT}
         write_json(self.folder / FILE, tree)
 
-    def images_of(self, dataset: ImageDataset, count: int, start: int = 0) -> Iterator[Batch]:
+    def images_of(self, dataset: ImageDataset, count: int) -> Iterator[Batch]:
         """`first_images` of a split in batches that fit, on the device. They are read once: every
         model is shown the same few."""
-        key = (id(dataset), count, start)
+        key, device = (id(dataset), count), self.context.device
         if key not in self._kept:
-            chosen, size = (
-                first_images(dataset, count, start),
-                self.experiment.finetune.part_size(1),
-            )
-            rows = torch.arange(len(chosen)).split(size)
+            chosen = first_images(dataset, count)
+            rows = torch.arange(len(chosen)).split(self.stages[-1].stage.part_size(1))
             with ThreadPoolExecutor(max(1, self.context.workers)) as pool:
                 self._kept[key] = list(pool.map(chosen.raw, rows))
-        device = self.context.device
         for x, y, ids in self._kept[key]:
             yield scaled(Batch(x.to(device), y.to(device), ids))
 
     def first_model(self, number: int) -> Classifier:
         """As stage `number`, counted from 1, began; on the device, in eval mode."""
-        return self._model(starting_model, number)
-
-    def last_model(self, number: int) -> Classifier:
-        """As stage `number` ended."""
-        return self._model(trained_model, number)
+        return self.stages[number - 1].starting_model().to(self.context.device).eval()
 
     def watch(self) -> None:
         """Called within the work: the other processes wait for no longer than between two calls.
@@ -336,10 +283,6 @@ class MethodAnalysis:
         self._moved(count)
         self.watch()
 
-    def _model(self, build: Callable[..., Classifier], number: int) -> Classifier:
-        run = (self.experiment, self.splits, self.seed, self.method, number, self.run_dir)
-        return build(*run).to(self.context.device).eval()
-
     def _saved(self) -> dict[str, Any]:
         """The analysis that is there; empty where there is none that can be read."""
         path = self.folder / FILE
@@ -354,93 +297,78 @@ class MethodAnalysis:
     def _whole(self, tree: dict[str, Any]) -> bool:
         """Whether it has all that would be made now; on how many images plays no part."""
         missing = set(TESTED if self.test else ()) - tree.keys() | set(tree.get("left_out", ()))
-        stages = len(tree["stages"]) == len(self.experiment.stages(self.method))
-        slow = () if self.images else tree.get("too_slow", ())
-        return stages and missing <= {*self.plan.left_out, *slow}
+        return len(tree["stages"]) == len(self.stages) and missing <= set(self.plan.left_out)
 
     @property
     def _total(self) -> int:
         """At most how many images pass through a model, once for each way it sees them."""
-        train, val, test = (min(self._now.points, len(s)) for s in self._splits)
-        calibration = sum(min(self._now.calibration, len(s)) for s in self._splits[1:])
-        stages = len(self.experiment.stages(self.method)) * (4 * (train + val) + val)
-        return stages + (2 * calibration + test + 3 * SHOWN if self.test else 0)
-
-    @property
-    def _splits(self) -> tuple[ImageDataset, ...]:
-        return self.splits.train, self.splits.val, self.splits.test
+        splits, plan = (self.splits.train, self.splits.val, self.splits.test), self.plan
+        train, val, test = (min(plan.points, len(split)) for split in splits)
+        calibration = sum(min(plan.calibration, len(split)) for split in splits[1:])
+        stages = len(self.stages) * (4 * (train + val) + val)
+        return stages + (2 * (calibration + SHOWN_OF) + test if self.test else 0)
 
     def _tree(self) -> dict[str, Any]:
         """All of it, but for the seconds and for what is made on demand."""
-        plan = self._now
-        count, left_out = plan.points, plan.left_out
-        train, val, test = (len(split) for split in self._splits)
+        splits, plan = self.splits, self.plan
         survey = Survey(
-            None if ATTACKED in left_out else plan.attack,
-            partial(self.images_of, self.splits.train, count),
-            partial(self.images_of, self.splits.val, count),
+            None if ATTACKED in plan.left_out else plan.attack,
+            partial(self.images_of, splits.train, plan.points),
+            partial(self.images_of, splits.val, plan.points),
             seed=self.draws,
             after_batch=self._after_batch,
         )
-        images = {"train": min(count, train), "validation": min(count, val)}
-        tested = self.test and "calibration" not in left_out
-        images["test"] = min(plan.calibration, test) if tested else 0
+        wanted = [part for part in TESTED if self.test and part not in plan.left_out]
+        images = {"train": min(plan.points, len(splits.train))}
+        images["validation"] = min(plan.points, len(splits.val))
+        images["test"] = min(plan.calibration, len(splits.test)) * ("calibration" in wanted)
         tree: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
             "attack": plan.described,
             "images": images,
             "notes": list(plan.notes),
-            "left_out": list(left_out),
-            "too_slow": [part for part in left_out if part not in self.plan.left_out],
+            "left_out": list(plan.left_out),
             "stages": [],
         }
         model, end = None, None
-        for number, (name, stage) in enumerate(self.experiment.stages(self.method), 1):
-            start = survey.point(self.first_model(number), end)
-            model = self.last_model(number)
+        for stage in self.stages:
+            start = survey.point(self.first_model(stage.number), end)
+            model = stage.trained_model().to(self.context.device).eval()
             end = survey.point(model, start)
-            own = {"name": name, "lr": None if stage.solves else stage.optimizer.lr}
+            own = {"name": stage.name, "lr": stage.result().lr, "epochs": stage.stage.epochs}
             points = {"start": start.as_json(), "end": end.as_json()}
-            own |= {"epochs": stage.epochs, **points, "change": survey.change(start, model, end)}
+            own |= points | {"change": survey.change(start, model, end)}
             tree["stages"].append(own)
         assert model is not None and end is not None, "every method has a stage"
-        looked = None
-        if tested:
-            looked = survey.look(model, partial(self.images_of, self.splits.test, plan.calibration))
-            tree["calibration"] = self._calibration(survey, model, end, looked)
-        if self.test and "examples" not in left_out:
-            tree["examples"] = self._examples(survey, model, looked)
-        if self.test and "curve" not in left_out:
+        if "calibration" in wanted:
+            tree["calibration"] = self._calibration(survey, model, end)
+        if "examples" in wanted:
+            tree["examples"] = self._examples(survey, model)
+        if "curve" in wanted:
             tree["curve"] = self._curve(model, tree["notes"])
         return tree
 
-    def _calibration(
-        self, survey: Survey, model: Classifier, end: Point, test: Look
-    ) -> dict[str, Any]:
-        """Of the final model; the validation images that were seen are not looked at again."""
-        count, seen = self._now.calibration, end.validation
-        begin = len(seen.clean)
-        if begin < min(count, len(self.splits.val)):
-            more = survey.look(model, partial(self.images_of, self.splits.val, count, begin))
-            assert seen.adversarial is not None and more.adversarial is not None
-            clean = joined(seen.clean, more.clean)
-            seen = Look(clean, joined(seen.adversarial, more.adversarial))
+    def _calibration(self, survey: Survey, model: Classifier, end: Point) -> dict[str, Any]:
+        """Of the final model, whose validation images were seen already where they suffice."""
+        count, seen = self.plan.calibration, end.validation
+        if len(seen.clean) < min(count, len(self.splits.val)):
+            seen = survey.look(model, partial(self.images_of, self.splits.val, count))
+        test = survey.look(model, partial(self.images_of, self.splits.test, count))
         return calibrate(seen, test)
 
     def _curve(self, model: Classifier, notes: list[str]) -> dict[str, Any] | None:
         """Accuracy against the radius; None for an attack without one."""
-        attack = self._now.attack
+        attack = self.plan.attack
         eps, bounds = getattr(attack, "eps", None), getattr(attack, "bounds", None)
         if not isinstance(attack, BallAttack) or not eps or not bounds:
             notes.append(f"no curve: {attack.label} has no one radius")
             return None
         if isinstance(attack, PGD):
             attack = replace(attack, step_size=None)  # a quarter of each radius
-        whole = bounds[1] - bounds[0]
-        limit = whole * NORMS[str(attack.norm)].largest(None)
+        limit = (bounds[1] - bounds[0]) * NORMS[str(attack.norm)].largest(None)
         curve = robustness_curve(
             model,
-            self.images_of(self.splits.test, self._now.points),
+            self.images_of(self.splits.test, self.plan.points),
             attack,
             [eps * share for share in RADII if eps * share < limit],
             seed=self.draws,
@@ -449,46 +377,16 @@ class MethodAnalysis:
         )
         return curve.as_json(eps)
 
-    def _examples(self, survey: Survey, model: Classifier, looked: Look | None) -> str | None:
+    def _examples(self, survey: Survey, model: Classifier) -> str | None:
         """A few test images beside their attacked versions, of the run's first seed."""
         if self.seed != self.experiment.seeds[0]:
             return None
-        if looked is None:
-            first = partial(self.images_of, self.splits.test, LEAST)
-            looked = Look(survey.clean(model, first), None)
-        split = self.splits.test.plain()
-        places = {sample: place for place, sample in enumerate(split.ids.tolist())}
-        shown = split.subset([places[sample] for sample in worth_showing(looked)])
-        found = survey.look(model, partial(self._all, shown), keep=True)
-        clean, attacked = found.clean, found.adversarial
-        assert attacked is not None and clean.x is not None and attacked.x is not None
-        pixels = as_pixels(attacked.x, clean.x).to(clean.x.dtype) / 255
-        size, device = self.experiment.finetune.part_size(1), self.context.device
-        columns = [column.to(device).split(size) for column in (pixels, clean.y, clean.ids)]
-        parts = [Batch(*part) for part in zip(*columns, strict=True)]
-        rounded = survey.clean(model, lambda: parts, keep=True)
-        names = [shown.name(place) for place in range(len(shown))]
-        write_examples(self.folder / EXAMPLES, names, clean, attacked, rounded)
+        pool = first_images(self.splits.test, SHOWN_OF)
+        found = survey.look(model, partial(self.images_of, self.splits.test, SHOWN_OF), keep=True)
+        rows = worth_showing(found)
+        names = [pool.name(row) for row in rows]
+        write_examples(self.folder / EXAMPLES, names, found.rows(rows), model)
         return EXAMPLES
-
-    def _all(self, shown: ImageDataset) -> Iterator[Batch]:
-        """The images in batches that fit, on the device."""
-        for rows in torch.arange(len(shown)).split(self.experiment.finetune.part_size(1)):
-            x, y, ids = shown.batch(rows)
-            yield Batch(x.to(self.context.device), y.to(self.context.device), ids)
-
-
-def worth_showing(looked: Look) -> list[int]:
-    """Ids of a few test images: those that the attack fools, and two that withstand it, as far as
-    that is known; what is wrong before the attack comes where these are too few."""
-    clean, attacked = looked.clean, looked.adversarial or looked.clean
-    right = clean.logits.argmax(1) == clean.y
-    stays = attacked.logits.argmax(1) == attacked.y
-    fooled, withstood, wrong = (
-        clean.ids[flags].tolist() for flags in (right & ~stays, right & stays, ~right)
-    )
-    first = fooled[: SHOWN - min(2, len(withstood))]
-    return [*first, *withstood, *fooled[len(first) :], *wrong][:SHOWN]
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
@@ -499,45 +397,3 @@ def read_analysis(path: Path) -> dict[str, Any]:
     """
     with naming(path, RunDirectoryError, "RUN", "an analysis of this version"):
         return parse_analysis(path)
-
-
-def write_examples(
-    path: Path, names: Sequence[str], clean: Gathered, attacked: Gathered, rounded: Gathered
-) -> None:
-    """Write n images and what one model makes of them.
-
-    Arrays: "name", texts (n,); "clean" and "adversarial", uint8 (n, H, W, 3); "delta", their
-    difference before rounding to pixels, float16 (n, H, W, 3); "label", "clean_prediction",
-    "adversarial_prediction", int64 (n,); "clean_confidence", "adversarial_confidence", float32
-    (n,): of the images as they are in the file; "unrounded_prediction", int64 (n,), of the attacked
-    images before rounding.
-
-    Args:
-        path: the file, replaced whole.
-        names: of the images.
-        clean: with the images kept, (n, 3, H, W) in [0, 1].
-        attacked: the same images under attack, kept too.
-        rounded: those by `as_pixels`, kept too.
-    """
-    assert clean.x is not None and attacked.x is not None, "images are kept"
-    assert rounded.x is not None, "images are kept"
-    arrays: dict[str, Any] = {
-        "name": np.array([name.encode(errors="replace").decode() for name in names]),
-        "clean": _last(as_pixels(clean.x, clean.x)),
-        "adversarial": _last(as_pixels(rounded.x, clean.x)),
-        "delta": _last(attacked.x - clean.x).astype(np.float16),
-        "label": clean.y.numpy(),
-        "unrounded_prediction": attacked.logits.argmax(1).numpy(),
-    }
-    for name, found in (("clean", clean), ("adversarial", rounded)):
-        confidence, prediction = found.logits.softmax(1).max(1)
-        arrays[f"{name}_prediction"] = prediction.numpy()
-        arrays[f"{name}_confidence"] = confidence.numpy().astype(np.float32)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
-
-
-def _last(x: Tensor) -> np.ndarray:
-    """(n, 3, H, W) as (n, H, W, 3)."""
-    return x.permute(0, 2, 3, 1).numpy()

@@ -1,26 +1,22 @@
-"""The resume file of a stage: one safetensors file, replaced whole, so it is never half new.
+"""The resume file of a stage: one file of torch.save, replaced whole, so it is never half new.
 
-It holds the trainable tensors and buffers, the optimiser's state, the best weights so far, the
-position, and with gradient projection the same of its clean half. No random state: every draw is
-derived from the seed and the position.
+It holds the trainable tensors and buffers, the optimisers' states, the best weights so far and the
+position. No random state: every draw is derived from the seed and the position.
 """
 
-import json
+import io
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from roli_fast.configuration import Schema
-from roli_fast.errors import CheckpointError, describe
-from roli_fast.files import naming, parse_json, write_tensors
+from roli_fast.errors import CheckpointError
+from roli_fast.files import naming, write_bytes
 
-_META = "roli_fast_resume"
-_OPTIMIZER = "optimizer"
+Tensors = dict[str, Tensor]
 
 
 @dataclass
@@ -31,6 +27,9 @@ class Progress:
     that the phase has had its last one; `phase` equal to how many an epoch has, that only the
     validation of that epoch is outstanding. `counts` are those of the objective over the whole
     stage, `accuracies` what it was settled on: norm -> robust accuracy before the first update.
+    `sora` is SORA's moving average, None before its first update; `alignments` has the mean of each
+    epoch of single steps, `alarms` what the guard said, and `steps` the attack's after an alarm, 0
+    for its own.
     """
 
     epoch: int = 0
@@ -44,6 +43,10 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     counts: list[float] = field(default_factory=list)
     accuracies: dict[str, float] = field(default_factory=dict)
+    sora: float | None = None
+    alignments: dict[int, float] = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)
+    steps: int = 0
 
     @property
     def speed(self) -> dict[str, float]:
@@ -54,49 +57,37 @@ class Progress:
         }
 
 
-def changing_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """What training can change: the trainable parameters and all buffers of the state dict."""
-    parameters = {name for name, _ in model.named_parameters()}
-    chosen = set(names)
-    state = model.state_dict()
-    return {n: t for n, t in state.items() if n in chosen or n not in parameters}
+@dataclass
+class Resume:
+    """What a resume file holds.
 
+    Args:
+        progress: where the stage stands.
+        tensors: part -> name -> tensor: "model", what trains, as it is; "best", the same of the
+            best epoch; and whatever else is kept of the model.
+        optimizers: name of a phase -> number of a parameter -> slot -> tensor.
+    """
 
-def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached copies, later changes to the model do not reach them."""
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    progress: Progress
+    tensors: dict[str, Tensors]
+    optimizers: dict[str, dict[int, Tensors]]
 
 
 def save_resume(
     path: Path,
+    progress: Progress,
     tensors: Mapping[str, Mapping[str, Tensor]],
     optimizers: Mapping[str, torch.optim.Optimizer],
-    progress: Progress,
 ) -> None:
-    """Write the resume file at once or not at all.
-
-    Args:
-        path: the file.
-        tensors: part -> name -> tensor: "model", what trains, as it is; "best", the same of the
-            best epoch; and whatever else is kept of the model.
-        optimizers: by their names, the stage's own "".
-        progress: where the stage stands.
-    """
-    flat = {f"{part}.{name}": t for part, own in tensors.items() for name, t in own.items()}
-    for name, optimizer in optimizers.items():
-        for index, slots in optimizer.state_dict()["state"].items():
-            slots = {slot: value for slot, value in slots.items() if value is not None}
-            flat |= {f"{name}{_OPTIMIZER}.{index}.{slot}": t for slot, t in slots.items()}
-    write_tensors(path, flat, {_META: json.dumps(asdict(progress))})
-
-
-@dataclass
-class Resume:
-    """What `load_resume` read, as `save_resume` was given it."""
-
-    tensors: dict[str, dict[str, Tensor]]
-    optimizers: dict[str, dict[int, dict[str, Tensor]]]
-    progress: Progress
+    """Write the resume file at once or not at all; the arguments are those of `Resume`."""
+    saved = {
+        "progress": asdict(progress),
+        "tensors": tensors,
+        "optimizers": {name: own.state_dict()["state"] for name, own in optimizers.items()},
+    }
+    buffer = io.BytesIO()  # torch.save tells a full disk in words of its own
+    torch.save(saved, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def explained(path: Path) -> AbstractContextManager[None]:
@@ -107,44 +98,30 @@ def explained(path: Path) -> AbstractContextManager[None]:
 
 
 def load_resume(path: Path) -> Resume:
-    """Read a resume file.
+    """Read a resume file, to the CPU.
 
     Raises:
         CheckpointError: it is damaged or something else.
     """
     with explained(path):
-        with safe_open(path, framework="pt") as file:
-            meta = parse_json((file.metadata() or {})[_META])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
-        optimizers: dict[str, dict[int, dict[str, Tensor]]] = {}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            if part.endswith(_OPTIMIZER):
-                index, _, slot = rest.partition(".")
-                state = optimizers.setdefault(part.removesuffix(_OPTIMIZER), {})
-                state.setdefault(int(index), {})[slot] = tensor
-            else:
-                parts.setdefault(part, {})[rest] = tensor
-        return Resume(parts, optimizers, Schema(Progress, {}).build(meta, []))
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return Resume(Progress(**saved["progress"]), saved["tensors"], saved["optimizers"])
 
 
-def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy saved tensors into `model`.
-
-    Raises:
-        CheckpointError: a name or a shape does not fit.
-    """
+def changing_tensors(model: nn.Module, names: Iterable[str]) -> Tensors:
+    """What training can change: the trainable parameters and all buffers of the state dict."""
+    parameters = {name for name, _ in model.named_parameters()}
+    chosen = set(names)
     state = model.state_dict()
-    wrong = [n for n, t in tensors.items() if n not in state or state[n].shape != t.shape]
-    if wrong:
-        raise CheckpointError(
-            describe("resume", "tensors of this model", f"'{path}' with {', '.join(wrong[:5])}")
-        )
-    put_tensors(model, tensors)
+    return {n: t for n, t in state.items() if n in chosen or n not in parameters}
 
 
-def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def copy_tensors(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Detached copies: later changes of the model do not reach them."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors of `changing_tensors` into `model`."""
     state = model.state_dict()
     with torch.no_grad():
@@ -152,10 +129,7 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             state[name].copy_(tensor)
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, Tensors]) -> None:
     """Give the optimiser its saved state; groups and rates come from the configuration."""
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -12,9 +12,10 @@ from roli_fast.models import HeadInit, Model
 from roli_fast.peft import METHODS, Full, Linear, Method
 from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
+from roli_fast.train.alignment import OnCollapse
 from roli_fast.train.objectives import OBJECTIVES, Adversarial, Objective
 from roli_fast.train.optim import SCHEDULES, Optimizer, Schedule
-from roli_fast.train.paper_compat import PaperCompat, known_faults
+from roli_fast.train.paper_compat import faulty_attack, faulty_stage, known_faults
 from roli_fast.train.stage import Stage, measured, pgd_in_run
 
 
@@ -71,6 +72,10 @@ class Experiment:
         threads: CPU threads; null chooses one for small models and all cores otherwise.
         workers: processes that decode images; 0 suits data in memory.
         checkpoint_minutes: longest work that a crash can lose.
+        on_collapse: what follows where an attack of a single step loses its hold, seen by the
+            alignment of its gradients or by validation: "steps", back to the best epoch so far, and
+            on from there with twice the steps; "stop", the stage ends with that epoch's weights; or
+            "ignore".
         paper_compat: faults of the papers' releases to reproduce, for comparing numbers: "all" of
             RoLI's, or any of zero_lr_epoch, fixed_decay, zero_decay_is_sgd, batch_best, wide_head,
             dead_lora, dead_adapter, inert_dropout, bias_tables and, of E-AT and RAMP,
@@ -101,6 +106,7 @@ class Experiment:
     threads: int | None = None
     workers: int = 0
     checkpoint_minutes: float = 5.0
+    on_collapse: OnCollapse = "steps"
     paper_compat: tuple[str, ...] = ()
     analysis_images: int = 1000
     report: bool = True
@@ -115,6 +121,7 @@ class Experiment:
             if not given or len(set(given)) < len(given):
                 raise ConfigError(describe(name, "one or more different values", given))
         object.__setattr__(self, "paper_compat", known_faults(self.paper_compat))
+        check_choice("on_collapse", self.on_collapse, get_args(OnCollapse))
         check_choice("head_init", self.head_init, (*get_args(HeadInit), ROBUST_LINEAR))
         self._check_channels()
         self._check_stages()
@@ -165,7 +172,8 @@ class Experiment:
         names = PLANS[method]
         if self.head_init == ROBUST_LINEAR and names[0] in FROM_FRESH:
             names = ("probe", *names)
-        return [(name, self.compat.stage(name, self._stage(name))) for name in names]
+        faults = self.paper_compat
+        return [(name, faulty_stage(name, self._stage(name), faults)) for name in names]
 
     def _stage(self, name: str) -> Stage:
         """The stage called `name`, where it follows from others too.
@@ -197,15 +205,16 @@ class Experiment:
         return names
 
     @property
-    def compat(self) -> PaperCompat:
-        """What puts the faults of `paper_compat` into the parts of the run."""
-        return PaperCompat(self.paper_compat)
-
-    @property
     def fresh_head(self) -> HeadInit:
         """How a fresh head starts; before a robust probe with timm's values."""
-        init = "default" if self.head_init == ROBUST_LINEAR else self.head_init
-        return self.compat.head_init(init)
+        if "wide_head" in self.paper_compat:
+            return "kaiming"
+        return "default" if self.head_init == ROBUST_LINEAR else self.head_init
+
+    @property
+    def validated_by(self) -> Attack:
+        """`validation` as it runs."""
+        return faulty_attack(self.validation, self.paper_compat)
 
     def evaluations(self, name: Literal["validation", "test"]) -> dict[str, Attack]:
         """The attacks of `validation` or `test` as they run, one for each column of results.
@@ -214,7 +223,7 @@ class Experiment:
             ArgumentError: what an attack refuses under the threat.
         """
         with inside(name):
-            return columns(self.compat.attack(getattr(self, name)), self.threat)
+            return columns(faulty_attack(getattr(self, name), self.paper_compat), self.threat)
 
 
 def _without_attack(stage: Stage) -> Stage:

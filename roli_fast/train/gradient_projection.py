@@ -16,9 +16,6 @@ from roli_fast.errors import ArgumentError, check_choice, describe
 
 Projection = Literal["cosine", "true"]
 
-_STATISTICS = ("running_mean", "running_var")
-_EPS = 1e-8
-
 
 @dataclass(frozen=True)
 class GradientProjection:
@@ -34,14 +31,11 @@ class GradientProjection:
             change on it, as in the paper's appendix.
         merge_statistics: whether running statistics of BatchNorm are merged like weights, as in the
             release; false keeps those of the stage's own epoch.
-        natural: false leaves the clean epoch out and merges with no change at all: slow weights,
-            the control that tells what the clean epoch is worth.
     """
 
     beta: float = 0.5
     projection: Projection = "cosine"
     merge_statistics: bool = True
-    natural: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:
@@ -54,7 +48,7 @@ class GradientProjection:
         natural: Mapping[str, Tensor],
         adversarial: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """The weights after an epoch, from those of both its halves; new tensors, none is changed.
+        """The weights after an epoch, from those of both its halves.
 
         With g_n = natural - start and g_a = adversarial - start of one tensor, all its elements as
         one vector, and c their cosine:
@@ -74,12 +68,12 @@ class GradientProjection:
         """
         out: dict[str, Tensor] = {}
         for name, first in start.items():
-            own = adversarial[name]
-            kept = not self.merge_statistics and _is_statistic(name)
-            if first.ndim == 0 or not first.is_floating_point() or kept:
-                out[name] = own.detach().clone()
+            statistic = name.endswith(("running_mean", "running_var"))
+            kept = statistic and not self.merge_statistics
+            if kept or first.ndim == 0 or not first.is_floating_point():
+                out[name] = adversarial[name]
             else:
-                out[name] = self._merged(first, natural[name], own)
+                out[name] = self._merged(first, natural[name], adversarial[name])
         return out
 
     @torch.no_grad()
@@ -89,14 +83,8 @@ class GradientProjection:
         clean, change = natural.double() - base, own.double() - base
         a, b = clean.flatten(), change.flatten()
         if self.projection == "cosine":
-            length = functional.cosine_similarity(a, b, dim=0, eps=_EPS).clamp(min=0)
+            length = functional.cosine_similarity(a, b, dim=0).clamp(min=0)
         else:
-            square = a.dot(a)
-            length = a.dot(b).clamp(min=0) / square
-            length = torch.where(square > 0, length, torch.zeros_like(square))
+            length = (a.dot(b).clamp(min=0) / a.dot(a)).nan_to_num(0.0)
         merged = base + self.beta * length * clean + (1 - self.beta) * change
         return merged.to(start.dtype)
-
-
-def _is_statistic(name: str) -> bool:
-    return name.rpartition(".")[2] in _STATISTICS

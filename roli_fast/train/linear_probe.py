@@ -22,9 +22,6 @@ from roli_fast.train.stage import Job, StageResult
 RATED = 512
 """Training images whose features choose a rate."""
 
-TOLERANCE = 1e-6
-"""Largest entry of the gradient of the mean loss at which a solution counts."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +50,7 @@ def solve(
     strengths: Sequence[float],
     *,
     iterations: int = 500,
-    tolerance: float = TOLERANCE,
+    tolerance: float = 1e-6,
     watch: Callable[[], object] = lambda: None,
 ) -> list[Solution]:
     """The minimum of the mean cross-entropy of `features @ W.T + b` plus strength / 2 ||W||_F^2 at
@@ -121,26 +118,20 @@ def solve_stage(job: Job, context: Context) -> StageResult:
     with context.bar(context.remaining.title(job.stage_id), total=total) as bar:
         move = counter(bar, context.distributed.world_size)
         train, val = (_features(job, part, context, move) for part in (split.train, split.val))
-    solutions: list[Solution] = []
+    rows: list[dict[str, float]] = []
+    chosen = 0
     if context.distributed.is_main:
-        strengths = stage.optimizer.strengths or (stage.optimizer.weight_decay,)
-        solutions = solve(
-            train,
-            split.train.labels,
-            split.num_classes,
-            strengths,
-            iterations=stage.optimizer.iterations,
-            watch=context.interrupt.check,
-        )
-    rows = [_row(found, train, val, job) for found in solutions]
-    rows = context.distributed.broadcast(rows)
-    chosen = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_nll"]))
-    if solutions:
-        best = solutions[rows.index(chosen)]
+        strengths, iterations = stage.optimizer.strengths, stage.optimizer.iterations
+        y, classes, watch = split.train.labels, split.num_classes, context.interrupt.check
+        found = solve(train, y, classes, strengths, iterations=iterations, watch=watch)
+        rows = [_row(one, train, val, job) for one in found]
+        scores = [(row["validation_accuracy"], -row["validation_nll"]) for row in rows]
+        chosen = scores.index(max(scores))
         with torch.no_grad():
-            model.head.weight.copy_(best.weight)
+            model.head.weight.copy_(found[chosen].weight)
             if model.head.bias is not None:
-                model.head.bias.copy_(best.bias)
+                model.head.bias.copy_(found[chosen].bias)
+    rows, chosen = context.distributed.broadcast((rows, chosen))
     context.distributed.broadcast_(model.head.parameters())
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -194,29 +185,25 @@ def _row(found: Solution, train: Tensor, val: Tensor, job: Job) -> dict[str, flo
 
 
 def _write(
-    job: Job, context: Context, rows: list[dict[str, float]], row: dict[str, float], seconds: float
+    job: Job, context: Context, rows: list[dict[str, float]], chosen: int, seconds: float
 ) -> StageResult:
-    """The files of a finished stage, and its result; `row` is the chosen one of `rows`."""
+    """The files of a finished stage, and its result; `chosen` is the best row's index."""
+    row = rows[chosen]
     text = "stage '%s': strength %g of %d, head norm %.3g, validation %.1f %%, %d iterations"
-    accuracy = row["validation_accuracy"]
-    shown = (row["strength"], len(rows), row["head_norm"], 100 * accuracy, row["iterations"])
-    logger.info(text, job.name, *shown)
-    if len(rows) > 1 and row in (rows[0], rows[-1]):
-        weakest = "weakest" if row is rows[-1] else "strongest"
-        logger.info("stage '%s': that is the %s; others may be better", job.name, weakest)
+    shown = (row["strength"], len(rows), row["head_norm"], 100 * row["validation_accuracy"])
+    logger.info(text, job.name, *shown, row["iterations"])
+    if len(rows) > 1 and chosen in (0, len(rows) - 1):
+        end = "weakest" if chosen else "strongest"
+        logger.info("stage '%s': that is the %s; others may be better", job.name, end)
     if not row["converged"]:
         text = "stage '%s': not yet at the minimum after %d iterations; raise optimizer.iterations"
         logger.warning(text, job.name, row["iterations"])
     images = len(job.splits.train)
-    names = ("train_loss", "validation_nll", "strength", "head_norm")
-    values = {"validation_clean_accuracy": accuracy} | {name: row[name] for name in names}
-    values["train_images_per_second"] = images / seconds
-    context.recorder.add(job.stage_id, 0, values)
     result = StageResult(
         name=job.name,
         epochs=1,
         best_epoch=0,
-        best_validation_accuracy=accuracy,
+        best_validation_accuracy=row["validation_accuracy"],
         trainable_parameters=sum(p.numel() for p in job.model.head.parameters()),
         train_images=images,
         train_seconds=seconds,
@@ -225,6 +212,10 @@ def _write(
         head_norm=row["head_norm"],
         strengths=rows,
     )
+    values = {name: row[name] for name in ("train_loss", "validation_nll", "strength", "head_norm")}
+    values["validation_clean_accuracy"] = row["validation_accuracy"]
+    values["train_images_per_second"] = result.train_images_per_second
+    context.recorder.add(job.stage_id, 0, values)
     if context.distributed.is_main:
         save_model(job.model, job.folder / "best.safetensors", classes=job.splits.classes)
         save_head(job.model, job.folder / "head.safetensors")

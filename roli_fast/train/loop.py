@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,73 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from roli_fast.attacks import Attack
-from roli_fast.data import Batch, batches, num_batches, shares
+from roli_fast.attacks import SORA, Attack, SingleStep
+from roli_fast.data import Batch, ImageDataset, batches, num_batches, shares
 from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.tf32 import set_tf32
-from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
+from roli_fast.errors import (
+    CollapseError,
+    DataError,
+    InterruptedRunError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+)
 from roli_fast.evaluate import Evaluation, columns, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
+from roli_fast.peft import Linear
 from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import known_values
-from roli_fast.train import checkpoint
+from roli_fast.train import alignment, checkpoint
+from roli_fast.train.alignment import Alignment
+from roli_fast.train.checkpoint import Progress, Tensors, changing_tensors, copy_tensors
 from roli_fast.train.context import Context
 from roli_fast.train.linear_probe import rated
-from roli_fast.train.objectives import Objective, Step
-from roli_fast.train.phases import Phase, Phases, Replicas
+from roli_fast.train.objectives import Adversarial, Objective, Step
 from roli_fast.train.stage import Job, StageResult, measured
 
 BLOCK = 16
 """Updates whose losses come to the host at once: a GPU is waited for no more often."""
 
-ROW = 3
-"""Numbers that an update reports: summed loss, right, images."""
+SUMS = ("loss", "right", "images", "cosine", "sora", "looked")
+"""What an update reports: its summed loss, how many images were right, and how many there were; and
+`Alignment.row`."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Phase:
+    """One pass over the training images of an epoch.
+
+    Args:
+        objective: what it minimises.
+        attack: makes its training images, once the stage's clean epochs are over; None for none.
+        optimizer: its own, over what trains.
+        source: what its draws are derived from, beside what each is for and its position.
+        name: "" for the stage's own, "natural" for the clean one of gradient projection.
+    """
+
+    objective: Objective
+    attack: Attack | None
+    optimizer: torch.optim.Optimizer
+    source: tuple[int | str, ...]
+    name: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """What its sums and metrics begin with."""
+        return f"{self.name}_" if self.name else ""
+
+    def means(self, sums: Mapping[str, float]) -> tuple[float, float]:
+        """Its mean loss in an epoch and the share of images that was right, from the `SUMS`."""
+        loss, right, images = (sums[self.prefix + name] for name in SUMS[:3])
+        return loss / images, right / images
+
+    def alignment(self, sums: Mapping[str, float]) -> float | None:
+        """Its mean alignment in an epoch; None where nothing was measured."""
+        looked = sums.get(f"{self.prefix}looked", 0)
+        return sums[f"{self.prefix}cosine"] / looked if looked else None
 
 
 class StageLoop:
@@ -51,35 +94,47 @@ class StageLoop:
         self.names = job.stage.prepare(job.model, seed=job.seed)
         self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
         job.stage.objective.check(self.attack)
-        self.phases = Phases(job, self.names, self.attack)
-        self.replicas = Replicas(job.model, self.names, context.distributed)
-        self.optimizer = self.phases.own.optimizer
+        self.phases = [self._phase(job.stage.objective, self.attack)]
+        if job.stage.gradient_projection:
+            self.phases.insert(0, self._phase(Adversarial(), None, "natural"))
+        self.optimizer = self.phases[-1].optimizer
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         train, size = job.splits.train, job.stage.batch_size
         # BatchNorm cannot take a last batch of one image
         self.drop_last = len(train) > 1 and len(train) % size == 1
         self.steps = num_batches(train, batch_size=size, drop_last=self.drop_last)
-        self.images = job.stage.epochs * len(self.phases.all) * (len(train) - self.drop_last)
-        self.progress = checkpoint.Progress()
+        self.images = job.stage.epochs * len(self.phases) * (len(train) - self.drop_last)
+        self.progress = Progress()
+        self.guarded = isinstance(self.attack, SingleStep) and job.on_collapse != "ignore"
+        self.every, look = job.stage.validation_plan(job.threat, self._validations(), job.splits)
+        val = job.splits.val  # evenly, for the order may be that of the classes
+        self.val = val if look == len(val) else val.subset(torch.arange(look) * len(val) // look)
         # what the stage's own objective has counted so far, over all processes
         self.counts = torch.zeros(
             job.stage.objective.counters, dtype=torch.float64, device=context.device
         )
-        self.best: dict[str, Tensor] = {}
+        self.best: Tensors = {}
+        # of gradient projection: "start", an epoch's first weights, and "natural", those after the
+        # clean half
+        self.kept: dict[str, Tensors] = {}
         self.saved_at = time.monotonic()
         self.rows: list[Tensor] = []
         self.checked = False
         self.due = False
 
+    def _phase(self, objective: Objective, attack: Attack | None, *name: str) -> Phase:
+        optimizer = self.stage.optimizer.build(self.model, self.names)
+        return Phase(objective, attack, optimizer, (self.job.seed, self.job.name, *name), *name)
+
     @property
     def resume_path(self) -> Path:
         """The file from which an interrupted stage goes on."""
-        return self.job.folder / "resume.safetensors"
+        return self.job.folder / "resume.pt"
 
     @property
     def phase(self) -> Phase:
         """The phase of the next update, or of the last one."""
-        return self.phases.all[min(self.progress.phase, len(self.phases.all) - 1)]
+        return self.phases[min(self.progress.phase, len(self.phases) - 1)]
 
     def run(self) -> StageResult:
         """Train to the end and leave the best weights in the model.
@@ -104,53 +159,55 @@ class StageLoop:
                 raise
         return self._finish()
 
-    def _epochs(self, bar: tqdm) -> None:
-        """What is left of the stage."""
-        self._settle()
-        for epoch in range(self.progress.epoch, self.stage.epochs):
-            while self.progress.phase < len(self.phases.all):
-                self.phases.begin()
-                self._train_epoch(epoch, bar)
-                self._finish_phase(epoch)
-            self._finish_epoch(epoch)
-
     def _resume(self) -> None:
         if self.resume_path.exists():
-            saved = checkpoint.load_resume(self.resume_path)
+            saved, device = checkpoint.load_resume(self.resume_path), self.context.device
             with checkpoint.explained(self.resume_path):
-                place = (saved.progress.epoch, saved.progress.phase, saved.progress.step)
-                most = (self.stage.epochs, len(self.phases.all), self.steps)
-                if not all(0 <= at <= end for at, end in zip(place, most, strict=True)):
-                    raise ValueError(f"epoch, phase and step are {place} of {most}")
-                model, self.best = saved.tensors.pop("model"), saved.tensors.pop("best")
-                checkpoint.restore_tensors(self.model, model, self.resume_path)
-                for name, optimizer in self.phases.optimizers.items():
-                    checkpoint.restore_optimizer(optimizer, saved.optimizers.get(name, {}))
-                self.phases.resume(saved.tensors)
+                checkpoint.restore_tensors(self.model, saved.tensors.pop("model"))
+                for phase in self.phases:
+                    checkpoint.restore_optimizer(phase.optimizer, saved.optimizers[phase.name])
+                self.best = saved.tensors.pop("best")
+                for part, tensors in saved.tensors.items():
+                    self.kept[part] = {name: t.to(device) for name, t in tensors.items()}
             self.progress = saved.progress
             if saved.progress.counts:
                 self.counts = self.counts.new_tensor(saved.progress.counts)
-        self.replicas.begin()
+            self._take_steps()
+        self.distributed.broadcast_(self.model.state_dict().values())
+        if self.guarded and not self.best:  # what an alarm in the first epoch goes back to
+            self.best = self._copy()
         self.context.recorder.forget(self.job.stage_id, self.progress.epoch)
-
-    def _settle(self) -> None:
-        """Measure what the objective wants to know of the model before the first update."""
-        objective, found = self.stage.objective, self.progress.accuracies
-        if not objective.needs_accuracies:
-            return
-        for threat in measured(self.attack, self.job.threat):
-            if threat.norm not in found:
-                result = self._evaluated([self.job.validation.under(threat)])
-                (found[threat.norm],) = result.robust_accuracy.values()
-        self.phases.settle(objective.settled(found))
-        shown = ", ".join(f"{norm} {100 * value:.1f} %" for norm, value in found.items())
-        own = self.phases.own.objective
-        logger.info("stage '%s' starts at robust accuracy %s: %s", self.job.name, shown, own)
 
     def _bar(self) -> tqdm:
         title = self.context.remaining.title(self.job.stage_id)
         done = self.progress.train_images
         return self.context.bar(title, total=self.images, initial=done)
+
+    def _epochs(self, bar: tqdm) -> None:
+        """What is left of the stage."""
+        self._settle()
+        while (epoch := self.progress.epoch) < self.stage.epochs:
+            while self.progress.phase < len(self.phases):
+                if self.stage.gradient_projection and not self.kept:
+                    self.kept = {"start": self._copy()}
+                self._train_epoch(epoch, bar)
+                self._finish_phase(epoch)
+            self._finish_epoch(epoch)
+
+    def _settle(self) -> None:
+        """Measure what the objective wants to know of the model before the first update."""
+        own, found = self.phases[-1], self.progress.accuracies
+        if not own.objective.needs_accuracies:
+            return
+        for threat in measured(self.attack, self.job.threat):
+            if threat.norm not in found:
+                look = [self.job.validation.under(threat)]
+                result = self._evaluated(look, self.job.splits.val)
+                (found[threat.norm],) = result.robust_accuracy.values()
+        own.objective = own.objective.settled(found)
+        shown = ", ".join(f"{norm} {100 * value:.1f} %" for norm, value in found.items())
+        text = "stage '%s' starts at robust accuracy %s: %s"
+        logger.info(text, self.job.name, shown, own.objective)
 
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
         """One phase of an epoch, or what is left of it."""
@@ -216,8 +273,7 @@ class StageLoop:
         return known_values() if known else nullcontext()
 
     def _update(self, epoch: int, batch: Batch) -> Tensor:
-        """One optimiser step on this process's images; returns (summed loss, right, images) of
-        them, still on the device."""
+        """One optimiser step on this process's images; returns their `SUMS`, on the device."""
         phase, rank, images = self.phase, self.distributed.rank, self._images()
         position = epoch * self.steps + self.progress.step
         factor = self._lr_factor(position)
@@ -229,69 +285,80 @@ class StageLoop:
         # with fewer images than processes, some repeat what another does, and count for nothing
         own = rank < len(shares(images, self.distributed.world_size))
         phase.optimizer.zero_grad(set_to_none=True)
-        objective, rows = self._objective(position), list[Tensor]()
+        rows = list[Tensor]()
         for run in shares(len(batch.y), self.stage.accumulate):
             part = Batch(batch.x[run], batch.y[run], batch.ids[run])
-            rows.append(self._backward(epoch, objective, part, own * len(part.y) / images))
+            rows.append(self._backward(epoch, position, part, own * len(part.y) / images))
         # before anything waits for the others: whether all save now
         self.due = self.context.wanted(save=self._checkpoint_due())
-        self.replicas.merge(own * len(batch.y) / images)
+        self.distributed.merge_gradients_(self.model, own * len(batch.y) / images)
         phase.optimizer.step()
         row = torch.stack(rows).sum(0) * own
-        if len(row) > ROW:
-            self.counts = self.counts + self.distributed.all_reduce_(row[ROW:].clone())
-        return row[:ROW]
+        if len(row) > len(SUMS):
+            self.counts = self.counts + self.distributed.all_reduce_(row[len(SUMS) :].clone())
+        if isinstance(attack := self._attack(epoch), SORA):
+            looked = self.distributed.all_reduce_(row[3 : len(SUMS)].clone())
+            self.progress.sora = alignment.remembered(attack, looked)
+        return row[: len(SUMS)]
 
-    def _objective(self, position: int) -> Objective:
-        """That of one update, the same in all processes."""
-        objective = self.phase.objective
-        if not objective.draws:
-            return objective
-        generator = derived_generator(*self.phase.source, "objective", position)
-        return objective.chosen(self.counts.cpu(), generator)
+    def _attack(self, epoch: int) -> Attack | None:
+        """What makes the next update's images: SORA with its moving average."""
+        attack = self.phase.attack if self._attacks(epoch) else None
+        if isinstance(attack, SORA) and self.progress.sora is not None:
+            return replace(attack, alignment=self.progress.sora)
+        return attack
 
-    def _backward(self, epoch: int, objective: Objective, part: Batch, weight: float) -> Tensor:
-        """Forward and backward: adds `weight` times the gradient of the mean loss; the row of
-        `_update`, and after it what the objective counts."""
+    def _backward(self, epoch: int, position: int, part: Batch, weight: float) -> Tensor:
+        """Forward and backward: adds `weight` times the gradient of the mean loss. Returns the
+        part's `SUMS` in one tensor, and after them what the objective counts."""
         device, phase, engine = part.x.device, self.phase, self.stage.engine
         # one source an epoch, in which an image draws by its id: parts and batches play no part
         generator = derived_generator(*phase.source, "attack", epoch, device=device)
-        attack = phase.attack if self._attacks(epoch) else None
+        draw = (derive_seed(*phase.source, "objective", position) >> 10) / 2**53
+        attack, head_alone = self._attack(epoch), isinstance(self.stage.tuning, Linear)
+        watched = alignment.watches(attack, head_alone, self.progress.step)
+        aligned = Alignment() if watched else None
+        step = Step(self.model, part, attack, generator, engine, self.counts, draw, aligned)
         with set_tf32(engine.tf32):
             with engine.training(device):
-                terms = objective(Step(self.model, part, attack, generator, engine))
+                terms = phase.objective(step)
             mended(terms.loss * weight).backward()
         right = (terms.logits.argmax(1) == part.y).sum()
         loss = terms.loss.detach().double()
         row = torch.stack([loss * len(part.y), right.double(), torch.full_like(loss, len(part.y))])
+        looked = (aligned or Alignment()).row(loss, len(part.y) / weight if weight else 0.0)
+        row = torch.cat([row, looked])
         return row if terms.counts is None else torch.cat([row, terms.counts])
 
     def _lr_factor(self, position: int) -> float:
         return self.stage.lr_factor(position, steps=self.steps)
 
     def _flush(self, epoch: int, bar: tqdm, *, since: float | None = None) -> float:
-        """Bring the losses of the last updates to the host, which waits for the device, look for
+        """Bring the `SUMS` of the last updates to the host, which waits for the device, look for
         NaN, and add them up; returns the seconds `since` then."""
         if not self.rows:
             return 0.0
         rows, first = torch.stack(self.rows).cpu(), self.progress.step - len(self.rows)
         self.rows, seconds = [], time.perf_counter() - (since or time.perf_counter())
-        rows = self.distributed.all_reduce_(rows)
+        rows, phase, sums = self.distributed.all_reduce_(rows), self.phase, self.progress.epoch_sums
         bad = torch.nonzero(~torch.isfinite(rows[:, 0])).flatten()
         if len(bad):
-            words = f"{self.phase.name} loss".strip()
+            words = f"{phase.name} loss".strip()
             self._refuse(epoch, first + int(bad[0]), f"the {words} is {float(rows[bad[0], 0])}")
-        loss, right = self.phase.add(rows, self.progress.epoch_sums)
-        images = int(rows[:, 2].sum())
-        self.progress.train_images += images
-        shown = {"loss": f"{loss:.3f}", "robust" if self._attacks(epoch) else "clean": right}
+        for name, value in zip(SUMS, rows.sum(0).tolist(), strict=True):
+            sums[phase.prefix + name] = sums.get(phase.prefix + name, 0.0) + value
+        self.progress.train_images += int(rows[:, 2].sum())
+        loss, right = phase.means(sums)
+        shown = {"loss": f"{loss:.3f}"}
+        shown["robust" if self._attacks(epoch) else "clean"] = f"{100 * right:.1f}%"
+        if (cosine := phase.alignment(sums)) is not None:
+            shown["alignment"] = f"{cosine:.2f}"
         if self.progress.best_epoch >= 0:
-            shown["best val"] = self.progress.best_score
-        told = {k: v if isinstance(v, str) else f"{100 * v:.1f}%" for k, v in shown.items()}
-        bar.set_postfix(told, refresh=False)
+            shown["best val"] = f"{100 * self.progress.best_score:.1f}%"
+        bar.set_postfix(shown, refresh=False)
         if self._attacks(epoch) or self.attack is None:  # clean epochs say nothing of the rest
-            left = 1 - self.progress.train_images / self.images
-            self.context.remaining.measured(self.job.stage_id, images, seconds, left)
+            left, images = 1 - self.progress.train_images / self.images, int(rows[:, 2].sum())
+            self.context.remaining.measured(self.job.stage_id, images, seconds, max(left, 0.0))
         return seconds
 
     def _check_weights(self, epoch: int) -> None:
@@ -301,10 +368,11 @@ class StageLoop:
                 self._refuse(epoch, self.progress.step - 1, f"{name} is no longer finite")
 
     def _refuse(self, epoch: int, step: int, what: str) -> None:
-        if self.best:
+        kept = ""
+        if self.progress.best_epoch >= 0:
             self._export_best()
+            kept = f"The best weights so far are in {self.job.folder}. "
         rate = self.peak[0] * self._lr_factor(epoch * self.steps + step)
-        kept = f"The best weights so far are in {self.job.folder}. " if self.best else ""
         raise NonFiniteLossError(
             f"stage '{self.job.name}': {what} at epoch {epoch}, step {step}, lr {rate:.3g}. {kept}"
             "Lower optimizer.lr, lengthen warmup_epochs, or add clean_epochs."
@@ -319,50 +387,110 @@ class StageLoop:
 
     def _save(self) -> None:
         self._check_weights(self.progress.epoch)
-        changing = checkpoint.changing_tensors(self.model, self.names)
         self.progress.counts = self.counts.tolist()
         if self.distributed.is_main:
-            tensors = {"model": changing, "best": self.best, **self.phases.kept}
-            optimizers, path = self.phases.optimizers, self.resume_path
-            checkpoint.save_resume(path, tensors, optimizers, self.progress)
+            model = changing_tensors(self.model, self.names)
+            tensors = {"model": model, "best": self.best, **self.kept}
+            optimizers = {phase.name: phase.optimizer for phase in self.phases}
+            checkpoint.save_resume(self.resume_path, self.progress, tensors, optimizers)
         self.saved_at = time.monotonic()
 
+    def _copy(self) -> Tensors:
+        return copy_tensors(changing_tensors(self.model, self.names))
+
     def _finish_phase(self, epoch: int) -> None:
-        """On to the next phase, or with `step` at the end of the last one to the validation."""
-        more = self.phase is not self.phases.own
-        if more:  # nobody looks at these weights again before they are merged
-            self._check_weights(epoch)
-        self.phases.end(self.phase)
-        self.progress.phase += 1
-        if more:
+        """On to the next phase, or with `step` at the end of the last one to the validation. After
+        the clean half of gradient projection back to the first weights, and at the end the merge.
+        """
+        if self.phase is not self.phases[-1]:
+            self._check_weights(epoch)  # nobody looks at them again before they are merged
+            self.kept["natural"] = self._copy()
+            checkpoint.restore_tensors(self.model, self.kept["start"])
             self.progress.step = 0
+        elif projection := self.stage.gradient_projection:
+            merged = projection.merged(**self.kept, adversarial=self._copy())
+            checkpoint.restore_tensors(self.model, merged)
+            self.kept = {}
+        self.progress.phase += 1
 
     def _finish_epoch(self, epoch: int) -> None:
         self._check_weights(epoch)
         last = epoch + 1 == self.stage.epochs
         values = self._training_values(epoch)
-        if last or (epoch + 1) % self.stage.validate_every == 0:
+        alarm = self._alignment_alarm()
+        if not alarm and (last or (epoch + 1) % self.every == 0):
             scores = self._validate()
             score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
-            if score > self.progress.best_score or self.stage.select == "last":
+            if self.guarded:
+                alarm = alignment.score_alarm(score, self.progress.best_score, len(self.val))
+            if not alarm and (score > self.progress.best_score or self.stage.select == "last"):
                 self.progress.best_score, self.progress.best_epoch = score, epoch
-                tensors = checkpoint.changing_tensors(self.model, self.names)
-                self.best = checkpoint.copy_tensors(tensors)
+                self.best = self._copy()
             values |= scores
+        if alarm:
+            return self._go_back(alarm)
         self.context.recorder.add(self.job.stage_id, epoch, values, attacked=self._attacks(epoch))
         self.progress.epoch, self.progress.phase, self.progress.step = epoch + 1, 0, 0
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
             self._save_and_check()
 
+    def _alignment_alarm(self) -> str:
+        """Note the alignment of an epoch that ends; says what is wrong with it."""
+        cosine = self.phases[-1].alignment(self.progress.epoch_sums)
+        if cosine is None:
+            return ""
+        self.progress.alignments[self.progress.epoch] = cosine
+        highest = max(self.progress.alignments.values())
+        return alignment.alignment_alarm(cosine, highest) if self.guarded else ""
+
+    def _go_back(self, alarm: str) -> None:
+        """To the weights of the best epoch so far, and on from there with more steps, or not.
+
+        Raises:
+            CollapseError: the stage shall stop, and no epoch was validated yet.
+        """
+        progress, again = self.progress, self.progress.best_epoch + 1
+        steps = 2 * max(1, progress.steps)
+        goes_on = self.job.on_collapse == "steps" and steps <= alignment.MOST_STEPS
+        then = f"from there with {steps} steps" if goes_on else "the stage ends with its weights"
+        back = f"back to the end of epoch {again - 1}" if again else "back to the first weights"
+        text = f"epoch {progress.epoch}: {alarm}; {back}, {then}"
+        logger.warning("stage '%s', %s", self.job.name, text)
+        if not goes_on and not again:
+            fix = "Take --on_collapse steps, a smaller eps, or an attack of more steps."
+            raise CollapseError(f"stage '{self.job.name}', epoch {progress.epoch}: {alarm}. {fix}")
+        progress.alarms.append(text)
+        checkpoint.restore_tensors(self.model, self.best)
+        for phase in self.phases:
+            phase.optimizer.state.clear()
+        self.context.recorder.forget(self.job.stage_id, again)
+        progress.epoch, progress.phase, progress.step = again, 0, 0
+        progress.epoch_sums = {}
+        if goes_on:
+            progress.steps = steps
+            self._take_steps()
+        else:
+            progress.epoch = self.stage.epochs
+
+    def _take_steps(self) -> None:
+        """Attack with the steps of the last alarm, if there was one."""
+        if self.progress.steps and isinstance(self.attack, SingleStep):
+            self.phases[-1].attack = alignment.with_steps(self.attack, self.progress.steps)
+
     def _training_values(self, epoch: int) -> dict[str, float]:
         """Means over the epoch, and the rate of its last update."""
         means = dict[str, float]()
-        for phase in reversed(self.phases.all):
+        for phase in reversed(self.phases):
             loss, right = phase.means(self.progress.epoch_sums)
             means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
+            if (cosine := phase.alignment(self.progress.epoch_sums)) is not None:
+                means[f"{phase.prefix}train_alignment"] = cosine
         rate = self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1)
         return {**means, "lr": rate, **self.progress.speed}
+
+    def _validations(self) -> dict[str, Attack]:
+        return columns(self.job.validation, self.job.threat)
 
     def _validate(self) -> dict[str, float]:
         """Clean and, where the stage is adversarial, robust accuracy on the validation split: of
@@ -370,8 +498,8 @@ class StageLoop:
 
         A stop that comes meanwhile saves the position before this validation.
         """
-        attacks = columns(self.job.validation, self.job.threat) if self.attack else {}
-        result = self._evaluated(attacks)
+        attacks = self._validations() if self.attack else {}
+        result = self._evaluated(attacks, self.val)
         scores = {"validation_clean_accuracy": result.clean_accuracy}
         if len(attacks) > 1:
             for norm, value in result.robust_accuracy.items():
@@ -380,14 +508,15 @@ class StageLoop:
             scores["validation_robust_accuracy"] = result.union_accuracy
         return scores
 
-    def _evaluated(self, attacks: Sequence[Attack] | Mapping[str, Attack]) -> Evaluation:
-        """The validation split under each of them; a stop that comes meanwhile saves first."""
+    def _evaluated(
+        self, attacks: Sequence[Attack] | Mapping[str, Attack], split: ImageDataset
+    ) -> Evaluation:
+        """The split under each of them; a stop that comes meanwhile saves first."""
 
         def check(_count: int) -> None:
             if self.context.wanted():
                 self._save_and_check()
 
-        split = self.job.splits.val
         world = self.distributed.world_size
         own = evaluate(
             self.model,
@@ -400,7 +529,7 @@ class StageLoop:
         return self.context.whole(own, split)
 
     def _export_best(self) -> None:
-        checkpoint.restore_tensors(self.model, self.best, self.resume_path)
+        checkpoint.restore_tensors(self.model, self.best)
         self._save_model("best.safetensors")
 
     def _save_model(self, name: str) -> None:
@@ -408,12 +537,13 @@ class StageLoop:
             save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
 
     def _finish(self) -> StageResult:
-        progress = self.progress
+        progress, job = self.progress, self.job
+        _update, passes = self.stage.passes(job.threat, self._validations().values(), job.splits)
         self._save_model("last.safetensors")
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
-        counted: dict[str, Any] = progress.speed
+        speed: dict[str, Any] = progress.speed
         return StageResult(
             name=self.job.name,
             epochs=self.stage.epochs,
@@ -423,7 +553,13 @@ class StageLoop:
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             start_accuracies=progress.accuracies,
-            **counted,
+            passes=passes,
+            validation_images=len(self.val),
+            validated_every=self.every,
+            alignment=[None, *progress.alignments.values()][-1],
+            alarms=progress.alarms,
+            lr=self.stage.optimizer.lr,
+            **speed,
         )
 
 

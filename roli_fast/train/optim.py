@@ -148,7 +148,7 @@ class Optimizer:
             of the head alone, is 1 over the mean squared norm of its features: a rate that suits
             features of any scale.
         head_lr: peak learning rate of the head; null is `lr`.
-        weight_decay: decay of the tensors that `decay` names, used as given.
+        weight_decay: of AdamW and SGD, decay of the tensors that `decay` names, used as given.
         momentum: of SGD.
         betas: of AdamW.
         eps: of AdamW, added to the root of the second moment.
@@ -158,10 +158,9 @@ class Optimizer:
             lacks "bias", as in RoLI's release.
         scheduled: "all"; or "decayed", only the tensors that decay follow the schedule, and
             the rest trains at rate 1, as in the releases of E-AT and RAMP.
-        strengths: of lbfgs: values of the penalty strength / 2 ||W||^2 on the mean loss that are
-            tried, the bias left out; the highest validation accuracy chooses, of equals the lowest
-            validation loss. Empty tries `weight_decay` alone. scikit-learn's C is
-            1 / (strength N).
+        strengths: of lbfgs, in place of weight_decay: values of the penalty strength / 2 ||W||^2 on
+            the mean loss that are tried, the bias left out; the highest validation accuracy
+            chooses, of equals the lowest validation loss. scikit-learn's C is 1 / (strength N).
         iterations: of lbfgs, the most for a strength.
     """
 
@@ -174,48 +173,40 @@ class Optimizer:
     eps: float = 1e-8
     decay: Decay = "matrices"
     scheduled: Literal["all", "decayed"] = "all"
-    strengths: tuple[float, ...] = ()
+    strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     iterations: int = 500
 
     def __post_init__(self) -> None:
         for name in ("lr", "head_lr"):
             if (rate := getattr(self, name)) is not None:
                 check_positive(name, rate)
+        check_choice("name", self.name, ("adamw", "sgd", "lbfgs"))
+        check_choice("decay", self.decay, get_args(Decay))
         if self.lr is None and self.name != "sgd":
             raise ArgumentError(describe("lr", f"a number > 0 with {self.name}", "null"))
         if self.head_lr is not None and self.scheduled == "decayed":
             raise ArgumentError(describe("head_lr", "null beside scheduled", self.head_lr))
-        check_choice("name", self.name, ("adamw", "sgd", "lbfgs"))
-        check_choice("decay", self.decay, get_args(Decay))
         if not self.weight_decay >= 0:
             raise ArgumentError(describe("weight_decay", "a number >= 0", self.weight_decay))
-        if self.strengths and self.name != "lbfgs":
-            fix = "Others decay by weight_decay: set strengths to [] beside them."
-            raise ArgumentError(describe("strengths", "none beside lbfgs", self.strengths, fix))
-        if self.strengths and self.weight_decay not in (0.0, Optimizer.weight_decay):
-            fix = f"lbfgs tries its strengths: set strengths to [{self.weight_decay}]."
-            raise ArgumentError(
-                describe("weight_decay", "0 beside strengths", self.weight_decay, fix)
-            )
+        if not self.strengths:
+            fix = "Separable features have no best head without a penalty."
+            raise ArgumentError(describe("strengths", "one or more numbers > 0", "none", fix))
         for strength in self.strengths:
             check_positive("strengths", strength)
-        if self.name == "lbfgs" and not self.strengths and not self.weight_decay:
-            fix = "Separable features have no best head without a penalty."
-            raise ArgumentError(describe("weight_decay", "a number > 0 with lbfgs", 0, fix))
 
     def build(self, model: nn.Module, names: Collection[str]) -> torch.optim.Optimizer:
         """The torch optimiser, sgd or adamw, over the named parameters of `model`."""
         assert self.lr is not None, "chosen before"
-        lr, groups = self.lr, list[dict[str, Any]]()
+        groups = list[dict[str, Any]]()
         head = set(head_names(model)) if self.head_lr is not None else set[str]()
-        for own, rate in ((False, lr), (True, self.head_lr)):
+        for own, rate in ((False, self.lr), (True, self.head_lr)):
             part = [name for name in names if (name in head) == own]
             found = parameter_groups(model, part, weight_decay=self.weight_decay, decay=self.decay)
             groups += [group | {"lr": rate} for group in found]
         if self.name == "sgd":
-            built = torch.optim.SGD(groups, lr, momentum=self.momentum, fused=True)
+            built = torch.optim.SGD(groups, momentum=self.momentum, fused=True)
         else:
-            built = torch.optim.AdamW(groups, lr, self.betas, self.eps, fused=True)
+            built = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=True)
         if self.scheduled == "decayed":
             built.register_step_pre_hook(_first_group_alone)
         return built
@@ -236,20 +227,18 @@ def parameter_groups(
     tables, and what a module itself lists in `no_weight_decay` (class tokens, position tables,
     prompts).
     """
-    parameters = dict(model.named_parameters())
-    chosen, decayed = list(names), list(names)
+    parameters, chosen = dict(model.named_parameters()), list(names)
+    decayed = set(chosen)
     if decay == "release":
-        decayed, weight_decay = [n for n in chosen if "bias" not in n], 0.01
+        decayed, weight_decay = {name for name in chosen if "bias" not in name}, 0.01
     elif decay == "matrices":
         exempt = _exempt(model)
-        decayed = [n for n in chosen if parameters[n].ndim >= 2 and n not in exempt]
-    rest = [n for n in chosen if n not in set(decayed)]
-    groups = [(decayed, weight_decay), (rest, 0.0)]
-    return [
-        {"params": [parameters[n] for n in part], "weight_decay": own}
-        for part, own in groups
-        if part
-    ]
+        decayed = {n for n in chosen if parameters[n].ndim >= 2 and n not in exempt}
+    groups = []
+    for own, inside in ((weight_decay, True), (0.0, False)):
+        if part := [parameters[name] for name in chosen if (name in decayed) == inside]:
+            groups.append({"params": part, "weight_decay": own})
+    return groups
 
 
 def _exempt(model: nn.Module) -> set[str]:

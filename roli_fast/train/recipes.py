@@ -1,7 +1,7 @@
 """The experiments of the RoLI and RAMP papers, as configuration trees.
 
-The numbers are in roli_fast/recipes/published/*.yaml: of RoLI one line for every configuration file
-of the release, 51 in all; several_norms.yaml has RAMP's and its baselines'.
+The numbers are in roli_fast/recipes/published/*.yaml, merged here: of RoLI one line for every
+configuration file of the release, 51 in all; several_norms.yaml has RAMP's and its baselines'.
 """
 
 from functools import cache
@@ -42,12 +42,6 @@ def table(name: str) -> dict[str, Any]:
     return read_yaml(RECIPES / "published" / f"{name}.yaml")
 
 
-def _check_known(flag: str, value: str, known: tuple[str, ...], fix: str = "") -> None:
-    if value not in known:
-        got = repr(value) if value else "nothing"
-        raise ConfigError(describe(flag, f"one of: {', '.join(known)} with --recipe", got, fix))
-
-
 def recipe(name: str, *, data: str, tuning: str) -> dict[str, Any]:
     """The configuration tree of one of RoLI's recipes, as a file would hold it.
 
@@ -63,18 +57,19 @@ def recipe(name: str, *, data: str, tuning: str) -> dict[str, Any]:
     Raises:
         ConfigError: a setting that the paper does not have.
     """
-    fix = "For other images write a configuration, or set every field."
-    _check_known("--data", data, DATA, fix)
+    _check_known(
+        "--data", data, DATA, "For other images write a configuration, or set every field."
+    )
     _check_known("--tuning", tuning, TUNINGS)
-    common, settings = table("common"), table(data)["settings"]
-    has_roli = "roli" in settings[tuning]
+    common, own = table("common"), table(data)
+    has_roli = "roli" in own["settings"][tuning]
     if "roli" in NAMES[name] and not has_roli:
-        having = ", ".join(method for method in settings if "roli" in settings[method])
+        having = ", ".join(method for method, inits in own["settings"].items() if "roli" in inits)
         fix = "The paper has no RoLI with this one: use --recipe ranli."
         raise ConfigError(describe("--tuning", f"one of: {having}", repr(tuning), fix))
     return {
-        "data": dict(table(data)["data"]),
-        "model": common["model"] | table(data).get("model", {}),
+        "data": own["data"],
+        "model": common["model"] | own.get("model", {}),
         "methods": list(NAMES[name]),
         "threat": common["threat"],
         "probe": _stage(data, "linear", "ranli"),
@@ -88,13 +83,12 @@ def recipe(name: str, *, data: str, tuning: str) -> dict[str, Any]:
 def _stage(data: str, tuning: str, init: str) -> dict[str, Any]:
     """One setting; what its line has beside rates and epochs is of the tuning."""
     common, cell = table("common"), dict(table(data)["settings"][tuning][init])
-    optimizers, batch = common["optimizers"], common["stage"]["batch_size"]
-    lr, decay = cell.pop("base_lr") / 256 * batch, cell.pop("weight_decay")
+    optimizer = common["optimizers"].get(tuning, common["optimizers"]["others"])
+    lr = cell.pop("base_lr") / 256 * common["stage"]["batch_size"]
     return common["stage"] | {
         "epochs": cell.pop("epochs", table(data)["epochs"]),
+        "optimizer": optimizer | {"lr": lr, "weight_decay": cell.pop("weight_decay")},
         "tuning": common["tunings"][tuning] | cell,
-        "optimizer": optimizers.get(tuning, optimizers["others"])
-        | {"lr": lr, "weight_decay": decay},
     }
 
 
@@ -122,9 +116,39 @@ def norm_recipe(  # noqa: PLR0913 - what a command line may choose
     Raises:
         ConfigError: an unknown name, or a combination that makes no sense.
     """
-    whole, images = table("several_norms"), _images(data)
-    _check_known("--start", start, tuple(STARTS))
+    whole = table("several_norms")
+    known = {one: images for images in whole["images"].values() for one in images["data"]}
+    _check_known("--data", data, tuple(known), "For other images write a configuration.")
     _check_known("--published", where, ("script", "text"))
+    images = known[data]
+    _check_start(start, tuning, data, images)
+    model, like = model or images["model"], images["others"][start]
+    rows = images["settings"][start]
+    told = rows.get(model, rows[like])
+    row = {n: v[where] if isinstance(v, dict) and where in v else v for n, v in told.items()}
+    weight, attack = row.pop("lambda"), whole["recipes"][name]["attack"]
+    ramp = {"objective": {"weight": weight}} | whole["of_ramp"][start] if name == "ramp" else {}
+    own = {"tuning": {"name": tuning or "full"}, "objective": whole["recipes"][name]["objective"]}
+    own["attack"] = {"name": attack} | images["attacks"][attack]
+    method, stage = STARTS[start]
+    new = [data] if data in images["unpublished"] else []
+    new += [f"{model}, settings of {like}"] if model not in rows else []
+    new += [f"tuning {tuning}"] if tuning not in ("", "full") else []
+    note = f"{name}, start {start}, {where}'s settings of arXiv:2402.06827"
+    return {
+        "data": images["data"][data],
+        "model": {"name": model},
+        "methods": [method],
+        "threat": images["threat"],
+        stage: merged(whole["stage"], whole["starts"][start], images["stage"], row, own, ramp),
+        "validation": whole["validation"],
+        "test": whole["test"],
+        "note": f"{note}; not published: {'; '.join(new)}" if new else note,
+    }
+
+
+def _check_start(start: str, tuning: str, data: str, images: dict[str, Any]) -> None:
+    _check_known("--start", start, tuple(STARTS))
     _check_known("--tuning", tuning or "full", METHODS.names())
     if start not in images["settings"]:
         fix = "Fine-tune a robust model: --start finetune --model.weights FILE."
@@ -132,62 +156,19 @@ def norm_recipe(  # noqa: PLR0913 - what a command line may choose
     if start == "scratch" and tuning not in ("", "full"):
         fix = "Everything has to be learnt: leave it out, or take --start finetune."
         raise ConfigError(describe("--tuning", "full with --start scratch", repr(tuning), fix))
-    model = str(model or images["model"])
-    rows, like = images["settings"][start], images["others"][start]
-    cell = {n: _published(v, where) for n, v in rows.get(model, rows[like]).items()}
-    weight, own = cell.pop("lambda"), whole["recipes"][name]
-    optimizer = {"lr": cell.pop("lr"), "weight_decay": cell.pop("weight_decay")}
-    optimizer["decay"] = whole["starts"][start]["decay"]
-    steps = images["attack"]
-    if own["attack"] == "msd":  # one iterate for all norms, hence one number of steps
-        steps = {"steps": max(steps.values())}
-    method, stage = STARTS[start]
-    training = whole["stage"] | cell
-    training |= {
-        "tuning": {"name": tuning or "full"},
-        "objective": own["objective"] | ({"weight": weight} if name == "ramp" else {}),
-        "attack": {"name": own["attack"]} | steps,
-        "optimizer": whole["optimizer"] | optimizer,
-    }
-    if name == "ramp" and start == "scratch":
-        training["gradient_projection"] = whole["gradient_projection"]
-    return {
-        "data": images["data"][data],
-        "model": {"name": model},
-        "methods": [method],
-        "threat": images["threat"],
-        stage: training,
-        "validation": whole["validation"],
-        "test": whole["test"],
-        "note": _note(name, data, start, model, tuning, where),
-    }
 
 
-def _images(data: str) -> dict[str, Any]:
-    """The part of the table about images of this kind."""
-    kinds = table("several_norms")["images"].values()
-    known = {one: images for images in kinds for one in images["data"]}
-    _check_known("--data", data, tuple(known), "For other images write a configuration.")
-    return known[data]
+def merged(*trees: dict[str, Any]) -> dict[str, Any]:
+    """One tree of all; where several have a value, the last one's."""
+    out: dict[str, Any] = {}
+    for tree in trees:
+        for name, value in tree.items():
+            both = isinstance(value, dict) and isinstance(out.get(name), dict)
+            out[name] = merged(out[name], value) if both else value
+    return out
 
 
-def _published(value: Any, where: str) -> Any:
-    """Of {text: a, script: b} one, of all else itself."""
-    return value[where] if isinstance(value, dict) and where in value else value
-
-
-def _note(name: str, data: str, start: str, model: str, tuning: str, where: str) -> str:
-    """What the run repeats, where the number comes from, and what nobody has published."""
-    images = _images(data)
-    rows, like = images["settings"][start], images["others"][start]
-    text = f"{name}, {'from scratch' if start == 'scratch' else 'fine-tuning'}"
-    text += ", settings of arXiv:2402.06827"
-    if name == "ramp":
-        told = rows.get(model, rows[like])["lambda"]
-        other = "text" if where == "script" else "script"
-        text += f"; lambda {_published(told, where):g} of the {where}"
-        text += f" ({other}: {_published(told, other):g})"
-    new = [data] if data in images["unpublished"] else []
-    new += [f"{model}, settings of {like}"] if model not in rows else []
-    new += [f"tuning {tuning}"] if tuning not in ("", "full") else []
-    return f"{text}; not published: {'; '.join(new)}" if new else text
+def _check_known(flag: str, value: str, known: tuple[str, ...], fix: str = "") -> None:
+    if value not in known:
+        got = repr(value) if value else "nothing"
+        raise ConfigError(describe(flag, f"one of: {', '.join(known)} with --recipe", got, fix))

@@ -67,27 +67,32 @@ def summarise(
 
 
 def _method(runs: list[Outcome], labels: Tensor, names: dict[int, str]) -> dict[str, Any]:
-    tests = [_short(run["test"]) for run in runs]
+    kept = ("images", "clean_accuracy", "robust_accuracy")
+    tests = [{name: run["test"][name] for name in kept} for run in runs]
+    columns = {"clean": [test["clean_accuracy"] for test in tests]}
     flags = {"clean": [to_flags(run["test"]["clean_flags"]) for run in runs]}
     for label in tests[0]["robust_accuracy"]:
+        columns[label] = [test["robust_accuracy"][label] for test in tests]
         flags[label] = [to_flags(run["test"]["robust_flags"][label]) for run in runs]
+    means = {name: _mean(found) for name, found in columns.items()}
+    images = tests[0]["images"]
+    test = {
+        "images": images,
+        "clean_accuracy": means["clean"],
+        "robust_accuracy": {name: mean for name, mean in means.items() if name != "clean"},
+        "standard_error": {name: standard_error(mean, images) for name, mean in means.items()},
+        "per_class": by_class(names, labels, flags),
+    }
+    if len(tests) > 1:
+        test["sd"] = {name: float(np.std(found, ddof=1)) for name, found in columns.items()}
     return {
         "stages": [
-            _stage([run["stages"][i] for run in runs]) for i in range(len(runs[0]["stages"]))
+            _stage(list(same)) for same in zip(*(run["stages"] for run in runs), strict=True)
         ],
-        "test": {
-            "images": tests[0]["images"],
-            "clean_accuracy": _mean([test["clean_accuracy"] for test in tests]),
-            "robust_accuracy": {
-                label: _mean([test["robust_accuracy"][label] for test in tests])
-                for label in tests[0]["robust_accuracy"]
-            },
-            **_spread(tests),
-            "per_class": by_class(names, labels, flags),
-        },
+        "test": test,
         "per_seed": [
-            {"seed": run["seed"], "stages": run["stages"], "test": test}
-            for run, test in zip(runs, tests, strict=True)
+            {"seed": run["seed"], "stages": run["stages"], "test": own}
+            for run, own in zip(runs, tests, strict=True)
         ],
     }
 
@@ -102,22 +107,6 @@ def _stage(results: list[Outcome]) -> dict[str, Any]:
         "data_wait_share": _mean_at(results, "data_wait_share"),
         "best_validation_accuracy": _mean([r["best_validation_accuracy"] for r in results]),
     }
-
-
-def _short(test: Outcome) -> Outcome:
-    return {k: test[k] for k in ("images", "clean_accuracy", "robust_accuracy")}
-
-
-def _spread(tests: list[Outcome]) -> dict[str, Any]:
-    images = tests[0]["images"]
-    columns = {"clean": [test["clean_accuracy"] for test in tests]}
-    for label in tests[0]["robust_accuracy"]:
-        columns[label] = [test["robust_accuracy"][label] for test in tests]
-    errors = {name: standard_error(_mean(found), images) for name, found in columns.items()}
-    out: dict[str, Any] = {"standard_error": errors}
-    if len(tests) > 1:
-        out["sd"] = {name: float(np.std(found, ddof=1)) for name, found in columns.items()}
-    return out
 
 
 def _mean(numbers: list[float]) -> float:
@@ -147,13 +136,9 @@ def _compare(
 
 
 def _mcnemar(a: Outcome, b: Outcome, label: str) -> float:
-    pairs = list(
-        zip(a["test"]["robust_flags"][label], b["test"]["robust_flags"][label], strict=True)
-    )
-    only_a, only_b = pairs.count(("1", "0")), pairs.count(("0", "1"))
-    if only_a + only_b == 0:
-        return 1.0
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+    flags = (run["test"]["robust_flags"][label] for run in (a, b))
+    differ = [x for x, y in zip(*flags, strict=True) if x != y]
+    return float(stats.binomtest(differ.count("1"), len(differ)).pvalue) if differ else 1.0
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -220,11 +205,10 @@ def _radii(summary: dict[str, Any]) -> str:
             [threat["norm"], *threat["other_norms"]],
             [threat["eps"], *threat["other_eps"]],
         )
-    elif "norms" in attack:
-        norms, radii = attack["norms"], attack["eps"]
-    elif "norm" in attack:
-        norms, radii = [attack["norm"]], [attack["eps"]]
     else:
+        norms, radii = attack.get("norms") or [attack.get("norm")], attack.get("eps")
+    radii = radii if isinstance(radii, list) else [radii]
+    if None in norms:
         return attack["name"]
     return ", ".join(f"{n} eps {eps:.4g}" for n, eps in zip(norms, radii, strict=True))
 

@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 ALIKE = ("methods", "seeds", "threat", "validation", "test")
 """Fields that cells must share: else they would be chosen and compared by different measures."""
 
+GROUND = ("data", "model", "threat", "source", "pretrain", "validation", "fresh_head")
+GROUND += ("paper_compat",)
+"""What the weights of a stage depend on, beside the stages up to it."""
+
 SWEEP = "sweep.yaml"
 """In the sweep's folder: field -> values, as written on the command line."""
 
@@ -60,12 +64,12 @@ class Axis:
         Raises:
             ConfigError: no values, or an unknown field.
         """
-        field, equals, values = text.partition("=")
+        field, _, values = text.partition("=")
         field, inner = field.strip().removeprefix("--"), values.strip()
         if _split(inner) == [inner] and inner.startswith("[") and inner.endswith("]"):
             inner = inner[1:-1]
         found = tuple(_split(inner))
-        if not equals or not field or not all(found):
+        if not field or not all(found):
             fix = "Write --sweep finetune.optimizer.lr=1e-3,1e-4"
             raise ConfigError(describe("--sweep", "FIELD=VALUE,VALUE,...", repr(text), fix))
         return Axis(SCHEMA.full_name(field), found)
@@ -109,8 +113,20 @@ class Cell:
     @property
     def folder(self) -> str:
         """Its run directory, below that of the sweep."""
-        name = re.sub(r"[^\w.=+-]+", "_", self.label.replace(" ", "_"))
-        return f"{self.method}/{name if self.choice else 'as-configured'}"
+        name = re.sub(r"[^\w.=+-]+", "_" if self.choice else "-", self.label)
+        return f"{self.method}/{name}"
+
+    def shared_stages(self) -> Iterator[tuple[str, Path]]:
+        """(what it depends on, its folder) of pretraining and of all stages but the last: cells
+        that begin alike train them once."""
+        stages = self.experiment.stages(self.method)
+        for seed in self.experiment.seeds:
+            known = [seed, *(SCHEMA.to_tree(getattr(self.experiment, name)) for name in GROUND)]
+            if self.experiment.source is not None:
+                yield json.dumps(known), Path(f"seed-{seed}", "pretrain")
+            for number, (name, stage) in enumerate(stages[:-1], 1):
+                known += [[name, SCHEMA.to_tree(stage)]]
+                yield json.dumps(known), Path(f"seed-{seed}", self.method, f"stage-{number}-{name}")
 
 
 def cells(base: Experiment, axes: Sequence[Axis]) -> list[Cell]:
@@ -126,26 +142,18 @@ def cells(base: Experiment, axes: Sequence[Axis]) -> list[Cell]:
         raise ConfigError(describe("--sweep", "each field once", ", ".join(fields), fix))
     tree, found = SCHEMA.to_tree(base), dict[tuple[str, Choice], Experiment]()
     for values in product(*(axis.values for axis in axes)):
-        flags = [f"--{field}={value}" for field, value in zip(fields, values, strict=True)]
+        choice = tuple(zip(fields, values, strict=True))
+        flags = [f"--{field}={value}" for field, value in choice]
         try:
-            experiment = SCHEMA.build(dict(tree), flags)
+            experiment = SCHEMA.build(tree, flags)
         except RoliFastError as error:
             raise ConfigError(f"`--sweep`, {' '.join(flags)}: {error}") from error
         _check_alike(base, experiment)
         for method in base.methods:
             read = experiment.read_stages(method) | ({"pretrain"} if experiment.source else set())
-            unread = set(STAGES) - read
-            choice = zip(fields, values, strict=True)
-            read_by = tuple(pair for pair in choice if pair[0].split(".")[0] not in unread)
-            found.setdefault((method, read_by), replace(experiment, methods=(method,)))
+            own = tuple(pair for pair in choice if pair[0].split(".")[0] not in {*STAGES} - read)
+            found.setdefault((method, own), replace(experiment, methods=(method,)))
     out = [Cell(*key, experiment) for key, experiment in found.items()]
-    for method in base.methods:
-        last = {
-            c.experiment.stages(method)[-1][1].attack is None for c in out if c.method == method
-        }
-        if len(last) > 1:
-            expected, fix = f"cells of {method} that all attack, or none", "Sweep them apart."
-            raise ConfigError(describe("--sweep", expected, "clean and robust validation", fix))
     return sorted(out, key=lambda cell: base.methods.index(cell.method))
 
 
@@ -157,22 +165,11 @@ def _check_alike(base: Experiment, experiment: Experiment) -> None:
             raise ConfigError(describe("--sweep", f"fields other than {name}", name, fix))
     if replace(experiment.data, augment=base.data.augment) != base.data:
         raise ConfigError(describe("--sweep", "of data nothing but data.augment", "data", fix))
-
-
-def _shared_stages(cell: Cell) -> Iterator[tuple[str, Path]]:
-    """(what it depends on, its folder) of pretraining and of all stages but the last: cells that
-    begin alike train them once."""
-    experiment, stages = cell.experiment, cell.experiment.stages(cell.method)
-    ground = ("data", "model", "threat", "source", "pretrain", "validation", "fresh_head")
-    ground += ("paper_compat",)
-    for seed in experiment.seeds:
-        common = [seed, *(SCHEMA.to_tree(getattr(experiment, name)) for name in ground)]
-        base = Path(f"seed-{seed}")
-        if experiment.source is not None:
-            yield json.dumps(common), base / "pretrain"
-        for number, (name, _) in enumerate(stages[:-1], 1):
-            before = [[n, SCHEMA.to_tree(getattr(experiment, n))] for n, _ in stages[:number]]
-            yield json.dumps([*common, before]), base / cell.method / f"stage-{number}-{name}"
+    for method in base.methods:
+        last = [own.stages(method)[-1][1].attack is None for own in (base, experiment)]
+        if last[0] != last[1]:
+            expected, fix = f"cells of {method} that all attack, or none", "Sweep them apart."
+            raise ConfigError(describe("--sweep", expected, "clean and robust validation", fix))
 
 
 def run_sweep(
@@ -215,21 +212,21 @@ def run_sweep(
     # without its axes a killed sweep would be resumed as a plain run
     with open_run_dir(folder, base, resume=resume, beside={SWEEP: swept}):
         shared: dict[str, Path] = {}
-        trained = []
+        rows = []
         for number, cell in enumerate(plan, 1):
             logger.info("cell %d of %d: %s %s", number, len(plan), cell.method, cell.label)
-            trained.append(_train(cell, folder, shared, quiet=quiet))
-        rows = [_row(cell, folder, runs) for cell, runs in zip(plan, trained, strict=True)]
+            rows.append(_train(cell, folder, shared, quiet=quiet))
+            logger.info("%s %s: validation %s", cell.method, cell.label, _score(rows[-1]))
         outcomes: dict[str, list[dict[str, Any]]] = {}
         where = folder
         for method in base.methods:
             number = _choose(method, rows)
             cell, where = plan[number], folder / plan[number].folder
-            run(cell.experiment, where, resume=True, quiet=quiet)
-            for outcome in trained[number]:
+            tested = run(cell.experiment, where, resume=True, quiet=quiet)["methods"][method]
+            outcomes[method] = tested["per_seed"]
+            for outcome in outcomes[method]:
                 path = where / f"seed-{outcome['seed']}" / method / "test.json"
                 outcome["test"] = read_test(path, cell.experiment)
-            outcomes[method] = trained[number]
         paths = [where / f"seed-{seed}" / "pretrain" / "result.json" for seed in base.seeds]
         pretrained = [asdict(read_result(path)) for path in paths if path.is_file()]
         summary = summarise(base, base.data.load(), outcomes, pretrained)
@@ -240,14 +237,12 @@ def run_sweep(
         return summary
 
 
-def _train(
-    cell: Cell, folder: Path, shared: dict[str, Path], *, quiet: bool
-) -> list[dict[str, Any]]:
-    """Train what is left of a cell; the validation of its seeds, none where it diverged."""
-    where, runs = folder / cell.folder, list[dict[str, Any]]()
+def _train(cell: Cell, folder: Path, shared: dict[str, Path], *, quiet: bool) -> dict[str, Any]:
+    """Train what is left of a cell; what the summary says of it. Accuracies are fractions."""
+    where, runs, why = folder / cell.folder, list[dict[str, Any]](), None
     if not (where / "config.yaml").is_file():
         open_run_dir(where, cell.experiment, resume=False).release()
-    for key, part in _shared_stages(cell):
+    for key, part in cell.shared_stages():
         if key in shared and not (where / part).exists():
             _copy(shared[key], where / part)
     if not (where / DIVERGED).is_file():
@@ -255,29 +250,14 @@ def _train(
             runs = run(cell.experiment, where, resume=True, quiet=quiet, test=False)[cell.method]
         except NonFiniteLossError as error:  # a rate that is too high is an answer, no accident
             write_json(where / DIVERGED, {"error": str(error)})
-    for key, part in _shared_stages(cell):
-        if (where / part / "result.json").is_file():
-            shared.setdefault(key, where / part)
-    score = _score(_row(cell, folder, runs))
-    logger.info("%s %s: validation %s", cell.method, cell.label, score)
-    return runs
-
-
-def _copy(source: Path, target: Path) -> None:
-    """A finished stage, whole or not at all."""
-    half = target.with_name(f".{target.name}.copy")  # of a killed sweep, or new
-    shutil.rmtree(half, ignore_errors=True)
-    shutil.copytree(source, half)
-    half.rename(target)
-
-
-def _row(cell: Cell, folder: Path, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the summary says of a cell; accuracies are fractions, one a seed."""
-    scores = [run["stages"][-1]["best_validation_accuracy"] for run in runs]
-    path, why = folder / cell.folder / DIVERGED, None
     if not runs:
+        path = where / DIVERGED
         with naming(path, RunDirectoryError, "--run_dir", "why a cell diverged", "Delete it."):
             why = str(read_json(path)["error"])
+    for key, part in cell.shared_stages():
+        if (where / part / "result.json").is_file():
+            shared.setdefault(key, where / part)
+    scores = [run["stages"][-1]["best_validation_accuracy"] for run in runs]
     return {
         "method": cell.method,
         "cell": cell.label,
@@ -289,6 +269,14 @@ def _row(cell: Cell, folder: Path, runs: Sequence[dict[str, Any]]) -> dict[str, 
         "diverged": why,
         "chosen": False,
     }
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A finished stage, whole or not at all."""
+    half = target.with_name(f".{target.name}.copy")  # of a killed sweep, or new
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(source, half)
+    half.rename(target)
 
 
 def _choose(method: str, rows: Sequence[dict[str, Any]]) -> int:

@@ -7,7 +7,7 @@ import torch
 from tiny_models import images, tiny
 from torch import Tensor
 
-from roli_fast.analysis.light import Look, Survey, calibrate, joined
+from roli_fast.analysis.light import Survey, calibrate
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
 from roli_fast.models import Classifier
@@ -105,16 +105,13 @@ def test_the_same_function_is_attacked_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_calibration_is_of_both_kinds() -> None:
     model = tiny().eval()
     own = survey()
-    look = own.look(model, lambda: batches(2))
-    more = own.look(model, lambda: batches(4))
-    assert look.adversarial is not None and more.adversarial is not None
-    whole = Look(joined(look.clean, more.clean), joined(look.adversarial, more.adversarial))
-    tree = calibrate(whole, look)
-    assert tree["clean"]["validation_images"] == 20
+    look, more = own.look(model, lambda: batches(2)), own.look(model, lambda: batches(4))
+    tree = calibrate(more, look)
+    assert tree["clean"]["validation_images"] == 10
     assert tree["adversarial"]["test_images"] == 10
     right = (model(x_of(2)).argmax(1) == Y).double().mean().item()
     assert tree["clean"]["before"]["accuracy"] == pytest.approx(right)
-    assert not tree["clean"]["fitted"]  # twenty images fit no temperature
+    assert not tree["clean"]["fitted"]  # ten images fit no temperature
 
 
 def test_without_an_attack_clean_images_are_looked_at() -> None:

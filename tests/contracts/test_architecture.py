@@ -124,8 +124,9 @@ def damage_is_told(path: str, tree: ast.Module) -> Found:
 READERS = {"load", "loads", "compose", "JSONDecoder", "get_single_data"}
 
 
-DERIVATIVES = ("analysis/derivatives.py", "attacks/transfer.py")
-"""Gradients and Jacobian products that neither attack nor train; of images through a resizing."""
+DERIVATIVES = ("analysis/derivatives.py", "attacks/transfer.py", "attacks/unseen.py")
+"""Gradients and Jacobian products that neither attack nor train; of images through a resizing, or
+of what is drawn over them."""
 
 
 def gradients_in_three_places(path: str, tree: ast.Module) -> Found:

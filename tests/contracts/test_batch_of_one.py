@@ -20,15 +20,10 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
         64,
         {**TOKENS, "embed_dim": (16, 16), "depth": (1, 1), "num_heads": (2, 2), "key_dim": 4},
     ),
-    "efficientformer_l1": (
-        224,
-        {"depths": (1, 1, 1, 2), "embed_dims": (8, 8, 16, 16), "num_vit": 1},
-    ),
     "efficientformerv2_s0": (
         64,
         {**TOKENS, "depths": (1, 1, 1, 2), "embed_dims": (8, 8, 16, 16), "num_vit": 1},
     ),
-    "nextvit_small": (64, {"depths": (1, 1, 5, 1), "stem_chs": (8, 8, 8)}),
     "tiny_vit_5m_224": (
         64,
         {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
@@ -37,7 +32,6 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
         64,
         {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)},
     ),
-    "mobilenetv3_small_050": (64, {}),
     "edgenext_xx_small": (64, {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)}),
 }
 """timm architecture -> image size, and options that make it tiny."""

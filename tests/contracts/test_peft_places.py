@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from roli_fast.errors import ArgumentError
 from roli_fast.models import Classifier, Model, create
-from roli_fast.peft import Adapter, LoRA
-from roli_fast.peft.adapter import Bottleneck
+from roli_fast.peft import LoRA
 from roli_fast.peft.adapter import mlps as mlps_of
 from roli_fast.peft.targets import FUSED, find_layers
 
@@ -26,7 +25,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "crossvit_tiny_240": {},
     "csatv2": {},
     "davit_tiny": {},
-    "edgenext_xx_small": {},
+    "edgenext_xx_small": {},  # its attention is called xca, and blocks were passed over once
     "hiera_tiny_224": {},
     "mobilevit_xxs": {},
     "mvitv2_tiny": {},
@@ -116,7 +115,7 @@ def test_what_lora_would_pass_over_is_named() -> None:
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "cait_xxs24_224": (32, {"depth": 1, "img_size": 32}),
-    "convit_tiny": (32, {"depth": 11, "img_size": 32}),
+    "convit_tiny": (32, {"depth": 2, "local_up_to_layer": 1, "img_size": 32}),
     "edgenext_xx_small": (64, {}),
     "hiera_tiny_224": (224, {"stages": (1, 1, 1, 1)}),
     "pvt_v2_b0": (64, {}),
@@ -125,7 +124,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "test_vit_relpos": (160, {}),
     "tnt_s_patch16_224": (32, {"depth": 1, "img_size": 32}),
     "twins_svt_small": (64, {"depths": (1, 1, 1, 1)}),
-    "volo_d1_224": (224, {}),
+    "volo_d1_224": (64, {"img_size": 64}),
     "xcit_nano_12_p16_224": (32, {"depth": 1, "img_size": 32}),
 }
 
@@ -202,11 +201,3 @@ def test_the_table_names_classes_of_timm() -> None:
         if hasattr(__import__(module, fromlist=[name]), name):
             found.add(path)
     assert len(found) >= len(FUSED) - 1, FUSED - found  # timm moves one now and then
-
-
-def test_an_adapter_follows_each_mlp_of_edgenext() -> None:
-    """Its attention is called xca, and three of eighteen blocks were passed over."""
-    model = create(Model("edgenext_xx_small"), num_classes=5)
-    Adapter().prepare(model, torch.Generator().manual_seed(0))
-    inserted = [m for m in model.modules() if isinstance(m, Bottleneck)]
-    assert len(inserted) == len([n for n, _ in model.named_modules() if n.endswith(".mlp")])

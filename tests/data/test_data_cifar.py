@@ -9,7 +9,7 @@ from tiny_data import write_cifar
 from torchvision import datasets
 
 from roli_fast.data.cifar import Cifar10, Cifar100
-from roli_fast.data.transforms import Compose, HorizontalFlip, RandomCrop, Resize
+from roli_fast.data.transforms import training_transform
 from roli_fast.errors import DataError
 
 IDS = [5, 14, 20, 39]  # a tenth of 20 images in each of two classes, by hash
@@ -26,32 +26,20 @@ def written(count: int) -> torch.Tensor:
     return torch.from_numpy(pixels).float() / 255
 
 
-def test_pixels_labels_and_ids(root: str) -> None:
+def test_pixels_labels_and_the_fixed_validation_part(root: str) -> None:
+    """A tenth of each class, the same on every machine: the ids are written down here. Nothing is
+    augmented unless asked."""
     splits = Cifar10(root).load()
     assert [len(p) for p in (splits.train, splits.val, splits.test)] == [36, 4, 10]
-    assert splits.test.ids.tolist() == list(range(40, 50))
+    assert splits.test.ids.tolist() == list(range(40, 50)) and splits.classes == ("cat", "dog")
     assert splits.test.labels.tolist() == [0, 1] * 5
     assert torch.equal(splits.test.batch(torch.arange(10)).x, written(10))
-    assert splits.classes == ("cat", "dog")
-
-
-def test_nothing_is_augmented_unless_asked(root: str) -> None:
-    train = Cifar10(root).load().train
-    x, _, ids = train.at_epoch(3, seed=4).batch(torch.arange(36))
-    assert train.augment is None and torch.equal(x, written(40)[ids])
-    augment = Cifar10(root, augment=True).load().train.augment
-    assert augment == Compose((Resize(32), RandomCrop(32, 4), HorizontalFlip(0.5)))
-
-
-def test_the_validation_part_is_fixed(root: str) -> None:
-    """A tenth of each class, the same on every machine: the ids are written down here."""
-    val = Cifar10(root).load().val
-    assert val.ids.tolist() == IDS and sorted(val.labels.tolist()) == [0, 0, 1, 1]
+    x, _, ids = splits.train.at_epoch(3, seed=4).batch(torch.arange(36))
+    assert torch.equal(x, written(40)[ids])
+    assert Cifar10(root, augment=True).load().train.augment == training_transform(32)
+    assert splits.val.ids.tolist() == IDS and sorted(splits.val.labels.tolist()) == [0, 0, 1, 1]
     assert Cifar10(root, seed=1).load().val.ids.tolist() != IDS
-
-
-def test_other_sizes_are_resized(root: str) -> None:
-    assert Cifar10(root).load().test.prepare is None
+    assert splits.test.prepare is None
     splits = Cifar10(root, image_size=48).load()
     assert splits.train[0][0].shape == splits.test[0][0].shape == (3, 48, 48)
 

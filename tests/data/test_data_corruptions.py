@@ -62,11 +62,6 @@ class TestDigital:
         expected = torch.tensor([[[0.4, 0.6]], [[0.15, 0.25]]])
         assert torch.allclose(change("contrast", x, 0.25), expected)
 
-    def test_contrast_in_grey_levels(self) -> None:
-        """Severity 2 of small images: half of the deviation from the mean 60."""
-        x = torch.tensor([[[20, 60, 100]]], dtype=torch.uint8)
-        assert CORRUPTIONS["contrast"](x, 2, seeded()).tolist() == [[[40, 60, 80]]]
-
     def test_pixelate_by_hand(self) -> None:
         """Four pixels become two become four: means of pairs, of 10 and 30, 100 and 200."""
         row = torch.tensor([10, 30, 100, 200]) / 255
@@ -118,25 +113,14 @@ class TestDigital:
 
 
 class TestWeather:
-    def test_brightness_by_hand(self) -> None:
-        """(0.2, 0.4, 0.5) with V 0.5 -> 0.8: times 1.6. Black becomes grey, white stays."""
-        x = torch.tensor([[0.2, 0.4, 0.5], [0, 0, 0], [1, 1, 1]]).T[:, None]
-        expected = torch.tensor([[0.32, 0.64, 0.8], [0.3, 0.3, 0.3], [1, 1, 1]]).T[:, None]
-        assert torch.allclose(change("brightness", x, 0.3), expected)
-
     def test_brightness_is_v_of_hsv(self) -> None:
         x = image(3, 9, 9)
+        x[:, 0, 0], x[:, 0, 1] = 0, 255  # black becomes grey, white stays
         out = CORRUPTIONS["brightness"](x, 4, seeded())
         for pixel, found in zip(x.flatten(1).T.tolist(), out.flatten(1).T.tolist(), strict=True):
             hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in pixel))
             expected = colorsys.hsv_to_rgb(hue, saturation, min(value + 0.2, 1))
             assert [level * 255 for level in expected] == pytest.approx(found, abs=0.51)
-
-    def test_fog_over_white(self) -> None:
-        """(1 + d p) / (1 + d), p from 0 to 1 on 32 pixels: from 1 / 2.5 to 1."""
-        out = change("fog", torch.ones(3, 32, 32), 1.5, 1.75)
-        assert abs(out.min() - 0.4) < 1e-6 and abs(out.max() - 1) < 1e-6
-        assert torch.equal(out[0], out[1]) and torch.equal(out[0], out[2])
 
     def test_fog_is_added_and_scaled(self) -> None:
         """With the same clouds: fog(x) - fog(0.5 at the maximum) is (x - y) m / (m + d)."""
@@ -170,7 +154,7 @@ class TestWeather:
         assert torch.allclose(change("frost", y, 0.6, 0.7, 1), 0.7 * ice)
 
     def test_ice_has_light_and_dark_and_differs_by_seed(self) -> None:
-        panes = torch.stack([weather.ice_crystals(64, 64, seeded(seed)) for seed in range(8)])
+        panes = torch.stack([weather.ice_crystals(64, 64, seeded(seed)) for seed in range(4)])
         assert panes.min() >= 0 and panes.max() <= 1
         assert 0.3 < panes.mean() < 0.7 and (panes.std(dim=(1, 2, 3)) > 0.08).all()
         assert (panes[:, 2] >= panes[:, 0]).all()  # bluish

@@ -30,8 +30,6 @@ def names(splits: Splits, split: str) -> set[str]:
         ("TrainSet", "DevSet", "TestSet"),
         ("train2017", "val2017", "test2017"),
         ("train", "eval", "test"),
-        ("train", "val", "eval"),
-        ("seg_train", "seg_dev", "seg_test"),
         ("train-images", "Evaluation", "test images"),
     ],
 )
@@ -51,6 +49,15 @@ def test_train_and_one_other_are_train_and_test(tmp_path: Path, test: str) -> No
     assert names(splits, "test") == {f"{test}/a/0.png", f"{test}/a/1.png"}
     assert torch.bincount(splits.train.labels).tolist() == [9, 18]
     assert torch.bincount(splits.val.labels).tolist() == [1, 2]
+
+
+def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
+    """As a subset of a large data set is often made."""
+    write_folder(tmp_path / "all", {"a": 5, "b": 5, "c": 5})
+    (tmp_path / "some").mkdir()
+    for name in "ab":
+        (tmp_path / "some" / name).symlink_to(tmp_path / "all" / name)
+    assert load(tmp_path / "some").classes == ("a", "b")
 
 
 @pytest.mark.parametrize("below", ["", "train/"])
@@ -86,6 +93,7 @@ def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         "1 hidden images",
         "1 images in the hidden folder .cache",
         "1 images outside of class folders",
+        "1 images in the hidden folder .ipynb_checkpoints",
         "3 images in unlabeled",
     ):
         assert words in caplog.text

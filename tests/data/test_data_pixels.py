@@ -1,4 +1,4 @@
-"""Image files of every mode, and damaged ones."""
+"""Image files of every mode and depth, and damaged ones."""
 
 import contextlib
 import os
@@ -14,8 +14,10 @@ from PIL import Image
 from tiny_data import write_image
 from torch import Tensor
 
+from roli_fast.data.image_folder import ImageFolder
+from roli_fast.data.inspection import inspect_images
 from roli_fast.data.pixels import ArrayPixels, FilePixels
-from roli_fast.errors import DataError
+from roli_fast.errors import ArgumentError, DataError
 
 
 def read(path: Path) -> torch.Tensor:
@@ -64,7 +66,7 @@ def test_palette_images_become_rgb(tmp_path: Path, transparency: object) -> None
     assert read(tmp_path / "a.png")[:, 0, 0].tolist() == [200, 100, 50]
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
 def test_images_are_turned_as_their_exif_block_says(tmp_path: Path, name: str) -> None:
     """Orientation 6: what is stored as the left column is shown as the top row."""
     stored = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
@@ -89,6 +91,61 @@ def test_grey_of_16_bits_is_scaled(tmp_path: Path, name: str) -> None:
     kind = ">u2" if name == "big-endian.tif" else "<u2"
     Image.fromarray(values.astype(kind)).save(tmp_path / name)
     assert read(tmp_path / name).tolist() == [[[0, 0, 1, 1, 100, 255]]] * 3
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Grey images of 12 bits in files of 16, of two classes; one pixel of all is white, 4095."""
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(6):
+            values = draw.integers(0, 900, (8, 8)).astype(np.uint16)
+            values[0, 0] = 4095 if (name, index) == ("b", 2) else 900
+            suffix = "tif" if index % 2 else "png"
+            Image.fromarray(values).save(tmp_path / name / f"{index}.{suffix}")
+    return tmp_path
+
+
+def levels_of(root: Path, name: str, **options: object) -> list[int]:
+    """The grey levels of one image of the folder."""
+    splits = ImageFolder(str(root), image_size=8, **options).load()  # pyright: ignore
+    pixels = splits.train.pixels
+    row = next(row for row in range(len(pixels)) if pixels.name(row) == name)
+    return pixels.read(row)[0].flatten().tolist()
+
+
+@pytest.mark.parametrize("name", ["a/0.png", "a/1.tif", "b/2.png"])
+def test_twelve_bits_in_sixteen_are_scaled_by_the_brightest_pixel_of_the_folder(
+    scans: Path, name: str
+) -> None:
+    """Not of the image: 900 is 56 in every one of them, as 900 / 4095 * 255 = 56.04."""
+    stored = np.asarray(Image.open(scans / name)).flatten().astype(float)
+    expected = np.round(stored / 4095 * 255).astype(int).tolist()
+    assert levels_of(scans, name) == expected and 50 < max(expected[1:]) < 57
+    assert levels_of(scans, name, bit_depth=16) == np.round(stored / 257).astype(int).tolist()
+    assert levels_of(scans, name, bit_depth=14)[1] == round(stored[1] / (2**14 - 1) * 255)
+
+
+def test_the_bits_in_use_are_told_once_and_no_damaged_file_hides_them(
+    scans: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_image(scans / "a" / "colour.png")
+    (scans / "a" / "0.png").write_bytes(b"damaged")
+    splits = ImageFolder(str(scans), image_size=8).load()
+    with caplog.at_level("INFO", "roli_fast.data"):
+        with pytest.raises(DataError, match=r"0\.png"):
+            inspect_images({"all": splits.train, "rest": splits.test}, decode=True, quiet=True)
+        splits.val[0]
+    assert [r.message for r in caplog.records if "4095" in r.message and "12 bits" in r.message]
+    assert len(caplog.records) == 1
+
+
+def test_a_depth_that_the_pixels_exceed_is_refused(scans: Path) -> None:
+    with pytest.raises(DataError, match=r"2\.png.*a pixel of 4095, more than data\.bit_depth 10"):
+        levels_of(scans, "b/2.png", bit_depth=10)
+    with pytest.raises(ArgumentError, match="`bit_depth`: expected an integer from 8 to 16, got 1"):
+        ImageFolder(str(scans), bit_depth=1)
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
@@ -161,12 +218,6 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_text(text)
         with pytest.raises(DataError, match="cannot identify image file"):
             read(tmp_path / "a.jpg")
-
-
-def test_a_batch_of_rows_is_the_rows() -> None:
-    pixels = ArrayPixels(torch.randint(256, (5, 3, 2, 2), dtype=torch.uint8))
-    rows = torch.tensor([4, 0, 4])
-    assert torch.equal(pixels.batch(rows), torch.stack([pixels.read(int(i)) for i in rows]))
 
 
 @pytest.mark.parametrize(("free", "moves"), [(48, True), (47, False)])

@@ -60,6 +60,16 @@ def test_images_of_every_kind_keep_their_pixels(image, expected) -> None:
     assert torch.equal((x * 255).round().to(torch.uint8), expected)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, Image.fromarray])
+@pytest.mark.parametrize("bits", [None, 12])
+def test_sixteen_bits_are_scaled_by_the_bits_in_use(kind, bits: int | None) -> None:
+    """All 16 unless a number is given: a data set is not read through for its brightest pixel."""
+    values = np.array([[0, 4095], [1024, 2048]], dtype=np.uint16)
+    data = from_datasets(many(kind(values)), augment=False, bit_depth=bits).load().train
+    expected = np.round(values / (2 ** (bits or 16) - 1) * 255).astype(int).tolist()
+    assert (data[0][0][0] * 255).round().int().tolist() == expected
+
+
 def test_splits_and_names_are_those_that_are_given() -> None:
     train = TensorDataset(images(8, 3, 4, 4), torch.arange(8) % 4)
     test = TensorDataset(images(4, 3, 4, 4, seed=1), torch.arange(4))

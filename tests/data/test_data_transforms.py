@@ -1,19 +1,12 @@
 """Transforms against pixels worked out by hand, and their draws against Philox in plain Python."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms import functional
 
 from roli_fast.data.transforms import (
-    CenterCrop,
-    Compose,
-    HorizontalFlip,
-    RandomCrop,
-    RandomShift,
-    Resize,
+    Crop,
     Transform,
     evaluation_transform,
     training_transform,
@@ -38,37 +31,30 @@ def philox(key: int, counter: int) -> list[int]:
     return words
 
 
-class TestDraws:
-    @pytest.mark.parametrize("backend", ["native", "reference"])
-    def test_a_number_is_a_word_of_the_samples_own_counter(self, backend: str) -> None:
-        # the first known answer of the authors' test vectors: everything zero
-        assert philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-        generator = torch.Generator().manual_seed(derive_seed("augment", 3, 7))
-        key = int(torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator)) % 2**64
-        ids = torch.tensor([0, 41, 2**40])
-        with use_backend(backend):  # pyright: ignore[reportArgumentType]
-            found = uniform_draws(3, 7, ids, 6)
-        for row, sample in zip(found.tolist(), ids.tolist(), strict=True):
-            words = philox(key, sample << 64) + philox(key, (sample << 64) + 1)
-            # the upper 24 bits of a signed word and half a step, moved from (-1, 1) to (0, 1)
-            expected = [2 * (((word + 2**31) % 2**32) >> 8) + 1 for word in words[:6]]
-            assert [number * 2**25 for number in row] == expected
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_draw_is_a_word_of_the_samples_own_counter(backend: str) -> None:
+    # the first known answer of the authors' test vectors: everything zero
+    assert philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    generator = torch.Generator().manual_seed(derive_seed("augment", 3, 7))
+    key = int(torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator)) % 2**64
+    ids = torch.tensor([0, 41, 2**40])
+    with use_backend(backend):  # pyright: ignore[reportArgumentType]
+        found = uniform_draws(3, 7, ids, 6)
+    for row, sample in zip(found.tolist(), ids.tolist(), strict=True):
+        words = philox(key, sample << 64) + philox(key, (sample << 64) + 1)
+        # the upper 24 bits of a signed word and half a step, moved from (-1, 1) to (0, 1)
+        expected = [2 * (((word + 2**31) % 2**32) >> 8) + 1 for word in words[:6]]
+        assert [number * 2**25 for number in row] == expected
 
-    def test_a_sample_draws_the_same_in_any_batch(self) -> None:
-        ids = torch.tensor([7, 0, 2**62, 3])
-        together, before = uniform_draws(5, 1, ids, 3), torch.get_rng_state()
-        alone = [uniform_draws(5, 1, ids[i : i + 1], 3 + i)[:, :3] for i in range(4)]
-        assert torch.equal(together, torch.cat(alone))
-        assert torch.equal(before, torch.get_rng_state())
-        found = [uniform_draws(*place, torch.arange(50), 3) for place in ((0, 0), (0, 1), (1, 0))]
-        assert len({number for table in found for number in table.flatten().tolist()}) == 3 * 150
 
-    def test_the_ends_of_the_range(self) -> None:
-        ends = torch.tensor([[2.0**-25], [1 - 2.0**-25]], dtype=torch.float64)
-        images = torch.arange(9, dtype=torch.uint8).expand(2, 1, 1, 9)
-        assert RandomCrop(1)(images, ends.repeat(1, 2)).flatten().tolist() == [0, 8]
-        assert torch.equal(HorizontalFlip(1.0)(images, ends), images.flip(-1))
-        assert torch.equal(HorizontalFlip(0.0)(images, ends), images)
+def test_a_sample_draws_the_same_in_any_batch() -> None:
+    ids = torch.tensor([7, 0, 2**62, 3])
+    together, before = uniform_draws(5, 1, ids, 3), torch.get_rng_state()
+    alone = [uniform_draws(5, 1, ids[i : i + 1], 3 + i)[:, :3] for i in range(4)]
+    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(before, torch.get_rng_state())
+    found = [uniform_draws(*place, torch.arange(50), 3) for place in ((0, 0), (0, 1), (1, 0))]
+    assert len({number for table in found for number in table.flatten().tolist()}) == 3 * 150
 
 
 def image(rows: list[list[int]]) -> Tensor:
@@ -92,63 +78,62 @@ def outcomes(transform: Transform, x: Tensor) -> set[tuple[tuple[int, ...], ...]
     return {tuple(map(tuple, out)) for out in many(transform, x).tolist()}
 
 
-def apply(transform: Transform, x: Tensor) -> Tensor:
-    return transform(x[None], draws(transform, 1))[0]
-
-
-def test_shift_reaches_the_nine_places_and_fills_with_black() -> None:
-    assert outcomes(RandomShift(1), image([[1, 2], [3, 4]])) == {
+def test_a_padded_crop_reaches_the_nine_places_and_fills_with_black() -> None:
+    shift = Crop(2, padding=1, random=True)
+    assert outcomes(shift, image([[1, 2], [3, 4]])) == {
         ((4, 0), (0, 0)), ((3, 4), (0, 0)), ((0, 3), (0, 0)),
         ((2, 0), (4, 0)), ((1, 2), (3, 4)), ((0, 1), (0, 3)),
         ((0, 0), (2, 0)), ((0, 0), (1, 2)), ((0, 0), (0, 1)),
     }  # fmt: skip
 
 
-def test_flip_mirrors_left_to_right_with_its_probability() -> None:
-    x = image([[1, 2, 3], [4, 5, 6]])
-    assert outcomes(HorizontalFlip(), x) == {((1, 2, 3), (4, 5, 6)), ((3, 2, 1), (6, 5, 4))}
-    flipped = many(HorizontalFlip(0.3), image([[1, 2]]), 2000)[:, 0, 0] == 2
+def test_windows_are_equally_likely_and_flips_have_their_probability() -> None:
+    drawn = many(Crop(1, random=True), image([[0, 1, 2, 3]]), 4000).flatten()
+    counts = torch.bincount(drawn.int(), minlength=4)
+    assert (counts - 1000).abs().max() < 120  # four standard deviations
+    square = image([[1, 2], [3, 4]])
+    flip = Crop(2, random=True, flip=0.3)
+    assert outcomes(flip, square) == {((1, 2), (3, 4)), ((2, 1), (4, 3))}
+    flipped = many(flip, square, 2000)[:, 0, 0] == 2
     assert abs(flipped.double().mean() - 0.3) < 0.04  # four standard deviations
 
 
-def test_random_crop_reaches_every_window_equally_often() -> None:
-    x = image([[1, 2, 3], [4, 5, 6]])
-    assert outcomes(RandomCrop(2), x) == {((1, 2), (4, 5)), ((2, 3), (5, 6))}
-    assert outcomes(RandomCrop(1, padding=1), image([[7]])) == {((0,),), ((7,),)}
-    drawn = many(RandomCrop(1), image([[0, 1, 2, 3]]), 4000).flatten()
-    counts = torch.bincount(drawn.int(), minlength=4)
-    assert (counts - 1000).abs().max() < 120  # four standard deviations
+def test_the_ends_of_the_range_are_the_ends_of_the_image() -> None:
+    ends = torch.tensor([[2.0**-25], [1 - 2.0**-25]], dtype=torch.float64).repeat(1, 3)
+    row = torch.arange(9, dtype=torch.uint8).expand(2, 1, 1, 9)
+    assert Crop(1, random=True)(row, ends).flatten().tolist() == [0, 8]
+    squares = torch.arange(4, dtype=torch.uint8).view(1, 1, 2, 2).expand(2, -1, -1, -1)
+    assert torch.equal(Crop(2, random=True, flip=1.0)(squares, ends), squares.flip(-1))
+    assert torch.equal(Crop(2, random=True)(squares, ends), squares)
 
 
-def test_center_crop_takes_the_middle() -> None:
-    x = torch.arange(16, dtype=torch.uint8).view(1, 4, 4).expand(3, -1, -1)
-    assert apply(CenterCrop(2), x)[0].tolist() == [[5, 6], [9, 10]]
-    assert torch.equal(apply(CenterCrop(4), x), x)
+def test_without_draws_the_middle_is_taken() -> None:
+    x = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
+    none = torch.empty(1, 0)
+    assert Crop(2)(x, none)[0, 0].tolist() == [[5, 6], [9, 10]]
+    assert torch.equal(Crop(4)(x, none), x)
 
 
-def test_resize_sets_the_short_side_and_averages_when_it_shrinks() -> None:
-    assert apply(Resize(6), torch.zeros(3, 12, 20, dtype=torch.uint8)).shape == (3, 6, 10)
-    assert apply(Resize(6), torch.zeros(3, 20, 12, dtype=torch.uint8)).shape == (3, 10, 6)
-    exact = image([[1, 2], [3, 4]])
-    assert torch.equal(apply(Resize(2), exact), exact)
+def test_resizing_sets_the_short_side_and_averages_when_it_shrinks() -> None:
+    none = torch.empty(1, 0)
+    x = torch.zeros(1, 3, 16, 20, dtype=torch.uint8)
+    x[..., 4, :] = 255
+    small = Crop(4, 4)(x, none)
+    assert small.shape == (1, 3, 4, 4)
     # antialiased: a line that plain bilinear sampling would step over leaves grey behind
-    x = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    x[:, 4] = 255
-    small = apply(Resize(4), x)
-    assert small[0, 1].min() > 20  # rows 4 to 7 become row 1, sampled between 5 and 6
+    assert small[0, 0, 1].min() > 20  # rows 4 to 7 become row 1, sampled between 5 and 6
     assert abs(small.float().mean() - 255 / 16) < 3  # no light is lost
+    assert torch.equal(Crop(16, 16)(x, none), x[..., 2:18])
 
 
-def test_crop_larger_than_the_image_is_refused() -> None:
+def test_a_crop_larger_than_the_image_is_refused() -> None:
     with pytest.raises(DataError, match=r"`image`: expected at least 4 pixels a side, got 2x3"):
-        apply(RandomCrop(4), torch.zeros(3, 2, 3, dtype=torch.uint8))
+        Crop(4, random=True)(torch.zeros(1, 3, 2, 3, dtype=torch.uint8), torch.rand(1, 3))
 
 
 @pytest.mark.parametrize("size", [32, 48, 65])
 @pytest.mark.parametrize("make", [training_transform, evaluation_transform])
-def test_a_batch_gives_what_its_images_give_alone(
-    make: Callable[[int], Transform], size: int
-) -> None:
+def test_a_batch_gives_what_its_images_give_alone(make, size: int) -> None:
     """Resized up and down, padded and not, cropped and flipped; the input stays what it was."""
     images, transform = torch.randint(256, (12, 3, 48, 48), dtype=torch.uint8), make(size)
     before, found = images.clone(), draws(transform, 12)
@@ -160,7 +145,7 @@ def test_a_batch_gives_what_its_images_give_alone(
 def test_geometry_is_torchvisions() -> None:
     """The same corners and flips, moved by other code."""
     images = torch.randint(256, (64, 3, 8, 10), dtype=torch.uint8)
-    both = Compose((RandomCrop(7, 2), HorizontalFlip(0.4)))
+    both = Crop(7, padding=2, random=True, flip=0.4)
     found, expected = draws(both, 64), []
     for x, (top, left, flip) in zip(images, found.tolist(), strict=True):
         x = functional.crop(functional.pad(x, [2] * 4), int(6 * top), int(8 * left), 7, 7)
@@ -168,17 +153,8 @@ def test_geometry_is_torchvisions() -> None:
     assert torch.equal(both(images, found), torch.stack(expected))
 
 
-def test_each_step_takes_its_own_draws() -> None:
-    """Worked out by hand for draws of 0.99: the last place each time."""
-    wide = image([[1, 2, 3], [4, 5, 6], [7, 8, 9]])[None]
-    steps = Compose((RandomCrop(2), HorizontalFlip(1.0), RandomCrop(1)))
-    last = torch.full((1, steps.draws), 0.99, dtype=torch.float64)
-    assert steps(wide, last)[0, 0].tolist() == [[8]]  # 5 6 / 8 9 -> 6 5 / 9 8
-
-
 @pytest.mark.parametrize(("size", "resized"), [(224, 256), (384, 438), (448, 512), (64, 64)])
 def test_defaults_are_the_published_ones(size: int, resized: int) -> None:
     padding = 4 if size <= 64 else 0
-    steps = Resize(resized), RandomCrop(size, padding), HorizontalFlip(0.5)
-    assert training_transform(size) == Compose(steps)
-    assert evaluation_transform(size) == Compose((Resize(resized), CenterCrop(size)))
+    assert training_transform(size) == Crop(size, resized, padding, random=True, flip=0.5)
+    assert evaluation_transform(size) == Crop(size, resized)

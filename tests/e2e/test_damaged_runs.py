@@ -84,7 +84,8 @@ def raw(run: Path, file: Path, whole: Path, told: Told) -> list[str]:
         text = told()
         # a configuration that was cut short may be a whole one of something else
         cut = name == "evaluate" and "`data`: expected the images" in text
-        page = name in ("report", "compare") and run.name in text  # of all files together
+        # the page, which analyze writes too, is of all files together
+        page = name in ("report", "compare", "analyze") and run.name in text
         if status == 2 and file.name not in text and not cut and not page:
             found.append(f"{name} names no {file.name}: {text[-300:]}")
         for line in text.splitlines():

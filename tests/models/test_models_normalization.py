@@ -8,7 +8,7 @@ import torch
 from foreign_names import torchvision_vit
 from tiny_models import SMALL, tiny
 
-from roli_fast.errors import ArgumentError, CheckpointError
+from roli_fast.errors import ArgumentError
 from roli_fast.models import Classifier, Model, create, normalization, save_model
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -92,25 +92,6 @@ def test_the_user_knows_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level("INFO"):
         assert of(build(path, mean=ones, std=ones)) == (list(ones), list(ones))
     assert not caplog.records
-
-
-def test_a_file_that_is_not_here_names_the_command_and_nothing_is_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_args: Any, **_options: Any) -> None:
-        pytest.fail("a connection was opened")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    where = str(tmp_path / "home" / "weights" / ARES)
-    with pytest.raises(
-        CheckpointError, match=rf"{where}.*https://.*{ARES}.*zoo get ares_vit_b`\.$"
-    ):
-        build("zoo:ares_vit_b")
-    with pytest.raises(CheckpointError, match=r"zoo get ares_vit_b`, and write weights: zoo:"):
-        build(tmp_path / ARES)
-    with pytest.raises(ArgumentError, match=r"got 'ares_vit'\. Similar: ares_vit_"):
-        build("zoo:ares_vit")
 
 
 @pytest.mark.parametrize("channels", [1, 4])

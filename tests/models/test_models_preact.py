@@ -1,6 +1,5 @@
 """PreAct ResNets for 32x32: their size, their numbers by hand, and timm's interface."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,9 @@ import pytest
 import timm
 import torch
 from tiny_models import images
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from roli_fast.engine import Engine, InputGradient
 from roli_fast.errors import ArgumentError
 from roli_fast.models import Classifier, Model, PreActResNet, create, load, restore, save_model
 
@@ -50,28 +48,6 @@ def test_the_sizes_are_the_published_ones(name: str, millions: float) -> None:
         model = timm.create_model(name, num_classes=10)
     count = sum(p.numel() for p in model.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.006 if millions > 100 else 1e-7)
-
-
-def test_one_channel_by_hand() -> None:
-    """Softplus of ln(n) is ln(n + 1). One pixel, so a 3x3 convolution is its centre: x = ln 3 / 2
-    and a stem of 2 make h = ln 3; the block adds softplus(softplus(h)) = ln 5 to it, 1 x ln 15 in
-    all; softplus once more gives ln 16, which the head's 1 and -2 turn into logits."""
-    model = PreActResNet(2, in_chans=1, widths=(1,), depths=(1,), stem_width=1).double().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-30
-    block = model.get_submodule("layer1.0")
-    with torch.no_grad():
-        for conv, value in ((model.conv1, 2.0), (block.conv1, 1.0), (block.conv2, 1.0)):
-            conv.weight.zero_()  # type: ignore[union-attr]
-            conv.weight[0, 0, 1, 1] = value  # type: ignore[index]
-        assert isinstance(model.linear, nn.Linear)
-        model.linear.weight.copy_(torch.tensor([[1.0], [-2.0]]))
-        model.linear.bias.copy_(torch.tensor([0.0, 1.0]))
-    x = torch.tensor([[[[math.log(3) / 2]]], [[[0.0]]]], dtype=torch.float64)
-    # h = 0: softplus(softplus(0)) = softplus(ln 2) = ln 3, and softplus(ln 3) = ln 4
-    expected = [[math.log(n), 1 - 2 * math.log(n)] for n in (16, 4)]
-    assert model(x).tolist() == [pytest.approx(row) for row in expected]
 
 
 def plain(state: dict[str, Tensor], x: Tensor, stages: list[list[int]], act: Any) -> Tensor:
@@ -129,22 +105,6 @@ def test_the_head_is_found_and_replaced() -> None:
     assert torch.equal(model.eval()(x), model.features(x))
 
 
-def test_a_folding_engine_changes_nothing_but_rounding() -> None:
-    """In fp64, so that a wrong fold shows; BN behind a convolution is folded, none other is."""
-    model, x = drawn(tiny()).double().eval(), images(4, 3, 32, 32).double()
-    y = torch.tensor([0, 4, 2, 1])
-    with InputGradient(model) as engine:
-        expected = engine(x, y)
-    with InputGradient(Engine(fold=True).bind(model)) as engine:
-        found = engine(x, y)
-        folded = {n for n, m in model.named_modules() if "forward" in vars(m)}
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    inside = {f"backbone.layer{n}.0.bn2" for n in (1, 2, 3, 4)} | {"backbone.layer1.1.bn2"}
-    # the first block's BN reads the stem alone, but so does the sum behind that block
-    assert {name for name in folded if "bn" in name} == inside
-
-
 def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     model, x = drawn(tiny()).eval(), images(2, 3, 32, 32)
     save_model(model, tmp_path / "m.safetensors", classes=tuple("abcde"))
@@ -165,7 +125,6 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (Model("preact_resnet81"), "Similar: preact_resnet18"),
         (
             Model(NAME, options={"activation": "gelu"}),
             r"`model.options`.*`activation`: expected 'relu' or .*'gelu'",
@@ -174,7 +133,6 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
             Model(NAME, options={"widths": (4, 4)}),
             r"`model.options`.*`widths`: expected 4 numbers >= 1",
         ),
-        (Model(NAME, options={"img_size": 32}), "`model.options`.*leave img_size out"),
         (Model(NAME, pretrained=True), r"`model.pretrained`.*no published weights of preact"),
     ],
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import SIZES, SMALL, images, tiny
+from tiny_models import SMALL, images, tiny
 from torch import Tensor
 from torch.nn.functional import softmax
 
@@ -129,19 +129,6 @@ def test_swin_written_out(deep: bool, pooled: bool) -> None:
             tokens = torch.cat((p, tokens)) if pooled else tokens
             expected.append(net.head.fc(net.norm(tokens).mean(0)))
         torch.testing.assert_close(model(pixels), torch.stack(expected), rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize(("fused", "deep"), [(False, False), (True, False), (True, True)])
-def test_images_do_not_mix(deep: bool, fused: bool) -> None:
-    """The release orders shallow Swin prompts (window, image) beside windows (image, window)."""
-    model = prompted(SWIN, deep, pooled=False)
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = fused  # type: ignore[assignment]
-    x = images(4, 3, SIZES[SWIN], SIZES[SWIN]).double()
-    with torch.no_grad():
-        alone = torch.cat([model(x[i : i + 1]) for i in range(4)])
-        torch.testing.assert_close(model(x), alone, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("pooled", [False, True])

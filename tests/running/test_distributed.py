@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from processes import together
+from torch import Tensor, nn
 
 from roli_fast.errors import PeerError
 from roli_fast.running.distributed import Distributed
@@ -120,3 +121,61 @@ def test_each_process_has_its_own_gpu_where_there_are_enough(
     two_machines = Ranks(5, 8, 1, 2)
     assert two_machines.device("cuda") == "cuda:1" and two_machines.own_gpu
     assert (alone.command, fourth.command) == ("python", "torchrun --nproc-per-node=4")
+
+
+SIZES = (2, 3)
+"""Images of each process."""
+
+
+class Net(nn.Module):
+    """A convolution in channels_last, BatchNorm, one in eval mode, a layer that is not used, a head
+    of double precision with a frozen bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        self.norm, self.still = nn.BatchNorm2d(4), nn.BatchNorm2d(4).eval()
+        self.unused, self.head = nn.Linear(2, 2), nn.Linear(4, 2).double()
+        self.head.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.still(self.norm(self.conv(x.to(memory_format=torch.channels_last))))
+        return self.head(maps.relu().mean((2, 3)).double())
+
+    def numbers(self) -> dict[str, Any]:
+        """State and gradients."""
+        grads = {f"grad {n}": p.grad for n, p in self.named_parameters() if p.grad is not None}
+        return {name: tensor.numpy() for name, tensor in (grads | self.state_dict()).items()}
+
+
+def backward(net: Net, rank: int) -> None:
+    """The share of process `rank` in the mean over all images."""
+    x = torch.randn(SIZES[rank], 3, 5, 5, generator=torch.Generator().manual_seed(rank))
+    (net(x).square().sum() / sum(SIZES)).backward()
+
+
+def merged() -> dict[str, Any]:
+    """This process's gradients and buffers after the merge."""
+    ranks, net = Ranks.from_environment(), Net()
+    with Distributed(ranks).joined(CPU) as distributed:
+        backward(net, ranks.rank)
+        distributed.merge_gradients_(net, SIZES[ranks.rank] / sum(SIZES))
+    return net.numbers()
+
+
+def test_two_processes_have_the_gradients_of_all_images() -> None:
+    first, second = [member.value for member in together(2, merged)]
+    assert all((array == second[name]).all() for name, array in first.items())
+    net, shares = Net(), [Net(), Net()]
+    for rank, own in enumerate(shares):
+        backward(own, rank)
+        backward(net, rank)
+    truth = net.numbers()
+    assert first.keys() == truth.keys() and "grad unused.weight" not in truth
+    for name, expected in truth.items():
+        if name in ("norm.running_mean", "norm.running_var"):  # those of each, by its share
+            both = [own.numbers()[name] for own in shares]
+            expected = (2 * both[0] + 3 * both[1]) / 5
+        if name != "norm.num_batches_tracked":
+            torch.testing.assert_close(torch.tensor(first[name]), torch.tensor(expected))

@@ -26,11 +26,8 @@ def start(experiment: Experiment) -> models.Classifier:
     return model
 
 
-def train(
-    experiment: Experiment, model: models.Classifier, *, halves: int = 2, **how: Any
-) -> dict[str, Tensor]:
-    """The backbone after two epochs of method ranli: SGD, full tuning, no warm-up; with one half
-    the clean one's place is empty."""
+def train(experiment: Experiment, model: models.Classifier, **how: Any) -> dict[str, Tensor]:
+    """The backbone after two epochs of method ranli: SGD, full tuning, no warm-up."""
     ((_name, stage),) = experiment.stages("ranli")
     data = experiment.data.load().train
     size = stage.batch_size
@@ -72,11 +69,9 @@ def train(
 
     for number in range(2):
         theta = copy.deepcopy(model.state_dict())
-        natural = theta
-        if halves == 2:
-            epoch(number, optimizers[0], "natural", attacked=False)
-            natural = copy.deepcopy(model.state_dict())
-            model.load_state_dict(theta)
+        epoch(number, optimizers[0], "natural", attacked=False)
+        natural = copy.deepcopy(model.state_dict())
+        model.load_state_dict(theta)
         epoch(number, optimizers[1], attacked=True)
         own = copy.deepcopy(model.state_dict())
         model.load_state_dict(

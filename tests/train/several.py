@@ -55,20 +55,20 @@ def struck(
         nonlocal count
         count += 1
         if count == after and os.environ["RANK"] == str(rank):
-            EVENTS[event](self)
+            EVENTS[event]()
         return original(self, epoch, batch)
 
     loop.StageLoop._update = update
     return train(folder, *more, double=double)
 
 
-def _damaged(_loop: loop.StageLoop) -> None:
+def _damaged() -> None:
     raise DataError("`images`: expected an image, got 'a.png'.")
 
 
-EVENTS: dict[str, Callable[[loop.StageLoop], None]] = {
-    "SIGTERM": lambda _: os.kill(os.getpid(), signal.SIGTERM),
-    "SIGKILL": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+EVENTS: dict[str, Callable[[], None]] = {
+    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "damaged image": _damaged,
 }
 
@@ -87,23 +87,22 @@ def other_images(folder: Path) -> int:
     return train(folder)
 
 
-def batch_norm(folder: Path, *more: str) -> int:
-    """`train` of a tiny ResNet; each process writes its last weights beside `folder`, and the seeds
-    that the updates' dropout would have."""
-    finish, rank = loop.StageLoop._finish, os.environ["RANK"]
-    backward, seeds = loop.StageLoop._backward, []
+def batch_norm(folder: Path, *more: str) -> tuple[int, dict[str, Any], list[int]]:
+    """`train` of a tiny ResNet; with the exit status the last weights, and the seeds that the
+    updates' dropout would have."""
+    finish, backward = loop.StageLoop._finish, loop.StageLoop._backward
+    state, seeds = dict[str, Any](), list[int]()
 
     def seeded(*arguments: Any, **options: Any) -> Any:
         seeds.append(torch.initial_seed())
         return backward(*arguments, **options)
 
     def watched(self: loop.StageLoop) -> Any:
-        state = {**self.model.state_dict(), "seeds": torch.tensor(seeds)}
-        torch.save(state, folder.parent / f"state-{rank}.pt")
+        state.update({name: t.numpy().copy() for name, t in self.model.state_dict().items()})
         return finish(self)
 
-    loop.StageLoop._finish = watched
-    loop.StageLoop._backward = seeded
+    loop.StageLoop._finish, loop.StageLoop._backward = watched, seeded
     options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
     text = [f"--model.options.{name}={value}" for name, value in options.items()]
-    return train(folder, "--model.name=resnet18", *text, *more, skip="--model.options")
+    status = train(folder, "--model.name=resnet18", *text, *more, skip="--model.options")
+    return status, state, seeds

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from roli_fast.errors import CheckpointError
@@ -23,79 +22,57 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
 
 
-def optimiser(kind: str, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
+def optimiser(kind: str, model: nn.Module) -> torch.optim.Optimizer:
     if kind == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
-    return torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    return torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
         x = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(step))
-        loss = model(x).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        model(x).square().mean().backward()
         optimizer.step()
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_training_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
-    straight = net()
+    straight, first, second = net(), net(), net()
     train(straight, optimiser(kind, straight), range(6))
-
-    first = net()
     before = optimiser(kind, first)
     train(first, before, range(3))
-    names = [name for name, _ in first.named_parameters()]
-    tensors = changing_tensors(first, names)
+    tensors = changing_tensors(first, [name for name, _ in first.named_parameters()])
     progress = Progress(epoch=1, step=2, best_score=0.25, epoch_sums={"loss": 0.1 + 0.2})
-    path = tmp_path / "resume.safetensors"
-    save_resume(path, {"model": tensors, "best": tensors}, {"": before}, progress)
+    path = tmp_path / "resume.pt"
+    save_resume(path, progress, {"model": tensors, "best": {}}, {"": before})
 
-    saved = load_resume(path)
-    second = net()
-    after = optimiser(kind, second)
-    restore_tensors(second, saved.tensors["model"], path)
+    saved, after = load_resume(path), optimiser(kind, second)
+    assert saved.progress == progress and saved.tensors["best"] == {}
+    restore_tensors(second, saved.tensors["model"])
     restore_optimizer(after, saved.optimizers[""])
     train(second, after, range(3, 6))
-    assert saved.progress == progress
     for name, tensor in straight.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
 
 
 def test_a_frozen_backbone_is_not_stored() -> None:
-    names = changing_tensors(net(), ["3.weight", "3.bias"])
-    assert set(names) == {
-        "1.running_mean",
-        "1.running_var",
-        "1.num_batches_tracked",
+    statistics = {f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert set(changing_tensors(net(), ["3.weight", "3.bias"])) == statistics | {
         "3.weight",
         "3.bias",
     }
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "words"])
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
-    model = net()
-    path = tmp_path / "resume.safetensors"
-    tensors = changing_tensors(model, ["3.bias"])
-    save_resume(path, {"model": tensors}, {"": optimiser("sgd", model)}, Progress())
+    path = tmp_path / "resume.pt"
+    save_resume(path, Progress(), {"model": {}}, {})
     content = path.read_bytes()
-    new = {"truncated": content[: len(content) // 2], "empty": b"", "other": b"x" * 100}[damage]
-    path.write_bytes(new)
-    with pytest.raises(CheckpointError, match="resume.safetensors"):
+    path.write_bytes({"truncated": content[: len(content) // 2]}.get(damage, b"x" * 100))
+    if damage == "empty":
+        path.write_bytes(b"")
+    if damage == "words":
+        torch.save({"progress": {"epoch": 1, "stride": 2}}, path)
+    with pytest.raises(CheckpointError, match=r"resume\.pt': .*Delete the stage's folder"):
         load_resume(path)
-
-
-def test_damaged_words_of_a_file_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "resume.safetensors"
-    save_file({"model.a": torch.zeros(1)}, path, {"roli_fast_resume": '{"epoch": "x"}'})
-    with pytest.raises(CheckpointError, match=r"resume\.safetensors': .*Delete the stage's folder"):
-        load_resume(path)
-
-
-def test_a_file_of_another_model_is_refused_before_anything_changes(tmp_path: Path) -> None:
-    model = net()
-    with pytest.raises(CheckpointError, match="3.bias"):
-        restore_tensors(model, {"0.bias": torch.ones(3), "3.bias": torch.ones(5)}, tmp_path)
-    assert not torch.equal(model[0].bias, torch.ones(3))

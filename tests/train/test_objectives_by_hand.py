@@ -8,15 +8,14 @@ import pytest
 import torch
 from given_norms import REAL, WithBN, given, result, trained_on
 from tiny_models import FixedLogits, images, tiny
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
-from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
 from roli_fast.threat import ThreatModel
-from roli_fast.train.objectives import AVG, EAT, SAT, TRADES, Objective, Step
+from roli_fast.train.objectives import AVG, EAT, RAMP, SAT, TRADES, Objective
 
 L3 = math.log(3.0)
 
@@ -34,16 +33,8 @@ FOUND = given(
 TWO = Batch(pixels((0, 0), (0, 0)), torch.tensor([0, 0]), torch.tensor([0, 1]))
 
 
-def pixels_as_logits() -> FixedLogits:
-    return FixedLogits(torch.eye(2))
-
-
-def counts(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-def called(objective: Objective, attack: Any = FOUND, batch: Batch = TWO) -> Any:
-    return objective(Step(pixels_as_logits(), batch, attack, torch.Generator(), Engine()))
+def called(objective: Objective, **step: Any) -> Any:
+    return trained_on(objective, FixedLogits(torch.eye(2)), TWO, FOUND, **step)
 
 
 @pytest.mark.parametrize(
@@ -51,57 +42,34 @@ def called(objective: Objective, attack: Any = FOUND, batch: Batch = TWO) -> Any
     [
         ((0, 0, 0, 0), (0.5, 0.5)),
         ((3, 0, 8, 0), (0.5, 0.5)),  # l1 was never drawn
-        ((0, 3, 0, 8), (0.5, 0.5)),
         ((6, 2, 8, 8), (0.25, 0.75)),  # 1/4 and 3/4 wrong
         ((6, 50, 8, 100), (1 / 3, 2 / 3)),  # 1/4 and 1/2
         ((8, 5, 8, 8), (0.0, 1.0)),
         ((8, 8, 8, 8), (0.5, 0.5)),  # nobody was ever fooled
     ],
 )
-def test_the_probabilities_of_eat(so_far: tuple[float, ...], truth: tuple[float, float]) -> None:
-    assert EAT().probabilities(counts(*so_far)).tolist() == pytest.approx(truth)
-
-
-def test_eat_counts_who_was_robust_and_who_was_attacked() -> None:
-    drawn = {}
-    for seed in range(20):
-        chosen = EAT().chosen(counts(0, 0, 0, 0), torch.Generator().manual_seed(seed))
-        terms = called(chosen)
-        drawn[tuple(terms.counts.tolist())] = terms.loss.item()
-        assert terms.counts.dtype == torch.float64 and chosen.counters == 4
-    mean = (math.log(4 / 3) + math.log(4)) / 2
-    assert drawn == {
-        (1, 0, 2, 0): pytest.approx(mean),  # linf: one robust
-        (0, 0, 0, 2): pytest.approx(mean),  # l1: nobody
-    }
-
-
-def test_eat_draws_by_the_counts_and_the_generator_alone() -> None:
-    """Each draw replayed: l1 where the uniform number is past the probability of linf."""
-    seen = []
-    for seed in range(400):
-        uniform = torch.rand((), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        chosen = EAT().chosen(counts(6, 2, 8, 8), torch.Generator().manual_seed(seed))
-        seen.append(called(chosen).counts[3].item() == 2)
-        assert seen[-1] == (uniform.item() >= 0.25)
-    assert abs(sum(seen) / 400 - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 400)
+def test_eat_draws_by_its_counts_and_counts_who_was_robust(
+    so_far: tuple[float, ...], truth: tuple[float, float]
+) -> None:
+    """linf below its probability, l1 from there on, the end of rounding included. In linf one was
+    robust, in l1 nobody."""
+    assert EAT().probabilities(so_far) == pytest.approx(truth)
+    counts = torch.tensor(so_far, dtype=torch.float64)
+    for draw in (0.0, truth[0] - 1e-9, truth[0] + 1e-9, 1 - 2**-53):
+        terms = called(EAT(), counts=counts, draw=max(0.0, draw))
+        linf = max(0.0, draw) < truth[0]
+        assert terms.counts.tolist() == ([1, 0, 2, 0] if linf else [0, 0, 0, 2])
+        assert terms.loss.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
+        assert terms.counts.dtype == torch.float64
 
 
 def test_sat_draws_all_norms_alike() -> None:
     """Each draw replayed, over the attack's norms and over two of them."""
-    losses = {"linf": "linf", "l2": "l2", "l1": "l1"}
-    of_norm = {
-        norm: called(SAT((norm,)).chosen(counts(), torch.Generator())).logits for norm in losses
-    }
-    drawn = {norm: 0 for norm in losses}
-    for seed in range(300):
-        point = torch.rand((), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    of_norm = {norm: called(SAT((norm,))).logits for norm in ("linf", "l2", "l1")}
+    for draw in (0.0, 0.3, 0.4, 0.6, 0.7, 1 - 2**-53):
         for objective, norms in ((SAT(), ("linf", "l2", "l1")), (SAT(("l1", "l2")), ("l1", "l2"))):
-            norm = norms[int(point * len(norms))]
-            chosen = objective.chosen(counts(), torch.Generator().manual_seed(seed))
-            assert torch.equal(called(chosen).logits, of_norm[norm])
-        drawn[("linf", "l2", "l1")[int(point * 3)]] += 1
-    assert all(abs(count - 100) < 4 * math.sqrt(300 * 2 / 9) for count in drawn.values())
+            norm = norms[int(draw * len(norms))]
+            assert torch.equal(called(objective, draw=draw).logits, of_norm[norm])
 
 
 def test_avg_by_hand() -> None:
@@ -116,15 +84,17 @@ def test_avg_by_hand() -> None:
 
 @pytest.mark.parametrize("network", ["vit", "bn"])
 def test_trades_equals_a_plain_version(network: str) -> None:
-    torch.manual_seed(0)
-    vit = network == "vit"
-    model = (tiny("vit_tiny_patch16_224", num_classes=4) if vit else WithBN()).double().train()
+    def network_of_a_seed() -> nn.Module:
+        torch.manual_seed(0)
+        vit = network == "vit"
+        model = tiny("vit_tiny_patch16_224", num_classes=4) if vit else WithBN()
+        return model.double().train()
+
+    model, twin = network_of_a_seed(), network_of_a_seed()
     batch = Batch(images(6, 3, 8, 8).double(), torch.arange(6) % 4, torch.arange(6))
     attack = PGD(eps=0.05, step_size=None, steps=3, loss="kl")
     source = torch.Generator().manual_seed(0)
     x_adv = attack(model, batch.x, batch.y, source, sample_ids=batch.ids)
-    twin = (tiny("vit_tiny_patch16_224", num_classes=4) if vit else WithBN()).double().train()
-    twin.load_state_dict(model.state_dict())
     clean, moved = twin(batch.x), twin(x_adv)
     loss = functional.cross_entropy(clean, batch.y)
     divergence = functional.kl_div(moved.log_softmax(1), clean.softmax(1), reduction="batchmean")
@@ -135,23 +105,23 @@ def test_trades_equals_a_plain_version(network: str) -> None:
     terms.loss.backward()
     loss.backward()
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-        assert ours.grad is not None and theirs.grad is not None
-        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-12)
     for ours, theirs in zip(model.buffers(), twin.buffers(), strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-12)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: EAT(("linf",)), "`norms`: expected 2 or more different norms, got ('linf',)"),
-        (
-            lambda: EAT(("l1", "l1")),
-            "`norms`: expected 2 or more different norms, got ('l1', 'l1')",
-        ),
         (lambda: SAT(()), "`norms`: expected 1 or more different norms, got ()"),
         (lambda: AVG(("linf", "l3")), "`norms`: expected any of: l1, l2, linf, got 'l3'"),
+        (lambda: AVG(("l1", "l1")), "`norms`: expected 1 or more different norms, got ('l1', "),
         (lambda: TRADES(beta=-1), "`beta`: expected a number >= 0, got -1"),
+        (lambda: RAMP(weight=-0.5), "`weight`: expected a number >= 0, got -0.5"),
+        (lambda: RAMP("l1", "l1"), "`target`: expected another norm than source, 'l1'"),
+        (lambda: RAMP("l1"), "`target`: expected a norm beside the other's, got None. Name both"),
+        (lambda: RAMP("l3", "l1"), "`source`: expected any of: l1, l2, linf, got 'l3'"),
     ],
 )
 def test_bad_fields_are_named(make: Any, message: str) -> None:
@@ -160,20 +130,29 @@ def test_bad_fields_are_named(make: Any, message: str) -> None:
     assert str(error.value).startswith(message)
 
 
-@pytest.mark.parametrize("objective", [EAT(), SAT(), SAT(("linf", "l1")), AVG(), AVG(("l1",))])
-def test_a_single_norm_attack_is_refused(objective: Objective) -> None:
-    with pytest.raises(ArgumentError, match="`attack`: expected multi_apgd beside objective"):
-        objective.check(PGD())
-    with pytest.raises(ArgumentError, match="`attack`: expected one beside objective .*, got None"):
-        objective.check(None)
+ONE_NORM = replace(REAL, norms=None, eps=None).under(ThreatModel())
+NO_EPS = "got 'l1', which has no eps"
 
 
-def test_a_norm_without_a_radius_is_refused() -> None:
-    attack = replace(REAL, norms=None, eps=None).under(ThreatModel())
-    for objective in (EAT(), SAT(("l1",)), AVG(("linf", "l1"))):
-        with pytest.raises(ArgumentError, match="got 'l1', which has no eps"):
-            objective.check(attack)
-    AVG().check(attack)
-    TRADES().check(PGD())
-    with pytest.raises(ArgumentError, match="`attack`: expected one beside objective trades"):
-        TRADES().check(None)
+@pytest.mark.parametrize(
+    ("objective", "attack", "message"),
+    [
+        (TRADES(), None, "`attack`: expected one beside objective trades, got None"),
+        (RAMP(), None, "`attack`: expected one beside objective ramp, got None"),
+        (RAMP(), PGD(), "`attack`: expected multi_apgd beside objective ramp, got PGD("),
+        (EAT(), PGD(), "`attack`: expected multi_apgd beside objective eat, got PGD("),
+        (SAT(), PGD(), "`attack`: expected multi_apgd beside objective sat, got PGD("),
+        (AVG(), PGD(), "`attack`: expected multi_apgd beside objective avg, got PGD("),
+        (RAMP("linf", "l1"), ONE_NORM, NO_EPS),
+        (EAT(), ONE_NORM, NO_EPS),
+        (SAT(("l1",)), ONE_NORM, NO_EPS),
+        (AVG(("linf", "l1")), ONE_NORM, NO_EPS),
+        (RAMP(), ONE_NORM, "`norms`: expected 2 or more in the attack, got ('linf',)"),
+    ],
+)
+def test_an_attack_that_cannot_be_used_is_refused(
+    objective: Objective, attack: Any, message: str
+) -> None:
+    with pytest.raises(ArgumentError) as error:
+        objective.check(attack)
+    assert message in str(error.value)

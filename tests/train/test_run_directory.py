@@ -47,14 +47,10 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, where: str) -> Non
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_another_experiment_is_refused(tmp_path: Path) -> None:
+def test_another_experiment_is_refused_and_another_place_is_not(tmp_path: Path) -> None:
     run_small(tmp_path / "run", "--methods=probe", "--probe.epochs=1")
     with pytest.raises(RunDirectoryError, match="another configuration"):
         run_small(tmp_path / "run", "--methods=probe", "--probe.epochs=1", "--threat.eps=0.3")
-
-
-def test_the_place_of_a_run_may_change(tmp_path: Path) -> None:
-    run_small(tmp_path / "run", "--methods=probe", "--probe.epochs=1")
     again = ["--run_dir", str(tmp_path / "run"), "--resume", "--device", "cpu", "--workers", "1"]
     command = parse(again)
     assert (command.experiment.device, command.experiment.workers) == ("cpu", 1)
@@ -77,22 +73,14 @@ def test_recipes_are_part_of_the_package() -> None:
 RESULT = asdict(StageResult("probe", 3, 1, 0.5, 10, 100, 1.5, 66.0))
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"epochs": "x"}, "`epochs`"),
-        ({"other": 1}, "`other`"),
-    ],
-)
-def test_a_damaged_result_is_named_with_its_field(
-    tmp_path: Path, change: dict[str, Any], named: str
-) -> None:
+def test_a_damaged_result_is_named_with_its_field(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps(RESULT))
     assert asdict(read_result(path)) == RESULT
-    path.write_text(json.dumps(RESULT | change))
-    with pytest.raises(RunDirectoryError, match=rf"result\.json': .*{named}"):
-        read_result(path)
+    for change, named in (({"epochs": "x"}, "`epochs`"), ({"other": 1}, "`other`")):
+        path.write_text(json.dumps(RESULT | change))
+        with pytest.raises(RunDirectoryError, match=rf"result\.json': .*{named}"):
+            read_result(path)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_full_disk_says_how_to_go_on_and_loses_nothing(
     folder = tmp_path / "a run"
     flags = [*FLAGS, "--checkpoint_minutes=0", "--methods=probe"]
     again = f"python -m roli_fast.train --run_dir '{folder}' --resume"
-    for target in ("resume.safetensors", "metrics.jsonl", "summary.json"):
+    for target in ("resume.pt", "metrics.jsonl", "summary.json"):
         caplog.clear()
         with monkeypatch.context() as full:
             full.setattr(files, "commit", partial(full_at, target, files.commit))
@@ -61,7 +61,7 @@ def test_a_full_disk_says_how_to_go_on_and_loses_nothing(
     assert_same_weights(tmp_path / "endless", folder)
 
 
-@pytest.mark.parametrize("broken", ["__init__", "add_scalar", "close"])
+@pytest.mark.parametrize("broken", ["__init__", "add_scalar"])
 def test_tensorboard_is_only_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:

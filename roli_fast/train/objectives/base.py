@@ -2,10 +2,9 @@
 adversarial training, TRADES), and what several share."""
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,10 +15,12 @@ from roli_fast.attacks import Attack, MultiAPGD
 from roli_fast.attacks.base import AttackInputs
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
-from roli_fast.errors import ArgumentError, describe, is_number
+from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
 from roli_fast.norms import NORMS
 from roli_fast.registry import Registry
+from roli_fast.threat import check_positive
+from roli_fast.train.alignment import Alignment
 
 
 class Terms(NamedTuple):
@@ -29,8 +30,8 @@ class Terms(NamedTuple):
         loss: scalar with a graph.
         logits: (B, C) on the images trained on, detached; where several images were made of a
             sample, on the one with the largest loss.
-        counts: (k,) float64 on the batch's device, k being the objective's `counters`; None where
-            that is 0.
+        counts: (k,) float64 on the batch's device, k being the objective's `counters`; None for
+            nothing to count.
     """
 
     loss: Tensor
@@ -47,6 +48,10 @@ class Step(NamedTuple):
         attack: makes the training images; None trains on clean images.
         generator: source of the attack's randomness.
         engine: how the attack's passes are made.
+        counts: (k,) float64 on the model's device, all that the objective counted in this stage
+            before this update, over all processes.
+        draw: uniform in [0, 1): another for each update, the same in all its parts and processes.
+        alignment: is shown the gradients of a single step; None where nobody asks.
     """
 
     model: nn.Module
@@ -54,19 +59,18 @@ class Step(NamedTuple):
     attack: Attack | None
     generator: Generator
     engine: Engine
+    counts: Tensor = torch.zeros(0, dtype=torch.float64)
+    draw: float = 0.0
+    alignment: Alignment | None = None
 
 
 class Objective:
     """Base of all objectives. A subclass is a frozen dataclass: its fields configure it.
 
     It keeps nothing between the calls. What it has to remember it counts (`Terms.counts`): the loop
-    adds the counts up over the parts of an update, the processes and the whole run, keeps them in
-    the resume file, and shows them to `chosen` before the next update.
+    adds the counts up over the parts of an update, the processes and the whole stage, keeps them in
+    the resume file, and shows them to the updates that follow (`Step.counts`).
     """
-
-    draws: ClassVar[bool] = False
-    """Whether `chosen` is to be asked. Only then does the loop wait for the counts to come over
-    from a GPU."""
 
     @property
     def counters(self) -> int:
@@ -94,28 +98,17 @@ class Objective:
         """
         return self
 
-    def chosen(self, counts: Tensor, generator: Generator) -> "Objective":
-        """The objective of one update: the same in all processes and for all parts of a batch.
-
-        Args:
-            counts: (k,) float64 on the CPU, all that was counted in this run's stage so far.
-            generator: a CPU generator of this update's own, seeded alike in all processes.
-        """
-        return self
-
     def __call__(self, step: Step) -> Terms:
         """The loss of one batch: `on_attacked`, or plain cross-entropy on the clean images where
-        the attack is off. Where the objective `draws`, what `chosen` gives is called in its place.
+        the attack is off.
 
         It is called inside `engine.training`: logits may be in bf16, and `losses` raise them to
         fp32.
         """
         if step.attack is not None:
             return self.on_attacked(step, step.attack)
-        logits, device = step.model(attacked(step)), step.batch.x.device
-        counts = torch.zeros(self.counters, dtype=torch.float64, device=device)
-        loss = cross_entropy(logits, step.batch.y).mean()
-        return Terms(loss, logits.detach(), counts if self.counters else None)
+        logits = step.model(attacked(step))
+        return Terms(cross_entropy(logits, step.batch.y).mean(), logits.detach())
 
     def on_attacked(self, step: Step, attack: Attack) -> Terms:
         """The loss of one batch where there is an attack, the step's."""
@@ -143,8 +136,11 @@ def searched(search: Callable[[AttackInputs], FoundT], step: Step) -> FoundT:
 
 def attacked(step: Step) -> Tensor:
     """The images to train on, (B, ...), in the engine's layout; clean ones without an attack."""
-    x = searched(step.attack.search, step).x_adv if step.attack else step.batch.x
-    return step.engine.to_memory_format(x)
+    if step.attack is None:
+        return step.engine.to_memory_format(step.batch.x)
+    found = searched(step.attack.search, step)
+    x_adv = step.engine.to_memory_format(found.x_adv)
+    return step.alignment.watched(x_adv, found.start_grad) if step.alignment else x_adv
 
 
 def needs_attack(attack: Attack | None, objective: str) -> Attack:
@@ -153,12 +149,6 @@ def needs_attack(attack: Attack | None, objective: str) -> Attack:
         fix = "Choose one, or train on clean images with objective adversarial."
         raise ArgumentError(describe("attack", f"one beside objective {objective}", None, fix))
     return attack
-
-
-def check_weight(name: str, value: float) -> None:
-    """Raise unless `value` is a finite number of at least 0."""
-    if not is_number(value) or not math.isfinite(value) or value < 0:
-        raise ArgumentError(describe(name, "a number >= 0", repr(value), "0 leaves the term out."))
 
 
 DROP_FIELDS = ("p", "prob", "drop", "dropout", "drop_prob", "drop_rate")
@@ -271,7 +261,7 @@ class TRADES(Objective):
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        check_weight("beta", self.beta)
+        check_positive("beta", self.beta, zero=True)
 
     def check(self, attack: Attack | None) -> None:
         needs_attack(attack, "trades")

@@ -10,13 +10,13 @@ from torch import Tensor
 from roli_fast.attacks import Attack
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, logit_pairing, trades
+from roli_fast.threat import check_positive
 from roli_fast.train.objectives.base import (
     OBJECTIVES,
     Objective,
     Step,
     Terms,
     check_norms,
-    check_weight,
     in_norms,
     is_independent,
     logits_of,
@@ -74,8 +74,8 @@ class RAMP(Objective):
         if self.source is not None and self.source == self.target:
             expected = f"another norm than source, {self.source!r}"
             raise ArgumentError(describe("target", expected, repr(self.target)))
-        check_weight("weight", self.weight)
-        check_weight("trades_beta", self.trades_beta)
+        check_positive("weight", self.weight, zero=True)
+        check_positive("trades_beta", self.trades_beta, zero=True)
 
     @property
     def needs_accuracies(self) -> bool:

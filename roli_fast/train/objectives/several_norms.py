@@ -1,10 +1,11 @@
 """Objectives over the norms of multi_apgd: E-AT and SAT, which draw one an update, and AVG."""
 
+from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import accumulate
 
 import torch
-from torch import Generator, Tensor
 
 from roli_fast.attacks import Attack
 from roli_fast.losses import cross_entropy
@@ -41,7 +42,6 @@ class EAT(Objective):
     """
 
     norms: tuple[str, ...] = ("linf", "l1")
-    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_norms("norms", self.norms, fewest=2)
@@ -54,35 +54,23 @@ class EAT(Objective):
     def check(self, attack: Attack | None) -> None:
         in_norms(attack, self.norms, "eat")
 
-    def probabilities(self, counts: Tensor) -> Tensor:
-        """Of each norm (m,), from the counts (2m,) so far, both float64 on the CPU."""
-        robust, seen = counts.split(len(self.norms))
-        wrong = 1 - robust / seen.clamp(min=1)
-        if not bool((seen > 0).all()) or not bool(wrong.sum() > 0):
-            wrong = torch.ones_like(wrong)
-        return wrong / wrong.sum()
-
-    def chosen(self, counts: Tensor, generator: Generator) -> Objective:
-        point = torch.rand((), dtype=torch.float64, generator=generator)
-        passed = int((self.probabilities(counts).cumsum(0) <= point).sum())
-        return _DrawnEAT(self.norms, min(passed, len(self.norms) - 1))  # the sum may round below 1
-
-
-@dataclass(frozen=True)
-class _DrawnEAT(EAT):
-    """E-AT's training in the norm at this index of `norms`."""
-
-    index: int = 0
+    def probabilities(self, counts: Sequence[float]) -> list[float]:
+        """Of each norm, from the 2m counts so far."""
+        robust, seen = counts[: len(self.norms)], counts[len(self.norms) :]
+        wrong = [1 - right / max(1, of) for right, of in zip(robust, seen, strict=True)]
+        if not all(seen) or not any(wrong):
+            wrong = [1.0] * len(self.norms)
+        return [share / sum(wrong) for share in wrong]
 
     def on_attacked(self, step: Step, attack: Attack) -> Terms:
-        y = step.batch.y
-        counts = torch.zeros(self.counters, dtype=torch.float64, device=y.device)
-        norm = self.norms[self.index]
-        search = in_norms(attack, [norm], "eat").search
-        found = searched(search, step).found[norm]
+        shares = self.probabilities(step.counts.tolist())  # here the host waits for the device
+        index = min(bisect([*accumulate(shares)], step.draw), len(shares) - 1)  # the sum is rounded
+        norm, y = self.norms[index], step.batch.y
+        found = searched(in_norms(attack, [norm], "eat").search, step).found[norm]
         logits = step.model(step.engine.to_memory_format(found.x_adv))
-        counts[self.index] = found.robust.sum()
-        counts[self.index + len(self.norms)].fill_(len(y))
+        counts = torch.zeros_like(step.counts)
+        counts[index] = found.robust.sum()
+        counts[index + len(self.norms)].fill_(len(y))
         return Terms(cross_entropy(logits, y).mean(), logits.detach(), counts)
 
 
@@ -100,7 +88,6 @@ class SAT(Objective):
     """
 
     norms: tuple[str, ...] | None = None
-    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.norms is not None:
@@ -109,21 +96,9 @@ class SAT(Objective):
     def check(self, attack: Attack | None) -> None:
         in_norms(attack, self.norms, "sat")
 
-    def chosen(self, counts: Tensor, generator: Generator) -> Objective:
-        """The training in one of the norms, which the attack may have to name."""
-        point = torch.rand((), dtype=torch.float64, generator=generator)
-        return _DrawnSAT(self.norms, float(point))
-
-
-@dataclass(frozen=True)
-class _DrawnSAT(SAT):
-    """SAT's training in one norm: the one at `point`, in [0, 1), of the way through them."""
-
-    point: float = 0.0
-
     def on_attacked(self, step: Step, attack: Attack) -> Terms:
         norms = in_norms(attack, self.norms, "sat").norms or ()
-        alone = in_norms(attack, [norms[int(self.point * len(norms))]], "sat")
+        alone = in_norms(attack, [norms[int(step.draw * len(norms))]], "sat")
         return Adversarial()(step._replace(attack=alone))
 
 
