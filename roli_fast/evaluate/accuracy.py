@@ -1,6 +1,6 @@
 """Accuracy on clean and on attacked images, sample by sample."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, Hold
 from roli_fast.errors import ArgumentError, describe
-from roli_fast.evaluate.dataset import AttackRow, Chunk, clean_pass
+from roli_fast.evaluate.dataset import AttackRow, attack_batches
 from roli_fast.evaluate.shares import accuracy
 from roli_fast.threat import ThreatModel
 
@@ -92,32 +92,31 @@ def evaluate(
         AttackRow(attack, attack.label, name, (), ("evaluate", seed, attack.label))
         for name, attack in attacks.items()
     ]
-    searched, done = (engine or Engine()).bind(model), list[Chunk]()
+    searched = (engine or Engine()).bind(model)
     with Hold(model):
-        for given in batches:
-            batch = _as_batch(given, sum(len(one.ids) for one in done), searched.module)
-            chunk = clean_pass(searched, batch)
-            chunk.rows += [row.measure(searched, batch, chunk) for row in rows]
-            done.append(chunk)
-            if after_batch:
-                after_batch(len(batch.y))
-    if not sum(len(chunk.ids) for chunk in done):
-        raise ArgumentError(describe("batches", "at least one image", "none"))
+        given = _as_batches(batches, searched.module)
+        done = attack_batches(searched, given, rows, after_batch)
     robust = {name: torch.cat([chunk.right(name) for chunk in done]) for name in attacks}
     return Evaluation(torch.cat([chunk.clean for chunk in done]), robust)
 
 
-def _as_batch(given: Batch | Sequence[Tensor], before: int, module: nn.Module | None) -> Batch:
-    """(x, y) with ids from `before` on, where the model's weights are; a Batch as it is."""
-    if isinstance(given, Batch):
-        return given
-    if not isinstance(given, Sequence) or len(given) != 2:
-        got = f"{len(given)} parts" if isinstance(given, Sequence) else type(given).__name__
-        fix = "Let the loader's collate_fn give images and labels."
-        raise ArgumentError(describe("batches", "(x, y), or (x, y, ids)", got, fix))
-    x, y = given
-    weight = next(module.parameters(), x) if module is not None else x
-    return Batch(x.to(weight.device), y.to(weight.device), torch.arange(before, before + len(y)))
+def _as_batches(
+    batches: Iterable[Batch | Sequence[Tensor]], module: nn.Module | None
+) -> Iterator[Batch]:
+    """(x, y) with ids by their places, where the model's weights are; a Batch as it is."""
+    before = 0
+    for given in batches:
+        if isinstance(given, Batch):
+            yield given
+            continue
+        if not isinstance(given, Sequence) or len(given) != 2:
+            got = f"{len(given)} parts" if isinstance(given, Sequence) else type(given).__name__
+            fix = "Let the loader's collate_fn give images and labels."
+            raise ArgumentError(describe("batches", "(x, y), or (x, y, ids)", got, fix))
+        x, y = given
+        device = (next(module.parameters(), x) if module is not None else x).device
+        yield Batch(x.to(device), y.to(device), torch.arange(before, before + len(y)))
+        before += len(y)
 
 
 def columns(attack: Attack, threat: ThreatModel) -> dict[str, Attack]:

@@ -19,7 +19,7 @@ from roli_fast.data import Batch
 from roli_fast.engine import Cost, bound
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
-from roli_fast.evaluate.dataset import AttackRow, Chunk, clean_pass
+from roli_fast.evaluate.dataset import AttackRow, Chunk, attack_batches
 from roli_fast.evaluate.shares import wilson_interval
 from roli_fast.files import write_bytes
 from roli_fast.norms import NORMS
@@ -125,17 +125,8 @@ def robustness_curve(
             cannot give.
         ArgumentTypeError: an attack that is not in one ball.
     """
-    rows, searched, done = curve_rows(attack, radii, seed), bound(model), list[Chunk]()
-    for batch in batches:
-        if len(batch.y):
-            chunk = clean_pass(searched, batch)
-            for row in rows:
-                chunk.rows.append(row.measure(searched, batch, chunk))
-            done.append(chunk)
-        if after_batch:
-            after_batch(len(batch.y))
-    if not done:
-        raise ArgumentError(describe("batches", "at least one image", "none"))
+    rows = curve_rows(attack, radii, seed)
+    done = attack_batches(bound(model), batches, rows, after_batch)
     return joined_curve(done, rows, name or attack.label)
 
 

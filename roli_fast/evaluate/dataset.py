@@ -5,7 +5,7 @@ share the chunks. Unseen attacks and the radii of curves are rows like any other
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,30 @@ class CorruptionRow:
 
 
 Row = AttackRow | CorruptionRow
+
+
+def attack_batches(
+    model: SearchModel,
+    batches: Iterable[Batch],
+    rows: Sequence[Row],
+    after_batch: Callable[[int], None] | None = None,
+) -> list[Chunk]:
+    """Measure every row of batches from anywhere; nothing is saved.
+
+    Raises:
+        ArgumentError: no images.
+    """
+    done: list[Chunk] = []
+    for batch in batches:
+        chunk = clean_pass(model, batch)
+        for row in rows:
+            chunk.rows.append(row.measure(model, batch, chunk))
+        done.append(chunk)
+        if after_batch:
+            after_batch(len(batch.y))
+    if not any(chunk.ids for chunk in done):
+        raise ArgumentError(describe("batches", "at least one image", "none"))
+    return done
 
 
 @dataclass(frozen=True)

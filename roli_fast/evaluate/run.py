@@ -157,7 +157,8 @@ def _first_look(
         seconds = (time.perf_counter() - began) / len(y)
         signs = before_attack(gradient, x, y, right, ball, draws=draws)
         cost = gradient.cost
-    attacks = [row.attack for row in rows if isinstance(row, AttackRow)]
+    attacks = [r.attack for r in rows if isinstance(r, AttackRow) and "curve" not in r.group]
+    attacks += [curve[0].attack for curve in config.curves for _ in curve]  # counted once
     attacked = len(dataset) * right.double().mean().item() / world
     logger.info("%s", expected(attacks, ready.num_outputs, seconds, attacked))
     return [sign.text for sign in signs], cost

@@ -81,8 +81,7 @@ def test_a_batch_without_a_right_image_costs_one_forward() -> None:
 
 def test_a_wrong_image_never_becomes_robust() -> None:
     """Moving 0.3 to 0.8 makes sample 2 right for label 8: it was wrong when clean."""
-    y = torch.tensor([1, 2, 8, 4, 0, 7])
-    result = evaluate(Reads(), batches(6, y=y), [Flips((0.25,))])
+    result = evaluate(Reads(), batches(6, y=torch.tensor([1, 2, 8, 4, 0, 7])), [Flips((0.25,))])
     assert not (result.robust["flips"] & ~result.clean).any()
 
 
@@ -169,20 +168,6 @@ def test_the_seed_decides_and_neither_batches_nor_the_global_state_do() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(99)
         assert torch.equal(robust(25, 15), first)
-
-
-def test_a_start_depends_on_seed_attack_and_sample_alone() -> None:
-    """Every batch of one attack gets a fresh generator of one seed, and its samples' ids."""
-    seeds = set()
-    for seed in (0, 1):
-        attacks = [Flips(), Flips(name="other")]
-        evaluate(Reads(), batches(4, 2), attacks, seed=seed)
-        for attack in attacks:
-            assert [inputs.ids.tolist() for inputs in attack.seen] == [[0, 1, 3], [4]]
-            drawn = {i.generator.initial_seed() for i in attack.seen if i.generator}
-            assert len(drawn) == 1
-            seeds |= drawn
-    assert len(seeds) == 4
 
 
 def test_a_loader_of_torch_gives_the_same_flags() -> None:
