@@ -18,7 +18,7 @@ import yaml
 
 from roli_fast import peft
 from roli_fast.errors import ArgumentError, RoliFastError, describe
-from roli_fast.evaluate.subject import weight_file
+from roli_fast.evaluate.prepare import weight_file
 from roli_fast.files import read_json, write_bytes, write_json, write_tensors
 from roli_fast.models import Classifier, load
 from roli_fast.peft.base import Inserted

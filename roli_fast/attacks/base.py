@@ -50,7 +50,7 @@ class AttackResult:
     cost: Cost
     fooled: Tensor | None = None
     notes: tuple[str, ...] = ()
-    start_grad: Tensor | None = None
+    start_grad: Tensor | None = field(default=None, kw_only=True)  # others add fields by place
 
 
 @dataclass(frozen=True)

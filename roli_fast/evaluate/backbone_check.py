@@ -16,10 +16,9 @@ from roli_fast.data import ImageDataset, batches
 from roli_fast.data.image_folder import ImageFolder
 from roli_fast.errors import CheckpointError, describe
 from roli_fast.evaluate.accuracy import evaluate
-from roli_fast.evaluate.assessment import Subject
-from roli_fast.evaluate.classes import match_classes
+from roli_fast.evaluate.config import ModelSource
+from roli_fast.evaluate.prepare import match_classes, open_model
 from roli_fast.evaluate.shares import accuracy, standard_error
-from roli_fast.evaluate.subject import open_model
 from roli_fast.models.layers import Normalize, Resize
 from roli_fast.models.normalization import Normalization, shown
 from roli_fast.running.device import pick_device
@@ -152,7 +151,7 @@ def check_backbone(  # noqa: PLR0913 - the command's own options
         got = f"{name}, which has none. {entry.note}"
         raise CheckpointError(describe("name", "a network with a head for classes", got, fix))
     given = weights or (f"{zoo.PREFIX}{name}" if entry else name)
-    subject = Subject(given, mean=mean, std=std, pretrained=not (weights or entry))
+    subject = ModelSource(given, mean=mean, std=std, pretrained=not (weights or entry))
     if weights:
         architecture, options = (entry.architecture, entry.options) if entry else (name, {})
         subject = replace(subject, name=architecture, options=dict(options))

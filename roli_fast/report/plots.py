@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
 from roli_fast.report.subjects import LOOKS, Key, Subject, steps
 from roli_fast.report.svg import Axis, Chart, Line, Row, dots, lines
-from roli_fast.report.text import change, percent_over_seeds, radius_name, unit
+from roli_fast.report.text import change, percent, percent_over_seeds, radius_name, unit
 
 FEW = 10
 """Images of a bin below which its point says little."""
@@ -173,12 +173,18 @@ def radii(found: Sequence[Tree]) -> dict[float, list[Tree]]:
 def evaluated(name: str, tree: Tree) -> tuple[list[Chart], list[Key]]:
     """The curves of an evaluation, an attack each, and their legend."""
     found = tree.get("curves") or ()
-    keys = [Key(curve["attack"], look % LOOKS, look) for look, curve in enumerate(found)]
+    keys = [Key(_told(curve), look % LOOKS, look) for look, curve in enumerate(found)]
     if not found:
         return [], []
     drawn = [_curve(key, [curve]) for key, curve in zip(keys, found, strict=True)]
     norm = found[0]["norm"]
     return [_radius_chart(f"{name}/evaluation.json, {norm}", norm, drawn)], keys
+
+
+def _told(curve: Tree) -> str:
+    """ "pgd-10, expected 43.8 %"."""
+    share = at(curve, "expected_robustness", "accuracy")
+    return curve["attack"] + ("" if share is None else f", expected {percent(share)}")
 
 
 def heads(subjects: Sequence[Subject]) -> list[Chart]:

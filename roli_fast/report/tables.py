@@ -249,6 +249,23 @@ def unseen(tree: Tree) -> Table:
     return table({"right under": name, "accuracy": _interval(entry)} for name, entry in rows)
 
 
+def expected_robustness(page: Page, norm: str) -> Table:
+    """The mean accuracy over all radii from 0 to the attack's, a row a subject."""
+    found = [
+        (s, [c for a in s.method.analyses if (c := a.get("curve")) and c["norm"] == norm])
+        for s in page.subjects
+    ]
+    return table(
+        {
+            "method": s.label,
+            "up to": radius(norm, at(own, 0, "expected_robustness", "eps")),
+            "expected robustness": percent_over_seeds(shares),
+        }
+        for s, own in found
+        if (shares := values(own, "expected_robustness", "accuracy"))
+    )
+
+
 def corruptions(tree: Tree) -> Table:
     """Accuracy on corrupted images by kind and severity, and on a second data set."""
     found = dict(at(tree, "shifts", "corruptions") or {})

@@ -18,8 +18,8 @@ from torchvision.transforms.v2.functional import normalize
 
 from roli_fast import zoo
 from roli_fast.errors import ArgumentError, CheckpointError
-from roli_fast.evaluate.assessment import Subject
-from roli_fast.evaluate.subject import open_model
+from roli_fast.evaluate.config import ModelSource
+from roli_fast.evaluate.prepare import open_model
 from roli_fast.models import Model, create, load, restore, save_model
 from roli_fast.models.layouts import to_timm
 
@@ -294,7 +294,7 @@ class TestTimmSources:
         assert torch.equal(load(tmp_path / "own.safetensors")(x), model(x))
 
     def test_evaluation_opens_it(self, folder: tuple[str, Any]) -> None:
-        opened = open_model(Subject(folder[0], pretrained=True), num_classes=9, image_size=32)
+        opened = open_model(ModelSource(folder[0], pretrained=True), num_classes=9, image_size=32)
         assert opened.model(images(2, 3, 32, 32)).shape == (2, 7)  # type: ignore[operator]
         with pytest.raises(ArgumentError, match="a head of 7 for 3 classes"):
             create(Model(folder[0], pretrained=True), num_classes=3, with_head=True)

@@ -195,7 +195,7 @@ def analysis_of(method: str, seed: int) -> dict[str, Any]:
         "attack": LABEL,
         "norm": "linf",
         "images": 200,
-        "level": 0.95,
+        "expected_robustness": {"eps": 8 / 255, "accuracy": 0.7 + seed / 50},
         "points": [
             {"eps": e, "accuracy": a, "right": round(200 * a), "low": a - 0.1, "high": a + 0.1}
             for e, a in points

@@ -65,6 +65,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Read:
         ),
         # of 60 and 70
         ("The same as numbers, linf", 3, ["8", "65.0 ± 7.1 %", "65.0 ± 7.1 %"]),
+        ("Expected robustness, linf", 1, ["RoLI", "linf 8/255", "71.0 ± 1.4 %"]),
         ("Every stage", 1, ["RoLI", "probe", "1", "12,345", "64.0 ± 0.0 %", "25.0 ± 0", "40 s"]),
     ],
 )
@@ -275,6 +276,7 @@ def test_an_evaluation_in_the_run_directory_is_shown(run: Path) -> None:
     robust = entry | {"accuracy": 0.45}
     searches = [{"part": "apgd-ce", "attacked": 50, "fooled": 5}]
     curve = {"attack": "pgd-10", "norm": "linf", "images": 100}
+    curve["expected_robustness"] = {"eps": 8 / 255, "accuracy": 0.4375}
     curve["points"] = [{"eps": 0, "accuracy": 0.5, "low": 0.4, "high": 0.6}]
     tree = {
         "images": 100,
@@ -310,6 +312,7 @@ def test_an_evaluation_in_the_run_directory_is_shown(run: Path) -> None:
         ["the second data set", "–", "–", "12.5 %"],
     ]
     assert "evaluation/roli/evaluation.json, linf" in page.text
+    assert "pgd-10, expected 43.8 %" in page.text
 
 
 def test_every_class_of_the_test_stands_worst_first(page: Read) -> None:
