@@ -377,12 +377,17 @@ def _head_gram(net: Network, x: Tensor, after_batch: Callable[[int], None] | Non
     return features @ features.t() + (net.head.layer.bias is not None)
 
 
+def most_inputs(classes: int, item: int = 8, memory: int = MEMORY) -> int:
+    """How many inputs have a kernel that fits, in numbers of `item` bytes."""
+    return int((memory / (COPIES * item)) ** 0.5) // classes
+
+
 def check_memory(images: int, classes: int, item: int, memory: int) -> None:
     """Raise where the kernel does not fit, with what would."""
     rows = images * classes
     if images and COPIES * item * rows**2 <= memory:
         return
-    most = int((memory / (COPIES * item)) ** 0.5) // classes
+    most = most_inputs(classes, item, memory)
     raise ArgumentError(
         describe(
             "x",

@@ -56,7 +56,7 @@ def test_parameters_are_cut_into_blocks_in_order() -> None:
 def test_without_a_rule_for_batched_gradients_it_goes_one_by_one() -> None:
     own, cubed = case("mlp"), Cubed()
     found = empirical_ntk(cubed, own.x)
-    truth = jacobians(cubed, "out", own.names, own.x)
+    truth = jacobians(cubed, "head", own.names, own.x)
     assert close(found.F, truth.of_logits @ truth.of_logits.t())
 
 

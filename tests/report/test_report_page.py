@@ -143,7 +143,6 @@ def test_many_pairs_of_methods_get_a_table(run: Path) -> None:
     page = read(run)
     rows = page.table("Paired differences")
     assert rows[1] == ["RoLI − RanLI", "pgd-10", "+7.0 points", "p = 0.09", "paired t, over seeds"]
-    assert "Highest mean accuracy: clean RoLI (82.0 %); pgd-10 RoLI (68.0 %)." in page.text
     assert page.text.count("a difference of") == 1  # of RoLI and RanLI, which differ in the head
 
 
@@ -378,7 +377,7 @@ def test_what_was_analysed_on_demand_is_shown(run: Path) -> None:
     path = run / "seed-0" / "ranli" / "analysis.json"
     tree = json.loads(path.read_text())
     update = {"optimizer": "adamw", "predicted": 2.0, "actual": 1.6, "relative_error": 0.25}
-    update["ft_ratio"] = 0.4
+    update |= {"ft_ratio": 0.4, "lr": 0.002}
     step = {"ft_ratio": 0.1987, "lr": 0.002, "predicted": 0.5, "actual": 0.4}
     step |= {"relative_error": 0.2, "first_update": update}
     part = {"rank": 12, "frobenius": 51000.0}
