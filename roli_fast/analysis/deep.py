@@ -152,7 +152,7 @@ def kernel_tree(start: Start) -> dict[str, Any]:
     train, test = _stacked(start.train()), _stacked(start.validation())
     x, y = torch.cat([train.x, test.x]), torch.cat([train.y, test.y]).cpu()
     options: dict[str, Any] = {"names": start.names, "memory": start.memory, "dtype": torch.float64}
-    whole = empirical_ntk(start.model, x, y, after_batch=start.after_batch, **options)
+    whole = empirical_ntk(start.model, x, after_batch=start.after_batch, **options)
     ours, theirs = torch.arange(len(train.y)), torch.arange(len(train.y), len(y))
     own = Kernel(whole.P_gram[ours][:, ours], whole.matrix("F", ours, ours), whole.classes)
     spectrum = own.spectrum("NTK")

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-import text_encoder
 import timm
 import torch
-from text_encoder import TextEncoder
 from tiny_models import SIZES, SMALL, FixedLogits, Mixed, images, tiny, untouched
 from torch import Tensor, nn
 from torchvision import models
@@ -71,14 +69,6 @@ def test_a_plain_torchvision_network_has_its_head_found(
     assert view.name == head and torch.equal(view.layer(phi), logits)
     (batch,) = [Batch(x, torch.tensor([0, 2]), torch.arange(2))]
     assert torch.allclose(gather(model, [batch]).features, phi, atol=1e-5)
-
-
-def test_a_text_encoder_has_a_head() -> None:
-    model = TextEncoder().eval()
-    x = text_encoder.token_batches()[0].x
-    phi, logits = LinearHead.of(model).features_and_logits(x)
-    assert phi.shape == (4, 8) and torch.equal(model.head(phi), logits)
-    assert torch.allclose(phi.mean(1), torch.zeros(4), atol=1e-6)  # after its norm, dropout off
 
 
 def test_a_linear_model_is_its_own_head_and_a_view_is_taken_as_it_is() -> None:
