@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from roli_fast.attacks.base import ATTACKS, AttackInputs, AttackResult, BallAttack
-from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
+from roli_fast.attacks.objective import Criterion, Goal, check_loss, notes_on
 from roli_fast.attacks.passes import Passes
 from roli_fast.errors import ArgumentError, describe
 
@@ -13,14 +13,14 @@ class SingleStep(BallAttack):
     """Base of FGSM, RS-FGSM and N-FGSM: one forward and one input-backward.
 
     Args:
-        loss: "ce", "dlr" or "margin", what the step ascends.
+        loss: "ce", "dlr" or "margin", or a callable of (logits, y): what the step ascends.
     """
 
-    loss: str = "ce"
+    loss: str | Criterion = "ce"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss_name(self.loss)
+        check_loss(self.loss)
         if self.loss == "kl":
             raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", "'kl'"))
 

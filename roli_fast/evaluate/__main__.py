@@ -12,6 +12,7 @@ from roli_fast.evaluate.cli import Command, parse
 from roli_fast.evaluate.driver import run
 from roli_fast.evaluate.report import table
 from roli_fast.files import ROOM
+from roli_fast.running.command import run_command
 from roli_fast.running.ranks import Ranks
 
 logger = logging.getLogger("roli_fast.evaluate")
@@ -59,4 +60,4 @@ def _execute(command: Command, ranks: Ranks) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
