@@ -52,6 +52,10 @@ class NonFiniteLossError(RoliFastError, ArithmeticError):
     """Training met a NaN or infinite loss; the last good checkpoint is untouched."""
 
 
+class CollapseError(RoliFastError, ArithmeticError):
+    """Single-step training collapsed before there was an epoch to go back to."""
+
+
 class PeerError(RoliFastError, RuntimeError):
     """Another process of the same run stopped on an error of its own, or is gone."""
 

@@ -16,6 +16,8 @@ from roli_fast.attacks.several_norms import MultiAPGD as MultiAPGD
 from roli_fast.attacks.single_step import FGSM as FGSM
 from roli_fast.attacks.single_step import NFGSM as NFGSM
 from roli_fast.attacks.single_step import RSFGSM as RSFGSM
+from roli_fast.attacks.single_step import SORA as SORA
+from roli_fast.attacks.single_step import SingleStep as SingleStep
 from roli_fast.attacks.square import Square as Square
 from roli_fast.attacks.transfer import Transfer as Transfer
 from roli_fast.attacks.union import Union as Union

@@ -43,12 +43,14 @@ class AttackResult:
         fooled: bool (B,), whether `x_adv` does what the attack is after, by the logits that the
             search saw; None where the attack never looks.
         notes: what the user should know, "loss dlr needs 4 classes, ..." say.
+        start_grad: of a single step, the loss's gradient at its start, like x.
     """
 
     x_adv: Tensor
     cost: Cost
     fooled: Tensor | None = None
     notes: tuple[str, ...] = ()
+    start_grad: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def check_within(low: float, high: float, name: str, value: object) -> None:
 
 FIELDS: dict[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(("steps", "l1_steps", "n_queries", "restarts", "eot"), check_steps),
-    **dict.fromkeys(("step_size", "rho", "step", "noise"), check_positive),
+    **dict.fromkeys(("step_size", "rho", "step", "noise", "width"), check_positive),
     "momentum": partial(check_positive, zero=True),
     **dict.fromkeys(("density", "p_init", "alpha_max", "beta"), partial(check_within, 0, 1)),
     "eta": partial(check_within, 1, 2),

@@ -27,6 +27,9 @@ class Progress:
     that the phase has had its last one; `phase` equal to how many an epoch has, that only the
     validation of that epoch is outstanding. `counts` are those of the objective over the whole
     stage, `accuracies` what it was settled on: norm -> robust accuracy before the first update.
+    `sora` is SORA's moving average, None before its first update; `alignments` has the mean of each
+    epoch of single steps, `alarms` what the guard said, and `steps` the attack's after an alarm, 0
+    for its own.
     """
 
     epoch: int = 0
@@ -40,6 +43,10 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     counts: list[float] = field(default_factory=list)
     accuracies: dict[str, float] = field(default_factory=dict)
+    sora: float | None = None
+    alignments: dict[int, float] = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)
+    steps: int = 0
 
     @property
     def speed(self) -> dict[str, float]:

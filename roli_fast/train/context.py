@@ -51,7 +51,7 @@ class Recorder:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._guarded(self._close)
+        self.show("", lambda _: None)
 
     def add(
         self, stage_id: StageId, epoch: int, values: Mapping[str, float], *, attacked: bool = False
@@ -76,33 +76,25 @@ class Recorder:
         where it fails it is told once, and the work goes on.
 
         Args:
-            run: path below tensorboard/.
+            run: path below tensorboard/; "" closes the last one.
             draw: is given the writer.
             first: what an earlier process wrote from this epoch on is hidden.
         """
-
-        def write() -> None:
+        if not self._shows:
+            return
+        try:
             if run != self._run:
-                self._close()
+                writer, self._writer, self._run = self._writer, None, run
+                if writer is not None:
+                    writer.close()
+            if run and self._writer is None:
                 # not at the top: it may be out of order, and takes a second
                 from torch.utils.tensorboard.writer import SummaryWriter
 
                 assert self._folder is not None, "it shows"
                 where = self._folder / "tensorboard" / run
-                self._writer, self._run = SummaryWriter(str(where), purge_step=first), run
+                self._writer = SummaryWriter(str(where), purge_step=first)
             draw(self._writer)
-
-        self._guarded(write)
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._run, self._writer = "", None
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        try:
-            if self._shows:
-                work()
         except Exception as error:  # a full disk, whatever: nothing is lost with it
             logger.warning("TensorBoard shows no more: %s: %s", type(error).__name__, error)
             self._shows = False
@@ -115,12 +107,10 @@ class Recorder:
         records, damaged = read_records(path)
         if damaged:
             logger.warning("%s: damaged lines are dropped: %s", path, damaged)
-        kept = [
-            record
-            for record in records
-            if not (stage_id.items() <= record.items() and record["epoch"] >= from_epoch)
-        ]
-        write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        own = [row for row in records if stage_id.items() <= row.items()]
+        again = [row for row in own if row["epoch"] >= from_epoch]
+        lines = [json.dumps(row) + "\n" for row in records if row not in again]
+        write_bytes(path, "".join(lines).encode())
 
 
 def tag(name: str, *, attacked: bool) -> str:

@@ -12,6 +12,7 @@ from roli_fast.models import HeadInit, Model
 from roli_fast.peft import METHODS, Full, Linear, Method
 from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
+from roli_fast.train.alignment import OnCollapse
 from roli_fast.train.objectives import OBJECTIVES, Adversarial, Objective
 from roli_fast.train.optim import SCHEDULES, Optimizer, Schedule
 from roli_fast.train.paper_compat import faulty_attack, faulty_stage, known_faults
@@ -71,6 +72,10 @@ class Experiment:
         threads: CPU threads; null chooses one for small models and all cores otherwise.
         workers: processes that decode images; 0 suits data in memory.
         checkpoint_minutes: longest work that a crash can lose.
+        on_collapse: what follows where an attack of a single step loses its hold, seen by the
+            alignment of its gradients or by validation: "steps", back to the best epoch so far, and
+            on from there with twice the steps; "stop", the stage ends with that epoch's weights; or
+            "ignore".
         paper_compat: faults of the papers' releases to reproduce, for comparing numbers: "all" of
             RoLI's, or any of zero_lr_epoch, fixed_decay, zero_decay_is_sgd, batch_best, wide_head,
             dead_lora, dead_adapter, inert_dropout, bias_tables and, of E-AT and RAMP,
@@ -101,6 +106,7 @@ class Experiment:
     threads: int | None = None
     workers: int = 0
     checkpoint_minutes: float = 5.0
+    on_collapse: OnCollapse = "steps"
     paper_compat: tuple[str, ...] = ()
     analysis_images: int = 1000
     report: bool = True
@@ -115,6 +121,7 @@ class Experiment:
             if not given or len(set(given)) < len(given):
                 raise ConfigError(describe(name, "one or more different values", given))
         object.__setattr__(self, "paper_compat", known_faults(self.paper_compat))
+        check_choice("on_collapse", self.on_collapse, get_args(OnCollapse))
         check_choice("head_init", self.head_init, (*get_args(HeadInit), ROBUST_LINEAR))
         self._check_channels()
         self._check_stages()

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from roli_fast.attacks import Attack
-from roli_fast.data import Batch, batches, num_batches, shares
+from roli_fast.attacks import SORA, Attack, SingleStep
+from roli_fast.data import Batch, ImageDataset, batches, num_batches, shares
 from roli_fast.engine.batch_norm import mended
 from roli_fast.engine.tf32 import set_tf32
-from roli_fast.errors import DataError, InterruptedRunError, NonFiniteLossError, OutOfMemoryError
+from roli_fast.errors import (
+    CollapseError,
+    DataError,
+    InterruptedRunError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+)
 from roli_fast.evaluate import Evaluation, columns, evaluate
 from roli_fast.files import write_json
 from roli_fast.models import save_head, save_model
+from roli_fast.peft import Linear
 from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import known_values
-from roli_fast.train import checkpoint
+from roli_fast.train import alignment, checkpoint
+from roli_fast.train.alignment import Alignment
 from roli_fast.train.checkpoint import Progress, Tensors, changing_tensors, copy_tensors
 from roli_fast.train.context import Context
 from roli_fast.train.linear_probe import rated
@@ -32,8 +40,9 @@ from roli_fast.train.stage import Job, StageResult, measured
 BLOCK = 16
 """Updates whose losses come to the host at once: a GPU is waited for no more often."""
 
-SUMS = ("loss", "right", "images")
-"""What an update reports: its summed loss, how many images were right, and how many there were."""
+SUMS = ("loss", "right", "images", "cosine", "sora", "looked")
+"""What an update reports: its summed loss, how many images were right, and how many there were; and
+`Alignment.row`."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +72,13 @@ class Phase:
 
     def means(self, sums: Mapping[str, float]) -> tuple[float, float]:
         """Its mean loss in an epoch and the share of images that was right, from the `SUMS`."""
-        loss, right, images = (sums[self.prefix + name] for name in SUMS)
+        loss, right, images = (sums[self.prefix + name] for name in SUMS[:3])
         return loss / images, right / images
+
+    def alignment(self, sums: Mapping[str, float]) -> float | None:
+        """Its mean alignment in an epoch; None where nothing was measured."""
+        looked = sums.get(f"{self.prefix}looked", 0)
+        return sums[f"{self.prefix}cosine"] / looked if looked else None
 
 
 class StageLoop:
@@ -91,6 +105,10 @@ class StageLoop:
         self.steps = num_batches(train, batch_size=size, drop_last=self.drop_last)
         self.images = job.stage.epochs * len(self.phases) * (len(train) - self.drop_last)
         self.progress = Progress()
+        self.guarded = isinstance(self.attack, SingleStep) and job.on_collapse != "ignore"
+        self.every, look = job.stage.validation_plan(job.threat, self._validations(), job.splits)
+        val = job.splits.val  # evenly, for the order may be that of the classes
+        self.val = val if look == len(val) else val.subset(torch.arange(look) * len(val) // look)
         # what the stage's own objective has counted so far, over all processes
         self.counts = torch.zeros(
             job.stage.objective.counters, dtype=torch.float64, device=context.device
@@ -154,7 +172,10 @@ class StageLoop:
             self.progress = saved.progress
             if saved.progress.counts:
                 self.counts = self.counts.new_tensor(saved.progress.counts)
+            self._take_steps()
         self.distributed.broadcast_(self.model.state_dict().values())
+        if self.guarded and not self.best:  # what an alarm in the first epoch goes back to
+            self.best = self._copy()
         self.context.recorder.forget(self.job.stage_id, self.progress.epoch)
 
     def _bar(self) -> tqdm:
@@ -165,7 +186,7 @@ class StageLoop:
     def _epochs(self, bar: tqdm) -> None:
         """What is left of the stage."""
         self._settle()
-        for epoch in range(self.progress.epoch, self.stage.epochs):
+        while (epoch := self.progress.epoch) < self.stage.epochs:
             while self.progress.phase < len(self.phases):
                 if self.stage.gradient_projection and not self.kept:
                     self.kept = {"start": self._copy()}
@@ -180,7 +201,8 @@ class StageLoop:
             return
         for threat in measured(self.attack, self.job.threat):
             if threat.norm not in found:
-                result = self._evaluated([self.job.validation.under(threat)])
+                look = [self.job.validation.under(threat)]
+                result = self._evaluated(look, self.job.splits.val)
                 (found[threat.norm],) = result.robust_accuracy.values()
         own.objective = own.objective.settled(found)
         shown = ", ".join(f"{norm} {100 * value:.1f} %" for norm, value in found.items())
@@ -274,7 +296,17 @@ class StageLoop:
         row = torch.stack(rows).sum(0) * own
         if len(row) > len(SUMS):
             self.counts = self.counts + self.distributed.all_reduce_(row[len(SUMS) :].clone())
+        if isinstance(attack := self._attack(epoch), SORA):
+            looked = self.distributed.all_reduce_(row[3 : len(SUMS)].clone())
+            self.progress.sora = alignment.remembered(attack, looked)
         return row[: len(SUMS)]
+
+    def _attack(self, epoch: int) -> Attack | None:
+        """What makes the next update's images: SORA with its moving average."""
+        attack = self.phase.attack if self._attacks(epoch) else None
+        if isinstance(attack, SORA) and self.progress.sora is not None:
+            return replace(attack, alignment=self.progress.sora)
+        return attack
 
     def _backward(self, epoch: int, position: int, part: Batch, weight: float) -> Tensor:
         """Forward and backward: adds `weight` times the gradient of the mean loss. Returns the
@@ -283,8 +315,10 @@ class StageLoop:
         # one source an epoch, in which an image draws by its id: parts and batches play no part
         generator = derived_generator(*phase.source, "attack", epoch, device=device)
         draw = (derive_seed(*phase.source, "objective", position) >> 10) / 2**53
-        attack = phase.attack if self._attacks(epoch) else None
-        step = Step(self.model, part, attack, generator, engine, self.counts, draw)
+        attack, head_alone = self._attack(epoch), isinstance(self.stage.tuning, Linear)
+        watched = alignment.watches(attack, head_alone, self.progress.step)
+        aligned = Alignment() if watched else None
+        step = Step(self.model, part, attack, generator, engine, self.counts, draw, aligned)
         with set_tf32(engine.tf32):
             with engine.training(device):
                 terms = phase.objective(step)
@@ -292,6 +326,8 @@ class StageLoop:
         right = (terms.logits.argmax(1) == part.y).sum()
         loss = terms.loss.detach().double()
         row = torch.stack([loss * len(part.y), right.double(), torch.full_like(loss, len(part.y))])
+        looked = (aligned or Alignment()).row(loss, len(part.y) / weight if weight else 0.0)
+        row = torch.cat([row, looked])
         return row if terms.counts is None else torch.cat([row, terms.counts])
 
     def _lr_factor(self, position: int) -> float:
@@ -315,12 +351,14 @@ class StageLoop:
         loss, right = phase.means(sums)
         shown = {"loss": f"{loss:.3f}"}
         shown["robust" if self._attacks(epoch) else "clean"] = f"{100 * right:.1f}%"
+        if (cosine := phase.alignment(sums)) is not None:
+            shown["alignment"] = f"{cosine:.2f}"
         if self.progress.best_epoch >= 0:
             shown["best val"] = f"{100 * self.progress.best_score:.1f}%"
         bar.set_postfix(shown, refresh=False)
         if self._attacks(epoch) or self.attack is None:  # clean epochs say nothing of the rest
             left, images = 1 - self.progress.train_images / self.images, int(rows[:, 2].sum())
-            self.context.remaining.measured(self.job.stage_id, images, seconds, left)
+            self.context.remaining.measured(self.job.stage_id, images, seconds, max(left, 0.0))
         return seconds
 
     def _check_weights(self, epoch: int) -> None:
@@ -330,10 +368,11 @@ class StageLoop:
                 self._refuse(epoch, self.progress.step - 1, f"{name} is no longer finite")
 
     def _refuse(self, epoch: int, step: int, what: str) -> None:
-        if self.best:
+        kept = ""
+        if self.progress.best_epoch >= 0:
             self._export_best()
+            kept = f"The best weights so far are in {self.job.folder}. "
         rate = self.peak[0] * self._lr_factor(epoch * self.steps + step)
-        kept = f"The best weights so far are in {self.job.folder}. " if self.best else ""
         raise NonFiniteLossError(
             f"stage '{self.job.name}': {what} at epoch {epoch}, step {step}, lr {rate:.3g}. {kept}"
             "Lower optimizer.lr, lengthen warmup_epochs, or add clean_epochs."
@@ -378,18 +417,66 @@ class StageLoop:
         self._check_weights(epoch)
         last = epoch + 1 == self.stage.epochs
         values = self._training_values(epoch)
-        if last or (epoch + 1) % self.stage.validate_every == 0:
+        alarm = self._alignment_alarm()
+        if not alarm and (last or (epoch + 1) % self.every == 0):
             scores = self._validate()
             score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
-            if score > self.progress.best_score or self.stage.select == "last":
+            if self.guarded:
+                alarm = alignment.score_alarm(score, self.progress.best_score, len(self.val))
+            if not alarm and (score > self.progress.best_score or self.stage.select == "last"):
                 self.progress.best_score, self.progress.best_epoch = score, epoch
                 self.best = self._copy()
             values |= scores
+        if alarm:
+            return self._go_back(alarm)
         self.context.recorder.add(self.job.stage_id, epoch, values, attacked=self._attacks(epoch))
         self.progress.epoch, self.progress.phase, self.progress.step = epoch + 1, 0, 0
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
             self._save_and_check()
+
+    def _alignment_alarm(self) -> str:
+        """Note the alignment of an epoch that ends; says what is wrong with it."""
+        cosine = self.phases[-1].alignment(self.progress.epoch_sums)
+        if cosine is None:
+            return ""
+        self.progress.alignments[self.progress.epoch] = cosine
+        highest = max(self.progress.alignments.values())
+        return alignment.alignment_alarm(cosine, highest) if self.guarded else ""
+
+    def _go_back(self, alarm: str) -> None:
+        """To the weights of the best epoch so far, and on from there with more steps, or not.
+
+        Raises:
+            CollapseError: the stage shall stop, and no epoch was validated yet.
+        """
+        progress, again = self.progress, self.progress.best_epoch + 1
+        steps = 2 * max(1, progress.steps)
+        goes_on = self.job.on_collapse == "steps" and steps <= alignment.MOST_STEPS
+        then = f"from there with {steps} steps" if goes_on else "the stage ends with its weights"
+        back = f"back to the end of epoch {again - 1}" if again else "back to the first weights"
+        text = f"epoch {progress.epoch}: {alarm}; {back}, {then}"
+        logger.warning("stage '%s', %s", self.job.name, text)
+        if not goes_on and not again:
+            fix = "Take --on_collapse steps, a smaller eps, or an attack of more steps."
+            raise CollapseError(f"stage '{self.job.name}', epoch {progress.epoch}: {alarm}. {fix}")
+        progress.alarms.append(text)
+        checkpoint.restore_tensors(self.model, self.best)
+        for phase in self.phases:
+            phase.optimizer.state.clear()
+        self.context.recorder.forget(self.job.stage_id, again)
+        progress.epoch, progress.phase, progress.step = again, 0, 0
+        progress.epoch_sums = {}
+        if goes_on:
+            progress.steps = steps
+            self._take_steps()
+        else:
+            progress.epoch = self.stage.epochs
+
+    def _take_steps(self) -> None:
+        """Attack with the steps of the last alarm, if there was one."""
+        if self.progress.steps and isinstance(self.attack, SingleStep):
+            self.phases[-1].attack = alignment.with_steps(self.attack, self.progress.steps)
 
     def _training_values(self, epoch: int) -> dict[str, float]:
         """Means over the epoch, and the rate of its last update."""
@@ -397,8 +484,13 @@ class StageLoop:
         for phase in reversed(self.phases):
             loss, right = phase.means(self.progress.epoch_sums)
             means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
+            if (cosine := phase.alignment(self.progress.epoch_sums)) is not None:
+                means[f"{phase.prefix}train_alignment"] = cosine
         rate = self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1)
         return {**means, "lr": rate, **self.progress.speed}
+
+    def _validations(self) -> dict[str, Attack]:
+        return columns(self.job.validation, self.job.threat)
 
     def _validate(self) -> dict[str, float]:
         """Clean and, where the stage is adversarial, robust accuracy on the validation split: of
@@ -406,8 +498,8 @@ class StageLoop:
 
         A stop that comes meanwhile saves the position before this validation.
         """
-        attacks = columns(self.job.validation, self.job.threat) if self.attack else {}
-        result = self._evaluated(attacks)
+        attacks = self._validations() if self.attack else {}
+        result = self._evaluated(attacks, self.val)
         scores = {"validation_clean_accuracy": result.clean_accuracy}
         if len(attacks) > 1:
             for norm, value in result.robust_accuracy.items():
@@ -416,14 +508,15 @@ class StageLoop:
             scores["validation_robust_accuracy"] = result.union_accuracy
         return scores
 
-    def _evaluated(self, attacks: Sequence[Attack] | Mapping[str, Attack]) -> Evaluation:
-        """The validation split under each of them; a stop that comes meanwhile saves first."""
+    def _evaluated(
+        self, attacks: Sequence[Attack] | Mapping[str, Attack], split: ImageDataset
+    ) -> Evaluation:
+        """The split under each of them; a stop that comes meanwhile saves first."""
 
         def check(_count: int) -> None:
             if self.context.wanted():
                 self._save_and_check()
 
-        split = self.job.splits.val
         world = self.distributed.world_size
         own = evaluate(
             self.model,
@@ -444,7 +537,8 @@ class StageLoop:
             save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
 
     def _finish(self) -> StageResult:
-        progress = self.progress
+        progress, job = self.progress, self.job
+        _update, passes = self.stage.passes(job.threat, self._validations().values(), job.splits)
         self._save_model("last.safetensors")
         self._export_best()
         for parameter in self.model.parameters():
@@ -459,6 +553,11 @@ class StageLoop:
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             start_accuracies=progress.accuracies,
+            passes=passes,
+            validation_images=len(self.val),
+            validated_every=self.every,
+            alignment=[None, *progress.alignments.values()][-1],
+            alarms=progress.alarms,
             lr=self.stage.optimizer.lr,
             **speed,
         )

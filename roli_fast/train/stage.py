@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from roli_fast.attacks import PGD, Attack
+from roli_fast.attacks import PGD, Attack, SingleStep
 from roli_fast.configuration import inside
 from roli_fast.data import Splits, shares
 from roli_fast.engine import Engine
@@ -19,13 +19,13 @@ from roli_fast.models import Classifier
 from roli_fast.peft import Full, Linear, Method, apply
 from roli_fast.running.memory import IN_PARTS, memory_guard
 from roli_fast.threat import ThreatModel, check_positive
+from roli_fast.train.alignment import OnCollapse
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Cosine, Optimizer, Schedule
 
-UPDATE = 3
-"""Passes of an update: one forward, and a backward for inputs and weights of twice that; where the
-head trains alone the forward is all."""
+FEWEST = 200
+"""Images that a validation looks at before it becomes rarer instead."""
 
 
 def pgd_in_run(steps: int) -> PGD:
@@ -61,6 +61,9 @@ class Stage:
         warmup_epochs: length of the linear warm-up, in epochs; a fraction is fine.
         schedule: how the learning rate moves over the stage.
         validate_every: epochs between validations; the last epoch is always validated.
+        validation_share: the most of the stage's passes that validations may take: each looks at
+            fewer images, the same every time, and where these would be few, every so many epochs
+            more. 1 is no limit; null is a fifth with an attack of a single step, else no limit.
         select: "best", the weights of the epoch that validates best; or "last", those of the last
             epoch, whatever validation says.
         engine: how the attack's passes are made, folded unless it says otherwise. dtype bfloat16
@@ -87,6 +90,7 @@ class Stage:
     warmup_epochs: float = 1.0
     schedule: Schedule = field(default_factory=Cosine)
     validate_every: int = 1
+    validation_share: float | None = None
     select: Literal["best", "last"] = "best"
     engine: Engine = field(default_factory=lambda: Engine(fold=True))
     gradient_projection: GradientProjection | None = None
@@ -108,6 +112,9 @@ class Stage:
         with inside("schedule"):
             self.schedule.check(self.epochs)
         check_positive("head_scale", self.head_scale)
+        if self.validation_share is not None and not 0 < self.validation_share <= 1:
+            expected = "a share of the passes in (0, 1]"
+            raise ArgumentError(describe("validation_share", expected, self.validation_share))
         check_choice("select", self.select, ("best", "last"))
         if self.engine.dtype == torch.float16:
             fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
@@ -125,12 +132,10 @@ class Stage:
         plain = Stage(epochs=1, tuning=Linear(), attack=None)
         alike = {"tuning": "linear", "attack": "null", "objective": "adversarial, plain"}
         alike |= {"gradient_projection": "null", "head_scale": "1", "epochs": "1"}
-        for name, expected in alike.items():
+        for name, words in alike.items():
             if (got := getattr(self, name)) != getattr(plain, name):
-                fix = "Or train by sgd or adamw."
-                raise ArgumentError(
-                    describe(name, f"{expected}, with optimizer.name lbfgs", got, fix)
-                )
+                expected = f"{words}, with optimizer.name lbfgs"
+                raise ArgumentError(describe(name, expected, got, "Or train by sgd or adamw."))
 
     @property
     def evaluation_engine(self) -> Engine:
@@ -145,7 +150,10 @@ class Stage:
 
     def part_size(self, world: int) -> int:
         """Images that each of `world` processes passes through the model at once."""
-        return _longest(_longest(self.batch_size, world), self.accumulate)
+        count = self.batch_size
+        for most in (world, self.accumulate):
+            count = max(run.stop - run.start for run in shares(count, most))
+        return count
 
     def memory_guard(self, name: str, device: torch.device) -> AbstractContextManager[None]:
         """Within, running out of memory names this stage's `batch_size`; `name` is its own."""
@@ -157,15 +165,39 @@ class Stage:
     ) -> tuple[float, float]:
         """What takes as long as an update does for each of its images, and as the whole stage with
         its validations by these attacks: so many forwards of one image."""
-        train, val, classes = len(splits.train), len(splits.val), splits.num_classes
         if self.solves:
-            return 1.0, float(train + val)
-        update = 1 if isinstance(self.tuning, Linear) else UPDATE
+            return 1.0, float(len(splits.train) + len(splits.val))
+        update, training, look = self._costs(threat, validation, splits)
+        every, images = self.validation_plan(threat, validation, splits)
+        return update, training + math.ceil(self.epochs / every) * images * look
+
+    def _costs(
+        self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits
+    ) -> tuple[float, float, float]:
+        """Passes of an image in an update, of the whole training, and of an image validated."""
+        classes = splits.num_classes
+        # one forward, and a backward for inputs and weights of twice that unless the head is all
+        update = 1 if isinstance(self.tuning, Linear) else 3
         attack = attack_passes(self.attack.under(threat), classes) if self.attack else 0
         halves = 2 if self.gradient_projection else 1
         look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
-        whole = train * (self.epochs * halves * update + (self.epochs - self.clean_epochs) * attack)
-        return update + attack, whole + math.ceil(self.epochs / self.validate_every) * val * look
+        each = self.epochs * halves * update + (self.epochs - self.clean_epochs) * attack
+        return update + attack, len(splits.train) * each, look
+
+    def validation_plan(
+        self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits
+    ) -> tuple[int, int]:
+        """Epochs between validations, and how many images each of them looks at."""
+        every, images = self.validate_every, len(splits.val)
+        share = self.validation_share or (0.2 if isinstance(self.attack, SingleStep) else 1.0)
+        if share == 1 or self.attack is None:
+            return every, images
+        _update, training, look = self._costs(threat, validation, splits)
+        most = training * share / (1 - share) / look  # images, of all validations together
+        fewest = min(images, FEWEST)
+        while every < self.epochs and math.ceil(self.epochs / every) * fewest > most:
+            every += 1
+        return every, max(fewest, min(images, int(most / math.ceil(self.epochs / every))))
 
     def lr_factor(self, update: int, *, steps: int) -> float:
         """Share of the peak rate at `update`, counted from 0, with `steps` updates an epoch."""
@@ -205,6 +237,7 @@ class Job:
     seed: int
     folder: Path
     stage_id: dict[str, str | int]
+    on_collapse: OnCollapse = "steps"
 
     @property
     def name(self) -> str:
@@ -212,18 +245,17 @@ class Job:
         return str(self.stage_id["stage"])
 
 
-def _longest(count: int, most: int) -> int:
-    return max(run.stop - run.start for run in shares(count, most))
-
-
 @dataclass(frozen=True)
 class StageResult:
     """What a finished stage reports; accuracies are fractions on the validation split.
 
-    `data_wait_share` is the share of `train_seconds` in which the loop waited for images; None in
-    results of versions that did not measure it. `train_images` counts the clean epochs of gradient
-    projection too. `start_accuracies` is norm -> robust accuracy before the first update, where the
-    objective was settled on it; empty elsewhere. `lr` is the peak rate, also where null chose it.
+    `data_wait_share` is the share of `train_seconds` in which the loop waited for images.
+    `train_images` counts the clean epochs of gradient projection too. `start_accuracies` is norm ->
+    robust accuracy before the first update, where the objective was settled on it; empty elsewhere.
+    `lr` is the peak rate, also where null chose it. `passes` are those planned, in forwards of one
+    image; each validation looked at `validation_images`, `validated_every` so many epochs.
+    `alignment` is the mean of the last epoch of single steps (`train.alignment`), `alarms` what the
+    guard said.
 
     Of a stage that solves for the head, `strengths` has every strength tried: its head's norm,
     validation accuracy and loss, training loss, iterations, and whether they sufficed; `strength`
@@ -242,6 +274,11 @@ class StageResult:
     data_wait_share: float | None = None
     start_accuracies: dict[str, float] = field(default_factory=dict)
     lr: float | None = None
+    passes: float | None = None
+    validation_images: int | None = None
+    validated_every: int | None = None
+    alignment: float | None = None
+    alarms: list[str] = field(default_factory=list)
     strength: float | None = None
     head_norm: float | None = None
     strengths: list[dict[str, Any]] = field(default_factory=list)

@@ -1,6 +1,5 @@
 """The merge of gradient projection, worked out by hand, and its configuration."""
 
-import math
 from typing import Any
 
 import pytest
@@ -103,21 +102,6 @@ def test_each_tensor_by_itself_but_for_scalars_integers_and_statistics(statistic
     means = [-1.0, 0.0] if statistics else [-2.0, 0.0]  # cosine -1, or its own
     assert out["norm.running_mean"].tolist() == means
     assert out["norm.running_var"].tolist() == [1.0, 0.0 if statistics else -1.0]
-
-
-def test_a_random_tensor_against_plain_arithmetic() -> None:
-    source = torch.Generator().manual_seed(0)
-    start, natural, own = (torch.randn(3, 4, 5, generator=source).double() for _ in range(3))
-    out = merge({"w": start}, {"w": natural}, {"w": own}, beta=0.3)["w"]
-    n = (natural - start).flatten().tolist()
-    a = (own - start).flatten().tolist()
-    dot = math.fsum(x * y for x, y in zip(n, a, strict=True))
-    lengths = [math.sqrt(math.fsum(x * x for x in v)) for v in (n, a)]
-    cosine = max(0.0, dot / (lengths[0] * lengths[1]))
-    assert 0 < cosine < 1
-    parts = zip(start.flatten().tolist(), n, a, strict=True)
-    expected = [s + 0.3 * cosine * x + 0.7 * y for s, x, y in parts]
-    assert out.flatten().tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(

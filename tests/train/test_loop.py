@@ -11,19 +11,17 @@ import torch
 from safetensors.torch import load_file
 from small import before_stages, records, run_small, small, weights
 
-from roli_fast import models, ops
+from roli_fast import models
 from roli_fast.attacks import PGD, AttackResult
 from roli_fast.attacks.base import AttackInputs
-from roli_fast.engine import Cost
 from roli_fast.errors import NonFiniteLossError
 from roli_fast.evaluate import Evaluation
 from roli_fast.seeds import derive_seed
-from roli_fast.train import loop, pipeline, run_directory
+from roli_fast.train import loop, pipeline
 from roli_fast.train.checkpoint import copy_tensors
 from roli_fast.train.objectives import Adversarial, Step
 
 ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.optimizer.lr=0.01"]
-
 
 WATCHED = [*ONE, "--ranli.epochs=4", "--ranli.warmup_epochs=2", "--ranli.clean_epochs=1"]
 WATCHED += ["--ranli.objective.label_smoothing=0.1", "--ranli.validate_every=3"]
@@ -36,12 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> list[dict[str, Any]]:
-    """One entry an update: epoch, rate, ids, images, attack, and the generator's seed."""
+    """One entry an update: epoch, rate, ids, images before and after the attack, what the model was
+    given, attack, and the generator's seed."""
     rows: list[dict[str, Any]] = []
-    update, step = loop.StageLoop._update, Adversarial.__call__
+    update, step, search = loop.StageLoop._update, Adversarial.__call__, PGD.search
 
     def watched(self: loop.StageLoop, epoch: int, batch: Any) -> Any:
-        rows.append({"epoch": epoch, "ids": batch.ids.tolist(), "x": batch.x.clone()})
+        rows.append({"epoch": epoch, "ids": batch.ids.tolist(), "x": batch.x.clone(), "used": []})
         result = update(self, epoch, batch)
         rows[-1] |= {"lr": self.optimizer.param_groups[0]["lr"]}
         return result
@@ -51,9 +50,21 @@ def seen(folder: Path) -> list[dict[str, Any]]:
         rows[-1] |= {"seed": asked.generator.initial_seed()}
         return step(self, asked)
 
+    def searched(self: PGD, asked: AttackInputs) -> AttackResult:
+        result = search(self, asked)
+        if self.steps == 7 and len(asked.x) > 1:  # the training attack, and not its cost's estimate
+            rows[-1]["x_adv"] = result.x_adv
+        return result
+
+    def forward(model: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        if model.training:
+            rows[-1]["used"].append(arguments[0])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.StageLoop, "_update", watched)
         patch.setattr(Adversarial, "__call__", objective)
+        patch.setattr(PGD, "search", searched)
+        before_stages(patch, lambda stage: stage.model.register_forward_pre_hook(forward))
         run_small(folder, *WATCHED)
     return rows
 
@@ -70,10 +81,18 @@ def test_the_attack_follows_threat_and_clean_epochs(seen: list[dict[str, Any]]) 
     assert attacks == [None] * 3 + [PGD(eps=0.04, step_size=None, steps=7)] * 9
 
 
+def test_the_model_trains_on_attacked_images(seen: list[dict[str, Any]]) -> None:
+    """The clean batch never reaches the update; what does is within eps of it, and not equal."""
+    for row in seen:
+        (used,) = row["used"]
+        assert torch.equal(used, row.get("x_adv", row["x"]))
+        if row["epoch"]:
+            assert 0.03 < (row["x"] - used).abs().max() <= 0.04 + 1e-7
+
+
 def test_order_augmentation_and_seeds_change_every_epoch(seen: list[dict[str, Any]]) -> None:
     first, second = [sum((r["ids"] for r in seen if r["epoch"] == e), []) for e in (0, 1)]
-    assert first != second
-    assert sorted(first) == sorted(second)
+    assert first != second and sorted(first) == sorted(second)
     seeds = {row["epoch"]: {r["seed"] for r in seen if r["epoch"] == row["epoch"]} for row in seen}
     assert all(len(of_an_epoch) == 1 for of_an_epoch in seeds.values())
     assert seeds[0] != seeds[1]
@@ -89,69 +108,6 @@ def test_validation_comes_when_it_is_due(folder: Path) -> None:
     assert validated == [2, 3]
 
 
-def test_the_model_trains_on_attacked_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The clean batch never reaches the update; what does is within eps of it, and not equal."""
-    inputs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    original = PGD.search
-
-    def watched(self: PGD, asked: AttackInputs) -> AttackResult:
-        result = original(self, asked)
-        if self.steps == 7:  # the training attack
-            inputs.append((asked.x, result.x_adv))
-        return result
-
-    forwarded: list[torch.Tensor] = []
-
-    def forward(model: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-        if model.training:
-            forwarded.append(arguments[0])
-
-    create = run_directory.create
-    monkeypatch.setattr(PGD, "search", watched)
-
-    def hooked(*arguments: Any, **options: Any) -> Any:
-        model = create(*arguments, **options)
-        model.register_forward_pre_hook(forward)
-        return model
-
-    monkeypatch.setattr(run_directory, "create", hooked)
-    run_small(tmp_path / "run", *ONE, "--ranli.epochs=1")
-    assert len(inputs) == len(forwarded) == 3
-    for (x, x_adv), used in zip(inputs, forwarded, strict=True):
-        assert torch.equal(x_adv, used)
-        assert 0.03 < (x - x_adv).abs().max() <= 0.04 + 1e-7
-
-
-def test_an_image_is_attacked_from_the_same_start_in_any_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its draws depend on the seed, the epoch and its id: not on batch size or place."""
-    starts: list[dict[int, torch.Tensor]] = []
-
-    def start_only(self: PGD, asked: AttackInputs) -> AttackResult:
-        noise = ops.linf_random_start(
-            torch.full_like(asked.x, 0.5),
-            eps=0.25,
-            bounds=(0.0, 1.0),
-            generator=asked.generator,
-            sample_ids=asked.ids,
-        )
-        if self.steps == 7:  # the training attack
-            starts[-1].update(zip(asked.ids.tolist(), noise, strict=True))
-        return AttackResult(asked.x.clone(), Cost(0, 0))
-
-    monkeypatch.setattr(PGD, "search", start_only)
-    for size, epochs in ((24, 1), (9, 1), (9, 2)):
-        starts.append({})
-        flags = [f"--ranli.batch_size={size}", f"--ranli.epochs={epochs}"]
-        run_small(tmp_path / f"{size}-{epochs}", "--methods=ranli", *flags)
-    assert len(starts[0]) == 72 and starts[0].keys() == starts[1].keys() == starts[2].keys()
-    assert all(torch.equal(starts[0][i], starts[1][i]) for i in starts[0])
-    assert not any(torch.equal(starts[0][i], starts[2][i]) for i in starts[0])  # a later epoch's
-
-
 def scripted(scores: list[tuple[float, float]]) -> Iterator[Evaluation]:
     for clean, robust in scores:
         flags = [torch.arange(100) < 100 * share for share in (clean, robust)]
@@ -165,17 +121,15 @@ def test_the_most_robust_epoch_is_kept_and_tested(
     script = scripted([(0.9, 0.1), (0.5, 0.4), (0.8, 0.3)])
     attacks: list[Any] = []
     states: list[dict[str, torch.Tensor]] = []
+    original = pipeline.evaluate
 
     def validate(model: Any, _batches: Any, used: Any, **_options: Any) -> Evaluation:
         attacks.extend(used.values())
-        states.append({n: t.clone() for n, t in model.backbone.state_dict().items()})
+        states.append(copy_tensors(model.backbone.state_dict()))
         return next(script)
 
-    tested: list[dict[str, torch.Tensor]] = []
-    original = pipeline.evaluate
-
     def test(model: Any, *arguments: Any, **options: Any) -> Evaluation:
-        tested.append({n: t.clone() for n, t in model.backbone.state_dict().items()})
+        states.append(copy_tensors(model.backbone.state_dict()))
         return original(model, *arguments, **options)
 
     monkeypatch.setattr(loop, "evaluate", validate)
@@ -184,72 +138,65 @@ def test_the_most_robust_epoch_is_kept_and_tested(
     assert attacks == [PGD(eps=0.04, step_size=None, steps=2)] * 3
     folder = tmp_path / "run/seed-0/ranli/stage-1-ranli"
     best, last = load_file(folder / "best.safetensors"), load_file(folder / "last.safetensors")
-    for name, tensor in states[1].items():
+    _first, second, third, tested = states
+    for name, tensor in second.items():
         assert torch.equal(best[name], tensor), name
-        assert torch.equal(tested[0][name], tensor), name
-        assert torch.equal(last[name], states[2][name]), name
+        assert torch.equal(tested[name], tensor), name
+        assert torch.equal(last[name], third[name]), name
     result = json.loads((folder / "result.json").read_text())
     assert (result["best_epoch"], result["best_validation_accuracy"]) == (1, 0.4)
 
 
-def test_nan_weights_reach_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [[], ["--ranli.gradient_projection={}"]], ids=["", "clean half"])
+def test_nan_weights_reach_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
     """The loss before the fatal update is finite; the weights after it are not."""
     original = loop.StageLoop._update
 
     def poison(self: loop.StageLoop, epoch: int, batch: Any) -> Any:
         row = original(self, epoch, batch)
-        if (epoch, self.progress.step) == (1, 2):
+        if (epoch, self.progress.phase, self.progress.step) == (1, 0, 2):
             with torch.no_grad():
                 self.model.head.weight.fill_(float("nan"))
         return row
 
-    folder = tmp_path / "run"
-    monkeypatch.setattr(loop.StageLoop, "_update", poison)
-    with pytest.raises(
-        NonFiniteLossError, match=r"head\.weight is no longer finite.*epoch 1"
-    ) as told:
-        run_small(folder, *ONE, "--ranli.epochs=3", "--checkpoint_minutes=0")
-    assert "best weights so far" in str(told.value)  # of the first epoch
+    folder, flags = tmp_path / "run", [*ONE, *more, "--ranli.epochs=2", "--checkpoint_minutes=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StageLoop, "_update", poison)
+        with pytest.raises(NonFiniteLossError, match=r"head\.weight is no longer finite.*h 1") as e:
+            run_small(folder, *flags)
+    assert "best weights so far" in str(e.value)  # of the first epoch
     models.load(folder / "seed-0/ranli/stage-1-ranli/best.safetensors")
-    monkeypatch.undo()
     for tensors in weights(folder).values():
         assert all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())
-    run_small(folder, *ONE, "--ranli.epochs=3", "--checkpoint_minutes=0")
+    run_small(folder, *flags)  # from the resume file
 
 
 def test_a_crash_after_the_last_update_repeats_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "run"
     flags = [*ONE, "--ranli.epochs=2", "--checkpoint_minutes=0"]
 
     def crash(*_arguments: Any) -> None:
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr(loop, "save_head", crash)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run_small(folder, *flags)
-    monkeypatch.undo()
-    updates: list[int] = []
-    original = loop.StageLoop._update
-    monkeypatch.setattr(
-        loop.StageLoop,
-        "_update",
-        lambda self, epoch, batch: updates.append(epoch) or original(self, epoch, batch),
-    )
-    run_small(folder, *flags)
-    assert updates == []
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(loop, "save_head", crash)
+        run_small(tmp_path / "run", *flags)
+    monkeypatch.setattr(loop.StageLoop, "_update", crash)
+    run_small(tmp_path / "run", *flags)
 
 
 def test_scratch_ignores_the_weight_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_small(tmp_path / "first", *ONE, "--ranli.epochs=1")
-    file = tmp_path / "first/seed-0/ranli/stage-1-ranli/best.safetensors"
+    fresh = models.create(small().model, num_classes=3, seed=derive_seed(0, "init"))
+    other = models.create(small().model, num_classes=3, seed=1)
+    models.save_model(other, tmp_path / "other.safetensors")
     started: dict[str, torch.Tensor] = {}
     before_stages(
         monkeypatch, lambda s: started.update(copy_tensors(s.model.backbone.state_dict()))
     )
-    flags = ["--methods=scratch", "--pretrain.epochs=1", f"--model.weights={file}"]
-    run_small(tmp_path / "second", *flags)
-    fresh = models.create(small().model, num_classes=3, seed=derive_seed(0, "init"))
+    flags = ["--methods=scratch", "--pretrain.epochs=1", "--pretrain.attack=null"]
+    run_small(tmp_path / "run", *flags, f"--model.weights={tmp_path / 'other.safetensors'}")
     for name, tensor in fresh.backbone.state_dict().items():
         assert torch.equal(tensor, started[name]), name

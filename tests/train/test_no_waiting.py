@@ -43,24 +43,31 @@ def second_epoch(
     monkeypatch.setattr(loop.StageLoop, "_train_epoch", watched)
 
 
+def allow_flushes(monkeypatch: pytest.MonkeyPatch, tell: Callable[[bool], object]) -> None:
+    """`tell` when the losses of many updates begin to come over, and when they are there."""
+    flush = loop.StageLoop._flush
+
+    def allowed(self: loop.StageLoop, *arguments: Any, **options: Any) -> float:
+        tell(True)
+        seconds = flush(self, *arguments, **options)
+        tell(False)
+        return seconds
+
+    monkeypatch.setattr(loop.StageLoop, "_flush", allowed)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_epoch_reads_no_number_of_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    """But for the losses, which come over together after many updates."""
     found = Waits()
-    flush = loop.StageLoop._flush
-
-    def on_the_host(self: loop.StageLoop, *arguments: Any, **options: Any) -> float:
-        found.paused = True  # the losses of many updates come over
-        seconds = flush(self, *arguments, **options)
-        found.paused = False
-        return seconds
 
     def counted(epoch: Callable[[], None]) -> None:
         with found:
             epoch()
 
-    monkeypatch.setattr(loop.StageLoop, "_flush", on_the_host)
+    allow_flushes(monkeypatch, lambda flushes: setattr(found, "paused", flushes))
     second_epoch(monkeypatch, counted)
     run_small(tmp_path / "run", *ONE, *KINDS[kind])
     assert found.seen > 100 and found.places == []
@@ -103,15 +110,6 @@ def test_the_attack_looks_once_and_always_where_images_may_leave_its_bounds(
 def test_an_epoch_on_a_gpu_never_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """But for the losses, which come over together after many updates."""
-    flush = loop.StageLoop._flush
-
-    def allowed(self: loop.StageLoop, *arguments: Any, **options: Any) -> float:
-        torch.cuda.set_sync_debug_mode("default")
-        seconds = flush(self, *arguments, **options)
-        torch.cuda.set_sync_debug_mode("error")
-        return seconds
-
     def strict(epoch: Callable[[], None]) -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -119,6 +117,7 @@ def test_an_epoch_on_a_gpu_never_waits(
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(loop.StageLoop, "_flush", allowed)
+    modes = {True: "default", False: "error"}
+    allow_flushes(monkeypatch, lambda flushes: torch.cuda.set_sync_debug_mode(modes[flushes]))
     second_epoch(monkeypatch, strict)
     run_small(tmp_path / "run", *ONE, *KINDS[kind], "--device=cuda")

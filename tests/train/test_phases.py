@@ -10,10 +10,10 @@ import epochs_by_hand
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import assert_same_weights, records, run_small, small, weights
+from small import assert_same_weights, records, run_small, small
 
 from roli_fast.data import Batch
-from roli_fast.errors import InterruptedRunError, NonFiniteLossError
+from roli_fast.errors import InterruptedRunError
 from roli_fast.train import loop, run_directory
 
 GP = "--ranli.gradient_projection"
@@ -135,24 +135,3 @@ def test_a_stop_at_any_update_of_either_half(
     assert bars.spans == [(24 * (after if how == "signal" else 2), 288)]
     assert_same_weights(straight[kind], folder)
     assert records(straight[kind]) == records(folder)
-
-
-def test_nan_weights_at_the_end_of_the_clean_half_reach_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, count = loop.StageLoop._update, 0
-
-    def poison(self: loop.StageLoop, epoch: int, batch: Batch) -> torch.Tensor:
-        nonlocal count
-        count += 1
-        row = original(self, epoch, batch)
-        if count == 3:
-            with torch.no_grad():
-                self.model.head.weight.fill_(float("nan"))
-        return row
-
-    monkeypatch.setattr(loop.StageLoop, "_update", poison)
-    with pytest.raises(NonFiniteLossError, match="head.weight is no longer finite at epoch 0"):
-        run_small(tmp_path / "run", *ONE, f"{GP}={{}}", "--checkpoint_minutes=0")
-    for tensors in weights(tmp_path / "run").values():
-        assert all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())

@@ -6,21 +6,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from processes import CONTEXT
+from processes import CONTEXT, PATIENCE
 from small import FLAGS, assert_same_weights, records, run_small, stop_at
 
 from roli_fast.errors import ConfigError, InterruptedRunError
 from roli_fast.running.lock import LOCK
 from roli_fast.running.signals import Interrupt
-from roli_fast.train import loop
+from roli_fast.train import loop, pipeline
 from roli_fast.train.__main__ import main
 from roli_fast.train.cli import parse
 
 DROPOUT = ["--model.options.proj_drop_rate=0.1", "--model.options.drop_path_rate=0.1"]
 """Randomness inside the model must survive a resume too."""
+
+OFTEN = [*FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("after", [1, 4, 9], ids=lambda n: f"after-{n}-updates")
+def assert_same(straight: Path, folder: Path) -> None:
+    assert_same_weights(straight, folder)
+    assert records(straight) == records(folder)
+
+
+@pytest.mark.parametrize("after", [4, 9], ids=lambda n: f"after-{n}-updates")
 def test_a_signal_between_any_two_updates(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -39,116 +49,92 @@ def test_a_signal_between_any_two_updates(
         run_small(tmp_path / "run", *DROPOUT)
     assert not (tmp_path / "run/summary.json").exists()
     run_small(tmp_path / "run", *DROPOUT)
-    assert_same_weights(straight, tmp_path / "run")
-    assert records(straight) == records(tmp_path / "run")
+    assert_same(straight, tmp_path / "run")
 
 
 def test_a_signal_during_validation_and_one_during_the_test(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roli_fast.train import pipeline
-
-    def stopping(original):  # noqa: ANN001, ANN202
-        def evaluate(*arguments, **options):  # noqa: ANN002, ANN003, ANN202
-            monkeypatch.undo()
-            os.kill(os.getpid(), signal.SIGINT)
-            return original(*arguments, **options)
-
-        return evaluate
-
     folder = tmp_path / "run"
     for module in (loop, pipeline):
-        monkeypatch.setattr(module, "evaluate", stopping(module.evaluate))
+        original = module.evaluate
+
+        def stopping(*given: Any, original: Any = original, **options: Any) -> Any:
+            monkeypatch.undo()
+            os.kill(os.getpid(), signal.SIGINT)
+            return original(*given, **options)
+
+        monkeypatch.setattr(module, "evaluate", stopping)
         with pytest.raises(InterruptedRunError, match="SIGINT"):
             run_small(folder, *DROPOUT)
     run_small(folder, *DROPOUT)
-    assert_same_weights(straight, folder)
-    assert records(straight) == records(folder)
+    assert_same(straight, folder)
 
 
-def train(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "roli_fast.train", "--run_dir", str(folder), *more]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ,
-        start_new_session=True,
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{path} never came"
+def wait_for(ready: Callable[[], bool], ended: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not ready() and not ended():
+        assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def test_the_command_line_survives(straight: Path, tmp_path: Path) -> None:
-    """kill -9 in stage 2, then `--resume`; a checkpoint after every update."""
-    folder = tmp_path / "run"
-    process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
-    wait_for(folder / "seed-0/roli/stage-2-finetune/resume.pt", process)
-    process.kill()
-    process.communicate(timeout=60)
-    assert not (folder / "summary.json").exists()
-    again = train(folder, "--resume")
-    output, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, output
-    assert "roli" in output
-    assert_same_weights(straight, folder)
-    assert records(straight) == records(folder)
+def command(folder: Path) -> None:
+    more = ["--resume"] if folder.exists() else OFTEN
+    sys.exit(main(["--run_dir", str(folder), *more]))
 
 
-@pytest.mark.slow
-def test_twenty_kills_each_with_an_immediate_resume(straight: Path, tmp_path: Path) -> None:
-    """At any moment of a run whose decoding workers outlive it; run after run, the same bits."""
-    draws, kills, runs = random.Random(0), 0, 0
-    flags = [*FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2"]
-    while kills < 20 or runs == 0:
+def held_by(folder: Path, process: BaseProcess) -> bool:
+    lock = folder / LOCK
+    began = lock.exists() and (folder / "config.yaml").exists()
+    return began and lock.read_text().startswith(f"{process.pid} ")
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_each_with_an_immediate_resume(straight: Path, tmp_path: Path, kills: int) -> None:
+    """kill -9 at any moment of a run whose decoding workers outlive it, one alone in stage 2; then
+    `--resume`, run after run, to the same bits."""
+    draws, left, runs = random.Random(0), kills, 0
+    while left or runs == 0:
         folder = tmp_path / str(runs)
-        more = ["--resume"] if folder.exists() else flags
-        process = CONTEXT.Process(target=command, args=(["--run_dir", str(folder), *more],))
+        process = CONTEXT.Process(target=command, args=(folder,))
         process.start()
-        while process.is_alive() and not held_by(folder, process.pid):
-            time.sleep(0.005)
-        process.join(draws.uniform(0, 3) if kills < 20 else None)  # the last one ends
-        kills += process.is_alive()
+        wait_for(lambda: held_by(folder, process), lambda: not process.is_alive())  # noqa: B023
+        if kills == left == 1:
+            file = folder / "seed-0/roli/stage-2-finetune/resume.pt"
+            wait_for(file.exists, lambda: not process.is_alive())  # noqa: B023
+        elif left:
+            process.join(draws.uniform(0, 3))
+        else:
+            process.join()
+        left -= process.is_alive()
         process.kill()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
         if (folder / "summary.json").exists():
             runs += 1
             if process.exitcode == 0:
-                assert_same_weights(straight, folder)
-                assert records(straight) == records(folder)
-
-
-def command(arguments: list[str]) -> None:
-    sys.exit(main(arguments))
-
-
-def held_by(folder: Path, process: int | None) -> bool:
-    lock = folder / LOCK
-    began = lock.exists() and (folder / "config.yaml").exists()
-    return began and lock.read_text().startswith(f"{process} ")
+                assert_same(straight, folder)
 
 
 def test_a_signal_to_the_whole_group_with_decoding_workers(straight: Path, tmp_path: Path) -> None:
     """As a terminal's Ctrl-C and job schedulers send it. The workers are the run's to stop."""
     folder = tmp_path / "run"
-    process = train(folder, *FLAGS, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
-    wait_for(folder / "seed-0/roli/stage-1-probe/resume.pt", process)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "roli_fast.train", "--run_dir", str(folder), *OFTEN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    file = folder / "seed-0/roli/stage-1-probe/resume.pt"
+    wait_for(file.exists, lambda: process.poll() is not None)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "Traceback" not in output and f"--run_dir {folder} --resume" in output
     assert output.count("stopping after this step") == 1  # no worker says so, too
     run_small(folder, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
-    assert_same_weights(straight, folder)
-    assert records(straight) == records(folder)
+    assert_same(straight, folder)
 
 
 def test_workers_that_a_signal_ended_are_no_error_of_their_own() -> None:

@@ -54,18 +54,6 @@ def test_the_union_holds_image_by_image(finished: Path) -> None:
     assert told_apart
 
 
-def test_the_best_epoch_is_that_of_the_union(finished: Path) -> None:
-    rows = records(finished)
-    for row in rows:
-        union = row["validation_robust_accuracy"]
-        assert all(union <= row[f"validation_{norm}_accuracy"] <= 1 for norm in NORMS)
-    own = [r for r in rows if (r["seed"], r["stage"]) == (0, "ranli")]
-    scores = [row["validation_robust_accuracy"] for row in own]
-    result = json.loads((finished / "seed-0/ranli/stage-1-ranli/result.json").read_text())
-    assert result["best_validation_accuracy"] == max(scores)
-    assert result["best_epoch"] == scores.index(max(scores))
-
-
 def test_an_epoch_that_is_best_in_every_norm_can_be_worse_in_the_union(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,15 +99,6 @@ def test_an_evaluation_takes_the_runs_norms_and_radii(finished: Path, tmp_path: 
     assert torch.equal(report.union, together)
 
 
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--test.eps=0.1"], r"`test\.eps`: expected null .*\(linf, l2, l1\), got 0.1"),
-        (["--validation.step_size=0.1"], r"`validation\.step_size`: expected null"),
-    ],
-)
-def test_one_radius_for_three_norms_is_told_before_anything_runs(
-    more: list[str], words: str
-) -> None:
-    with pytest.raises(ArgumentError, match=words):
-        small(*THREE, *more)
+def test_one_radius_for_three_norms_is_told_before_anything_runs() -> None:
+    with pytest.raises(ArgumentError, match=r"`test\.eps`: expected null .*\(linf, l2, l1\), got"):
+        small(*THREE, "--test.eps=0.1")

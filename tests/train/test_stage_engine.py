@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import run_small, weights
+from small import before_stages, run_small, weights
 from tiny_models import SIZES, images, tiny, untouched
 from torch import Tensor, nn
 
@@ -14,17 +14,16 @@ from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
 from roli_fast.evaluate import accuracy
-from roli_fast.train import run_directory
+from roli_fast.train.loop import StageLoop
 from roli_fast.train.objectives import Adversarial, Step
 from roli_fast.train.objectives.base import attacked
 from roli_fast.train.stage import Stage
 
-ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.epochs=1", "--ranli.attack.steps=2"]
 ATTACK = PGD(eps=0.05, step_size=None, steps=2)
 
 
-def a_batch(count: int = 4, side: int = 8) -> Batch:
-    return Batch(images(count, 3, side, side), torch.arange(count) % 5, torch.arange(count))
+def a_batch(side: int = 8) -> Batch:
+    return Batch(images(4, 3, side, side), torch.arange(4) % 5, torch.arange(4))
 
 
 def source() -> torch.Generator:
@@ -41,6 +40,12 @@ def step(
     return terms.loss.detach()
 
 
+def gradient(model: nn.Module) -> Tensor:
+    """Of all weights, in one vector."""
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
 def test_the_default_is_plain_training_bit_for_bit() -> None:
     model, plain = tiny("vit_tiny_patch16_224"), tiny("vit_tiny_patch16_224")
     batch = a_batch()
@@ -48,15 +53,13 @@ def test_the_default_is_plain_training_bit_for_bit() -> None:
     loss = nn.functional.cross_entropy(plain(x_adv), batch.y, reduction="none").mean()
     loss.backward()
     assert torch.equal(step(model, Engine()), loss.detach())
-    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-        assert ours.grad is not None and theirs.grad is not None
-        assert torch.equal(ours.grad, theirs.grad)
+    assert torch.equal(gradient(model), gradient(plain))
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
 def test_bf16_is_in_the_passes_alone(name: str) -> None:
     """And is no further from fp32 than torch's own autocast, with any number of threads."""
-    model, plain = tiny(name), tiny(name)
+    model, plain, by_torch = tiny(name), tiny(name), tiny(name)
     seen: list[torch.dtype] = []
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     linear.register_forward_hook(lambda _m, _x, out: seen.append(out.dtype))
@@ -66,21 +69,15 @@ def test_bf16_is_in_the_passes_alone(name: str) -> None:
     truth = step(plain, Engine(), None, batch)
     assert seen == [torch.bfloat16] and loss.dtype == torch.float32
     assert abs(loss - truth) < 0.02 * truth and loss != truth
-    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-        assert ours.dtype == torch.float32
-        assert ours.grad is not None and theirs.grad is not None
-        assert ours.grad.dtype == torch.float32
-    by_torch = tiny(name)
     with torch.autocast("cpu", torch.bfloat16):
         logits = by_torch(batch.x.contiguous(memory_format=torch.channels_last))
     nn.functional.cross_entropy(logits.float(), batch.y).backward()
-    assert away(model, plain) <= 1.1 * away(by_torch, plain) < 0.1
 
+    def away(other: nn.Module) -> float:
+        """On few small maps bf16 costs torch itself some percent."""
+        return 1 - torch.cosine_similarity(gradient(other), gradient(plain), dim=0).item()
 
-def away(model: nn.Module, truth: nn.Module) -> float:
-    """1 - cosine of the gradients; on few small maps bf16 costs torch itself some percent."""
-    grads = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, truth)]  # type: ignore[union-attr]
-    return 1 - nn.functional.cosine_similarity(*grads, dim=0).item()
+    assert away(model) <= 1.1 * away(by_torch) < 0.1
 
 
 def test_the_attack_is_that_of_the_engine_alone() -> None:
@@ -123,10 +120,10 @@ def test_all_searches_in_bf16_and_what_they_find_confirmed_in_fp32(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """(whether it trains, whether a graph is made, dtype) of the model's passes; and TF32, in the
-    backward of an update too."""
+    forward and backward of updates alone."""
     seen: set[Any] = set()
     settings: set[Any] = set()
-    create, search, searched = run_directory.create, accuracy.search, []
+    search, searched = accuracy.search, []
 
     def note(_grad: Tensor | None = None) -> None:
         settings.add(torch.backends.cuda.matmul.fp32_precision)
@@ -139,23 +136,22 @@ def test_all_searches_in_bf16_and_what_they_find_confirmed_in_fp32(
         searched.append((attack.label, inputs.model.engine.dtype))
         return found
 
-    def hooked(*arguments: Any, **options: Any) -> Any:
-        model = create(*arguments, **options)
-        linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-2]
+    def look(module: nn.Module, _given: Any, out: Tensor) -> None:
+        seen.add((module.training, out.requires_grad, out.dtype))
+        if module.training:
+            note()
+            out.register_hook(note)
 
-        def look(_module: nn.Module, _given: Any, out: Tensor) -> None:
-            seen.add((model.training, out.requires_grad, out.dtype))
-            if model.training:
-                note()
-                out.register_hook(note)
-
+    def hook(stage: StageLoop) -> None:
+        linear = [m for m in stage.model.modules() if isinstance(m, nn.Linear)][-2]
         linear.register_forward_hook(look)
-        return model
 
-    monkeypatch.setattr(run_directory, "create", hooked)
+    before_stages(monkeypatch, hook)
     monkeypatch.setattr(accuracy, "search", confirmed)
-    flags = ["--ranli.engine.dtype=bfloat16", "--ranli.engine.tf32=true"]
-    run_small(tmp_path / "run", *ONE, *flags)
+    flags = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.epochs=1"]
+    flags += ["--ranli.attack.steps=2", "--ranli.engine.tf32=true"]
+    flags += ["--ranli.engine.dtype=bfloat16"]
+    run_small(tmp_path / "run", *flags)
     short, full = torch.bfloat16, torch.float32
     assert seen == {
         (True, True, short),  # the training step

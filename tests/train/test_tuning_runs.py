@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,19 +34,6 @@ DECAYED = {
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def flags(key: str) -> list[str]:
-    """Stage 2 with the method, dropout and DropPath included; stage 1 is shared."""
-    options = METHOD_OPTIONS.get(key, {})
-    return [
-        "--methods=roli",
-        "--probe.epochs=1",
-        "--finetune.epochs=1",
-        f"--finetune.tuning={key}",
-        *(f"--finetune.tuning.{name}={value}" for name, value in options.items()),
-        "--model.options.drop_path_rate=0.1",
-    ]
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("key", METHODS.names())
 def test_decay_reaches_exactly_the_matrices(key: str, name: str) -> None:
@@ -63,10 +51,16 @@ def test_decay_reaches_exactly_the_matrices(key: str, name: str) -> None:
 def test_interrupt_resume_and_load(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stage 2 with the method, dropout and DropPath included. What adds modules is no plain
+    backbone until it is merged."""
     logits: dict[str, Tensor] = {}
     run, update = loop.StageLoop.run, loop.StageLoop._update
+    flags = ["--methods=roli", "--probe.epochs=1", "--finetune.epochs=1"]
+    flags += [f"--finetune.tuning={key}", "--model.options.drop_path_rate=0.1"]
+    options = METHOD_OPTIONS.get(key, {})
+    flags += [f"--finetune.tuning.{name}={value}" for name, value in options.items()]
 
-    def spy(self: loop.StageLoop):  # noqa: ANN202
+    def spy(self: loop.StageLoop) -> Any:
         with torch.no_grad():
             logits[f"{self.job.name} start"] = self.model.eval()(X)
         result = run(self)
@@ -76,36 +70,33 @@ def test_interrupt_resume_and_load(
 
     monkeypatch.setattr(loop.StageLoop, "run", spy)
     straight, folder = tmp_path / "straight", tmp_path / "run"
-    run_small(straight, *flags(key))
+    run_small(straight, *flags)
     same = torch.equal(logits["finetune start"], logits["probe end"])
     assert same == METHODS[key].keeps_function
-    loaded = models.load(straight / "seed-0/roli/stage-2-finetune/best.safetensors")
+    best = straight / "seed-0/roli/stage-2-finetune/best.safetensors"
+    loaded = models.load(best)
     with torch.no_grad():
         assert torch.equal(loaded(X), logits["finetune end"])
 
-    def stop(self: loop.StageLoop, epoch: int, batch):  # noqa: ANN001, ANN202
+    def stop(self: loop.StageLoop, epoch: int, batch: Any) -> Tensor:
         if self.job.name == "finetune" and self.progress.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return update(self, epoch, batch)
 
     monkeypatch.setattr(loop.StageLoop, "_update", stop)
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
-        run_small(folder, *flags(key))
+        run_small(folder, *flags)
     monkeypatch.undo()
-    run_small(folder, *flags(key))
+    run_small(folder, *flags)
     assert_same_weights(straight, folder)
 
-
-def test_a_lora_file_is_no_plain_backbone_until_it_is_merged(tmp_path: Path) -> None:
-    run_small(tmp_path / "run", *flags("lora"))
-    best = tmp_path / "run/seed-0/roli/stage-2-finetune/best.safetensors"
     config = models.Model(**{**small().model.__dict__, "weights": str(best)})
-    with pytest.raises(CheckpointError, match=r"plain backbone.*lora.*peft\.merge"):
+    with pytest.raises(CheckpointError, match=rf"plain backbone.*{key}.*"):
         models.create(config, num_classes=3)
-    plain = merge(models.load(best))
-    models.save_model(plain, tmp_path / "plain.safetensors")
-    config = models.Model(**{**config.__dict__, "weights": str(tmp_path / "plain.safetensors")})
-    models.create(config, num_classes=3)
+    if key == "lora":
+        models.save_model(merge(loaded), tmp_path / "plain.safetensors")
+        plain = {**config.__dict__, "weights": str(tmp_path / "plain.safetensors")}
+        models.create(models.Model(**plain), num_classes=3)
 
 
 def test_a_file_of_an_unknown_method_is_told(tmp_path: Path) -> None:
@@ -118,27 +109,38 @@ def test_a_file_of_an_unknown_method_is_told(tmp_path: Path) -> None:
             models.load(tmp_path / "model.safetensors")
 
 
-def test_a_method_that_cannot_apply_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"`finetune\.tuning\.rank`: expected at most 16"):
-        run_small(tmp_path / "run", "--finetune.tuning=lora", "--finetune.tuning.rank=32")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--finetune.tuning=lora", "--finetune.tuning.rank=32"],
+            r"`finetune\.tuning\.rank`: expected at most 16",
+        ),
+        (
+            ["--source=digits", "--source.classes=0,1", "--pretrain.tuning=lora"]
+            + ["--pretrain.tuning.rank=2"],
+            r"`pretrain.tuning`: expected a method that adds no",
+        ),
+    ],
+)
+def test_a_method_that_cannot_apply_leaves_no_folder(
+    tmp_path: Path, flags: list[str], message: str
+) -> None:
+    with pytest.raises((ArgumentError, ConfigError), match=message):
+        run_small(tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("network", ["resnet18"])
-def test_prompts_for_a_network_without_tokens(network: str, tmp_path: Path) -> None:
+def test_prompts_for_a_network_without_tokens() -> None:
     """Both mistakes of one command: an option that only a ViT has, then the method."""
-    command = ["--data=digits", f"--model.name={network}", "--finetune.tuning=prompt"]
+    command = ["--data=digits", "--model.name=resnet18", "--finetune.tuning=prompt"]
     command += ["--data.max_per_class=12", "--data.image_size=32"]
-    size = "--model.options.img_size=32"
     for flags, message in (
-        ([size], rf"`model\.options`: .*timm's {network}.*'img_size': 32.*leave img_size out"),
-        ([], rf"`finetune\.tuning`: .*got prompt for {network},.*not of Swin V2.*use linear,"),
+        (
+            ["--model.options.img_size=32"],
+            r"`model\.options`: .*timm's resnet18.*'img_size': 32.*leave img_size out",
+        ),
+        ([], r"`finetune\.tuning`: .*got prompt for resnet18,.*not of Swin V2.*use linear,"),
     ):
         with pytest.raises(ArgumentError, match=message):
             check(parse([*command, *flags]).experiment)
-
-
-def test_pretraining_must_leave_a_plain_backbone(tmp_path: Path) -> None:
-    source = ["--source=digits", "--source.classes=0,1,2", "--source.max_per_class=24"]
-    with pytest.raises(ConfigError, match=r"`pretrain.tuning`: expected a method that adds no"):
-        run_small(tmp_path / "run", *source, "--pretrain.tuning=lora", "--pretrain.tuning.rank=2")

@@ -20,6 +20,7 @@ from roli_fast.losses import cross_entropy
 from roli_fast.norms import NORMS
 from roli_fast.registry import Registry
 from roli_fast.threat import check_positive
+from roli_fast.train.alignment import Alignment
 
 
 class Terms(NamedTuple):
@@ -50,6 +51,7 @@ class Step(NamedTuple):
         counts: (k,) float64 on the model's device, all that the objective counted in this stage
             before this update, over all processes.
         draw: uniform in [0, 1): another for each update, the same in all its parts and processes.
+        alignment: is shown the gradients of a single step; None where nobody asks.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Step(NamedTuple):
     engine: Engine
     counts: Tensor = torch.zeros(0, dtype=torch.float64)
     draw: float = 0.0
+    alignment: Alignment | None = None
 
 
 class Objective:
@@ -133,8 +136,11 @@ def searched(search: Callable[[AttackInputs], FoundT], step: Step) -> FoundT:
 
 def attacked(step: Step) -> Tensor:
     """The images to train on, (B, ...), in the engine's layout; clean ones without an attack."""
-    x = searched(step.attack.search, step).x_adv if step.attack else step.batch.x
-    return step.engine.to_memory_format(x)
+    if step.attack is None:
+        return step.engine.to_memory_format(step.batch.x)
+    found = searched(step.attack.search, step)
+    x_adv = step.engine.to_memory_format(found.x_adv)
+    return step.alignment.watched(x_adv, found.start_grad) if step.alignment else x_adv
 
 
 def needs_attack(attack: Attack | None, objective: str) -> Attack:
