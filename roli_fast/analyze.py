@@ -31,6 +31,7 @@ from roli_fast.errors import (
     describe,
 )
 from roli_fast.files import write_json
+from roli_fast.running.command import run_command
 from roli_fast.running.device import pick_device
 from roli_fast.running.folder import CONFIG
 from roli_fast.running.lock import RunLock
@@ -380,4 +381,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
