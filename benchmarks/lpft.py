@@ -37,7 +37,7 @@ from roli_fast.data import batches
 from roli_fast.evaluate import evaluate
 from roli_fast.train import Experiment, run
 from roli_fast.train.cli import parse
-from roli_fast.train.run_directory import trained_model
+from roli_fast.train.run_directory import RunStage
 
 PATH = RESULTS / "lpft.json"
 METHODS = tuple(NAMES)
@@ -131,7 +131,7 @@ def scale_free(experiment: Experiment, folder: Path) -> None:
         if path.exists():
             continue
         number = len(experiment.stages(method))
-        model = trained_model(experiment, splits, seed, method, number, folder)
+        model = RunStage(experiment, splits, folder, seed, method, number).trained_model()
         loaded = batches(splits.test, batch_size=100, seed=0, epoch=0, shuffle=False)
         found = evaluate(model, loaded, [attack.under(experiment.threat)], seed=seed)
         files.write_json(path, found.robust_accuracy)

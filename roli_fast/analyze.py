@@ -38,7 +38,7 @@ from roli_fast.running.signals import Interrupt
 from roli_fast.train.analysis import FILE, MethodAnalysis, read_analysis
 from roli_fast.train.context import Context, Recorder
 from roli_fast.train.experiment import SCHEMA, Experiment
-from roli_fast.train.run_directory import all_parts, identity, saved_environment, stage_folder
+from roli_fast.train.run_directory import all_parts, identity, saved_environment
 from roli_fast.train.summary import analysis_table
 from roli_fast.train.sweep import SWEEP
 
@@ -159,7 +159,8 @@ def targets(
         found = [t for t in found if wanted is None or getattr(t, name) in wanted]
     for target in found:
         for number, (name, _) in enumerate(target.experiment.stages(target.method), 1):
-            stage = stage_folder(target.run_dir, target.seed, target.method, number, name)
+            base = target.run_dir / f"seed-{target.seed}" / target.method
+            stage = base / f"stage-{number}-{name}"
             for file in ("result.json", "best.safetensors"):
                 if not (stage / file).is_file():
                     raise RunDirectoryError(_unfinished(target.run_dir, f"no {file} in '{stage}'"))

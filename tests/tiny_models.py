@@ -32,6 +32,7 @@ SIZES = {
 
 METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "lora": dict(rank=2),
+    "lnlora": dict(rank=2),
     "adapter": dict(reduction=4),
     "prompt": dict(tokens=3),
 }

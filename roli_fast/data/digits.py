@@ -3,7 +3,6 @@
 from dataclasses import KW_ONLY, dataclass
 
 import torch
-from torch import Tensor
 from torchvision.transforms.v2.functional import resize_image
 
 from roli_fast.data.pixels import ArrayPixels
@@ -35,8 +34,8 @@ class Digits(DataSource):
     def __post_init__(self) -> None:
         """Raises ArgumentError for repeated or unknown classes."""
         super().__post_init__()
-        known = set(self.classes) <= set(range(10))
-        if not known or not self.classes or len(set(self.classes)) < len(self.classes):
+        known = set(self.classes) & set(range(10))
+        if not known or len(known) < len(self.classes):
             raise ArgumentError(describe("classes", "different digits of 0 to 9", self.classes))
 
     def train_transform(self) -> Transform:
@@ -47,18 +46,14 @@ class Digits(DataSource):
         """Read, scale up and split; nothing is downloaded."""
         from sklearn.datasets import load_digits  # here: nothing else needs scikit-learn
 
-        images, targets = load_digits(return_X_y=True)
-        digits = torch.tensor(targets, dtype=torch.int64)
-        pixels = ArrayPixels(self._scaled(torch.tensor(images).view(-1, 1, 8, 8)))
+        images, digits = (torch.tensor(array) for array in load_digits(return_X_y=True))
+        grey = (images.view(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
+        if self.image_size != 8:
+            grey = resize_image(grey, [self.image_size, self.image_size], antialias=True)
+        pixels = ArrayPixels(grey.expand(-1, 3, -1, -1).contiguous())
         labels = torch.full_like(digits, -1)
         for label, digit in enumerate(self.classes):
             labels[digits == digit] = label
         rows = {"train": torch.nonzero(labels >= 0).squeeze(1)}
         shares = {"test": self.test_fraction, "val": self.val_fraction}
         return self.split(pixels, labels, rows, [str(d) for d in self.classes], shares=shares)
-
-    def _scaled(self, images: Tensor) -> Tensor:
-        grey = (images * (255 / 16)).round().to(torch.uint8)
-        if self.image_size != grey.shape[-1]:
-            grey = resize_image(grey, [self.image_size, self.image_size], antialias=True)
-        return grey.expand(-1, 3, -1, -1).contiguous()

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,8 +36,7 @@ def shares(count: int, most: int) -> list[slice]:
         most: how many runs at most, at least one.
     """
     runs = max(1, min(most, count // 2))
-    edges = [count * number // runs for number in range(runs + 1)]
-    return [slice(*pair) for pair in pairwise(edges)]
+    return [slice(count * run // runs, count * (run + 1) // runs) for run in range(runs)]
 
 
 def share(count: int, rank: int, world: int) -> slice:

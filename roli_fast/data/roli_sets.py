@@ -1,5 +1,6 @@
 """The three sets of the RoLI paper that come as files: their published lists, and their sizes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -30,15 +31,11 @@ class PublishedSplits(JsonSplits):
             expected = f"train.json, val.json and test.json in {root}"
             raise DataError(describe("root", expected, f"no {', '.join(gone)}", fix))
         table = read_lists(root)
-        found = tuple(len(table.rows[split]) for split in SPLITS), len(table.classes)
-        if found != (self.published, self.num_published):
-            expected, got = (
-                f"{' / '.join(map(str, images))} images of {classes} classes"
-                for images, classes in ((self.published, self.num_published), found)
-            )
+        found = _sizes([len(table.rows[split]) for split in SPLITS], len(table.classes))
+        if found != (published := _sizes(self.published, self.num_published)):
             fix = "Restore them; other lists are read with the data set json_splits."
-            expected = f"RoLI's lists of {self.title}: {expected}"
-            raise DataError(describe("root", expected, got, fix))
+            expected = f"RoLI's lists of {self.title}: {published}"
+            raise DataError(describe("root", expected, found, fix))
         return table._replace(classes=_folders(table))
 
 
@@ -53,10 +50,7 @@ class Caltech256(PublishedSplits):
 
     title = "Caltech-256"
     folders = ("256_ObjectCategories", ".")
-    absent = (
-        "Unpack 256_ObjectCategories.tar in root, so that it holds "
-        "256_ObjectCategories/001.ak47, or set `images`."
-    )
+    absent = "Unpack 256_ObjectCategories.tar in root, or set `images`."
     published = (14_649, 771, 15_187)
     num_published = 257
 
@@ -72,10 +66,7 @@ class Cub(PublishedSplits):
 
     title = "CUB-200-2011"
     folders = ("images", ".")
-    absent = (
-        "Unpack CUB_200_2011.tgz and set root to its CUB_200_2011, which holds "
-        "images/001.Black_footed_Albatross, or set `images`."
-    )
+    absent = "Unpack CUB_200_2011.tgz and set root to its CUB_200_2011, or set `images`."
     published = (5_394, 600, 5_794)
     num_published = 200
 
@@ -92,11 +83,13 @@ class StanfordDogs(PublishedSplits):
 
     title = "Stanford Dogs"
     folders = ("Images", ".")
-    absent = (
-        "Unpack images.tar in root, so that it holds Images/n02085620-Chihuahua, or set `images`."
-    )
+    absent = "Unpack images.tar in root, so that it holds Images, or set `images`."
     published = (10_800, 1_200, 8_580)
     num_published = 120
+
+
+def _sizes(images: Sequence[int], classes: int) -> str:
+    return f"{' / '.join(map(str, images))} images of {classes} classes"
 
 
 def _folders(table: FileTable) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from roli_fast.peft.base import rebuild as rebuild
 from roli_fast.peft.bias import Bias as Bias
 from roli_fast.peft.full import Full as Full
 from roli_fast.peft.linear import Linear as Linear
+from roli_fast.peft.lnlora import LNLoRA as LNLoRA
 from roli_fast.peft.lora import LoRA as LoRA
 from roli_fast.peft.lora import LoraLinear as LoraLinear
 from roli_fast.peft.lora import merge as merge

@@ -68,7 +68,7 @@ class LoRA(Method):
         for name, rows in found.items():
             layer = model.get_submodule(name)
             assert isinstance(layer, nn.Linear), "find_layers finds nothing else"
-            if isinstance(layer, LoraLinear):
+            if isinstance(layer, Inserted):
                 got, fix = f"{name}, which has it already", "peft.merge folds it into the weight."
                 raise ArgumentError(describe("tuning", "layers without LoRA", got, fix))
             heights = [stop - start for start, stop in rows or ((0, layer.out_features),)]

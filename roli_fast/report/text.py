@@ -44,15 +44,12 @@ def number(value: Any, digits: int = 3) -> str:
     if not known(value):
         return NONE
     size = abs(value)
-    if size >= 1e6:
-        text = f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e")
-    elif value == 0 or size >= 10 ** (digits - 1):
+    if value == 0 or 10 ** (digits - 1) <= size < 1e6:
         text = f"{value:,.0f}"
-    elif size < 1e-3:
+    elif size < 1e-3 or size >= 1e6:
         text = f"{value:.{digits - 1}g}"
     else:
-        size = float(f"{size:.{digits - 1}e}")  # 0.99999 is shown as 1.00, with two places
-        text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
+        text = f"{value:#.{digits}g}".rstrip(".")
     return text.replace("-", "−")
 
 
@@ -113,13 +110,10 @@ def radius(norm: Any, eps: Any) -> str:
     """ "linf 8/255", "linf 0.08 (20.4/255)", "l2 0.5"."""
     if not known(eps):
         return str(norm)
-    whole = unit(norm)
-    if whole == 1:
-        return f"{norm} {eps:.4g}"
-    grey = eps * whole
-    if abs(grey - round(grey)) < 1e-6:
-        return f"{norm} {round(grey)}/{whole:g}"
-    return f"{norm} {eps:.4g} ({grey:.1f}/{whole:g})"
+    grey, whole = eps * unit(norm), f"{unit(norm):g}"
+    if whole != "1" and abs(grey - round(grey)) < 1e-6:
+        return f"{norm} {round(grey)}/{whole}"
+    return f"{norm} {eps:.4g}" + (f" ({grey:.1f}/{whole})" if whole != "1" else "")
 
 
 def unit(norm: Any) -> float:
@@ -129,19 +123,15 @@ def unit(norm: Any) -> float:
 
 def radius_name(norm: Any) -> str:
     """ "radius in 1/255", "radius"."""
-    whole = unit(norm)
-    return "radius" if whole == 1 else f"radius in 1/{whole:g}"
+    return "radius" if unit(norm) == 1 else f"radius in 1/{unit(norm):g}"
 
 
 def count(value: Any, noun: str) -> str:
     """ "1 seed", "359 test images"; the noun in the plural."""
-    if value == 1:
-        return f"1 {noun[:-3] + 's' if noun.endswith('sses') else noun.removesuffix('s')}"
-    return f"{whole(value)} {noun}"
+    one = noun[:-2] if noun.endswith("sses") else noun[:-1]
+    return f"1 {one}" if value == 1 else f"{whole(value)} {noun}"
 
 
 def listed(words: Sequence[str]) -> str:
     """ "a, b and c"; a dash for none."""
-    if len(words) < 2:
-        return words[0] if words else NONE
-    return f"{', '.join(words[:-1])} and {words[-1]}"
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:]))) or NONE

@@ -32,12 +32,7 @@ from roli_fast.report.read import parse_analysis
 from roli_fast.seeds import derive_seed
 from roli_fast.train.context import Context
 from roli_fast.train.experiment import Experiment
-from roli_fast.train.run_directory import (
-    read_result,
-    stage_folder,
-    starting_model,
-    trained_model,
-)
+from roli_fast.train.run_directory import RunStage, run_stages
 
 logger = logging.getLogger("roli_fast.train")
 
@@ -218,6 +213,12 @@ class MethodAnalysis:
         return self.run_dir / f"seed-{self.seed}" / self.method
 
     @cached_property
+    def stages(self) -> list[RunStage]:
+        """The method's, in their order."""
+        place = (self.experiment, self.splits, self.run_dir, self.seed, self.method)
+        return run_stages(*place)
+
+    @cached_property
     def plan(self) -> Plan:
         """How much is looked at."""
         return plan(self.experiment, self.splits, self.images, self.context.distributed.world_size)
@@ -258,8 +259,7 @@ class MethodAnalysis:
         key, device = (id(dataset), count), self.context.device
         if key not in self._kept:
             chosen = first_images(dataset, count)
-            _, stage = self.experiment.stages(self.method)[-1]
-            rows = torch.arange(len(chosen)).split(stage.part_size(1))
+            rows = torch.arange(len(chosen)).split(self.stages[-1].stage.part_size(1))
             with ThreadPoolExecutor(max(1, self.context.workers)) as pool:
                 self._kept[key] = list(pool.map(chosen.raw, rows))
         for x, y, ids in self._kept[key]:
@@ -267,11 +267,7 @@ class MethodAnalysis:
 
     def first_model(self, number: int) -> Classifier:
         """As stage `number`, counted from 1, began; on the device, in eval mode."""
-        return self._model(starting_model, number)
-
-    def _model(self, build: Callable[..., Classifier], number: int) -> Classifier:
-        run = (self.experiment, self.splits, self.seed, self.method, number, self.run_dir)
-        return build(*run).to(self.context.device).eval()
+        return self.stages[number - 1].starting_model().to(self.context.device).eval()
 
     def watch(self) -> None:
         """Called within the work: the other processes wait for no longer than between two calls.
@@ -301,8 +297,7 @@ class MethodAnalysis:
     def _whole(self, tree: dict[str, Any]) -> bool:
         """Whether it has all that would be made now; on how many images plays no part."""
         missing = set(TESTED if self.test else ()) - tree.keys() | set(tree.get("left_out", ()))
-        stages = len(tree["stages"]) == len(self.experiment.stages(self.method))
-        return stages and missing <= set(self.plan.left_out)
+        return len(tree["stages"]) == len(self.stages) and missing <= set(self.plan.left_out)
 
     @property
     def _total(self) -> int:
@@ -310,7 +305,7 @@ class MethodAnalysis:
         splits, plan = (self.splits.train, self.splits.val, self.splits.test), self.plan
         train, val, test = (min(plan.points, len(split)) for split in splits)
         calibration = sum(min(plan.calibration, len(split)) for split in splits[1:])
-        stages = len(self.experiment.stages(self.method)) * (4 * (train + val) + val)
+        stages = len(self.stages) * (4 * (train + val) + val)
         return stages + (2 * (calibration + SHOWN_OF) + test if self.test else 0)
 
     def _tree(self) -> dict[str, Any]:
@@ -336,14 +331,13 @@ class MethodAnalysis:
             "stages": [],
         }
         model, end = None, None
-        for number, (name, stage) in enumerate(self.experiment.stages(self.method), 1):
-            start = survey.point(self.first_model(number), end)
-            model = self._model(trained_model, number)
+        for stage in self.stages:
+            start = survey.point(self.first_model(stage.number), end)
+            model = stage.trained_model().to(self.context.device).eval()
             end = survey.point(model, start)
-            result = stage_folder(self.run_dir, self.seed, self.method, number, name)
-            own = {"name": name, "lr": read_result(result / "result.json").lr}
+            own = {"name": stage.name, "lr": stage.result().lr, "epochs": stage.stage.epochs}
             points = {"start": start.as_json(), "end": end.as_json()}
-            own |= {"epochs": stage.epochs, **points, "change": survey.change(start, model, end)}
+            own |= points | {"change": survey.change(start, model, end)}
             tree["stages"].append(own)
         assert model is not None and end is not None, "every method has a stage"
         if "calibration" in wanted:

@@ -15,7 +15,7 @@ from roli_fast.peft import Method
 from roli_fast.running.folder import CONFIG, dated
 from roli_fast.train.experiment import SCHEMA, Experiment
 from roli_fast.train.pipeline import run
-from roli_fast.train.run_directory import trained_model
+from roli_fast.train.run_directory import run_stages
 from roli_fast.train.summary import table
 
 
@@ -133,8 +133,7 @@ def _stages(
 def _fitted(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> Fitted:
     """The model of a run of one method and one seed."""
     (method,), (seed,), splits = experiment.methods, experiment.seeds, experiment.data.load()
-    last = len(experiment.stages(method))
-    model = trained_model(experiment, splits, seed, method, last, folder).eval()
+    model = run_stages(experiment, splits, folder, seed, method)[-1].trained_model().eval()
     model.card["classes"] = list(splits.classes)
     test = summary["methods"][method]["test"]
     accuracies = test["clean_accuracy"], test["robust_accuracy"]

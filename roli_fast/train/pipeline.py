@@ -3,7 +3,6 @@ summary and the report."""
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +30,15 @@ from roli_fast.train.experiment import SCHEMA, STAGES, Experiment
 from roli_fast.train.linear_probe import solve_stage
 from roli_fast.train.loop import run_stage
 from roli_fast.train.run_directory import (
+    RunStage,
     as_test,
-    finish,
-    fresh_model,
     open_run_dir,
-    pretrain_folder,
-    read_result,
     read_test,
+    run_stages,
     saved_environment,
-    stage_folder,
-    untuned_model,
     write_environment,
 )
-from roli_fast.train.stage import Job, Stage, StageResult
+from roli_fast.train.stage import Job, StageResult
 from roli_fast.train.summary import summarise
 
 logger = logging.getLogger("roli_fast.train")
@@ -138,23 +133,6 @@ def _recorded(
     return threads
 
 
-@dataclass(frozen=True)
-class Task:
-    """One stage of one method and seed; of `method` "source" the pretraining, and `number` 0."""
-
-    seed: int
-    method: str
-    number: int
-    name: str
-    stage: Stage
-    folder: Path
-
-    @property
-    def stage_id(self) -> dict[str, str | int]:
-        """What names its records."""
-        return {"seed": self.seed, "method": self.method, "stage": self.name}
-
-
 @dataclass
 class Pipeline:
     """Holds what the steps of one run share."""
@@ -173,10 +151,7 @@ class Pipeline:
         outcomes: dict[str, list[dict[str, Any]]] = {m: [] for m in experiment.methods}
         pretrained: list[dict[str, Any]] = []
         for seed in experiment.seeds:
-            for task in self._tasks(seed, "source"):
-                assert self.source is not None, "without source there is no such task"
-                model = fresh_model(experiment, self.source, seed)
-                pretrained.append(asdict(self._stage(task, model, self.source)))
+            pretrained += [asdict(self._stage(one)[1]) for one in self._stages(seed, "source")]
             for method in experiment.methods:
                 outcomes[method].append(self._method(method, seed))
         if not self.test:
@@ -188,43 +163,39 @@ class Pipeline:
             report_or_warn(self.run_dir)
         return summary
 
-    def _tasks(self, seed: int, method: str) -> Iterator[Task]:
-        """The stages of a method, or those of "source", in their order."""
-        if method == "source":
-            if self.source:
-                folder = pretrain_folder(self.run_dir, seed)
-                yield Task(seed, method, 0, "pretrain", self.experiment.pretrain, folder)
-            return
-        for number, (name, stage) in enumerate(self.experiment.stages(method), 1):
-            folder = stage_folder(self.run_dir, seed, method, number, name)
-            yield Task(seed, method, number, name, stage, folder)
+    def _stages(self, seed: int, method: str) -> list[RunStage]:
+        """The stages of a method, or that of "source" where there is one, in their order."""
+        if method != "source":
+            return run_stages(self.experiment, self.splits, self.run_dir, seed, method)
+        if self.source is None:
+            return []
+        return [RunStage(self.experiment, self.source, self.run_dir, seed, method)]
 
     def _say_what_is_left(self) -> None:
         """Log which stages there are, and note what those that are not finished will take."""
         experiment, distributed = self.experiment, self.context.distributed
         methods = ["source", *experiment.methods]
-        tasks = [t for s in experiment.seeds for m in methods for t in self._tasks(s, m)]
-        first = [task for task in tasks if task.seed == experiment.seeds[0]]
+        stages = [one for s in experiment.seeds for m in methods for one in self._stages(s, m)]
+        first = [one for one in stages if one.seed == experiment.seeds[0]]
         try:
-            costs = {(task.method, task.name): self._passes(task) for task in first}
+            looks = experiment.evaluations("validation").values()
+            costs = {
+                (one.method, one.name): one.stage.passes(experiment.threat, looks, one.splits)
+                for one in first
+            }
         except Exception as error:  # an estimate ends no run
             logger.warning("how long it takes is not known: %s: %s", type(error).__name__, error)
             return
-        done = distributed.broadcast([(task.folder / "result.json").is_file() for task in tasks])
-        left = [task for task, finished in zip(tasks, done, strict=True) if not finished]
-        passes = {tuple(task.stage_id.values()): costs[task.method, task.name] for task in left}
-        self.context.remaining = Remaining(passes, len(tasks))
+        done = distributed.broadcast([one.finished for one in stages])
+        left = [one for one, finished in zip(stages, done, strict=True) if not finished]
+        passes = {tuple(one.stage_id.values()): costs[one.method, one.name] for one in left}
+        self.context.remaining = Remaining(passes, len(stages))
         if left:
-            shown = [f"{t.method}/{t.name} ({t.stage.epochs} epochs)" for t in first]
+            shown = [f"{one.method}/{one.name} ({one.stage.epochs} epochs)" for one in first]
             seeds = f", for {len(experiment.seeds)} seeds" if len(experiment.seeds) > 1 else ""
-            finished = f"; {len(tasks) - len(left)} of them finished" if any(done) else ""
-            count = "one stage" if len(tasks) == 1 else f"{len(tasks)} stages"
+            finished = f"; {len(stages) - len(left)} of them finished" if any(done) else ""
+            count = "one stage" if len(stages) == 1 else f"{len(stages)} stages"
             logger.info("%s: %s%s%s", count, ", ".join(shown), seeds, finished)
-
-    def _passes(self, task: Task) -> tuple[float, float]:
-        validation = self.experiment.evaluations("validation").values()
-        splits = self.source if task.method == "source" and self.source else self.splits
-        return task.stage.passes(self.experiment.threat, validation, splits)
 
     def _write(self, path: Path, value: Any) -> None:
         if self.context.distributed.is_main:
@@ -232,13 +203,8 @@ class Pipeline:
 
     def _method(self, method: str, seed: int) -> dict[str, Any]:
         """The stages of one method, its test and its analysis."""
-        results: list[dict[str, Any]] = []
-        model: Classifier | None = None
-        for task in self._tasks(seed, method):
-            place = (self.experiment, self.splits, seed, method, task.number, self.run_dir)
-            model = untuned_model(*place)
-            results.append(asdict(self._stage(task, model, self.splits)))
-        assert model is not None, "every method has a stage"
+        found = [self._stage(one) for one in self._stages(seed, method)]
+        model, results = found[-1][0], [asdict(result) for _, result in found]
         outcome = {"seed": seed, "stages": results}
         if self.test:
             outcome["test"] = self._test(model, seed, method)
@@ -248,25 +214,24 @@ class Pipeline:
             self._show(method, seed, outcome)
         return outcome
 
-    def _stage(self, task: Task, model: Classifier, splits: Splits) -> StageResult:
-        """Run a stage, or read its result if it is finished; the model ends with its weights."""
+    def _stage(self, stage: RunStage) -> tuple[Classifier, StageResult]:
+        """Run a stage, or read its result if it is finished; its model has its weights."""
         self.context.check()
-        done, device = task.folder / "result.json", self.context.device
-        if self.context.distributed.broadcast(done.is_file()):
-            finish(model.to(device), task.stage, task.folder, seed=task.seed)
-            return read_result(done)
+        model = stage.untuned_model().to(self.context.device)
+        if self.context.distributed.broadcast(stage.finished):
+            return stage.finish(model), stage.result()
         job = Job(
-            stage=task.stage,
-            model=model.to(device),
-            splits=splits,
+            stage=stage.stage,
+            model=model,
+            splits=stage.splits,
             threat=self.experiment.threat,
             validation=self.experiment.validated_by,
-            seed=task.seed,
-            folder=task.folder,
-            stage_id=task.stage_id,
+            seed=stage.seed,
+            folder=stage.folder,
+            stage_id=stage.stage_id,
             on_collapse=self.experiment.on_collapse,
         )
-        return (solve_stage if task.stage.solves else run_stage)(job, self.context)
+        return model, (solve_stage if job.stage.solves else run_stage)(job, self.context)
 
     def _test(self, model: Classifier, seed: int, method: str) -> dict[str, Any]:
         """Accuracy on the test split, with the flags of every sample for paired tests; in parts and

@@ -3,7 +3,7 @@ models as their stages began and ended."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,6 @@ def open_run_dir(
 ) -> RunLock:
     """`open_folder` with the configuration of an experiment."""
     return open_folder(folder, SCHEMA.to_yaml(experiment), resume=resume, beside=beside)
-
-
-def stage_folder(run_dir: Path, seed: int, method: str, number: int, name: str) -> Path:
-    """Where stage `number`, counted from 1, of a method lies."""
-    return run_dir / f"seed-{seed}" / method / f"stage-{number}-{name}"
-
-
-def pretrain_folder(run_dir: Path, seed: int) -> Path:
-    """Where the pretraining on `source` lies."""
-    return run_dir / f"seed-{seed}" / "pretrain"
 
 
 def all_parts(splits: Mapping[str, Splits | None]) -> dict[str, ImageDataset]:
@@ -158,109 +148,128 @@ def read_test(path: Path, experiment: Experiment) -> dict[str, Any]:
         return tree
 
 
-def starting_model(
-    experiment: Experiment, splits: Splits, seed: int, method: str, number: int, run_dir: Path
-) -> Classifier:
-    """The model exactly as a stage began: its backbone and head, what its tuning inserts, and its
-    `head_scale`. Only what the tuning trains requires grad.
+@dataclass(frozen=True)
+class RunStage:
+    """One stage of a method and seed of a run: where it lies, its model as it began and ended.
 
     Args:
         experiment: the run's.
         splits: of its data; the number of classes and the size of the images are taken from them.
+        run_dir: the run's folder.
         seed: one of its seeds.
-        method: one of its methods.
-        number: which stage of the method, counted from 1, as in the names of the stages' folders.
-        run_dir: the run's folder, in which everything before that stage is finished.
-
-    Returns:
-        The model on the CPU.
-
-    Raises:
-        CheckpointError: a file of the run is missing or damaged, or the weights that it started
-            from have moved.
+        method: one of its methods; "source" is the pretraining, with the splits of `source`.
+        number: which stage of the method, counted from 1, as in the names of the folders.
     """
-    model = untuned_model(experiment, splits, seed, method, number, run_dir)
-    experiment.stages(method)[number - 1][1].prepare(model, seed=seed)
-    return model
+
+    experiment: Experiment
+    splits: Splits = field(repr=False)
+    run_dir: Path
+    seed: int
+    method: str
+    number: int = 1
+
+    @property
+    def name(self) -> str:
+        """The stage's, "probe" say."""
+        return self._named[0]
+
+    @property
+    def stage(self) -> Stage:
+        """Its configuration as it runs."""
+        return self._named[1]
+
+    @property
+    def _named(self) -> tuple[str, Stage]:
+        if self.method == "source":
+            return "pretrain", self.experiment.pretrain
+        return self.experiment.stages(self.method)[self.number - 1]
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        base = self.run_dir / f"seed-{self.seed}"
+        if self.method == "source":
+            return base / "pretrain"
+        return base / self.method / f"stage-{self.number}-{self.name}"
+
+    @property
+    def stage_id(self) -> dict[str, str | int]:
+        """What names its records."""
+        return {"seed": self.seed, "method": self.method, "stage": self.name}
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return (self.folder / "result.json").is_file()
+
+    def result(self) -> StageResult:
+        """What it reported when it was finished.
+
+        Raises:
+            RunDirectoryError: it is damaged; the file and the field are named.
+        """
+        return read_result(self.folder / "result.json")
+
+    def untuned_model(self) -> Classifier:
+        """What the stage is given, before its tuning, on the CPU: the pretrained backbone with a
+        fresh head, its own, or that of the stage before. Everything before it is finished.
+
+        Raises:
+            CheckpointError: a file of the run is missing or damaged, or the weights that it started
+                from have moved.
+        """
+        experiment, config = self.experiment, self.experiment.model
+        if self.method == "scratch":
+            config = replace(config, weights=None, pretrained=False)
+        elif experiment.source and self.method != "source":
+            weights = _there(replace(self, method="source").folder / "best.safetensors")
+            config = replace(config, weights=str(weights), pretrained=False)
+        model = create(
+            config,
+            num_classes=self.splits.num_classes,
+            seed=derive_seed(self.seed, "init"),
+            image_size=self.splits.train.image_size,
+            with_head=self.method == KEEPS_HEAD,
+        )
+        if self.method != KEEPS_HEAD:
+            init_head(model, experiment.fresh_head, seed=self.seed)
+        if self.number > 1:
+            before = replace(self, number=self.number - 1)
+            load_head(model, _there(before.folder / "head.safetensors"))
+        return model
+
+    def starting_model(self) -> Classifier:
+        """The model exactly as the stage began: its backbone and head, what its tuning inserts, and
+        its `head_scale`. Only what the tuning trains requires grad. Errors as `untuned_model`."""
+        model = self.untuned_model()
+        self.stage.prepare(model, seed=self.seed)
+        return model
+
+    def trained_model(self) -> Classifier:
+        """The model as the stage left it, with its selected weights ("best.safetensors"); all
+        parameters require grad. Errors as `untuned_model`."""
+        return self.finish(self.untuned_model())
+
+    def finish(self, model: Classifier) -> Classifier:
+        """Bring `untuned_model`, in place, to where the finished stage left it."""
+        peft.apply(model, self.stage.tuning, seed=self.seed)  # what it inserted is in the file
+        load_backbone(model, _there(self.folder / "best.safetensors"), with_head=True)
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return model
 
 
-def trained_model(
-    experiment: Experiment, splits: Splits, seed: int, method: str, number: int, run_dir: Path
-) -> Classifier:
-    """The model as a stage left it, with its selected weights ("best.safetensors"); all of its
-    parameters require grad.
-
-    Arguments and errors as for `starting_model`.
-    """
-    model = untuned_model(experiment, splits, seed, method, number, run_dir)
-    name, stage = experiment.stages(method)[number - 1]
-    finish(model, stage, stage_folder(run_dir, seed, method, number, name), seed=seed)
-    return model
+def run_stages(
+    experiment: Experiment, splits: Splits, run_dir: Path, seed: int, method: str
+) -> list[RunStage]:
+    """All stages of a method, in their order."""
+    count = len(experiment.stages(method))
+    return [RunStage(experiment, splits, run_dir, seed, method, n + 1) for n in range(count)]
 
 
-def untuned_model(
-    experiment: Experiment, splits: Splits, seed: int, method: str, number: int, run_dir: Path
-) -> Classifier:
-    """What a stage is given, before its tuning: the pretrained backbone with a fresh head, its own,
-    or that of the stage before.
-
-    Arguments and errors as for `starting_model`.
-    """
-    weights: Path | None = None
-    if experiment.source:
-        weights = _there(pretrain_folder(run_dir, seed) / "best.safetensors", run_dir)
-    model = fresh_model(experiment, splits, seed, method=method, weights=weights)
-    if number > 1:
-        name, _ = experiment.stages(method)[number - 2]
-        before = stage_folder(run_dir, seed, method, number - 1, name)
-        load_head(model, _there(before / "head.safetensors", run_dir))
-    return model
-
-
-def fresh_model(
-    experiment: Experiment,
-    splits: Splits,
-    seed: int,
-    *,
-    method: str = "",
-    weights: Path | None = None,
-) -> Classifier:
-    """What the first stage of a method is given, or with none that of pretraining.
-
-    Args:
-        experiment: the run's.
-        splits: of the images that it is for.
-        seed: one of the run's seeds.
-        method: one of its methods; "scratch" takes no pretrained weights.
-        weights: those that the run itself pretrained; None takes `experiment.model`'s.
-    """
-    config, keeps_head = experiment.model, method == KEEPS_HEAD
-    if method == "scratch":
-        config = replace(config, weights=None, pretrained=False)
-    elif weights:
-        config = replace(config, weights=str(weights), pretrained=False)
-    model = create(
-        config,
-        num_classes=splits.num_classes,
-        seed=derive_seed(seed, "init"),
-        image_size=splits.train.image_size,
-        with_head=keeps_head,
-    )
-    if not keeps_head:
-        init_head(model, experiment.fresh_head, seed=seed)
-    return model
-
-
-def finish(model: Classifier, stage: Stage, folder: Path, *, seed: int) -> None:
-    """Bring `untuned_model` to where the finished `stage` in `folder` left it."""
-    peft.apply(model, stage.tuning, seed=seed)  # what it inserted is in the file
-    load_backbone(model, _there(folder / "best.safetensors", folder), with_head=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-
-
-def _there(path: Path, where: Path) -> Path:
+def _there(path: Path) -> Path:
     if not path.is_file():
         fix = "Finish the run with --resume, or put its files back."
-        raise CheckpointError(describe("run_dir", f"a run with {path.name}", f"'{where}'", fix))
+        got = f"'{path.parent}'"
+        raise CheckpointError(describe("run_dir", f"a run with {path.name}", got, fix))
     return path

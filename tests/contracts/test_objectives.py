@@ -142,7 +142,7 @@ def test_it_settles_once(objective: Objective) -> None:
 def test_named_in_place_of_another_it_has_its_own_defaults(objective: Objective) -> None:
     """Several have a field `norms`: what was said for one does not hold for the next."""
     name = OBJECTIVES.name_of(type(objective))
-    other = "avg" if name == "eat" else "eat"
+    other = "sat" if name == "eat" else "eat"
     before = {"objective": {"name": other, "norms": ["l2", "l1"]}}
     stage = Schema(Stage, COMPONENTS).build(before, [f"--objective={name}"])
     assert stage.objective == objective

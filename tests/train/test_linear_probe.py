@@ -11,7 +11,7 @@ from torch import Tensor
 
 from roli_fast.errors import ArgumentError
 from roli_fast.train.linear_probe import solve
-from roli_fast.train.run_directory import starting_model
+from roli_fast.train.run_directory import RunStage
 
 
 def problem(classes: int = 3, count: int = 60) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ def test_a_rate_of_null_is_one_over_the_features_squared_norm(tmp_path: Path) ->
     run_small(tmp_path / "run", *flags)
     experiment = small(*flags)
     splits = experiment.data.load()
-    model = starting_model(experiment, splits, 0, "probe", 1, tmp_path / "run").eval()
+    model = RunStage(experiment, splits, tmp_path / "run", 0, "probe", 1).starting_model().eval()
     x = splits.train.plain().batch(torch.arange(len(splits.train))).x
     norm = model.features(x).detach().double().square().sum(1).mean()
     (row,) = records(tmp_path / "run")

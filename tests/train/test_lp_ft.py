@@ -23,7 +23,7 @@ from roli_fast.train import linear_probe, run, run_directory
 from roli_fast.train.checkpoint import copy_tensors
 from roli_fast.train.cli import parse
 from roli_fast.train.objectives import Adversarial
-from roli_fast.train.run_directory import read_result, starting_model, trained_model
+from roli_fast.train.run_directory import RunStage, read_result
 
 CLEAN = ["--methods=ft,lp_ft,lp", "--lp.optimizer.strengths=1e-2,1e-3"]
 LORA = ["--finetune.tuning=lora", "--finetune.tuning.rank=2", "--finetune.head_scale=0.5"]
@@ -78,7 +78,8 @@ def test_both_methods_share_the_probe_and_the_backbone(clean: Path) -> None:
         for n, t in load_file(base / "lp/stage-1-lp/head.safetensors").items()
     )
     experiment = small(*CLEAN, *LORA)
-    fresh = starting_model(experiment, experiment.data.load(), 0, "lp", 1, clean).state_dict()
+    stage = RunStage(experiment, experiment.data.load(), clean, 0, "lp")
+    fresh = stage.starting_model().state_dict()
     probed = load_file(base / "lp/stage-1-lp/best.safetensors")
     changed = {name for name, t in probed.items() if not torch.equal(fresh[f"backbone.{name}"], t)}
     assert changed == {"head.weight", "head.bias"}
@@ -92,7 +93,7 @@ def test_a_starting_model_is_what_the_loop_began_with(
     experiment = small(*CLEAN, *LORA, "--methods=lp_ft")
     run_small(tmp_path / "run", *CLEAN, *LORA, "--methods=lp_ft")
     splits = experiment.data.load()
-    model = starting_model(experiment, splits, 0, "lp_ft", 2, clean)
+    model = RunStage(experiment, splits, clean, 0, "lp_ft", 2).starting_model()
     state = model.state_dict()
     assert state.keys() == seen[-1].keys() and any(name.endswith("lora_a") for name in state)
     assert all(torch.equal(state[n], t) for n, t in seen[-1].items())
@@ -101,7 +102,7 @@ def test_a_starting_model_is_what_the_loop_began_with(
     head = load_file(clean / "seed-0/lp_ft/stage-1-lp/head.safetensors")  # half of it
     assert torch.equal(model.head.weight, 0.5 * head["weight"])
     assert torch.equal(model.head.bias, 0.5 * head["bias"])
-    trained = trained_model(experiment, splits, 0, "lp_ft", 2, clean).state_dict()
+    trained = RunStage(experiment, splits, clean, 0, "lp_ft", 2).trained_model().state_dict()
     for key, tensor in load_file(clean / "seed-0/lp_ft/stage-2-ft/best.safetensors").items():
         assert torch.equal(trained[f"backbone.{key}"], tensor)
 
@@ -131,9 +132,9 @@ def test_running_statistics_do_not_move(tmp_path: Path) -> None:
     other = [f for f in FLAGS if not f.startswith("--model.options")]
     experiment = parse([*other, "--model.name=resnet18", *flags, "--methods=lp"]).experiment
     run(experiment, tmp_path / "run", quiet=True)
-    fresh = starting_model(experiment, experiment.data.load(), 0, "lp", 1, tmp_path / "run")
+    fresh = RunStage(experiment, experiment.data.load(), tmp_path / "run", 0, "lp")
     probed = load_file(tmp_path / "run/seed-0/lp/stage-1-lp/best.safetensors")
-    state = fresh.state_dict()
+    state = fresh.starting_model().state_dict()
     moved = [n for n, t in probed.items() if not torch.equal(state[f"backbone.{n}"], t)]
     assert sorted(moved) == ["fc.bias", "fc.weight"]
 

@@ -1,7 +1,7 @@
-"""Each fault of the release is there when it is asked for, and only then."""
+"""Each fault of the release is an option, set when it is asked for, and only then."""
 
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,60 @@ from torch import nn
 
 from roli_fast.attacks import PGD
 from roli_fast.errors import ConfigError
-from roli_fast.models import Classifier
 from roli_fast.peft import Adapter, Bias, LoRA, Method
-from roli_fast.threat import ThreatModel
 from roli_fast.train import loop
 from roli_fast.train.cli import help_text
-from roli_fast.train.optim import Optimizer
-from roli_fast.train.paper_compat import FAULTS, faulty_attack, faulty_stage
+from roli_fast.train.optim import Cosine, Optimizer
+from roli_fast.train.paper_compat import FAULTS, faulty_stage
 from roli_fast.train.stage import Stage
 
-VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
+VIT = "vit_tiny_patch16_224"
 
 
-def others(fault: str) -> tuple[str, ...]:
-    """All faults but one: what a fault does must not come from another."""
-    return tuple(name for name in FAULTS if name != fault)
+BEFORE_AFTER: dict[str, tuple[dict[str, Any], Any]] = {
+    "zero_lr_epoch": ({"schedule": Cosine()}, Cosine(each="epoch")),
+    "fixed_decay": (
+        {"optimizer": Optimizer(weight_decay=0.3)},
+        Optimizer(weight_decay=0.3, decay="release"),
+    ),
+    "zero_decay_is_sgd": (
+        {"optimizer": Optimizer(weight_decay=0.0, momentum=0.2)},
+        Optimizer("sgd", weight_decay=0.0, momentum=0.9),
+    ),
+    "batch_best": ({"attack": PGD()}, PGD(keep="best_batch")),
+    "dead_lora": ({"zeroed": (), "tuning": LoRA()}, ("lora_a",)),
+    "dead_adapter": ({"zeroed": (), "tuning": Adapter()}, (".adapter.",)),
+    "inert_dropout": ({"tuning": LoRA(dropout=0.3)}, LoRA(dropout=0.0)),
+    "bias_tables": ({"tuning": Bias()}, Bias(tables=True)),
+    "unscheduled_bias": ({"optimizer": Optimizer()}, Optimizer(scheduled="decayed")),
+}
+"""Fault -> a stage's fields, and what the fault makes of the first of them."""
 
 
-def factors(*faults: str) -> list[float]:
-    stage = faulty_stage("ranli", Stage(epochs=6, warmup_epochs=2), faults)
-    return [stage.lr_factor(update, steps=2) for update in range(12)]
+@pytest.mark.parametrize("fault", BEFORE_AFTER)
+def test_a_fault_is_an_option_which_no_other_sets(fault: str) -> None:
+    fields, after = BEFORE_AFTER[fault]
+    stage, name = Stage(**fields), next(iter(fields))
+    assert faulty_stage("finetune", stage, [fault]) == replace(stage, **{name: after})
+    others = [one for one in FAULTS if one not in (fault, "fixed_decay")]
+    assert getattr(faulty_stage("finetune", stage, others), name) == fields[name]
+    assert faulty_stage("finetune", stage, []) == stage
 
 
-def test_zero_lr_epoch_by_hand() -> None:
+def test_a_fault_where_it_does_not_apply() -> None:
+    """SGD decays as it is told; LoRA dies after a probe alone."""
+    sgd = Stage(optimizer=Optimizer("sgd", weight_decay=0.3), tuning=LoRA())
+    assert faulty_stage("ranli", sgd, ["fixed_decay", "zero_decay_is_sgd", "dead_lora"]) == sgd
+
+
+def test_a_rate_by_the_epoch_by_hand() -> None:
     """Two updates an epoch: 0, 0, 1/2, 1/2, then 1, .854, .5, .146 of a cosine over 4 epochs."""
     by_epoch = [0, 0.5, 1, 0.8535534, 0.5, 0.1464466]
-    expected = [rate for rate in by_epoch for _ in range(2)]
-    assert factors("zero_lr_epoch") == pytest.approx(expected)
-    ours = factors(*others("zero_lr_epoch"))
-    assert ours == factors() and ours[0] > 0 and ours[0] != ours[1]
+    stage = Stage(epochs=6, warmup_epochs=2, schedule=Cosine(each="epoch"))
+    found = [stage.lr_factor(update, steps=2) for update in range(12)]
+    assert found == pytest.approx([rate for rate in by_epoch for _ in range(2)])
+    plain = replace(stage, schedule=Cosine())
+    assert 0 < plain.lr_factor(0, steps=2) != plain.lr_factor(1, steps=2)
 
 
 class Named(nn.Module):
@@ -55,19 +80,16 @@ class Named(nn.Module):
         self.position_bias_table = nn.Parameter(torch.ones(3, 2))
 
 
-def built(optimizer: Optimizer, faults: Sequence[str]) -> tuple[torch.optim.Optimizer, Any]:
+def built(optimizer: Optimizer) -> tuple[torch.optim.Optimizer, dict[str, float]]:
     """The optimiser, and the weight decay of each parameter."""
     model = Named()
-    stage = faulty_stage("ranli", Stage(optimizer=optimizer), faults)
-    optimizer_ = stage.optimizer.build(model, [name for name, _ in model.named_parameters()])
+    made = optimizer.build(model, [name for name, _ in model.named_parameters()])
     names = {id(p): name for name, p in model.named_parameters()}
-    decay = {names[id(p)]: g["weight_decay"] for g in optimizer_.param_groups for p in g["params"]}
-    return optimizer_, decay
+    return made, {names[id(p)]: g["weight_decay"] for g in made.param_groups for p in g["params"]}
 
 
-def test_fixed_decay() -> None:
-    wanted = Optimizer(lr=0.1, weight_decay=0.3, eps=1e-6)
-    optimizer, decay = built(wanted, ["fixed_decay"])
+def test_the_release_decays_whatever_lacks_bias_in_its_name() -> None:
+    optimizer, decay = built(Optimizer(lr=0.1, weight_decay=0.3, eps=1e-6, decay="release"))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert decay == {
         "linear.weight": 0.01,
@@ -77,49 +99,27 @@ def test_fixed_decay() -> None:
         "position_bias_table": 0.0,
     }
     assert {(g["lr"], g["eps"]) for g in optimizer.param_groups} == {(0.1, 1e-6)}
-    for faults in ((), others("fixed_decay")):
-        decay = built(wanted, faults)[1]
-        assert decay["linear.weight"] == 0.3 and decay["norm.weight"] == 0
-    sgd = Optimizer(name="sgd", weight_decay=0.3)
-    assert built(sgd, ["fixed_decay"])[1]["linear.weight"] == 0.3
 
 
-def test_zero_decay_is_sgd() -> None:
-    wanted = Optimizer(lr=0.1, weight_decay=0.0, momentum=0.2)
-    optimizer, decay = built(wanted, ["zero_decay_is_sgd"])
-    assert isinstance(optimizer, torch.optim.SGD)
-    assert {(g["lr"], g["momentum"]) for g in optimizer.param_groups} == {(0.1, 0.9)}
-    assert set(decay.values()) == {0.0}
-    for faults in ((), others("zero_decay_is_sgd")):
-        optimizer, decay = built(wanted, faults)
-        assert isinstance(optimizer, torch.optim.AdamW) and set(decay.values()) == {0.0}
-    some = Optimizer(weight_decay=0.1)
-    assert isinstance(built(some, ["zero_decay_is_sgd"])[0], torch.optim.AdamW)
-
-
-def rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """The rate of every group in an update whose schedule asks for a hundredth."""
-    for group in optimizer.param_groups:
-        group["lr"] = 0.05 / 100
-        for parameter in group["params"]:
-            parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    return [group["lr"] for group in optimizer.param_groups]
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_unscheduled_bias(name: Any) -> None:
-    """Only the matrices follow the schedule; a gradient of 1 moves a bias by 1 in SGD."""
-    wanted = Optimizer(name, lr=0.05, weight_decay=5e-4)
-    optimizer, decay = built(wanted, ["unscheduled_bias"])
+@pytest.mark.parametrize(
+    ("name", "scheduled"), [("sgd", "decayed"), ("adamw", "decayed"), ("sgd", "all")]
+)
+def test_what_does_not_follow_the_schedule(name: Any, scheduled: Any) -> None:
+    """Only the matrices do; a gradient of 1 moves a bias by 1 in SGD."""
+    optimizer, decay = built(Optimizer(name, lr=0.05, weight_decay=5e-4, scheduled=scheduled))
+    assert decay["linear.weight"] == 5e-4 and decay["linear.bias"] == 0
     bias = optimizer.param_groups[1]["params"][0]
     before = bias.detach().clone()
-    assert rates(optimizer) == [0.0005, 1.0] == rates(optimizer)
-    if name == "sgd":  # 1, then 1 + 0.9 of momentum
+    for _ in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 / 100
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == [0.0005, 1.0 if scheduled == "decayed" else 0.0005]
+    if (name, scheduled) == ("sgd", "decayed"):  # 1, then 1 + 0.9 of momentum
         torch.testing.assert_close(before - bias, torch.full_like(bias, 2.9))
-    assert decay["linear.weight"] == 5e-4 and decay["linear.bias"] == 0
-    for faults in ((), tuple(FAULTS)):
-        assert rates(built(wanted, faults)[0]) == [0.0005, 0.0005]
 
 
 class Trap(nn.Module):
@@ -134,87 +134,49 @@ def losses(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(model(x), y, reduction="none")
 
 
-def test_batch_best() -> None:
+def test_the_best_batch() -> None:
     """Every iterate is recorded. The release's is the batch of highest mean; ours, row by row."""
     model, y = Trap(), torch.zeros(6, dtype=torch.int64)
     x = torch.linspace(0.05, 0.95, 6).view(6, 1, 1, 1)
-    attack = PGD(norm=None, eps=0.4, step_size=0.35, steps=5, random_start=False, bounds=None)
-    iterates = [x]
-    for steps in range(1, 6):
-        last = PGD(eps=0.4, step_size=0.35, steps=steps, random_start=False, keep="last")
-        iterates.append(last(model, x, y))
+    attack = PGD(eps=0.4, step_size=0.35, steps=5, random_start=False)
+    iterates = [x, *(replace(attack, steps=steps)(model, x, y) for steps in range(1, 6))]
     table = torch.stack([losses(model, x_adv, y) for x_adv in iterates])
-    whole = faulty_attack(attack, ["batch_best"]).under(ThreatModel())
-    assert whole.label == "pgd-5"
+    whole = replace(attack, keep="best_batch")
     best = int(table.mean(1).argmax())
-    assert torch.equal(whole(model, x, y), iterates[best])
-    own = PGD(eps=0.4, step_size=0.35, steps=5, random_start=False, keep="best")(model, x, y)
+    assert whole.label == "pgd-5" and torch.equal(whole(model, x, y), iterates[best])
+    own = replace(attack, keep="best")(model, x, y)
     torch.testing.assert_close(losses(model, own, y), table.amax(0))
     assert not torch.equal(own, iterates[best]) and best != 5, "the case tells them apart"
-    for faults in ((), others("batch_best")):
-        assert faulty_attack(attack, faults) is attack
 
 
-def trained(method: Method, faults: Sequence[str], name: str) -> tuple[dict[str, bool], Classifier]:
-    """Which trainable tensors move in three steps of a stage on a small ViT."""
-    model = tiny(VIT)
-    stage = faulty_stage(name, Stage(tuning=method), faults)
-    names = stage.prepare(model, seed=0)
-    parameters = dict(model.named_parameters())
-    before = {n: parameters[n].detach().clone() for n in names}
-    optimizer = torch.optim.SGD([parameters[n] for n in names], lr=0.1)
-    x, y = images(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
-    for _ in range(3):
-        stage.tuning.train_mode(model)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    return {n: not torch.equal(before[n], parameters[n]) for n in names}, model
-
-
-def test_dead_lora() -> None:
-    """All of LoRA stays where it was, and the head alone learns; RanLI's LoRA lives."""
-    method = LoRA(rank=2)
-    moved, model = trained(method, ["dead_lora"], "finetune")
-    assert {n for n, m in moved.items() if m} == {"backbone.head.weight", "backbone.head.bias"}
-    assert all(not p.any() for n, p in model.named_parameters() if "lora" in n)
-    for faults, stage in (
-        ((), "finetune"),
-        (others("dead_lora"), "finetune"),
-        (["dead_lora"], "ranli"),
-    ):
-        assert all(trained(method, faults, stage)[0].values()), (faults, stage)
-
-
-@pytest.mark.parametrize("stage", ["finetune", "ranli"])
-def test_dead_adapter(stage: str) -> None:
-    """Of an adapter only up.bias ever moves."""
-    method = Adapter(reduction=4)
-    moved, _ = trained(method, ["dead_adapter"], stage)
-    live = {n for n, m in moved.items() if m and "adapter" in n}
-    assert live == {f"backbone.blocks.{i}.mlp.adapter.up.bias" for i in range(2)}
-    for faults in ((), others("dead_adapter")):
-        assert all(trained(method, faults, stage)[0].values())
-
-
-def test_inert_dropout_bias_tables_and_wide_head() -> None:
-    """Each is a field of the tuning or of the run, and no other fault sets it."""
-
-    def found(faults: Sequence[str]) -> tuple[Method, Method, str]:
-        tunings = [
-            faulty_stage("ranli", Stage(tuning=one), faults).tuning
-            for one in (LoRA(dropout=0.3), Bias())
-        ]
-        return *tunings, small(f"--paper_compat={','.join(faults) or '[]'}").fresh_head
-
-    plain = (LoRA(dropout=0.3), Bias(), "default")
-    changed = (LoRA(dropout=0.0), Bias(tables=True), "kaiming")
-    for place, fault in enumerate(("inert_dropout", "bias_tables", "wide_head")):
-        assert found([fault]) == (*plain[:place], changed[place], *plain[place + 1 :])
-        assert found(others(fault))[place] == plain[place] == found([])[place]
+@pytest.mark.parametrize(
+    ("method", "zeroed", "live"),
+    [
+        (LoRA(rank=2), "lora_a", set()),
+        (Adapter(reduction=4), ".adapter.", {f"blocks.{i}.mlp.adapter.up.bias" for i in range(2)}),
+    ],
+)
+def test_what_begins_at_zero_stays_there(method: Method, zeroed: str, live: set[str]) -> None:
+    """Of LoRA nothing ever moves, of an adapter its last bias; the head learns. Else all does."""
+    for words in ((zeroed,), ()):
+        model, stage = tiny(VIT), Stage(tuning=method, zeroed=words)
+        parameters = {n: model.get_parameter(n) for n in stage.prepare(model, seed=0)}
+        before = {n: p.detach().clone() for n, p in parameters.items()}
+        optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
+        x, y = images(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+        for _ in range(3):
+            stage.tuning.train_mode(model)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        moved = {n for n, p in parameters.items() if not torch.equal(before[n], p)}
+        wanted = {f"backbone.{n}" for n in (*live, "head.weight", "head.bias")}
+        assert moved == (wanted if words else set(parameters))
 
 
 def test_the_names_are_checked_and_all_is_all() -> None:
+    assert small("--paper_compat=wide_head").fresh_head == "kaiming"
+    assert small("--paper_compat=dead_lora").fresh_head == small().fresh_head == "default"
     assert small("--paper_compat", "all").paper_compat == tuple(FAULTS)
     given = small("--paper_compat=batch_best,zero_lr_epoch").paper_compat
     assert given == ("zero_lr_epoch", "batch_best"), "one order, whatever was written"

@@ -18,6 +18,9 @@ SEVERITIES = (1, 2, 3, 4, 5)
 Setting = tuple[float, ...]
 """The numbers of one severity, in the order of the function's arguments."""
 
+Change = Callable[..., Tensor]
+"""(x float32 (C, H, W) in [0, 1], generator, *setting) -> the same shape."""
+
 
 @dataclass(frozen=True)
 class Corruption:
@@ -26,15 +29,14 @@ class Corruption:
     Args:
         name: as the published files are called, "gaussian_noise".
         group: "noise", "blur", "weather" or "digital".
-        change: (x float32 (C, H, W) in [0, 1], generator, *setting) -> the same shape; what leaves
-            [0, 1] is cut off afterwards.
+        change: what it does; what leaves [0, 1] is cut off afterwards.
         large: five settings for a short side above 64 pixels, published for 224 (ImageNet-C).
         small: five settings for a short side up to 64 pixels, published for 32 (CIFAR-10-C).
     """
 
     name: str
     group: str
-    change: Callable[..., Tensor] = field(repr=False)
+    change: Change = field(repr=False)
     large: tuple[Setting, ...] = field(repr=False)
     small: tuple[Setting, ...] = field(repr=False)
 
@@ -65,20 +67,18 @@ class Corruption:
 
 CORRUPTIONS: Registry[Corruption] = Registry("corruption")
 
-Change = Callable[..., Tensor]
 Settings = tuple[float, ...] | tuple[Setting, ...]
 
 
 def corruption(group: str, *, large: Settings, small: Settings) -> Callable[[Change], Change]:
     """Decorator: file the function under its own name; its settings as tuples or plain numbers."""
-
-    def tuples(settings: Settings) -> tuple[Setting, ...]:
-        return tuple(one if isinstance(one, tuple) else (one,) for one in settings)
+    tables = [
+        tuple(one if isinstance(one, tuple) else (one,) for one in table)
+        for table in (large, small)
+    ]
 
     def add(change: Change) -> Change:
-        name = change.__name__
-        kind = Corruption(name, group, change, tuples(large), tuples(small))
-        CORRUPTIONS.register(name)(kind)
+        CORRUPTIONS.register(change.__name__)(Corruption(change.__name__, group, change, *tables))
         return change
 
     return add
