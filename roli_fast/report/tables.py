@@ -561,6 +561,8 @@ COSTS: Columns = {
     "epochs": first("epochs", one=whole),
     "trained parameters": first("trainable_parameters", one=whole),
     "best validation": share_over("best_validation_accuracy"),
+    "passes": over("passes"),
+    "alignment": over("alignment"),
     "images/s": over("train_images_per_second"),
     "time": over("train_seconds", one=lambda t: duration(mean(t)) if t else NONE),
     "waited for data": share_over("data_wait_share"),
