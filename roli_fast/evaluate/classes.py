@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from roli_fast.errors import ConfigError, describe
-from roli_fast.models import imagenet_synsets
+from roli_fast.models import imagenet_names
 
 _FIX = (
     "Name the model's outputs in their order, --classes cat,dog,owl or a file with one name a line,"
@@ -34,8 +34,8 @@ def match_classes(
         ConfigError: names that leave the output of a class open.
     """
     names = _given(given, outputs) if given else _once(known)
-    if not names and outputs == 1000 != len(classes):  # folders of ImageNet, "n01440764"
-        names = _once(imagenet_synsets())
+    if not names and outputs == 1000:
+        names = _imagenet(classes)
     same = tuple(range(len(classes)))
     if known == classes and not given:
         return same, []
@@ -80,6 +80,19 @@ def _given(entries: Sequence[str], outputs: int) -> dict[str, int]:
             raise ConfigError(describe("classes", expected, f"'{entry}'", _FIX))
         found[name] = output
     return found
+
+
+def _imagenet(classes: tuple[str, ...]) -> Mapping[str, int]:
+    """Folder -> output of those that are called as in ImageNet, "n01440764" or "golden_retriever";
+    none of a thousand others."""
+    called = [(output, word) for output, own in enumerate(imagenet_names()) for word in own]
+    counts = Counter(word.lower() for _, word in called)
+    known = {word.lower(): output for output, word in called if counts[word.lower()] == 1}
+    found = {name: known.get(name.lower().replace("_", " ")) for name in classes}
+    complete = all(output is not None for output in found.values())
+    if len(classes) == len(imagenet_names()) and not complete:
+        return {}
+    return {name: output for name, output in found.items() if output is not None}
 
 
 def _once(names: Sequence[str]) -> Mapping[str, int]:

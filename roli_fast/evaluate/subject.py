@@ -40,13 +40,13 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def open_model(subject: Subject, *, num_classes: int, image_size: int) -> Opened:
+def open_model(subject: Subject, *, num_classes: int, image_size: int | None) -> Opened:
     """Open a subject.
 
     Args:
         subject: what is evaluated.
         num_classes: outputs of a timm architecture without weights of its own.
-        image_size: of the images it will get.
+        image_size: of the images it will get; None leaves it unchecked.
 
     Raises:
         ConfigError: there is no such thing; it is several; a field beside it has no effect.
@@ -73,22 +73,22 @@ def open_model(subject: Subject, *, num_classes: int, image_size: int) -> Opened
                 describe("model", "a file that names its architecture", f"'{source}'", fix)
             )
         return _foreign(subject, path, subject.name, image_size)
-    if ":" in source:
+    if models.Model(source).foreign:
         return _made(subject)
-    if "/" in source:
+    if "/" in source and ":" not in source:
         kinds = "a weight file, a run's folder, zoo:NAME, module:factory or a timm architecture"
         raise ConfigError(describe("model", kinds, f"'{source}', which does not exist"))
     return _architecture(subject, num_classes, image_size)
 
 
-def _foreign(subject: Subject, path: Path, name: str, image_size: int) -> Opened:
+def _foreign(subject: Subject, path: Path, name: str, image_size: int | None) -> Opened:
     """A weight file of others."""
     config = _model(subject, name=name, weights=subject.source)
     model = models.restore(config, image_size=image_size)
     return _opened(model, {"file": str(path), "architecture": name})
 
 
-def _architecture(subject: Subject, num_classes: int, image_size: int) -> Opened:
+def _architecture(subject: Subject, num_classes: int, image_size: int | None) -> Opened:
     """timm's own weights, or random ones."""
     if subject.name:
         fix = "It is the architecture of a weight file: leave it out."
