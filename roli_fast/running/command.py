@@ -1,6 +1,7 @@
 """How every command ends."""
 
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -22,8 +23,6 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
 
 def _reader_has_gone() -> bool:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    stdout = select.poll()
+    stdout.register(sys.stdout.fileno(), 0)  # errors are always reported
+    return any(event & select.POLLERR for _, event in stdout.poll(0))

@@ -34,18 +34,17 @@ def ended(body: str) -> tuple[int, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("body", "status", "error"),
+    ("body", "status"),
     [
-        ("print('x' * 100000)", 1, b""),  # raised by print
-        ("print('x')", 1, b""),  # raised when stdout is flushed
-        ("pass", 3, b""),
-        ("raise BrokenPipeError('of a worker')", 1, b"of a worker"),
+        ("print('x' * 100000)", 1),  # raised by print
+        ("print('x')", 1),  # raised when stdout is flushed
+        ("pass", 3),
     ],
 )
-def test_without_a_reader(body: str, status: int, error: bytes) -> None:
+def test_without_a_reader(body: str, status: int) -> None:
     code, said = ended(body)
     assert code == status
-    assert error in said if error else said == b""
+    assert said == b""
 
 
 def test_every_command_ends_so() -> None:
