@@ -168,13 +168,13 @@ def _count_outputs(opened: OpenedModel, dataset: ImageDataset, device: torch.dev
     return logits.shape[1]
 
 
-def open_model(source: ModelSource, *, num_classes: int, image_size: int) -> OpenedModel:
+def open_model(source: ModelSource, *, num_classes: int, image_size: int | None) -> OpenedModel:
     """Open a model.
 
     Args:
         source: where it comes from.
         num_classes: outputs of a timm architecture without weights of its own.
-        image_size: of the images it will get.
+        image_size: of the images it will get; None leaves it unchecked.
 
     Raises:
         ConfigError: there is no such thing; it is several; a field beside it has no effect.
@@ -198,9 +198,9 @@ def open_model(source: ModelSource, *, num_classes: int, image_size: int) -> Ope
             fix = "Add --model.name with its timm architecture, and its --model.options."
             expected = "a file that names its architecture"
             raise ConfigError(describe("model", expected, f"'{text}'", fix))
-    elif ":" in text:
+    elif models.Model(text).foreign:
         return _made(source)
-    elif "/" in text:
+    elif "/" in text and ":" not in text:
         kinds = "a weight file, a run's folder, zoo:NAME, module:factory or a timm architecture"
         raise ConfigError(describe("model", kinds, f"'{text}', which does not exist"))
     elif name:
@@ -303,8 +303,8 @@ def match_classes(
         ConfigError: names that leave the output of a class open.
     """
     names = _given(given, outputs) if given else _once(known)
-    if not names and outputs == 1000 != len(classes):  # folders of ImageNet, "n01440764"
-        names = _once(models.imagenet_synsets())
+    if not names and outputs == 1000:
+        names = _imagenet(classes)
     same = tuple(range(len(classes)))
     if known == classes and not given:
         return same, []
@@ -354,6 +354,20 @@ def _given(entries: Sequence[str], outputs: int) -> dict[str, int]:
             raise ConfigError(describe("classes", expected, f"'{entry}'", _FIX))
         found[name] = output
     return found
+
+
+def _imagenet(classes: tuple[str, ...]) -> dict[str, int]:
+    """Folder -> output of those that are called as in ImageNet, "n01440764" or "golden_retriever";
+    none of a thousand others."""
+    imagenet = models.imagenet_names()
+    called = [(output, word) for output, own in enumerate(imagenet) for word in own]
+    counts = Counter(word.lower() for _, word in called)
+    known = {word.lower(): output for output, word in called if counts[word.lower()] == 1}
+    found = {name: known.get(name.lower().replace("_", " ")) for name in classes}
+    complete = all(output is not None for output in found.values())
+    if len(classes) == len(imagenet) and not complete:
+        return {}
+    return {name: output for name, output in found.items() if output is not None}
 
 
 def _once(names: Sequence[str]) -> dict[str, int]:
