@@ -19,6 +19,7 @@ from roli_fast.evaluate.prepare import IDENTITY
 from roli_fast.evaluate.report import table
 from roli_fast.evaluate.run import run
 from roli_fast.files import ROOM
+from roli_fast.running.command import run_command
 from roli_fast.running.folder import CONFIG, dated, is_used
 from roli_fast.running.ranks import Ranks
 
@@ -216,4 +217,4 @@ def _execute(command: Command, ranks: Ranks) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -359,13 +359,12 @@ def _given(entries: Sequence[str], outputs: int) -> dict[str, int]:
 def _imagenet(classes: tuple[str, ...]) -> dict[str, int]:
     """Folder -> output of those that are called as in ImageNet, "n01440764" or "golden_retriever";
     none of a thousand others."""
-    imagenet = models.imagenet_names()
-    called = [(output, word) for output, own in enumerate(imagenet) for word in own]
+    called = [(output, word) for output, own in enumerate(models.imagenet_names()) for word in own]
     counts = Counter(word.lower() for _, word in called)
     known = {word.lower(): output for output, word in called if counts[word.lower()] == 1}
     found = {name: known.get(name.lower().replace("_", " ")) for name in classes}
     complete = all(output is not None for output in found.values())
-    if len(classes) == len(imagenet) and not complete:
+    if len(classes) == len(models.imagenet_names()) and not complete:
         return {}
     return {name: output for name, output in found.items() if output is not None}
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from roli_fast.errors import ArgumentError, RoliFastError, describe
+from roli_fast.running.command import run_command
 from roli_fast.zoo import PREFIX, ZOO, Entry, fetch, find, folder
 
 DESCRIPTION = """\
@@ -123,4 +124,4 @@ def _get(entry: Entry, url: str | None) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
