@@ -74,9 +74,9 @@ class RowResult:
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "RowResult":
         """The row that `as_json` wrote."""
-        flags = {"fooled": to_flags(tree["fooled"]), "predictions": _numbers(tree["predictions"])}
-        more = {"cost": Cost(**tree["cost"]), "notes": tuple(tree["notes"])}
-        return cls(**tree | flags | more)
+        made: dict[str, Any] = {"cost": Cost(**tree["cost"]), "notes": tuple(tree["notes"])}
+        made |= {"fooled": to_flags(tree["fooled"]), "predictions": _numbers(tree["predictions"])}
+        return cls(**{**tree, **made})
 
 
 @dataclass

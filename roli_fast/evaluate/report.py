@@ -186,7 +186,7 @@ def _shifts(own: Chunk, second: Chunk | None = None) -> dict[str, Any] | None:
 
 def _curves(config: EvaluationConfig, own: Chunk) -> list[dict[str, Any]] | None:
     """Each curve as `Curve.as_json`, with the flags of every radius."""
-    name, (eps, *_) = Path(config.model.source).stem, config.eps or ()
+    name, eps = Path(config.model.source).stem, config.threats[0].eps
     found = [joined_curve([own], rows, name) for rows in config.curves]
     trees = [c.as_json(eps) | {"flags": [to_text(flags) for flags in c.right]} for c in found]
     return trees or None
@@ -350,14 +350,14 @@ def _row(
     searches: Sequence[dict[str, Any]] = (),
 ) -> list[str]:
     """An accuracy, with its interval where it has one, as a row of the table."""
-    low, high = entry.get("interval_95") or (None, None)
+    interval: list[float] = entry.get("interval_95") or []
     return [
         name,
         "" if eps is None else _eps(eps),
         str(searches[0]["attacked"]) if searches else "",
         str(sum(search["fooled"] for search in searches)) if searches else "",
         _percent(entry["accuracy"]),
-        "" if low is None else f"{100 * low:.1f} to {100 * high:.1f} %",
+        " to ".join(f"{100 * end:.1f}" for end in interval) + " %" * bool(interval),
     ]
 
 
