@@ -539,22 +539,6 @@ def fits(page: Page) -> list[Of]:
     return parts([Of(s.label, s.method.analyses) for s in page.subjects], paths)
 
 
-CURVES: Columns = {
-    "method": LABEL,
-    "attack": first("attack", one=str),
-    "expected robustness": share_over("expected_robustness", "accuracy"),
-    "up to": lambda row: radius(
-        at(row.trees, 0, "norm"), at(row.trees, 0, "expected_robustness", "eps")
-    ),
-}
-
-
-def curves(page: Page) -> list[Of]:
-    """The curves that tell the mean accuracy over their radii."""
-    rows = parts([Of(s.label, s.method.analyses) for s in page.subjects], [("", ("curve",))])
-    return [row for row in rows if values(row.trees, "expected_robustness", "accuracy")]
-
-
 COSTS: Columns = {
     "method": LABEL,
     "stage": PART,
