@@ -17,7 +17,7 @@ from roli_fast.attacks.base import (
     BallAttack,
     check_within,
 )
-from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
+from roli_fast.attacks.objective import Criterion, Goal, check_loss, notes_on
 from roli_fast.attacks.passes import Passes
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
@@ -30,14 +30,14 @@ class SingleStep(BallAttack):
     the gradient at the start, which a training run compares with that at the end.
 
     Args:
-        loss: "ce", "dlr" or "margin", what the step ascends.
+        loss: "ce", "dlr" or "margin", or a callable of (logits, y): what the step ascends.
     """
 
-    loss: str = "ce"
+    loss: str | Criterion = "ce"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss_name(self.loss)
+        check_loss(self.loss)
         if self.loss == "kl":
             raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", "'kl'"))
 
