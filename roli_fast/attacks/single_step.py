@@ -5,6 +5,7 @@ images are up to three times eps from the original, within the bounds.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -181,7 +182,8 @@ class SORA(SingleStep):
         half = torch.full_like(x_adv, 0.5)
         draw = dict(generator=inputs.generator, sample_ids=inputs.ids)
         u = NORMS["linf"].random_start(half, eps=0.5, bounds=(0.0, 1.0), **draw)
-        whole, size = dict(eps=ball.eps * self.reach, bounds=ball.bounds), ball.eps * self.shares[1]
+        size = ball.eps * self.shares[1]
+        whole: dict[str, Any] = dict(eps=ball.eps * self.reach, bounds=ball.bounds)
         if ball.norm is NORMS["linf"]:
             x_adv += u * grad.sign() * per_sample(size, x_adv)
         else:

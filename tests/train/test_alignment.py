@@ -22,6 +22,7 @@ from roli_fast.train.checkpoint import load_resume
 from roli_fast.train.experiment import Experiment
 from roli_fast.train.objectives import TRADES, Adversarial, Objective, Step
 from roli_fast.train.stage import Stage
+from roli_fast.train.summary import table
 
 RANLI = (
     "--methods=ranli",
@@ -112,6 +113,21 @@ def test_roli_by_one_step_is_roli_with_n_fgsm() -> None:
     for name, stage in slow.items():
         attack = NFGSM(norm=None, eps=None, bounds=None)
         assert fast[name] == dataclasses.replace(stage, attack=attack)
+
+
+def test_its_costs_stand_beside_those_of_roli(tmp_path: Path) -> None:
+    flags = ("--methods=roli_fast,roli", "--probe.epochs=1", "--finetune.epochs=1")
+    summary = run_small(tmp_path / "run", *flags, "--validation.steps=1")
+    fast, slow = (summary["methods"][name]["stages"] for name in ("roli_fast", "roli"))
+    # 72 images: a head's update is 1 pass, one of all weights 3; a step 2
+    images = [stage["validation_images"] for stage in (*fast, *slow)]
+    steps = [1 + 2, 3 + 2, 1 + 4, 3 + 4]
+    looks = [72 * step + 3 * seen for step, seen in zip(steps, images, strict=True)]
+    assert [stage["passes"] for stage in (*fast, *slow)] == looks
+    assert fast[1]["alignment"] > 0.3 and slow[1]["alignment"] is None
+    lines = table(summary).splitlines()
+    assert "passes" in lines[0] and "seconds" in lines[0]
+    assert any(line.startswith("roli_fast/finetune: validated on") for line in lines)
 
 
 @pytest.mark.parametrize("after", [2, 5])
