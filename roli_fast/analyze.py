@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import torch
 
 from roli_fast import report
-from roli_fast.analysis.deep import PARTS, Part, Start, most_kernel_images
-from roli_fast.analysis.ntk import COPIES, MEMORY
+from roli_fast.analysis.deep import PARTS, Part, Start
+from roli_fast.analysis.ntk import COPIES, MEMORY, most_inputs
 from roli_fast.analysis.view import LinearHead
 from roli_fast.data import Splits
 from roli_fast.data.inspection import inspect_images
@@ -31,6 +31,7 @@ from roli_fast.errors import (
     describe,
 )
 from roli_fast.files import write_json
+from roli_fast.running.command import run_command
 from roli_fast.running.device import pick_device
 from roli_fast.running.folder import CONFIG
 from roli_fast.running.lock import RunLock
@@ -265,14 +266,18 @@ def _open(target: Target, *, quiet: bool) -> tuple[Splits, int]:
     return splits, int(saved.get("threads") or torch.get_num_threads())
 
 
+def _most(command: argparse.Namespace, classes: int) -> int:
+    """Training images, and as many for validation, whose kernel in fp64 fits."""
+    return most_inputs(classes, 8, command.memory) // 2
+
+
 def check_budget(command: argparse.Namespace, classes: int) -> None:
     """Tell at once, before anything is made, that a kernel would not fit.
 
     Raises:
         ConfigError: N x C is above `command.memory`.
     """
-    most = most_kernel_images(classes, command.memory)
-    wanted = command.images or 1
+    wanted, most = command.images or 1, _most(command, classes)
     if "kernel" not in command.deep or wanted <= most:
         return
     rows = 2 * wanted * classes
@@ -293,8 +298,7 @@ def _make_deep(analysis: MethodAnalysis, command: argparse.Namespace) -> None:
                 continue
             images = command.images or analysis.plan.points
             if part.field == "kernel" and not command.images:
-                most = most_kernel_images(analysis.splits.num_classes, command.memory)
-                images = min(KERNEL_IMAGES, most)
+                images = min(KERNEL_IMAGES, _most(command, analysis.splits.num_classes))
             start = _start(analysis, number, images, command.memory)
             if start is None:
                 continue
@@ -377,4 +381,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

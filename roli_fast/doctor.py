@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 from roli_fast import ops
 from roli_fast.ops import native
+from roli_fast.running.command import run_command
 
 PACKAGES = ("roli-fast", "torch", "torchvision", "timm", "numpy")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -90,4 +90,4 @@ def _cuda_devices() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

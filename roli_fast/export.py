@@ -18,10 +18,11 @@ import yaml
 
 from roli_fast import peft
 from roli_fast.errors import ArgumentError, RoliFastError, describe
-from roli_fast.evaluate.subject import weight_file
+from roli_fast.evaluate.prepare import weight_file
 from roli_fast.files import read_json, write_bytes, write_json, write_tensors
 from roli_fast.models import Classifier, load
 from roli_fast.peft.base import Inserted
+from roli_fast.running.command import run_command
 from roli_fast.running.folder import CONFIG
 
 logger = logging.getLogger("roli_fast.export")
@@ -164,4 +165,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +57,8 @@ def together(world: int, work: Callable[..., Any], *arguments: Any) -> list[Memb
     members = []
     for rank in range(world):
         here, there = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=_member, args=(there, rank, world, port, work, arguments))
+        given = (there, os.getpid(), rank, world, port, work, arguments)
+        process = CONTEXT.Process(target=_member, args=given)
         process.start()
         there.close()
         members.append(Member(process, here))
@@ -66,14 +69,30 @@ def together(world: int, work: Callable[..., Any], *arguments: Any) -> list[Memb
             member.process.kill()
 
 
+def end_with(tests: int) -> None:
+    """End this process once the process of the tests is gone: of one that was killed, members that
+    wait for each other would stay for good, and the server with them."""
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                os.kill(tests, 0)
+                time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _member(
     answer: Connection,
+    tests: int,
     rank: int,
     world: int,
     port: int,
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
+    end_with(tests)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from roli_fast import analyze, peft
 from roli_fast.data import Batch
-from roli_fast.evaluate import cli as evaluate
+from roli_fast.evaluate import __main__ as evaluate
 from roli_fast.train import cli as train
 
 PAGES = {

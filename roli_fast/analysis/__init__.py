@@ -24,7 +24,6 @@ from roli_fast.analysis.kernel_regression import kernel_regression as kernel_reg
 from roli_fast.analysis.lora_kernel import LoraKernel as LoraKernel
 from roli_fast.analysis.lora_kernel import lora_kernel as lora_kernel
 from roli_fast.analysis.ntk import Kernel as Kernel
-from roli_fast.analysis.ntk import diagonal_of_F as diagonal_of_F
 from roli_fast.analysis.ntk import empirical_ntk as empirical_ntk
 from roli_fast.analysis.ntk import top_eigenvalues as top_eigenvalues
 from roli_fast.analysis.one_step import Change as Change

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from roli_fast.analysis.kernel_regression import FOLDS, kernel_regression
 from roli_fast.analysis.light import Images, number, numbers
-from roli_fast.analysis.ntk import COPIES, MEMORY, Kernel, empirical_ntk, gradient_passes
+from roli_fast.analysis.ntk import MEMORY, Kernel, empirical_ntk, gradient_passes
 from roli_fast.analysis.ntk import Part as KernelPart
 from roli_fast.analysis.one_step import (
     SCALES,
@@ -134,12 +134,11 @@ def head_scale_tree(start: Start) -> list[dict[str, Any]]:
 
 
 def head_scale_work(start: Start) -> Work:
-    """At each scale two gradients and two products; the attacks, once more at the start."""
+    """At each scale an attack, a gradient and a product."""
     (train, images), scales = start.counts, len(SCALES)
     attack = start.passes(start.attack if start.attacks else None)
-    forwards = train + 2 * 3 * scales * (train + images)
-    searches = (scales + 1) * train + images
-    return Work(2 * scales * (train + images) + images, forwards + searches * attack)
+    forwards, searches = 3 * scales * (train + images), scales * train + images
+    return Work(scales * (train + images) + images, forwards + searches * attack)
 
 
 def kernel_tree(start: Start) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def kernel_tree(start: Start) -> dict[str, Any]:
     train, test = _stacked(start.train()), _stacked(start.validation())
     x, y = torch.cat([train.x, test.x]), torch.cat([train.y, test.y]).cpu()
     options: dict[str, Any] = {"names": start.names, "memory": start.memory, "dtype": torch.float64}
-    whole = empirical_ntk(start.model, x, y, after_batch=start.after_batch, **options)
+    whole = empirical_ntk(start.model, x, after_batch=start.after_batch, **options)
     ours, theirs = torch.arange(len(train.y)), torch.arange(len(train.y), len(y))
     own = Kernel(whole.P_gram[ours][:, ours], whole.matrix("F", ours, ours), whole.classes)
     spectrum = own.spectrum("NTK")
@@ -180,11 +179,6 @@ def kernel_work(start: Start) -> Work:
     blocks = gradient_passes(rows, 8, parameters, start.memory)
     forwards = images * (1 + blocks)
     return Work(forwards, forwards + 2 * rows * blocks, 2.0 * rows**2 * parameters)
-
-
-def most_kernel_images(classes: int, memory: int) -> int:
-    """How many training images, and as many others, have a kernel in fp64 that fits."""
-    return int((memory / (COPIES * 8)) ** 0.5) // classes // 2
 
 
 @dataclass(frozen=True)
@@ -235,6 +229,7 @@ def _one_step(start: Start, attack: Attack | None) -> dict[str, Any]:
         "images": len(step.features),
         "first_update": {
             "optimizer": start.optimizer,
+            "lr": start.lr,
             "ft_ratio": number(own.ft_ratio),
             **_compared(start, own, seen),
         },

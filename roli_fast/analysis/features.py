@@ -147,22 +147,19 @@ class HeadNorms:
         norm: ||V||_F, the bias apart: Norm(C) of Tomihari & Sato 2024 (arXiv:2405.16747), table 1.
         rows: ||v_c||_2, (C,) on the CPU; their squares add up to that of `norm`.
         bias: ||b||_2; 0 without a bias.
-        cosines: of the rows with one another, (C, C) on the CPU; 0 for a row of zeros.
     """
 
     norm: float
     rows: Tensor
     bias: float
-    cosines: Tensor
 
 
 def head_norms(head: nn.Linear) -> HeadNorms:
     """Norms of a linear head's weight; `LinearHead.of(model).layer` finds it."""
     weight = at_least_float32(head.weight.detach()).cpu().double()
     rows = weight.norm(dim=1)
-    unit = weight / torch.where(rows > 0, rows, 1.0)[:, None]
     bias = 0.0 if head.bias is None else head.bias.detach().double().norm().item()
-    return HeadNorms(rows.norm().item(), rows.float(), bias, (unit @ unit.T).float())
+    return HeadNorms(rows.norm().item(), rows.float(), bias)
 
 
 def residual(logits: Tensor, y: Tensor) -> Tensor:

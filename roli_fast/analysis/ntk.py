@@ -3,7 +3,7 @@
 Entry ((n, c), (m, d)) is the inner product of the gradients of logit c of input n and logit d of
 input m. With f(x) = V phi(x) + b it is P + F (Tomihari & Sato 2024, arXiv:2405.16747, proposition
 4.1): P = (<phi(x), phi(x')> + 1) I_C by the head's weight and bias, F = V J(x) J(x')^T V^T by the
-backbone. `diagonal_of_F`, `top_eigenvalues` and `one_step` tell of one that is too large to build.
+backbone. `top_eigenvalues` and `one_step` tell of one that is too large to build.
 """
 
 import math
@@ -41,13 +41,11 @@ class Kernel:
         P_gram: <phi(x), phi(x')> + 1 (without the 1 where the head has no bias), (N, N).
         F: (N C, N C).
         classes: C.
-        y: labels (N,), where they were given.
     """
 
     P_gram: Tensor = field(repr=False)
     F: Tensor = field(repr=False)
     classes: int
-    y: Tensor | None = field(repr=False, default=None)
 
     @property
     def images(self) -> int:
@@ -102,27 +100,11 @@ class Kernel:
             return float(self.P_gram.double().norm()) * self.classes**0.5
         return float(torch.linalg.vector_norm(self.matrix(part), dtype=torch.float64))
 
-    def trace_by_class(self, part: Part = "NTK") -> Tensor:
-        """Trace norms of the C x C blocks of pairs of inputs, their means by class, (C, C), fp64.
-
-        Entry (a, b) is over all inputs of labels a and b; NaN where there are none. The kernel was
-        made with labels.
-        """
-        assert self.y is not None, "empirical_ntk is given y"
-        whole = self.matrix(part).view(self.images, self.classes, self.images, self.classes)
-        blocks = (row.double().transpose(0, 1) for row in whole)  # (N, C, C) each
-        norms = torch.stack([torch.linalg.matrix_norm(row, "nuc") for row in blocks])
-        member = torch.nn.functional.one_hot(self.y.cpu(), self.classes).double()
-        pairs = member.sum(0)[:, None] * member.sum(0)
-        return (member.t() @ norms @ member) / pairs
-
 
 def empirical_ntk(
     model: nn.Module | LinearHead,
     x: Tensor,
-    y: Tensor | None = None,
     *,
-    summed: bool = False,
     names: Sequence[str] | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype | None = None,
@@ -136,11 +118,6 @@ def empirical_ntk(
     Args:
         model: inputs (B, ...) -> logits (B, C), with a linear head, or the view of it.
         x: N inputs; attacked ones for the kernel under attack.
-        y: labels (N,), kept for `Kernel.trace_by_class`.
-        summed: take the sum of each input's logits for its one logit: sums of the whole kernel over
-            classes, for 1 / C of its backwards and 1 / C^2 of its size. It shows how alike inputs
-            are to the backbone; residuals sum to zero over classes, so that it is no part of what a
-            step of the cross-entropy does.
         names: the tensors that train; see `one_step`.
         memory: bytes it may take.
         dtype: compute in this dtype, in a copy of the model; None is the model's own. Ranks want
@@ -155,48 +132,12 @@ def empirical_ntk(
         ArgumentError: N x C is above what fits into `memory`; no linear head; no inputs.
     """
     view = LinearHead.of(model)
-    each = 1 if summed else view.classes
-    check_memory(len(x), each, (dtype or view.layer.weight.dtype).itemsize, memory)
+    check_memory(len(x), view.classes, (dtype or view.layer.weight.dtype).itemsize, memory)
     with network(view, names, dtype) as net:
-        like = net.head.layer.weight.detach()
-        weights = like.new_ones(1, view.classes) if summed else torch.eye(each).to(like)
-        own = _head_gram(net, x, after_batch) * (view.classes if summed else 1)
+        weights = torch.eye(view.classes).to(net.head.layer.weight.detach())
+        own = _head_gram(net, x, after_batch)
         found = gram(net, x, weights, memory=memory, after_batch=after_batch)
-    return Kernel(own.cpu(), found.cpu(), each, None if y is None else y.cpu())
-
-
-def diagonal_of_F(
-    model: nn.Module | LinearHead,
-    x: Tensor,
-    *,
-    names: Sequence[str] | None = None,
-    memory: int = MEMORY,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """F's diagonal, the squared size of every logit's gradient in the backbone; its sum is the
-    trace of F, the sum of all its eigenvalues.
-
-    Args:
-        model: inputs (B, ...) -> logits (B, C), with a linear head.
-        x: inputs (N, ...), of which one is looked at at a time.
-        names: the tensors that train; see `one_step`.
-        memory: bytes for gradients; those of one logit are held in any case.
-        dtype: compute in this dtype, in a copy of the model; None is the model's own.
-
-    Returns:
-        (N, C), on the CPU.
-    """
-    view = LinearHead.of(model)
-    rows: list[Tensor] = []
-    with network(view, names, dtype) as net:
-        eye = torch.eye(view.classes).to(net.head.layer.weight.detach())
-        each = sum(value.numel() for value in net.parameters.values()) * eye.element_size()
-        for one in x.split(1):
-            for run in eye.split(max(1, memory // max(each, 1))):
-                found = net.rows(one, run, list(net.parameters)).values()
-                squares = [part.flatten(1).square().sum(1) for part in found]
-                rows.append(torch.stack(squares).sum(0) if squares else run.new_zeros(len(run)))
-    return torch.cat(rows).view(-1, view.classes).cpu()
+    return Kernel(own.cpu(), found.cpu(), view.classes)
 
 
 def top_eigenvalues(
@@ -377,19 +318,24 @@ def _head_gram(net: Network, x: Tensor, after_batch: Callable[[int], None] | Non
     return features @ features.t() + (net.head.layer.bias is not None)
 
 
+def most_inputs(classes: int, item: int = 8, memory: int = MEMORY) -> int:
+    """How many inputs have a kernel that fits, in numbers of `item` bytes."""
+    return int((memory / (COPIES * item)) ** 0.5) // classes
+
+
 def check_memory(images: int, classes: int, item: int, memory: int) -> None:
     """Raise where the kernel does not fit, with what would."""
     rows = images * classes
     if images and COPIES * item * rows**2 <= memory:
         return
-    most = int((memory / (COPIES * item)) ** 0.5) // classes
+    most = most_inputs(classes, item, memory)
     raise ArgumentError(
         describe(
             "x",
             f"N x C whose kernel takes at most 1/{COPIES} of `memory`, {memory:,} bytes",
             f"{images} inputs x {classes} classes = {rows:,}: {rows**2 * item:,} bytes",
             f"At most {most} inputs of {classes} classes fit: take fewer, or set `memory` to"
-            f" {COPIES * rows**2 * item:,}; or use what builds no such kernel: one_step,"
-            " top_eigenvalues, or summed=True.",
+            f" {COPIES * rows**2 * item:,}; or use what builds no kernel: one_step or"
+            " top_eigenvalues.",
         )
     )

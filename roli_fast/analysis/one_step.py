@@ -189,21 +189,15 @@ def one_step(  # noqa: PLR0913 - one call, and each option is independent of the
         if tangent is not None:
             net.check(tangent)
             return _predict(net, tangent, batches)
-        return _step(net, attacked(view.model, train, attack, seed=seed), batches, of_labels, lr)
+        return _step(net, attacked(view.model, train, attack, seed=seed), batches, lr)
 
 
-def _step(
-    net: Network, train: Iterable[Batch], batches: Iterable[Batch], weigh: Weigh, lr: float
-) -> OneStep:
+def _step(net: Network, train: Iterable[Batch], batches: Iterable[Batch], lr: float) -> OneStep:
     """The change by `lr` times the gradient of the training images."""
-    found = descend(net, train, weigh)
+    found = descend(net, train, of_labels)
     update = {name: lr * value for name, value in found.tangent.items()}
-    return replace(
-        _predict(net, update, batches),
-        lr=lr,
-        residual=found.residual,
-        train_images=found.images,
-    )
+    predicted = _predict(net, update, batches)
+    return replace(predicted, lr=lr, residual=found.residual, train_images=found.images)
 
 
 def _predict(net: Network, update: Tangent, batches: Iterable[Batch]) -> OneStep:
@@ -307,8 +301,6 @@ class ScaleRow:
         logits_F: mean predicted |V d phi|, likewise.
         ft_ratio: likewise; see `OneStep`.
         residual: mean |delta_i| over the training images, likewise.
-        fixed_features: with the residuals, and the attacked images, of scale 1: s times that there.
-        fixed_logits_F: likewise: s^2 times that there.
     """
 
     scale: float
@@ -316,8 +308,6 @@ class ScaleRow:
     logits_F: float
     ft_ratio: float
     residual: float
-    fixed_features: float
-    fixed_logits_F: float
 
 
 def head_scale(  # noqa: PLR0913 - one call, and each option is independent of the others
@@ -334,19 +324,21 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
 ) -> list[ScaleRow]:
     """The predicted change under one SGD step, for the head times each scale.
 
-    A large scale saturates the softmax: residuals vanish, and so do the gradients of an attack on
-    the cross-entropy, which then only seems to fail. Attack by a scale-free loss, DLR say.
+    At fixed residuals the features' change would grow as the scale and that of the logits through
+    the backbone as its square; a larger head has smaller residuals. A large scale saturates the
+    softmax: residuals vanish, and so do the gradients of an attack on the cross-entropy, which then
+    only seems to fail. Attack by a scale-free loss, DLR say.
 
     Args:
         model: inputs (B, ...) -> logits (B, C), with a linear head; it is copied.
-        train: the images that the update sees; all are kept, attacked, for the time of the call.
+        train: the images that the update sees; all are kept for the time of the call.
         batches: where the change is wanted.
         scales: numbers > 0.
         names: the tensors that train; see `one_step`.
         lr: the rate on the SUM of the losses, the same for all scales.
-        attack: for `train`, made anew at every scale but for the fixed ones.
+        attack: for `train`, made anew at every scale.
         seed: of the attack's random start.
-        after_batch: called with the number of images done, 2 len(scales) times all of both; a
+        after_batch: called with the number of images done, len(scales) times all of both; a
             progress bar, or a stop.
     """
     for scale in scales:
@@ -354,24 +346,15 @@ def head_scale(  # noqa: PLR0913 - one call, and each option is independent of t
     view = LinearHead.of(model)
     train, batches, moving = list(train), list(batches), moving_names(view, names)
     own = LinearHead.of(copy.deepcopy(view.model), view.name)
-
-    def step(seen: list[Batch], weigh: Weigh) -> OneStep:
-        with network(own, moving) as net:
-            return _step(net, counted(seen, after_batch), counted(batches, after_batch), weigh, lr)
-
-    first = list(attacked(own.model, train, attack, seed=seed))
-    with network(own, []) as net, torch.no_grad():
-        deltas = [of_labels(batch, net(batch.x)[1]) for batch in first]
     start = [parameter.detach().clone() for parameter in own.layer.parameters()]
     rows: list[ScaleRow] = []
     for scale in scales:
         with torch.no_grad():
             for parameter, value in zip(own.layer.parameters(), start, strict=True):
                 parameter.copy_(scale * value)
-        held = iter(deltas)
-        fixed = step(first, lambda batch, logits, held=held: next(held))
-        again = list(attacked(own.model, train, attack, seed=seed)) if attack else first
-        found = step(again, of_labels)
+        with network(own, moving) as net:
+            seen = counted(attacked(own.model, train, attack, seed=seed), after_batch)
+            found = _step(net, seen, counted(batches, after_batch), lr)
         sizes = (found.size, found.backbone_size, found.ft_ratio, found.residual)
-        rows.append(ScaleRow(scale, *sizes, fixed.size, fixed.backbone_size))
+        rows.append(ScaleRow(scale, *sizes))
     return rows

@@ -16,8 +16,9 @@ from roli_fast.attacks import Attack
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, Mergeable
 from roli_fast.engine.input_gradient import check_device, check_labels, check_logits
-from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import at_least_float32
+from roli_fast.models.classifier import find_head
 from roli_fast.seeds import derived_generator
 
 
@@ -55,32 +56,20 @@ class LinearHead:
 
         Args:
             model: any network; its modes and weights are left alone. A view is taken as it is.
-            head: module path of the head, "classifier.2" say; None asks the model: a `Classifier`'s
-                `head_name`, a timm network's `get_classifier()`, also where it is wrapped in
-                modules that say nothing.
+            head: module path of the head, "classifier.2" say; None finds it as `models.wrap` does.
 
         Raises:
-            ArgumentError: no linear head, or nothing that says which layer it is.
-            ArgumentTypeError: the model is no module.
+            ArgumentError: no linear head, or several layers that might be it: they are listed.
         """
         if isinstance(model, LinearHead):
             return model if head is None else cls.of(model.model, head)
-        if not isinstance(model, nn.Module):
-            got = type(model).__name__
-            fix = "Give the module itself, not a function or a bound SearchModel around it."
-            raise ArgumentTypeError(describe("model", "an nn.Module", got, fix))
-        name = _name_of_head(model) if head is None else head
-        layers = dict(model.named_modules(remove_duplicate=False))
-        layer = None if name is None else layers.get(name)
-        if name is None or not isinstance(layer, nn.Linear) or isinstance(layer, Mergeable):
-            got = type(model).__name__
-            got += "" if name is None else f", where '{name}' is a {type(layer).__name__}"
-            linear = [path for path, one in layers.items() if isinstance(one, nn.Linear)]
-            fix = (
-                f"Name it: head='...'. Its last linear layers: {', '.join(linear[-5:]) or 'none'}."
-            )
-            raise ArgumentError(describe("model", "a model with one linear head", got, fix))
-        return cls(model, name, layer)
+        if head is None:
+            return cls(model, *find_head(model))
+        layer = dict(model.named_modules(remove_duplicate=False)).get(head)
+        if not isinstance(layer, nn.Linear) or isinstance(layer, Mergeable):
+            got = f"'{head}', where {type(model).__name__} has a {type(layer).__name__}"
+            raise ArgumentError(describe("head", "the path of a linear layer", got))
+        return cls(model, head, layer)
 
     @property
     def classes(self) -> int:
@@ -134,19 +123,13 @@ class LinearHead:
                 list has too, are left out. None takes all.
 
         Raises:
-            ArgumentError: an unknown name, or a head that shares its weight with another layer, as
-                an embedding does in language models.
+            ArgumentError: an unknown name.
         """
-        head, inside = set(self.layer.parameters()), set(self.layer.modules())
-        for path, module in self.model.named_modules():
-            if module not in inside and head & set(module.parameters(recurse=False)):
-                got = f"'{self.name}', which shares a weight with '{path}'"
-                raise ArgumentError(describe("head", "a head with weights of its own", got))
         every = dict(self.model.named_parameters())
         if unknown := [name for name in names or () if name not in every]:
             expected = "names of the model's parameters"
             raise ArgumentError(describe("names", expected, ", ".join(unknown[:3])))
-        chosen = every if names is None else set(names)
+        head, chosen = set(self.layer.parameters()), every if names is None else set(names)
         return {name: p for name, p in every.items() if p not in head and name in chosen}
 
 
@@ -250,17 +233,3 @@ def gather(
     if not sum(len(row[2]) for row in rows):
         raise ArgumentError(describe("batches", "at least one sample", "none"))
     return Gathered(*(torch.cat(column) for column in zip(*rows, strict=True)))
-
-
-def _name_of_head(model: nn.Module) -> str | None:
-    """Asks the outermost module that knows; the model's own output is checked when it runs."""
-    if isinstance(model, nn.Linear):
-        return ""
-    for path, module in model.named_modules():
-        own = getattr(module, "head_name", None)
-        if isinstance(own, str):
-            return f"{path}.{own}" if path else own
-        if callable(ask := getattr(module, "get_classifier", None)):
-            head = ask()
-            return next((name for name, part in model.named_modules() if part is head), None)
-    return None

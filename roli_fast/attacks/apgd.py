@@ -19,11 +19,13 @@ from roli_fast.attacks.base import (
     check_steps,
 )
 from roli_fast.attacks.objective import (
-    LOSSES,
+    Criterion,
     Goal,
-    check_loss_name,
-    is_right,
+    check_loss,
+    check_target,
+    entry_of,
     most_likely_others,
+    name_of,
     notes_on,
 )
 from roli_fast.attacks.passes import Passes, Samples, take
@@ -64,7 +66,8 @@ class APGD(BallAttack):
 
     Args:
         steps: number of gradient steps.
-        loss: what the steps ascend: "ce", "dlr", "margin", or "kl" from the clean logits.
+        loss: what the steps ascend: "ce", "dlr", "margin", "kl" from the clean logits, or a
+            callable of (logits, y), see `Criterion`.
         restarts: number of searches, each from its own random start.
         random_start: start from a random point of the ball instead of the image itself.
         keep: "adversarial" or "best", see above.
@@ -80,7 +83,7 @@ class APGD(BallAttack):
     """
 
     steps: int = 100
-    loss: str = "ce"
+    loss: str | Criterion = "ce"
     restarts: int = 1
     random_start: bool = True
     keep: Literal["adversarial", "best"] = "adversarial"
@@ -90,9 +93,11 @@ class APGD(BallAttack):
     eot: int = 1
     compact: bool = True
 
+    options = ("eps", "target")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss_name(self.loss)
+        check_loss(self.loss)
         check_choice("keep", self.keep, ("adversarial", "best"))
         check_random_start(self.random_start, self.restarts, self.loss)
         if self.large_radius:
@@ -111,7 +116,7 @@ class APGD(BallAttack):
     @property
     def label(self) -> str:
         """ "apgd-ce-100" for 100 steps on the cross-entropy; restarts follow."""
-        return self._labelled(f"apgd-{self.loss}-{self.steps}")
+        return self._labelled(f"apgd-{name_of(self.loss)}-{self.steps}")
 
     def _labelled(self, name: str) -> str:
         parts = [name]
@@ -122,21 +127,27 @@ class APGD(BallAttack):
 
     @property
     def _needs_clean(self) -> bool:
-        return self.keep == "adversarial" or LOSSES[self.loss].from_clean
+        return self.keep == "adversarial" or entry_of(self.loss).from_clean
 
-    def _goals(self, y: Tensor, clean: Tensor | None) -> tuple[list[Goal], tuple[str, ...]]:
+    def _goals(
+        self, y: Tensor, clean: Tensor | None, target: Tensor | None
+    ) -> tuple[list[Goal], tuple[str, ...]]:
         """What each search is after, one after another, and notes for the user."""
-        from_clean = LOSSES[self.loss].from_clean
-        goal = Goal(self.loss, y, clean=clean if from_clean else None)
+        goal = Goal(self.loss, y, target, clean if entry_of(self.loss).from_clean else None)
+        if target is not None:
+            assert clean is not None
+            check_loss(self.loss, targeted=True)
+            check_target(target, y, clean)
         return [goal] * self.restarts, ()
 
     def search(self, inputs: AttackInputs) -> AttackResult:
         ball, inputs = self.ball(inputs)
-        x, y = inputs.x, inputs.y
+        x, y, target = inputs.x, inputs.y, inputs.target
         with inputs.gradient() as gradient:
             passes = Passes(gradient, self.eot)
-            clean = passes.clean(x, y) if self._needs_clean else None
-            goals, notes = self._goals(y, clean)
+            looks = self._needs_clean or target is not None
+            clean = passes.clean(x, y) if looks else None
+            goals, notes = self._goals(y, clean, target)
             starts = self.starts(inputs, len(goals))
 
             def once(number: int, rows: Tensor | None = None) -> SearchResult:
@@ -151,7 +162,7 @@ class APGD(BallAttack):
                 x_adv = highest_loss((found.x_adv, found.loss) for found in results)
             else:
                 assert clean is not None
-                found = until_fooled(x, ~is_right(clean, y), searches)
+                found = until_fooled(x, goals[0].reached(clean), searches)
                 x_adv, fooled = found.x_adv, found.fooled
             notes = notes_on(self.loss, passes.classes) + notes + ball.notes
             return AttackResult(x_adv, gradient.cost, fooled, notes)
@@ -218,29 +229,33 @@ class APGDT(APGD):
             all attacked, and the result says so.
     """
 
-    loss: str = "dlr"
+    loss: str | Criterion = "dlr"
     targets: int = 9
+
+    options = ("eps",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss_name(self.loss, targeted=True)
+        check_loss(self.loss, targeted=True)
         check_steps("targets", self.targets)
 
     @property
     def label(self) -> str:
         """ "apgd-t-dlr-100"."""
-        return self._labelled(f"apgd-t-{self.loss}-{self.steps}")
+        return self._labelled(f"apgd-t-{name_of(self.loss)}-{self.steps}")
 
     @property
     def _needs_clean(self) -> bool:
         return True
 
-    def _goals(self, y: Tensor, clean: Tensor | None) -> tuple[list[Goal], tuple[str, ...]]:
+    def _goals(
+        self, y: Tensor, clean: Tensor | None, target: Tensor | None
+    ) -> tuple[list[Goal], tuple[str, ...]]:
         assert clean is not None
         order = most_likely_others(clean, y, self.targets)
         goals = [
-            Goal(self.loss, y, target.contiguous(), any_class=True)
-            for target in order.unbind(1)
+            Goal(self.loss, y, other.contiguous(), any_class=True)
+            for other in order.unbind(1)
             for _ in range(self.restarts)
         ]
         notes = ()

@@ -50,7 +50,7 @@ class AttackResult:
     cost: Cost
     fooled: Tensor | None = None
     notes: tuple[str, ...] = ()
-    start_grad: Tensor | None = None
+    start_grad: Tensor | None = field(default=None, kw_only=True)  # others add fields by place
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ class Attack:
                 and on its id alone. None takes its index in the batch.
             eps: radius in place of the field, a number or one a sample (B,), for attacks in one
                 norm.
-            target: classes (B,) to aim at, int64, none of them the label, for PGD and Square.
+            target: classes (B,) to aim at, int64, none of them the label, for PGD, APGD, FAB, CW
+                and Square.
 
         Returns:
             New images like `x`, inside the ball around `x` and inside the bounds, with the cost,

@@ -1,13 +1,13 @@
 """DeepFool and the attack of Carlini and Wagner: they look for the closest adversarial image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from roli_fast.attacks.base import ATTACKS, AttackInputs, Ball, BallAttack, check_steps
 from roli_fast.attacks.fab import FABResult, NearestPlane
-from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.objective import Goal, check_target, is_right
 from roli_fast.attacks.passes import Passes, column
 from roli_fast.engine import InputGradient
 from roli_fast.errors import ArgumentError, describe
@@ -36,12 +36,15 @@ class Closest(BallAttack):
         ball, inputs = self.ball(inputs)
         x, y = inputs.x, inputs.y
         with inputs.gradient(margin) as gradient:
-            right = is_right(Passes(gradient).clean(x, y), y)
+            clean, goal = Passes(gradient).clean(x, y), Goal("margin", y, inputs.target)
+            if inputs.target is not None:
+                check_target(inputs.target, y, clean)
+            right = ~goal.reached(clean)
             met = self.meet(gradient, inputs, ball, right)
             distance = torch.where(right, met.distance, 0.0)
             x_adv = torch.where(column(right, x), met.image, x)
             ball.norm.project_(x_adv, x, eps=ball.eps, bounds=ball.bounds)
-            fooled = ~is_right(gradient.evaluate(x_adv, y)[1], y)
+            fooled = goal.reached(gradient.evaluate(x_adv, y)[1])
             return FABResult(x_adv, gradient.cost, fooled, ball.notes, distance)
 
 
@@ -131,12 +134,17 @@ def _widest(ball: Ball, x: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Confidence:
-    """-max(z_y - max of the others, -kappa): what is gained until the margin is kappa."""
+    """-max(z_y - max of the others, -kappa): what is gained until the goal's margin is kappa."""
 
+    goal: Goal
     kappa: float
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        return margin(logits, y).clamp(max=self.kappa)
+        return self.goal(logits, y).clamp(max=self.kappa)
+
+    def rows(self, part: slice) -> "Confidence":
+        """That of these samples alone."""
+        return replace(self, goal=self.goal.rows(part))
 
 
 @ATTACKS.register("cw")
@@ -161,6 +169,8 @@ class CW(Closest):
     c: float = 1.0
     kappa: float = 0.0
     searches: int = 6
+
+    options = ("eps", "target")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,7 +202,8 @@ class CW(Closest):
         """One search with the weights `c` (B,); the closest in l2."""
         x, y, (least, most) = inputs.x, inputs.y, ball.bounds
         width = most - least
-        met, wanted = Met(x), Confidence(self.kappa)
+        met, goal = Met(x), Goal("margin", y, inputs.target)
+        wanted = Confidence(goal, self.kappa)
         share = (x.to(c.dtype) - least) / width
         start = (2 * share - 1).clamp(-1 + 1e-6, 1 - 1e-6)
         with torch.inference_mode(False):
@@ -205,7 +216,7 @@ class CW(Closest):
                     grad, (_loss, logits) = None, gradient.evaluate(image, y, wanted)
                 else:
                     grad, _loss, logits = gradient(image, y, wanted)
-                met.update(image, NORMS["l2"].distance(image, x), ~is_right(logits, y))
+                met.update(image, NORMS["l2"].distance(image, x), goal.reached(logits))
                 if grad is not None:
                     away = (tanh + 1) / 2 - share  # in units of [0, 1] images
                     slope = 2 * away - column(c, away) * grad.to(c.dtype) * width

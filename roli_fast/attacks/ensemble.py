@@ -83,7 +83,9 @@ def search_in_turn(
         gone = rows[new]
         x_adv[gone], fooled[gone], fooled_by[gone] = found.x_adv[new], True, number
     said = (*notes, *counts)
-    return EnsembleResult(x_adv, cost, fooled, said, fooled_by, all_lost, robust_under)
+    return EnsembleResult(
+        x_adv, cost, fooled, said, fooled_by=fooled_by, lost=all_lost, robust_under=robust_under
+    )
 
 
 def total(costs: Iterable[Cost]) -> Cost:

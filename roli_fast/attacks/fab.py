@@ -17,7 +17,7 @@ from roli_fast.attacks.base import (
     BallAttack,
     check_steps,
 )
-from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.objective import Goal, check_target
 from roli_fast.attacks.passes import Passes, column, put, take
 from roli_fast.attacks.restarts import SearchResult, restart_generators, until_fooled
 from roli_fast.engine import InputGradient, KeptForward
@@ -54,7 +54,8 @@ class FAB(BallAttack):
     point and from x, both without leaving the box; a mixture of the two), a bit beyond, and where
     that fools the model, back towards x. A run of k steps costs k + 1 forwards and (C - 1) k
     backwards, and one forward and C - 1 backwards for each step back: over all samples if most
-    of them stepped back, over those that did otherwise.
+    of them stepped back, over those that did otherwise. With a `target` in the call only an image
+    that is classified as that counts, and the boundary is that to it: one backward.
 
     Args:
         steps: number of steps of a run.
@@ -77,6 +78,8 @@ class FAB(BallAttack):
     final_search: int = 3
     minimal: bool = True
 
+    options = ("eps", "target")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_offers(self.norm, "fab_step_")
@@ -95,6 +98,9 @@ class FAB(BallAttack):
         """The boundaries to attack one after another, from the clean logits (B, C)."""
         if logits.shape[1] > 1:
             yield NearestPlane(NORMS[str(self.norm)], logits.shape[1] - 1)
+
+    def _planes_to(self, goal: Goal, logits: Tensor) -> "Iterator[Planes]":
+        return self.planes(logits, goal.y) if goal.target is None else iter([GoalPlane(goal)])
 
     def starts(self, inputs: AttackInputs, ball: Ball) -> Starts:
         """The source of the later runs' starts, for a subclass that draws otherwise.
@@ -123,10 +129,13 @@ class FAB(BallAttack):
         with inputs.gradient(margin) as gradient:
             walk = Walk(self, ball, gradient)
             logits = Passes(gradient).clean(x, y)
-            clean_margin, wrong = margin(logits, y), ~is_right(logits, y)
+            goal = Goal("margin", y, inputs.target)
+            if inputs.target is not None:
+                check_target(inputs.target, y, logits)
+            height, done = goal(logits, y), goal.reached(logits)
 
             def once(planes: Planes, restart: int, rows: Tensor) -> SearchResult:
-                samples = take(Samples(x, y, x, planes, clean_margin, limit), rows)
+                samples = take(Samples(x, y, goal, x, planes, height, limit), rows)
                 if restart > 0:
                     samples = replace(samples, point=starts(restart, rows))
                 closest = walk.run(samples)
@@ -135,11 +144,11 @@ class FAB(BallAttack):
 
             runs = [
                 partial(once, planes, restart)
-                for planes in self.planes(logits, y)
+                for planes in self._planes_to(goal, logits)
                 for restart in range(self.restarts)
             ]
-            found = until_fooled(x, wrong, runs)
-            distance = torch.where(wrong, 0.0, -found.loss)
+            found = until_fooled(x, done, runs)
+            distance = torch.where(done, 0.0, -found.loss)
             x_adv = torch.where(column(found.fooled, x), found.x_adv, x)
             return FABResult(x_adv, gradient.cost, found.fooled, ball.notes, distance)
 
@@ -158,6 +167,8 @@ class FABT(FAB):
     """
 
     targets: int = 9
+
+    options = ("eps",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,6 +213,17 @@ class TargetPlane:
 
 
 @dataclass(frozen=True)
+class GoalPlane:
+    """The boundary of a goal: between its target and the likeliest other class. One backward."""
+
+    goal: Goal
+    backwards: int = 1
+
+    def __call__(self, kept: KeptForward, y: Tensor) -> tuple[Tensor, Tensor]:
+        return kept.gradient(self.goal)
+
+
+@dataclass(frozen=True)
 class NearestPlane:
     """The nearest of the boundaries to all other classes: FAB. `backwards` is C - 1.
 
@@ -230,7 +252,7 @@ class NearestPlane:
         return normal, value
 
 
-Planes = TargetPlane | NearestPlane
+Planes = TargetPlane | GoalPlane | NearestPlane
 """Which boundary of each sample is linearised: (kept forward, labels) -> normals, like x, and the
 values of the linear functions (B,). `backwards` is what one call costs."""
 
@@ -242,14 +264,16 @@ class Samples:
     Args:
         x: images, all classified right.
         y: their labels (B,).
+        goal: who is fooled; its margin is above 0 there.
         point: where each search stands.
         planes: which boundaries it goes to.
-        clean_margin: margin of `x` (B,), below 0.
+        clean_margin: the goal's of `x` (B,), below 0.
         limit: radii (B,) in fp64 within which an adversarial image counts.
     """
 
     x: Tensor
     y: Tensor
+    goal: Goal
     point: Tensor
     planes: Planes
     clean_margin: Tensor
@@ -309,9 +333,9 @@ class Walk:
 
     def _note(self, samples: Samples, logits: Tensor, closest: Closest) -> Tensor:
         """Who is fooled (B,), written down where that is closer."""
-        fooled = ~is_right(logits, samples.y)
+        fooled = samples.goal.reached(logits)
         distance = self.ball.norm.distance(samples.point, samples.x)
-        closest.update(samples.point, distance, margin(logits, samples.y), fooled)
+        closest.update(samples.point, distance, samples.goal(logits, samples.y), fooled)
         return fooled
 
     def _look(self, samples: Samples, closest: Closest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -384,7 +408,7 @@ class Walk:
             probe = (x + column(share, x) * (end - x)).to(x.dtype).clamp(*box)
             logits = self.engine.evaluate(probe, samples.y)[1]
             fooled = self._note(replace(samples, point=probe), logits, part)
-            height = margin(logits, samples.y)
+            height = samples.goal(logits, samples.y)
             near, far = torch.where(fooled, near, share), torch.where(fooled, share, far)
             near_margin = torch.where(fooled, near_margin, height)
             far_margin = torch.where(fooled, height, far_margin)

@@ -3,6 +3,7 @@ wrong class that a targeted one aims at."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -12,6 +13,9 @@ from roli_fast.engine.input_gradient import check_labels
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, dlr, dlr_targeted, kl, margin
 from roli_fast.registry import Registry
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, C), y (B,)) -> one loss a sample (B,), or the batch's mean."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +48,43 @@ LOSSES.register("dlr")(AttackLoss(dlr, dlr_targeted, fewest_classes=4, otherwise
 LOSSES.register("kl")(AttackLoss(kl, from_clean=True))
 
 
-def defined_for(loss: str, classes: int) -> str:
-    """The name of the loss that is taken with so many classes: `loss`, or what stands in for it."""
-    entry = LOSSES[loss]
+def entry_of(loss: str | Criterion) -> AttackLoss:
+    """The forms of a loss by its name, or of a caller's own, which is lowered towards a target."""
+    if not callable(loss):
+        return LOSSES[loss]
+    own = partial(_each, loss)
+    return AttackLoss(own, lambda z, _y, goal: -own(z, goal))
+
+
+def _each(criterion: Criterion, logits: Tensor, y: Tensor) -> Tensor:
+    """One loss a sample; a criterion that returns the batch's mean is called image by image."""
+    losses = criterion(logits, y)
+    if losses.ndim == 0 and len(y):
+        rows = zip(logits.split(1), y.split(1), strict=True)
+        return torch.stack([criterion(*row) for row in rows])
+    if losses.ndim == 0:  # the mean of nothing
+        return logits.sum(1)
+    return losses
+
+
+def name_of(loss: str | Criterion) -> str:
+    """What tables call a loss."""
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+
+
+def defined_for(loss: str | Criterion, classes: int) -> str | Criterion:
+    """The loss that is taken with so many classes: `loss`, or what stands in for it."""
+    entry = entry_of(loss)
     return loss if classes >= entry.fewest_classes else entry.otherwise
 
 
-def notes_on(loss: str, classes: int) -> tuple[str, ...]:
+def notes_on(loss: str | Criterion, classes: int) -> tuple[str, ...]:
     """What a result says about a loss that was not defined for the model's number of classes, 0
     where no image was shown to it."""
     taken = defined_for(loss, classes)
     if taken == loss or classes == 0:
         return ()
-    fewest = LOSSES[loss].fewest_classes
+    fewest = entry_of(loss).fewest_classes
     return (f"loss {loss} needs {fewest} classes, the model has {classes}: {taken} was taken",)
 
 
@@ -75,21 +103,21 @@ class Goal:
     It is the loss of an engine call. All tensors have the batch in front.
 
     Args:
-        loss: a name in `LOSSES`.
+        loss: a name in `LOSSES`, or a caller's own.
         y: labels (B,).
         target: labels (B,) to be reached.
         clean: logits (B, C) of the clean images, for losses that compare with them.
         any_class: a sample counts as fooled by any wrong class, also where a target is given.
     """
 
-    loss: str
+    loss: str | Criterion
     y: Tensor
     target: Tensor | None = None
     clean: Tensor | None = None
     any_class: bool = False
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        entry = LOSSES[defined_for(self.loss, logits.shape[1])]
+        entry = entry_of(defined_for(self.loss, logits.shape[1]))
         if self.target is None:
             other = self.clean if entry.from_clean and self.clean is not None else y
             return entry.away(logits, other)
@@ -109,9 +137,9 @@ class Goal:
         return is_right(logits, self.target)
 
 
-def check_loss_name(loss: str, *, targeted: bool = False) -> None:
-    """Raise unless `loss` names a loss, with a targeted form where one is needed."""
-    if LOSSES[loss].towards is None and targeted:
+def check_loss(loss: str | Criterion, *, targeted: bool = False) -> None:
+    """Raise unless `loss` is a loss or names one, with a targeted form where one is needed."""
+    if entry_of(loss).towards is None and targeted:
         known = ", ".join(name for name in LOSSES if LOSSES[name].towards)
         raise ArgumentError(
             describe("loss", f"a loss with a targeted form, one of: {known}", repr(loss))

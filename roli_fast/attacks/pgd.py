@@ -10,12 +10,14 @@ from torch import Generator, Tensor
 
 from roli_fast.attacks.base import ATTACKS, AttackInputs, AttackResult, Ball, BallAttack
 from roli_fast.attacks.objective import (
-    LOSSES,
     RULES,
+    Criterion,
     Goal,
-    check_loss_name,
+    check_loss,
     check_target,
     choose,
+    entry_of,
+    name_of,
     notes_on,
 )
 from roli_fast.attacks.passes import Passes, Samples, column, take
@@ -39,7 +41,8 @@ class PGD(BallAttack):
         keep: "last" returns the last iterate, "best" the iterate of highest loss, image by image;
             "adversarial" the first one that fools the model, and the last where none does;
             "best_batch" the iterate of highest mean loss, one for all images, as RoLI's release.
-        loss: what the steps ascend: "ce", "dlr", "margin", or "kl" from the clean logits (TRADES).
+        loss: what the steps ascend: "ce", "dlr", "margin", "kl" from the clean logits (TRADES), or
+            a callable of (logits, y), see `Criterion`.
         restarts: number of searches, each from its own random start.
         momentum: decay of the accumulated gradient, 1 in MI-FGSM; 0 takes the gradient as it is.
         targets: aim at a wrong class instead of away from the label: "least_likely" or "random";
@@ -53,7 +56,7 @@ class PGD(BallAttack):
     steps: int = 10
     random_start: bool = True
     keep: Literal["last", "best", "adversarial", "best_batch"] = "last"
-    loss: str = "ce"
+    loss: str | Criterion = "ce"
     restarts: int = 1
     momentum: float = 0.0
     targets: Literal["least_likely", "random"] | None = None
@@ -66,14 +69,14 @@ class PGD(BallAttack):
         super().__post_init__()
         check_choice("keep", self.keep, ("last", "best", "adversarial", "best_batch"))
         check_choice("targets", self.targets, (*RULES, None))
-        check_loss_name(self.loss, targeted=self.targets is not None)
+        check_loss(self.loss, targeted=self.targets is not None)
         check_random_start(self.random_start, self.restarts, self.loss)
 
     @property
     def label(self) -> str:
         """ "pgd-10" for ten steps; what else differs from plain PGD follows."""
         parts = [f"pgd-{self.steps}"]
-        parts += [self.loss] if self.loss != "ce" else []
+        parts += [name_of(self.loss)] if self.loss != "ce" else []
         parts += [f"m{self.momentum:g}"] if self.momentum else []
         parts += [self.targets.replace("_", "-")] if self.targets else []
         parts += [f"r{self.restarts}"] if self.restarts > 1 else []
@@ -100,13 +103,13 @@ class PGD(BallAttack):
             if self.targets:
                 fix = "Give either the field or the argument."
                 raise ArgumentError(describe("target", "None", f"targets={self.targets!r}", fix))
-            check_loss_name(self.loss, targeted=True)
+            check_loss(self.loss, targeted=True)
             check_target(target, y, passes.clean(x, y))
             return Goal(self.loss, y, target)
         if self.targets:
             clean = passes.clean(x, y)
             return Goal(self.loss, y, choose(self.targets, clean, y, inputs.generator, inputs.ids))
-        from_clean = LOSSES[self.loss].from_clean
+        from_clean = entry_of(self.loss).from_clean
         return Goal(self.loss, y, clean=passes.clean(x, y) if from_clean else None)
 
     def _start(self, samples: Samples, ball: Ball, generator: Generator | None) -> Tensor:
@@ -197,7 +200,7 @@ class PGD(BallAttack):
         return found.x_adv, found.fooled
 
 
-def check_random_start(random_start: bool, restarts: int, loss: str) -> None:
+def check_random_start(random_start: bool, restarts: int, loss: str | Criterion) -> None:
     """Raise without a random start where it is needed: restarts would be equal, and the gradient of
     "kl" is zero at the image itself."""
     for name, value, needs in (("restarts", restarts, restarts > 1), ("loss", loss, loss == "kl")):

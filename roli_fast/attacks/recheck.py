@@ -20,11 +20,13 @@ class Checked:
     Args:
         result: `fooled` (B,) says where `x_adv` is misclassified by the plain model; all other
             images are as they were. Its cost holds all passes, also those of the checks.
+        predictions: int64 (B,), what the plain model takes a fooled image for; -1 elsewhere.
         lost: bool (B,), found by the first search and classified right by the plain model.
         regained: how many of these a second search by the plain model fooled.
     """
 
     result: AttackResult
+    predictions: Tensor
     lost: Tensor
     regained: int
 
@@ -49,33 +51,36 @@ def search(attack: Attack, inputs: AttackInputs) -> Checked:
     looked = found.fooled
     if looked is None or by_target:
         looked = torch.ones_like(y, dtype=torch.bool)
-    fooled, cost = fooled_by(plain(model), found.x_adv, y, looked)
-    cost += found.cost
+    predictions, cost = misclassified_as(plain(model), found.x_adv, y, looked)
+    fooled, cost = predictions >= 0, cost + found.cost
     x_adv = torch.where(column(fooled, x), found.x_adv, x.detach())
     lost = torch.zeros_like(fooled) if found.fooled is None else found.fooled & ~fooled
     rows = lost.nonzero()[:, 0]
     if model.engine.exact or len(rows) == 0:
-        return Checked(replace(found, x_adv=x_adv, cost=cost, fooled=fooled), lost, 0)
-    second = search(attack, again.at(rows)).result
-    assert second.fooled is not None
-    x_adv = x_adv.index_copy(0, rows, second.x_adv)
-    fooled = fooled.index_copy(0, rows, second.fooled)
-    result = AttackResult(x_adv, cost + second.cost, fooled, found.notes)
-    return Checked(result, lost, int(second.fooled.sum()))
+        result = replace(found, x_adv=x_adv, cost=cost, fooled=fooled)
+        return Checked(result, predictions, lost, 0)
+    second = search(attack, again.at(rows))
+    x_adv = x_adv.index_copy(0, rows, second.result.x_adv)
+    predictions = predictions.index_copy(0, rows, second.predictions)
+    result = AttackResult(x_adv, cost + second.result.cost, predictions >= 0, found.notes)
+    return Checked(result, predictions, lost, int((second.predictions >= 0).sum()))
 
 
-def fooled_by(model: Model, x: Tensor, y: Tensor, among: Tensor) -> tuple[Tensor, Cost]:
-    """Which images (B, ...) are misclassified, (B,), of those in `among` (B,); one pass on these.
+def misclassified_as(model: Model, x: Tensor, y: Tensor, among: Tensor) -> tuple[Tensor, Cost]:
+    """The class (B,) that each image (B, ...) of those in `among` (B,) is wrongly taken for, -1
+    where it is right or not among them; one pass on these.
 
     A NaN among the logits counts as misclassified.
     """
-    rows, fooled = among.nonzero()[:, 0], torch.zeros_like(among)
+    rows, classes = among.nonzero()[:, 0], torch.full_like(y, -1)
     if len(rows) == 0:
-        return fooled, Cost(0, 0)
+        return classes, Cost(0, 0)
     with InputGradient(model) as engine, torch.no_grad():
-        logits = engine.evaluate(x[rows], y[rows], cross_entropy)[1]
-        fooled[rows] = ~is_right(logits, y[rows])
-        return fooled, engine.cost
+        labels = y[rows]
+        logits = engine.evaluate(x[rows], labels, cross_entropy)[1]
+        others = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        classes[rows] = torch.where(is_right(logits, labels), -1, others)
+        return classes, engine.cost
 
 
 def _copy_of(generator: Generator | None, device: torch.device) -> Generator:

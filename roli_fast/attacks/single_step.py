@@ -5,6 +5,7 @@ images are up to three times eps from the original, within the bounds.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from roli_fast.attacks.base import (
     BallAttack,
     check_within,
 )
-from roli_fast.attacks.objective import Goal, check_loss_name, notes_on
+from roli_fast.attacks.objective import Criterion, Goal, check_loss, notes_on
 from roli_fast.attacks.passes import Passes
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.norms import NORMS
@@ -30,14 +31,14 @@ class SingleStep(BallAttack):
     the gradient at the start, which a training run compares with that at the end.
 
     Args:
-        loss: "ce", "dlr" or "margin", what the step ascends.
+        loss: "ce", "dlr" or "margin", or a callable of (logits, y): what the step ascends.
     """
 
-    loss: str = "ce"
+    loss: str | Criterion = "ce"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss_name(self.loss)
+        check_loss(self.loss)
         if self.loss == "kl":
             raise ArgumentError(describe("loss", "'ce', 'dlr' or 'margin'", "'kl'"))
 
@@ -181,7 +182,8 @@ class SORA(SingleStep):
         half = torch.full_like(x_adv, 0.5)
         draw = dict(generator=inputs.generator, sample_ids=inputs.ids)
         u = NORMS["linf"].random_start(half, eps=0.5, bounds=(0.0, 1.0), **draw)
-        whole, size = dict(eps=ball.eps * self.reach, bounds=ball.bounds), ball.eps * self.shares[1]
+        size = ball.eps * self.shares[1]
+        whole: dict[str, Any] = dict(eps=ball.eps * self.reach, bounds=ball.bounds)
         if ball.norm is NORMS["linf"]:
             x_adv += u * grad.sign() * per_sample(size, x_adv)
         else:

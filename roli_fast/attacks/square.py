@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks.base import ATTACKS, AttackInputs, AttackResult, Ball, BallAttack
-from roli_fast.attacks.objective import Goal, check_target
+from roli_fast.attacks.objective import Criterion, Goal, check_target
 from roli_fast.attacks.passes import Passes, Samples, column, put, take
 from roli_fast.attacks.restarts import SearchResult, until_fooled
 from roli_fast.errors import ArgumentError, check_choice, describe
@@ -50,7 +50,7 @@ class Square(BallAttack):
         n_queries: proposals of a run.
         restarts: number of runs; a run takes the samples that no run before it fooled.
         p_init: share of the pixels that the first windows cover.
-        loss: "margin" or "ce", what decides whether a change stays.
+        loss: "margin" or "ce", or a callable of (logits, y): what decides whether a change stays.
         rescale_schedule: halve the share after the same parts of a run for any n_queries; False
             halves it after the numbers of queries that are meant for 10,000, as AutoAttack does.
         compact: samples leave the batch as soon as they are fooled; false keeps all shapes as they
@@ -60,7 +60,7 @@ class Square(BallAttack):
     n_queries: int = 5000
     restarts: int = 1
     p_init: float = 0.8
-    loss: str = "margin"
+    loss: str | Criterion = "margin"
     rescale_schedule: bool = True
     compact: bool = True
 
@@ -69,7 +69,8 @@ class Square(BallAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_offers(self.norm, "square_moves")
-        check_choice("loss", self.loss, ("margin", "ce"))
+        if not callable(self.loss):
+            check_choice("loss", self.loss, ("margin", "ce"))
 
     @property
     def label(self) -> str:

@@ -10,7 +10,7 @@ x_adv = as_art_attack(PGD(eps=8 / 255), classifier, batch_size=128).generate(x, 
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,11 @@ def as_art_attack(
 ) -> Any:
     """An `art.attacks.EvasionAttack` around one of our attacks.
 
-    `generate(x, y=None)` takes and returns numpy. y are labels (N,) or one-hot (N, C), by default
-    what the model predicts. The estimator's clip values are the bounds, its preprocessing is in
-    front of the model; the model's modes and gradients stay as they are.
+    `generate(x, y=None, mask=None)` takes and returns numpy. y are labels (N,) or one-hot (N, C),
+    by default what the model predicts. Of a mask, which broadcasts to x, only pixels where it is
+    not 0 are changed; then images are attacked one by one, whatever the batch size. The estimator's
+    clip values are the bounds, its preprocessing is in front of the model; the model's modes and
+    gradients stay as they are.
 
     Args:
         attack: any attack with a field `bounds`.
@@ -46,7 +48,7 @@ def as_art_attack(
         batch_size: images a call of the attack; results do not depend on it, but for the last bits
             of the model's.
         seed: of the draws, the same at each `generate`; None draws it from torch's generator.
-        targeted: y are the classes to aim at; PGD and Square alone.
+        targeted: y are the classes to aim at, for attacks that take a `target`.
 
     Raises:
         MissingPackageError: ART is not installed.
@@ -54,18 +56,24 @@ def as_art_attack(
     return _attack_class()(attack, estimator, batch_size, seed, targeted)
 
 
-def _searched(estimator: Any) -> View:
-    """A classifier's network behind its preprocessing."""
+def _searched(estimator: Any, seen: Callable[[Tensor], Tensor] | None = None) -> View:
+    """A classifier's network behind its preprocessing, and behind `seen` where it is given."""
     if estimator.preprocessing_operations and not estimator.all_framework_preprocessing:
         got = ", ".join(type(part).__name__ for part in estimator.preprocessing_operations)
         fix = "Use ART's PyTorch versions of them."
         raise ArgumentError(describe("estimator", "preprocessing in torch", got, fix))
 
     def logits(x: Tensor) -> Tensor:
+        x = x if seen is None else seen(x)
         x, _ = estimator._apply_preprocessing(x, None, fit=False, no_grad=False)
         return estimator.model(x)
 
     return View(estimator.model, logits)
+
+
+def _kept_outside(free: Tensor, image: Tensor, x: Tensor) -> Tensor:
+    """`x`, but for the pixels of `image` (1, ...) that are not free."""
+    return torch.where(free, x, image)
 
 
 def _bounds_of(estimator: Any, own: Bounds | None) -> Bounds | None:
@@ -106,15 +114,17 @@ def _attack_class() -> Callable[..., Any]:
             self._targeted = targeted
             self._built = True
 
-        def generate(self, x: Any, y: Any = None) -> Any:
+        def generate(self, x: Any, y: Any = None, mask: Any = None) -> Any:
             if y is None and self.targeted:
                 raise ArgumentError(describe("y", "the targets, with targeted=True", None))
-            model = _searched(self.estimator)
+            model, size = _searched(self.estimator), self.batch_size
+            if mask is not None:
+                mask, size = torch.from_numpy(np.asarray(mask) != 0).broadcast_to(x.shape), 1
             attack = replace(self.attack, bounds=_bounds_of(self.estimator, self.attack.bounds))
             seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
             given, found = None if y is None else _labels(y), [x[:0]]
-            for start in range(0, len(x), self.batch_size):
-                rows, options = slice(start, start + self.batch_size), {}
+            for start in range(0, len(x), size):
+                rows, options = slice(start, start + size), {}
                 part = torch.from_numpy(x[rows]).to(self.estimator.device)
                 ids = torch.arange(start, start + len(part), device=part.device)
                 seen = clean_logits(model, part).argmax(1) if given is None else given[rows]
@@ -122,7 +132,11 @@ def _attack_class() -> Callable[..., Any]:
                 if self.targeted:
                     labels, options = aimed(attack, labels)
                 generator = Generator(part.device).manual_seed(seed)
+                free = None if mask is None else mask[rows].to(part.device)
+                if free is not None:
+                    model = _searched(self.estimator, partial(_kept_outside, free, part))
                 adv = attack(model, part, labels, generator, sample_ids=ids, **options)
+                adv = adv if free is None else _kept_outside(free, part, adv)
                 found.append(adv.cpu().numpy())
             return np.concatenate(found)
 

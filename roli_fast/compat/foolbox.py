@@ -19,18 +19,24 @@ from typing import Any
 
 from torch import Generator, nn
 
-from roli_fast.attacks import Attack
+from roli_fast.attacks import FAB, Attack
+from roli_fast.attacks.closest import Closest
 from roli_fast.compat.peers import UserAttributes, aimed, library
 from roli_fast.compat.view import View
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.norms import NORMS
 
 
 def as_foolbox_attack(attack: Attack, generator: Generator | None = None) -> Any:
-    """A `foolbox.attacks.base.FixedEpsilonAttack` around one of our attacks.
+    """One of our attacks as foolbox's `FixedEpsilonAttack`.
+
+    FAB, DeepFool and CW, which look for the closest adversarial image, are `MinimizationAttack`s:
+    one search serves all epsilons, and `epsilons=None` sets no limit.
 
     eps and bounds are those of the call and of its model, whatever the attack has. The criterion
-    is `Misclassification` (or labels), or, for PGD and Square, `TargetedMisclassification`. Of a
-    model in train mode, weights, gradients, modes and running statistics stay as they are.
+    is `Misclassification` (or labels), or `TargetedMisclassification` for attacks that take a
+    `target`. Of a model in train mode, weights, gradients, modes and running statistics stay as
+    they are.
 
     Args:
         attack: an attack with the fields norm, eps and bounds.
@@ -39,7 +45,7 @@ def as_foolbox_attack(attack: Attack, generator: Generator | None = None) -> Any
     Raises:
         MissingPackageError: foolbox is not installed.
     """
-    return _attack_class()(attack, generator)
+    return _attack_class(isinstance(attack, (FAB, Closest)))(attack, generator)
 
 
 def from_foolbox_model(fmodel: Any) -> nn.Module:
@@ -63,11 +69,14 @@ def _network_of(fmodel: Any) -> nn.Module | None:
 
 
 @cache
-def _attack_class() -> Callable[..., Any]:
+def _attack_class(minimal: bool) -> Callable[..., Any]:
     foolbox = library("foolbox", "foolbox")
     eagerpy = library("eagerpy", "foolbox")
+    base = foolbox.attacks.base
 
-    class RoliFastAttack(foolbox.attacks.base.FixedEpsilonAttack, UserAttributes):
+    class RoliFastAttack(
+        base.MinimizationAttack if minimal else base.FixedEpsilonAttack, UserAttributes
+    ):
         """One of roli_fast's attacks."""
 
         def __init__(self, attack: Any, generator: Generator | None) -> None:
@@ -77,12 +86,23 @@ def _attack_class() -> Callable[..., Any]:
         def distance(self) -> Any:
             return getattr(foolbox.distances, self.attack.norm)
 
-        def run(self, model: Any, inputs: Any, criterion: Any, *, epsilon: float) -> Any:
+        def run(
+            self,
+            model: Any,
+            inputs: Any,
+            criterion: Any,
+            *,
+            epsilon: float | None = None,
+            early_stop: float | None = None,
+        ) -> Any:
             wrapped, restore = eagerpy.astensor_(inputs)
-            criterion = foolbox.attacks.base.get_criterion(criterion)
+            criterion = base.get_criterion(criterion)
             if epsilon == 0:
                 return restore(wrapped)
-            bounds = tuple(float(value) for value in model.bounds)
+            low, high = bounds = tuple(float(value) for value in model.bounds)
+            if epsilon is None:  # as far as the box goes
+                norm = NORMS[self.attack.norm]
+                epsilon = (high - low) * norm.largest(wrapped.raw[0].numel())
             attack = replace(self.attack, eps=float(epsilon), bounds=bounds)
             if isinstance(criterion, foolbox.criteria.TargetedMisclassification):
                 y, options = aimed(attack, criterion.target_classes.raw)

@@ -1,10 +1,12 @@
-"""LoRA in the format of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors.
+"""LoRA in the format of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors or,
+of older versions, adapter_model.bin.
 
 PEFT itself is not needed to read or write it. Format: PEFT 0.21, `PeftModel.save_pretrained`.
 """
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ from roli_fast.peft.targets import Rows
 logger = logging.getLogger("roli_fast.compat")
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+OLD_TENSORS = "adapter_model.bin"
 CARD = "roli_fast_adapter"
 """Key of our own entry in the tensors' metadata, which PEFT passes over."""
 
@@ -31,7 +34,12 @@ PREFIX, BACKBONE = "base_model.model.", "backbone."
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 
-READ = frozenset(("peft_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"))
+READ = frozenset(
+    (
+        *("peft_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"),
+        "use_rslora",  # alpha / sqrt(r) in the place of alpha / r
+    )
+)
 """Fields that are read, beside those of which one value is harmless."""
 
 HARMLESS = {
@@ -111,7 +119,7 @@ def load(model: Classifier, folder: str | Path) -> list[str]:
 
     Args:
         model: the classifier with the backbone that the adapter was trained on.
-        folder: with adapter_config.json and adapter_model.safetensors.
+        folder: with adapter_config.json and adapter_model.safetensors or adapter_model.bin.
 
     Returns:
         Names of the trainable parameters, as `peft.apply`.
@@ -189,9 +197,12 @@ def _read(model: Classifier, folder: Path) -> Adapter:
     with naming(folder / CONFIG, CheckpointError, CONFIG, "a JSON file that means plain LoRA"):
         config = read_json(folder / CONFIG)
         _check(config)
-    state = {n.removeprefix(PREFIX): t for n, t in read_state_dict(folder / TENSORS).items()}
+    old = (folder / OLD_TENSORS).is_file() and not (folder / TENSORS).exists()
+    path = folder / (OLD_TENSORS if old else TENSORS)
+    state = {n.removeprefix(PREFIX): t for n, t in read_state_dict(path).items()}
     names = [name.removesuffix(A) for name in state if name.endswith(A)]
     layers = {n: (state.pop(n + A), state.pop(n + B)) for n in names if n + B in state}
+    _check_network(model, layers, folder)
     own = {f"{model.head_name}.{name}": p for name, p in model.head.named_parameters()}
     short = {name: name.removeprefix(BACKBONE) for name in own}
     head = {name: state.pop(short[name]) for name in own if short[name] in state}
@@ -203,7 +214,21 @@ def _read(model: Classifier, folder: Path) -> Adapter:
     if head and found != wanted:
         fix = "Create the model with as many classes."
         raise CheckpointError(describe("num_classes", f"a head {wanted}", f"{found}", fix))
-    return Adapter(config, read_card(folder / TENSORS, CARD), layers, head)
+    return Adapter(config, read_card(path, CARD), layers, head)
+
+
+def _check_network(model: Classifier, layers: Mapping[str, Any], folder: Path) -> None:
+    """Raise CheckpointError where no layer of the file is one of the model: it is of another
+    network, whatever else does not fit."""
+    own = {name for name, _ in model.backbone.named_modules()}
+    if own.isdisjoint(layers) and layers:
+        fix = "An adapter fits the network that it was trained on alone"
+        if ".encoder.layer." in next(iter(layers)) or ".layers." in next(iter(layers)):
+            fix += "; these are names of transformers, where q, k and v are layers of their own: "
+            fix += "models.wrap its network (ViTForImageClassification) and load it on that"
+        expected = f"the network of '{folder}', with {', '.join(list(layers)[:2])}"
+        got = f"{model.config.name} without such layers"
+        raise CheckpointError(describe("model", expected, got, f"{fix}."))
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -217,15 +242,17 @@ def _check(config: dict[str, Any]) -> None:
 
 
 def _numbers_of(config: Mapping[str, Any], layer: str) -> tuple[int, float]:
-    """(rank, alpha) of the layer: those of the first pattern that its name's end matches, as in
-    PEFT, or the default."""
+    """(rank, alpha) of the layer: those of the first pattern, a regular expression, that its name's
+    end matches, as in PEFT, or the default. Of rank-stabilised LoRA (Kalajdzievski,
+    arXiv:2312.03732) the alpha with which alpha / rank is its factor."""
 
     def value(patterns: Mapping[str, Any] | None, default: Any) -> Any:
         matching = (v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", layer))
         return next(matching, default)
 
     rank = value(config.get("rank_pattern"), config["r"])
-    return rank, value(config.get("alpha_pattern"), config["lora_alpha"])
+    alpha = value(config.get("alpha_pattern"), config["lora_alpha"])
+    return rank, alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
 
 
 def _whole_layers(model: Classifier, file: Adapter) -> tuple[list[LoRA], dict[str, Tensor]]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from roli_fast.attacks import PGD
 from roli_fast.attacks.base import Ball
 from roli_fast.attacks.passes import Samples
-from roli_fast.compat.criterion import CriterionPGD
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import ArgumentError, describe
 
@@ -63,13 +63,13 @@ def adv_generator(  # noqa: PLR0913 - RoLI's arguments
         steps=attack_steps,
         random_start=bool(random_start),
         keep="best" if use_best else "last",
-        criterion=None if given is None else lambda logits, y: given(logits, y, cls_weights),
+        loss="ce" if given is None else lambda logits, y: given(logits, y, cls_weights),
     )
     return attack(model, images, target, generator)
 
 
-@dataclass(frozen=True, eq=False)
-class _ReleasesPGD(CriterionPGD):
+@dataclass(frozen=True)
+class _ReleasesPGD(PGD):
     """PGD from the release's random start."""
 
     def _start(self, samples: Samples, ball: Ball, generator: Generator | None) -> Tensor:

@@ -4,7 +4,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import cache
@@ -90,9 +90,10 @@ def default_of(kind: type, name: str) -> Any:
 
 
 def without_none(kind: Any) -> Any:
-    """`kind` without "or None"."""
+    """`kind` without "or None" and "or a callable", which no configuration can write."""
     if _is_union(kind):
-        rest = [part for part in typing.get_args(kind) if part is not type(None)]
+        parts = (part for part in typing.get_args(kind) if part is not type(None))
+        rest = [part for part in parts if typing.get_origin(part) is not Callable]
         return rest[0] if len(rest) == 1 else Union[tuple(rest)]  # noqa: UP007
     return kind
 

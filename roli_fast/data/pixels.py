@@ -42,7 +42,8 @@ _SCAN = threading.Lock()  # one thread looks for the bits in use, and the others
 
 logger = logging.getLogger("roli_fast.data")
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Pixels(Protocol):
@@ -89,11 +90,9 @@ class ArrayPixels:
         return ArrayPixels(self.images.to(device))
 
     def grey(self) -> "ArrayPixels":
-        """The images with one channel."""
         return ArrayPixels(to_grey(self.images))
 
     def name(self, row: int) -> str:
-        """The row, as text."""
         return str(row)
 
 
@@ -182,11 +181,9 @@ class FilePixels:
             return 0
 
     def grey(self) -> "FilePixels":
-        """The images with one channel."""
         return replace(self, channels=1)
 
     def name(self, row: int) -> str:
-        """The relative path."""
         return self.paths[row]
 
     @contextlib.contextmanager

@@ -194,7 +194,6 @@ class DatasetPixels:
         return hashlib.sha256(self.read(row).contiguous().numpy().tobytes()).hexdigest()
 
     def grey(self) -> "DatasetPixels":
-        """The images with one channel."""
         return replace(self, channels=1)
 
     def name(self, row: int) -> str:

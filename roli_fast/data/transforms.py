@@ -66,7 +66,6 @@ class Crop:
 
     @property
     def draws(self) -> int:
-        """How many numbers it takes for each image."""
         return 3 if self.random else 0
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:

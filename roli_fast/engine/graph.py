@@ -232,6 +232,8 @@ def _taken_apart(loss: Loss) -> _Parts | None:
     values: dict[str, Any] = {f.name: getattr(loss, f.name) for f in fields(loss)}
     own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     rest = tuple((name, value) for name, value in values.items() if name not in own)
+    if any(callable(value) for _, value in rest if not is_dataclass(value)):
+        return None
     try:
         hash(rest)
     except TypeError:

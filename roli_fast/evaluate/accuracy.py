@@ -1,21 +1,22 @@
 """Accuracy on clean and on attacked images, sample by sample."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from roli_fast.attacks import Attack
-from roli_fast.attacks.base import AttackInputs, Radius
-from roli_fast.attacks.objective import is_right
-from roli_fast.attacks.recheck import Checked, search
 from roli_fast.data import Batch
-from roli_fast.engine import Cost, Engine, Hold, InputGradient, SearchModel, plain
+from roli_fast.engine import Engine, Hold
 from roli_fast.errors import ArgumentError, describe
+from roli_fast.evaluate.dataset import AttackRow, attack_batches
 from roli_fast.evaluate.shares import accuracy
-from roli_fast.losses import cross_entropy
-from roli_fast.seeds import derived_generator
+from roli_fast.threat import ThreatModel
+
+UNION = "union"
+"""The column of images that stay right in all the others."""
 
 
 @dataclass(frozen=True)
@@ -87,76 +88,66 @@ def evaluate(
             fix = "Evaluate them in separate calls, or give names: {'linf': ..., 'l2': ...}."
             raise ArgumentError(describe("attacks", expected, ", ".join(labels), fix))
         attacks = dict(zip(labels, attacks, strict=True))
+    rows = [
+        AttackRow(attack, attack.label, name, (), ("evaluate", seed, attack.label))
+        for name, attack in attacks.items()
+    ]
     searched = (engine or Engine()).bind(model)
-    clean: list[Tensor] = []
-    robust: dict[str, list[Tensor]] = {name: [] for name in attacks}
     with Hold(model):
-        for given in batches:
-            batch = _as_batch(given, sum(map(len, clean)), searched.module)
-            right, _cost = right_flags(searched, batch)
-            clean.append(right.cpu())
-            for name, attack in attacks.items():
-                generator = derived_generator("evaluate", seed, attack.label, device=batch.x.device)
-                fooled, _found = attacked(searched, batch, right, attack, generator)
-                robust[name].append((right & ~fooled).cpu())
-            if after_batch:
-                after_batch(len(batch.y))
-    if not sum(map(len, clean)):
-        raise ArgumentError(describe("batches", "at least one image", "none"))
-    return Evaluation(torch.cat(clean), {label: torch.cat(f) for label, f in robust.items()})
+        given = _as_batches(batches, searched.module)
+        done = attack_batches(searched, given, rows, after_batch)
+    robust = {name: torch.cat([chunk.right(name) for chunk in done]) for name in attacks}
+    return Evaluation(torch.cat([chunk.clean for chunk in done]), robust)
 
 
-def _as_batch(given: Batch | Sequence[Tensor], before: int, module: nn.Module | None) -> Batch:
-    """(x, y) with ids from `before` on, where the model's weights are; a Batch as it is."""
-    if isinstance(given, Batch):
-        return given
-    if not isinstance(given, Sequence) or len(given) != 2:
-        got = f"{len(given)} parts" if isinstance(given, Sequence) else type(given).__name__
-        fix = "Let the loader's collate_fn give images and labels."
-        raise ArgumentError(describe("batches", "(x, y), or (x, y, ids)", got, fix))
-    x, y = given
-    weight = next(module.parameters(), x) if module is not None else x
-    return Batch(x.to(weight.device), y.to(weight.device), torch.arange(before, before + len(y)))
+def _as_batches(
+    batches: Iterable[Batch | Sequence[Tensor]], module: nn.Module | None
+) -> Iterator[Batch]:
+    """(x, y) with ids by their places, where the model's weights are; a Batch as it is."""
+    before = 0
+    for given in batches:
+        if isinstance(given, Batch):
+            yield given
+            continue
+        if not isinstance(given, Sequence) or len(given) != 2:
+            got = f"{len(given)} parts" if isinstance(given, Sequence) else type(given).__name__
+            fix = "Let the loader's collate_fn give images and labels."
+            raise ArgumentError(describe("batches", "(x, y), or (x, y, ids)", got, fix))
+        x, y = given
+        device = (next(module.parameters(), x) if module is not None else x).device
+        yield Batch(x.to(device), y.to(device), torch.arange(before, before + len(y)))
+        before += len(y)
 
 
-def right_flags(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
-    """Which images the model in its own precision classifies right, (B,), and the passes made."""
-    logits, cost = _logits(model, batch)
-    return is_right(logits, batch.y), cost
+def columns(attack: Attack, threat: ThreatModel) -> dict[str, Attack]:
+    """Column -> attack, as a training run validates and tests.
 
+    With one norm that is the attack under its label. With several it is the attack in each of them
+    under the norm's name; an image counts for the union where it is right in every column. That is
+    so for attacks in several norms as well (multi_apgd, msd): each norm is searched by itself, with
+    the steps that the attack makes there.
 
-def wrong_answers(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
-    """The most likely class (B,) that is not the label, by the model in its own precision: what it
-    takes an image for that fools it, also where it draws, or a logit is NaN."""
-    logits, cost = _logits(model, batch)
-    return logits.scatter(1, batch.y[:, None], -torch.inf).argmax(1), cost
+    An attack that has norms of its own is one attack, under its label, and the measure by itself:
+    a cheap validation in the weakest norm (eps left out is the threat's for that norm), a
+    multi_apgd of the two norms that are trained on, or a `Union`.
 
+    Args:
+        attack: as it is configured.
+        threat: what it follows.
 
-def _logits(model: SearchModel, batch: Batch) -> tuple[Tensor, Cost]:
-    with InputGradient(plain(model)) as gradient, torch.no_grad():
-        return gradient.evaluate(batch.x, batch.y, cross_entropy)[1], gradient.cost
-
-
-def attacked(
-    model: SearchModel,
-    batch: Batch,
-    alive: Tensor,
-    attack: Attack,
-    generator: Generator,
-    eps: Radius | None = None,
-) -> tuple[Tensor, Checked | None]:
-    """Attack the samples in `alive` (B,), at `eps`, a number or one for each of them.
-
-    Returns:
-        Which samples (B,) the plain model takes for something else now, none outside `alive`, and
-        what the search found for those in it; None where there are none.
+    Raises:
+        ArgumentError: a radius or step size is given and no norm, where there are several norms: it
+            would be the same in all of them.
     """
-    fooled, rows = torch.zeros_like(alive), alive.nonzero()[:, 0]
-    if len(rows) == 0:
-        return fooled, None
-    ids = batch.ids.to(rows.device)[rows]
-    x, y = batch.x[rows], batch.y[rows]
-    found = search(attack, AttackInputs(model, x, y, generator, sample_ids=ids, eps=eps))
-    assert found.result.fooled is not None
-    fooled[rows] = found.result.fooled
-    return fooled, found
+    fields: dict[str, Any] = vars(attack)
+    if not threat.other_norms or fields.get("norm") or fields.get("norms"):
+        one = attack.under(threat)
+        return {one.label: one}
+    for name in ("eps", "step_size"):
+        if fields.get(name) is not None:
+            what = f"null for an attack in several norms ({', '.join(t.norm for t in threat.each)})"
+            fix = "Leave it out: the radii are the threat's. Or give the attack a norm as well."
+            raise ArgumentError(describe(name, what, fields[name], fix))
+    each = {alone.norm: attack.under(alone) for alone in threat.each}
+    first = each[threat.norm]
+    return {first.label: first} if all(other == first for other in each.values()) else each

@@ -8,22 +8,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from roli_fast.attacks import PGD, Attack
-from roli_fast.attacks.base import BallAttack
+from roli_fast.attacks import PGD
+from roli_fast.attacks.base import BallAttack, check_given
 from roli_fast.attacks.ensemble import total
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, bound
 from roli_fast.engine.input_gradient import Model
-from roli_fast.errors import ArgumentError, ArgumentTypeError, ConfigError, describe
-from roli_fast.evaluate.accuracy import attacked, right_flags
+from roli_fast.errors import ArgumentError, ArgumentTypeError, describe
+from roli_fast.evaluate.dataset import AttackRow, Chunk, attack_batches
 from roli_fast.evaluate.shares import wilson_interval
 from roli_fast.files import write_bytes
 from roli_fast.norms import NORMS
-from roli_fast.seeds import derived_generator
-from roli_fast.threat import ThreatModel, check_positive, check_radius
+from roli_fast.threat import check_positive, check_radius
 
 if TYPE_CHECKING:  # loading matplotlib takes longer than the rest of the package
     from matplotlib.figure import Figure
@@ -55,32 +55,41 @@ class Curve:
         """Share of right images at each radius, in [0, 1]; it never rises."""
         return tuple(self.right.double().mean(1).tolist())
 
-    def as_json(self, *, level: float = 0.95, population: int | None = None) -> dict[str, Any]:
-        """The curve in JSON's types, without the flags.
+    def expected_robustness(self, eps: float | None = None) -> float:
+        """The mean accuracy over all radii from 0, the clean images, to `eps`: the area under the
+        curve by the trapezoid rule, divided by eps, in [0, 1].
 
         Args:
-            level: of the Wilson intervals, "low" to "high" of each point.
-            population: images of the set that these are a random part of; see `wilson_interval`.
+            eps: up to where, at most the largest radius, which None takes; between two radii the
+                curve is a line.
         """
+        eps = self.radii[-1] if eps is None else eps
+        if not 0 < eps <= self.radii[-1]:
+            raise ArgumentError(describe("eps", f"a radius in (0, {self.radii[-1]:g}]", eps))
+        radii = [*(radius for radius in self.radii if radius < eps), eps]
+        heights = np.interp(radii, self.radii, self.accuracy)
+        return torch.trapezoid(torch.tensor(heights), torch.tensor(radii).double()).item() / eps
+
+    def as_json(self, eps: float | None = None) -> dict[str, Any]:
+        """The curve in JSON's types, without the flags: of each point the accuracy and its 95 %
+        Wilson interval; the expected robustness up to `eps`, or to the largest radius where that is
+        smaller or eps is None."""
         count = self.right.shape[1]
         points = []
-        for eps, right in zip(self.radii, self.right.sum(1).tolist(), strict=True):
-            low, high = wilson_interval(right, count, level=level, population=population)
-            point = {"eps": eps, "accuracy": right / count, "right": right}
+        for radius, right in zip(self.radii, self.right.sum(1).tolist(), strict=True):
+            low, high = wilson_interval(right, count)
+            point = {"eps": radius, "accuracy": right / count, "right": right}
             points.append(point | {"low": low, "high": high})
+        eps = min(eps or math.inf, self.radii[-1])
         return {
             "name": self.name,
             "attack": self.attack,
             "norm": self.norm,
             "images": count,
-            "level": level,
+            "expected_robustness": {"eps": eps, "accuracy": self.expected_robustness(eps)},
             "points": points,
             "cost": asdict(self.cost),
         }
-
-    def plot(self, path: Path) -> None:
-        """Write the curve as a PNG; `plot_curves` draws several."""
-        plot_curves([self.as_json()], path)
 
 
 def robustness_curve(
@@ -97,7 +106,7 @@ def robustness_curve(
 
     The ball of a smaller radius lies in that of a larger one, so an image that is fooled once is
     fooled at every larger radius: it is attacked at one radius after another, the smallest first,
-    until it is fooled.
+    until it is fooled. Images that resist to the end cost an attack at every radius.
 
     Args:
         model: images (B, ...) in the attack's bounds -> logits (B, C); `Engine.bind` says how the
@@ -116,91 +125,63 @@ def robustness_curve(
             cannot give.
         ArgumentTypeError: an attack that is not in one ball.
     """
-    if not isinstance(attack, BallAttack):
-        expected = "an attack in one ball, with norm, eps and bounds"
-        raise ArgumentTypeError(describe("attack", expected, type(attack).__name__))
-    attack, searched = at_any_radius(attack, radii), bound(model)
-    flags: list[Tensor] = []
-    costs: list[Cost] = []
-    for batch in batches:
-        if len(batch.y):
-            right, cost = right_flags(searched, batch)
-            rows, costs = [right], [*costs, cost]
-            for radius in radii:
-                draws = derived_generator("evaluate", seed, attack.label, device=batch.x.device)
-                eps = torch.full_like(batch.x[right].flatten(1)[:, 0], radius)
-                fooled, found = attacked(searched, batch, right, attack, draws, eps=eps)
-                costs += [found.result.cost] if found else []
-                right = right & ~fooled
-                rows.append(right)
-            flags.append(torch.stack(rows).cpu())
-        if after_batch:
-            after_batch(len(batch.y))
-    if not flags:
-        raise ArgumentError(describe("batches", "at least one image", "none"))
-    right, label = torch.cat(flags, dim=1), attack.label
-    return Curve(name or label, label, str(attack.norm), (0.0, *radii), right, total(costs))
+    rows = curve_rows(attack, radii, seed)
+    done = attack_batches(bound(model), batches, rows, after_batch)
+    return joined_curve(done, rows, name or attack.label)
 
 
-def at_any_radius(attack: BallAttack, radii: Sequence[float]) -> BallAttack:
-    """The attack with steps that follow the radius.
+def curve_rows(attack: BallAttack, radii: Sequence[float], seed: int) -> list[AttackRow]:
+    """A row for each radius, on what the smaller ones left right.
 
     Raises:
+        ArgumentTypeError: an attack that is not in one ball.
         ArgumentError: a fixed step size, or radii that do not ascend, above 0, within what the
             bounds allow.
     """
-    if attack.norm is None or attack.bounds is None:
-        missing = "norm" if attack.norm is None else "bounds"
-        fix = "Set it, or call `.under(ThreatModel(...))` first."
-        raise ArgumentError(describe(missing, "a value", None, fix))
+    if not isinstance(attack, BallAttack):
+        expected = "an attack in one ball, with norm, eps and bounds"
+        raise ArgumentTypeError(describe("attack", expected, type(attack).__name__))
+    check_given(norm=attack.norm, bounds=attack.bounds)
+    assert attack.norm is not None and attack.bounds is not None
     for radius in radii:
         check_positive("radii", radius)
         check_radius(attack.norm, radius, attack.bounds, name="radii")
     if not radii or any(a >= b for a, b in itertools.pairwise(radii)):
         raise ArgumentError(describe("radii", "one or more numbers, ascending", tuple(radii)))
-    if not isinstance(attack, PGD) or attack.step_size is None:
-        return attack
-    if attack.eps is None or not math.isclose(attack.step_size, attack.eps / 4):
-        fix = "A fixed step fits one radius; None is a quarter of each."
-        raise ArgumentError(describe("step_size", "None", attack.step_size, fix))
-    return replace(attack, step_size=None)
+    if isinstance(attack, PGD) and attack.step_size is not None:
+        if attack.eps is None or not math.isclose(attack.step_size, attack.eps / 4):
+            fix = "A fixed step fits one radius; None is a quarter of each."
+            raise ArgumentError(describe("step_size", "None", attack.step_size, fix))
+        attack = replace(attack, step_size=None)
+    group, draws = f"curve {attack.label}", ("evaluate", seed, attack.label)
+    return [
+        AttackRow(replace(attack, eps=radius), f"{radius:.9g}", group, (group,), draws)
+        for radius in radii
+    ]
 
 
-def curve_attacks(
-    radii: Sequence[float], attacks: Sequence[Attack], threats: Sequence[ThreatModel]
-) -> list[BallAttack]:
-    """The attacks of the curves, one each, ready for any radius.
-
-    Raises:
-        ConfigError: several norms, an attack that is not in one ball, radii that do not ascend, a
-            fixed step size.
-    """
-    if not radii:
-        return []
-    if len(threats) > 1:
-        got = ", ".join(threat.norm for threat in threats)
-        fix = "Radii of different norms cannot be compared: choose one by --norm and --eps."
-        raise ConfigError(describe("curve", "one norm", got, fix))
-    found = []
-    for attack in attacks:
-        under = attack.under(threats[0])
-        if not isinstance(under, BallAttack):
-            raise ConfigError(describe("curve", "attacks in one ball", under.label))
-        try:
-            found.append(at_any_radius(under, radii))
-        except ArgumentError as error:
-            raise ConfigError(str(error).replace("`radii`", "`curve`")) from None
-    return found
+def joined_curve(chunks: Sequence[Chunk], rows: Sequence[AttackRow], name: str) -> Curve:
+    """The curve that these rows, of one attack, are of some chunks."""
+    group = rows[0].group
+    attacks: list[Any] = [row.attack for row in rows]
+    found = [[~row.fooled for row in chunk.group(group)] for chunk in chunks]
+    flags = [
+        torch.stack([chunk.clean, *own]).cumprod(0).bool()
+        for chunk, own in zip(chunks, found, strict=True)
+    ]
+    costs = [chunk.cost + total(r.cost for r in chunk.group(group)) for chunk in chunks]
+    radii = (0.0, *(attack.eps for attack in attacks))
+    first = attacks[0]
+    return Curve(name, first.label, first.norm, radii, torch.cat(flags, 1), total(costs))
 
 
 def plot_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write accuracy in % against the radius as a PNG; `path` is replaced in one step.
-
-    Each curve has its Wilson interval as a band. One panel a norm, side by side, as their radii
-    cannot be compared; in all of them a name has one colour and an attack one style of line.
+    """Write accuracy in % against the radius as a PNG, each curve with its interval as a band;
+    `path` is replaced in one step.
 
     Args:
-        curves: what `Curve.as_json` returns, or the same read from a file; at least one.
+        curves: what `Curve.as_json` returns, or the same read from a file; of one norm, as radii of
+            several cannot be compared.
         path: of the PNG.
     """
     png = io.BytesIO()
@@ -213,36 +194,24 @@ def draw_curves(curves: Sequence[Mapping[str, Any]]) -> "Figure":
     figure of the caller changes."""
     from matplotlib.figure import Figure
 
-    if not curves:
-        raise ArgumentError(describe("curves", "at least one curve", "none"))
-    norms, names, attacks = (
-        list(dict.fromkeys(curve[key] for curve in curves)) for key in ("norm", "name", "attack")
-    )
-    figure = Figure(figsize=(1.2 + 4.4 * len(norms), 4.2), dpi=150, layout="constrained")
-    axes = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
-    panels = dict(zip(norms, axes, strict=True))
-    for norm, panel in panels.items():
-        unit = NORMS[norm].unit
-        panel.set_xlabel(f"{norm} radius" + (f", in 1/{unit:g}" if unit != 1 else ""))
-        panel.set_ylim(0, 100)
-        panel.grid(alpha=0.3)
+    norms = list(dict.fromkeys(curve["norm"] for curve in curves))
+    if len(norms) != 1:
+        raise ArgumentError(describe("curves", "curves of one norm", ", ".join(norms) or "none"))
+    figure, unit = Figure(figsize=(5.6, 4.2), dpi=150, layout="constrained"), NORMS[norms[0]].unit
+    axes = figure.subplots()
     for curve in curves:
-        panel, name, points = panels[curve["norm"]], curve["name"], curve["points"]
-        radii = [point["eps"] * NORMS[curve["norm"]].unit for point in points]
+        points, told = curve["points"], (curve["name"], curve["attack"])
+        radii = [point["eps"] * unit for point in points]
         low, middle, high = (
             [100 * point[key] for point in points] for key in ("low", "accuracy", "high")
         )
-        colour = f"C{names.index(name) % 10}"
-        style = ("-", "--", ":", "-.")[attacks.index(curve["attack"]) % 4]
-        label = name if name == curve["attack"] else f"{name}, {curve['attack']}"
-        line = dict(color=colour, linestyle=style, marker="o", markersize=3.5, clip_on=False)
-        panel.plot(radii, middle, **line, label=label, zorder=3)
-        panel.fill_between(radii, low, high, color=colour, alpha=0.18, linewidth=0)
-    for panel in panels.values():
-        panel.set_xlim(left=0)
-        panel.legend(loc="upper right", fontsize="small", handlelength=3)
-    panels[norms[0]].set_ylabel("accuracy in %")
-    first = curves[0]
-    title = f"{first['images']} images; band: {100 * first['level']:g} % interval"
-    figure.suptitle(title, fontsize="medium")
+        expected = f"expected {curve['expected_robustness']['accuracy']:.1%}"
+        label = ", ".join([*dict.fromkeys(told), expected])
+        axes.plot(radii, middle, marker="o", markersize=3.5, clip_on=False, label=label, zorder=3)
+        axes.fill_between(radii, low, high, alpha=0.18, linewidth=0)
+    axes.set_xlabel(f"{norms[0]} radius" + (f", in 1/{unit:g}" if unit != 1 else ""))
+    axes.set(ylabel="accuracy in %", xlim=(0, None), ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right", fontsize="small", handlelength=3)
+    axes.set_title(f"{curves[0]['images']} images; band: 95 % interval", fontsize="medium")
     return figure

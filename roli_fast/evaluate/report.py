@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from roli_fast.attacks.ensemble import total
-from roli_fast.attacks.warning_signs import black_box
+from roli_fast.attacks.warning_signs import black_box, pgd_gap
+from roli_fast.data import ImageDataset
+from roli_fast.engine import Cost
 from roli_fast.errors import RunDirectoryError
-from roli_fast.evaluate.assessment import SCHEMA, Assessment
-from roli_fast.evaluate.curve import Curve
-from roli_fast.evaluate.dataset import (
-    CURVE,
-    SHIFT,
-    Chunk,
-    Images,
-    Radii,
-    Search,
-    Store,
-    merged,
-)
+from roli_fast.evaluate.config import SCHEMA, EvaluationConfig
+from roli_fast.evaluate.curve import joined_curve
+from roli_fast.evaluate.dataset import SHIFT, AttackRow, Chunk, Row, Store
 from roli_fast.evaluate.prepare import Prepared
 from roli_fast.evaluate.shares import (
     accuracy_of,
@@ -53,71 +47,80 @@ CLASSES_SHOWN = 12
 """Classes in the table of the command; all are in evaluation.json."""
 
 
-def build_report(
-    assessment: Assessment,
+def build_report(  # noqa: PLR0913 - what was asked, and all that was found
+    config: EvaluationConfig,
     ready: Prepared,
-    sets: Sequence[Images],
-    done: Sequence[Sequence[Chunk]],
+    rows: Sequence[Row],
+    done: Sequence[Chunk],
+    signs: Sequence[str],
+    looked: Cost,
 ) -> dict[str, Any]:
-    """What evaluation.json holds. Samples are in the order of the data, not of the evaluation."""
-    own, *others = map(merged, done)
-    images, dataset = sets[0], ready.dataset
+    """What evaluation.json holds. Samples are in the order of the data, not of the evaluation.
+
+    Args:
+        config: what was evaluated.
+        ready: the data and the model.
+        rows: what was measured.
+        done: all images, and those of a second data set.
+        signs: what the model showed before the attacks.
+        looked: the passes that this took.
+    """
+    own, dataset = done[0], ready.datasets["data"]
     order = dataset.ids.argsort()
     labels = dataset.labels[order]
-    unseen = [
-        {"attack": one.label, "norm": one.norm} | _group(images, own, group, float(one.eps or 0))
-        for group, one in assessment.unseen_attacks.items()
-    ]
-    norms = {t.norm: _group(images, own, t.norm, t.eps) for t in assessment.threats}
-    if assessment.union_only:
+    attacks = [row for row in rows if isinstance(row, AttackRow)]
+    norms = {t.norm: _group(attacks, own, t.norm, t.eps) for t in config.threats}
+    signs = [*signs, *(text for norm in norms for text in _signs(attacks, own, norm))]
+    if config.union_only:
         norms = {norm: entry | {"robust": None} for norm, entry in norms.items()}
-    shifts, (union, answers) = _shifts(own, *others), own.under(None)
-    searched = [f for f in own.found if f.group.split()[0] not in (CURVE, SHIFT)]
     names = dict(zip(ready.outputs, ready.splits.classes, strict=True))
+    collapsed = collapse(own.clean, labels, names)
+    shifts, (union, predictions) = _shifts(*done), own.under(*config.norm)
+    measured = [row for row in own.rows if row.group.split()[0] not in ("curve", SHIFT)]
     return {
         "format": FORMAT,
-        "model": {**SCHEMA.to_tree(assessment.model), **ready.opened.described},
+        "model": {**SCHEMA.to_tree(config.model), **ready.opened.described},
         "data": {
-            **SCHEMA.to_tree(assessment.data),
-            "split": assessment.split,
+            **SCHEMA.to_tree(config.data),
+            "split": config.split,
             "classes": list(ready.splits.classes),
             "outputs": list(ready.outputs),
         },
         "images": len(dataset),
-        "images_in_split": len(getattr(ready.splits, assessment.split)),
-        "seed": assessment.seed,
-        "attacks": SCHEMA.to_tree(assessment.attacks),
-        "search_dtype": assessment.search_dtype,
-        "batch_size": assessment.batch_size,
-        "chunk": assessment.chunk,
-        "clean": accuracy_of(own.clean) | {"predictions": own.answers.tolist()},
+        "images_in_split": len(getattr(ready.splits, config.split)),
+        "seed": config.seed,
+        "attacks": SCHEMA.to_tree(config.attacks),
+        "search_dtype": config.search_dtype,
+        "batch_size": config.batch_size,
+        "chunk": config.chunk,
+        "clean": accuracy_of(own.clean) | {"predictions": own.predictions.tolist()},
         "norms": norms,
-        "union": accuracy_of(union) | {"predictions": answers.tolist()},
+        "union": accuracy_of(union) | {"predictions": predictions.tolist()},
         "guessing": majority(labels),
-        "per_class": _per_class(own, labels, names, norms),
-        "unseen": _unseen(unseen, union, shifts),
+        "per_class": _per_class(own, labels, names, config),
+        "unseen": _unseen(config, attacks, own, union, shifts),
         "shifts": shifts,
-        "curves": _curves(images, own, Path(assessment.model.source).stem),
-        "lost": sum(found.lost for found in searched),
-        "cost": asdict(total([own.cost, *(found.cost for found in searched)])),
-        "seconds": sum(found.seconds for found in searched),
-        "warnings": _warnings(images, own, norms, collapse(own.clean, labels, names)),
-        "notes": [*ready.opened.notes, *([assessment.note] if assessment.note else [])],
+        "curves": _curves(config, own),
+        "lost": sum(row.lost for row in measured),
+        "cost": asdict(total([own.cost, looked, *(row.cost for row in measured)])),
+        "seconds": sum(row.seconds for row in measured),
+        "warnings": [*([collapsed] if collapsed else []), *signs],
+        "notes": [*ready.opened.notes, *([config.note] if config.note else [])],
         "ids": own.ids,
         "names": [dataset.name(place) for place in order.tolist()],
         "labels": labels.tolist(),
         "environment": environment(ready.device, torch.get_num_threads()),
-        "identity": ready.found,
+        "identity": ready.identity,
     }
 
 
-def _group(images: Images, own: Chunk, group: str, eps: float) -> dict[str, Any]:
-    """One norm: its searches, and the accuracy against all of them."""
-    attacks = {row.label: row.attack for row in _searches(images, group)}
+def _group(rows: Sequence[AttackRow], own: Chunk, group: str, eps: float) -> dict[str, Any]:
+    """One norm: its attacks one by one, and the accuracy against all of them."""
+    attacks = {row.label: row.attack for row in rows if row.group == group}
     searches = [
         {
-            "part": found.part,
-            "attack": SCHEMA.to_tree(attacks[found.part]),
+            "part": found.label,
+            "attack": SCHEMA.to_tree(attacks[found.label]),
             "attacked": found.attacked,
             "fooled": int(found.fooled.sum()),
             "lost": found.lost,
@@ -126,122 +129,113 @@ def _group(images: Images, own: Chunk, group: str, eps: float) -> dict[str, Any]
             "notes": list(found.notes),
             "fooled_flags": to_text(found.fooled),
         }
-        for found in own.rows(group)
+        for found in own.group(group)
     ]
-    right, answers = own.under(group)
-    robust = accuracy_of(right) | {"predictions": answers.tolist()}
+    right, predictions = own.under(group)
+    robust = accuracy_of(right) | {"predictions": predictions.tolist()}
     return {"eps": eps, "robust": robust, "searches": searches}
 
 
-def _searches(images: Images, group: str) -> list[Search]:
-    return [row for row in images.rows if isinstance(row, Search) and row.group == group]
+def _signs(rows: Sequence[AttackRow], own: Chunk, norm: str) -> list[str]:
+    """Signs of masked gradients that the attacks of a norm gave together."""
+    attacks = [row.attack for row in rows if row.group == norm]
+    fooled = [int(row.fooled.sum()) for row in own.group(norm)]
+    before = own.group(norm)[0].attacked
+    signs = [*black_box(attacks, fooled), *pgd_gap(attacks, fooled, before, len(own.ids))]
+    return [f"{norm}: {sign.text}" for sign in signs]
 
 
 def _per_class(
-    own: Chunk, labels: Tensor, names: dict[int, str], norms: dict[str, Any]
+    own: Chunk, labels: Tensor, names: dict[int, str], config: EvaluationConfig
 ) -> list[dict[str, Any]]:
     """`by_class` of clean images, of each norm, and of their union where they are several; with
     "attacked_as", how often each answer is given under all attacks: a row of the confusion
     matrix."""
-    right, answers = own.under(None)
+    right, predictions = own.under(*config.norm)
     columns = {"clean": [own.clean]}
-    columns |= {n: [own.alive(n)] for n, e in norms.items() if e["robust"] is not None}
-    if len(norms) > 1:
-        columns["union"] = [right]
+    columns |= {} if config.union_only else {norm: [own.right(norm)] for norm in config.norm}
+    columns |= {"union": [right]} if len(config.norm) > 1 else {}
     found = by_class(names, labels, columns)
     for entry in found:
-        counts = Counter(answers[labels == entry["label"]].tolist()).most_common()
+        counts = Counter(predictions[labels == entry["label"]].tolist()).most_common()
         entry["attacked_as"] = {names.get(k, f"output {k}"): count for k, count in counts}
-    return found
-
-
-def _warnings(
-    images: Images, own: Chunk, norms: dict[str, Any], collapsed: str | None
-) -> list[str]:
-    found = [*([collapsed] if collapsed else []), *own.signs.values()]
-    for norm, entry in norms.items():
-        attacks = [row.attack for row in _searches(images, norm)]
-        signs = black_box(attacks, [search["fooled"] for search in entry["searches"]])
-        found += [f"{norm}: {sign.text}" for sign in signs]
     return found
 
 
 def _shifts(own: Chunk, second: Chunk | None = None) -> dict[str, Any] | None:
     """Each corruption at each severity, the mean over severities and kinds, and the second data
     set, which has ids of its own; None without any."""
-    kinds: dict[str, dict[str, Any]] = {}
-    for found in own.found:
-        if found.group.startswith(f"{SHIFT} "):
-            kind = kinds.setdefault(found.group.split(" ", 1)[1], {})
-            kind[found.part] = _as_seen(~found.fooled, found.cost)
+
+    def seen(right: Tensor, cost: Cost) -> dict[str, Any]:
+        return accuracy_of(right) | {"images": len(right), "cost": asdict(cost)}
+
+    rows = [row for row in own.rows if row.group.startswith(f"{SHIFT} ")]
+    kinds = {
+        group.removeprefix(f"{SHIFT} "): {row.label: seen(~row.fooled, row.cost) for row in levels}
+        for group, levels in groupby(rows, lambda row: row.group)
+    }
     if not kinds and second is None:
         return None
     means = [mean_accuracy(levels.values()) for levels in kinds.values()]
     return {
         "corruptions": kinds,
         "corruption_accuracy": sum(means) / len(means) if means else None,
-        "ood": second and _as_seen(second.clean, second.cost) | {"ids": second.ids},
+        "ood": second and seen(second.clean, second.cost) | {"ids": second.ids},
     }
 
 
-def _as_seen(right: Tensor, cost: Any) -> dict[str, Any]:
-    """Images that were classified and not attacked."""
-    return accuracy_of(right) | {"images": len(right), "cost": asdict(cost)}
-
-
-def _curves(images: Images, own: Chunk, name: str) -> list[dict[str, Any]] | None:
+def _curves(config: EvaluationConfig, own: Chunk) -> list[dict[str, Any]] | None:
     """Each curve as `Curve.as_json`, with the flags of every radius."""
-    curves = []
-    for row in (row for row in images.rows if isinstance(row, Radii)):
-        found = own.rows(row.names[0][0])
-        right = torch.stack([own.clean, *(~one.fooled for one in found)])
-        cost = total([one.cost for one in found])
-        label, norm = row.attack.label, str(row.attack.norm)
-        curve = Curve(name or label, label, norm, (0.0, *row.radii), right, cost)
-        curves.append(curve.as_json() | {"flags": [to_text(flags) for flags in right]})
-    return curves or None
+    name, eps = Path(config.model.source).stem, config.threats[0].eps
+    found = [joined_curve([own], rows, name) for rows in config.curves]
+    trees = [c.as_json(eps) | {"flags": [to_text(flags) for flags in c.right]} for c in found]
+    return trees or None
 
 
 def _unseen(
-    entries: Sequence[dict[str, Any]], union: Tensor, shifts: dict[str, Any] | None
+    config: EvaluationConfig,
+    rows: Sequence[AttackRow],
+    own: Chunk,
+    union: Tensor,
+    shifts: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Attacks that the model was not trained against: mean, and who stays right under all of them,
     under these and all norms (`union`), and under every corruption too; None without any."""
-    if not entries:
+    if not config.unseen:
         return None
-    flags = torch.stack([to_flags(entry["robust"]["flags"]) for entry in entries]).all(0)
-    kinds = shifts["corruptions"].values() if shifts else ()
-    levels = [to_flags(level["flags"]) for kind in kinds for level in kind.values()]
-    whole = torch.stack([flags & union, *levels]).all(0)
+    entries = [
+        {"attack": one.label, "norm": one.norm} | _group(rows, own, group, float(one.eps or 0))
+        for group, one in config.unseen_attacks.items()
+    ]
+    flags, corruptions = own.right(*config.unseen_attacks), shifts and shifts["corruptions"]
+    whole = own.right(*config.unseen_attacks, *(f"{SHIFT} {kind}" for kind in corruptions or ()))
     return {
-        "attacks": list(entries),
+        "attacks": entries,
         "mean_accuracy": mean_accuracy(entry["robust"] for entry in entries),
         "union": accuracy_of(flags),
         "union_with_norms": accuracy_of(flags & union),
-        "union_with_corruptions": accuracy_of(whole) if levels else None,
+        "union_with_corruptions": accuracy_of(whole & union) if corruptions else None,
     }
 
 
-def write_images(
-    folder: Path, norms: tuple[str, ...], images: Images, store: Store, done: Sequence[Chunk]
-) -> None:
+def write_images(folder: Path, dataset: ImageDataset, store: Store, done: Sequence[Chunk]) -> None:
     """Write adversarial.safetensors, with `ids`, `labels`, and norm -> images in the same order,
     where what nothing fooled is as it was; and every image that fooled the model as
     adversarial/NORM/NAME.png, rounded to pixels, with the image it was made of as
     adversarial/clean/NAME.png."""
-    dataset, parts = images.dataset, {norm: list[Tensor]() for norm in norms}
-    for chunk, places in zip(done, images.parts.values(), strict=True):
-        x = dataset.batch(torch.tensor(places)).x
-        for norm, found in store.images(chunk, x, norms).items():
+    parts = {norm: list[Tensor]() for norm in store.norms}
+    for chunk in done:
+        x = dataset.batch(torch.arange(chunk.start, chunk.start + len(chunk.ids))).x
+        for norm, found in store.images(chunk, x).items():
             parts[norm].append(found)
-            for row in (chunk.clean & ~chunk.alive(norm)).nonzero()[:, 0].tolist():
-                name = picture_name(dataset.name(places[row]))
+            for row in (chunk.clean & ~chunk.right(norm)).nonzero()[:, 0].tolist():
+                name = picture_name(dataset.name(chunk.start + row))
                 _write_png(folder / PICTURES / norm / name, as_pixels(found[row], x[row]))
                 _write_png(folder / PICTURES / "clean" / name, as_pixels(x[row], x[row]))
     order = dataset.ids.argsort()
     tensors = {norm: torch.cat(found)[order] for norm, found in parts.items()}
     tensors |= {"ids": dataset.ids[order], "labels": dataset.labels[order]}
-    write_tensors(folder / IMAGES, tensors, {"roli_fast": json.dumps({"norms": list(norms)})})
+    write_tensors(folder / IMAGES, tensors, {"roli_fast": json.dumps({"norms": list(store.norms)})})
 
 
 def picture_name(name: str) -> str:
@@ -308,20 +302,63 @@ def table(report: dict[str, Any]) -> str:
     rows.append(_row("clean", report["clean"]))
     for norm, entry in report["norms"].items():
         for search in entry["searches"]:
-            counts = [str(search["attacked"]), str(search["fooled"])]
             left = (search["attacked"] - search["fooled"]) / report["images"]
-            rows.append([f"{norm} {search['part']}", _eps(entry["eps"]), *counts, _percent(left)])
+            name = f"{norm} {search['part']}"
+            rows.append(_row(name, {"accuracy": left}, entry["eps"], [search]))
         if entry["robust"] is not None:
             rows.append(_row(f"{norm} robust", entry["robust"], entry["eps"]))
     if len(report["norms"]) > 1:
         rows.append(_row("union", report["union"]))
-    rows += _unseen_rows(report["unseen"]) + _shift_rows(report["shifts"])
+    rows += _more_rows(report)
+    classes = _class_lines(report["per_class"])
+    return "\n".join([*align(rows), "", *classes, "", *_remarks(report)])
+
+
+def _more_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Unseen attacks, corruptions, a second data set and curves, where they were asked for."""
+    rows: list[list[str]] = []
+    if unseen := report["unseen"]:
+        for one in unseen["attacks"]:
+            name = f"unseen {one['norm']} {one['attack']}"
+            rows.append(_row(name, one["robust"], one["eps"], one["searches"]))
+        rows.append(_row("unseen, mean", {"accuracy": unseen["mean_accuracy"]}))
+        rows.append(_row("unseen, union", unseen["union"]))
+        rows.append(_row("norms and unseen, union", unseen["union_with_norms"]))
+        if whole := unseen["union_with_corruptions"]:
+            rows.append(_row("norms, unseen, corruptions, union", whole))
+    shifts = report["shifts"] or {"corruptions": {}, "ood": None}
+    for kind, levels in shifts["corruptions"].items():
+        share = {"accuracy": mean_accuracy(levels.values())}
+        rows.append(_row(f"{kind}, mean of {len(levels)}", share))
+    if shifts["corruptions"]:
+        rows.append(_row("corruptions, mean", {"accuracy": shifts["corruption_accuracy"]}))
+    if shifts["ood"]:
+        rows.append(_row("second data set", shifts["ood"]))
     for curve in report["curves"] or ():
         for point in curve["points"][1:]:
             entry = point | {"interval_95": [point["low"], point["high"]]}
             rows.append(_row(f"curve {curve['attack']}", entry, point["eps"]))
-    lines = align([[*row, *[""] * (len(rows[0]) - len(row))] for row in rows])
-    return "\n".join([*lines, "", *_class_lines(report["per_class"]), "", *_remarks(report)])
+        whole = curve["expected_robustness"]
+        rows.append(_row(f"curve {curve['attack']}, expected", whole, whole["eps"]))
+    return rows
+
+
+def _row(
+    name: str,
+    entry: dict[str, Any],
+    eps: float | None = None,
+    searches: Sequence[dict[str, Any]] = (),
+) -> list[str]:
+    """An accuracy, with its interval where it has one, as a row of the table."""
+    interval: list[float] = entry.get("interval_95") or []
+    return [
+        name,
+        "" if eps is None else _eps(eps),
+        str(searches[0]["attacked"]) if searches else "",
+        str(sum(search["fooled"] for search in searches)) if searches else "",
+        _percent(entry["accuracy"]),
+        " to ".join(f"{100 * end:.1f}" for end in interval) + " %" * bool(interval),
+    ]
 
 
 def _class_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
@@ -335,45 +372,6 @@ def _class_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
         rows.append([entry["class"], str(entry["images"]), *shares, taken])
     more = len(entries) - CLASSES_SHOWN
     return align(rows) + ([f"{more} more classes are in {REPORT}."] if more > 0 else [])
-
-
-def _unseen_rows(unseen: dict[str, Any] | None) -> list[list[str]]:
-    rows: list[list[str]] = []
-    if not unseen:
-        return rows
-    for one in unseen["attacks"]:
-        row = _row(f"unseen {one['norm']} {one['attack']}", one["robust"], one["eps"])
-        row[2] = str(one["searches"][0]["attacked"])
-        row[3] = str(sum(search["fooled"] for search in one["searches"]))
-        rows.append(row)
-    rows.append(["unseen, mean", "", "", "", _percent(unseen["mean_accuracy"])])
-    rows.append(_row("unseen, union", unseen["union"]))
-    rows.append(_row("norms and unseen, union", unseen["union_with_norms"]))
-    if whole := unseen["union_with_corruptions"]:
-        rows.append(_row("norms, unseen, corruptions, union", whole))
-    return rows
-
-
-def _shift_rows(shifts: dict[str, Any] | None) -> list[list[str]]:
-    rows: list[list[str]] = []
-    if not shifts:
-        return rows
-    for kind, levels in shifts["corruptions"].items():
-        share = _percent(mean_accuracy(levels.values()))
-        rows.append([f"{kind}, mean of {len(levels)}", "", "", "", share])
-    if rows:
-        rows.append(["corruptions, mean", "", "", "", _percent(shifts["corruption_accuracy"])])
-    if shifts["ood"]:
-        rows.append(_row("second data set", shifts["ood"]))
-    return rows
-
-
-def _row(name: str, entry: dict[str, Any], eps: float | None = None) -> list[str]:
-    """What `accuracy_of` made, as a row of the table."""
-    low, high = entry["interval_95"]
-    interval = f"{100 * low:.1f} to {100 * high:.1f} %"
-    radius = "" if eps is None else _eps(eps)
-    return [name, radius, "", "", _percent(entry["accuracy"]), interval]
 
 
 def _remarks(report: dict[str, Any]) -> list[str]:

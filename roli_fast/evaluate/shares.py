@@ -113,48 +113,27 @@ def standard_error(accuracy: float, count: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / count)
 
 
-def wilson_interval(
-    right: int, count: int, *, level: float = 0.95, population: int | None = None
-) -> tuple[float, float]:
+def wilson_interval(right: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval of a share (Wilson 1927, JASA 22, 209-212).
 
     With p = right / count and z the normal quantile, (p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) /
     (1 + z^2/n). Unlike p -+ z times the standard error it stays inside [0, 1] and has a width at 0
-    and 1.
-
-    Where the images are a random part of a finite set and the accuracy on that set is asked for,
-    give its size as `population`: n becomes n (N - 1) / (N - n), so that all images leave no doubt,
-    and the interval is cut to what the images seen still allow. A choice that is balanced over the
-    classes varies less than this interval allows for. It knows nothing of seeds or training runs.
+    and 1. A choice that is balanced over the classes varies less than this interval allows for. It
+    knows nothing of seeds or training runs.
 
     Args:
         right: images classified right.
         count: images seen, at least one.
         level: how often such an interval holds the truth, in (0, 1).
-        population: images of the whole set, at least `count`; None for an infinite one.
 
     Returns:
         (low, high), shares in [0, 1].
-
-    Raises:
-        ArgumentError: counts that cannot be, or a level out of range.
     """
-    if not (0 <= right <= count and 1 <= count and (population is None or count <= population)):
-        expected = "counts with 0 <= right <= count <= population and 1 <= count"
-        got = f"{right}, {count}, {population}"
-        raise ArgumentError(describe("right, count, population", expected, got))
-    if not 0 < level < 1:
-        raise ArgumentError(describe("level", "a share in (0, 1), 0.95 say", level))
-    share, size = right / count, float(count)
-    lowest, highest = 0.0, 1.0
-    if population is not None:
-        if count == population:
-            return share, share
-        size = count * (population - 1) / (population - count)
-        lowest, highest = right / population, 1 - (count - right) / population
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    shrink = 1 + z * z / size
-    middle = (share + z * z / (2 * size)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
-    low = lowest if right == 0 else max(middle - half, lowest)
-    return low, highest if right == count else min(middle + half, highest)
+    if not 0 <= right <= count or count < 1:
+        expected = "counts with 0 <= right <= count and 1 <= count"
+        raise ArgumentError(describe("right, count", expected, f"{right}, {count}"))
+    share, z = right / count, NormalDist().inv_cdf((1 + level) / 2)
+    shrink = 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / shrink
+    half = z / shrink * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (middle - half if right else 0.0), (middle + half if right < count else 1.0)

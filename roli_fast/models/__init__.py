@@ -2,8 +2,9 @@
 
 from roli_fast.models.classifier import Classifier as Classifier
 from roli_fast.models.classifier import Model as Model
+from roli_fast.models.convstem import ConvStem as ConvStem
 from roli_fast.models.factory import create as create
-from roli_fast.models.factory import imagenet_synsets as imagenet_synsets
+from roli_fast.models.factory import imagenet_names as imagenet_names
 from roli_fast.models.factory import load as load
 from roli_fast.models.factory import published_outputs as published_outputs
 from roli_fast.models.factory import restore as restore

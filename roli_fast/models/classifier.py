@@ -10,6 +10,9 @@ from roli_fast.engine.compiled import logits_in
 from roli_fast.errors import ArgumentError, describe
 from roli_fast.models.layers import Normalize, Resize
 
+TIMM_SOURCES = ("hf-hub:", "local-dir:")
+"""Begin names that timm builds from a repository or folder of its own format."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -18,7 +21,8 @@ class Model:
     Args:
         name: timm architecture, "vit_base_patch16_224" say, or one of the CIFAR networks that are
             registered there: preact_resnet18, wide_resnet28_10_cifar, wide_resnet34_20_cifar,
-            wide_resnet70_16_cifar. Or module:factory, a function that returns any torch network; it
+            wide_resnet70_16_cifar. Or hf-hub:owner/name and local-dir:FOLDER, which timm reads, the
+            first from the network. Or module:factory, a function that returns any torch network; it
             is called with `options`, and its head gets as many outputs as there are classes.
         weights: local .safetensors or .pth file of the backbone, or zoo:NAME for one that
             `python -m roli_fast.zoo get NAME` fetched; loaded strictly, its head is left aside.
@@ -52,7 +56,12 @@ class Model:
     def has_weights(self) -> bool:
         """Whether it begins with trained weights, as those of somebody's module or function may
         be."""
-        return bool(self.weights or self.pretrained or ":" in self.name)
+        return bool(self.weights or self.pretrained or self.foreign)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the name is no timm's, but one of a module or function of the user's."""
+        return ":" in self.name and not self.name.startswith(TIMM_SOURCES)
 
 
 class Classifier(nn.Module):

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import timm
 import torch
 from huggingface_hub import constants
 from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
+from timm.models import _hub
 from torch import nn
 
 from roli_fast import zoo
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 from roli_fast.files import naming
-from roli_fast.models.classifier import Classifier, Model, head_name
+from roli_fast.models.classifier import TIMM_SOURCES, Classifier, Model, head_name
 from roli_fast.models.normalization import choose_normalization
 from roli_fast.models.weights import load_backbone, read_card, read_state_dict, read_weights
 from roli_fast.models.wrap import foreign_network, hand_in
@@ -68,6 +70,7 @@ def create(
     """
     if num_classes < 1:
         raise ArgumentError(describe("num_classes", "an integer >= 1", num_classes))
+    config, published = _from_source(_fitting_options(config))
     path = _local_weights(config)
     card = read_card(path) if path else {}
     if "tuning" in card:
@@ -76,8 +79,8 @@ def create(
         fix += "model."
         raise CheckpointError(describe("weights", "the weights of a plain backbone", got, fix))
     if with_head:
-        _check_head(config, card, num_classes)
-    backbone = _network(config, num_classes, seed, with_head=with_head and path is None)
+        _check_head(config, card, num_classes, published)
+    backbone = _network(config, num_classes, seed, published, with_head=with_head and path is None)
     file = read_weights(path) if path else None
     mean, std = choose_normalization(config, file, getattr(backbone, "pretrained_cfg", AS_IT_IS))
     model = Classifier(backbone, config, mean, std)
@@ -137,6 +140,7 @@ def restore(config: Model, *, image_size: int | None = None) -> Classifier:
         ArgumentError: as `create`.
         CheckpointError: no file, one without a head, or one that does not fit.
     """
+    config, _ = _from_source(_fitting_options(config))
     path = _local_weights(config)
     if path is None:
         raise CheckpointError(describe("weights", "a weight file", config.weights))
@@ -160,20 +164,54 @@ def trained_classes(config: Model) -> tuple[str, ...]:
 def published_outputs(config: Model) -> int | None:
     """How many outputs the head of timm's own weights has, 0 without a head; None where none are
     asked for."""
-    published = timm.models.get_pretrained_cfg(config.name) if config.pretrained else None
-    return published.num_classes if published else None
+    if not config.pretrained:
+        return None
+    config, published = _from_source(config)
+    if published is None:
+        own = timm.models.get_pretrained_cfg(config.name)
+        published = own.to_dict() if own else {}
+    return published.get("num_classes")
 
 
-def imagenet_synsets() -> tuple[str, ...]:
-    """What ImageNet calls its folders, "n01440764" first: the outputs of a classifier of 1,000."""
-    return tuple(ImageNetInfo().label_names())
+@cache
+def imagenet_names() -> list[tuple[str, ...]]:
+    """What the outputs of a classifier of ImageNet's 1,000 classes are called: the synset, which
+    ImageNet's folders have ("n01440764"), then the words for it ("tench")."""
+    info = ImageNetInfo()
+    words = (info.index_to_description(i, detailed=False).split(", ") for i in range(1000))
+    return [(name, *own) for name, own in zip(info.label_names(), words, strict=True)]
 
 
-def _check_head(config: Model, card: dict[str, Any], num_classes: int) -> None:
+def _fitting_options(config: Model) -> Model:
+    """With the options without which a file of the zoo does not fit its architecture."""
+    entry = zoo.named(config.weights) if config.weights else None
+    return replace(config, options={**entry.options, **config.options}) if entry else config
+
+
+def _from_source(config: Model) -> tuple[Model, dict[str, Any] | None]:
+    """The architecture and options that hf-hub:owner/name or local-dir:FOLDER stands for, and how
+    timm describes its weights; any other configuration as it is, and None."""
+    if not config.name.startswith(TIMM_SOURCES):
+        return config, None
+    source, _, place = config.name.partition(":")
+    reader = f"load_model_config_from_{'hf' if source == 'hf-hub' else 'path'}"
+    try:
+        with _hub_within_seconds() if source == "hf-hub" else contextlib.nullcontext():
+            published, name, options = getattr(_hub, reader)(place)
+    except Exception as error:  # whatever the hub's client, or a damaged file, makes timm raise
+        expected = "a repository or folder with timm's config.json"
+        got = f"{config.name} ({_first_line(error)})"
+        raise ArgumentError(describe("model.name", expected, got)) from error
+    return replace(config, name=name, options={**options, **config.options}), published
+
+
+def _check_head(
+    config: Model, card: dict[str, Any], num_classes: int, published: dict[str, Any] | None
+) -> None:
     """timm puts a random head on weights of another number of classes, and tells nobody; a file of
     ours fits a model of other options (another activation, say) without a word."""
-    outputs = published_outputs(config)
-    if outputs is not None and outputs != num_classes:
+    outputs = published.get("num_classes") if published else published_outputs(config)
+    if config.pretrained and outputs is not None and outputs != num_classes:
         got = f"a head of {outputs} for {num_classes} classes"
         fix = "Take a method with a fresh head (ranli), or name a classifier as model.weights."
         raise ArgumentError(
@@ -199,14 +237,23 @@ def _local_weights(config: Model) -> Path | None:
     return zoo.local_file(config.weights)
 
 
-def _network(config: Model, num_classes: int, seed: int, *, with_head: bool = False) -> nn.Module:
+def _network(
+    config: Model,
+    num_classes: int,
+    seed: int,
+    published: dict[str, Any] | None = None,
+    *,
+    with_head: bool = False,
+) -> nn.Module:
     """The network without its file's weights; what is no timm name may keep its own head."""
-    if ":" in config.name:
+    if config.foreign:
         return foreign_network(config, num_classes, seed=seed, with_head=with_head)
-    return _timm_model(config, num_classes, seed)
+    return _timm_model(config, num_classes, seed, published)
 
 
-def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
+def _timm_model(
+    config: Model, num_classes: int, seed: int, published: dict[str, Any] | None
+) -> nn.Module:
     if not timm.is_model(config.name.split(".")[0]):
         near = difflib.get_close_matches(config.name, timm.list_models(), n=5)
         fix = f"Similar: {', '.join(near)}." if near else ""
@@ -223,6 +270,7 @@ def _timm_model(config: Model, num_classes: int, seed: int) -> nn.Module:
                 return timm.create_model(
                     config.name,
                     pretrained=config.pretrained,
+                    pretrained_cfg=published,
                     num_classes=num_classes,
                     **config.options,
                 )
@@ -254,7 +302,13 @@ def _hub_within_seconds() -> Iterator[None]:
     Raises:
         OSError: they were needed, and are not in the cache.
     """
-    reason, before = _silent_hub(), constants.HF_HUB_OFFLINE
+    reason, before = "", constants.HF_HUB_OFFLINE
+    try:
+        urllib.request.build_opener().open(constants.ENDPOINT, timeout=5).close()
+    except urllib.error.HTTPError as error:  # an answer
+        error.close()
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error))
     constants.HF_HUB_OFFLINE = before or bool(reason)
     try:
         yield
@@ -264,17 +318,6 @@ def _hub_within_seconds() -> Iterator[None]:
         raise
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _silent_hub() -> str:
-    """Why the hub gives no answer; empty where it does."""
-    try:
-        urllib.request.build_opener().open(constants.ENDPOINT, timeout=5).close()
-    except urllib.error.HTTPError as error:  # an answer
-        error.close()
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
-    return ""
 
 
 def _first_line(error: Exception) -> str:

@@ -26,22 +26,17 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise ArgumentError(
-                describe("std", f"{len(mean)} numbers > 0, as many as mean has", tuple(std))
-            )
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False
-        )
+            expected = f"{len(mean)} numbers > 0, as many as mean has"
+            raise ArgumentError(describe("std", expected, tuple(std)))
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         channels = self.mean.shape[:1]
         if x.shape[-3:-2] != channels:  # a gray image would broadcast to three channels unnoticed
-            raise ArgumentError(
-                describe("x", f"images (B, {channels[0]}, H, W)", f"shape {tuple(x.shape)}")
-            )
+            expected = f"images (B, {channels[0]}, H, W)"
+            raise ArgumentError(describe("x", expected, f"shape {tuple(x.shape)}"))
         return (x - self.mean) / self.std
 
 
@@ -53,8 +48,7 @@ class Resize(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2:] == (self.size, self.size):
+        side = (self.size, self.size)
+        if x.shape[-2:] == side:
             return x
-        return functional.interpolate(
-            x, size=(self.size, self.size), mode="bilinear", align_corners=False
-        )
+        return functional.interpolate(x, size=side, mode="bilinear", align_corners=False)

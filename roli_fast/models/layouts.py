@@ -2,25 +2,27 @@
 
 A layout is recognised by keys that no other one has. Only names change on the way to timm: every
 tensor keeps its values, shape and order of rows (torchvision and timm both stack q, k, v; Microsoft
-and timm both merge patches in the order (0,0) (1,0) (0,1) (1,1)).
+and timm both merge patches in the order (0,0) (1,0) (0,1) (1,1)). What is left then, open_clip's
+names say, goes through the filter that timm has for its architecture (`weights.load_backbone`).
 """
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from roli_fast import zoo
 from roli_fast.errors import CheckpointError, describe
 
 logger = logging.getLogger("roli_fast.models")
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
-IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Channel means and standard deviations of ImageNet."""
+IMAGENET: Normalization = zoo.NORMALIZATIONS["imagenet"]
+CLIP: Normalization = zoo.NORMALIZATIONS["clip"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,61 @@ SWIN = Layout(
     IMAGENET,
 )
 
-LAYOUTS = (TORCHVISION_VIT, SWIN)
+_MOBILENET_STAGES = (1, 2, 3, 4, 3, 3, 1)
+"""Blocks in each stage of MobileNetV2; torchvision counts them through."""
+
+
+def _mobilenet_renames() -> Iterator[tuple[str, str]]:
+    for here, there in (
+        (r"features\.0\.0", "conv_stem"),
+        (r"features\.0\.1", "bn1"),
+        (r"features\.18\.0", "conv_head"),
+        (r"features\.18\.1", "bn2"),
+        (r"classifier\.1", "classifier"),
+    ):
+        yield rf"{here}\.(\w+)", rf"{there}.\1"
+    number = 0
+    for stage, blocks in enumerate(_MOBILENET_STAGES):
+        parts = ("conv_dw", "bn1"), ("conv_pw", "bn2")
+        if stage:  # the first block does not widen
+            parts = ("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")
+        for block in range(blocks):
+            number += 1
+            here, there = rf"features\.{number}\.conv\.", f"blocks.{stage}.{block}."
+            for place, (convolution, norm) in enumerate(parts[:-1]):
+                yield rf"{here}{place}\.0\.(\w+)", rf"{there}{convolution}.\1"
+                yield rf"{here}{place}\.1\.(\w+)", rf"{there}{norm}.\1"
+            last = len(parts) - 1  # a convolution and a norm that stand by themselves
+            yield rf"{here}{last}\.(\w+)", rf"{there}{parts[-1][0]}.\1"
+            yield rf"{here}{last + 1}\.(\w+)", rf"{there}{parts[-1][1]}.\1"
+
+
+MOBILENET = Layout(
+    "torchvision's MobileNetV2 names",
+    ("features.1.conv.0.0.weight", "features.18.0.weight"),
+    tuple(_mobilenet_renames()),
+    IMAGENET,
+)
+
+OPEN_CLIP = Layout("open_clip's names", ("visual.class_embedding",), (), CLIP)
+OPEN_CLIP_TOWER = Layout(
+    "the names of open_clip's image tower",
+    ("class_embedding", "ln_pre.weight", "conv1.weight"),
+    ((r"(.+)", r"visual.\1"),),
+    CLIP,
+)
+OPEN_CLIP_CONVNEXT = Layout(
+    "open_clip's names of timm's ConvNeXt", ("visual.trunk.stem.0.weight",), (), CLIP
+)
+
+LAYOUTS = (
+    TORCHVISION_VIT,
+    SWIN,
+    MOBILENET,
+    OPEN_CLIP,
+    OPEN_CLIP_TOWER,
+    OPEN_CLIP_CONVNEXT,
+)
 
 _RECOMPUTED = re.compile(r"(?:.*\.)?(?:attn_mask|relative_position_index)")
 

@@ -38,17 +38,41 @@ def choose_normalization(
     known, source = _known(file, config.weights or "") if file and not card else (None, "")
     mean = card.get("mean") or (known and known[0]) or own.get("mean") or _FALLBACK
     std = card.get("std") or (known and known[1]) or own.get("std") or _FALLBACK
-    if file and not card and not (config.mean and config.std):
-        if known:
-            _say(logging.INFO, f"{file.path.name}: normalisation from {source}")
-        else:
-            text = f"does not tell its normalisation; taking timm's: mean {mean}, std {std}. "
-            text += "Set model.mean and model.std if it was trained with another."
-            _say(logging.WARNING, f"{file.path.name} {text}")
+    if file and known:
+        used = tuple(config.mean or mean), tuple(config.std or std)
+        _tell_known(file.path.name, used, known, source, own)
+    elif file and not card and not (config.mean and config.std):
+        text = f"{file.path.name} does not tell its normalisation; taking timm's: mean {mean}, "
+        text += f"std {std}. Set model.mean and model.std if it was trained with another."
+        _say(logging.WARNING, text)
     channels = config.options.get("in_chans", len(mean))
     if len(mean) != channels:  # of grey images, and of others that nobody knows the mean of
         mean, std = ([sum(values) / len(values)] * channels for values in (mean, std))
     return tuple(config.mean or mean), tuple(config.std or std)
+
+
+def _tell_known(
+    file: str, used: Normalization, known: Normalization, source: str, own: Mapping[str, Any]
+) -> None:
+    """Say what the images are normalised with, whether another value was known, and how the zoo's
+    accuracies can be measured."""
+    if used != known:
+        text = f"{file}: normalised with {shown(used)}, as model.mean and model.std say; {source} "
+        _say(logging.WARNING, f"{text}has {shown(known)}")
+        return
+    text = f"{file}: normalisation from {source}"
+    if own.get("mean") and known != (tuple(own["mean"]), tuple(own["std"])):
+        text += f", {shown(known)}; timm's {own.get('architecture')} has another"
+    if entry := zoo.named(file):
+        text += f". It came with {entry.reported}: `python -m roli_fast.zoo check {entry.name} "
+        text += "--data FOLDER` measures that"
+    _say(logging.INFO, text)
+
+
+def shown(normalization: Normalization) -> str:
+    """In words, "mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5"."""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in normalization)
+    return f"mean {mean} and std {std}"
 
 
 def _known(file: WeightFile, weights: str) -> tuple[Normalization | None, str]:

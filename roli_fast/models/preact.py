@@ -8,6 +8,7 @@ use (conv1, layer1.0.bn1, layer2.0.shortcut.0, bn, linear).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from timm.models import register_model
@@ -126,15 +127,15 @@ def _head(features: int, num_classes: int) -> nn.Module:
     return nn.Linear(features, num_classes) if num_classes else nn.Identity()
 
 
-def _register(name: str, note: str, **own: Any) -> None:
-    """Give timm an entry point `name` with options of its own."""
+def register(name: str, note: str, build: Callable[..., nn.Module]) -> None:
+    """Give timm an entry point `name` that calls `build` with the options."""
 
-    def entry_point(pretrained: bool = False, **options: Any) -> PreActResNet:
+    def entry_point(pretrained: bool = False, **options: Any) -> nn.Module:
         if pretrained:
-            raise RuntimeError(f"there are no published weights of {name}")
+            raise RuntimeError(f"timm has no published weights of {name}")
         for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
             options.pop(key, None)  # timm hands these to every entry point
-        model = PreActResNet(**own | options)
+        model: Any = build(**options)
         model.pretrained_cfg["architecture"] = name
         return model
 
@@ -142,13 +143,14 @@ def _register(name: str, note: str, **own: Any) -> None:
     register_model(entry_point)
 
 
-def _wide(depth: int, factor: int) -> dict[str, Any]:
+def _wide(depth: int, factor: int) -> Callable[..., nn.Module]:
     widths = (16 * factor, 32 * factor, 64 * factor)
     depths = ((depth - 4) // 6,) * 3
-    return {"widths": widths, "depths": depths, "stem_width": 16, "activation": "relu"}
+    own: dict[str, Any] = {"widths": widths, "depths": depths, "stem_width": 16}
+    return partial(PreActResNet, activation="relu", **own)
 
 
-_register("preact_resnet18", "With softplus: the network of E-AT's and RAMP's CIFAR-10 tables.")
-_register("wide_resnet28_10_cifar", "WRN-28-10.", **_wide(28, 10))
-_register("wide_resnet34_20_cifar", "WRN-34-20.", **_wide(34, 20))
-_register("wide_resnet70_16_cifar", "WRN-70-16.", **_wide(70, 16))
+register("preact_resnet18", "The network of E-AT's and RAMP's CIFAR-10 tables.", PreActResNet)
+register("wide_resnet28_10_cifar", "WRN-28-10.", _wide(28, 10))
+register("wide_resnet34_20_cifar", "WRN-34-20.", _wide(34, 20))
+register("wide_resnet70_16_cifar", "WRN-70-16.", _wide(70, 16))

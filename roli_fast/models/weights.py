@@ -124,9 +124,10 @@ def load_backbone(
     """
     file = weights if isinstance(weights, WeightFile) else read_weights(weights)
     target = model.backbone.state_dict()
-    state = {name: t for name, t in file.state.items() if name in target or not is_recomputed(name)}
+    head = model.head_name.removeprefix("backbone.") + "."
+    state = _through_timm(file.state, target, head, model.backbone)
+    state = {name: t for name, t in state.items() if name in target or not is_recomputed(name)}
     if not with_head:
-        head = model.head_name.removeprefix("backbone.") + "."
         state = {name: tensor for name, tensor in state.items() if not name.startswith(head)}
         target = {name: tensor for name, tensor in target.items() if not name.startswith(head)}
     _fit_positions(state, target, model.backbone, file.path)
@@ -135,26 +136,48 @@ def load_backbone(
     model.backbone.load_state_dict(state, strict=with_head)
 
 
+def _filtered(state: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor] | None:
+    """What timm's own filter of the architecture's checkpoints makes of them; None where it has
+    none, or cannot."""
+    convert: Any = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of how timm writes it
+            return convert(dict(state), backbone)
+    except Exception as error:  # whatever it makes of a file that does not fit: told as such
+        logger.debug("timm's filter: %s", error)
+        return None
+
+
+def _through_timm(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], head: str, backbone: nn.Module
+) -> Mapping[str, Tensor]:
+    """`state` under the names of `target`, by timm's filter where that brings a name that was
+    missing; of open_clip's two towers the one of images is left."""
+
+    def missing(names: Mapping[str, Tensor]) -> int:
+        return sum(name not in names for name in target if not name.startswith(head))
+
+    converted = _filtered(state, backbone) if missing(state) else None
+    if converted is None or missing(converted) >= missing(state):
+        return state
+    kernels = {tensor.shape for tensor in state.values() if tensor.ndim == 4}
+    resized = any(t.ndim == 4 and t.shape not in kernels for t in converted.values())
+    return state if resized else converted  # patches of another size are another network
+
+
 def _fit_positions(
     state: dict[str, Tensor], target: Mapping[str, Tensor], backbone: nn.Module, path: Path
 ) -> None:
-    """Resample tables of positions of another image size in place, by timm's own filter of the
-    architecture's checkpoints."""
+    """Resample tables of positions of another image size in place, by timm's own filter."""
     places = [  # a patch embedding of another size is another network
         name
         for name, new in target.items()
         if name in state and state[name].shape != new.shape and "patch_embed" not in name
     ]
-    resample: Any = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    if not places or not resample:
-        return
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of how timm writes it
-            fitted = resample(dict(state), backbone)
-    except Exception as error:  # whatever it makes of a file that does not fit: told as misshapen
-        logger.debug("%s: %s", path.name, error)
-        return
+    fitted = (_filtered(state, backbone) if places else None) or {}
     for name in places:
         if name in fitted and fitted[name].shape == target[name].shape:
             shapes = f"from {tuple(state[name].shape)} to {tuple(target[name].shape)}"

@@ -62,7 +62,8 @@ def wrap(
     own = getattr(module, "pretrained_cfg", None) or {}
     mean, std = mean or own.get("mean"), std or own.get("std")
     if mean is None or std is None:
-        channels = _channels(module)
+        convolutions = (m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d))
+        channels = next(convolutions, 3)
         mean, std = (0.0,) * channels, (1.0,) * channels
     config = Model(type(module).__name__, mean=tuple(mean), std=tuple(std), resize=resize)
     model = Classifier(module, replace(config, head=head), mean, std)
@@ -142,9 +143,3 @@ def _called(config: Model) -> nn.Module:
         got = f"{type(network).__name__} from '{config.name}'"
         raise ConfigError(describe("model.name", "a factory that returns an nn.Module", got))
     return network
-
-
-def _channels(module: nn.Module) -> int:
-    """How many channels its images have: those of its first convolution, else three."""
-    convolutions = (m for m in module.modules() if isinstance(m, nn.Conv2d))
-    return next((layer.in_channels for layer in convolutions), 3)

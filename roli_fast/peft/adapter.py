@@ -75,7 +75,6 @@ class Adapter(Method):
             raise ArgumentError(describe("reduction", "an integer >= 1", self.reduction))
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> list[str]:
-        """Insert the adapters; names of their parameters and of the head's."""
         found, head = mlps(model), head_names(model)
         for name, mlp in found.items():
             if hasattr(mlp, NAME):

@@ -35,7 +35,6 @@ class Bias(Method):
     tables: bool = False
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> list[str]:
-        """Names of the biases and of the head."""
         kinds = BIASES | TABLES if self.tables else BIASES
         head = head_names(model)
         names = [n for n, _ in model.named_parameters() if n.rpartition(".")[2] in kinds]

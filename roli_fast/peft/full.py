@@ -18,5 +18,4 @@ class Full(Method):
     batch_norm: bool = True
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> list[str]:
-        """Names of all parameters."""
         return [name for name, _ in model.named_parameters()]

@@ -14,5 +14,4 @@ class Linear(Method):
     """The backbone is frozen, in eval mode: no dropout, no DropPath, BN statistics fixed."""
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> list[str]:
-        """Names of the head's weight and bias."""
         return head_names(model)

@@ -80,7 +80,6 @@ class LoRA(Method):
         return found
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> list[str]:
-        """Replace the layers; names of A and B and of the head's parameters."""
         names: list[str] = []
         head = head_names(model)
         for name, rows in self.find(model).items():

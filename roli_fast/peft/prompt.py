@@ -86,7 +86,6 @@ class Prompt(Method):
             raise ArgumentError(describe("dropout", "a number in [0, 1)", self.dropout))
 
     def prepare(self, model: nn.Module, generator: torch.Generator) -> list[str]:
-        """Insert the prompts; their names and the head's."""
         present = [n for n, module in model.named_modules() if isinstance(module, Tokens)]
         if present:
             got = f"one with {present[0]}"

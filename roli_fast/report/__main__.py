@@ -7,6 +7,7 @@ from pathlib import Path
 
 from roli_fast.errors import RoliFastError
 from roli_fast.report.writing import write
+from roli_fast.running.command import run_command
 
 DESCRIPTION = """\
 Writes the page of a run anew from the run directory's files, RUN/report.html, or a page that
@@ -41,4 +42,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -2,27 +2,25 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import mean, stdev
+from statistics import fmean, mean, stdev
 
 from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
 from roli_fast.report.subjects import LOOKS, Key, Subject, steps
 from roli_fast.report.svg import Axis, Chart, Line, Row, dots, lines
-from roli_fast.report.text import change, percent_over_seeds, radius_name, unit
+from roli_fast.report.text import change, percent, percent_over_seeds, radius_name, unit
 
 FEW = 10
 """Images of a bin below which its point says little."""
 
 PERCENT = Axis("accuracy in %", low=0, high=100)
 
-STEEP = 20
-"""Ratio of head norms from which on their axis is logarithmic."""
-
 EPOCHS = {
-    "validation_robust_accuracy": ("Validation accuracy, attacked", 100.0),
-    "validation_clean_accuracy": ("Validation accuracy, clean", 100.0),
-    "train_loss": ("Training loss", 1.0),
+    "validation_robust_accuracy": ("Validation accuracy, attacked", 100.0, PERCENT),
+    "validation_clean_accuracy": ("Validation accuracy, clean", 100.0, PERCENT),
+    "train_loss": ("Training loss", 1.0, Axis("loss", low=0)),
+    "train_alignment": ("PertAlign of single steps", 1.0, Axis("cosine of gradients", high=1)),
 }
-"""Drawn fields of metrics.jsonl: title and factor."""
+"""Drawn fields of metrics.jsonl: title, factor and axis."""
 
 PRETRAINING = {
     Key("attacked", 0): "validation_robust_accuracy",
@@ -55,15 +53,14 @@ def accuracy(subjects: Sequence[Subject], columns: Sequence[str]) -> list[Chart]
     for column in ("clean", *columns):
         rows = []
         for s in subjects:
-            if (value := share(s.method.test, column)) is None:
-                continue
+            tests = (s.method.test, *(seed.test for seed in s.method.seeds))
+            whole, *singles = (share(test, column) for test in tests)
             spread = spreads(s.method.test).get(column)
-            singles = [v for seed in s.method.seeds if (v := share(seed.test, column)) is not None]
-            around = 100 * spread if spread else None
-            rows.append(Row(s.label, 100 * value, around, [100 * v for v in singles], s.look))
+            if whole is not None:
+                single = [100 * v for v in singles if v is not None]
+                rows.append(Row(s.label, 100 * whole, spread and 100 * spread, single, s.look))
         title = "Clean accuracy" if column == "clean" else f"Robust accuracy, {column}"
-        if rows:
-            charts.append(dots(title, rows, Axis("accuracy in %")))
+        charts += [dots(title, rows, Axis("accuracy in %"))] if rows else []
     return charts
 
 
@@ -81,9 +78,8 @@ def spreads(test: Tree | None) -> Tree:
 def training(subjects: Sequence[Subject]) -> list[Chart]:
     """Accuracy and loss over the epochs of all stages, where there are records."""
     charts = []
-    for name, (title, factor) in EPOCHS.items():
+    for name, (title, factor, y) in EPOCHS.items():
         drawn = [line for s in subjects for line in _over_epochs(s, name, factor)]
-        y = PERCENT if factor > 1 else Axis("loss", low=0)
         if any(line.points for line in drawn):
             charts.append(lines(title, drawn, Axis("epoch", low=0), y))
     return charts
@@ -124,9 +120,10 @@ def pretraining(run: Run) -> list[Chart]:
     return [lines("Pretraining, validation accuracy", drawn, Axis("epoch", low=0), PERCENT)]
 
 
-def curves(subject: Subject) -> list[Tree]:
-    """The curves of accuracy against the radius, of every seed that has one."""
-    return [a["curve"] for a in subject.method.analyses if a.get("curve")]
+def curves(subject: Subject, norm: str = "") -> list[Tree]:
+    """The curves of accuracy against the radius of every seed that has one, in a norm or in any."""
+    found = [a["curve"] for a in subject.method.analyses if a.get("curve")]
+    return [curve for curve in found if norm in ("", curve["norm"])]
 
 
 def curves_told(subjects: Sequence[Subject]) -> str:
@@ -139,8 +136,7 @@ def against_radius(subjects: Sequence[Subject]) -> dict[str, Chart]:
     """Norm -> accuracy as its radius grows."""
     charts = {}
     for norm in dict.fromkeys(c["norm"] for s in subjects for c in curves(s)):
-        found = [(s, [c for c in curves(s) if c["norm"] == norm]) for s in subjects]
-        drawn = [_curve(s.key, own) for s, own in found if own]
+        drawn = [_curve(s.key, own) for s in subjects if (own := curves(s, norm))]
         charts[norm] = _radius_chart(f"Accuracy under attack, {norm}", norm, drawn)
     return charts
 
@@ -173,12 +169,18 @@ def radii(found: Sequence[Tree]) -> dict[float, list[Tree]]:
 def evaluated(name: str, tree: Tree) -> tuple[list[Chart], list[Key]]:
     """The curves of an evaluation, an attack each, and their legend."""
     found = tree.get("curves") or ()
-    keys = [Key(curve["attack"], look % LOOKS, look) for look, curve in enumerate(found)]
+    keys = [Key(_told(curve), look % LOOKS, look) for look, curve in enumerate(found)]
     if not found:
         return [], []
     drawn = [_curve(key, [curve]) for key, curve in zip(keys, found, strict=True)]
     norm = found[0]["norm"]
     return [_radius_chart(f"{name}/evaluation.json, {norm}", norm, drawn)], keys
+
+
+def _told(curve: Tree) -> str:
+    """ "pgd-10, expected 43.8 %"."""
+    share = at(curve, "expected_robustness", "accuracy")
+    return curve["attack"] + ("" if share is None else f", expected {percent(share)}")
 
 
 def heads(subjects: Sequence[Subject]) -> list[Chart]:
@@ -207,12 +209,10 @@ def _norms(subjects: Sequence[Subject]) -> Chart:
             norms += values(stages, "end", "head", "norm")
             seeds.append({float(place): norm for place, norm in enumerate(norms)})
         drawn.append(over_seeds(s.key, seeds))
-    every = [v for line in drawn for _, v in line.points if v > 0]
     last = max((x for line in drawn for x, _ in line.points), default=1.0)
     marks = [(0.0, "start"), *((float(i), f"after stage {i}") for i in range(1, int(last) + 1))]
-    log = bool(every) and max(every) > STEEP * min(every)
-    x, y = Axis("", low=-0.3, high=last + 0.3, ticks=marks), Axis("‖V‖", low=0, log=log)
-    return lines("Head norm ‖V‖, logarithmic" if log else "Head norm ‖V‖", drawn, x, y)
+    x = Axis("", low=-0.3, high=last + 0.3, ticks=marks)
+    return lines("Head norm ‖V‖", drawn, x, Axis("‖V‖", low=0))
 
 
 def reliability(subjects: Sequence[Subject]) -> tuple[list[Chart], list[Key]]:
@@ -238,18 +238,15 @@ def reliability(subjects: Sequence[Subject]) -> tuple[list[Chart], list[Key]]:
 
 def _bins(key: Key, measures: Sequence[Tree]) -> Line:
     """A point for every bin that holds enough images of all seeds, larger for more of them."""
-    pooled = []
+    counts, points = [], []
     for same in zip(*(m.get("bins") or () for m in measures), strict=False):
-        count = sum(b["count"] or 0 for b in same)
-        if count >= FEW:
-            point = [
-                sum((b["count"] or 0) * (b[k] or 0) for b in same) / count
-                for k in ("confidence", "accuracy")
-            ]
-            pooled.append((count, *point))
-    total = sum(count for count, *_ in pooled)
-    sizes = [2 + 9 * math.sqrt(count / total) for count, *_ in pooled]
-    points = [(x, y) for _, x, y in pooled]
+        weights = [b["count"] or 0 for b in same]
+        if sum(weights) >= FEW:
+            counts.append(sum(weights))
+            columns = ([b[k] or 0 for b in same] for k in ("confidence", "accuracy"))
+            x, y = (fmean(column, weights) for column in columns)
+            points.append((x, y))
+    sizes = [2 + 9 * math.sqrt(count / sum(counts)) for count in counts]
     return Line(key.label, points, key.look, sizes=sizes, hollow=key.hollow)
 
 

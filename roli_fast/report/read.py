@@ -1,9 +1,9 @@
 """What a run left on disk, read for the page; nothing is computed by running a model."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Run:
         methods: in the run's order.
         metrics: every record of metrics.jsonl, with those of pretraining.
         evaluations: folder below the run's -> the evaluation.json that lies there.
-        pictures: likewise, saved images: (file below the folder, its bytes), see `_pictures`.
+        pictures: likewise, images that were saved: file -> its bytes, see `_pictures`.
         files: every file that was read, in order, below the folder.
         damaged: what could not be read, one line a file.
     """
@@ -176,17 +176,18 @@ def _pictures(files: "_Files", folder: Path, tree: Tree) -> dict[str, bytes]:
     """A few images that `--save_adversarial` wrote, "linf/cat/1.png" and "clean/cat/1.png", of all
     classes in turn."""
     found: dict[str, bytes] = {}
-    turns: Counter[int] = Counter()
-    order = []
-    for row in fooled(tree):
-        order.append((turns[row[1]], row))
-        turns[row[1]] += 1
-    for _, (name, _, _, norm) in sorted(order, key=lambda one: one[0])[:PICTURES]:
+    classes = [list(own) for _, own in groupby(sorted(fooled(tree), key=_label), _label)]
+    turns = [row for turn in zip_longest(*classes) for row in turn if row]
+    for name, _, _, norm in turns[:PICTURES]:
         paths = [f"{kind}/{picture_name(name)}" for kind in (norm, "clean")]
         loaded = [files.load(folder / "adversarial" / path, Path.read_bytes) for path in paths]
         if all(loaded):
             found |= dict(zip(paths, loaded, strict=True))
     return found
+
+
+def _label(row: tuple[str, int, int, str]) -> int:
+    return row[1]
 
 
 class _Files:

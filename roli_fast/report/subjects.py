@@ -87,13 +87,18 @@ class Page:
         return [s for s in self.subjects if any(a["stages"] for a in s.method.analyses)]
 
     @property
+    def analyses(self) -> list[Tree]:
+        """Those of every seed of every subject."""
+        return [tree for s in self.subjects for tree in s.method.analyses]
+
+    @property
     def looked_at(self) -> str:
         """ "64 training and 64 validation images, attacked by pgd-10"."""
-        trees = [a for s in self.analysed for a in s.method.analyses]
         told = [
             f"{a['images']['train']} training and {a['images']['validation']} validation images, "
             f"attacked by {a['attack']['label']}"
-            for a in trees
+            for a in self.analyses
+            if a["stages"]
         ]
         return " or ".join(dict.fromkeys(told))
 

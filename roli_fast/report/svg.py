@@ -81,8 +81,10 @@ def lines(
     ys = [b for line in drawn for _, b in line.points]
     ys += [v for line in drawn for part in line.band for v in part[1:]]
     across = span(x._replace(high=max(xs, default=1.0)) if x.high is None else x, xs)
-    up = _powers(ys) if y.log else span(y, ys)
-    yticks = _power_ticks(*up) if y.log else ticks(*up)
+    up = span(y, ys)
+    yticks = ticks(*up)
+    if y.log:
+        up, yticks = _powers(ys)
     left = max(LEFT, round(24 + LETTER * max(len(text) for _, text in yticks)))
     frame = _Frame(f"{title}, {y.label}: {'; '.join(aloud)}", across, up, (left, *size))
     frame.axes(x, y.label, yticks)
@@ -209,16 +211,12 @@ class _Frame:
         return Markup("").join((head, *self.parts, Markup("</svg>")))
 
 
-def _powers(found: Sequence[float]) -> Point:
-    """From one power of ten to another, so that all logarithms lie between."""
+def _powers(found: Sequence[float]) -> tuple[Point, Ticks]:
+    """From one power of ten to another, so that all logarithms lie between: "0.1", "1e-05"."""
     low = math.floor(min(found, default=0))
-    return low, max(math.ceil(max(found, default=1)), low + 1)
-
-
-def _power_ticks(low: float, high: float) -> Ticks:
-    """ "0.1", "100", "1e-05"."""
-    powers = range(int(low), int(high) + 1, max(1, int(high - low) // 6))
-    return [(float(k), f"{10.0**k:g}".replace("-", "−")) for k in powers]
+    high = max(math.ceil(max(found, default=1)), low + 1)
+    powers = range(low, high + 1, max(1, (high - low) // 6))
+    return (low, high), [(float(k), f"{10.0**k:g}".replace("-", "−")) for k in powers]
 
 
 def span(axis: Axis, found: Sequence[float]) -> Point:

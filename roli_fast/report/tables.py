@@ -3,8 +3,9 @@
 What the headings mean stands in page/page.html.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -110,25 +111,27 @@ def columns(subjects: Sequence[Subject]) -> list[str]:
 
 def _shares(page: Page, one: Callable[[str], str]) -> dict[str, str]:
     """Heading -> text of clean images and of each attack."""
-    return {"clean": one("clean")} | {f"robust, {c}": one(c) for c in columns(page.subjects)}
+    return {_column(column): one(column) for column in ("clean", *columns(page.subjects))}
+
+
+def _column(name: str) -> str:
+    return name if name == "clean" else f"robust, {name}"
 
 
 def accuracy(page: Page) -> Table:
     """Test accuracy of every method: the table that methods are compared by."""
-    return table(_tested(page, s) for s in page.tested)
-
-
-def _tested(page: Page, s: Subject) -> dict[str, str]:
-    test, spread, seeds = s.method.test, spreads(s.method.test), s.method.seeds
-    times = [sum(stage["train_seconds"] for stage in seed.stages) for seed in seeds]
-    stages = [f"{stage['name']} {stage['epochs']}" for stage in seeds[0].stages]
-    return {
-        "method": s.label,
-        **_shares(page, lambda column: percent_within(share(test, column), spread.get(column))),
-        "seeds": str(len(seeds)),
-        "stages and epochs": " + ".join(stages),
-        "training time": duration(mean(times)),
-    }
+    rows = []
+    for s in page.tested:
+        test, spread, seeds = s.method.test, spreads(s.method.test), s.method.seeds
+        stages = [f"{stage['name']} {stage['epochs']}" for stage in seeds[0].stages]
+        times = [sum(stage["train_seconds"] for stage in seed.stages) for seed in seeds]
+        rows.append(
+            {"method": s.label}
+            | _shares(page, lambda c, t=test, sd=spread: percent_within(share(t, c), sd.get(c)))
+            | {"seeds": str(len(seeds)), "stages and epochs": " + ".join(stages)}
+            | {"training time": duration(mean(times))}
+        )
+    return table(rows)
 
 
 def comparisons(page: Page) -> Table:
@@ -177,12 +180,14 @@ def sweep(run: Run) -> Table:
 
 def curve(page: Page, norm: str) -> Table:
     """Accuracy at every radius of a norm, a column a subject."""
-    curves = [(s, [c for c in plots.curves(s) if c["norm"] == norm]) for s in page.subjects]
-    shown = [(s.label, plots.radii(own)) for s, own in curves if own]
+    shown = {s.label: plots.radii(own) for s in page.subjects if (own := plots.curves(s, norm))}
     return table(
         {radius_name(norm): f"{x:.4g}"}
-        | {name: percent_over_seeds(values(own.get(x, ()), "accuracy")) for name, own in shown}
-        for x in sorted({x for _, own in shown for x in own})
+        | {
+            name: percent_over_seeds(values(own.get(x, ()), "accuracy"))
+            for name, own in shown.items()
+        }
+        for x in sorted({x for own in shown.values() for x in own})
     )
 
 
@@ -249,6 +254,23 @@ def unseen(tree: Tree) -> Table:
     return table({"right under": name, "accuracy": _interval(entry)} for name, entry in rows)
 
 
+def expected_robustness(page: Page, norm: str) -> Table:
+    """The mean accuracy over all radii from 0 to the attack's, a row a subject."""
+    found = [
+        (s, [c for a in s.method.analyses if (c := a.get("curve")) and c["norm"] == norm])
+        for s in page.subjects
+    ]
+    return table(
+        {
+            "method": s.label,
+            "up to": radius(norm, at(own, 0, "expected_robustness", "eps")),
+            "expected robustness": percent_over_seeds(shares),
+        }
+        for s, own in found
+        if (shares := values(own, "expected_robustness", "accuracy"))
+    )
+
+
 def corruptions(tree: Tree) -> Table:
     """Accuracy on corrupted images by kind and severity, and on a second data set."""
     found = dict(at(tree, "shifts", "corruptions") or {})
@@ -272,25 +294,22 @@ def named(tree: Tree) -> Callable[[int], str]:
 
 
 def classes(page: Page) -> Table:
-    """Test accuracy of every class and method, in the order of the first method: worst first."""
-    shown = [(s, at(s.method.test, "per_class") or ()) for s in page.tested]
-    entries = {s.label: {entry["class"]: entry for entry in own} for s, own in shown}
-    return table(
-        {"class": str(first["class"]), "images": whole(first["images"])}
-        | {
-            f"{label}, {'robust' if column != 'clean' else column}": percent(
-                at(own, first["class"], "accuracy", column)
-            )
-            for label, own in entries.items()
-            for column in _ends(first["accuracy"])
-        }
-        for first in (shown[0][1] if shown else ())
-    )
-
-
-def _ends(accuracy: Mapping[str, float]) -> list[str]:
-    """Clean images, and the last column: all attacks together."""
-    return list(dict.fromkeys((next(iter(accuracy)), [*accuracy][-1])))
+    """Test accuracy of every class and method, on clean images and under all attacks together, in
+    the order of the first method: worst first."""
+    tested = {s.label: at(s.method.test, "per_class") or () for s in page.tested}
+    shares = {name: {e["class"]: e["accuracy"] for e in own} for name, own in tested.items()}
+    rows = []
+    for entry in next(iter(tested.values()), ()):
+        measured = [*entry["accuracy"]]
+        ends = zip(("clean", "robust"), dict.fromkeys((measured[0], measured[-1])), strict=False)
+        rows.append(
+            {"class": str(entry["class"]), "images": whole(entry["images"])}
+            | {
+                f"{label}, {word}": percent(at(own, entry["class"], column))
+                for (label, own), (word, column) in product(shares.items(), ends)
+            }
+        )
+    return table(rows)
 
 
 def evaluated_classes(tree: Tree) -> Table:
@@ -303,17 +322,13 @@ def evaluated_classes(tree: Tree) -> Table:
     )
 
 
-def _column(name: str) -> str:
-    return name if name == "clean" else f"robust, {name}"
-
-
 def _mistaken(entry: Tree) -> str:
     others = [(n, k) for n, k in entry["attacked_as"].items() if n != entry["class"]]
     return f"{others[0][0]} ({others[0][1]})" if others else NONE
 
 
 class Cell(NamedTuple):
-    """A count, and its share of the row."""
+    """A count, its share of the row, and whether these answers are right."""
 
     images: int
     share: float
@@ -322,20 +337,16 @@ class Cell(NamedTuple):
 
 def confusion(tree: Tree) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
     """What attacked images are taken for: the columns' names, and a row for each of the worst
-    classes, with other answers together in the last column."""
+    classes; where there are other answers, they stand together in the last column."""
     entries = (tree.get("per_class") or ())[:MATRIX]
-    names = [str(entry["class"]) for entry in entries]
-    rows, beyond = [], False
+    names, rows = [str(entry["class"]) for entry in entries], []
     for entry in entries:
         counts = [entry["attacked_as"].get(name, 0) for name in names]
         counts.append(entry["images"] - sum(counts))
-        beyond |= counts[-1] > 0
-        cells = [
-            Cell(count, count / entry["images"], name == entry["class"])
-            for name, count in zip([*names, ""], counts, strict=True)
-        ]
+        answers = zip(counts, [*names, ""], strict=True)
+        cells = [Cell(n, n / entry["images"], name == entry["class"]) for n, name in answers]
         rows.append((str(entry["class"]), cells))
-    if beyond:
+    if any(cells[-1].images for _, cells in rows):
         return [*names, "other"], rows
     return names, [(name, cells[:-1]) for name, cells in rows]
 
@@ -392,6 +403,18 @@ def stages(page: Page) -> list[Of]:
     return [Of(s.staged(name), own) for s, name, own in steps(page.subjects)]
 
 
+Paths = Iterable[tuple[str, Sequence[str | int]]]
+
+
+def parts(rows: Iterable[Of], paths: Paths) -> list[Of]:
+    """Of every row what lies at each of the named paths, where a seed has it."""
+    return [
+        Of(row.label, found, name or row.part)
+        for row, (name, path) in product(rows, list(paths))
+        if (found := [part for tree in row.trees if (part := at(tree, *path))])
+    ]
+
+
 STRENGTHS: Columns = {
     "stage": LABEL,
     "L2 strength": PART,
@@ -406,16 +429,16 @@ STRENGTHS: Columns = {
 def strengths(page: Page) -> list[Of]:
     """Every strength that a clean probe solved by L-BFGS tried."""
     rows = []
-    for s in page.subjects:
-        for name, own in s.method.stages.items():
-            tried = [row for stage in own for row in stage.get("strengths") or ()]
-            grid = sorted({row["strength"] for row in tried})
-            for strength in grid:
-                same = [row for row in tried if row["strength"] == strength]
-                chosen = sum(stage.get("strength") == strength for stage in own)
-                end = chosen and len(grid) > 1 and strength in (grid[0], grid[-1])
-                told = f"{chosen}, an end of the grid" if end else str(chosen)
-                rows.append(Of(s.staged(name), same, given(strength), told))
+    every = [(s.staged(name), own) for s in page.subjects for name, own in s.method.stages.items()]
+    for name, own in every:
+        tried = [row for stage in own for row in stage.get("strengths") or ()]
+        grid = sorted({row["strength"] for row in tried})
+        for strength in grid:
+            same = [row for row in tried if row["strength"] == strength]
+            chosen = sum(stage.get("strength") == strength for stage in own)
+            end = chosen and len(grid) > 1 and strength in (grid[0], grid[-1])
+            told = f"{chosen}, an end of the grid" if end else str(chosen)
+            rows.append(Of(name, same, given(strength), told))
     return rows
 
 
@@ -434,18 +457,18 @@ FIRST_UPDATE: Columns = {"stage": LABEL, "optimiser": first("optimizer", one=str
 
 SCALE: Columns = {
     "stage": LABEL,
-    "head": PART,
+    "head": first("scale", one=lambda scale: f"× {given(scale)}"),
     "residual": over("residual"),
     "features": over("features"),
     "logits through F": over("logits_F"),
     "FT ratio": over("ft_ratio"),
-    "features, residual held": over("fixed_features"),
-    "logits through F, residual held": over("fixed_logits_F"),
 }
 
 KERNEL: Columns = {
     "stage": LABEL,
-    "images × classes": PART,
+    "images × classes": lambda row: " × ".join(
+        str(at(row.trees, 0, name)) for name in ("images", "classes")
+    ),
     "P rank": first("P", "rank", one=whole),
     "P norm": over("P", "frobenius"),
     "F rank": first("F", "rank", one=whole),
@@ -458,50 +481,24 @@ KERNEL: Columns = {
 }
 
 
-def _having(page: Page, key: str) -> Iterator[tuple[str, list[Any]]]:
-    """(stage, that part of every seed which has it)."""
-    for s, name, own in steps(page.subjects):
-        if found := [stage[key] for stage in own if stage.get(key)]:
-            yield s.staged(name), found
-
-
 def one_step(page: Page) -> list[Of]:
     """One plain gradient step of each stage, on clean and on attacked images."""
-    return [
-        Of(name, trees, word)
-        for name, own in _having(page, "one_step")
-        for condition, word in CONDITIONS.items()
-        if (trees := [one[condition] for one in own if one.get(condition)])
-    ]
+    return parts(stages(page), [(word, ("one_step", c)) for c, word in CONDITIONS.items()])
 
 
 def first_update(page: Page) -> list[Of]:
     """The same for a step of the stage's own optimiser."""
-    rows = []
-    for row in one_step(page):
-        made = [tree for tree in row.trees if tree.get("first_update")]
-        own = [tree["first_update"] | {"lr": tree.get("lr")} for tree in made]
-        rows += [row._replace(trees=own)] * bool(own)
-    return rows
+    return parts(one_step(page), [("", ("first_update",))])
 
 
 def head_scale(page: Page) -> list[Of]:
     """The same plain step from a head that is scaled."""
-    rows = []
-    for name, own in _having(page, "head_scale"):
-        tried = [row for one in own for row in one]
-        for scale in dict.fromkeys(row["scale"] for row in tried):
-            same = [row for row in tried if row["scale"] == scale]
-            rows.append(Of(name, same, f"× {given(scale)}"))
-    return rows
+    return parts(stages(page), [("", ("head_scale", place)) for place in range(9)])
 
 
 def kernels(page: Page) -> list[Of]:
     """The tangent kernel where each stage began."""
-    return [
-        Of(name, own, f"{own[0].get('images')} × {own[0].get('classes')}")
-        for name, own in _having(page, "kernel")
-    ]
+    return parts(stages(page), [("", ("kernel",))])
 
 
 def _images(row: Of) -> str:
@@ -538,12 +535,8 @@ MEASURES: Columns = {
 
 def fits(page: Page) -> list[Of]:
     """The calibration of every method, on clean and on attacked images."""
-    return [
-        Of(s.label, found, word)
-        for s in page.subjects
-        for condition, word in CONDITIONS.items()
-        if (found := [f for a in s.method.analyses if (f := at(a, "calibration", condition))])
-    ]
+    paths = [(word, ("calibration", condition)) for condition, word in CONDITIONS.items()]
+    return parts([Of(s.label, s.method.analyses) for s in page.subjects], paths)
 
 
 COSTS: Columns = {
@@ -552,6 +545,8 @@ COSTS: Columns = {
     "epochs": first("epochs", one=whole),
     "trained parameters": first("trainable_parameters", one=whole),
     "best validation": share_over("best_validation_accuracy"),
+    "passes": over("passes"),
+    "alignment": over("alignment"),
     "images/s": over("train_images_per_second"),
     "time": over("train_seconds", one=lambda t: duration(mean(t)) if t else NONE),
     "waited for data": share_over("data_wait_share"),

@@ -15,6 +15,7 @@ THIN = "\u00a0"
 
 NAMES = {
     "roli": "RoLI",
+    "roli_fast": "RoLI, one step",
     "ranli": "RanLI",
     "ranli_matched": "RanLI, matched epochs",
     "lp": "LP",

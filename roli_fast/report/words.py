@@ -1,4 +1,4 @@
-"""What was run, on what, and what came of it: the facts and sentences that depend on the runs."""
+"""What was run and what came of it: the facts and sentences that depend on the runs."""
 
 import shlex
 from collections.abc import Iterator
@@ -11,17 +11,8 @@ from roli_fast.norms import NORMS
 from roli_fast.report.plots import share
 from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
 from roli_fast.report.subjects import Page
-from roli_fast.report.tables import Table, columns, table
-from roli_fast.report.text import (
-    NONE,
-    count,
-    listed,
-    method_name,
-    p_value,
-    percent,
-    points,
-    radius,
-)
+from roli_fast.report.tables import Table, table
+from roli_fast.report.text import NONE, count, listed, method_name, p_value, percent, points, radius
 from roli_fast.running.folder import CONFIG
 from roli_fast.running.text import duration
 
@@ -54,10 +45,8 @@ def threat_text(run: Run) -> str:
 
 def data_text(run: Run) -> str:
     """ "digits"; of images of one's own the folder's name and its kind."""
-    data = run.config.get("data") or {}
-    name = str(data.get("name", "data"))
-    root = str(data.get("root") or "").rstrip("/").rsplit("/", 1)[-1]
-    return f"{root} ({name})" if root else name
+    name, root = (str(at(run.config, "data", key) or "") for key in ("name", "root"))
+    return f"{root.rstrip('/').rsplit('/', 1)[-1]} ({name})" if root else name or "data"
 
 
 def attack_text(attack: Any) -> str:
@@ -123,13 +112,12 @@ def _stage(run: Run, name: str) -> dict[str, str] | None:
 
 
 def _optimizer(optimizer: Tree) -> str:
-    name = optimizer.get("name")
-    if name == "lbfgs":
-        tried = optimizer.get("strengths") or ()
-        return f"lbfgs, best of L2 strengths {', '.join(f'{s:g}' for s in tried)}"
+    if optimizer.get("name") == "lbfgs":
+        tried = ", ".join(f"{s:g}" for s in optimizer.get("strengths") or ())
+        return f"lbfgs, best of L2 strengths {tried}"
     rate = optimizer.get("lr")
     shown = "by the features' norm" if rate is None else rate
-    return f"{name}, rate {shown}, decay {optimizer.get('weight_decay')}"
+    return f"{optimizer.get('name')}, rate {shown}, decay {optimizer.get('weight_decay')}"
 
 
 def _named(part: Any, fields: tuple[str, ...]) -> str:
@@ -160,25 +148,14 @@ def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, "null" if tree is None else str(tree)
 
 
-def headline(run: Run) -> str:
-    """One sentence: what was run, and on what."""
-    methods = listed([method_name(m.name) for m in run.methods]) if run.methods else "No method"
-    classes = len(run.summary.get("classes") or ())
-    data = f"{data_text(run)}, {count(classes, 'classes')}" if classes else data_text(run)
-    return f"{methods} on {data}; threat {threat_text(run)}; {count(len(run.seeds), 'seeds')}."
-
-
 def findings(run: Run) -> list[str]:
-    """What the paired tests of summary.json say, in words that claim no more.
-
-    Of many pairs those that differ in the head alone; before them the highest accuracies.
-    """
+    """What the paired tests of summary.json say, in words that claim no more; of many pairs those
+    that differ in the head alone."""
     entries: list[Tree] = list(run.summary.get("comparisons") or ())
-    found: list[str] = []
     if len(entries) > FEW:
         entries = [e for e in entries if set(e["methods"]) in TWINS]
-        found = [_highest(run)]
-    tests = {m.name: m.test for m in run.methods if m.test}
+    tests = {m.name: m.test for m in run.methods}
+    found = []
     for entry in entries:
         shares = [
             f"{method_name(name)} {percent(share(tests.get(name), entry['attack']))}"
@@ -193,30 +170,12 @@ def findings(run: Run) -> list[str]:
     return found
 
 
-def _highest(run: Run) -> str:
-    """Which method has the highest mean in each column; equals are all named."""
-    said = []
-    for column in ("clean", *columns(Page([run]).tested)):
-        means = {m.name: v for m in run.methods if (v := share(m.test, column)) is not None}
-        best = max(means.values(), default=None)
-        names = [method_name(name) for name, v in means.items() if v == best]
-        said.append(f"{column} {listed(names)} ({percent(best)})")
-    return f"Highest mean accuracy: {'; '.join(said)}. The paired differences stand below."
-
-
 def _verdict(p: float | None, seeds: int) -> str:
     shown = p is not None and p < LEVEL
     if seeds == 1:
         told = "these two trained models differ" if shown else "no difference is shown"
         return f"One seed: {told}; other seeds may come out otherwise."
     return "" if shown else "That is no evidence of a difference."
-
-
-def unanalysed(run: Run) -> str:
-    """The seeds without an analysis that can be read."""
-    seeds = [(method_name(m.name), s) for m in run.methods for s in m.seeds]
-    without = [f"{name} seed {s.number}" for name, s in seeds if not s.analysis]
-    return f"{run.name}: no analysis.json of {listed(without)}." if without else ""
 
 
 def evaluate(run: Run) -> str:
@@ -233,46 +192,17 @@ def evaluation_cost(run: Run) -> str:
     that cannot be told."""
     speed = values(run.results[-1:], "train_images_per_second")
     stage = run.config.get(run.results[-1]["name"] if speed else "") or run.config.get("finetune")
-    steps, count = at(stage, "attack", "steps"), run.summary.get("test_images")
-    if not (speed and steps and count):
+    steps, images = at(stage, "attack", "steps"), run.summary.get("test_images")
+    if not (speed and steps and images):
         return ""
     norm = at(run.config, "threat", "norm")
     attack = AutoAttack(norm=norm if norm in NORMS else "linf")
     passes = attack_passes(attack, len(run.summary.get("classes") or ()) or 10)
-    seconds = count * passes / (speed[0] * (UPDATE + 2 * steps))
+    seconds = images * passes / (speed[0] * (UPDATE + 2 * steps))
     return (
         f"An image that resists takes AutoAttack {passes:,} passes: at the speed of training all "
         f"test images take at most {duration(seconds)}. "
     )
-
-
-def alarms(page: Page) -> list[str]:
-    """Models that have learnt nothing, and what evaluations warn of."""
-    found = [text for run in page.runs for text in run.summary.get("warnings") or ()]
-    for run in page.runs:
-        for name, tree in run.evaluations.items():
-            found += [f"{name}: {text}" for text in tree.get("warnings") or ()]
-    return found
-
-
-def guessing(run: Run) -> str:
-    """ "Guessing the most frequent class: 12.3 %."; empty where the summary does not tell."""
-    share = run.summary.get("guessing")
-    return f"Guessing the most frequent class: {percent(share)}." if share else ""
-
-
-def more(page: Page) -> str:
-    """Behind the command of an analysis: what makes it look at the parts that it left out."""
-    analyses = (tree for s in page.subjects for tree in s.method.analyses)
-    return " --images 128" if any(tree.get("left_out") for tree in analyses) else ""
-
-
-def notes(page: Page) -> list[str]:
-    """What the analyses have to say, each once."""
-    found = [
-        note for s in page.subjects for a in s.method.analyses for note in a.get("notes") or ()
-    ]
-    return list(dict.fromkeys(found))
 
 
 def unfitted(page: Page) -> list[str]:
@@ -292,21 +222,24 @@ def unfitted(page: Page) -> list[str]:
 
 def warnings(page: Page) -> list[str]:
     """Why numbers of these runs may not be compared."""
-    found = []
-    hashes = {at(run.environment, "identity", "data test images") for run in page.runs}
-    pixels = {at(run.environment, "identity", "data test pixels") for run in page.runs}
-    if len(hashes) > 1 or len(pixels - {None}) > 1:
-        found.append("The runs have not all the same test images: their accuracies do not compare.")
-    elif None in hashes:
-        found.append("environment.json does not tell whether the runs have the same test images.")
+    images, pixels = (
+        {at(run.environment, "identity", f"data test {kind}") for run in page.runs}
+        for kind in ("images", "pixels")
+    )
     tested = [run.summary for run in page.runs if run.summary]
-    if len({repr((s.get("attack"), s.get("threat"))) for s in tested}) > 1:
+    attacks = {repr((s.get("attack"), s.get("threat"))) for s in tested}
+    without = [name for name, run in zip(page.names, page.runs, strict=True) if not run.summary]
+    found = []
+    if len(images) > 1 or len(pixels - {None}) > 1:
+        found.append("The runs have not all the same test images: their accuracies do not compare.")
+    elif None in images:
+        found.append("environment.json does not tell whether the runs have the same test images.")
+    if len(attacks) > 1:
         found.append(
             "The runs were tested by different attacks or radii: robust accuracies do not compare."
         )
     if len({tuple(run.seeds) for run in page.runs}) > 1:
         found.append("The runs have different seeds.")
-    without = [name for name, run in zip(page.names, page.runs, strict=True) if not run.summary]
     if without:
         found.append(f"Not finished or not tested: {listed(without)}.")
     return found

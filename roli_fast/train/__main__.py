@@ -11,6 +11,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from roli_fast.errors import ConfigError, InterruptedRunError, RoliFastError, WriteError, describe
 from roli_fast.files import ROOM
 from roli_fast.report.writing import REPORT
+from roli_fast.running.command import run_command
 from roli_fast.running.folder import dated
 from roli_fast.running.ranks import Ranks
 from roli_fast.train.cli import Command, parse
@@ -79,4 +80,4 @@ def _execute(command: Command, ranks: Ranks) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -64,7 +64,7 @@ class Alignment:
         there = lengths > 0
         cosine = torch.where(there, (a * b).sum(1) / lengths, 0)
         sora = torch.where(there, (a.sign() * b).sum(1) / a.abs().sum(1), 0)
-        return torch.stack([cosine.sum(), sora.sum(), there.sum()]).to(like.dtype)
+        return torch.stack([cosine, sora, there.float()]).to(like.dtype).sum(1)
 
 
 def watches(attack: Attack | None, head_alone: bool, step: int) -> bool:

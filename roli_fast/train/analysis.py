@@ -375,7 +375,7 @@ class MethodAnalysis:
             name=self.method,
             after_batch=self._after_batch,
         )
-        return curve.as_json(population=len(self.splits.test))
+        return curve.as_json(eps)
 
     def _examples(self, survey: Survey, model: Classifier) -> str | None:
         """A few test images beside their attacked versions, of the run's first seed."""

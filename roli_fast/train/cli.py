@@ -144,7 +144,7 @@ fine-tune from a fresh head (RanLI). Without --config and --data it runs the qui
 torchrun the processes share every batch: batch_size stays that of an update.
 
   --config FILE     a YAML file, or the name of a packaged one (quickstart)
-  --recipe NAME     published settings: roli, ranli, compare, lp_ft, ramp, ...; see --help recipe
+  --recipe NAME     published settings: roli, roli_fast, ranli, lp_ft, ramp, ...; see --help recipe
   --sweep F=VALUES  try every value of field F: --sweep finetune.optimizer.lr=1e-3,1e-4; repeated,
                     every combination. Each method is tested with what validates best
   --run_dir DIR     where everything is written (default: runs/<name>-<time>)
@@ -156,7 +156,8 @@ Every field can be set on the command line: --threat.eps 4/255 --finetune.epochs
 """
 
 RECIPE_USAGE = """\
-  --recipe NAME     the RoLI paper's settings for --data and --tuning: roli, ranli, ranli_matched
+  --recipe NAME     the RoLI paper's settings for --data and --tuning: roli, roli_fast (RoLI by
+                    N-FGSM, one step in both stages, beside roli), ranli, ranli_matched
                     (RanLI with the epochs of both stages of RoLI), compare (all three), lp_ft
                     (clean: lp, ft, lp_ft) or lp_ft_compare (ft, lp_ft, ranli, roli); the clean
                     fine-tunes have RoLI's settings of stage 2, without its attack

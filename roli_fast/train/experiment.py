@@ -16,7 +16,7 @@ from roli_fast.train.alignment import OnCollapse
 from roli_fast.train.objectives import OBJECTIVES, Adversarial, Objective
 from roli_fast.train.optim import SCHEDULES, Optimizer, Schedule
 from roli_fast.train.paper_compat import faulty_attack, faulty_stage, known_faults
-from roli_fast.train.stage import Stage, measured, pgd_in_run
+from roli_fast.train.stage import Stage, measured, one_step, pgd_in_run
 
 
 def default_probe() -> Stage:
@@ -42,7 +42,8 @@ class Experiment:
     Args:
         data: the images to adapt to.
         model: the network and its pretrained weights.
-        methods: what to run and compare: "roli" (probe, then finetune from that head), "ranli"
+        methods: what to run and compare: "roli" (probe, then finetune from that head), "roli_fast"
+            (the same with N-FGSM, a single step, in the place of PGD), "ranli"
             (the fine-tune alone, from a fresh head), "ranli_matched" (ranli with the epochs of both
             stages of roli), "probe" (stage 1 alone), "finetune" (stage 2 alone, of a classifier
             with its head: `model.weights` or `source` has the classes of `data`), "scratch" (the
@@ -173,7 +174,8 @@ class Experiment:
         if self.head_init == ROBUST_LINEAR and names[0] in FROM_FRESH:
             names = ("probe", *names)
         faults = self.paper_compat
-        return [(name, faulty_stage(name, self._stage(name), faults)) for name in names]
+        stages = [(name, faulty_stage(name, self._stage(name), faults)) for name in names]
+        return [(n, one_step(s)) for n, s in stages] if method == "roli_fast" else stages
 
     def _stage(self, name: str) -> Stage:
         """The stage called `name`, where it follows from others too.
@@ -264,6 +266,7 @@ STAGES = ("probe", "finetune", "ranli", "lp", "ft", "pretrain")
 
 PLANS: dict[str, tuple[str, ...]] = {
     "roli": ("probe", "finetune"),
+    "roli_fast": ("probe", "finetune"),
     "ranli": ("ranli",),
     "ranli_matched": ("ranli_matched",),
     "probe": ("probe",),

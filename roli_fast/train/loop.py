@@ -106,7 +106,8 @@ class StageLoop:
         self.images = job.stage.epochs * len(self.phases) * (len(train) - self.drop_last)
         self.progress = Progress()
         self.guarded = isinstance(self.attack, SingleStep) and job.on_collapse != "ignore"
-        self.every, look = job.stage.validation_plan(job.threat, self._validations(), job.splits)
+        looks = self._validations().values()
+        self.every, look = job.stage.validation_plan(job.threat, looks, job.splits)
         val = job.splits.val  # evenly, for the order may be that of the classes
         self.val = val if look == len(val) else val.subset(torch.arange(look) * len(val) // look)
         # what the stage's own objective has counted so far, over all processes

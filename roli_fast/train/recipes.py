@@ -19,6 +19,7 @@ TUNINGS = ("linear", "full", "bias", "lora", "adapter", "prompt")
 
 NAMES: dict[str, tuple[str, ...]] = {
     "roli": ("roli",),
+    "roli_fast": ("roli_fast", "roli"),
     "ranli": ("ranli",),
     "ranli_matched": ("ranli_matched",),
     "compare": ("roli", "ranli", "ranli_matched"),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from roli_fast.attacks import PGD, Attack, SingleStep
+from roli_fast.attacks import NFGSM, PGD, Attack, SingleStep
 from roli_fast.configuration import inside
 from roli_fast.data import Splits, shares
 from roli_fast.engine import Engine
@@ -31,6 +31,14 @@ FEWEST = 200
 def pgd_in_run(steps: int) -> PGD:
     """PGD whose norm, radius, step size and bounds follow the run's threat model."""
     return PGD(norm=None, eps=None, step_size=None, steps=steps, bounds=None)
+
+
+def one_step(stage: "Stage") -> "Stage":
+    """The stage with N-FGSM in the place of PGD; one that has another attack as it is."""
+    if not isinstance(stage.attack, PGD):
+        return stage
+    ball: dict[str, Any] = {n: getattr(stage.attack, n) for n in ("norm", "eps", "bounds")}
+    return replace(stage, attack=NFGSM(**ball))
 
 
 def measured(attack: Attack | None, threat: ThreatModel) -> tuple[ThreatModel, ...]:

@@ -32,7 +32,8 @@ def summarise(
     `standard_error` is binomial, for one seed's test images; `sd` is the sample standard deviation
     over seeds, present with two or more. `per_class` of a test has every class, worst first, means
     over seeds; `guessing` is the share of the most frequent test label, and `warnings` name models
-    that are not better.
+    that are not better, and stages in which single steps lost their hold. `passes` of a stage are
+    forwards of one image, as planned, with its validations.
 
     Under a threat of several norms `robust_accuracy` has one entry for each and their union, by
     which methods are compared; `attack` leaves norm and radius to `threat`, which is there then.
@@ -58,6 +59,13 @@ def summarise(
             for method, runs in outcomes.items()
             for run in runs
             if (told := collapse(to_flags(run["test"]["clean_flags"]), labels, names))
+        ]
+        + [
+            f"{method}/{stage['name']}, seed {run['seed']}, {alarm}"
+            for method, runs in outcomes.items()
+            for run in runs
+            for stage in run["stages"]
+            for alarm in stage.get("alarms", ())
         ],
         "comparisons": [
             _compare(first, outcomes[first], second, outcomes[second], measure)
@@ -104,7 +112,11 @@ def _stage(results: list[Outcome]) -> dict[str, Any]:
         "trainable_parameters": results[0]["trainable_parameters"],
         "train_images_per_second": _mean([r["train_images_per_second"] for r in results]),
         "train_seconds": _mean([r["train_seconds"] for r in results]),
+        "passes": _mean_at(results, "passes"),
         "data_wait_share": _mean_at(results, "data_wait_share"),
+        "alignment": _mean_at(results, "alignment"),
+        "validation_images": results[0].get("validation_images"),
+        "validated_every": results[0].get("validated_every"),
         "best_validation_accuracy": _mean([r["best_validation_accuracy"] for r in results]),
     }
 
@@ -141,20 +153,28 @@ def _mcnemar(a: Outcome, b: Outcome, label: str) -> float:
     return float(stats.binomtest(differ.count("1"), len(differ)).pvalue) if differ else 1.0
 
 
+COSTS = ("passes", "seconds")
+"""Columns of the final table where RoLI by one step stands beside others."""
+
+
 def table(summary: dict[str, Any]) -> str:
     """The final table as text."""
     labels = list(next(iter(summary["methods"].values()))["test"]["robust_accuracy"])
-    header = ["method", "stages", "clean", *labels, "train images/s"]
-    rows = [_row(name, method, labels) for name, method in summary["methods"].items()]
+    costs = "roli_fast" in summary["methods"]
+    header = ["method", "stages", "clean", *labels, *COSTS * costs, "train images/s"]
+    rows = [_row(name, method, labels, costs) for name, method in summary["methods"].items()]
     return "\n".join([*align([header, *rows]), "", *_remarks(summary)])
 
 
-def _row(name: str, method: dict[str, Any], labels: list[str]) -> list[str]:
+def _row(name: str, method: dict[str, Any], labels: list[str], costs: bool) -> list[str]:
     test = method["test"]
     spread = test.get("sd", test["standard_error"])
     cells = [percent(test["clean_accuracy"], spread["clean"])]
     cells += [percent(test["robust_accuracy"][label], spread[label]) for label in labels]
     stages = " + ".join(f"{stage['name']} {stage['epochs']}" for stage in method["stages"])
+    for key in ("passes", "train_seconds") if costs else ():
+        parts = [stage[key] for stage in method["stages"]]
+        cells.append("-" if None in parts else f"{sum(parts):,.0f}")
     speeds = " / ".join(f"{stage['train_images_per_second']:.0f}" for stage in method["stages"])
     return [name, stages, *cells, speeds]
 
@@ -176,6 +196,13 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         score = 100 * summary["pretrain"]["best_validation_accuracy"]
         speed = summary["pretrain"]["train_images_per_second"]
         lines.append(f"Pretraining: {score:.1f} % on its validation split, {speed:.0f} images/s.")
+    for name, method in summary["methods"].items():
+        for stage in method["stages"]:
+            if (stage.get("validated_every") or 1) > 1 or stage.get("alignment") is not None:
+                text = f"{name}/{stage['name']}: validated on {stage['validation_images']} images, "
+                text += f"every {stage['validated_every']} epochs"
+                aligned = stage.get("alignment")
+                lines.append(text + ("." if aligned is None else f"; alignment {aligned:.2f}."))
     for entry in summary["comparisons"]:
         first, second = entry["methods"]
         p = "-" if entry["p_value"] is None else f"{entry['p_value']:.2g}"

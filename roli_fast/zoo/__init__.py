@@ -4,6 +4,7 @@ The only code that downloads is `fetch`, and only `get` calls it.
 """
 
 from roli_fast.zoo.download import fetch as fetch
+from roli_fast.zoo.table import NORMALIZATIONS as NORMALIZATIONS
 from roli_fast.zoo.table import PREFIX as PREFIX
 from roli_fast.zoo.table import ZOO as ZOO
 from roli_fast.zoo.table import Entry as Entry

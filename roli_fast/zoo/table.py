@@ -1,19 +1,25 @@
-"""What is published where, one row a file, and where these files lie on this machine.
+"""What is published where (`weights.ini`, one row a file), and where these files lie on this
+machine."""
 
-No row was downloaded when this table was written: addresses, architectures and accuracies are
-their publishers' statements, named in `source`. Where a publisher gives no sha256, there is none.
-"""
-
+import configparser
 import difflib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from roli_fast.errors import ArgumentError, CheckpointError, describe
 
 PREFIX = "zoo:"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+"""Mean and std that published networks of colour images have: all but a few have one of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,88 +27,99 @@ class Entry:
     """One published weight file.
 
     Args:
-        name: what `get` and `zoo:NAME` call it.
+        name: what `get`, `check` and `zoo:NAME` call it.
         architecture: the timm architecture that it fits.
-        url: where its publisher offers it.
+        options: of `timm.create_model`, without which it does not fit.
+        url: where its publisher offers it, or a page with the file.
+        file: its name on this disk.
         sha256: of the file, in hex; fewer than 64 digits where the publisher tells only the
             first ones; empty where it tells none.
         mean: channel means of the normalisation that it was trained with.
         std: channel standard deviations likewise.
+        image_size: height and width of its images.
         trained_for: the threat model of its training, "linf 4/255", or "clean".
-        clean: reported clean top-1 accuracy on ImageNet in percent.
-        robust: reported AutoAttack top-1 accuracy under `trained_for` in percent; None for clean.
+        head: whether it has a head for ImageNet's classes.
+        clean: reported clean top-1 accuracy on ImageNet in percent; None where there is none.
+        robust: reported top-1 accuracy under `trained_for` and `attack` in percent, likewise.
+        attack: what `robust` was measured with.
         source: who reports these numbers, and how they were measured.
+        note: what a user should know.
     """
 
     name: str
     architecture: str
+    options: dict[str, Any] = field(default_factory=dict)
     url: str
+    file: str
     sha256: str = ""
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int = 224
     trained_for: str = "clean"
-    clean: float
+    head: bool = True
+    clean: float | None = None
     robust: float | None = None
+    attack: str = "AutoAttack"
     source: str
+    note: str = ""
 
     @property
-    def file(self) -> str:
-        """The file's own name."""
-        return self.url.rsplit("/", 1)[1]
+    def verified(self) -> str:
+        """What vouches for the row; the file itself was not at hand when it was written."""
+        if self.by_hand:
+            return "page alone"
+        return "address, sha256" if self.sha256 else "address alone"
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether `url` is a page of files, from which a person has to fetch it."""
+        return "/folders/" in self.url
+
+    @property
+    def reported(self) -> str:
+        """The accuracies that it came with, in words."""
+        clean = "no accuracy" if self.clean is None else f"{self.clean:.1f} % clean"
+        if self.robust is None:
+            return clean
+        return f"{clean}, {self.robust:.1f} % under {self.trained_for} ({self.attack})"
 
 
-def _ares(name: str, architecture: str, file: str, clean: float, robust: float) -> Entry:
-    return Entry(
-        name=f"ares_{name}",
-        architecture=architecture,
-        url=f"https://ml.cs.tsinghua.edu.cn/~xiaoyang/aresbench/ckpt-imagenet/ARES_{file}_AT.pth",
-        trained_for="linf 4/255",
-        clean=clean,
-        robust=robust,
-        source="ARES 2.0, robust_training/README.md (arXiv:2302.14301): clean and AutoAttack "
-        "accuracy on 1,000 ImageNet validation images",
-    )
+def _entries(publisher: str, shared: Mapping[str, str]) -> Iterator[Entry]:
+    """The rows of one section."""
+    mean, std = NORMALIZATIONS[shared.get("normalization", "imagenet")]
+    for row in shared["rows"].strip().splitlines():
+        name, place, architecture, threat, clean, robust, sha256, *options = row.split()
+        pairs = (option.split("=") for option in options)
+        last = place.rsplit("/", 1)[-1]
+        yield Entry(
+            name=f"{publisher}_{name}",
+            architecture=architecture,
+            options={key: int(value) if value.isdigit() else value for key, value in pairs},
+            url=shared["url"].format(place),
+            file=shared.get("file", "{place}").format(name=name, place=last),
+            sha256=sha256.strip("-"),
+            mean=mean,
+            std=std,
+            image_size=int(shared.get("image_size", 224)),
+            trained_for=threat.replace(":", " "),
+            head=shared.get("head") != "no",
+            clean=None if clean == "-" else float(clean),
+            robust=None if robust == "-" else float(robust),
+            attack=shared.get("attack", "AutoAttack"),
+            source=" ".join(shared["source"].split()),
+            note=" ".join(shared.get("note", "").split()),
+        )
 
 
-def _microsoft(name: str, size: str, clean: float) -> Entry:
-    architecture = f"swin_{size}_patch4_window7_224"
-    releases = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
-    return Entry(
-        name=f"microsoft_swin_{name}",
-        architecture=architecture,
-        url=f"{releases}/{architecture}.pth",
-        clean=clean,
-        source="microsoft/Swin-Transformer, README.md: ImageNet-1K at 224x224",
-    )
+def _read() -> dict[str, Entry]:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(Path(__file__).with_name("weights.ini").read_text(encoding="utf-8"))
+    sections = ((section.split()[0], parser[section]) for section in parser.sections())
+    return {one.name: one for publisher, shared in sections for one in _entries(publisher, shared)}
 
 
-_SWIN, _VIT = "swin_{}_patch4_window7_224", "vit_{}_patch16_224"
-
-_ENTRIES = (
-    _ares("swin_b", _SWIN.format("base"), "Swin_base_patch4_window7_224", 76.6, 57.3),
-    _ares("swin_s", _SWIN.format("small"), "Swin_small_patch4_window7_224", 76.6, 55.6),
-    _ares("swin_l", _SWIN.format("large"), "Swin_large_patch4_window7_224", 79.7, 62.3),
-    _ares("vit_b", _VIT.format("base"), "ViT_base_patch16_224", 74.7, 49.7),
-    _ares("vit_s", _VIT.format("small"), "ViT_small_patch16_224", 70.7, 43.7),
-    _ares("convnext_s", "convnext_small", "ConvNext_Small", 77.3, 54.3),
-    _ares("convnext_b", "convnext_base", "ConvNext_Base", 77.2, 56.8),
-    _ares("convnext_l", "convnext_large", "ConvNext_Large", 78.8, 60.1),
-    _ares("resnet50", "resnet50", "ResNet50", 67.0, 34.1),
-    _microsoft("t", "tiny", 81.2),
-    _microsoft("s", "small", 83.2),
-    _microsoft("b", "base", 83.5),
-    Entry(
-        name="torchvision_vit_b_16",
-        architecture="vit_base_patch16_224",
-        url="https://download.pytorch.org/models/vit_b_16-c867db91.pth",
-        sha256="c867db91",  # torch.hub's convention: the name ends in the first digits
-        clean=81.072,
-        source="torchvision, ViT_B_16_Weights.IMAGENET1K_V1: ImageNet-1K at 224x224",
-    ),
-)
-
-ZOO: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
-"""Name -> entry, robust ones first."""
+ZOO: dict[str, Entry] = _read()
+"""Name -> entry, in the order of the file."""
 
 
 def folder() -> Path:
@@ -127,7 +144,7 @@ def find(name: str) -> Entry:
         return ZOO[name]
     near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.4)
     fix = f"Similar: {', '.join(near)}." if near else "See `python -m roli_fast.zoo list`."
-    raise ArgumentError(describe("name", f"one of: {', '.join(ZOO)}", repr(name), fix))
+    raise ArgumentError(describe("name", "a name of the zoo", repr(name), fix))
 
 
 def named(weights: str) -> Entry | None:
@@ -154,7 +171,8 @@ def local_file(weights: str) -> Path:
     by_name = weights.startswith(PREFIX)
     path = folder() / entry.file if entry and by_name else Path(weights)
     if entry and not path.is_file():
-        fix = f"Fetch it from {entry.url} once with `python -m roli_fast.zoo get {entry.name}`"
+        fix = f"Fetch it from {entry.url} once"
+        fix += " by hand" if entry.by_hand else f" with `python -m roli_fast.zoo get {entry.name}`"
         fix += "." if by_name else f", and write weights: {PREFIX}{entry.name}."
         raise CheckpointError(
             describe("weights", f"the published {entry.file}", f"no file '{path}'", fix)

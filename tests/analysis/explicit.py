@@ -16,12 +16,11 @@ class Mlp(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(3)
             self.body = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.GELU())
-            self.head_name = "out"
-            self.out = nn.Linear(4, 3, bias=bias)
+            self.head = nn.Linear(4, 3, bias=bias)
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.body(x))
+        return self.head(self.body(x))
 
 
 @dataclass

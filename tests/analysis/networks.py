@@ -46,10 +46,10 @@ class TorchEncoder(nn.Module):
             self.embed = nn.Embedding(11, 8)
             layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
             self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-            self.out = nn.Linear(8, 3)
+            self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.layers(self.embed(x))[:, 0])
+        return self.head(self.layers(self.embed(x))[:, 0])
 
 
 class Cube(torch.autograd.Function):
@@ -70,7 +70,7 @@ class Cubed(Mlp):
     """The small network with an operation that has only a backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(Cube.apply(self.body(x)))
+        return self.head(Cube.apply(self.body(x)))
 
 
 def case(kind: str) -> Case:
@@ -78,10 +78,10 @@ def case(kind: str) -> Case:
     if kind.startswith("mlp"):
         model: nn.Module = Mlp(bias=kind == "mlp")
         x = images(6, 5, seed=4).double() * 4 - 2
-        return _case(model, "out", x, 3)
+        return _case(model, "head", x, 3)
     if kind in ("text", "torch encoder"):
         model = TextEncoder() if kind == "text" else TorchEncoder()
-        return _case(model, "out", torch.cat([batch.x for batch in token_batches(6)]), 3)
+        return _case(model, "head", torch.cat([batch.x for batch in token_batches(6)]), 3)
     name = "vit_tiny_patch16_224" if kind == "lora" else kind
     options = SMALL[name] | ({"depth": 1} if name.startswith("vit") else {})
     model = create(Model(name, options=options), num_classes=4)

@@ -8,8 +8,8 @@ from text_encoder import TextEncoder, token_batches
 from tiny_models import images, tiny
 from torch import nn
 
-from roli_fast.analysis.deep import PARTS, Start, kernel_tree, most_kernel_images, one_step_tree
-from roli_fast.analysis.ntk import check_memory
+from roli_fast.analysis.deep import PARTS, Start, kernel_tree, one_step_tree
+from roli_fast.analysis.ntk import check_memory, most_inputs
 from roli_fast.attacks import PGD
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError
@@ -77,7 +77,6 @@ def test_a_part_takes_what_is_told(flag: str) -> None:
 def test_a_text_encoder() -> None:
     seen: list[int] = []
     model = TextEncoder().double().eval()
-    model.head_name = "out"  # type: ignore[assignment]
     own = start(
         model=model,
         names=[name for name, _ in model.named_parameters()],
@@ -110,7 +109,7 @@ def test_a_kernel_is_of_the_training_images_and_tested_on_others() -> None:
 def test_a_kernel_above_its_memory_is_refused() -> None:
     with pytest.raises(ArgumentError, match="20 inputs x 5 classes"):
         kernel_tree(start(memory=10_000))
-    fitting = most_kernel_images(102, 2**31)
-    check_memory(2 * fitting, 102, 8, 2**31)
+    fitting = most_inputs(102, 8, 2**31)
+    check_memory(fitting, 102, 8, 2**31)
     with pytest.raises(ArgumentError, match="inputs x 102 classes"):
-        check_memory(2 * (fitting + 1), 102, 8, 2**31)
+        check_memory(fitting + 1, 102, 8, 2**31)

@@ -54,14 +54,14 @@ def test_samples_of_real_networks_clean_and_attacked(name: str) -> None:
 def test_a_text_encoder() -> None:
     model, batches = TextEncoder().train(), token_batches()
     with untouched(model):
-        found = gather(LinearHead.of(model, "out"), batches, keep_images=True)
+        found = gather(model, batches, keep_images=True)
     x, y, ids = whole(batches)
     assert found.features.shape == (7, 8) and found.logits.shape == (7, 3)
     assert torch.equal(found.y, y) and torch.equal(found.ids, ids)
     assert found.x is not None and torch.equal(found.x, x) and found.x.dtype == torch.int64
     assert torch.allclose(found.logits, model.eval()(x), atol=1e-6)
     with pytest.raises(ArgumentTypeError, match="floating-point tensor"):
-        gather(LinearHead.of(model, "out"), batches, PGD())
+        gather(model, batches, PGD())
 
 
 def test_the_attack_is_that_of_an_evaluation() -> None:
@@ -113,11 +113,3 @@ def test_wrong_calls() -> None:
         gather(model, [batch._replace(y=batch.y + 3)])
     with pytest.raises(ArgumentTypeError, match="one class a sample, an int64 tensor"):
         gather(model, [batch._replace(y=batch.y.int())])
-
-
-def test_the_callers_grad_mode_changes_nothing() -> None:
-    model, batches = tiny(), batches_of(3, 8, 3)
-    plain = gather(model, batches, PGD_L2).features
-    for around in (torch.no_grad, torch.inference_mode):
-        with around(), untouched(model):
-            assert torch.equal(gather(model, batches, PGD_L2).features, plain)

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from networks import case
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from roli_fast.analysis import empirical_ntk, kernel_regression
+from roli_fast.analysis import kernel_regression
 
 
 def blobs(count: int = 30, size: int = 4, spread: float = 1.5) -> tuple[Tensor, Tensor]:
@@ -59,12 +58,3 @@ def test_the_scale_of_the_kernel_plays_no_part() -> None:
     large = kernel_regression(kernel, y, kernel, y)
     assert small.strength == large.strength and small.validation == large.validation
     assert torch.allclose(small.scores, large.scores, rtol=1e-3, atol=1e-3)
-
-
-def test_on_a_networks_kernel() -> None:
-    own = case("mlp")
-    kernel = empirical_ntk(own.model, own.x, own.y)
-    train, test = torch.arange(4), torch.arange(4, 6)
-    parts = [(kernel.matrix("NTK", rows, train), own.y[rows]) for rows in (train, test)]
-    found = kernel_regression(*parts[0], *parts[1], folds=2, strengths=(1e6,))
-    assert found.train == 1.0 and found.scores.shape == (2, 3)

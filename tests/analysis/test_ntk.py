@@ -7,7 +7,7 @@ from networks import KINDS, Cubed, case
 from tiny_models import images, untouched
 from torch import Tensor
 
-from roli_fast.analysis import Kernel, diagonal_of_F, empirical_ntk, one_step, top_eigenvalues
+from roli_fast.analysis import Kernel, empirical_ntk, one_step, top_eigenvalues
 from roli_fast.analysis.ntk import Piece, blocks, gradient_passes
 from roli_fast.errors import ArgumentError
 
@@ -56,7 +56,7 @@ def test_parameters_are_cut_into_blocks_in_order() -> None:
 def test_without_a_rule_for_batched_gradients_it_goes_one_by_one() -> None:
     own, cubed = case("mlp"), Cubed()
     found = empirical_ntk(cubed, own.x)
-    truth = jacobians(cubed, "out", own.names, own.x)
+    truth = jacobians(cubed, "head", own.names, own.x)
     assert close(found.F, truth.of_logits @ truth.of_logits.t())
 
 
@@ -78,7 +78,7 @@ def made(images: int = 4, classes: int = 3, rank: int = 2) -> Kernel:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(images * classes, rank, generator=generator, dtype=torch.float64)
     gram = torch.full((images, images), 2.0, dtype=torch.float64)
-    return Kernel(gram, rows @ rows.t(), classes, torch.tensor([0, 0, 1, 2])[:images])
+    return Kernel(gram, rows @ rows.t(), classes)
 
 
 def test_rank_spectrum_and_norm() -> None:
@@ -106,22 +106,6 @@ def test_parts_of_a_matrix() -> None:
         kernel.matrix("G")  # pyright: ignore[reportArgumentType]
 
 
-def test_trace_norms_by_class_in_loops() -> None:
-    kernel = made()
-    found = kernel.trace_by_class("F")
-    assert kernel.y is not None
-    for a in range(3):
-        for b in range(3):
-            norms = [
-                float(torch.linalg.svdvals(kernel.matrix("F", i[None], j[None])).sum())
-                for i in torch.arange(4)[kernel.y == a]
-                for j in torch.arange(4)[kernel.y == b]
-            ]
-            assert float(found[a, b]) == pytest.approx(sum(norms) / len(norms))
-    # each of P's blocks is 2 I, whose singular values sum to 6
-    assert torch.allclose(kernel.trace_by_class("P"), torch.full((3, 3), 6.0).double())
-
-
 def test_above_the_budget_it_is_refused_before_it_runs() -> None:
     model, x = Mlp(), images(6, 5).double()
     with pytest.raises(ArgumentError) as caught:
@@ -129,8 +113,7 @@ def test_above_the_budget_it_is_refused_before_it_runs() -> None:
     assert str(caught.value) == (
         "`x`: expected N x C whose kernel takes at most 1/8 of `memory`, 9,216 bytes, got"
         " 6 inputs x 3 classes = 18: 2,592 bytes. At most 4 inputs of 3 classes fit: take fewer,"
-        " or set `memory` to 20,736; or use what builds no such kernel: one_step, top_eigenvalues,"
-        " or summed=True."
+        " or set `memory` to 20,736; or use what builds no kernel: one_step or top_eigenvalues."
     )
     assert empirical_ntk(model, x[:4], memory=8 * 8 * 12**2).images == 4
     assert empirical_ntk(model, x, memory=20736).images == 6
@@ -143,25 +126,3 @@ def test_top_eigenvalues_without_the_kernel(part) -> None:
         found = top_eigenvalues(own.view, own.batches(slice(None)), 4, part=part, tol=1e-12)
     truth = empirical_ntk(own.view, own.x).spectrum(part)[:4]
     assert close(found, truth, 1e-9)
-
-
-def test_the_kernel_of_summed_logits() -> None:
-    own = case("mlp")
-    whole = empirical_ntk(own.model, own.x)
-    found = empirical_ntk(own.model, own.x, own.y, summed=True)
-    for part in ("P", "F", "NTK"):
-        sums = whole.matrix(part).view(6, 3, 6, 3).sum((1, 3))
-        assert close(found.matrix(part), sums)
-    assert found.classes == 1
-
-
-@pytest.mark.parametrize("kind", ["text", "lora"])
-def test_the_diagonal_without_the_kernel(kind: str) -> None:
-    own = case(kind)
-    with untouched(own.model):
-        found = diagonal_of_F(own.view, own.x, names=own.names)
-        little = diagonal_of_F(own.view, own.x, names=own.names, memory=1)
-    kernel = empirical_ntk(own.view, own.x, names=own.names)
-    assert close(found.flatten(), kernel.F.diagonal()) and close(little, found, 1e-12)
-    assert float(found.sum()) == pytest.approx(float(kernel.spectrum("F").sum()))
-    assert not diagonal_of_F(own.view, own.x, names=[]).any()

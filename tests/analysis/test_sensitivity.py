@@ -10,9 +10,8 @@ from tiny_models import SIZES, SMALL, FixedLogits, Mixed, images, tiny, untouche
 from torch.autograd.functional import jacobian
 
 from roli_fast import PGD
-from roli_fast.analysis import LinearHead, margin_sensitivity
+from roli_fast.analysis import margin_sensitivity
 from roli_fast.data import Batch
-from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
 
@@ -77,15 +76,6 @@ def test_an_attack_moves_margins_no_further_than_it_says() -> None:
     moved = margin_sensitivity(model, one_batch(attack(model, x, y), y), "linf")
     change = found.margins - moved.margins
     assert torch.allclose(change, eps * found.samples, rtol=0.02)
-
-
-def test_batches_and_engines_give_the_same() -> None:
-    model, x, y = tiny(), images(5, 3, 8, 8), torch.arange(5)
-    whole = margin_sensitivity(model, one_batch(x, y), "l2")
-    parts = [Batch(x[:2], y[:2], y[:2]), Batch(x[2:], y[2:], y[2:])]
-    split = margin_sensitivity(LinearHead.of(model), iter(parts), "l2", engine=Engine(batch_size=1))
-    assert torch.allclose(whole.samples, split.samples, rtol=1e-4)
-    assert torch.allclose(whole.margins, split.margins, rtol=1e-4, atol=1e-6)
 
 
 def test_wrong_calls() -> None:

@@ -23,13 +23,13 @@ class TextEncoder(nn.Module):
             self.layers = nn.ModuleList(Layer(width) for _ in range(2))
             self.norm = nn.LayerNorm(width)
             self.drop = nn.Dropout(0.3)
-            self.out = nn.Linear(width, classes)
+            self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.embed(x) + self.place[: x.shape[1]]
         for layer in self.layers:
             h = layer(h)
-        return self.out(self.drop(self.norm(h)[:, 0]))
+        return self.head(self.drop(self.norm(h)[:, 0]))
 
 
 class Layer(nn.Module):

@@ -1,11 +1,14 @@
 """The table of losses, its fallback for few classes, targets, and when a sample is fooled."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import images
+from tiny_models import Mixed, images
+from torch import Generator, Tensor, nn
 
+from roli_fast.attacks import APGD, CW, FAB, FGSM, PGD, Attack, Square
 from roli_fast.attacks.objective import (
     Goal,
     check_target,
@@ -34,6 +37,15 @@ def test_away_from_the_label_and_towards_a_target() -> None:
     assert torch.equal(Goal("ce", Y, TARGET)(z, Y), -cross_entropy(z, TARGET))
     assert torch.equal(Goal("dlr", Y, TARGET)(z, Y), dlr_targeted(z, Y, TARGET))
     assert torch.equal(Goal("margin", Y, TARGET)(z, Y), -margin(z, TARGET))
+
+
+@pytest.mark.parametrize("target", [None, TARGET], ids=["away", "towards"])
+def test_a_loss_of_the_callers_own(target: Tensor | None) -> None:
+    """One loss a sample, or the batch's mean, which is taken image by image."""
+    z = logits()
+    for own in (cross_entropy, nn.CrossEntropyLoss()):
+        assert torch.allclose(Goal(own, Y, target)(z, Y), Goal("ce", Y, target)(z, Y))
+    assert Goal(nn.CrossEntropyLoss(), Y[:0])(z[:0], Y[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -98,3 +110,36 @@ def test_the_likeliest_other_classes_in_order() -> None:
 def test_targets_that_cannot_be_aimed_at(target: Any, message: str) -> None:
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         check_target(target, Y, logits())
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD(), APGD(steps=4), FGSM(), Square(eps=0.05, n_queries=8, loss="ce")], ids=repr
+)
+def test_attacks_take_a_callable_for_a_losss_name(attack: Any) -> None:
+    model, x = Mixed().eval(), images(8, 3, 6, 6)
+    y = model(x).argmax(1)
+    named, own = (
+        one(model, x, y, Generator().manual_seed(1))
+        for one in (attack, replace(attack, loss=cross_entropy))
+    )
+    assert torch.equal(named, own)
+
+
+AIMED = [APGD(eps=0.5, steps=20), APGD(eps=0.5, steps=20, keep="best"), FAB("l2", 5.0, steps=20)]
+
+
+@pytest.mark.parametrize("attack", AIMED, ids=repr)
+def test_a_given_target_is_what_counts(attack: Attack) -> None:
+    """FAB finds each target no farther than CW does; a sample that was there has distance 0."""
+    model, x = Mixed().eval(), images(8, 3, 6, 6)
+    likeliest, target = model(x).topk(2).indices.T.contiguous()
+    target[3] = likeliest[3]
+    y = torch.where(likeliest == target, (target + 1) % 4, likeliest)
+    found = attack.run(model, x, y, Generator().manual_seed(1), target=target)
+    assert torch.equal(model(found.x_adv).argmax(1), target)
+    assert found.fooled is None or bool(found.fooled.all())
+    if isinstance(attack, FAB):
+        cw = CW("l2", 5.0).run(model, x, y, target=target)
+        assert found.distance[3] == 0 and (found.distance < 1.02 * cw.distance + 1e-9).all()
+    with pytest.raises(ArgumentError, match="`target`: expected other classes than `y`"):
+        attack.run(model, x, y, target=y)

@@ -12,7 +12,7 @@ from wavy import Wavy, pictures, predicted
 
 from roli_fast.attacks import APGD, FGSM, PGD, Attack, AttackResult
 from roli_fast.attacks.base import AttackInputs
-from roli_fast.attacks.recheck import fooled_by, plain, search
+from roli_fast.attacks.recheck import misclassified_as, plain, search
 from roli_fast.engine import Cost, Engine, bound
 
 X = pictures(24, torch.float32)
@@ -122,10 +122,11 @@ def test_an_attack_that_never_looks_gets_flags_and_loses_nothing() -> None:
 
 
 def test_nothing_to_look_at_costs_nothing_and_a_nan_is_misclassified() -> None:
-    flags, cost = fooled_by(NET, X, Y, torch.zeros(24, dtype=torch.bool))
-    assert not flags.any() and cost == Cost(0, 0)
+    classes, cost = misclassified_as(NET, X, Y, torch.zeros(24, dtype=torch.bool))
+    assert (classes == -1).all() and cost == Cost(0, 0)
     model = FixedLogits(torch.full((2, 3), torch.nan))
-    assert fooled_by(model, images(2, 3), Y[:2] * 0, torch.tensor([True, True]))[0].all()
+    found = misclassified_as(model, images(2, 3), Y[:2] * 0, torch.tensor([True, True]))[0]
+    assert found.tolist() == [1, 1]  # what is not the label
 
 
 def test_a_wrong_class_that_is_not_the_target_counts() -> None:

@@ -9,9 +9,9 @@ from tiny_models import Counting, untouched
 from torch import Tensor, nn
 from wavy import Wavy, pictures, predicted
 
-from roli_fast.attacks import APGD, FAB, AutoAttack, Square
+from roli_fast.attacks import APGD, FAB, PGD, AutoAttack, Square
 from roli_fast.attacks.base import Ball
-from roli_fast.attacks.warning_signs import Sign, black_box, first_look, log_once
+from roli_fast.attacks.warning_signs import Sign, black_box, first_look, log_once, pgd_gap
 from roli_fast.engine import Cost, Engine
 from roli_fast.norms import NORMS
 
@@ -106,6 +106,25 @@ def test_what_a_look_costs_and_sees() -> None:
 )
 def test_a_black_box_that_wins_is_a_sign(parts: Any, fooled: Any, found: str | None) -> None:
     signs = black_box(parts, fooled)
+    assert (found is None and signs == []) or (found is not None and found in signs[0].text)
+
+
+@pytest.mark.parametrize(
+    ("parts", "fooled", "found"),
+    [
+        ((PGD(), APGD()), (30, 8), "36.0% stay right under pgd-10 and 28.0% under"),  # 8 of 100
+        ((PGD(), APGD()), (30, 7), None),
+        ((PGD(), APGD(), Square()), (30, 3, 5), "36.0% stay right under pgd-10 and 28.0%"),
+        ((PGD(), PGD(steps=50), APGD()), (30, 8, 3), None),  # the longer PGD found it
+        ((PGD(steps=3), APGD()), (30, 20), None),  # too short to tell
+        ((APGD(), Square()), (30, 20), None),
+    ],
+)
+def test_pgd_that_finds_far_less_than_apgd_is_a_sign(
+    parts: Any, fooled: Any, found: str | None
+) -> None:
+    """Of 100 images 66 are right as they are."""
+    signs = pgd_gap(parts, fooled, 66, 100)
     assert (found is None and signs == []) or (found is not None and found in signs[0].text)
 
 

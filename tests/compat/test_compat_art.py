@@ -115,6 +115,24 @@ def test_labels_in_every_form(art: Any) -> None:
     assert attack.generate(x[:0]).shape == (0, 4)
 
 
+def test_a_mask_as_in_arts_pgd(art: Any) -> None:
+    """Their images to 1e-6, and what the mask forbids to the last bit."""
+    classifier, y = estimator(art, Mixed().eval()), predicted(estimator(art, Mixed().eval()), X)
+    mask = np.zeros_like(X)
+    mask[..., :3] = 1
+    ours = as_art_attack(PGD(step_size=0.01, steps=4, random_start=False), classifier)
+    theirs = art.attacks.evasion.ProjectedGradientDescentPyTorch(
+        classifier, eps=8 / 255, eps_step=0.01, max_iter=4, verbose=False
+    )
+    found = ours.generate(X, y, mask=mask)
+    assert np.array_equal(found[..., 3:], X[..., 3:]) and (found[..., :3] != X[..., :3]).all()
+    np.testing.assert_allclose(found, theirs.generate(X, y, mask=mask), rtol=0, atol=1e-6)
+    square = as_art_attack(Square(eps=0.3, n_queries=20), classifier)
+    found = square.generate(X, mask=mask)  # y is what the model says
+    assert np.array_equal(found[..., 3:], X[..., 3:])
+    assert (predicted(classifier, found) != y).any()
+
+
 def test_it_is_an_evasion_attack_with_arts_parameters(art: Any) -> None:
     attack = as_art_attack(PGD(), estimator(art, Mixed()))
     assert isinstance(attack, art.attacks.EvasionAttack)

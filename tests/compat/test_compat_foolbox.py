@@ -3,6 +3,7 @@
 Not installed with the package's tests. To run these: `pip install foolbox`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tiny_models import Mixed, images, untouched
 from torch import Tensor, nn
 
-from roli_fast.attacks import APGD, PGD, AutoAttack
+from roli_fast.attacks import APGD, APGDT, CW, FAB, PGD, AutoAttack, DeepFool
 from roli_fast.compat.foolbox import as_foolbox_attack, from_foolbox_model
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
@@ -131,12 +132,49 @@ def test_a_model_of_ones_own_is_run_as_it_is(foolbox: Any) -> None:
     assert torch.equal(moved.argmin(1), y)
 
 
+SLOWLY: dict[str, Any] = dict(steps=200, learning_rate=0.05)
+
+
+@pytest.mark.parametrize(
+    ("attack", "count", "peer", "options"),
+    [
+        (FAB(steps=10), 8, "L2DeepFoolAttack", {}),
+        (DeepFool(), 4, "L2DeepFoolAttack", {}),
+        (CW(**SLOWLY), 8, "L2CarliniWagnerAttack", dict(steps=200, stepsize=0.05)),
+    ],
+)
+def test_the_closest_image_without_a_limit(
+    foolbox: Any, attack: Any, count: int, peer: str, options: dict[str, Any]
+) -> None:
+    """As near as foolbox's own, in l2, where it finds one; one search serves all epsilons."""
+    fmodel = wrapped(foolbox, network())
+    y = labels(fmodel, X)
+    raw, clipped, flags = as_foolbox_attack(replace(attack, norm="l2"))(
+        fmodel, X, y, epsilons=[None, 0.3]
+    )
+    assert raw[0] is raw[1] and torch.equal(clipped[0], raw[0])
+    lengths = (raw[0] - X).flatten(1).norm(dim=1)
+    assert flags[0].sum() >= count and torch.equal(flags[1], flags[0] & (lengths <= 0.3))
+    theirs = getattr(foolbox.attacks, peer)(**options)
+    best = (theirs(fmodel, X, y, epsilons=None)[0] - X).flatten(1).norm(dim=1)
+    assert (lengths < 1.1 * best)[flags[0]].all()
+
+
+@pytest.mark.parametrize("attack", [APGD(steps=20), FAB(steps=20)], ids=lambda one: one.label)
+def test_towards_a_class(foolbox: Any, attack: Any) -> None:
+    fmodel = wrapped(foolbox, network())
+    target = (labels(fmodel, X) + 1) % 4
+    goal = foolbox.criteria.TargetedMisclassification(target)
+    _, clipped, flags = as_foolbox_attack(attack)(fmodel, X, goal, epsilons=0.5)
+    assert flags.all() and torch.equal(labels(fmodel, clipped), target)
+
+
 def test_what_cannot_be_done(foolbox: Any) -> None:
     fmodel = wrapped(foolbox, network())
     y = labels(fmodel, X)
     target = foolbox.criteria.TargetedMisclassification((y + 1) % 4)
     with pytest.raises(ArgumentTypeError, match="takes no target in a call"):
-        as_foolbox_attack(APGD(steps=2))(fmodel, X, target, epsilons=0.1)
+        as_foolbox_attack(APGDT(steps=2, loss="ce"))(fmodel, X, target, epsilons=0.1)
     with pytest.raises(ArgumentError, match="depends on the label"):
         as_foolbox_attack(PGD(loss="dlr"))(fmodel, X, target, epsilons=0.1)
     with pytest.raises(ArgumentError, match="`steps`: expected an attribute that RoliFastAttack"):

@@ -1,6 +1,7 @@
 """LoRA in PEFT's format: PEFT opens ours, we open its, with equal logits; what cannot be saved or
 loaded is refused, and changes nothing."""
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from roli_fast.compat.peft import join_b, load, save
 from roli_fast.errors import ArgumentError, CheckpointError
-from roli_fast.models import Classifier, create, init_head, save_model
+from roli_fast.models import Classifier, create, init_head, save_model, wrap
 from roli_fast.models import Model as ModelConfig
 from roli_fast.models import load as load_model
 from roli_fast.peft import Adapter, LoRA, LoraLinear, apply, merge
@@ -226,6 +227,70 @@ def test_a_network_that_reads_past_the_layer_is_told(
     assert float((without - with_switch).detach().abs().max()) > 1e-4
 
 
+class TestFromPeft:
+    """What PEFT itself wrote, in forms that are plain LoRA."""
+
+    def written(self, hf: Any, made: nn.Module, folder: Path, **fields: Any) -> nn.Module:
+        """PEFT's model, stirred and saved."""
+        theirs = hf.get_peft_model(made, hf.LoraConfig(r=2, lora_alpha=3, **fields)).eval()
+        draw = torch.Generator().manual_seed(2)
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.data.copy_(torch.randn(parameter.shape, generator=draw))
+        theirs.save_pretrained(folder)
+        return theirs
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            dict(use_rslora=True, rank_pattern={"blocks.1.attn.qkv": 4}),
+            dict(
+                rank_pattern={r"blocks\.[1-9]\.attn\..+": 4, "mlp.fc1": 3},
+                alpha_pattern={r".*fc\d": 9},
+            ),
+        ],
+        ids=["rslora", "regex"],
+    )
+    @pytest.mark.parametrize("old", [True, False], ids=["bin", "safetensors"])
+    def test_logits(self, hf: Any, fields: dict[str, Any], old: bool, tmp_path: Path) -> None:
+        made, model = network(), tiny()
+        model.backbone.load_state_dict(made.state_dict())  # with the head, which is not saved
+        targets = ["attn.qkv", "mlp.fc1"]
+        theirs = self.written(hf, made, tmp_path, target_modules=targets, **fields)
+        if old:  # as PEFT wrote before 0.5
+            tensors = tmp_path / "adapter_model.safetensors"
+            torch.save(load_file(tensors), tmp_path / "adapter_model.bin")
+            tensors.unlink()
+        load(model, tmp_path)
+        x = pictures(VIT)
+        close(model.eval()(x), theirs(normalised(model, x)))
+
+    @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT's
+    def test_a_network_of_transformers(self, hf: Any, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        config = transformers.ViTConfig(
+            image_size=8,
+            patch_size=4,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_labels=3,
+        )
+        made = transformers.ViTForImageClassification(config).eval()
+        model = wrap(copy.deepcopy(made))
+        names = {name.rsplit(".", 1)[-1] for name, _ in made.named_modules()}
+        targets = ["query", "value"] if "query" in names else ["q_proj", "v_proj"]
+        theirs = self.written(
+            hf, made, tmp_path, target_modules=targets, modules_to_save=["classifier"]
+        )
+        load(model, tmp_path)
+        x = images(2, 3, 8, 8)
+        close(model.eval()(x), theirs(x).logits)
+        with pytest.raises(CheckpointError, match="`model`.*models.wrap its network"):
+            load(tiny(), tmp_path)
+
+
 class TestRefused:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -264,7 +329,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            (dict(use_rslora=True), "`use_rslora` is True"),
             (dict(use_dora=True), "`use_dora` is True"),
             (dict(bias="lora_only"), "`bias` is 'lora_only'"),
             (dict(init_lora_weights="pissa_niter_4"), "`init_lora_weights` is 'pissa_niter_4'"),
@@ -279,6 +343,18 @@ class TestRefused:
     def test_fields(self, folder: Path, fields: dict[str, Any], message: str) -> None:
         self.change(folder, **fields)
         self.check(folder, message)
+
+    def test_another_network(self, folder: Path) -> None:
+        """The head does not fit either, and is not the reason."""
+        layer = "vit.encoder.layer.0.attention.attention.query"
+
+        def rename(state: dict[str, Tensor]) -> None:
+            for key in list(state):
+                place = key.replace("head.", "classifier.").replace("blocks.0.attn.qkv", layer)
+                state[place.replace("blocks.1.attn.qkv", layer[:-5] + "value")] = state.pop(key)
+
+        self.change_tensors(folder, rename)
+        self.check(folder, rf"`model`.*{layer}.*got {VIT} without.*models.wrap its network")
 
     @pytest.mark.parametrize("name", ["blocks.7.attn.qkv", "head"])
     def test_unknown_modules(self, folder: Path, name: str) -> None:

@@ -13,6 +13,7 @@ from roli_fast.engine.batch_norm import mended
 
 Y = torch.tensor([0, 4, 2])
 TOKENS = {"img_size": 64}
+FOUR = {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
     **{name: (SIZES[name], options) for name, options in SMALL.items()},
     "xcit_nano_12_p16_224": (64, {**TOKENS, "depth": 2, "embed_dim": 16, "num_heads": 2}),
@@ -20,18 +21,8 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
         64,
         {**TOKENS, "embed_dim": (16, 16), "depth": (1, 1), "num_heads": (2, 2), "key_dim": 4},
     ),
-    "efficientformerv2_s0": (
-        64,
-        {**TOKENS, "depths": (1, 1, 1, 2), "embed_dims": (8, 8, 16, 16), "num_vit": 1},
-    ),
-    "tiny_vit_5m_224": (
-        64,
-        {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
-    ),
-    "pvt_v2_b0": (
-        64,
-        {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)},
-    ),
+    "tiny_vit_5m_224": (64, FOUR),
+    "pvt_v2_b0": (64, FOUR),
     "edgenext_xx_small": (64, {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)}),
 }
 """timm architecture -> image size, and options that make it tiny."""

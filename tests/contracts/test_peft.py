@@ -184,22 +184,6 @@ def test_the_backbone_is_updated_in_the_mode_that_the_fields_say(method: Method,
             assert modes == [active] * len(modes)
 
 
-def test_the_attack_sees_no_dropout(method: Method, name: str) -> None:
-    """Whatever is random in updates is off in the attack, and comes back afterwards."""
-    model, x = tiny(name), data(name)
-    apply(model, method)
-    train(model, method, x)
-    expected, chosen = logits(model, x), trainable(model)
-    method.train_mode(model)
-    modes = [m.training for m in model.modules()]
-    with InputGradient(model) as gradient:
-        _, _, first = gradient(x, Y)
-        _, second = gradient.evaluate(x, Y)
-    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-6)
-    assert modes == [m.training for m in model.modules()] and chosen == trainable(model)
-
-
 def test_bf16_autocast_is_near_fp32(method: Method, name: str) -> None:
     """Logits within bf16's rounding of fp32's, and a finite gradient for every tensor."""
     model, x = tiny(name), data(name)
@@ -225,27 +209,32 @@ def test_gradient_checkpointing_changes_nothing(method: Method, name: str) -> No
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_a_copy_is_another_model(method: Method, name: str) -> None:
-    """Hooks and classes go with a deep copy and point at the copy; what is inserted takes the modes
-    around it."""
+def test_what_was_trained_is_attacked_copied_and_saved(
+    method: Method, name: str, tmp_path: Path
+) -> None:
+    """Whatever is random in updates is off in the attack, and comes back afterwards. Hooks and
+    classes go with a deep copy and point at the copy; what is inserted takes the modes around it,
+    and a file of the model has all of it."""
     model, x = tiny(name).train(), data(name)
-    apply(model, method)
-    assert {m.training for m in model.modules()} == {True}
-    before = logits(model, x)
-    copied = copy.deepcopy(model)
-    train(copied, method, x)
-    assert torch.equal(logits(model, x), before)
-    assert not torch.equal(logits(copied, x), before)
-
-
-def test_a_saved_model_loads_again(method: Method, name: str, tmp_path: Path) -> None:
-    model, x = tiny(name), data(name)
     apply(model, method, seed=3)
+    assert {m.training for m in model.modules()} == {True}
     train(model, method, x)
+    expected, chosen = logits(model, x), trainable(model)
     save_model(model, tmp_path / "model.safetensors", classes=tuple("abcde"))
     again = load(tmp_path / "model.safetensors")
-    assert torch.equal(logits(again, x), logits(model, x))
-    assert again.card["classes"] == list("abcde")
+    assert torch.equal(logits(again, x), expected) and again.card["classes"] == list("abcde")
+    method.train_mode(model)
+    modes = [m.training for m in model.modules()]
+    with InputGradient(model) as gradient:
+        _, _, first = gradient(x, Y)
+        _, second = gradient.evaluate(x, Y)
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-6)
+    assert modes == [m.training for m in model.modules()] and chosen == trainable(model)
+    copied = copy.deepcopy(model)
+    train(copied, method, x)
+    assert torch.equal(logits(model, x), expected)
+    assert not torch.equal(logits(copied, x), expected)
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "mixer_s16_224"])

@@ -1,6 +1,5 @@
 """Robustness curves of linear models, whose every distance is known, and of small networks."""
 
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,7 +74,7 @@ class Falls(BallAttack):
     eps: float | None = None
     bounds: tuple[float, float] | None = (0.0, 1.0)
     lucky: float = -1.0
-    seen: list[tuple[list[int], list[float]]] = field(default_factory=list, compare=False)
+    seen: list[tuple[list[int], float]] = field(default_factory=list, compare=False)
     models: list[Any] = field(default_factory=list, compare=False)
 
     @property
@@ -84,11 +83,10 @@ class Falls(BallAttack):
 
     def search(self, inputs: AttackInputs) -> AttackResult:
         self.models.append(inputs.model)
-        x, eps, ids = inputs.x, inputs.eps, inputs.ids
-        assert isinstance(eps, Tensor)
-        assert eps.shape == ids.shape == inputs.y.shape and eps.dtype == x.dtype
-        self.seen.append((ids.tolist(), [round(value, 4) for value in eps.tolist()]))
-        falls = (eps > ids / 10 + 1e-6) & ((eps - self.lucky).abs() > 1e-6)
+        x, eps, ids = inputs.x, self.eps, inputs.ids
+        assert eps is not None
+        self.seen.append((ids.tolist(), eps))
+        falls = ids / 10 + 1e-6 < (eps if eps != self.lucky else 0)
         return AttackResult(torch.where(falls[:, None], 1.0, x), Cost(3, 2))
 
 
@@ -107,9 +105,9 @@ def test_what_is_fooled_is_not_attacked_again() -> None:
     attack = Falls()
     curve = falling(attack)
     assert attack.seen == [
-        ([0, 1, 2, 3], [0.05] * 4),
-        ([1, 2, 3], [0.15] * 3),
-        ([2, 3], [0.25] * 2),
+        ([0, 1, 2, 3], 0.05),
+        ([1, 2, 3], 0.15),
+        ([2, 3], 0.25),
     ]
     assert [flags.tolist() for flags in curve.right] == [
         [True] * 4, [False, True, True, True], [False, False, True, True], [False] * 3 + [True],
@@ -211,6 +209,30 @@ def made_up(name: str, norm: str = "linf", attack: str = "pgd-10") -> Curve:
     return Curve(name, attack, norm, radii, right, Cost(40, 30, 400, 300))
 
 
+@pytest.mark.parametrize(
+    ("eps", "expected"),
+    [
+        (None, (2 * 0.8 + 2 * 0.55 + 4 * 0.2) / 8),  # 0.9 to 0.7, 0.7 to 0.4, 0.4 to 0
+        (8 / 255, 3.5 / 8),
+        (4 / 255, (2 * 0.8 + 2 * 0.55) / 4),
+        (3 / 255, (2 * 0.8 + 1 * 0.625) / 3),  # half way from 0.7 to 0.4
+        (1 / 255, 0.85),
+    ],
+)
+def test_expected_robustness_by_hand(eps: float | None, expected: float) -> None:
+    curve = made_up("vit")
+    assert curve.expected_robustness(eps) == pytest.approx(expected)
+    told = curve.as_json(eps)["expected_robustness"]
+    assert told == {"eps": eps or 8 / 255, "accuracy": pytest.approx(expected)}
+
+
+def test_expected_robustness_needs_a_radius_within_the_curve() -> None:
+    for eps in (0.0, 9 / 255):
+        with pytest.raises(ArgumentError, match="`eps`: expected a radius in"):
+            made_up("vit").expected_robustness(eps)
+    assert made_up("vit").as_json(0.5)["expected_robustness"]["eps"] == 8 / 255
+
+
 def test_json_by_hand() -> None:
     found = json.loads(json.dumps(made_up("vit").as_json()))
     assert found["images"] == 10
@@ -221,45 +243,24 @@ def test_json_by_hand() -> None:
     assert first["right"] == 9 and first["accuracy"] == 0.9 and first["eps"] == 0
     assert first["low"] == pytest.approx(0.596, abs=5e-4)  # 9 of 10, published
     assert first["high"] == pytest.approx(0.982, abs=5e-4)
-    for point in made_up("vit").as_json(population=10)["points"]:
-        assert point["low"] == point["high"] == point["accuracy"]
 
 
-def test_a_png_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "curve.png"
-    made_up("vit").plot(path)
-    made_up("vit").plot(path)
-    with Image.open(path) as image:
-        assert image.format == "PNG" and image.width > 500 and image.height > 400
-        assert len(image.convert("RGB").getcolors(image.width * image.height)) > 50
-    assert [file.name for file in path.parent.iterdir()] == ["curve.png"]
-    with pytest.raises(ArgumentError, match="`curves`: expected at least one curve, got none"):
-        plot_curves([], path)
-
-
-def test_radii_in_grey_levels_accuracy_in_percent_and_the_interval_as_a_band() -> None:
-    curve = made_up("vit").as_json()
-    figure = draw_curves([curve])
-    (panel,) = figure.axes
-    (line,) = panel.lines
-    assert line.get_xydata().ravel() == pytest.approx([0, 90, 2, 70, 4, 40, 8, 0])
-    assert panel.get_xlabel() == "linf radius, in 1/255"
-    assert panel.get_ylabel() == "accuracy in %" and panel.get_ylim() == (0, 100)
-    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["vit, pgd-10"]
-    assert "10 images" in figure.get_suptitle() and "95 %" in figure.get_suptitle()
-    corners = panel.collections[0].get_paths()[0].vertices
-    for point in curve["points"]:
+def test_a_png_of_grey_levels_and_percent_with_the_interval_as_a_band(tmp_path: Path) -> None:
+    curves = [made_up("vit").as_json(), made_up("pgd-10").as_json()]
+    axes = draw_curves(curves).axes[0]
+    assert axes.lines[0].get_xydata().ravel() == pytest.approx([0, 90, 2, 70, 4, 40, 8, 0])
+    assert axes.get_xlabel() == "linf radius, in 1/255" and axes.get_ylim() == (0, 100)
+    told = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert told == ["vit, pgd-10, expected 43.8%", "pgd-10, expected 43.8%"]
+    assert "10 images" in axes.get_title()
+    corners = axes.collections[0].get_paths()[0].vertices
+    for point in curves[0]["points"]:
         column = corners[abs(corners[:, 0] - point["eps"] * 255) < 1e-9, 1]
         assert column.min() == pytest.approx(100 * point["low"], abs=1e-6)
         assert column.max() == pytest.approx(100 * point["high"], abs=1e-6)
-
-
-def test_a_panel_a_norm_a_colour_a_name_and_a_line_an_attack() -> None:
-    keys = itertools.product("ab", ("linf", "l2", "l1"), ("pgd-10", "fab-10"))
-    panels = draw_curves([made_up(*key).as_json() for key in keys]).axes
-    labels = [panel.get_xlabel() for panel in panels]
-    assert labels == ["linf radius, in 1/255", "l2 radius", "l1 radius"]
-    looks = [[(one.get_color(), one.get_linestyle()) for one in panel.lines] for panel in panels]
-    assert looks[0] == looks[1] == looks[2] and len(set(looks[0])) == 4
-    (colour, style), (same, other) = looks[0][:2]
-    assert colour == same and style != other
+    plot_curves(curves, tmp_path / "new" / "curve.png")
+    with Image.open(tmp_path / "new" / "curve.png") as image:
+        assert image.format == "PNG" and image.width > 500 and image.height > 400
+    for wrong, words in (([], "none"), ([*curves, made_up("a", "l2").as_json()], "linf, l2")):
+        with pytest.raises(ArgumentError, match=f"`curves`: expected curves of one norm.*{words}"):
+            plot_curves(wrong, tmp_path / "none.png")

@@ -34,18 +34,13 @@ def build(name: str, weights: Path | None = None, seed: int = 0, **more: Any) ->
     return create(config, num_classes=5, seed=seed).eval()
 
 
-def trained(name: str, seed: int = 1) -> Classifier:
-    """A network none of whose tensors is at its initial 0 or 1."""
-    model = build(name, seed=seed)
-    scramble(model, seed)
-    return model
-
-
-def scramble(model: nn.Module, seed: int) -> None:
+def scrambled(model: Any, seed: int = 1) -> Any:
+    """The network with none of its tensors at its initial 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
 
 
 def under_old_names(model: Classifier, pairs: Pairs) -> dict[str, Tensor]:
@@ -63,161 +58,124 @@ def assert_arrived(model: Classifier, state: dict[str, Tensor], pairs: Pairs) ->
         assert torch.equal(own[ours], state[theirs]) != theirs.startswith("head"), theirs
 
 
-@pytest.fixture
-def swin_file(tmp_path: Path) -> Path:
-    state = under_old_names(trained(SWIN_B), microsoft_swin(DEPTHS))
-    path = tmp_path / "swin.pth"
-    torch.save(state | microsoft_buffers(DEPTHS, window=4, windows=4), path)
-    return path
+@pytest.mark.parametrize("wrapper", [None, "model"])
+def test_every_tensor_of_a_swin_arrives(tmp_path: Path, wrapper: str | None) -> None:
+    model, pairs = scrambled(build(SWIN_B)), microsoft_swin(DEPTHS)
+    state = under_old_names(model, pairs)
+    saved = state | (microsoft_buffers(DEPTHS, window=4, windows=4) if wrapper else {})
+    torch.save({wrapper: saved} if wrapper else saved, tmp_path / "w.pth")
+    again = build(SWIN_B, tmp_path / "w.pth", seed=2)
+    assert_arrived(again, state, pairs)
+    load_backbone(again, tmp_path / "w.pth", with_head=True)
+    x = images(2, 3, 16, 16)
+    assert torch.equal(again(x), model(x))
 
 
-class TestSwin:
-    @pytest.mark.parametrize("wrapper", [None, "model"])
-    def test_every_tensor_arrives(self, tmp_path: Path, wrapper: str | None) -> None:
-        model, pairs = trained(SWIN_B), microsoft_swin(DEPTHS)
-        state = under_old_names(model, pairs)
-        saved = state | (microsoft_buffers(DEPTHS, window=4, windows=4) if wrapper else {})
-        torch.save({wrapper: saved} if wrapper else saved, tmp_path / "w.pth")
-        again = build(SWIN_B, tmp_path / "w.pth", seed=2)
-        assert_arrived(again, state, pairs)
-        x = images(2, 3, 16, 16)
-        assert torch.equal(again.features(x), model.features(x))
-        load_backbone(again, tmp_path / "w.pth", with_head=True)
-        assert torch.equal(again(x), model(x))
-
-    def test_patches_are_merged_in_microsofts_order(self) -> None:
-        """Theirs concatenates rows and columns (even, even), (odd, even), (even, odd), (odd, odd)
-        of the map; a row of the reduction that picks one channel shows which comes where."""
-        merge = PatchMerging(1, 4, norm_layer=nn.Identity)  # pyright: ignore
-        with torch.no_grad():
-            merge.reduction.weight.copy_(torch.eye(4))
-        x = torch.arange(16.0).view(1, 4, 4, 1)
-        out = merge(x)[0, 0, 0]
-        assert out.tolist() == [x[0, 0, 0, 0], x[0, 1, 0, 0], x[0, 0, 1, 0], x[0, 1, 1, 0]]
-
-    def test_another_image_size_keeps_the_windows(self, tmp_path: Path) -> None:
-        """attn_mask belongs to the image size and is computed anew."""
-        two: dict[str, Any] = dict(depths=(2, 1), num_heads=(1, 2))
-        first = build(SWIN_B, seed=1, **two)
-        scramble(first, seed=1)
-        state = under_old_names(first, microsoft_swin((2, 1)))
-        torch.save(state | microsoft_buffers((2, 1), window=4, windows=4), tmp_path / "w.pth")
-        model = build(SWIN_B, tmp_path / "w.pth", img_size=32, **two)
-        assert_arrived(model, state, microsoft_swin((2, 1)))
-        assert model(images(1, 3, 32, 32)).shape == (1, 5)
+def test_a_swin_of_another_image_size_keeps_the_windows(tmp_path: Path) -> None:
+    """attn_mask belongs to the image size and is computed anew."""
+    two: dict[str, Any] = dict(depths=(2, 1), num_heads=(1, 2))
+    state = under_old_names(scrambled(build(SWIN_B, **two)), microsoft_swin((2, 1)))
+    torch.save(state | microsoft_buffers((2, 1), window=4, windows=4), tmp_path / "w.pth")
+    model = build(SWIN_B, tmp_path / "w.pth", img_size=32, **two)
+    assert_arrived(model, state, microsoft_swin((2, 1)))
+    assert model(images(1, 3, 32, 32)).shape == (1, 5)
 
 
-class TestTorchvision:
-    def theirs(self, **options: Any) -> VisionTransformer:
-        model = VisionTransformer(8, 4, 2, 2, 16, 64, num_classes=5, **options).eval()
-        scramble(model, seed=3)
-        return model
-
-    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        new, old = (torchvision_vit(2, published=p) for p in (False, True))
-        return {old_name: state[name] for (name, _), (old_name, _) in zip(new, old, strict=True)}
-
-    @pytest.mark.parametrize("published", [True, False])
-    def test_the_logits_are_torchvisions(self, tmp_path: Path, published: bool) -> None:
-        model = self.theirs()
-        state = dict(model.state_dict())
-        assert set(state) == {theirs for theirs, _ in torchvision_vit(2, published=False)}
-        state = self.published(state) if published else state
-        torch.save(state, tmp_path / "w.pth")
-        ours = build(VIT, tmp_path / "w.pth")
-        assert_arrived(ours, state, torchvision_vit(2, published=published))
-        load_backbone(ours, tmp_path / "w.pth", with_head=True)
-        x = images(4, 3, 8, 8)
-        truth = model(normalize(x, MEAN, STD))
-        assert torch.allclose(ours(x), truth, rtol=1e-5, atol=1e-5)
-        truth = model.double()(normalize(x.double(), MEAN, STD))
-        assert torch.allclose(ours.double()(x.double()), truth, rtol=1e-6, atol=1e-6)
-        assert truth.std() > 0.1
-
-    def test_a_hidden_layer_before_the_head_is_refused(self, tmp_path: Path) -> None:
-        torch.save(self.theirs(representation_size=7).state_dict(), tmp_path / "w.pth")
-        with pytest.raises(
-            CheckpointError, match=r"2 differences: unknown heads.pre_logits.weight"
-        ):
-            build(VIT, tmp_path / "w.pth")
+def test_patches_are_merged_in_microsofts_order() -> None:
+    """Theirs concatenates rows and columns (even, even), (odd, even), (even, odd), (odd, odd) of
+    the map; a row of the reduction that picks one channel shows which comes where."""
+    merge = PatchMerging(1, 4, norm_layer=nn.Identity)  # pyright: ignore
+    with torch.no_grad():
+        merge.reduction.weight.copy_(torch.eye(4))
+    x = torch.arange(16.0).view(1, 4, 4, 1)
+    assert merge(x)[0, 0, 0].tolist() == [x[0, r, c, 0] for c in (0, 1) for r in (0, 1)]
 
 
-class TestFullSize:
-    """Names and shapes of the published sizes, without their numbers."""
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("layers.0.downsample.norm.bias", "missing layers.1.downsample.norm.bias"),
+        ("+layers.0.blocks.0.attn.logit_scale", "unknown layers.0.blocks.0.attn.logit_scale"),
+        ("+head.fc.weight", "one set of Swin names"),
+        ("+layers.2.downsample.norm.bias", "unknown layers.3.downsample.norm.bias"),
+    ],
+)
+def test_one_tensor_too_few_or_too_many(tmp_path: Path, change: str, message: str) -> None:
+    state = under_old_names(build(SWIN_B), microsoft_swin(DEPTHS))
+    if change.startswith("+"):
+        state[change[1:]] = torch.zeros(3)
+    else:
+        del state[change]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=message):
+        build(SWIN_B, tmp_path / "w.pth")
 
-    def shapes(self, name: str) -> dict[str, torch.Size]:
-        with torch.device("meta"):
-            state = timm.create_model(name).state_dict()
-        return {key: tensor.shape for key, tensor in state.items()}
 
-    def test_swin_l(self) -> None:
-        own = self.shapes("swin_large_patch4_window7_224")
+def torchvisions(**options: Any) -> VisionTransformer:
+    return scrambled(VisionTransformer(8, 4, 2, 2, 16, 64, num_classes=5, **options), seed=3)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_the_logits_are_torchvisions(tmp_path: Path, published: bool) -> None:
+    """`published`: under the names of the file of 2021."""
+    model, state = torchvisions(), {}
+    new, old = (torchvision_vit(2, published=p) for p in (False, published))
+    assert set(model.state_dict()) == {theirs for theirs, _ in new}
+    for (name, _), (saved, _) in zip(new, old, strict=True):
+        state[saved] = model.state_dict()[name]
+    torch.save(state, tmp_path / "w.pth")
+    ours = build(VIT, tmp_path / "w.pth")
+    assert_arrived(ours, state, old)
+    load_backbone(ours, tmp_path / "w.pth", with_head=True)
+    x = images(4, 3, 8, 8)
+    truth = model(normalize(x, MEAN, STD))
+    assert torch.allclose(ours(x), truth, rtol=1e-5, atol=1e-5)
+    truth = model.double()(normalize(x.double(), MEAN, STD))
+    assert torch.allclose(ours.double()(x.double()), truth, rtol=1e-6, atol=1e-6)
+    assert truth.std() > 0.1
+
+
+def test_a_hidden_layer_before_the_head_is_refused(tmp_path: Path) -> None:
+    torch.save(torchvisions(representation_size=7).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"2 differences: unknown heads.pre_logits.weight"):
+        build(VIT, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["swin_large_patch4_window7_224", VIT])
+def test_names_and_shapes_of_the_published_sizes(name: str) -> None:
+    with torch.device("meta"):
+        own = timm.create_model(name).state_dict()
         pairs = microsoft_swin((2, 2, 18, 2))
-        theirs = {old: torch.empty(own[new], device="meta") for old, new in pairs}
-        layout, found = to_timm(theirs)
-        assert layout is SWIN and {key: t.shape for key, t in found.items()} == own
-
-    def test_vit_b_16(self) -> None:
-        with torch.device("meta"):
-            theirs = vit_b_16().state_dict()
-        layout, found = to_timm(theirs)
-        assert layout is TORCHVISION_VIT
-        assert {key: t.shape for key, t in found.items()} == self.shapes(VIT)
+        theirs = vit_b_16().state_dict() if name == VIT else {old: own[new] for old, new in pairs}
+    layout, found = to_timm(theirs)
+    assert layout is (TORCHVISION_VIT if name == VIT else SWIN)
+    assert {key: t.shape for key, t in found.items()} == {key: t.shape for key, t in own.items()}
 
 
-class TestStrictness:
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ("layers.0.downsample.norm.bias", "missing layers.1.downsample.norm.bias"),
-            ("+layers.0.blocks.0.attn.logit_scale", "unknown layers.0.blocks.0.attn.logit_scale"),
-            ("+head.fc.weight", "one set of Swin names"),
-            ("+layers.2.downsample.norm.bias", "unknown layers.3.downsample.norm.bias"),
-        ],
-    )
-    def test_one_tensor_too_few_or_too_many(
-        self, swin_file: Path, change: str, message: str
-    ) -> None:
-        state = torch.load(swin_file, weights_only=True)
-        if change.startswith("+"):
-            state[change[1:]] = torch.zeros(3)
-        else:
-            del state[change]
-        torch.save(state, swin_file)
-        with pytest.raises(CheckpointError, match=message):
-            build(SWIN_B, swin_file)
+@pytest.mark.parametrize(
+    ("img_size", "tokens"),
+    [
+        (4, {}),
+        ((8, 16), {"class_token": False, "global_pool": "avg"}),
+        (16, {"reg_tokens": 2}),
+    ],
+)
+def test_positions_of_another_image_size_are_resampled_by_timm(
+    tmp_path: Path, img_size: Any, tokens: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    first: Any = build(VIT, seed=1, **tokens)
+    torch.save(first.backbone.state_dict(), tmp_path / "w.pth")
+    with caplog.at_level("INFO", "roli_fast.models"):
+        again: Any = build(VIT, tmp_path / "w.pth", seed=2, img_size=img_size, **tokens)
+    assert f"pos_embed resampled from {tuple(first.backbone.pos_embed.shape)}" in caplog.text
+    plain: Any = build(VIT, seed=3, img_size=img_size, **tokens).backbone
+    truth = checkpoint_filter_fn(first.backbone.state_dict(), plain)
+    assert torch.equal(again.backbone.pos_embed, truth["pos_embed"])
+    assert again.backbone.pos_embed.shape != first.backbone.pos_embed.shape
 
 
-class TestPositions:
-    """timm's own loader is the oracle."""
-
-    @pytest.mark.parametrize(
-        ("img_size", "tokens"),
-        [
-            (4, {}),
-            ((8, 16), {"class_token": False, "global_pool": "avg"}),
-            (16, {"reg_tokens": 2}),
-        ],
-    )
-    def test_another_image_size(
-        self,
-        tmp_path: Path,
-        img_size: Any,
-        tokens: dict[str, Any],
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        first = build(VIT, seed=1, **tokens)
-        torch.save(first.backbone.state_dict(), tmp_path / "w.pth")
-        with caplog.at_level("INFO", "roli_fast.models"):
-            again = build(VIT, tmp_path / "w.pth", seed=2, img_size=img_size, **tokens)
-        assert f"pos_embed resampled from {tuple(first.backbone.pos_embed.shape)}" in caplog.text  # pyright: ignore
-        plain = build(VIT, seed=3, img_size=img_size, **tokens).backbone
-        truth = checkpoint_filter_fn(first.backbone.state_dict(), plain)  # pyright: ignore
-        assert torch.equal(again.backbone.state_dict()["pos_embed"], truth["pos_embed"])
-        assert again.backbone.state_dict()["pos_embed"].shape != first.backbone.pos_embed.shape  # pyright: ignore
-
-    def test_what_cannot_be_resampled_is_refused(self, tmp_path: Path) -> None:
-        state = {**build(VIT).backbone.state_dict(), "pos_embed": torch.zeros(1, 5, 8)}
-        torch.save(state, tmp_path / "w.pth")
-        with pytest.raises(CheckpointError, match="1 differences: pos_embed has shape"):
-            build(VIT, tmp_path / "w.pth")
+def test_what_cannot_be_resampled_is_refused(tmp_path: Path) -> None:
+    state = {**build(VIT).backbone.state_dict(), "pos_embed": torch.zeros(1, 5, 8)}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="1 differences: pos_embed has shape"):
+        build(VIT, tmp_path / "w.pth")

@@ -63,7 +63,10 @@ def test_ares_vit_has_imagenets_where_timm_says_one_half(
     path = plain_file(tmp_path / "home" / "weights" / ARES)
     with caplog.at_level("INFO"):
         assert of(build("zoo:ares_vit_b")) == of(build(path)) == IMAGENET
-    assert caplog.messages == [f"{ARES}: normalisation from the zoo's ares_vit_b"]
+    (message,) = caplog.messages
+    assert message.startswith(f"{ARES}: normalisation from the zoo's ares_vit_b, mean 0.485, 0.456")
+    assert "timm's vit_base_patch16_224 has another. It came with 74.7 % clean, 49.7 %" in message
+    assert "`python -m roli_fast.zoo check ares_vit_b --data FOLDER`" in message
     assert build("zoo:ares_vit_b", name=f"{VIT}.augreg_in21k").config.weights
     with pytest.raises(ArgumentError, match=r"`model.name`: expected vit_base_patch16_224, got"):
         build("zoo:ares_vit_b", name="vit_tiny_patch16_224")
@@ -74,7 +77,8 @@ def test_torchvisions_names_are_enough(tmp_path: Path, caplog: pytest.LogCapture
     torch.save({theirs: state[ours] for theirs, ours in pairs}, tmp_path / "w.pth")
     with caplog.at_level("INFO"):
         assert of(build(tmp_path / "w.pth")) == IMAGENET
-    assert caplog.messages == ["w.pth: normalisation from torchvision's ViT names"]
+    (message,) = caplog.messages
+    assert message.startswith("w.pth: normalisation from torchvision's ViT names, mean 0.485")
 
 
 def test_the_card_knows_better_than_the_file_name(tmp_path: Path) -> None:
@@ -88,10 +92,13 @@ def test_the_user_knows_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     path = plain_file(tmp_path / ARES)
     ones = (1.0, 1.0, 1.0)
     assert of(build(path, std=ones)) == (IMAGENET[0], list(ones))
+    assert of(build(path, mean=ones, std=ones)) == (list(ones), list(ones))
+    assert f"{ARES}: normalised with mean 1, 1, 1 and std 1, 1, 1, as model.mean" in caplog.text
+    assert "the zoo's ares_vit_b has mean 0.485" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO"):
-        assert of(build(path, mean=ones, std=ones)) == (list(ones), list(ones))
-    assert not caplog.records
+        build(plain_file(tmp_path / "other.pth"), mean=ones, std=ones)
+    assert not caplog.records  # nobody knows better
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -1,4 +1,4 @@
-"""PreAct ResNets for 32x32: their size, their numbers by hand, and timm's interface."""
+"""PreAct ResNets for 32x32: their size, the network written out, and timm's interface."""
 
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,17 @@ NAME = "preact_resnet18"
 TINY: dict[str, Any] = dict(widths=(4, 4, 8, 8), depths=(2, 1, 1, 1), stem_width=4)
 
 
-def tiny(**options: Any) -> Classifier:
+def drawn(**options: Any) -> Classifier:
+    """A tiny one with BN whose numbers are not those of the start."""
     config = Model(NAME, options={**TINY, **options})
-    return create(config, num_classes=5, image_size=32)
-
-
-def drawn(model: Classifier) -> Classifier:
-    """With BN whose numbers are not those of the start."""
+    model = create(config, num_classes=5, image_size=32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.ndim == 1 and "linear" not in name:
                 low = 0.5 if name.endswith(("running_var", "weight")) else -0.5
                 tensor.uniform_(low, low + 1, generator=generator)
-    return model
+    return model.eval()
 
 
 @pytest.mark.parametrize(
@@ -78,8 +75,7 @@ def plain(state: dict[str, Tensor], x: Tensor, stages: list[list[int]], act: Any
 
 @pytest.mark.parametrize("activation", ["softplus", "relu", "silu"])
 def test_against_the_network_written_out(activation: str) -> None:
-    model = drawn(tiny(activation=activation)).double().eval()
-    x = images(3, 3, 32, 32).double()
+    model, x = drawn(activation=activation).double(), images(3, 3, 32, 32).double()
     assert model.card["mean"] == [0.4914, 0.4822, 0.4465]  # CIFAR-10's
     assert model.card["std"] == [0.2471, 0.2435, 0.2616]
     mean, std = (torch.tensor(model.card[k]).double()[:, None, None] for k in ("mean", "std"))
@@ -95,18 +91,18 @@ def test_against_the_network_written_out(activation: str) -> None:
 
 
 def test_the_head_is_found_and_replaced() -> None:
-    model, x = tiny(), images(2, 3, 32, 32)
+    model, x = drawn(), images(2, 3, 32, 32)
     assert model.head_name == "backbone.linear" and model.head.out_features == 5
     backbone = model.backbone
     assert isinstance(backbone, PreActResNet)
     backbone.reset_classifier(7)
     assert model.head.out_features == backbone.num_classes == 7 and model(x).shape == (2, 7)
     backbone.reset_classifier(0)
-    assert torch.equal(model.eval()(x), model.features(x))
+    assert torch.equal(model(x), model.features(x))
 
 
 def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
-    model, x = drawn(tiny()).eval(), images(2, 3, 32, 32)
+    model, x = drawn(), images(2, 3, 32, 32)
     save_model(model, tmp_path / "m.safetensors", classes=tuple("abcde"))
     again = load(tmp_path / "m.safetensors")
     assert torch.equal(again(x), model(x)) and again.card["classes"] == list("abcde")
@@ -115,9 +111,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(others(x), model(x))
     config = Model(NAME, weights=str(tmp_path / "m.safetensors"), options=TINY)
     kept = create(config, num_classes=5, seed=1, with_head=True)
-    fresh = create(config, num_classes=5, seed=1)
     assert torch.equal(kept.head.weight, model.head.weight)
-    assert not torch.equal(fresh.head.weight, model.head.weight)
     with pytest.raises(ValueError, match=r"linear\.weight has shape \(5, 8\), .*\(3, 8\)"):
         create(config, num_classes=3, with_head=True)
 
@@ -125,14 +119,8 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (
-            Model(NAME, options={"activation": "gelu"}),
-            r"`model.options`.*`activation`: expected 'relu' or .*'gelu'",
-        ),
-        (
-            Model(NAME, options={"widths": (4, 4)}),
-            r"`model.options`.*`widths`: expected 4 numbers >= 1",
-        ),
+        (Model(NAME, options={"activation": "gelu"}), "`activation`: expected 'relu' or .*'gelu'"),
+        (Model(NAME, options={"widths": (4, 4)}), "`widths`: expected 4 numbers >= 1"),
         (Model(NAME, pretrained=True), r"`model.pretrained`.*no published weights of preact"),
     ],
 )

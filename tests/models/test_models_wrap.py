@@ -52,25 +52,16 @@ def test_images_are_normalised_and_the_module_is_the_backbone() -> None:
     torch.testing.assert_close(model.head(model.features(x)), model(x))
 
 
+TORCHVISION = torchvision.models
+
+
 @pytest.mark.parametrize(
     ("build", "head"),
     [
-        (lambda: torchvision.models.resnet18(num_classes=4), "fc"),
-        (lambda: torchvision.models.mobilenet_v3_small(num_classes=4), "classifier.3"),
-        (
-            lambda: torchvision.models.VisionTransformer(
-                image_size=8,
-                patch_size=4,
-                num_layers=1,
-                num_heads=2,
-                hidden_dim=8,
-                mlp_dim=8,
-                num_classes=4,
-            ),
-            "heads.head",
-        ),
+        (lambda: TORCHVISION.resnet18(num_classes=4), "fc"),
+        (lambda: TORCHVISION.mobilenet_v3_small(num_classes=4), "classifier.3"),
+        (lambda: TORCHVISION.VisionTransformer(8, 4, 1, 2, 8, 8, num_classes=4), "heads.head"),
         (lambda: tiny().backbone, "head"),
-        (Own, "out"),
         (WithLogits, "out"),
     ],
 )
@@ -82,17 +73,16 @@ def test_the_head_is_found(build, head: str) -> None:
     assert "classes" not in model.card
 
 
+def test_a_head_that_is_named_is_taken() -> None:
+    model = wrap(two_linears(), head="3")
+    assert model.head.out_features == 3 and model.features(images(2, 3, 8, 8)).shape == (2, 7)
+
+
 def test_a_network_of_transformers_is_attacked_and_tuned() -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        image_size=8,
-        patch_size=4,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=3,
-    )
+    sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "intermediate_size": 16}
+    counts = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
+    config = transformers.ViTConfig(**sizes, **counts)
     network = transformers.ViTForImageClassification(config).eval()
     x, y = images(2, 3, 8, 8), torch.tensor([0, 2])
     model = wrap(network, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -120,11 +110,6 @@ def test_a_network_of_transformers_is_attacked_and_tuned() -> None:
 def test_what_cannot_be_wrapped(module, options, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         wrap(module, **options)
-
-
-def test_a_head_that_is_named_is_taken() -> None:
-    model = wrap(two_linears(), head="3")
-    assert model.head.out_features == 3 and model.features(images(2, 3, 8, 8)).shape == (2, 7)
 
 
 def test_one_logit_is_that_of_the_second_of_two_classes() -> None:

@@ -195,7 +195,7 @@ def analysis_of(method: str, seed: int) -> dict[str, Any]:
         "attack": LABEL,
         "norm": "linf",
         "images": 200,
-        "level": 0.95,
+        "expected_robustness": {"eps": 8 / 255, "accuracy": 0.7 + seed / 50},
         "points": [
             {"eps": e, "accuracy": a, "right": round(200 * a), "low": a - 0.1, "high": a + 0.1}
             for e, a in points
@@ -250,7 +250,8 @@ def measures(ece: float) -> dict[str, Any]:
 
 def evaluation_of() -> dict[str, Any]:
     """What an evaluation of four images in two norms would have written: in linf the second is
-    fooled, in l2 the third; the last one is wrong to begin with."""
+    fooled, in l2 the third; the last one is wrong to begin with. With other attacks, other images
+    and a curve."""
     entry = {"accuracy": 0.5, "interval_95": [0.4, 0.6]}
     searches = {"linf": "0100", "l2": "0010"}
     answers = {"linf": [0, 2, 1, 1], "l2": [0, 0, 0, 1]}
@@ -284,6 +285,21 @@ def evaluation_of() -> dict[str, Any]:
         "clean": entry,
         "norms": norms,
         "union": entry,
+        "unseen": {
+            "attacks": [{"attack": "square", "norm": "l2", "eps": 1, "robust": entry}],
+            "union_with_norms": entry,
+        },
+        "shifts": {
+            "corruptions": {"fog": {"1": {"accuracy": 0.5}, "2": {"accuracy": 0.25}}},
+            "ood": {"accuracy": 0.125},
+        },
+        "curves": [
+            {
+                "attack": "pgd-10",
+                "norm": "linf",
+                "points": [{"eps": 0, "accuracy": 0.5, "low": 0.4, "high": 0.6}],
+            }
+        ],
         "per_class": worst,
         "warnings": ["the model has <i>collapsed</i>"],
         "names": names,

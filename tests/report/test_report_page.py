@@ -143,7 +143,6 @@ def test_many_pairs_of_methods_get_a_table(run: Path) -> None:
     page = read(run)
     rows = page.table("Paired differences")
     assert rows[1] == ["RoLI − RanLI", "pgd-10", "+7.0 points", "p = 0.09", "paired t, over seeds"]
-    assert "Highest mean accuracy: clean RoLI (82.0 %); pgd-10 RoLI (68.0 %)." in page.text
     assert page.text.count("a difference of") == 1  # of RoLI and RanLI, which differ in the head
 
 
@@ -219,6 +218,14 @@ def test_the_recommended_attack_says_what_it_takes(page: Read) -> None:
     assert f"{told} {duration(400 * passes / 425)}. AutoAttack:" in page.text
 
 
+def test_the_alignment_of_single_steps_is_drawn_where_it_is(run: Path, page: Read) -> None:
+    assert "PertAlign" not in page.text
+    line = (run / "metrics.jsonl").read_text().splitlines()[0]
+    record = json.dumps(json.loads(line) | {"epoch": 7, "train_alignment": 0.9})
+    (run / "metrics.jsonl").write_text(f"{line}\n{record}\n")
+    assert "PertAlign of single steps" in read(run).text
+
+
 def test_numbers_that_are_none_are_a_dash(run: Path) -> None:
     path = run / "seed-0" / "ranli" / "analysis.json"
     text = path.read_text()
@@ -270,48 +277,6 @@ def test_a_sweep_shows_its_cells_and_reads_the_chosen_one(tmp_path: Path) -> Non
     assert len(page.table("Head and residual of each stage")) == 3
 
 
-def test_an_evaluation_in_the_run_directory_is_shown(run: Path) -> None:
-    entry = {"accuracy": 0.5, "interval_95": [0.4, 0.6]}
-    robust = entry | {"accuracy": 0.45}
-    searches = [{"part": "apgd-ce", "attacked": 50, "fooled": 5}]
-    curve = {"attack": "pgd-10", "norm": "linf", "images": 100}
-    curve["points"] = [{"eps": 0, "accuracy": 0.5, "low": 0.4, "high": 0.6}]
-    tree = {
-        "images": 100,
-        "data": {"split": "test"},
-        "model": {"file": "runs/x/seed-0/roli"},
-        "attacks": [{"name": "autoattack"}],
-        "clean": entry,
-        "norms": {"linf": {"eps": 8 / 255, "robust": robust, "searches": searches}},
-        "union": entry,
-        "unseen": {
-            "attacks": [{"attack": "square", "norm": "l2", "eps": 1, "robust": robust}],
-            "union_with_norms": entry,
-        },
-        "shifts": {
-            "corruptions": {"fog": {"1": {"accuracy": 0.5}, "2": {"accuracy": 0.25}}},
-            "ood": {"accuracy": 0.125},
-        },
-        "curves": [curve],
-    }
-    write_json(run / "evaluation" / "roli" / "evaluation.json", tree)
-    page = read(run)
-    row = ["evaluation/roli", "x/seed-0/roli", "autoattack", "linf 8/255", "100"]
-    assert page.table("Evaluations")[1] == [*row, "50.0 % [40.0, 60.0]", "45.0 % [40.0, 60.0]"]
-    assert "stronger attacks find lower ones" not in page.text
-    named = "evaluation/roli: "
-    assert page.table(f"{named}every attack")[1] == ["apgd-ce", "linf", "50", "5"]
-    assert page.table(f"{named}attacks that the model was not trained against")[1:] == [
-        ["square, l2 1", "45.0 % [40.0, 60.0]"],
-        ["these and the attacks above", "50.0 % [40.0, 60.0]"],
-    ]
-    assert page.table(f"{named}accuracy on other images")[1:] == [
-        ["fog", "50.0 %", "25.0 %", "37.5 %"],
-        ["the second data set", "–", "–", "12.5 %"],
-    ]
-    assert "evaluation/roli/evaluation.json, linf" in page.text
-
-
 def test_every_class_of_the_test_stands_worst_first(page: Read) -> None:
     """In the order of the first method; RanLI's worst class is RoLI's best."""
     rows = page.table("Accuracy of every class on the test images")
@@ -326,7 +291,7 @@ def test_every_class_of_the_test_stands_worst_first(page: Read) -> None:
     assert "Guessing the most frequent class: 40.0 %." in page.text
 
 
-def test_an_evaluation_shows_classes_confusions_and_which_images_fell(run: Path) -> None:
+def test_an_evaluation_in_the_run_directory_is_shown(run: Path) -> None:
     folder = run / "evaluation"
     write_json(folder / "evaluation.json", evaluation_of())
     change_json(run / "summary.json", warnings=["roli, seed 1: the model has collapsed"])
@@ -334,6 +299,22 @@ def test_an_evaluation_shows_classes_confusions_and_which_images_fell(run: Path)
         (folder / "adversarial" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (5, 5), "red").save(folder / "adversarial" / name)
     page = read(run)
+    row, half = ["evaluation", "x/seed-0/roli", "autoattack"], "50.0 % [40.0, 60.0]"
+    assert [cells[3:] for cells in page.table("Evaluations")[1:]] == [
+        [threat, "4", half, half] for threat in ("linf 8/255", "l2 0.5", "union")
+    ]
+    assert page.table("Evaluations")[1][:3] == row
+    assert "stronger attacks find lower ones" not in page.text
+    assert page.table("evaluation: every attack")[1] == ["apgd-ce", "linf", "3", "1"]
+    assert page.table("evaluation: attacks that the model was not trained against")[1:] == [
+        ["square, l2 1", half],
+        ["these and the attacks above", half],
+    ]
+    assert page.table("evaluation: accuracy on other images")[1:] == [
+        ["fog", "50.0 %", "25.0 %", "37.5 %"],
+        ["the second data set", "–", "–", "12.5 %"],
+    ]
+    assert "evaluation/evaluation.json, linf" in page.text
     rows = page.table("evaluation: every class, worst first.")
     assert rows[0][2:] == ["clean", "robust, linf", "robust, l2", "robust, union"] + [
         "attacked, taken most often for"
@@ -378,7 +359,7 @@ def test_what_was_analysed_on_demand_is_shown(run: Path) -> None:
     path = run / "seed-0" / "ranli" / "analysis.json"
     tree = json.loads(path.read_text())
     update = {"optimizer": "adamw", "predicted": 2.0, "actual": 1.6, "relative_error": 0.25}
-    update["ft_ratio"] = 0.4
+    update |= {"ft_ratio": 0.4, "lr": 0.002}
     step = {"ft_ratio": 0.1987, "lr": 0.002, "predicted": 0.5, "actual": 0.4}
     step |= {"relative_error": 0.2, "first_update": update}
     part = {"rank": 12, "frobenius": 51000.0}

@@ -35,8 +35,10 @@ FLAGS = (
 
 
 def small(*more: str) -> Experiment:
-    """The experiment."""
-    return parse([*FLAGS, *more]).experiment
+    """The experiment; another network has options of its own."""
+    other = any(flag.startswith("--model.name") for flag in more)
+    flags = [flag for flag in FLAGS if not (other and flag.startswith("--model.options"))]
+    return parse([*flags, *more]).experiment
 
 
 def run_small(folder: Path, *more: str) -> dict[str, Any]:

@@ -86,9 +86,9 @@ def test_a_resume_is_settled_on_what_was_measured_first_and_goes_on_counting(
     measurings: list[Any] = []
     original = loop.StageLoop._evaluated
 
-    def watched(self: loop.StageLoop, attacks: Any) -> Any:
+    def watched(self: loop.StageLoop, attacks: Any, split: Any) -> Any:
         measurings.append(attacks)
-        return original(self, attacks)
+        return original(self, attacks, split)
 
     monkeypatch.setattr(loop.StageLoop, "_evaluated", watched)
     run_small(tmp_path / "run", *SETTLE)

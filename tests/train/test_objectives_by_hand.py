@@ -119,9 +119,9 @@ def test_trades_equals_a_plain_version(network: str) -> None:
         (lambda: AVG(("l1", "l1")), "`norms`: expected 1 or more different norms, got ('l1', "),
         (lambda: TRADES(beta=-1), "`beta`: expected a number >= 0, got -1"),
         (lambda: RAMP(weight=-0.5), "`weight`: expected a number >= 0, got -0.5"),
-        (lambda: RAMP("l1", "l1"), "`target`: expected another norm than source, 'l1'"),
-        (lambda: RAMP("l1"), "`target`: expected a norm beside the other's, got None. Name both"),
-        (lambda: RAMP("l3", "l1"), "`source`: expected any of: l1, l2, linf, got 'l3'"),
+        (lambda: RAMP("l1", "l1"), "`source and target`: expected 2 or more different norms"),
+        (lambda: RAMP("l1"), "`source and target`: expected 2 or more different norms, got ('l1',"),
+        (lambda: RAMP("l3", "l1"), "`source and target`: expected any of: l1, l2, linf, got 'l3'"),
     ],
 )
 def test_bad_fields_are_named(make: Any, message: str) -> None:

@@ -176,7 +176,7 @@ def test_the_clean_recipes() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--recipe=roly", "--data=cub"], ["`--recipe`", "roli, ranli, ranli_matched", "'roly'"]),
+        (["--recipe=roly", "--data=cub"], ["`--recipe`", "roli, roli_fast, ranli", "'roly'"]),
         (["--recipe=roli", "--tuning=full"], ["`--data`", "caltech256", "nothing"]),
         (["--recipe=roli", "--data=digits", "--tuning=full"], ["`--data`", "cub", "'digits'"]),
         (["--recipe=roli", "--data=cub"], ["`--tuning`", "lora", "nothing"]),

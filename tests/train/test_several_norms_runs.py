@@ -12,8 +12,8 @@ from roli_fast import models
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError
 from roli_fast.evaluate import Evaluation, evaluate, read_report
-from roli_fast.evaluate.cli import parse as parse_evaluation
-from roli_fast.evaluate.driver import run as run_evaluation
+from roli_fast.evaluate.__main__ import parse as parse_evaluation
+from roli_fast.evaluate.run import run as run_evaluation
 from roli_fast.seeds import derive_seed
 from roli_fast.train import loop
 
@@ -90,9 +90,9 @@ def test_a_norms_column_is_what_a_run_in_this_norm_alone_tests(finished: Path) -
 
 def test_an_evaluation_takes_the_runs_norms_and_radii(finished: Path, tmp_path: Path) -> None:
     part = str(finished / "seed-0/roli")
-    assessment = parse_evaluation(["--model", part, "--attacks=pgd-2"]).assessment
-    assert (assessment.norm, assessment.eps) == (NORMS, (0.04, 0.7, 8.0))
-    run_evaluation(assessment, tmp_path / "out", quiet=True)
+    config = parse_evaluation(["--model", part, "--attacks=pgd-2"]).config
+    assert (config.norm, config.eps) == (NORMS, (0.04, 0.7, 8.0))
+    run_evaluation(config, tmp_path / "out", quiet=True)
     report = read_report(tmp_path / "out")
     assert tuple(report.robust) == NORMS
     together = report.robust["linf"] & report.robust["l2"] & report.robust["l1"]

@@ -78,6 +78,17 @@ def test_three_processes_are_one(single: Path, tmp_path: Path) -> None:
     assert members[1].output == members[2].output == ""
 
 
+@pytest.mark.slow
+def test_soras_average_is_that_of_all_processes(tmp_path: Path) -> None:
+    """Batches of 35, 35 and 2 images, in four parts."""
+    more = ("--finetune.attack=sora", "--finetune.validation_share=1")
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        members = run(world, several.train, folder, *more, double=True, skip="--finetune.attack")
+        assert codes(members) == [0] * world, members
+    assert_close(tmp_path / "1", tmp_path / "2")
+
+
 def test_a_signal_to_one_stops_all_and_one_process_goes_on(single: Path, tmp_path: Path) -> None:
     """In fp64, so that only the order of sums tells one process from two."""
     folder = tmp_path / "run"

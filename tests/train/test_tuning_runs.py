@@ -25,6 +25,7 @@ DECAYED = {
     "linear": (),
     "bias": (),
     "lora": ("lora_a", "lora_b"),
+    "lnlora": ("lora_a", "lora_b"),
     "adapter": ("adapter.down.weight", "adapter.up.weight"),
     "prompt": (),
     "full": ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight", "reduction.weight"),

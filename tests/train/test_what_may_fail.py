@@ -17,7 +17,7 @@ from torch.utils.tensorboard import writer
 
 from roli_fast import files
 from roli_fast.errors import ArgumentError
-from roli_fast.evaluate.cli import parse as parse_evaluation
+from roli_fast.evaluate.__main__ import parse as parse_evaluation
 from roli_fast.running import device
 from roli_fast.train import __main__ as program
 from roli_fast.train import context, run_directory

@@ -87,9 +87,21 @@ def test_list(server: Server, path: Path, capsys: Text) -> None:
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line.split() for line in lines[1 : len(ZOO) + 1]}
     assert set(rows) == set(ZOO) and rows[NAME][-1] == "yes" and rows["ares_swin_b"][-1] == "no"
-    assert rows["ares_swin_b"][-3:-1] == ["76.6", "57.3"]
+    assert rows["ares_swin_b"][4:-1] == ["76.6", "57.3", "AutoAttack", "address", "alone"]
+    assert rows["salman_resnet18_linf_eps4.0"][-3:] == ["address,", "sha256", "no"]
     assert "1,000 ImageNet validation images" in "\n".join(lines)
     assert str(path.parent) in lines[-1]
+    assert main(["list", "xcit"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert names == ["debenedetti_xcit_s12", "debenedetti_xcit_m12", "debenedetti_xcit_l12"]
+
+
+def test_a_page_of_files_is_fetched_by_hand(server: Server, path: Path, capsys: Text) -> None:
+    assert main(["get", "mimir_vit_b_eps4"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "drive/folders/" in error and f"put it at {path.parent / 'mimir_vit_b_eps4.pth'}" in error
+    )
 
 
 def test_a_fetched_file_serves_a_model(server: Server, path: Path, capsys: Text) -> None:

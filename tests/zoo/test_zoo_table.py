@@ -5,21 +5,44 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from torchvision.models import ViT_B_16_Weights
 
+import roli_fast.models  # noqa: F401 - registers its networks
 from roli_fast.errors import ArgumentError
-from roli_fast.zoo import ZOO, Entry, find, folder, local_file, named
+from roli_fast.zoo import NORMALIZATIONS, ZOO, Entry, find, folder, local_file, named
 
 
 @pytest.mark.parametrize("entry", ZOO.values(), ids=ZOO)
 def test_every_row_is_sound(entry: Entry) -> None:
     assert timm.is_model(entry.architecture)
-    assert re.fullmatch(r"https://\S+/[\w.-]+\.pth", entry.url) and entry.file in entry.url
-    assert re.fullmatch(r"[a-z0-9_]+", entry.name) and find(entry.name) is entry
-    assert re.fullmatch(r"([0-9a-f]{8,64})?", entry.sha256)
-    assert (entry.trained_for == "clean") == (entry.robust is None)
-    assert 50 < entry.clean < 90 and (entry.robust or 0) < entry.clean and entry.source
-    assert len(entry.mean) == len(entry.std) == 3
+    assert re.fullmatch(r"https://[^\s{}]+", entry.url)
+    assert re.fullmatch(r"[\w.-]+\.(pth|ckpt|pt|bin|pth\.tar)", entry.file)
+    assert re.fullmatch(r"[\w.-]+", entry.name) and find(entry.name) is entry
+    assert re.fullmatch(r"([0-9a-f]{8}|[0-9a-f]{64})?", entry.sha256)
+    assert re.fullmatch(r"clean|linf [\d.]+/255|l2 [\d.]+", entry.trained_for)
+    assert entry.head == (entry.clean is not None) and entry.source
+    assert 40 < (entry.clean or 50) < 90 and (entry.robust or 0) < (entry.clean or 1)
+    assert (entry.mean, entry.std) in NORMALIZATIONS.values()
+
+
+def test_the_options_build_the_networks_that_were_published() -> None:
+    """Parameters in millions, as the papers give them."""
+    names = {"salman_wide_resnet50_4_l2_eps3": 223, "debenedetti_xcit_m12": 46}
+    for name, millions in {**names, "debenedetti_xcit_l12": 104}.items():
+        entry = ZOO[name]
+        with torch.device("meta"):
+            network = timm.create_model(entry.architecture, **entry.options)
+        assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
+
+
+def test_normalisations_that_contradict_timms() -> None:
+    """The field's most repeated fault: these load without an error under timm's own."""
+    own = {name: timm.get_pretrained_cfg(ZOO[name].architecture) for name in ZOO}
+    found = {name.split("_")[0] for name, cfg in own.items() if cfg and cfg.mean != ZOO[name].mean}
+    assert found >= {"ares", "debenedetti", "mimir", "torchvision", "fare"}
+    assert ZOO["debenedetti_xcit_s12"].mean == (0, 0, 0)
+    assert ZOO["singh_ViT-S-ConvStem"].mean != ZOO["singh_ViT-B-ConvStem"].mean == (0, 0, 0)
 
 
 def test_torchvision_agrees() -> None:
@@ -62,5 +85,5 @@ class TestWhere:
         assert local_file("zoo:ares_swin_b") == local_file(str(target)) == target
 
     def test_a_name_that_nothing_resembles(self) -> None:
-        with pytest.raises(ArgumentError, match="expected one of: ares_swin_b, .*zoo list"):
+        with pytest.raises(ArgumentError, match="expected a name of the zoo, .*zoo list"):
             find("qqq")

@@ -17,7 +17,6 @@ from roli_fast.attacks.fab import Planes, TargetPlane
 from roli_fast.attacks.passes import Samples
 from roli_fast.compat.autoattack.components import FIELDS as OFFICIAL_FIELDS
 from roli_fast.compat.autoattack.components import RENAMED, USUAL_EPS
-from roli_fast.compat.criterion import CriterionPGD
 from roli_fast.compat.original_draws import with_original_draws
 from roli_fast.compat.peers import beside, constructor, our_norm
 from roli_fast.compat.torchattacks.attack import Attack, logger
@@ -136,8 +135,7 @@ class _UPGD(Listed):
             value: Any = loss(x, labels, target)
             return (value.sum() / len(x)).expand(len(x), 1)
 
-        fields: dict[str, Any] = self.fields() | {"loss": "ce"}  # in name alone
-        attack = CriterionPGD(**fields, criterion=lambda value, _: value[:, 0])
+        attack = ours.PGD(**self.fields() | {"loss": lambda value, _: value[:, 0]})
         view = View(bound(self.model).model, of_all, self._modes)
         return attack(view, inputs, _nothing(inputs), **self._options(inputs))
 
@@ -169,7 +167,7 @@ class _Jitter(Listed):
             one_hot = nn.functional.one_hot(y, z.shape[1])
             return sign * (z.softmax(1) + noise - one_hot).square().mean(1)
 
-        return CriterionPGD(**self.fields(), criterion=loss)
+        return ours.PGD(**self.fields(), loss=loss)
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """What it goes towards are its labels."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from roli_fast.attacks import Attack
-from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy, logit_pairing, trades
 from roli_fast.threat import check_positive
 from roli_fast.train.objectives.base import (
@@ -63,17 +62,9 @@ class RAMP(Objective):
     trades_beta: float = 0.0
 
     def __post_init__(self) -> None:
-        if (self.source is None) != (self.target is None):
-            name = "source" if self.source is None else "target"
-            fix = "Name both norms, or neither to have them measured."
-            raise ArgumentError(describe(name, "a norm beside the other's", None, fix))
-        for name in ("source", "target"):
-            norm = getattr(self, name)
-            if norm is not None:
-                check_norms(name, [norm])
-        if self.source is not None and self.source == self.target:
-            expected = f"another norm than source, {self.source!r}"
-            raise ArgumentError(describe("target", expected, repr(self.target)))
+        named = [norm for norm in (self.source, self.target) if norm is not None]
+        if named:  # or neither, to have them measured
+            check_norms("source and target", named, fewest=2)
         check_positive("weight", self.weight, zero=True)
         check_positive("trades_beta", self.trades_beta, zero=True)
 
@@ -87,11 +78,6 @@ class RAMP(Objective):
         if not self.needs_accuracies:
             return self
         lowest = sorted(accuracies, key=lambda norm: accuracies[norm])
-        if len(lowest) < 2:
-            fix = "Name several norms under threat, or source and target."
-            raise ArgumentError(
-                describe("accuracies", "those of two or more norms", dict(accuracies), fix)
-            )
         return replace(self, target=lowest[0], source=lowest[1])
 
     def check(self, attack: Attack | None) -> None:
@@ -100,9 +86,7 @@ class RAMP(Objective):
 
     @property
     def _pair(self) -> tuple[str, str]:
-        if self.source is None or self.target is None:
-            fix = "Name both, or call `settled` with measured accuracies first."
-            raise ArgumentError(describe("source", "a norm when a batch is trained on", None, fix))
+        assert self.source is not None and self.target is not None, "settled before"
         return self.source, self.target
 
     def on_attacked(self, step: Step, attack: Attack) -> Terms:

@@ -14,15 +14,26 @@ from torch import Tensor, nn
 
 from roli_fast.attacks import Attack, AutoAttack
 from roli_fast.attacks.base import Ball
+from roli_fast.attacks.objective import is_right
+from roli_fast.attacks.warning_signs import LOOKED_AT, before_attack
 from roli_fast.data import ImageDataset
 from roli_fast.data.corruptions import SEVERITIES
-from roli_fast.engine import Engine
+from roli_fast.engine import Cost, Engine, InputGradient, SearchModel, plain
 from roli_fast.engine.engine import DTYPES
 from roli_fast.engine.input_gradient import Model
 from roli_fast.errors import RoliFastError, RunDirectoryError, describe
-from roli_fast.evaluate.assessment import SCHEMA, Assessment
+from roli_fast.evaluate.config import SCHEMA, EvaluationConfig
 from roli_fast.evaluate.curve import plot_curves
-from roli_fast.evaluate.dataset import Corruption, Images, Radii, Row, Runner, Search, Store
+from roli_fast.evaluate.dataset import (
+    AttackRow,
+    CorruptionRow,
+    Row,
+    Store,
+    attack_dataset,
+    collect,
+    merged,
+)
+from roli_fast.evaluate.passes import expected
 from roli_fast.evaluate.prepare import IDENTITY, Prepared, check_same, prepare
 from roli_fast.evaluate.report import PICTURE, REPORT, build_report, write_images
 from roli_fast.files import write_json
@@ -41,7 +52,7 @@ _LOADING = datetime.timedelta(hours=1)
 
 
 def run(
-    assessment: Assessment,
+    config: EvaluationConfig,
     folder: Path,
     *,
     resume: bool = False,
@@ -54,7 +65,7 @@ def run(
     from it and not done again; the flags come out as if it had never stopped.
 
     Args:
-        assessment: what to evaluate.
+        config: what to evaluate.
         folder: a new or empty folder, or with `resume` one that an earlier call left; that of the
             first process counts.
         resume: go on from there.
@@ -74,53 +85,54 @@ def run(
     with contextlib.ExitStack() as undo:
         ready, problem = None, None
         try:
-            ready = prepare(assessment, ranks, quiet=quiet or not ranks.first)
+            ready = prepare(config, ranks, quiet=quiet or not ranks.first)
             if ranks.first:
-                undo.callback(_open(assessment, folder, ready, resume=resume).release)
+                undo.callback(_open(config, folder, ready, resume=resume).release)
         except RoliFastError as error:
             problem = error
         folder = _agree(ranks, ready, problem, folder)
         assert ready is not None
         if ranks.first:
             logger.info("folder: %s", folder)
-        threads = assessment.threads or check_same(folder, ready.found)["threads"]
         undo.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(threads)
+        torch.set_num_threads(config.threads or check_same(folder, ready.identity)["threads"])
         interrupt = undo.enter_context(Interrupt())
         undo.enter_context(_stops(ready.opened.model, interrupt))
-        began = time.perf_counter()
-        engine = Engine(dtype=DTYPES[assessment.search_dtype], batch_size=assessment.batch_size)
-        runner = Runner(
-            engine.bind(ready.opened.model),
-            ready.device,
-            Store(folder, hash_text(ready.found["key"])),
-            assessment.norm if assessment.save_adversarial else (),
-            interrupt.check,
-            ranks,
-            quiet,
-        )
-        sets = _sets(assessment, ready)
-        for images in sets:
-            runner.attack_dataset(images)
-        if not ranks.first:
-            return None
-        return _report(assessment, folder, ready, runner, sets, began)
+        return _evaluate(config, folder, ready, interrupt, quiet=quiet, ranks=ranks)
 
 
-def _report(
-    assessment: Assessment,
+def _evaluate(  # noqa: PLR0913 - all that `run` has prepared
+    config: EvaluationConfig,
     folder: Path,
     ready: Prepared,
-    runner: Runner,
-    sets: list[Images],
-    began: float,
-) -> dict[str, Any]:
-    """Write everything, once all processes are done."""
-    done = [runner.collect(images) for images in sets]
-    report = build_report(assessment, ready, sets, done)
+    interrupt: Interrupt,
+    *,
+    quiet: bool,
+    ranks: Ranks,
+) -> dict[str, Any] | None:
+    """Measure this process's share; the first one waits for the others, and writes the report."""
+    began, dataset = time.perf_counter(), ready.datasets["data"]
+    engine = Engine(dtype=DTYPES[config.search_dtype], batch_size=config.batch_size)
+    model, rows = engine.bind(ready.opened.model), plan(config, dataset)
+    signs, cost = list[str](), Cost(0, 0)
+    if ranks.first:
+        signs, cost = _first_look(config, ready, model, rows, ranks.world)
+    key = hash_text(ready.identity["key"])
+    kept = config.norm if config.save_adversarial else ()
+    store = Store(folder, key, config.chunk, norms=kept)
+    work: list[tuple[ImageDataset, Sequence[Row], Store]] = [(dataset, rows, store)]
+    if "ood" in ready.datasets:
+        work.append((ready.datasets["ood"], [], Store(folder, key, config.chunk, "ood-")))
+    where: Any = dict(device=ready.device, ranks=ranks, check=interrupt.check, quiet=quiet)
+    for images in work:
+        attack_dataset(model, *images, **where)
+    if not ranks.first:
+        return None
+    done = [collect(*images, interrupt.check) for images in work]
+    if kept:
+        write_images(folder, dataset, store, done[0])
+    report = build_report(config, ready, rows, [*map(merged, done)], signs, cost)
     report["seconds_here"] = time.perf_counter() - began
-    if assessment.save_adversarial:
-        write_images(folder, assessment.norm, sets[0], runner.store, done[0])
     write_json(folder / REPORT, report)
     if report["curves"]:
         try:
@@ -130,12 +142,34 @@ def _report(
     return report
 
 
-def _open(assessment: Assessment, folder: Path, ready: Prepared, *, resume: bool) -> RunLock:
+def _first_look(
+    config: EvaluationConfig, ready: Prepared, model: SearchModel, rows: Sequence[Row], world: int
+) -> tuple[list[str], Cost]:
+    """Signs of masked gradients on the first images, and what these passes cost; the log tells what
+    the attacks take at most."""
+    threat, dataset = config.threats[0], ready.datasets["data"]
+    ball = Ball(NORMS[threat.norm], threat.eps, threat.bounds)
+    draws = any(isinstance(a, AutoAttack) and a.version == "rand" for a in config.attacks)
+    batch = dataset.batch(torch.arange(min(LOOKED_AT, len(dataset))))
+    x, y, began = batch.x.to(ready.device), batch.y.to(ready.device), time.perf_counter()
+    with InputGradient(plain(model)) as gradient, torch.no_grad():
+        right = is_right(gradient.evaluate(x, y)[1], y)
+        seconds = (time.perf_counter() - began) / len(y)
+        signs = before_attack(gradient, x, y, right, ball, draws=draws)
+        cost = gradient.cost
+    attacks = [r.attack for r in rows if isinstance(r, AttackRow) and "curve" not in r.group]
+    attacks += [curve[0].attack for curve in config.curves for _ in curve]  # counted once
+    attacked = len(dataset) * right.double().mean().item() / world
+    logger.info("%s", expected(attacks, ready.num_outputs, seconds, attacked))
+    return [sign.text for sign in signs], cost
+
+
+def _open(config: EvaluationConfig, folder: Path, ready: Prepared, *, resume: bool) -> RunLock:
     """The folder, made or entered, by the first process alone."""
     if resume:
-        say_what_changed(check_same(folder, ready.found).get("packages") or {})
-    beside = {IDENTITY: json.dumps(ready.found, indent=2) + "\n"}
-    text = SCHEMA.to_yaml(assessment)
+        say_what_changed(check_same(folder, ready.identity).get("packages") or {})
+    beside = {IDENTITY: json.dumps(ready.identity, indent=2) + "\n"}
+    text = SCHEMA.to_yaml(config)
     return open_folder(folder, text, resume=resume, option="--out", beside=beside)
 
 
@@ -143,7 +177,7 @@ def _agree(
     ranks: Ranks, ready: Prepared | None, problem: RoliFastError | None, folder: Path
 ) -> Path:
     """Go on only if all processes are ready, and for the same; returns the first one's folder."""
-    key = ready.found["key"] + ready.found["pixels"] if ready else None
+    key = ready.identity["key"] if ready else None
     # once, at the beginning: from here on each works on chunks of its own, and files tell which are
     # done, so that none waits inside an exchange, and a resume may have another number of processes
     with Distributed(ranks).joined(torch.device("cpu"), wait=_LOADING) as distributed:
@@ -175,40 +209,29 @@ def _stops(model: Model, interrupt: Interrupt) -> Iterator[None]:
         yield
 
 
-def _sets(assessment: Assessment, ready: Prepared) -> list[Images]:
-    """The evaluation's images with all that is asked for, and a second data set as it is."""
-    threat = assessment.threats[0]
-    ball = Ball(NORMS[threat.norm], threat.eps, threat.bounds)
-    draws = any(isinstance(a, AutoAttack) and a.version == "rand" for a in assessment.attacks)
-    rows, chunk = plan(assessment, ready.dataset), assessment.chunk
-    sets = [Images("", ready.dataset, rows, chunk, (ball, draws))]
-    return sets + ([Images("ood-", ready.second, (), chunk)] if ready.second else [])
-
-
-def plan(assessment: Assessment, dataset: ImageDataset) -> list[Row]:
+def plan(config: EvaluationConfig, dataset: ImageDataset) -> list[Row]:
     """Every row, in the order in which a chunk meets them."""
     rows: list[Row] = []
-    seed = assessment.seed
-    for threat in assessment.threats:
-        attacks = [attack.under(threat) for attack in assessment.attacks]
-        over = None if assessment.union_only else threat.norm
-        rows += _searches(threat.norm, attacks, over, seed)
-    for group, attack in assessment.unseen_attacks.items():
-        rows += _searches(group, [attack], group, seed)
+    for threat in config.threats:
+        attacks = [attack.under(threat) for attack in config.attacks]
+        over = config.norm if config.union_only else (threat.norm,)
+        rows += _attack_rows(threat.norm, attacks, over, config.seed)
+    for group, attack in config.unseen_attacks.items():
+        rows += _attack_rows(group, [attack], (group,), config.seed)
     rows += [
-        Corruption(kind, severity, dataset, seed)
-        for kind in assessment.corruptions
+        CorruptionRow(kind, severity, dataset, config.seed)
+        for kind in config.corruptions
         for severity in SEVERITIES
     ]
-    curve = assessment.curve
-    return rows + [Radii(attack, curve, seed) for attack in assessment.curve_attacks]
+    return rows + [row for curve in config.curves for row in curve]
 
 
-def _searches(
-    group: str, attacks: Sequence[Attack], over: str | None, seed: int
-) -> Iterator[Search]:
+def _attack_rows(
+    group: str, attacks: Sequence[Attack], over: tuple[str, ...], seed: int
+) -> Iterator[AttackRow]:
+    """A row for each part of the attacks; a label that comes again is numbered."""
     seen: dict[str, int] = {}
     for part in (part for attack in attacks for part in attack.parts):
         count = seen[part.label] = seen.get(part.label, 0) + 1
         label = part.label if count == 1 else f"{part.label}#{count}"
-        yield Search(part, label, group, over, seed)
+        yield AttackRow(part, label, group, over, ("evaluation", seed, group, label))

@@ -1,26 +1,31 @@
 """Everything that defines an evaluation, and how its configuration is read and written."""
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from roli_fast.attacks import ATTACKS, Attack, AutoAttack
+from roli_fast.attacks.auto_attack import PRESETS
 from roli_fast.attacks.base import BallAttack
+from roli_fast.attacks.objective import LOSSES
 from roli_fast.configuration import Schema
+from roli_fast.configuration.files import load_yaml
+from roli_fast.configuration.values import field_types
 from roli_fast.data import DATASETS, DataSource
 from roli_fast.data.corruptions import CORRUPTIONS
-from roli_fast.errors import ConfigError, RoliFastError, describe
-from roli_fast.evaluate.attack_names import attack_tree
-from roli_fast.evaluate.curve import curve_attacks
-from roli_fast.evaluate.threats import each_unseen
+from roli_fast.errors import ArgumentError, ArgumentTypeError, ConfigError, RoliFastError, describe
+from roli_fast.evaluate.accuracy import columns
+from roli_fast.evaluate.curve import curve_rows
+from roli_fast.evaluate.dataset import AttackRow
+from roli_fast.norms import NORMS
 from roli_fast.registry import Registry
 from roli_fast.threat import ThreatModel
 
-Split = Literal["train", "val", "test"]
-
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated.
+class ModelSource:
+    """Where the evaluated model comes from.
 
     Args:
         source: a weight file (.safetensors, .pth), zoo:NAME, the folder of a training run or of a
@@ -44,13 +49,8 @@ class Subject:
     resize: int | None = None
 
 
-def usual_attacks() -> tuple[Attack, ...]:
-    """AutoAttack, whose norm and radius follow the evaluation."""
-    return (AutoAttack(norm=None, eps=None, bounds=None),)
-
-
 @dataclass(frozen=True)
-class Assessment:
+class EvaluationConfig:
     """An evaluation: a model, images, and attacks under one or several threats.
 
     Under each norm the attacks run one after another, each on the images that those before left
@@ -87,7 +87,8 @@ class Assessment:
             what they find counts only if it fools the model in its own precision.
         curve: radii of a robustness curve under each of the attacks, for one norm: numbers above 0,
             ascending, separated by commas; curve.png shows it. PGD's steps are a quarter of each
-            radius. None without.
+            radius. None without. The expected robustness is the mean accuracy over all radii up to
+            `eps`, by the trapezoid rule.
         corruptions: common corruptions under which the same images are classified too, at all five
             severities: names separated by commas, or "all" for the fifteen.
         ood: a second data set with classes of the same names, of which as many images are
@@ -99,11 +100,11 @@ class Assessment:
         note: a line for the report.
     """
 
-    model: Subject
+    model: ModelSource
     data: DataSource
     classes: tuple[str, ...] = ()
-    split: Split = "test"
-    attacks: tuple[Attack, ...] = field(default_factory=usual_attacks)
+    split: Literal["train", "val", "test"] = "test"
+    attacks: tuple[Attack, ...] = (AutoAttack(norm=None, eps=None, bounds=None),)
     norm: tuple[str, ...] = ("linf",)
     eps: tuple[float, ...] | None = None
     union_only: bool = False
@@ -139,12 +140,12 @@ class Assessment:
             expected = f"'all', or different ones of: {', '.join(CORRUPTIONS)}"
             raise ConfigError(describe("corruptions", expected, ", ".join(kinds)))
         object.__setattr__(self, "corruptions", kinds)
+        if not self.attacks:
+            raise ConfigError(describe("attacks", "one or more attacks", "none"))
         self._check_attacks()
 
     def _check_attacks(self) -> None:
         """Whatever an attack refuses is told now, not after an hour."""
-        if not self.attacks:
-            raise ConfigError(describe("attacks", "one or more attacks", "none"))
         own = {"norm": "--norm", "norms": "--norm", "eps": "--eps", "bounds": "[0, 1]"}
         for attack in (*self.attacks, *self.unseen):
             for name, place in own.items():
@@ -158,44 +159,152 @@ class Assessment:
                     _ = attack.under(threat).parts
                 except RoliFastError as error:
                     raise ConfigError(f"`attacks`: {attack.label}: {error}") from error
-        _ = self.curve_attacks
         if self.unseen and self.union_only:
             fix = "Each of them needs all images: leave one out."
             raise ConfigError(describe("unseen", "none with union_only", "both", fix))
-        _ = self.unseen_attacks
-
-    @property
-    def unseen_attacks(self) -> dict[str, BallAttack]:
-        """The unseen attacks in their balls, by group of results."""
-        first, *others = self.threats
-        norms, radii = tuple(t.norm for t in others), tuple(t.eps for t in others)
-        return each_unseen(self.unseen, replace(first, other_norms=norms, other_eps=radii))
-
-    @property
-    def curve_attacks(self) -> list[BallAttack]:
-        """The attack of each curve; none without radii."""
-        return curve_attacks(self.curve, self.attacks, self.threats)
+        _ = self.unseen_attacks, self.curves
 
     @property
     def threats(self) -> tuple[ThreatModel, ...]:
         """One for each norm."""
         return tuple(map(ThreatModel, self.norm, self.eps or ()))
 
+    @property
+    def unseen_attacks(self) -> dict[str, BallAttack]:
+        """Group of results -> unseen attack: each in its own ball, or where it has none in each of
+        the evaluation's; "unseen square-5000 l2 0.5" is one of the names.
+
+        Raises:
+            ConfigError: an attack that has no one ball, a radius without its norm, or two alike.
+        """
+        first, *others = self.threats
+        norms, radii = tuple(t.norm for t in others), tuple(t.eps for t in others)
+        threat, found = replace(first, other_norms=norms, other_eps=radii), dict[str, BallAttack]()
+        for attack in self.unseen:
+            try:
+                if (
+                    isinstance(attack, BallAttack)
+                    and attack.norm is None
+                    and attack.eps is not None
+                ):
+                    raise ArgumentError(describe("norm", "one beside an eps", None))
+                under = [*columns(attack, threat).values()]
+            except RoliFastError as error:
+                fix = "An attack of its own ball needs both: square@l2=1, or norm and eps in YAML."
+                raise ConfigError(f"`unseen`: {attack.label}: {error} {fix}") from error
+            for one in under:
+                if not isinstance(one, BallAttack) or one.norm is None or one.eps is None:
+                    raise ConfigError(describe("unseen", "attacks in one ball", one.label))
+                group = f"unseen {one.label} {one.norm} {one.eps:.4g}"
+                if group in found:
+                    raise ConfigError(describe("unseen", "different attacks", f"{group} twice"))
+                found[group] = one
+        return found
+
+    @property
+    def curves(self) -> list[list[AttackRow]]:
+        """The rows of each attack's curve; none without radii.
+
+        Raises:
+            ConfigError: several norms, an attack that is not in one ball, radii that do not ascend,
+                a fixed step size.
+        """
+        if not self.curve:
+            return []
+        first, *others = self.threats
+        if others:
+            fix = "Radii of different norms cannot be compared: choose one by --norm and --eps."
+            raise ConfigError(describe("curve", "one norm", ", ".join(self.norm), fix))
+        try:
+            attacks: list[Any] = [attack.under(first) for attack in self.attacks]
+            return [curve_rows(attack, self.curve, self.seed) for attack in attacks]
+        except (ArgumentError, ArgumentTypeError) as error:
+            raise ConfigError(str(error).replace("`radii`", "`curve`")) from None
+
 
 PLACE_FIELDS = ("device", "threads")
 """Fields that say where an evaluation is carried out; a resume may change them."""
 
+EXAMPLES = "autoattack, autoattack-apgd, pgd-50, apgd-ce, apgd-t, fab-t, square-1000"
 
-def same_assessment(a: Assessment, b: Assessment) -> bool:
-    """Whether two configurations differ in nothing but `PLACE_FIELDS`."""
-    return replace(a, **{name: getattr(b, name) for name in PLACE_FIELDS}) == b
+_WORDS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+    (r"(\d+)", "steps", int),
+    (r"(\d+)", "n_queries", int),
+    (f"({'|'.join(LOSSES)})", "loss", str),
+    (f"({'|'.join(PRESETS)})", "version", str),
+    ("(large)", "large_radius", bool),
+    ("(ni)", "nesterov", bool),
+    (r"r(\d+)", "restarts", int),
+    (r"eot(\d+)", "eot", int),
+    (r"s(\d+)", "searches", int),
+    (r"ti(\d+)", "kernel", int),
+    (r"si(\d+)", "scales", int),
+    (r"vt(\d+)", "neighbours", int),
+)
+"""A word of a short name, the field that it sets where the attack has it, and the value's type."""
+
+
+def attack_tree(text: str) -> Mapping[str, Any]:
+    """What a short name stands for: a registered name, then words in any order.
+
+    A number is the steps (Square's queries), ce, dlr, margin or kl the loss, standard, plus,
+    rand or apgd AutoAttack's version, r5 five restarts, eot20 twenty passes, s9 nine searches
+    of CW, large the large radii of l1; ti15, si5, ni and vt5 are Transfer's options. @l2=1
+    behind them is a norm and its radius, for an attack in a ball of its own.
+
+    Raises:
+        ConfigError: no attack has this name, it has nothing that a word could set, or two words
+            set the same.
+    """
+    named, at, ball = text.partition("@")
+    words = named.strip().lower().replace("_", "-")
+    for name in sorted(ATTACKS, key=len, reverse=True):
+        written = name.replace("_", "-")
+        if words == written or words.startswith(f"{written}-"):
+            break
+    else:
+        fix = f"Known: {', '.join(ATTACKS)}."
+        raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), fix))
+    known = field_types(ATTACKS[name])
+    settings: dict[str, Any] = _ball(ball, known, text) if at else {}
+    for word in words.removeprefix(written).split("-")[1:]:
+        setting, value = _setting(word, known)
+        if setting is None or setting in settings:
+            fix = f"`{word}` sets nothing there; what has no short name is written in YAML."
+            if setting in settings:
+                fix = f"`{word}` sets `{setting}`, which is {settings[setting]!r} already."
+            raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), fix))
+        settings[setting] = value
+    return {"name": name, **settings}
+
+
+def _ball(ball: str, known: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Norm and radius of "l2=1"."""
+    norm, equals, radius = (part.strip() for part in ball.partition("="))
+    try:
+        eps = float(load_yaml(radius))
+        if not equals or norm not in NORMS or "norm" not in known:
+            raise ValueError
+    except (ValueError, TypeError, ZeroDivisionError):
+        expected = f"NAME@NORM=RADIUS with a norm of: {', '.join(NORMS)}"
+        raise ConfigError(describe("attacks", expected, repr(text), "square@l2=1, say.")) from None
+    return {"norm": norm, "eps": eps}
+
+
+def _setting(word: str, known: Mapping[str, Any]) -> tuple[str | None, Any]:
+    """The field that a word sets, and its value; None where the attack has no such field."""
+    for pattern, name, kind in _WORDS:
+        fixed = name in ("steps", "n_queries") and "version" in known  # of AutoAttack's definition
+        if name in known and not fixed and (found := re.fullmatch(pattern, word)):
+            return name, kind(found[1])
+    return None, None
 
 
 COMPONENTS: dict[type, Registry[Any]] = {Attack: ATTACKS, DataSource: DATASETS}
 """Where a field of each base type finds its classes by name."""
 
 SCHEMA = Schema(
-    Assessment,
+    EvaluationConfig,
     COMPONENTS,
-    written={Attack: attack_tree, Subject: lambda text: {"source": text}},
+    written={Attack: attack_tree, ModelSource: lambda text: {"source": text}},
 )

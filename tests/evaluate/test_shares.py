@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
 
 from roli_fast.errors import ArgumentError
 from roli_fast.evaluate import standard_error, wilson_interval
+from roli_fast.evaluate.shares import collapse, to_flags
 
 
 def test_standard_errors_by_hand() -> None:
@@ -46,35 +48,22 @@ def test_it_holds_the_truth_as_often_as_it_says(truth: float) -> None:
     assert 0.93 < held < 0.97
 
 
-def test_a_part_of_a_finite_set_by_hand() -> None:
-    """500 of 1001: n becomes 500 * 1000 / 501 = 998.004."""
-    found = wilson_interval(250, 500, population=1001)
-    z2, n = 1.959964**2, 500 * 1000 / 501
-    half = math.sqrt(z2 * (0.25 / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    assert found == pytest.approx((0.5 - half, 0.5 + half), abs=1e-7)
-    assert wilson_interval(70, 100, population=100) == (0.7, 0.7)  # all: no doubt
-    assert wilson_interval(30, 70, population=10**12) == pytest.approx(wilson_interval(30, 70))
-
-
-def test_it_is_cut_to_what_is_still_possible() -> None:
-    """Of ten images the last decides: 8 of 9 right leave 0.8 to 0.9."""
-    low, high = wilson_interval(8, 9, population=10)
-    assert low >= 0.8 and high <= 0.9
-    assert wilson_interval(0, 9, population=10)[0] == 0
-    assert wilson_interval(0, 9, population=10)[1] <= 0.1
-    assert wilson_interval(9, 9, population=10)[1] == 1
+@pytest.mark.parametrize(("right", "count"), [(1, 0), (-1, 5), (6, 5)])
+def test_what_has_none(right: int, count: int) -> None:
+    with pytest.raises(ArgumentError, match="`right, count`"):
+        wilson_interval(right, count)
 
 
 @pytest.mark.parametrize(
-    ("counts", "options"),
+    ("clean", "words"),
     [
-        ((1, 0), {}),
-        ((-1, 5), {}),
-        ((6, 5), {}),
-        ((1, 5), {"level": 95}),
-        ((1, 5), {"population": 4}),
+        ("1110000000", "right for class 'cat' alone"),  # as a model that always says so
+        ("1101000000", "within the noise of 40.0 %"),  # 3 of 10
+        ("1111011111", None),
+        ("0000000000", "may have learnt nothing"),
     ],
 )
-def test_what_has_none(counts: tuple[int, int], options: dict[str, int]) -> None:
-    with pytest.raises(ArgumentError, match="`level`|`right, count, population`"):
-        wilson_interval(*counts, **options)
+def test_a_model_that_has_learnt_nothing_is_told(clean: str, words: str | None) -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
+    told = collapse(to_flags(clean), labels, {0: "cat", 1: "dog", 2: "owl"})
+    assert told is None if words is None else words in str(told)
