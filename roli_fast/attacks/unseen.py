@@ -41,21 +41,24 @@ class Drawn(Attack):
     The default radii are those of RAMP's table of unseen attacks (Jiang & Singh, NeurIPS 2024).
 
     Args:
-        eps: strength; each attack says of what.
+        eps: strength; each attack says of what. Null takes the usual one.
         steps: number of gradient steps.
         step_size: length of a step where the parameters may be in [-1, 1]; null takes 1 /
             sqrt(steps), as Kang et al. do.
         bounds: lowest and highest valid pixel; null takes the run's threat model.
     """
 
-    eps: float = 1.0
+    eps: float = None  # pyright: ignore[reportAssignmentType] - a number once it is made
     steps: int = 100
     step_size: float | None = None
     bounds: Bounds | None = field(default=(0.0, 1.0), kw_only=True)
 
     name: ClassVar[str] = ""
+    usual: ClassVar[float]
 
     def __post_init__(self) -> None:
+        if self.eps is None:
+            object.__setattr__(self, "eps", self.usual)
         super().__post_init__()
         check_positive("eps", self.eps, zero=True)
         if self.bounds is not None:
@@ -65,6 +68,11 @@ class Drawn(Attack):
     def label(self) -> str:
         """ "fog-100" for a hundred steps."""
         return f"{self.name}-{self.steps}"
+
+    @property
+    def norm(self) -> str:
+        """What stands in the place of a norm in tables."""
+        return self.name
 
     @property
     def reach(self) -> float:
@@ -90,6 +98,11 @@ class Drawn(Attack):
         """The parameters after a step: one of the sign, within [-1, 1]."""
         return (parameters + size * grad.sign()).clamp(-1, 1)
 
+    @property
+    def length(self) -> float:
+        """Of a step."""
+        return self.step_size if self.step_size is not None else 1 / math.sqrt(self.steps)
+
     def search(self, inputs: AttackInputs) -> AttackResult:
         if self.bounds is None:
             raise ArgumentError(describe("bounds", "(low, high)", None, "Call .under(threat)."))
@@ -108,7 +121,6 @@ class Drawn(Attack):
         found, y = pixels.clone(), inputs.y
         place = torch.arange(len(x), device=x.device)
         fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        size = self.step_size if self.step_size is not None else 1 / math.sqrt(self.steps)
         with inputs.gradient() as gradient:
             passes = Passes(gradient)
             for step in range(self.steps + 1):
@@ -129,7 +141,7 @@ class Drawn(Attack):
                     break
                 with torch.inference_mode(False):
                     ascent = torch.autograd.grad(drawn, leaf, grad.clone().to(wide))[0]
-                parameters = self.stepped(leaf.detach(), ascent, size, scene)[stay]
+                parameters = self.stepped(leaf.detach(), ascent, self.length, scene)[stay]
                 x, place = x[stay], place[stay]
                 scene = {name: value[stay] for name, value in scene.items()}
             return AttackResult(found, gradient.cost, fooled)
@@ -155,8 +167,8 @@ class Elastic(Drawn):
     """Every pixel moves by up to eps pixels along both axes, by a flow that a Gaussian of 3 pixels
     smooths."""
 
-    eps: float = 0.125
     name = "elastic"
+    usual = 0.125
 
     def start(self, x: Tensor, draw: Draw) -> Tensor:
         return 2 * draw(2, *x.shape[-2:]) - 1
@@ -186,9 +198,9 @@ class JPEG(Drawn):
         quality: of the quantisation tables, 1 to 95, libjpeg's.
     """
 
-    eps: float = 0.125
     quality: int = 80
     name = "jpeg"
+    usual = 0.125
 
     def start(self, x: Tensor, draw: Draw) -> Tensor:
         """(B, 1 or 6, blocks, 64): of a square of 16 pixels four blocks of luminance, Cb, Cr."""
@@ -227,8 +239,8 @@ class Fog(Drawn):
     and it leaves out the factor m, so that images grow brighter at eps = 0.
     """
 
-    eps: float = 12 / 255
     name = "fog"
+    usual = 12 / 255
 
     def start(self, x: Tensor, draw: Draw) -> Tensor:
         """(B, count): three grids of 1, 4, 16 ... values."""
@@ -253,9 +265,9 @@ class Snow(Drawn):
         budget: the most snow in a region.
     """
 
-    eps: float = 0.5
     budget: float = 0.2
     name = "snow"
+    usual = 0.5
 
     def scene(self, x: Tensor, draw: Draw) -> Scene:
         """Streaks (B, 7, 13, 13): angle, length and width of each, all of a sample one way."""
@@ -314,8 +326,8 @@ class Gabor(Drawn):
     The released code optimises the other thirteen fourteenths.
     """
 
-    eps: float = 60 / 255
     name = "gabor"
+    usual = 60 / 255
 
     def scene(self, x: Tensor, draw: Draw) -> Scene:
         """Kernels (B, 23, 23) of one to ten sides, and the places (B, H, W)."""
@@ -357,15 +369,18 @@ class SparsePGD(Drawn):
 
     Args:
         eps: number of pixels.
-        step_size: of the magnitudes, 0.25 in the paper, as of the scores, whose steps are
-            sqrt(H W) times as long; null takes that.
+        step_size: of the magnitudes, and in multiples of sqrt(H W) of the scores; null takes the
+            paper's 0.25.
         unprojected: the paper's second form; its ensemble has both.
     """
 
-    eps: float = 9
-    step_size: float | None = 0.25
     unprojected: bool = True
     name = "l0"
+    usual = 9
+
+    @property
+    def length(self) -> float:
+        return self.step_size if self.step_size is not None else 0.25
 
     def scene(self, x: Tensor, draw: Draw) -> Scene:
         """Eight maps of new scores, which are taken in turn, and who has waited for how long."""

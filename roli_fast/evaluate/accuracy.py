@@ -140,7 +140,7 @@ def columns(attack: Attack, threat: ThreatModel) -> dict[str, Attack]:
             would be the same in all of them.
     """
     fields: dict[str, Any] = vars(attack)
-    if not threat.other_norms or fields.get("norm") or fields.get("norms"):
+    if not threat.other_norms or getattr(attack, "norm", None) or fields.get("norms"):
         one = attack.under(threat)
         return {one.label: one}
     for name in ("eps", "step_size"):

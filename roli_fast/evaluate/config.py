@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from roli_fast.attacks import ATTACKS, Attack, AutoAttack
+from roli_fast.attacks import ATTACKS, UNSEEN, Attack, AutoAttack
 from roli_fast.attacks.auto_attack import PRESETS
 from roli_fast.attacks.base import BallAttack
 from roli_fast.attacks.objective import LOSSES
+from roli_fast.attacks.unseen import Drawn
 from roli_fast.configuration import Schema
 from roli_fast.configuration.files import load_yaml
 from roli_fast.configuration.values import field_types
@@ -73,9 +74,9 @@ class EvaluationConfig:
             report has no accuracy of a norm by itself, but that of the union.
         unseen: attacks that the model was not trained against, each by itself on all images that
             are right: "square-1000,fab-t" under every norm, "autoattack-apgd@l2=1" in a ball of its
-            own. Their accuracies, mean and union stand beside the norms; with `corruptions` that is
-            universal robustness as in the RAMP paper, but with these attacks and the fifteen common
-            corruptions: its l0, fog, snow, gabor, elastic and jpeg attacks are not there.
+            own, and "l0,fog,snow,gabor,elastic,jpeg" (`attacks.UNSEEN`; jpeg-20 takes 20 steps),
+            which no ball holds. Their accuracies, mean and union stand beside the norms; with these
+            six and `corruptions` that is universal robustness as in the RAMP paper.
         seed: of every draw, and of the choice of images.
         images: how many images; null takes the whole split. The choice is random, in the
             proportions of the classes; fewer images are the first of more.
@@ -146,6 +147,9 @@ class EvaluationConfig:
 
     def _check_attacks(self) -> None:
         """Whatever an attack refuses is told now, not after an hour."""
+        if drawn := [attack.label for attack in self.attacks if isinstance(attack, Drawn)]:
+            fix = f"No ball holds it: --unseen {drawn[0]}."
+            raise ConfigError(describe("attacks", "attacks in a ball", drawn[0], fix))
         own = {"norm": "--norm", "norms": "--norm", "eps": "--eps", "bounds": "[0, 1]"}
         for attack in (*self.attacks, *self.unseen):
             for name, place in own.items():
@@ -170,7 +174,7 @@ class EvaluationConfig:
         return tuple(map(ThreatModel, self.norm, self.eps or ()))
 
     @property
-    def unseen_attacks(self) -> dict[str, BallAttack]:
+    def unseen_attacks(self) -> dict[str, BallAttack | Drawn]:
         """Group of results -> unseen attack: each in its own ball, or where it has none in each of
         the evaluation's; "unseen square-5000 l2 0.5" is one of the names.
 
@@ -179,21 +183,19 @@ class EvaluationConfig:
         """
         first, *others = self.threats
         norms, radii = tuple(t.norm for t in others), tuple(t.eps for t in others)
-        threat, found = replace(first, other_norms=norms, other_eps=radii), dict[str, BallAttack]()
+        threat = replace(first, other_norms=norms, other_eps=radii)
+        found = dict[str, BallAttack | Drawn]()
         for attack in self.unseen:
             try:
-                if (
-                    isinstance(attack, BallAttack)
-                    and attack.norm is None
-                    and attack.eps is not None
-                ):
+                ball = isinstance(attack, BallAttack)
+                if ball and attack.norm is None and attack.eps is not None:
                     raise ArgumentError(describe("norm", "one beside an eps", None))
                 under = [*columns(attack, threat).values()]
             except RoliFastError as error:
                 fix = "An attack of its own ball needs both: square@l2=1, or norm and eps in YAML."
                 raise ConfigError(f"`unseen`: {attack.label}: {error} {fix}") from error
             for one in under:
-                if not isinstance(one, BallAttack) or one.norm is None or one.eps is None:
+                if not isinstance(one, BallAttack | Drawn) or one.norm is None or one.eps is None:
                     raise ConfigError(describe("unseen", "attacks in one ball", one.label))
                 group = f"unseen {one.label} {one.norm} {one.eps:.4g}"
                 if group in found:
@@ -224,6 +226,13 @@ class EvaluationConfig:
 
 PLACE_FIELDS = ("device", "threads")
 """Fields that say where an evaluation is carried out; a resume may change them."""
+
+SEARCHES: Registry[type[Attack]] = Registry("attack")
+"""All attacks, in a ball or not."""
+
+for _table in (ATTACKS, UNSEEN):
+    for _name in _table:
+        SEARCHES.register(_name)(_table[_name])
 
 EXAMPLES = "autoattack, autoattack-apgd, pgd-50, apgd-ce, apgd-t, fab-t, square-1000"
 
@@ -258,14 +267,14 @@ def attack_tree(text: str) -> Mapping[str, Any]:
     """
     named, at, ball = text.partition("@")
     words = named.strip().lower().replace("_", "-")
-    for name in sorted(ATTACKS, key=len, reverse=True):
+    for name in sorted(SEARCHES, key=len, reverse=True):
         written = name.replace("_", "-")
         if words == written or words.startswith(f"{written}-"):
             break
     else:
-        fix = f"Known: {', '.join(ATTACKS)}."
+        fix = f"Known: {', '.join(SEARCHES)}."
         raise ConfigError(describe("attacks", f"names like {EXAMPLES}", repr(text), fix))
-    known = field_types(ATTACKS[name])
+    known = field_types(SEARCHES[name])
     settings: dict[str, Any] = _ball(ball, known, text) if at else {}
     for word in words.removeprefix(written).split("-")[1:]:
         setting, value = _setting(word, known)
@@ -300,7 +309,7 @@ def _setting(word: str, known: Mapping[str, Any]) -> tuple[str | None, Any]:
     return None, None
 
 
-COMPONENTS: dict[type, Registry[Any]] = {Attack: ATTACKS, DataSource: DATASETS}
+COMPONENTS: dict[type, Registry[Any]] = {Attack: SEARCHES, DataSource: DATASETS}
 """Where a field of each base type finds its classes by name."""
 
 SCHEMA = Schema(

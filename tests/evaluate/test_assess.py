@@ -11,7 +11,7 @@ from evaluated_models import SIZE, Nearest
 from PIL import Image
 from safetensors.torch import load_file
 
-from roli_fast.attacks import APGD, PGD, Attack
+from roli_fast.attacks import APGD, PGD, Attack, Fog
 from roli_fast.data import DATASETS, Batch, ImageDataset
 from roli_fast.data.corruptions import CORRUPTIONS, corrupted
 from roli_fast.engine import InputGradient
@@ -34,7 +34,11 @@ FLAGS = (
 
 EPS = {"linf": 0.06, "l2": 0.5}
 
-MORE = ["--unseen=pgd-4@l1=6,square-15", "--corruptions=contrast,gaussian_noise", "--ood=digits"]
+MORE = [
+    "--unseen=pgd-4@l1=6,square-15,fog-3",
+    "--corruptions=contrast,gaussian_noise",
+    "--ood=digits",
+]
 MORE += ["--ood.image_size=8", "--ood.seed=5"]
 """Attacks that a model was not trained against, and other images, beside the norms."""
 
@@ -273,15 +277,20 @@ def test_an_unseen_attack_is_made_on_all_images_that_are_right(
     report, model = read_report(beside), Nearest().eval()
     unseen = report.tree["unseen"]
     balls = [(one["attack"], one["norm"], one["eps"]) for one in unseen["attacks"]]
-    assert balls == [("pgd-4", "l1", 6.0), ("square-15", "linf", 0.06), ("square-15", "l2", 0.5)]
+    squares = [("square-15", "linf", 0.06), ("square-15", "l2", 0.5)]
+    assert balls == [("pgd-4", "l1", 6.0), *squares, ("fog-3", "fog", 12 / 255)]
     right = int(report.clean.sum())
-    assert [one["searches"][0]["attacked"] for one in unseen["attacks"]] == [right] * 3
+    assert [one["searches"][0]["attacked"] for one in unseen["attacks"]] == [right] * 4
     x, y, ids = (tensor[report.clean] for tensor in images_of(report.ids))
-    generator = derived_generator("evaluation", 0, "unseen pgd-4 l1 6", "pgd-4")
-    x_adv = PGD("l1", 6.0, None, 4)(model, x, y, generator, sample_ids=ids)
-    own = report.clean.clone()
-    own[report.clean] = model(x_adv).argmax(1) == y
-    assert torch.equal(to_flags(unseen["attacks"][0]["robust"]["flags"]), own)
+    for place, group, attack in (
+        (0, "unseen pgd-4 l1 6", PGD("l1", 6.0, None, 4)),
+        (3, "unseen fog-3 fog 0.04706", Fog(steps=3)),
+    ):
+        generator = derived_generator("evaluation", 0, group, attack.label)
+        x_adv = attack(model, x, y, generator, sample_ids=ids)
+        own = report.clean.clone()
+        own[report.clean] = model(x_adv).argmax(1) == y
+        assert torch.equal(to_flags(unseen["attacks"][place]["robust"]["flags"]), own)
     assert_same_flags(straight, beside)  # the norms are what they are without them
 
 
@@ -289,9 +298,9 @@ def test_means_and_unions_are_those_of_the_flags(beside: Path) -> None:
     report = read_report(beside)
     unseen, kinds = report.tree["unseen"], report.tree["shifts"]["corruptions"]
     flags = [to_flags(one["robust"]["flags"]) for one in unseen["attacks"]]
-    together = flags[0] & flags[1] & flags[2]
+    together = flags[0] & flags[1] & flags[2] & flags[3]
     shares = [flag.double().mean().item() for flag in flags]
-    assert unseen["mean_accuracy"] == pytest.approx(sum(shares) / 3)
+    assert unseen["mean_accuracy"] == pytest.approx(sum(shares) / 4)
     assert torch.equal(to_flags(unseen["union"]["flags"]), together)
     seen = together & report.union
     assert torch.equal(to_flags(unseen["union_with_norms"]["flags"]), seen)

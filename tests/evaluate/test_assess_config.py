@@ -10,13 +10,19 @@ from evaluated_models import SIZE
 from tiny_models import SMALL, tiny
 
 from roli_fast import attacks
-from roli_fast.attacks import APGDT, ATTACKS, FAB, MSD, PGD, Attack, AutoAttack, MultiAPGD, Square
+from roli_fast.attacks import APGDT, FAB, MSD, PGD, Attack, AutoAttack, MultiAPGD, Square
 from roli_fast.configuration.values import descriptions, field_types
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
 from roli_fast.evaluate import read_report
 from roli_fast.evaluate.__main__ import main, parse
-from roli_fast.evaluate.config import COMPONENTS, EvaluationConfig, ModelSource, attack_tree
+from roli_fast.evaluate.config import (
+    COMPONENTS,
+    SEARCHES,
+    EvaluationConfig,
+    ModelSource,
+    attack_tree,
+)
 from roli_fast.evaluate.run import run
 from roli_fast.models import save_model
 from roli_fast.models.weights import fingerprint
@@ -43,14 +49,15 @@ BASE = ["--model=evaluated_models:nearest", "--data=digits", f"--data.image_size
         ("transfer-9-si3-vt5", attacks.Transfer(steps=9, scales=3, neighbours=5)),
         ("cw-20-s3", attacks.CW(steps=20, searches=3)),
         ("pgd-kl-4-eot3", PGD(loss="kl", steps=4, eot=3)),
-        *((ATTACKS[name]().label, ATTACKS[name]()) for name in ATTACKS.names()),
+        ("fog-7", attacks.Fog(steps=7)),
+        *((SEARCHES[name]().label, SEARCHES[name]()) for name in SEARCHES.names()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_short_names(text: str, attack: Attack) -> None:
     """Among them every attack's own label."""
     tree = dict(attack_tree(text))
-    found = ATTACKS[tree.pop("name")](**tree)
+    found = SEARCHES[tree.pop("name")](**tree)
     assert found == attack or found.label == attack.label == text
 
 
@@ -109,6 +116,7 @@ def test_yaml_takes_short_names_and_whole_components(tmp_path: Path) -> None:
         (["--norm=l3", "--eps=1"], ["`norm`", "linf", "'l3'"]),
         (["--attacks="], ["`attacks`"]),
         (["--attacks=pgd-2@l2=1"], ["`attacks.norm`", "--norm holds"]),
+        (["--attacks=fog-3"], ["`attacks`", "in a ball", "--unseen fog-3"]),
         (["--unseen=pgd-2,pgd-2"], ["`unseen`", "different", "pgd-2 linf"]),
         (["--unseen=multi_apgd"], ["`unseen`", "one ball", "multi-apgd-10"]),
         (["--unseen=pgd-2", "--union_only=true"], ["`unseen`", "union_only"]),
