@@ -36,8 +36,6 @@ FORMAT = 4
 SHIFT = "shift"
 """First word of the groups of corruptions."""
 
-_POLL_SECONDS = 0.5
-
 
 @dataclass
 class RowResult:
@@ -408,15 +406,12 @@ def _measure(
     chunk.x_adv = {}
 
 
-def collect(
-    dataset: ImageDataset, rows: Sequence[Row], store: Store, check: Callable[[], None]
-) -> list[Chunk]:
-    """Every chunk, once all processes are done."""
+def collect(dataset: ImageDataset, rows: Sequence[Row], store: Store) -> list[Chunk]:
+    """Every chunk, once all processes are done; all of them see the folder."""
     done: list[Chunk] = []
     for start in range(0, len(dataset), store.size):
-        while (chunk := store.load(start, dataset, rows)) is None or len(chunk.rows) < len(rows):
-            check()
-            time.sleep(_POLL_SECONDS)
+        chunk = store.load(start, dataset, rows)
+        assert chunk is not None and len(chunk.rows) == len(rows), f"images from {start} on"
         done.append(chunk)
     return done
 

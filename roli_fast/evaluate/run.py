@@ -5,7 +5,8 @@ import datetime
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,19 @@ def run(
                 undo.callback(_open(config, folder, ready, resume=resume).release)
         except RoliFastError as error:
             problem = error
-        folder = _agree(ranks, ready, problem, folder)
+        distributed = Distributed(ranks)
+        undo.enter_context(distributed.joined(torch.device("cpu"), wait=_LOADING))
+        folder = _agree(distributed, ready, problem, folder)
         assert ready is not None
+        finished = distributed.patient_barrier()
         if ranks.first:
             logger.info("folder: %s", folder)
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.threads or check_same(folder, ready.identity)["threads"])
         interrupt = undo.enter_context(Interrupt())
         undo.enter_context(_stops(ready.opened.model, interrupt))
-        return _evaluate(config, folder, ready, interrupt, quiet=quiet, ranks=ranks)
+        wait = partial(finished, interrupt.check)
+        return _evaluate(config, folder, ready, interrupt, wait, quiet=quiet, ranks=ranks)
 
 
 def _evaluate(  # noqa: PLR0913 - all that `run` has prepared
@@ -106,6 +111,7 @@ def _evaluate(  # noqa: PLR0913 - all that `run` has prepared
     folder: Path,
     ready: Prepared,
     interrupt: Interrupt,
+    wait: Callable[[], None],
     *,
     quiet: bool,
     ranks: Ranks,
@@ -126,9 +132,10 @@ def _evaluate(  # noqa: PLR0913 - all that `run` has prepared
     where: Any = dict(device=ready.device, ranks=ranks, check=interrupt.check, quiet=quiet)
     for images in work:
         attack_dataset(model, *images, **where)
+    wait()
     if not ranks.first:
         return None
-    done = [collect(*images, interrupt.check) for images in work]
+    done = [collect(*images) for images in work]
     if kept:
         write_images(folder, dataset, store, done[0])
     report = build_report(config, ready, rows, [*map(merged, done)], signs, cost)
@@ -174,14 +181,14 @@ def _open(config: EvaluationConfig, folder: Path, ready: Prepared, *, resume: bo
 
 
 def _agree(
-    ranks: Ranks, ready: Prepared | None, problem: RoliFastError | None, folder: Path
+    distributed: Distributed,
+    ready: Prepared | None,
+    problem: RoliFastError | None,
+    folder: Path,
 ) -> Path:
     """Go on only if all processes are ready, and for the same; returns the first one's folder."""
     key = ready.identity["key"] if ready else None
-    # once, at the beginning: from here on each works on chunks of its own, and files tell which are
-    # done, so that none waits inside an exchange, and a resume may have another number of processes
-    with Distributed(ranks).joined(torch.device("cpu"), wait=_LOADING) as distributed:
-        answers = distributed.all_gather((key, str(problem) if problem else None, str(folder)))
+    answers = distributed.all_gather((key, str(problem) if problem else None, str(folder)))
     if problem:
         raise problem
     for rank, (other, words, _) in enumerate(answers):

@@ -6,7 +6,8 @@ says why in its own output, and torchrun stops whoever is left.
 
 import contextlib
 import datetime
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -90,6 +91,26 @@ class Distributed:
         with self._answers():
             dist.all_reduce(said, dist.ReduceOp.MAX)
         return int(said)
+
+    def patient_barrier(self) -> Callable[[Callable[[], None]], None]:
+        """What waits until every process calls it, for hours where their work takes hours; all make
+        it at the same time. It is given a function that it calls meanwhile, and that may raise."""
+        if self.world_size == 1:
+            return lambda _check: None
+        with self._answers():
+            group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=365))
+
+        def wait(check: Callable[[], None]) -> None:
+            with self._answers():
+                work = dist.all_reduce(torch.zeros(()), group=group, async_op=True)
+            assert work is not None, "it is asynchronous, and this process is in the group"
+            while not work.is_completed():
+                check()
+                time.sleep(0.2)
+            with self._answers():
+                work.wait()
+
+        return wait
 
     def broadcast(self, value: T) -> T:
         """What the first process gave."""

@@ -179,3 +179,38 @@ def test_two_processes_have_the_gradients_of_all_images() -> None:
             expected = (2 * both[0] + 3 * both[1]) / 5
         if name != "norm.num_batches_tracked":
             torch.testing.assert_close(torch.tensor(first[name]), torch.tensor(expected))
+
+
+def waiting(kind: str) -> str:
+    """The second process comes late, or ends; or the first is told to stop."""
+    distributed, asked = Distributed(Ranks.from_environment()), 0
+
+    def check() -> None:
+        nonlocal asked
+        asked += 1
+        if kind == "stopped":
+            raise KeyboardInterrupt
+
+    try:
+        with distributed.joined(torch.device("cpu")):
+            wait = distributed.patient_barrier()
+            if distributed.rank == 1:
+                time.sleep(1.0)
+                if kind == "gone":
+                    os._exit(3)
+            wait(check)
+            return f"together, asked {'often' if asked > 1 else 'seldom'}"
+    except (PeerError, KeyboardInterrupt) as error:
+        return type(error).__name__
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [
+        ("late", "together, asked often"),
+        ("gone", "PeerError"),
+        ("stopped", "KeyboardInterrupt"),
+    ],
+)
+def test_a_patient_barrier_waits_asks_and_hears_of_the_end(kind: str, first: str) -> None:
+    assert together(2, waiting, kind)[0].value == first
