@@ -177,7 +177,7 @@ class Stage:
             return 1.0, float(len(splits.train) + len(splits.val))
         update, training, look = self._costs(threat, validation, splits)
         every, images = self.validation_plan(threat, validation, splits)
-        return update, training + math.ceil(self.epochs / every) * images * look
+        return update, float(training + math.ceil(self.epochs / every) * images * look)
 
     def _costs(
         self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits

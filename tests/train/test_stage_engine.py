@@ -9,11 +9,10 @@ from small import before_stages, run_small, weights
 from tiny_models import SIZES, images, tiny, untouched
 from torch import Tensor, nn
 
-from roli_fast.attacks import PGD
+from roli_fast.attacks import PGD, recheck
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
-from roli_fast.evaluate import accuracy
 from roli_fast.train.loop import StageLoop
 from roli_fast.train.objectives import Adversarial, Step
 from roli_fast.train.objectives.base import attacked
@@ -123,7 +122,7 @@ def test_all_searches_in_bf16_and_what_they_find_confirmed_in_fp32(
     forward and backward of updates alone."""
     seen: set[Any] = set()
     settings: set[Any] = set()
-    search, searched = accuracy.search, []
+    search, searched = recheck.search, []
 
     def note(_grad: Tensor | None = None) -> None:
         settings.add(torch.backends.cuda.matmul.fp32_precision)
@@ -147,7 +146,7 @@ def test_all_searches_in_bf16_and_what_they_find_confirmed_in_fp32(
         linear.register_forward_hook(look)
 
     before_stages(monkeypatch, hook)
-    monkeypatch.setattr(accuracy, "search", confirmed)
+    monkeypatch.setattr(recheck, "search", confirmed)
     flags = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.epochs=1"]
     flags += ["--ranli.attack.steps=2", "--ranli.engine.tf32=true"]
     flags += ["--ranli.engine.dtype=bfloat16"]
