@@ -113,6 +113,10 @@ class DeepFool(Closest):
     def _beyond(self, point: Tensor, normal: Tensor, value: Tensor, ball: Ball) -> Tensor:
         """The nearest point of the plane through `value` (B,) and a share further, in the box."""
         length = (1 + self.overshoot) * value.abs() / ball.norm.dual(normal).clamp(min=1e-30)
+        # where a bound takes part of each step, shares of ever smaller ones would come to the
+        # boundary and never over it; the authors' code adds ten times as much to each
+        low, high = ball.bounds
+        length = length.clamp(min=1e-5 * (high - low))
         # a step of this norm in a ball that holds it is the steepest way, bounds and all
         size = length.to(compute_dtype(point.dtype)).clamp(max=_widest(ball, point))
         moved, radii = point.clone(), {"eps": size, "step_size": size}

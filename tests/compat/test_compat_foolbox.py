@@ -139,7 +139,7 @@ SLOWLY: dict[str, Any] = dict(steps=200, learning_rate=0.05)
     ("attack", "count", "peer", "options"),
     [
         (FAB(steps=10), 8, "L2DeepFoolAttack", {}),
-        (DeepFool(), 4, "L2DeepFoolAttack", {}),
+        (DeepFool(), 8, "L2DeepFoolAttack", {}),
         (CW(**SLOWLY), 8, "L2CarliniWagnerAttack", dict(steps=200, stepsize=0.05)),
     ],
 )
