@@ -7,7 +7,7 @@
 Ops, attacks and the engine need torch alone and load with the package. `models`, `data`, `peft`,
 `evaluate` and `train` bring timm and torchvision and load when they are imported.
 `roli_fast.fit(network, train, test)` makes a network robust, and
-`python -m roli_fast.train` runs the whole job; `python -m roli_fast.doctor` shows what was built.
+`python -m roli_fast` names the commands.
 """
 
 import importlib
@@ -24,6 +24,7 @@ from roli_fast import losses as losses  # noqa: E402
 from roli_fast import norms as norms  # noqa: E402
 from roli_fast import ops as ops  # noqa: E402
 from roli_fast.attacks import PGD as PGD  # noqa: E402
+from roli_fast.attacks import AutoAttack as AutoAttack  # noqa: E402
 from roli_fast.engine import InputGradient as InputGradient  # noqa: E402
 from roli_fast.errors import RoliFastError as RoliFastError  # noqa: E402
 from roli_fast.threat import ThreatModel as ThreatModel  # noqa: E402

@@ -1,9 +1,10 @@
 """`python -m roli_fast.doctor`: what is installed, what was built, and which kernels run here."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -63,8 +64,10 @@ def backends() -> Iterator[str]:
                 yield f"{op:16} {device:5} {name:9} {chosen.name}{why}"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; 1 if ROLI_FAST_REQUIRE_EXT is set and the module is missing."""
+    about = "What is installed, what was built, and which kernels run here."
+    argparse.ArgumentParser("python -m roli_fast.doctor", description=about).parse_args(arguments)
     for title, lines in (("versions", versions()), ("build", build()), ("backends", backends())):
         print(title)
         for line in lines:

@@ -14,7 +14,6 @@ from functools import cache
 from typing import ClassVar
 
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional
 
@@ -442,6 +441,8 @@ def blurred(maps: Tensor, bell: Tensor) -> Tensor:
 @cache
 def quantisation(quality: int) -> tuple[Tensor, Tensor]:
     """JPEG's tables (64,) for luminance and chroma, in rows."""
+    from PIL import Image  # the package itself loads with torch alone
+
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "jpeg", quality=quality)
     tables = Image.open(buffer).quantization  # pyright: ignore[reportAttributeAccessIssue]

@@ -142,7 +142,7 @@ def test_an_unfit_module_is_not_used(fresh):
 
 
 def report(capsys, code: int = 0) -> str:
-    assert doctor.main() == code
+    assert doctor.main([]) == code
     return capsys.readouterr().out
 
 

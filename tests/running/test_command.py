@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import roli_fast
+from roli_fast import doctor
+from roli_fast.__main__ import COMMANDS, main
 
 PACKAGE = Path(roli_fast.__file__).parent
 PROGRAM = """
@@ -53,3 +55,19 @@ def test_every_command_ends_so() -> None:
     for path in programs:
         last = path.read_text().rstrip().splitlines()[-1]
         assert re.fullmatch(r"    run_command\(main\)", last), path
+
+
+def test_the_package_names_its_commands_and_its_version(capsys: pytest.CaptureFixture) -> None:
+    assert main([]) == 0 and main(["--version"]) == 0 and main(["nonsense"]) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert roli_fast.__version__ in said
+    named = re.findall(r"python -m roli_fast\.(\w+)", COMMANDS)
+    folders = [path.parent.name for path in PACKAGE.glob("*/__main__.py")]
+    files = [p.stem for p in PACKAGE.glob("[a-z]*.py") if '__main__"' in p.read_text()]
+    assert sorted(named) == sorted([*folders, *files])
+
+
+def test_the_doctor_has_a_help(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(["--help"])
+    assert ended.value.code == 0 and "usage" in capsys.readouterr().out
