@@ -180,7 +180,7 @@ class SORA(SingleStep):
 
     def step_(self, x_adv: Tensor, grad: Tensor, ball: Ball, inputs: AttackInputs) -> None:
         half = torch.full_like(x_adv, 0.5)
-        draw = dict(generator=inputs.generator, sample_ids=inputs.ids)
+        draw: dict[str, Any] = dict(generator=inputs.generator, sample_ids=inputs.ids)
         u = NORMS["linf"].random_start(half, eps=0.5, bounds=(0.0, 1.0), **draw)
         size = ball.eps * self.shares[1]
         whole: dict[str, Any] = dict(eps=ball.eps * self.reach, bounds=ball.bounds)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean, mean, stdev
+from statistics import mean, stdev
 
 from roli_fast.report.read import CONDITIONS, Run, Tree, at, values
 from roli_fast.report.subjects import LOOKS, Key, Subject, steps
@@ -244,7 +244,11 @@ def _bins(key: Key, measures: Sequence[Tree]) -> Line:
         if sum(weights) >= FEW:
             counts.append(sum(weights))
             columns = ([b[k] or 0 for b in same] for k in ("confidence", "accuracy"))
-            x, y = (fmean(column, weights) for column in columns)
+            x, y = (
+                sum(value * weight for value, weight in zip(column, weights, strict=True))
+                / sum(weights)
+                for column in columns
+            )
             points.append((x, y))
     sizes = [2 + 9 * math.sqrt(count / sum(counts)) for count in counts]
     return Line(key.label, points, key.look, sizes=sizes, hollow=key.hollow)

@@ -135,7 +135,8 @@ class _UPGD(Listed):
             value: Any = loss(x, labels, target)
             return (value.sum() / len(x)).expand(len(x), 1)
 
-        attack = ours.PGD(**self.fields() | {"loss": lambda value, _: value[:, 0]})
+        fields: dict[str, Any] = self.fields() | {"loss": lambda value, _: value[:, 0]}
+        attack = ours.PGD(**fields)
         view = View(bound(self.model).model, of_all, self._modes)
         return attack(view, inputs, _nothing(inputs), **self._options(inputs))
 
