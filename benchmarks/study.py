@@ -101,7 +101,7 @@ def row(folder: Path, flags: Sequence[str]) -> dict[str, Any]:
         return json.loads(done.read_text(encoding="utf-8"))
     peak = trained(folder, flags)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    found: dict[str, Any] = {"flags": list(flags), "peak_mb": peak}
+    found: dict[str, Any] = {"peak_mb": peak}
     found |= {key: summary[key] for key in ("seeds", "attack", "test_images")}
     found["methods"] = {}
     for method, result in summary["methods"].items():
@@ -158,22 +158,22 @@ def percent(values: Sequence[float]) -> str:
 
 def table(rows: Mapping[str, Any], against: str) -> str:
     """Markdown of one setting: accuracies in percent, the difference in the last column to the row
-    `against` in points, seconds of training a seed."""
+    `against` in points; forwards of one image, where they are known, and seconds of training."""
     methods = list(dict.fromkeys(m for one in rows.values() for m in one["methods"]))
     first = next(iter(rows.values()))["methods"][methods[0]]
     columns = list(first["accuracy"])
     heads = [f"{m} {c}" if len(methods) > 1 else c for m in methods for c in columns]
-    cost = "train_seconds" in (first["stages"] or [{}])[-1]
-    heads += [f"{heads[len(columns) - 1]} - {against}"] + ["seconds"] * cost
+    heads += [f"{heads[len(columns) - 1]} - {against}"]
+    costs = [c for c in ("passes", "train_seconds") if (first["stages"] or [{}])[-1].get(c)]
+    heads += [c.removeprefix("train_") for c in costs]
     lines = [f"| | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
     for name, one in rows.items():
         found = [one["methods"].get(method) for method in methods]
         cells = [percent(own["accuracy"][c]) if own else "-" for own in found for c in columns]
         gap = found[0].get("difference", {}).get(columns[-1]) if found[0] else None
         cells.append(f"{gap[0]:+.1f} ± {gap[1]:.1f}" if gap else "")
-        if cost:
-            seconds = [stage["train_seconds"] for own in found if own for stage in own["stages"]]
-            cells.append(f"{sum(seconds):.0f}")
+        stages = [stage for own in found if own for stage in own["stages"]]
+        cells += [f"{sum(stage[c] for stage in stages):,.0f}" for c in costs]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
 
@@ -194,8 +194,9 @@ def main(given: Sequence[str] | None = None) -> None:
         values = dict(text.split("=", 1) for text in args.set)
         found: dict[str, Any] = {}
         for name in wanted:
-            flags = filled([*study["flags"].split(), *rows[name]], values) + args.flags
-            found[name] = row(args.runs / name.replace(" / ", "--").replace(" ", "-"), flags)
+            told = [*study["flags"].split(), *rows[name], *args.flags]
+            folder = args.runs / name.replace(" / ", "--").replace(" ", "-")
+            found[name] = row(folder, filled(told, values)) | {"flags": told}  # {images}, no path
             results[args.setting] = results.get(args.setting, {}) | compared(found, against)
             files.write_json(kept, results)
     for setting, own in results.items():
