@@ -154,7 +154,7 @@ def profile(report: Report) -> None:
     x, y = images(NETWORK, 2 if options.quick else BATCH, options)
     attack = ours.pgd(network(NETWORK, options), STEPS, BFLOAT16)
     model: nn.Module = network(NETWORK, options)
-    update = ours.training(model, x, y, METHODS["lora"], steps=1, passes=BFLOAT16)
+    update = ours.training(model, x, y, METHODS["lora"], ours.linf(1), passes=BFLOAT16)
     cases: dict[str, Call] = {"PGD-7 in bf16": lambda: attack(x, y), "LoRA update in bf16": update}
     on_gpu = options.device == "cuda"
     activities = [torch.profiler.ProfilerActivity.CUDA if on_gpu else _CPU]
