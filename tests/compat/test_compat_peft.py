@@ -319,6 +319,11 @@ class TestRefused:
         self.change_tensors(folder, rename)
         self.check(folder, rf"`model`.*{layer}.*got {VIT} without.*models.wrap its network")
 
+    def test_other_trained_modules(self, folder: Path) -> None:
+        key = "base_model.model.norm.weight"
+        self.change_tensors(folder, lambda s: s.update({key: torch.ones(16)}))
+        self.check(folder, "`modules_to_save`: .*head.weight, head.bias.*norm.weight")
+
     def test_other_classes(self, folder: Path) -> None:
         self.check(folder, r"`num_classes`.*\(7, 16\).*\(5, 16\)", tiny(num_classes=7))
 

@@ -203,6 +203,13 @@ class Residual(Head):
         return (self.norm(maps) + maps).mean((2, 3))
 
 
+class Sized(Head):
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        batch, channels = maps.shape[:2]
+        return self.norm(maps).reshape(batch, channels, -1).mean(2)
+
+
 class Branching(Head):
     def forward(self, x: Tensor) -> Tensor:
         maps = self.conv(x)
@@ -240,6 +247,9 @@ LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
 
 
 class TestWhatIsFolded:
+    def test_asking_a_size_is_no_reading(self) -> None:
+        assert folded(drawn(Sized())) == {"norm"}
+
     @pytest.mark.parametrize("kind", LEFT_ALONE)
     def test_left_alone(self, kind: str) -> None:
         model = LEFT_ALONE[kind]()

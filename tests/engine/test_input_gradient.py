@@ -98,6 +98,18 @@ def test_it_is_used_inside_with_again_and_not_nested() -> None:
         pytest.fail("entered twice")
 
 
+def test_a_model_that_fails_on_entry_is_given_back() -> None:
+    class Stubborn(nn.Identity):
+        def train(self, mode: bool = True) -> "Stubborn":
+            if not mode:
+                raise RuntimeError("cannot be put into eval mode")
+            return super().train(mode)
+
+    model = nn.Sequential(Mixed(), Stubborn())
+    with untouched(model), pytest.raises(RuntimeError, match="eval mode"), InputGradient(model):
+        pytest.fail("entered")
+
+
 class Recording(torch.autograd.Function):
     """x @ w.T that notes which gradients its backward is asked for."""
 

@@ -92,7 +92,9 @@ class TestPacked:
     @pytest.mark.skipif(not can_pack(), reason="this CPU or torch has no such products")
     def test_strided_rows_in_fp32(self) -> None:
         weight, x = drawn(3, 4).bfloat16(), drawn(4, 5).t().requires_grad_()
-        out = PackedWeights([weight]).linear(x, weight)
+        packed = PackedWeights([weight])
+        assert packed.linear(x, weight.clone()) is None  # not one of them
+        out = packed.linear(x, weight)
         assert out is not None and out.dtype == torch.bfloat16
         assert torch.allclose(out.float(), x.bfloat16().float() @ weight.float().t(), atol=0.02)
         (grad,) = torch.autograd.grad(out.sum(), x)
