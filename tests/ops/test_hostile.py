@@ -1,8 +1,8 @@
 """Every public op against wrong and strange arguments, one at a time.
 
-A call succeeds with the reference's result on clean copies and writes nothing else, or it raises
-and changes nothing. WRONG arguments are refused by their own name, RIGHT ones are taken; ODD ones
-depend on the op and on the other arguments, and may raise torch's own error.
+A call writes what it says and nothing else, or it raises and changes nothing. WRONG arguments are
+refused by their own name, RIGHT ones are taken; ODD ones depend on the op and on the other
+arguments, and may raise torch's own error. What comes out: test_op_contract.py.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, STARTS, near
+from cases import DTYPES, STARTS
 from lora_cases import layer
 from torch import Tensor
 
@@ -156,11 +156,8 @@ SHAPED = [
 BATCH = [
     *fixed(WRONG, None, 0.5, *NO_TENSOR),
     *(*VIEWS, *SHAPED),
-    *own(RIGHT, transposed=lambda v: v.transpose(0, -1).contiguous().transpose(0, -1)),
     *own(RIGHT, huge=lambda v: ((v.double() - 0.5) * torch.finfo(v.dtype).max).to(v.dtype)),
-    *own(RIGHT, tiny=lambda v: (v.double() * 2 * torch.finfo(v.dtype).tiny).to(v.dtype)),
     *own(RIGHT, nan=lambda v: torch.where(v > 0.5, torch.nan, v)),
-    *own(RIGHT, infinite=lambda v: torch.where(v > 0.5, -torch.inf, v)),
 ]
 NAN, INF = math.nan, math.inf
 AMOUNT = [
@@ -272,17 +269,6 @@ def has_memory(value: object) -> bool:
     return value.untyped_storage().nbytes() >= first + fused._reach(value)
 
 
-def clean(value: Any) -> Any:
-    """A copy without peculiarities; a generator in the same state."""
-    if isinstance(value, torch.Generator):
-        return torch.Generator().set_state(value.get_state())
-    if not has_memory(value):
-        return value
-    with torch.no_grad():
-        plain = value.as_subclass(Tensor).detach().resolve_neg()
-        return plain.clone(memory_format=torch.contiguous_format)
-
-
 def memory_of(value: Tensor) -> Tensor:
     """All of the memory that the tensor is a view of, in its dtype."""
     plain = value.as_subclass(Tensor).detach()
@@ -294,39 +280,6 @@ def memory_of(value: Tensor) -> Tensor:
 
 def same(actual: Tensor, expected: Tensor) -> bool:
     return bool(((actual == expected) | ((actual != actual) & (expected != expected))).all())
-
-
-def check_success(op: str, values: dict, copies: dict, before: dict, result: Any) -> None:
-    """`result` and what is written are as the reference leaves them on clean copies."""
-    with torch.no_grad(), ops.use_backend("reference"):
-        expected = call(op, copies)
-    pairs = [] if expected is None else [(clean(result), expected)]
-    for name in WRITTEN.get(op, ()):
-        view = values[name].as_subclass(Tensor).detach()
-        pairs.append((clean(view), copies[name]))
-        if view.is_neg():
-            before[name] = view
-        else:  # around it, memory is what it was
-            place = before[name].as_strided(view.shape, view.stride(), view.storage_offset())
-            place.copy_(view)
-    if ("fab" in op or "lora" in op) and not all(map(ordinary, copies.values())):
-        pairs = []  # sums of numbers of all sizes
-    scale = max(1.0, *(abs(float(end)) for end in copies.get("bounds", (0, 1))))
-    for found, right in pairs:
-        if "lora" in op:
-            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
-        elif "select" in op:
-            assert same(found, right), "it is not the reference's result"
-        else:
-            assert near(found, right, scale), "it is not the reference's result"
-
-
-def ordinary(value: object) -> bool:
-    """Whether numbers are neither tiny nor huge."""
-    if not isinstance(value, Tensor | float | int):
-        return True
-    size = torch.as_tensor(value).double().abs()
-    return bool(((size == 0) | ((size > 1e-6) & (size < 1e3))).all())
 
 
 @contextmanager
@@ -351,13 +304,12 @@ SETTINGS: dict[str, Any] = {
 def trial(op: str, name: str, change: Change, rng: random.Random) -> None:
     values = good(op, rng, rng.choice(SHAPES), rng.choice(DTYPES))
     values[name] = change.make(name, values)  # which may move others
-    copies = {key: clean(value) for key, value in values.items()}
     held = {key: value for key, value in values.items() if has_memory(value)}
     before = {key: memory_of(value).clone() for key, value in held.items()}
-    refused, result = True, None
+    refused = True
     try:
         with SETTINGS[rng.choice(list(SETTINGS))]():
-            result = call(op, values)
+            call(op, values)
         refused = False
     except (ArgumentError, ArgumentTypeError) as error:
         blamed = re.match(r"`(\w+)`: expected ", str(error))
@@ -366,12 +318,9 @@ def trial(op: str, name: str, change: Change, rng: random.Random) -> None:
     except Exception as error:
         assert change.outcome == ODD, error
     assert refused or change.outcome != WRONG
-    comparable = all(has_memory(v) for v in (*values.values(), result) if isinstance(v, Tensor))
     shared = len({id(v.untyped_storage()) for v in held.values()}) < len(held)
-    if not refused and comparable and not shared:
-        check_success(op, values, copies, before, result)
-    for key, memory in before.items():  # `check_success` put in what had to be written
-        if refused or (not shared and (comparable or key not in WRITTEN.get(op, ()))):
+    for key, memory in before.items():
+        if refused or not (shared or key in WRITTEN.get(op, ())):
             assert same(memory_of(values[key]), memory), f"{key} has changed"
 
 
@@ -410,7 +359,7 @@ def test_a_tensor_that_requires_grad_is_refused_while_grad_mode_is_on(name):
     values = good(name, random.Random(0), (2, 3), torch.float32)
     values = {n: v if n not in NUMBERS else torch.full((2,), NUMBERS[n]) for n, v in values.items()}
     for key in (key for key, value in values.items() if isinstance(value, Tensor)):
-        arguments = {n: clean(v) for n, v in values.items()}
+        arguments = {n: v.clone() if isinstance(v, Tensor) else v for n, v in values.items()}
         arguments[key].requires_grad_()
         with pytest.raises(ArgumentError, match=f"`{key}`.*no_grad"):
             call(name, arguments)
