@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import roli_fast.compat.torchattacks as torchattacks
 from roli_fast import attacks as ours
 from roli_fast.compat.torchattacks.attack import Attack
-from roli_fast.engine import Engine
 from roli_fast.errors import ArgumentError
 from roli_fast.models import Normalize
 from roli_fast.norms import NORMS
@@ -248,16 +247,6 @@ def test_normalisation() -> None:
             found = attack((X - low) / high, y)
         assert torch.allclose(found * high + low, truth, atol=2e-6), name
         assert "normalization_used=True" in repr(attack)
-
-
-def test_normalisation_of_search_models() -> None:
-    attack = torchattacks.FGSM(Engine(batch_size=2).bind(Mixed()))
-    assert attack.device == torch.device("cpu")
-    attack.set_normalization_used([0.0] * 3, [1.0] * 3)
-    truth = torchattacks.FGSM(Mixed())(X, Y)
-    assert torch.allclose(attack(X, Y), truth, atol=1e-6)
-    with pytest.raises(ArgumentError, match="`x`: expected images within"):
-        attack(X + 0.1, Y)
 
 
 class Watching(nn.Module):
