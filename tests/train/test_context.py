@@ -9,23 +9,8 @@ from small import small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roli_fast.evaluate import attack_passes
-from roli_fast.train.context import Remaining, tag
+from roli_fast.train.context import Remaining
 from roli_fast.train.stage import Stage
-
-
-@pytest.mark.parametrize(
-    ("name", "attacked", "expected"),
-    [
-        ("train_loss", True, "train/loss"),
-        ("train_accuracy", True, "train/robust_accuracy"),
-        ("train_accuracy", False, "train/clean_accuracy"),
-        ("natural_train_accuracy", True, "natural_train/clean_accuracy"),
-        ("validation_robust_accuracy", False, "validation/robust_accuracy"),
-        ("lr", True, "train/lr"),
-    ],
-)
-def test_tags_say_what_they_are(name: str, attacked: bool, expected: str) -> None:
-    assert tag(name, attacked=attacked) == expected
 
 
 def test_tensorboard_has_methods_in_one_chart_settings_and_examples(tmp_path: Path) -> None:

@@ -114,10 +114,11 @@ def scripted(scores: list[tuple[float, float]]) -> Iterator[Evaluation]:
         yield Evaluation(flags[0], {"pgd-2": flags[1]})
 
 
+@pytest.mark.parametrize("select", ["best", "last"])
 def test_the_most_robust_epoch_is_kept_and_tested(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    select: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clean accuracy peaks elsewhere, and the best epoch is not the last."""
+    """Clean accuracy peaks elsewhere, and the best epoch is not the last; or the last is asked."""
     script = scripted([(0.9, 0.1), (0.5, 0.4), (0.8, 0.3)])
     attacks: list[Any] = []
     states: list[dict[str, torch.Tensor]] = []
@@ -134,17 +135,18 @@ def test_the_most_robust_epoch_is_kept_and_tested(
 
     monkeypatch.setattr(loop, "evaluate", validate)
     monkeypatch.setattr(pipeline, "evaluate", test)
-    run_small(tmp_path / "run", *ONE, "--ranli.epochs=3")
+    run_small(tmp_path / "run", *ONE, "--ranli.epochs=3", f"--ranli.select={select}")
     assert attacks == [PGD(eps=0.04, step_size=None, steps=2)] * 3
     folder = tmp_path / "run/seed-0/ranli/stage-1-ranli"
     best, last = load_file(folder / "best.safetensors"), load_file(folder / "last.safetensors")
     _first, second, third, tested = states
-    for name, tensor in second.items():
+    for name, tensor in (second if select == "best" else third).items():
         assert torch.equal(best[name], tensor), name
         assert torch.equal(tested[name], tensor), name
         assert torch.equal(last[name], third[name]), name
     result = json.loads((folder / "result.json").read_text())
-    assert (result["best_epoch"], result["best_validation_accuracy"]) == (1, 0.4)
+    expected = {"best": (1, 0.4), "last": (2, 0.3)}[select]
+    assert (result["best_epoch"], result["best_validation_accuracy"]) == expected
 
 
 @pytest.mark.parametrize("more", [[], ["--ranli.gradient_projection={}"]], ids=["", "clean half"])

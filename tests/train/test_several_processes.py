@@ -126,25 +126,17 @@ def test_other_images_in_one_process(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("flag", "told"),
-    [
-        ("--sweep=ranli.optimizer.lr=0.1,0.01", "`--sweep`: expected one process, got 2 processes"),
-        ("--device=cuda:1", "`device`: expected no one GPU for all, got cuda:1. Write cuda"),
-    ],
-    ids=["sweep", "device"],
-)
 def test_what_is_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    flag: str,
-    told: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert several.train(tmp_path / "run", flag) == 2
-    assert told in caplog.text
+    for flag, told in (
+        ("--sweep=ranli.optimizer.lr=0.1,0.01", "`--sweep`: expected one process, got 2 processes"),
+        ("--device=cuda:1", "`device`: expected no one GPU for all, got cuda:1. Write cuda"),
+    ):
+        assert several.train(tmp_path / "run", flag) == 2
+        assert told in caplog.text
     assert not (tmp_path / "run").exists()
 
 
