@@ -369,10 +369,8 @@ class StageLoop:
                 self._refuse(epoch, self.progress.step - 1, f"{name} is no longer finite")
 
     def _refuse(self, epoch: int, step: int, what: str) -> None:
-        kept = ""
-        if self.progress.best_epoch >= 0:
-            self._export_best()
-            kept = f"The best weights so far are in {self.job.folder}. "
+        path = self.export_best_so_far()
+        kept = f"The best weights so far are in {path}. " if path else ""
         rate = self.peak[0] * self._lr_factor(epoch * self.steps + step)
         raise NonFiniteLossError(
             f"stage '{self.job.name}': {what} at epoch {epoch}, step {step}, lr {rate:.3g}. {kept}"
@@ -529,13 +527,20 @@ class StageLoop:
         )
         return self.context.whole(own, split)
 
-    def _export_best(self) -> None:
-        checkpoint.restore_tensors(self.model, self.best)
-        self._save_model("best.safetensors")
+    def export_best_so_far(self) -> Path | None:
+        """Leave the weights of the best epoch in the model and in the stage's folder; returns the
+        file, None where no epoch was validated yet."""
+        return self._export_best() if self.progress.best_epoch >= 0 else None
 
-    def _save_model(self, name: str) -> None:
+    def _export_best(self) -> Path:
+        checkpoint.restore_tensors(self.model, self.best)
+        return self._save_model("best.safetensors")
+
+    def _save_model(self, name: str) -> Path:
+        path = self.job.folder / name
         if self.distributed.is_main:
-            save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
+            save_model(self.model, path, classes=self.job.splits.classes)
+        return path
 
     def _finish(self) -> StageResult:
         progress, job = self.progress, self.job
@@ -571,7 +576,9 @@ def run_stage(job: Job, context: Context) -> StageResult:
     try:
         result = loop.run()
     except InterruptedRunError as error:
-        text = f"{error} in stage '{job.name}'"
+        path = loop.export_best_so_far()
+        best = f", whose best weights so far are in '{path}'" if path else ""
+        text = f"{error} in stage '{job.name}'{best}"
         raise InterruptedRunError(text, *error.args[1:]) from error
     if context.distributed.is_main:
         save_head(job.model, job.folder / "head.safetensors")
