@@ -18,6 +18,7 @@ EPOCHS = {
     "validation_robust_accuracy": ("Validation accuracy, attacked", 100.0, PERCENT),
     "validation_clean_accuracy": ("Validation accuracy, clean", 100.0, PERCENT),
     "train_loss": ("Training loss", 1.0, Axis("loss", low=0)),
+    "train_eps": ("Radius of training", 1.0, Axis("eps, of several norms the first", low=0)),
     "train_alignment": ("PertAlign of single steps", 1.0, Axis("cosine of gradients", high=1)),
 }
 """Drawn fields of metrics.jsonl: title, factor and axis."""

@@ -27,6 +27,7 @@ class Progress:
     that the phase has had its last one; `phase` equal to how many an epoch has, that only the
     validation of that epoch is outstanding. `counts` are those of the objective over the whole
     stage, `accuracies` what it was settled on: norm -> robust accuracy before the first update.
+    `clean_accuracies` are those that `EpsSchedule.share` asks for.
     `sora` is SORA's moving average, None before its first update; `alignments` has the mean of each
     epoch of single steps, `alarms` what the guard said, and `steps` the attack's after an alarm, 0
     for its own.
@@ -43,6 +44,7 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     counts: list[float] = field(default_factory=list)
     accuracies: dict[str, float] = field(default_factory=dict)
+    clean_accuracies: list[float] = field(default_factory=list)
     sora: float | None = None
     alignments: dict[int, float] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)

@@ -33,6 +33,7 @@ from roli_fast.train import alignment, checkpoint
 from roli_fast.train.alignment import Alignment
 from roli_fast.train.checkpoint import Progress, Tensors, changing_tensors, copy_tensors
 from roli_fast.train.context import Context
+from roli_fast.train.eps_schedule import Constant
 from roli_fast.train.linear_probe import rated
 from roli_fast.train.objectives import Adversarial, Objective, Step
 from roli_fast.train.stage import Job, StageResult, measured
@@ -53,7 +54,7 @@ class Phase:
 
     Args:
         objective: what it minimises.
-        attack: makes its training images, once the stage's clean epochs are over; None for none.
+        attack: makes its training images where the stage's radius is not 0; None for none.
         optimizer: its own, over what trains.
         source: what its draws are derived from, beside what each is for and its position.
         name: "" for the stage's own, "natural" for the clean one of gradient projection.
@@ -259,9 +260,13 @@ class StageLoop:
         size = self.stage.batch_size
         return min(size, len(self.job.splits.train) - self.progress.step * size)
 
+    def _share(self, epoch: int) -> float:
+        """The epoch's radius, as a share of the attack's."""
+        return self.stage.eps_share(epoch, self.progress.clean_accuracies)
+
     def _attacks(self, epoch: int) -> bool:
         """Whether the phase's images are attacked in this epoch."""
-        return self.phase.attack is not None and epoch >= self.stage.clean_epochs
+        return self.phase.attack is not None and self._share(epoch) > 0
 
     def _looks(self, epoch: int) -> AbstractContextManager[None]:
         """Whether the attack looks at the values of images and labels: in its first update alone.
@@ -270,7 +275,7 @@ class StageLoop:
         """
         low, high = getattr(self.attack, "bounds", None) or (1.0, 0.0)
         known = self.checked and low <= 0 and high >= 1
-        self.checked |= epoch >= self.stage.clean_epochs
+        self.checked |= self._attacks(epoch)
         return known_values() if known else nullcontext()
 
     def _update(self, epoch: int, batch: Batch) -> Tensor:
@@ -303,8 +308,10 @@ class StageLoop:
         return row[: len(SUMS)]
 
     def _attack(self, epoch: int) -> Attack | None:
-        """What makes the next update's images: SORA with its moving average."""
-        attack = self.phase.attack if self._attacks(epoch) else None
+        """What makes the next update's images at the epoch's radius; SORA with its average."""
+        if self.phase.attack is None or not self._attacks(epoch):
+            return None
+        attack = self.phase.attack.at(self._share(epoch))
         if isinstance(attack, SORA) and self.progress.sora is not None:
             return replace(attack, alignment=self.progress.sora)
         return attack
@@ -374,7 +381,7 @@ class StageLoop:
         rate = self.peak[0] * self._lr_factor(epoch * self.steps + step)
         raise NonFiniteLossError(
             f"stage '{self.job.name}': {what} at epoch {epoch}, step {step}, lr {rate:.3g}. {kept}"
-            "Lower optimizer.lr, lengthen warmup_epochs, or add clean_epochs."
+            "Lower optimizer.lr, lengthen warmup_epochs, or take eps_schedule ramp."
         )
 
     def _checkpoint_due(self) -> bool:
@@ -417,30 +424,46 @@ class StageLoop:
         last = epoch + 1 == self.stage.epochs
         values = self._training_values(epoch)
         alarm = self._alignment_alarm()
+        waits = self.stage.eps_schedule.follows_accuracy and not self._attacks(epoch)
         if not alarm and (last or (epoch + 1) % self.every == 0):
             scores = self._validate()
             score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
-            if self.guarded:
+            if self.guarded and self._share(epoch) == 1:  # it is the radius of validation
                 alarm = alignment.score_alarm(score, self.progress.best_score, len(self.val))
             if not alarm and (score > self.progress.best_score or self.stage.select == "last"):
                 self.progress.best_score, self.progress.best_epoch = score, epoch
                 self.best = self._copy()
             values |= scores
+        elif waits and not alarm:
+            looked = self._evaluated({}, self.val)
+            values["validation_clean_accuracy"] = looked.clean_accuracy
         if alarm:
             return self._go_back(alarm)
+        if waits:
+            self._note_accuracy(epoch, values["validation_clean_accuracy"])
         self.context.recorder.add(self.job.stage_id, epoch, values, attacked=self._attacks(epoch))
         self.progress.epoch, self.progress.phase, self.progress.step = epoch + 1, 0, 0
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
             self._save_and_check()
 
+    def _note_accuracy(self, epoch: int, accuracy: float) -> None:
+        """For the radius that waits for it to stall."""
+        self.progress.clean_accuracies.append(accuracy)
+        if epoch + 1 < self.stage.epochs and self._attacks(epoch + 1):
+            text = "stage '%s': the radius rises from epoch %d on, at %.1f %% clean accuracy"
+            logger.info(text, self.job.name, epoch + 1, 100 * accuracy)
+
     def _alignment_alarm(self) -> str:
         """Note the alignment of an epoch that ends; says what is wrong with it."""
+        found, epoch = self.progress.alignments, self.progress.epoch
         cosine = self.phases[-1].alignment(self.progress.epoch_sums)
         if cosine is None:
             return ""
-        self.progress.alignments[self.progress.epoch] = cosine
-        highest = max(self.progress.alignments.values())
+        found[epoch] = cosine
+        # it falls as the radius rises: alike are the epochs at this one, and nearly so the last one
+        alike = [e for e in found if e == epoch - 1 or self._share(e) == self._share(epoch)]
+        highest = max(found[e] for e in alike)
         return alignment.alignment_alarm(cosine, highest) if self.guarded else ""
 
     def _go_back(self, alarm: str) -> None:
@@ -466,6 +489,7 @@ class StageLoop:
         self.context.recorder.forget(self.job.stage_id, again)
         progress.epoch, progress.phase, progress.step = again, 0, 0
         progress.epoch_sums = {}
+        progress.clean_accuracies = progress.clean_accuracies[:again]
         if goes_on:
             progress.steps = steps
             self._take_steps()
@@ -485,6 +509,9 @@ class StageLoop:
             means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
             if (cosine := phase.alignment(self.progress.epoch_sums)) is not None:
                 means[f"{phase.prefix}train_alignment"] = cosine
+        if self.attack and self.stage.eps_schedule != Constant():
+            eps = getattr(self.attack, "eps", 0.0)  # of several norms the first, as all move alike
+            means["train_eps"] = self._share(epoch) * (eps[0] if isinstance(eps, tuple) else eps)
         rate = self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1)
         return {**means, "lr": rate, **self.progress.speed}
 
@@ -544,7 +571,8 @@ class StageLoop:
 
     def _finish(self) -> StageResult:
         progress, job = self.progress, self.job
-        _update, passes = self.stage.passes(job.threat, self._validations().values(), job.splits)
+        looks, accuracies = self._validations().values(), progress.clean_accuracies
+        _update, passes = self.stage.passes(job.threat, looks, job.splits, accuracies)
         self._save_model("last.safetensors")
         self._export_best()
         for parameter in self.model.parameters():

@@ -1,7 +1,7 @@
 """One training stage: its configuration, what it is run on, and its result."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from roli_fast.peft import Full, Linear, Method, apply
 from roli_fast.running.memory import IN_PARTS, memory_guard
 from roli_fast.threat import ThreatModel, check_positive
 from roli_fast.train.alignment import OnCollapse
+from roli_fast.train.eps_schedule import Constant, EpsSchedule, Ramp
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Cosine, Optimizer, Schedule
@@ -41,6 +42,12 @@ def one_step(stage: "Stage") -> "Stage":
     return replace(stage, attack=NFGSM(**ball))
 
 
+def ramped(stage: "Stage") -> "Stage":
+    """The stage with a radius that rises as published; one whose radius moves already as it is."""
+    fixed = stage.eps_schedule == Constant()
+    return replace(stage, eps_schedule=Ramp()) if fixed else stage
+
+
 def measured(attack: Attack | None, threat: ThreatModel) -> tuple[ThreatModel, ...]:
     """The threats of one norm for which an objective's accuracies are measured: those of the norms
     that the stage's `attack` searches, for in others it cannot be trained."""
@@ -58,7 +65,9 @@ class Stage:
         objective: what is minimised.
         attack: makes the training images; null trains on clean ones (LP-FT is RoLI with null), and
             then validation is on clean ones too: clean accuracy selects the best epoch.
-        clean_epochs: the first epochs train on clean images; eases training from scratch.
+        eps_schedule: how the attack's radius moves over the stage: constant; ramp, clean images at
+            first, then a radius that rises; or auto, a ramp that begins when validation accuracy
+            stalls. Given step sizes follow the radius. Validation is always at the full one.
         optimizer: optimiser, peak learning rate and weight decay.
         batch_size: images per update, over all processes and parts.
         accumulate: parts in which each process takes its images of an update, one after the other,
@@ -91,7 +100,7 @@ class Stage:
     tuning: Method = field(default_factory=Full)
     objective: Objective = field(default_factory=Adversarial)
     attack: Attack | None = field(default_factory=lambda: pgd_in_run(7))
-    clean_epochs: int = 0
+    eps_schedule: EpsSchedule = field(default_factory=Constant)
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch_size: int = 64
     accumulate: int = 1
@@ -109,11 +118,9 @@ class Stage:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             if getattr(self, name) < 1:
                 raise ArgumentError(describe(name, "an integer >= 1", getattr(self, name)))
-        for name in ("clean_epochs", "warmup_epochs"):
-            if not 0 <= getattr(self, name) <= self.epochs:
-                raise ArgumentError(
-                    describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
-                )
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            expected = f"a number in [0, epochs = {self.epochs}]"
+            raise ArgumentError(describe("warmup_epochs", expected, self.warmup_epochs))
         if self.optimizer.lr is None and not isinstance(self.tuning, Linear):
             expected = "a number > 0 where more than the head trains"
             raise ArgumentError(describe("optimizer.lr", expected, "null"))
@@ -168,19 +175,35 @@ class Stage:
         where = f"stage '{name}': "
         return memory_guard("batch_size", self.batch_size, device, where=where, fix=IN_PARTS)
 
+    def eps_share(self, epoch: int, accuracies: Sequence[float] = ()) -> float:
+        """The radius of an epoch, counted from 0, as a share of the attack's (`EpsSchedule`)."""
+        return self.eps_schedule.share(epoch, epochs=self.epochs, accuracies=accuracies)
+
     def passes(
-        self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits
+        self,
+        threat: ThreatModel,
+        validation: Iterable[Attack],
+        splits: Splits,
+        accuracies: Sequence[float] = (),
     ) -> tuple[float, float]:
         """What takes as long as an update does for each of its images, and as the whole stage with
-        its validations by these attacks: so many forwards of one image."""
+        its validations by these attacks: so many forwards of one image.
+
+        A radius that waits for `accuracies`, those of `EpsSchedule.share`, is taken to rise as late
+        as it can.
+        """
         if self.solves:
             return 1.0, float(len(splits.train) + len(splits.val))
-        update, training, look = self._costs(threat, validation, splits)
+        update, training, look = self._costs(threat, validation, splits, accuracies)
         every, images = self.validation_plan(threat, validation, splits)
         return update, float(training + math.ceil(self.epochs / every) * images * look)
 
     def _costs(
-        self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits
+        self,
+        threat: ThreatModel,
+        validation: Iterable[Attack],
+        splits: Splits,
+        accuracies: Sequence[float] = (),
     ) -> tuple[float, float, float]:
         """Passes of an image in an update, of the whole training, and of an image validated."""
         classes = splits.num_classes
@@ -189,7 +212,8 @@ class Stage:
         attack = attack_passes(self.attack.under(threat), classes) if self.attack else 0
         halves = 2 if self.gradient_projection else 1
         look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
-        each = self.epochs * halves * update + (self.epochs - self.clean_epochs) * attack
+        attacked = sum(self.eps_share(epoch, accuracies) > 0 for epoch in range(self.epochs))
+        each = self.epochs * halves * update + attacked * attack
         return update + attack, len(splits.train) * each, look
 
     def validation_plan(

@@ -154,13 +154,16 @@ def _mcnemar(a: Outcome, b: Outcome, label: str) -> float:
 
 
 COSTS = ("passes", "seconds")
-"""Columns of the final table where RoLI by one step stands beside others."""
+"""Columns of the final table where a method of `COSTED` stands beside others."""
+
+COSTED = {"roli_fast", "ramp", "ramp_fast"}
+"""Methods that make other passes than PGD-7 in every epoch."""
 
 
 def table(summary: dict[str, Any]) -> str:
     """The final table as text."""
     labels = list(next(iter(summary["methods"].values()))["test"]["robust_accuracy"])
-    costs = "roli_fast" in summary["methods"]
+    costs = not COSTED.isdisjoint(summary["methods"])
     header = ["method", "stages", "clean", *labels, *COSTS * costs, "train images/s"]
     rows = [_row(name, method, labels, costs) for name, method in summary["methods"].items()]
     return "\n".join([*align([header, *rows]), "", *_remarks(summary)])

@@ -45,9 +45,9 @@ LINES = {
     "norms": 700,
     "ops": 2500,
     "peft": 1100,
-    "report": 2150,
+    "report": 2200,
     "running": 750,
-    "train": 5200,
+    "train": 5550,
     "zoo": 400,
 }
 """The most lines of Python that a part may have, docstrings included: it grows by a decision, not

@@ -95,7 +95,7 @@ def test_the_attack_looks_once_and_always_where_images_may_leave_its_bounds(
 ) -> None:
     """Epoch 0 is a clean one: the first attack is that of epoch 1."""
     stage = SimpleNamespace(
-        attack=PGD(bounds=bounds), checked=False, stage=SimpleNamespace(clean_epochs=1)
+        attack=PGD(bounds=bounds), checked=False, _attacks=lambda epoch: epoch >= 1
     )
     found = []
     for epoch in (0, 0, 1, 1, 2):
