@@ -21,7 +21,7 @@ LAYERS = (
     {"analysis"},
     {"report"},
     {"train"},
-    {"analyze", "export"},
+    {"analyze", "export", "merge"},
     {"compat", "recipes"},
 )
 """A part imports from layers before its own, never from its own or a later one."""
@@ -30,7 +30,7 @@ ENTRY_POINTS = {"__init__", "__main__", "doctor"}
 """Parts that stand above all layers."""
 
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-MAY_PRINT = {"__main__", "analyze", "cli", "doctor", "export"}
+MAY_PRINT = {"__main__", "analyze", "cli", "doctor", "export", "merge"}
 
 LINES = {
     "analysis": 2550,
