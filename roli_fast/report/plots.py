@@ -65,6 +65,29 @@ def accuracy(subjects: Sequence[Subject], columns: Sequence[str]) -> list[Chart]
     return charts
 
 
+def over_cost(subjects: Sequence[Subject], columns: Sequence[str]) -> list[Chart]:
+    """The same accuracies over the passes that the training took; none where a subject does not
+    tell them."""
+    passes = [s.passes for s in subjects]
+    known = [p for p in passes if p]
+    if len(known) < len(subjects):
+        return []
+    unit, word = (1e6, "million") if max(known) >= 1e6 else (1e3, "thousand")
+    charts = []
+    for column in ("clean", *columns):
+        drawn = []
+        for s, cost in zip(subjects, known, strict=True):
+            tall, spread = share(s.method.test, column), spreads(s.method.test).get(column) or 0.0
+            if tall is not None:
+                x, y, sd = cost / unit, 100 * tall, 100 * spread
+                drawn += [Line("", [(x, y - sd), (x, y + sd)], s.look)]
+                drawn += [Line(s.label, [(x, y)], s.look, sizes=[4.5])]
+        title = "Clean accuracy" if column == "clean" else f"Robust accuracy, {column}"
+        x = Axis(f"{word} passes of one image", low=0, high=1.05 * max(known) / unit)
+        charts += [lines(f"{title}, over the training's cost", drawn, x, Axis("accuracy in %"))]
+    return charts
+
+
 def share(test: Tree | None, column: str) -> float | None:
     """The accuracy of a test under an attack, or of "clean" images."""
     path = ("clean_accuracy",) if column == "clean" else ("robust_accuracy", column)

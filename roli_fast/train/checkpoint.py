@@ -30,7 +30,8 @@ class Progress:
     `clean_accuracies` are those that `EpsSchedule.share` asks for.
     `sora` is SORA's moving average, None before its first update; `alignments` has the mean of each
     epoch of single steps, `alarms` what the guard said, and `steps` the attack's after an alarm, 0
-    for its own.
+    for its own. `averaged` is how many updates the average has, `candidates` the validation
+    accuracy of the best epoch's "raw" and "averaged" weights.
     """
 
     epoch: int = 0
@@ -49,6 +50,8 @@ class Progress:
     alignments: dict[int, float] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     steps: int = 0
+    averaged: int = 0
+    candidates: dict[str, float] = field(default_factory=dict)
 
     @property
     def speed(self) -> dict[str, float]:
@@ -66,7 +69,7 @@ class Resume:
     Args:
         progress: where the stage stands.
         tensors: part -> name -> tensor: "model", what trains, as it is; "best", the same of the
-            best epoch; and whatever else is kept of the model.
+            best epoch; "averaged", its average; and whatever else is kept of the model.
         optimizers: name of a phase -> number of a parameter -> slot -> tensor.
     """
 

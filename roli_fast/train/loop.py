@@ -31,6 +31,7 @@ from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import known_values
 from roli_fast.train import alignment, checkpoint
 from roli_fast.train.alignment import Alignment
+from roli_fast.train.averaging import Average
 from roli_fast.train.checkpoint import Progress, Tensors, changing_tensors, copy_tensors
 from roli_fast.train.context import Context
 from roli_fast.train.eps_schedule import Constant
@@ -116,6 +117,10 @@ class StageLoop:
             job.stage.objective.counters, dtype=torch.float64, device=context.device
         )
         self.best: Tensors = {}
+        self.average: Average | None = None
+        if averaging := job.stage.averaging:
+            updates = job.stage.epochs * self.steps
+            self.average = Average(averaging, self.model, self.names, updates)
         # of gradient projection: "start", an epoch's first weights, and "natural", those after the
         # clean half
         self.kept: dict[str, Tensors] = {}
@@ -169,6 +174,9 @@ class StageLoop:
                 for phase in self.phases:
                     checkpoint.restore_optimizer(phase.optimizer, saved.optimizers[phase.name])
                 self.best = saved.tensors.pop("best")
+                if self.average and (averaged := saved.tensors.pop("averaged")):
+                    self.average.tensors = {n: t.to(device) for n, t in averaged.items()}
+                    self.average.count = saved.progress.averaged
                 for part, tensors in saved.tensors.items():
                     self.kept[part] = {name: t.to(device) for name, t in tensors.items()}
             self.progress = saved.progress
@@ -299,6 +307,8 @@ class StageLoop:
         self.due = self.context.wanted(save=self._checkpoint_due())
         self.distributed.merge_gradients_(self.model, own * len(batch.y) / images)
         phase.optimizer.step()
+        if self.average:
+            self.average.add(position)
         row = torch.stack(rows).sum(0) * own
         if len(row) > len(SUMS):
             self.counts = self.counts + self.distributed.all_reduce_(row[len(SUMS) :].clone())
@@ -397,6 +407,9 @@ class StageLoop:
         if self.distributed.is_main:
             model = changing_tensors(self.model, self.names)
             tensors = {"model": model, "best": self.best, **self.kept}
+            if self.average:
+                self.progress.averaged = self.average.count
+                tensors |= {"averaged": self.average.tensors, "model": self.average.raw or model}
             optimizers = {phase.name: phase.optimizer for phase in self.phases}
             checkpoint.save_resume(self.resume_path, self.progress, tensors, optimizers)
         self.saved_at = time.monotonic()
@@ -427,12 +440,11 @@ class StageLoop:
         waits = self.stage.eps_schedule.follows_accuracy and not self._attacks(epoch)
         if not alarm and (last or (epoch + 1) % self.every == 0):
             scores = self._validate()
-            score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
+            score = _selecting(scores)
             if self.guarded and self._share(epoch) == 1:  # it is the radius of validation
                 alarm = alignment.score_alarm(score, self.progress.best_score, len(self.val))
-            if not alarm and (score > self.progress.best_score or self.stage.select == "last"):
-                self.progress.best_score, self.progress.best_epoch = score, epoch
-                self.best = self._copy()
+            if not alarm:
+                scores |= self._keep_best(score, epoch)
             values |= scores
         elif waits and not alarm:
             looked = self._evaluated({}, self.val)
@@ -453,6 +465,21 @@ class StageLoop:
         if epoch + 1 < self.stage.epochs and self._attacks(epoch + 1):
             text = "stage '%s': the radius rises from epoch %d on, at %.1f %% clean accuracy"
             logger.info(text, self.job.name, epoch + 1, 100 * accuracy)
+
+    def _keep_best(self, score: float, epoch: int) -> dict[str, float]:
+        """Keep the weights, which validated at `score`, or their average, where that is the best so
+        far; returns what the average scored."""
+        progress, last, found = self.progress, self.stage.select == "last", {"raw": score}
+        averaged = self.average.tensors if self.average else {}
+        if self.average and averaged:
+            with self.average.in_model():
+                found["averaged"] = _selecting(self._validate())
+        which = [*found][-1] if last else max(reversed(found), key=found.__getitem__)
+        if last or found[which] > progress.best_score:
+            progress.best_score, progress.best_epoch = found[which], epoch
+            progress.candidates = found
+            self.best = copy_tensors(averaged) if which == "averaged" else self._copy()
+        return {"validation_averaged_accuracy": found["averaged"]} if averaged else {}
 
     def _alignment_alarm(self) -> str:
         """Note the alignment of an epoch that ends; says what is wrong with it."""
@@ -486,6 +513,8 @@ class StageLoop:
         checkpoint.restore_tensors(self.model, self.best)
         for phase in self.phases:
             phase.optimizer.state.clear()
+        if self.average:
+            self.average.forget()
         self.context.recorder.forget(self.job.stage_id, again)
         progress.epoch, progress.phase, progress.step = again, 0, 0
         progress.epoch_sums = {}
@@ -574,6 +603,12 @@ class StageLoop:
         looks, accuracies = self._validations().values(), progress.clean_accuracies
         _update, passes = self.stage.passes(job.threat, looks, job.splits, accuracies)
         self._save_model("last.safetensors")
+        if self.average and self.average.tensors:
+            with self.average.in_model():
+                self._save_model("averaged.safetensors")
+            shown = ", ".join(f"{100 * v:.1f} % {n}" for n, v in progress.candidates.items())
+            text = "stage '%s', best epoch %d: validation accuracy of the weights %s"
+            logger.info(text, job.name, progress.best_epoch, shown)
         self._export_best()
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
@@ -583,6 +618,7 @@ class StageLoop:
             epochs=self.stage.epochs,
             best_epoch=progress.best_epoch,
             best_validation_accuracy=progress.best_score,
+            candidates=progress.candidates if self.average else {},
             trainable_parameters=sum(self.model.get_parameter(n).numel() for n in self.names),
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
@@ -595,6 +631,11 @@ class StageLoop:
             lr=self.stage.optimizer.lr,
             **speed,
         )
+
+
+def _selecting(scores: Mapping[str, float]) -> float:
+    """The accuracy of a validation by which the best epoch is selected."""
+    return scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
 
 
 def run_stage(job: Job, context: Context) -> StageResult:

@@ -20,6 +20,7 @@ from roli_fast.peft import Full, Linear, Method, apply
 from roli_fast.running.memory import IN_PARTS, memory_guard
 from roli_fast.threat import ThreatModel, check_positive
 from roli_fast.train.alignment import OnCollapse
+from roli_fast.train.averaging import Averaging
 from roli_fast.train.eps_schedule import Constant, EpsSchedule, Ramp
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
@@ -89,6 +90,8 @@ class Stage:
         gradient_projection: trains each epoch on clean images as well, from the same weights, and
             merges both; null for none, {} for its defaults, and any of its fields switches it on.
             `epochs` and all the rest are those of the other half.
+        averaging: of the weights over the updates, {} for an exponential moving average; null for
+            none. Validation then takes twice the passes.
         head_scale: factor by which the head's weight and bias are multiplied once, before the first
             update: how far features move depends on the scale of the head (LP-FT). A gradient of
             cross-entropy vanishes behind a very large head, for training and attacks alike.
@@ -111,6 +114,7 @@ class Stage:
     select: Literal["best", "last"] = "best"
     engine: Engine = field(default_factory=lambda: Engine(fold=True))
     gradient_projection: GradientProjection | None = None
+    averaging: Averaging | None = None
     head_scale: float = 1.0
     zeroed: tuple[str, ...] = ()
 
@@ -131,6 +135,9 @@ class Stage:
             expected = "a share of the passes in (0, 1]"
             raise ArgumentError(describe("validation_share", expected, self.validation_share))
         check_choice("select", self.select, ("best", "last"))
+        if self.averaging and self.gradient_projection:
+            fix = "Each epoch ends with a merge of its own: leave one out."
+            raise ArgumentError(describe("averaging", "null with gradient_projection", "both", fix))
         if self.engine.dtype == torch.float16:
             fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
             raise ArgumentError(describe("engine.dtype", "float32 or bfloat16", "float16", fix))
@@ -147,6 +154,7 @@ class Stage:
         plain = Stage(epochs=1, tuning=Linear(), attack=None)
         alike = {"tuning": "linear", "attack": "null", "objective": "adversarial, plain"}
         alike |= {"gradient_projection": "null", "head_scale": "1", "epochs": "1"}
+        alike |= {"averaging": "null"}
         for name, words in alike.items():
             if (got := getattr(self, name)) != getattr(plain, name):
                 expected = f"{words}, with optimizer.name lbfgs"
@@ -212,6 +220,7 @@ class Stage:
         attack = attack_passes(self.attack.under(threat), classes) if self.attack else 0
         halves = 2 if self.gradient_projection else 1
         look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
+        look *= 2 if self.averaging else 1
         attacked = sum(self.eps_share(epoch, accuracies) > 0 for epoch in range(self.epochs))
         each = self.epochs * halves * update + attacked * attack
         return update + attack, len(splits.train) * each, look
@@ -287,7 +296,8 @@ class StageResult:
     `lr` is the peak rate, also where null chose it. `passes` are those planned, in forwards of one
     image; each validation looked at `validation_images`, `validated_every` so many epochs.
     `alignment` is the mean of the last epoch of single steps (`train.alignment`), `alarms` what the
-    guard said.
+    guard said. `candidates` are the accuracies of the best epoch's "raw" and "averaged" weights, of
+    which the better ones are the result; empty without averaging.
 
     Of a stage that solves for the head, `strengths` has every strength tried: its head's norm,
     validation accuracy and loss, training loss, iterations, and whether they sufficed; `strength`
@@ -311,6 +321,7 @@ class StageResult:
     validated_every: int | None = None
     alignment: float | None = None
     alarms: list[str] = field(default_factory=list)
+    candidates: dict[str, float] = field(default_factory=dict)
     strength: float | None = None
     head_norm: float | None = None
     strengths: list[dict[str, Any]] = field(default_factory=list)

@@ -22,7 +22,7 @@ LAYERS = (
     {"analysis"},
     {"report"},
     {"train"},
-    {"analyze", "export"},
+    {"analyze", "export", "merge"},
     {"compat", "recipes"},
 )
 """A part imports from layers before its own, never from its own or a later one."""
@@ -31,7 +31,7 @@ ENTRY_POINTS = {"__init__", "__main__", "doctor"}
 """Parts that stand above all layers."""
 
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-MAY_PRINT = {"__main__", "analyze", "cli", "doctor", "export"}
+MAY_PRINT = {"__main__", "analyze", "cli", "doctor", "export", "merge"}
 
 LINES = {
     "analysis": 2550,
@@ -40,14 +40,14 @@ LINES = {
     "configuration": 750,
     "data": 2500,
     "engine": 2300,
-    "evaluate": 2850,
+    "evaluate": 2880,
     "models": 1750,
     "norms": 700,
     "ops": 2500,
     "peft": 1100,
     "report": 2200,
     "running": 750,
-    "train": 5550,
+    "train": 5850,
     "zoo": 400,
 }
 """The most lines of Python that a part may have, docstrings included: it grows by a decision, not

@@ -25,6 +25,7 @@ KINDS = {
     "msd": ["--ranli.attack=msd", *SEVERAL],
     "trades, kl": ["--ranli.objective=trades", "--ranli.attack.loss=kl"],
     "gradient projection": ["--ranli.gradient_projection={}"],
+    "averaging": ["--ranli.averaging={}"],
 }
 
 
