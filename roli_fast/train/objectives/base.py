@@ -82,6 +82,11 @@ class Objective:
         """Whether `settled` has to be called before the first update."""
         return False
 
+    def images(self, attack: Attack) -> int:
+        """How many images of a sample an update passes forward and back to the weights, where
+        `attack`, under the run's threat, makes some: for estimates."""
+        return 1
+
     def check(self, attack: Attack | None) -> None:
         """Called before anything runs, with the stage's attack under the run's threat.
 
@@ -252,7 +257,11 @@ class TRADES(Objective):
     (Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
     arXiv:1901.08573).
 
-    Any attack will do. The paper's own maximises that KL: attack pgd or apgd with loss: kl.
+    Any attack will do, pgd with its cross-entropy say. The paper's own maximises that KL: attack
+    pgd or apgd with loss: kl; its PGD starts from normal noise of 0.001, ours anywhere in the ball.
+    Clean and attacked images share one forward where the network treats each by itself
+    (`is_independent`), else each have their own, as in the release, which forwards the clean ones
+    twice.
 
     Args:
         beta: weight of the KL, 1 / lambda in the paper; 6 in its main results.
@@ -262,6 +271,9 @@ class TRADES(Objective):
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta, zero=True)
+
+    def images(self, attack: Attack) -> int:
+        return 2
 
     def check(self, attack: Attack | None) -> None:
         needs_attack(attack, "trades")
