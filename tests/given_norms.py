@@ -91,15 +91,12 @@ class Passes(nn.Module):
         return self.forwards / count, self.to_input / count, self.to_weights / count
 
 
-class WithBN(nn.Sequential):
+class WithBN(nn.Module):
     """(B, 3, 8, 8) -> (B, 4)."""
 
     def __init__(self) -> None:
-        super().__init__(
-            nn.Conv2d(3, 4, 3),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(4, 4),
-        )
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))

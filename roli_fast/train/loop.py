@@ -34,7 +34,7 @@ from roli_fast.train.alignment import Alignment
 from roli_fast.train.checkpoint import Progress, Tensors, changing_tensors, copy_tensors
 from roli_fast.train.context import Context
 from roli_fast.train.linear_probe import rated
-from roli_fast.train.objectives import Adversarial, Objective, Step
+from roli_fast.train.objectives import Adversarial, Objective, Step, attach, detach
 from roli_fast.train.stage import Job, StageResult, measured
 
 BLOCK = 16
@@ -92,6 +92,7 @@ class StageLoop:
         self.job, self.context, self.distributed = job, context, context.distributed
         self.model, self.stage = job.model, job.stage
         self.names = job.stage.prepare(job.model, seed=job.seed)
+        self.names += attach(job.model, job.stage.objective, job.seed)
         self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
         job.stage.objective.check(self.attack)
         self.phases = [self._phase(job.stage.objective, self.attack)]
@@ -542,6 +543,8 @@ class StageLoop:
         _update, passes = self.stage.passes(job.threat, self._validations().values(), job.splits)
         self._save_model("last.safetensors")
         self._export_best()
+        trainable = sum(self.model.get_parameter(name).numel() for name in self.names)
+        detach(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
         speed: dict[str, Any] = progress.speed
@@ -550,7 +553,7 @@ class StageLoop:
             epochs=self.stage.epochs,
             best_epoch=progress.best_epoch,
             best_validation_accuracy=progress.best_score,
-            trainable_parameters=sum(self.model.get_parameter(n).numel() for n in self.names),
+            trainable_parameters=trainable,
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             start_accuracies=progress.accuracies,

@@ -19,6 +19,7 @@ from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
 from roli_fast.norms import NORMS
 from roli_fast.registry import Registry
+from roli_fast.seeds import derived_generator
 from roli_fast.threat import check_positive
 from roli_fast.train.alignment import Alignment
 
@@ -82,6 +83,18 @@ class Objective:
         """Whether `settled` has to be called before the first update."""
         return False
 
+    def beside(self, model: nn.Module, generator: Generator) -> nn.Module | None:
+        """What the objective trains, or keeps, beside the model's own tensors; see `attach`.
+
+        Args:
+            model: as the stage's tuning left it, on the stage's device.
+            generator: the CPU's, source of initial values.
+
+        Raises:
+            ArgumentError: the model has no place for it.
+        """
+        return None
+
     def images(self, attack: Attack) -> int:
         """How many images of a sample an update passes forward and back to the weights, where
         `attack`, under the run's threat, makes some: for estimates."""
@@ -121,6 +134,28 @@ class Objective:
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+BESIDE = "beside"
+"""Name in the model of what an objective trains beside it."""
+
+
+def attach(model: nn.Module, objective: Objective, seed: int) -> list[str]:
+    """Put the objective's `beside` into a model; returns the names of what of it trains.
+
+    There a stage optimises, copies and resumes it like the rest. A forward of the model knows
+    nothing of it, so attacks, evaluations and files are those of the network alone.
+    """
+    own = objective.beside(model, derived_generator(seed, "objective"))
+    if own is None:
+        return []
+    model.add_module(BESIDE, own)
+    return [f"{BESIDE}.{name}" for name, p in own.named_parameters() if p.requires_grad]
+
+
+def detach(model: nn.Module) -> None:
+    """Take out what `attach` put in, if anything."""
+    model._modules.pop(BESIDE, None)
+
 
 FoundT = TypeVar("FoundT")
 
