@@ -59,7 +59,8 @@ def trained_on(
     engine = engine or Engine()
     if objective.needs_accuracies:
         objective = objective.settled({"linf": 0.5, "l2": 0.6, "l1": 0.1})
-    given = {"counts": torch.zeros(objective.counters, dtype=torch.float64)} | given
+    counts = torch.zeros(objective.counters, dtype=torch.float64)
+    given = {"counts": counts, "accuracy": 0.25} | given
     with engine.training(batch.x.device):
         source = torch.Generator().manual_seed(0)
         return objective(Step(model, batch, attack, source, engine, **given))
@@ -96,7 +97,8 @@ class WithBN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4)
+        self.conv, self.norm, self.mix = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+        return self.head(self.mix(self.norm(self.conv(x)).relu()).mean((2, 3)))

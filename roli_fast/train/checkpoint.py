@@ -29,7 +29,8 @@ class Progress:
     stage, `accuracies` what it was settled on: norm -> robust accuracy before the first update.
     `sora` is SORA's moving average, None before its first update; `alignments` has the mean of each
     epoch of single steps, `alarms` what the guard said, and `steps` the attack's after an alarm, 0
-    for its own.
+    for its own. `scores` are the validation accuracies by epoch, `accuracy` what the objective
+    measured at the beginning of the epoch.
     """
 
     epoch: int = 0
@@ -47,6 +48,8 @@ class Progress:
     alignments: dict[int, float] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     steps: int = 0
+    scores: dict[int, float] = field(default_factory=dict)
+    accuracy: float | None = None
 
     @property
     def speed(self) -> dict[str, float]:

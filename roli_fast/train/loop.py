@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from roli_fast.attacks import SORA, Attack, SingleStep
@@ -213,6 +213,7 @@ class StageLoop:
 
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
         """One phase of an epoch, or what is left of it."""
+        self._measure(epoch)
         self.stage.tuning.train_mode(self.model)
         started = time.perf_counter()
         for batch in self._timed(self._batches(epoch)):
@@ -227,6 +228,13 @@ class StageLoop:
                 if self.due:
                     self._save_and_check()
                 started = time.perf_counter()
+
+    def _measure(self, epoch: int) -> None:
+        """At an attacked epoch's beginning, the clean accuracy that the objective wants to know."""
+        network = self.phase.objective.measured(self.model) if self._attacks(epoch) else None
+        if network is not None and self.progress.step == 0:
+            result = self._evaluated({}, self.job.splits.train, network)
+            self.progress.accuracy = result.clean_accuracy
 
     def _timed(self, source: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; the seconds for which each was waited are added up.
@@ -320,7 +328,9 @@ class StageLoop:
         attack, head_alone = self._attack(epoch), isinstance(self.stage.tuning, Linear)
         watched = alignment.watches(attack, head_alone, self.progress.step)
         aligned = Alignment() if watched else None
-        step = Step(self.model, part, attack, generator, engine, self.counts, draw, aligned)
+        accuracy = self.progress.accuracy or 0.0
+        given = (attack, generator, engine, self.counts, draw, aligned, accuracy)
+        step = Step(self.model, part, *given)
         with set_tf32(engine.tf32):
             with engine.training(device):
                 terms = phase.objective(step)
@@ -333,7 +343,8 @@ class StageLoop:
         return row if terms.counts is None else torch.cat([row, terms.counts])
 
     def _lr_factor(self, position: int) -> float:
-        return self.stage.lr_factor(position, steps=self.steps)
+        halved = self.stage.schedule.halvings([*self.progress.scores.values()])
+        return self.stage.lr_factor(position, steps=self.steps) * 0.5**halved
 
     def _flush(self, epoch: int, bar: tqdm, *, since: float | None = None) -> float:
         """Bring the `SUMS` of the last updates to the host, which waits for the device, look for
@@ -429,13 +440,24 @@ class StageLoop:
                 self.progress.best_score, self.progress.best_epoch = score, epoch
                 self.best = self._copy()
             values |= scores
+            self._follow(epoch, score)
         if alarm:
             return self._go_back(alarm)
         self.context.recorder.add(self.job.stage_id, epoch, values, attacked=self._attacks(epoch))
-        self.progress.epoch, self.progress.phase, self.progress.step = epoch + 1, 0, 0
+        last |= self.stage.schedule.ended([*self.progress.scores.values()])
+        self.progress.epoch = self.stage.epochs if last else epoch + 1
+        self.progress.phase = self.progress.step = 0
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
             self._save_and_check()
+
+    def _follow(self, epoch: int, score: float) -> None:
+        """Note a validation's score, and go on from the best weights where it halves the rate."""
+        scores, halvings = self.progress.scores, self.stage.schedule.halvings
+        before = halvings([*scores.values()])
+        scores[epoch] = score
+        if halvings([*scores.values()]) > before:
+            checkpoint.restore_tensors(self.model, self.best)
 
     def _alignment_alarm(self) -> str:
         """Note the alignment of an epoch that ends; says what is wrong with it."""
@@ -469,6 +491,7 @@ class StageLoop:
         self.context.recorder.forget(self.job.stage_id, again)
         progress.epoch, progress.phase, progress.step = again, 0, 0
         progress.epoch_sums = {}
+        progress.scores = {e: score for e, score in progress.scores.items() if e < again}
         if goes_on:
             progress.steps = steps
             self._take_steps()
@@ -488,6 +511,8 @@ class StageLoop:
             means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
             if (cosine := phase.alignment(self.progress.epoch_sums)) is not None:
                 means[f"{phase.prefix}train_alignment"] = cosine
+        if self.progress.accuracy is not None:
+            means["train_clean_accuracy"] = self.progress.accuracy
         rate = self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1)
         return {**means, "lr": rate, **self.progress.speed}
 
@@ -511,9 +536,13 @@ class StageLoop:
         return scores
 
     def _evaluated(
-        self, attacks: Sequence[Attack] | Mapping[str, Attack], split: ImageDataset
+        self,
+        attacks: Sequence[Attack] | Mapping[str, Attack],
+        split: ImageDataset,
+        model: nn.Module | None = None,
     ) -> Evaluation:
-        """The split under each of them; a stop that comes meanwhile saves first."""
+        """The split under each of them, through the stage's model or another; a stop that comes
+        meanwhile saves first."""
 
         def check(_count: int) -> None:
             if self.context.wanted():
@@ -521,7 +550,7 @@ class StageLoop:
 
         world = self.distributed.world_size
         own = evaluate(
-            self.model,
+            model or self.model,
             self.context.evaluation_batches(split, self.stage.part_size(world)),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),

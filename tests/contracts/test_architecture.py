@@ -46,7 +46,7 @@ LINES = {
     "peft": 1100,
     "report": 2150,
     "running": 750,
-    "train": 5600,
+    "train": 5700,
     "zoo": 400,
 }
 """The most lines of Python that a part may have, docstrings included: it grows by a decision, not

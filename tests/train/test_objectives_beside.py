@@ -17,6 +17,10 @@ NETWORK = (
 ).split()
 KINDS = {
     "twins": ["--ranli.objective=twins", "--ranli.objective.beta=6"],
+    "autolora": [
+        *("--ranli.objective=autolora", "--ranli.schedule=auto"),
+        *("--ranli.schedule.window=1", "--ranli.schedule.rises=1"),
+    ],
 }
 
 
@@ -50,4 +54,4 @@ def test_twins_without_batch_norm_is_told_before_anything_trains() -> None:
     with pytest.raises(ArgumentError) as error:
         check(experiment, look=False)
     text = "`ranli.objective`: expected a network with BatchNorm, got twins for vit_"
-    assert str(error.value).startswith(text) and "adversarial or trades" in str(error.value)
+    assert str(error.value).startswith(text) and "trades or autolora" in str(error.value)

@@ -25,7 +25,8 @@ def plain(model: WithBN, affine: tuple[Tensor, ...], x: Tensor, frozen: bool) ->
         mean, var = torch.full_like(mean, 0.1), torch.full_like(var, 2.0)
     scale, shift = (one[:, None, None] for one in affine)
     maps = (maps - mean) / (var + 1e-5).sqrt() * scale + shift
-    return functional.linear(maps.relu().mean((2, 3)), model.head.weight, model.head.bias)
+    maps = functional.conv2d(maps.relu(), model.mix.weight, model.mix.bias)
+    return functional.linear(maps.mean((2, 3)), model.head.weight, model.head.bias)
 
 
 @pytest.mark.parametrize(

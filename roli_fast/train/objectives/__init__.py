@@ -1,6 +1,7 @@
 """What a training step minimises."""
 
 from roli_fast.registry import load_components
+from roli_fast.train.objectives.autolora import AutoLoRa as AutoLoRa
 from roli_fast.train.objectives.base import OBJECTIVES as OBJECTIVES
 from roli_fast.train.objectives.base import TRADES as TRADES
 from roli_fast.train.objectives.base import Adversarial as Adversarial

@@ -53,6 +53,8 @@ class Step(NamedTuple):
             before this update, over all processes.
         draw: uniform in [0, 1): another for each update, the same in all its parts and processes.
         alignment: is shown the gradients of a single step; None where nobody asks.
+        accuracy: clean accuracy of the objective's `measured` network on the training images at the
+            beginning of the epoch, a fraction.
     """
 
     model: nn.Module
@@ -63,6 +65,7 @@ class Step(NamedTuple):
     counts: Tensor = torch.zeros(0, dtype=torch.float64)
     draw: float = 0.0
     alignment: Alignment | None = None
+    accuracy: float = 0.0
 
 
 class Objective:
@@ -93,6 +96,11 @@ class Objective:
         Raises:
             ArgumentError: the model has no place for it.
         """
+        return None
+
+    def measured(self, model: nn.Module) -> nn.Module | None:
+        """The network, made of a model with its `beside`, whose `Step.accuracy` is wanted; None
+        where nothing is measured."""
         return None
 
     def images(self, attack: Attack) -> int:

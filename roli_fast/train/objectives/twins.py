@@ -68,7 +68,7 @@ class TWINS(Objective):
         }
         if not norms:
             got = f"twins for {name_of(model)}, which has none"
-            fix = "Take objective adversarial or trades."
+            fix = "Take objective adversarial, trades or autolora."
             raise ArgumentError(describe("objective", "a network with BatchNorm", got, fix))
         return Frozen(norms)
 
