@@ -32,6 +32,8 @@ class Progress:
     epoch of single steps, `alarms` what the guard said, and `steps` the attack's after an alarm, 0
     for its own. `averaged` is how many updates the average has, `candidates` the validation
     accuracy of the best epoch's "raw" and "averaged" weights.
+    `scores` are the validation accuracies by epoch, `accuracy` what the objective
+    measured at the beginning of the epoch.
     """
 
     epoch: int = 0
@@ -52,6 +54,8 @@ class Progress:
     steps: int = 0
     averaged: int = 0
     candidates: dict[str, float] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
+    accuracy: float | None = None
 
     @property
     def speed(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ from roli_fast.errors import ConfigError, DataError, describe
 from roli_fast.models import Classifier, create, trained_classes
 from roli_fast.running.device import pick_threads
 from roli_fast.train.experiment import KEEPS_HEAD, Experiment
+from roli_fast.train.objectives import attach
 from roli_fast.train.run_directory import all_parts, identity
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,8 @@ def _check_stages(experiment: Experiment, model: Classifier) -> None:
                 "(arXiv:2509.23325): let the radius rise, with an end later than its start.",
                 name,
             )
+        with inside(name, ("objective",)):
+            attach(copied, stage.objective, 0)
         if name == "pretrain" and experiment.source and "tuning" in copied.card:
             expected = "a method that adds no modules, full say: later stages start from it"
             raise ConfigError(describe("pretrain.tuning", expected, stage.tuning))

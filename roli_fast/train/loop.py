@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from roli_fast.attacks import SORA, Attack, SingleStep
@@ -36,7 +36,7 @@ from roli_fast.train.checkpoint import Progress, Tensors, changing_tensors, copy
 from roli_fast.train.context import Context
 from roli_fast.train.eps_schedule import Constant
 from roli_fast.train.linear_probe import rated
-from roli_fast.train.objectives import Adversarial, Objective, Step
+from roli_fast.train.objectives import Adversarial, Objective, Step, attach, detach
 from roli_fast.train.stage import Job, StageResult, measured
 
 BLOCK = 16
@@ -94,6 +94,7 @@ class StageLoop:
         self.job, self.context, self.distributed = job, context, context.distributed
         self.model, self.stage = job.model, job.stage
         self.names = job.stage.prepare(job.model, seed=job.seed)
+        self.names += attach(job.model, job.stage.objective, job.seed)
         self.attack = job.stage.attack.under(job.threat) if job.stage.attack else None
         job.stage.objective.check(self.attack)
         self.phases = [self._phase(job.stage.objective, self.attack)]
@@ -221,6 +222,7 @@ class StageLoop:
 
     def _train_epoch(self, epoch: int, bar: tqdm) -> None:
         """One phase of an epoch, or what is left of it."""
+        self._measure(epoch)
         self.stage.tuning.train_mode(self.model)
         started = time.perf_counter()
         for batch in self._timed(self._batches(epoch)):
@@ -235,6 +237,13 @@ class StageLoop:
                 if self.due:
                     self._save_and_check()
                 started = time.perf_counter()
+
+    def _measure(self, epoch: int) -> None:
+        """At an attacked epoch's beginning, the clean accuracy that the objective wants to know."""
+        network = self.phase.objective.measured(self.model) if self._attacks(epoch) else None
+        if network is not None and self.progress.step == 0:
+            result = self._evaluated({}, self.job.splits.train, network)
+            self.progress.accuracy = result.clean_accuracy
 
     def _timed(self, source: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; the seconds for which each was waited are added up.
@@ -336,7 +345,9 @@ class StageLoop:
         attack, head_alone = self._attack(epoch), isinstance(self.stage.tuning, Linear)
         watched = alignment.watches(attack, head_alone, self.progress.step)
         aligned = Alignment() if watched else None
-        step = Step(self.model, part, attack, generator, engine, self.counts, draw, aligned)
+        accuracy = self.progress.accuracy or 0.0
+        given = (attack, generator, engine, self.counts, draw, aligned, accuracy)
+        step = Step(self.model, part, *given)
         with set_tf32(engine.tf32):
             with engine.training(device):
                 terms = phase.objective(step)
@@ -349,7 +360,8 @@ class StageLoop:
         return row if terms.counts is None else torch.cat([row, terms.counts])
 
     def _lr_factor(self, position: int) -> float:
-        return self.stage.lr_factor(position, steps=self.steps)
+        halved = self.stage.schedule.halvings([*self.progress.scores.values()])
+        return self.stage.lr_factor(position, steps=self.steps) * 0.5**halved
 
     def _flush(self, epoch: int, bar: tqdm, *, since: float | None = None) -> float:
         """Bring the `SUMS` of the last updates to the host, which waits for the device, look for
@@ -446,6 +458,7 @@ class StageLoop:
             if not alarm:
                 scores |= self._keep_best(score, epoch)
             values |= scores
+            self._follow(epoch, score)
         elif waits and not alarm:
             looked = self._evaluated({}, self.val)
             values["validation_clean_accuracy"] = looked.clean_accuracy
@@ -454,7 +467,9 @@ class StageLoop:
         if waits:
             self._note_accuracy(epoch, values["validation_clean_accuracy"])
         self.context.recorder.add(self.job.stage_id, epoch, values, attacked=self._attacks(epoch))
-        self.progress.epoch, self.progress.phase, self.progress.step = epoch + 1, 0, 0
+        last |= self.stage.schedule.ended([*self.progress.scores.values()])
+        self.progress.epoch = self.stage.epochs if last else epoch + 1
+        self.progress.phase = self.progress.step = 0
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
             self._save_and_check()
@@ -480,6 +495,14 @@ class StageLoop:
             progress.candidates = found
             self.best = copy_tensors(averaged) if which == "averaged" else self._copy()
         return {"validation_averaged_accuracy": found["averaged"]} if averaged else {}
+
+    def _follow(self, epoch: int, score: float) -> None:
+        """Note a validation's score, and go on from the best weights where it halves the rate."""
+        scores, halvings = self.progress.scores, self.stage.schedule.halvings
+        before = halvings([*scores.values()])
+        scores[epoch] = score
+        if halvings([*scores.values()]) > before:
+            checkpoint.restore_tensors(self.model, self.best)
 
     def _alignment_alarm(self) -> str:
         """Note the alignment of an epoch that ends; says what is wrong with it."""
@@ -519,6 +542,7 @@ class StageLoop:
         progress.epoch, progress.phase, progress.step = again, 0, 0
         progress.epoch_sums = {}
         progress.clean_accuracies = progress.clean_accuracies[:again]
+        progress.scores = {e: score for e, score in progress.scores.items() if e < again}
         if goes_on:
             progress.steps = steps
             self._take_steps()
@@ -541,6 +565,8 @@ class StageLoop:
         if self.attack and self.stage.eps_schedule != Constant():
             eps = getattr(self.attack, "eps", 0.0)  # of several norms the first, as all move alike
             means["train_eps"] = self._share(epoch) * (eps[0] if isinstance(eps, tuple) else eps)
+        if self.progress.accuracy is not None:
+            means["train_clean_accuracy"] = self.progress.accuracy
         rate = self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1)
         return {**means, "lr": rate, **self.progress.speed}
 
@@ -564,9 +590,13 @@ class StageLoop:
         return scores
 
     def _evaluated(
-        self, attacks: Sequence[Attack] | Mapping[str, Attack], split: ImageDataset
+        self,
+        attacks: Sequence[Attack] | Mapping[str, Attack],
+        split: ImageDataset,
+        model: nn.Module | None = None,
     ) -> Evaluation:
-        """The split under each of them; a stop that comes meanwhile saves first."""
+        """The split under each of them, through the stage's model or another; a stop that comes
+        meanwhile saves first."""
 
         def check(_count: int) -> None:
             if self.context.wanted():
@@ -574,7 +604,7 @@ class StageLoop:
 
         world = self.distributed.world_size
         own = evaluate(
-            self.model,
+            model or self.model,
             self.context.evaluation_batches(split, self.stage.part_size(world)),
             attacks,
             seed=derive_seed(self.job.seed, "validation"),
@@ -610,6 +640,8 @@ class StageLoop:
             text = "stage '%s', best epoch %d: validation accuracy of the weights %s"
             logger.info(text, job.name, progress.best_epoch, shown)
         self._export_best()
+        trainable = sum(self.model.get_parameter(name).numel() for name in self.names)
+        detach(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
         speed: dict[str, Any] = progress.speed
@@ -619,7 +651,7 @@ class StageLoop:
             best_epoch=progress.best_epoch,
             best_validation_accuracy=progress.best_score,
             candidates=progress.candidates if self.average else {},
-            trainable_parameters=sum(self.model.get_parameter(n).numel() for n in self.names),
+            trainable_parameters=trainable,
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
             start_accuracies=progress.accuracies,

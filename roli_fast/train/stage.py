@@ -218,12 +218,13 @@ class Stage:
         # one forward, and a backward for inputs and weights of twice that unless the head is all
         update = 1 if isinstance(self.tuning, Linear) else 3
         attack = attack_passes(self.attack.under(threat), classes) if self.attack else 0
+        more = update * (self.objective.images(self.attack.under(threat)) - 1) if self.attack else 0
         halves = 2 if self.gradient_projection else 1
         look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
         look *= 2 if self.averaging else 1
         attacked = sum(self.eps_share(epoch, accuracies) > 0 for epoch in range(self.epochs))
-        each = self.epochs * halves * update + attacked * attack
-        return update + attack, len(splits.train) * each, look
+        each = self.epochs * halves * update + attacked * (attack + more)
+        return update + more + attack, len(splits.train) * each, look
 
     def validation_plan(
         self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits

@@ -47,7 +47,7 @@ LINES = {
     "peft": 1100,
     "report": 2200,
     "running": 750,
-    "train": 5850,
+    "train": 6100,
     "zoo": 400,
 }
 """The most lines of Python that a part may have, docstrings included: it grows by a decision, not
