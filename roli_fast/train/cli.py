@@ -12,7 +12,14 @@ from roli_fast.errors import ConfigError, describe
 from roli_fast.running.folder import CONFIG
 from roli_fast.train.experiment import PLACE_FIELDS, SCHEMA, STAGES, Experiment, same_experiment
 from roli_fast.train.paper_compat import FAULTS, RAMP_FAULTS
-from roli_fast.train.recipes import NAMES, NORM_RECIPES, norm_recipe, recipe
+from roli_fast.train.recipes import (
+    NAMES,
+    NORM_RECIPES,
+    RIVALS,
+    norm_recipe,
+    recipe,
+    rival_recipe,
+)
 from roli_fast.train.stage import Stage
 from roli_fast.train.sweep import Axis, saved_axes
 
@@ -80,10 +87,12 @@ def _starting_tree(
         if given := getattr(options, flag):
             expected = f"--recipe {', '.join(NORM_RECIPES)} beside it"
             raise ConfigError(describe(f"--{flag}", expected, given))
+    if name in RIVALS:
+        return f"{name}-{data}", rival_recipe(name, data=data, tuning=tuning)
     if name in NAMES:
         return f"{name}-{data}-{tuning}", recipe(name, data=data, tuning=tuning)
     if name:
-        known = f"one of: {', '.join((*NAMES, *NORM_RECIPES))}"
+        known = f"one of: {', '.join((*NAMES, *NORM_RECIPES, *RIVALS))}"
         raise ConfigError(describe("--recipe", known, repr(name)))
     if tuning:
         fix = "Elsewhere set --finetune.tuning."
@@ -144,7 +153,7 @@ fine-tune from a fresh head (RanLI). Without --config and --data it runs the qui
 torchrun the processes share every batch: batch_size stays that of an update.
 
   --config FILE     a YAML file, or the name of a packaged one (quickstart)
-  --recipe NAME     published settings: roli, roli_fast, ranli, lp_ft, ramp, ...; see --help recipe
+  --recipe NAME     published settings: roli, ranli, ramp, twins, autolora, ...; see --help recipe
   --sweep F=VALUES  try every value of field F: --sweep finetune.optimizer.lr=1e-3,1e-4; repeated,
                     every combination. Each method is tested with what validates best
   --run_dir DIR     where everything is written (default: runs/<name>-<time>)
@@ -164,6 +173,8 @@ RECIPE_USAGE = """\
                     Or the RAMP paper's for --data cifar10, cifar100 or image_folder: ramp, eat,
                     max, msd, sat, avg, training against linf, l2 and l1; --model.name chooses
                     the row (preact_resnet18), and any timm model takes that of a like one
+                    Or, with RoLI's --data, the method ranli as twins, twins_trades or autolora on a
+                    robust ResNet-50; --methods roli,ranli has RoLI's probe and plain fine-tune too
   --tuning NAME     linear, full, bias, lora, adapter or prompt; RAMP's and its baselines' are
                     published with full, which is left out
   --start NAME      of RAMP and its baselines: finetune, of the classifier in --model.weights, or

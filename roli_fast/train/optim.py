@@ -1,7 +1,7 @@
 """Optimisers, and how the learning rate moves over the updates of a stage."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, cast, get_args
@@ -35,6 +35,15 @@ class Schedule:
             warmup: the stage's warm-up in epochs; a fraction is fine.
         """
         raise NotImplementedError
+
+    def halvings(self, scores: Sequence[float]) -> int:
+        """How often validation has halved the rate, given its accuracies so far, in their order.
+        Each time the stage goes on from its best weights."""
+        return 0
+
+    def ended(self, scores: Sequence[float]) -> bool:
+        """Whether a stage with these validation accuracies is over before its last epoch."""
+        return False
 
 
 SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
@@ -130,6 +139,47 @@ class Triangle(Schedule):
         if update < rising:
             return (update + 1) / rising
         return (total - update) / max(1, total - rising)
+
+
+@SCHEDULES.register("auto")
+@dataclass(frozen=True)
+class Auto(Schedule):
+    """A linear warm-up, if any, then a rate that is halved whenever validation stalls: AutoLoRa's
+    (arXiv:2310.01818), there from 0.01 on, for at most 60 epochs.
+
+    Every `window` validations it looks back as far. Unless `rises` of them were above the one
+    before, and one is the best so far, the rate is halved, and the stage goes on from its best
+    weights; the optimiser's state is kept.
+
+    Args:
+        window: validations from one look to the next; the first look is after one more.
+        rises: how many of them must have risen.
+        lowest: share of the peak rate below which the stage ends.
+    """
+
+    window: int = 4
+    rises: int = 3
+    lowest: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rises <= self.window or self.window < 1:
+            raise ArgumentError(describe("rises", f"0 to window ({self.window})", self.rises))
+        check_positive("lowest", self.lowest, zero=True)
+
+    def share(self, update: int, *, epochs: int, steps: int, warmup: float) -> float:
+        return min(1.0, (update + 1) / max(1, round(warmup * steps)))
+
+    def halvings(self, scores: Sequence[float]) -> int:
+        count = 0
+        for end in range(self.window, len(scores), self.window):
+            start = end - self.window
+            rose = sum(b > a for a, b in pairwise(scores[start : end + 1]))
+            before = max(scores[: start + 1]) if start else 0.0
+            count += rose < self.rises or max(scores[: end + 1]) <= before
+        return count
+
+    def ended(self, scores: Sequence[float]) -> bool:
+        return 0.5 ** self.halvings(scores) < self.lowest
 
 
 Decay = Literal["matrices", "all", "release"]

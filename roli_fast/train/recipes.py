@@ -1,7 +1,8 @@
-"""The experiments of the RoLI and RAMP papers, as configuration trees.
+"""The experiments of the RoLI, RAMP, TWINS and AutoLoRa papers, as configuration trees.
 
 The numbers are in roli_fast/recipes/published/*.yaml, merged here: of RoLI one line for every
-configuration file of the release, 51 in all; several_norms.yaml has RAMP's and its baselines'.
+configuration file of the release, 51 in all; several_norms.yaml has RAMP's and its baselines',
+twins_autolora.yaml the others'.
 """
 
 from functools import cache
@@ -32,6 +33,9 @@ published second stage without its attack: rates that differ would hide what the
 
 NORM_RECIPES = ("ramp", "eat", "max", "msd", "sat", "avg")
 """Recipes against linf, l2 and l1."""
+
+RIVALS = ("twins", "twins_trades", "autolora")
+"""Recipes of other methods for robust backbones, which are the method ranli here."""
 
 STARTS = {"scratch": ("scratch", "pretrain"), "finetune": ("finetune", "finetune")}
 """Start -> the method that runs, and its stage."""
@@ -145,6 +149,37 @@ def norm_recipe(  # noqa: PLR0913 - what a command line may choose
         "validation": whole["validation"],
         "test": whole["test"],
         "note": f"{note}; not published: {'; '.join(new)}" if new else note,
+    }
+
+
+def rival_recipe(name: str, *, data: str, tuning: str = "") -> dict[str, Any]:
+    """The configuration tree of one of `RIVALS`, its method in the stage `ranli`.
+
+    For a comparison, the method roli, `probe` is RoLI's published one and `finetune` the same
+    fine-tune with plain adversarial training.
+
+    Raises:
+        ConfigError: an unknown name, or another tuning than full.
+    """
+    _check_known("--data", data, DATA, "For other images set the fields of ranli by flags.")
+    _check_known("--tuning", tuning or "full", ("full",), "For another set --ranli.tuning.")
+    whole, common, own = table("twins_autolora"), table("common"), table(data)
+    row, told = whole[name], whole[name]["data"]
+    of_data = told.get(data) or told.get(row.get("others"), {})
+    stage = merged(whole["stage"], row["stage"], of_data)
+    plain = {field: value for field, value in stage.items() if field != "objective"}
+    note = f"{name}, settings of its authors' code"
+    return {
+        "data": own["data"],
+        "model": whole["model"] | own.get("model", {}),
+        "methods": ["ranli"],
+        "threat": whole["threat"],
+        "probe": _stage(data, "linear", "ranli"),
+        "finetune": plain,
+        "ranli": merged({"objective": row["objective"]}, stage),
+        "validation": common["validation"],
+        "test": common["test"],
+        "note": note if data in told else f"{note} for {row['others']}",
     }
 
 

@@ -78,7 +78,8 @@ def test_the_right_normalisation_and_a_wrong_one(data: Path, capsys: Text) -> No
     assert (
         "suspicious normalisation: with mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5 (timm's)" in text
     )
-    assert "it has 100.0% instead of" in text
+    assert "it has 100.0% instead of" in text and text.count("suspicious") == 1
+    assert "in a run write --model.mean 0.5,0.5,0.5 --model.std 0.5,0.5,0.5\n" in text
 
 
 def test_classes_by_their_words_and_an_accuracy_below_the_reported_one(

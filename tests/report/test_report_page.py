@@ -19,7 +19,9 @@ from reading import Read
 from roli_fast.attacks import AutoAttack
 from roli_fast.errors import RunDirectoryError
 from roli_fast.evaluate import attack_passes
-from roli_fast.report import write
+from roli_fast.report import plots, write
+from roli_fast.report.read import read as read_run
+from roli_fast.report.subjects import Page
 from roli_fast.running.text import duration
 
 
@@ -47,7 +49,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Read:
         (
             "Accuracy on 400 test images, attacked by pgd, 10 steps in linf 8/255.",
             1,
-            ["RoLI", "82.0 ± 2.8 %", "68.0 ± 2.8 %", "2", "probe 1 + finetune 3", "2 min 40 s"],
+            # expected robustness of 70 and 72; a pass a stage's epoch
+            ["RoLI", "82.0 ± 2.8 %", "68.0 ± 2.8 %", "71.0 ± 1.4 %", "2", "probe 1 + finetune 3"]
+            + ["20,000,000", "2 min 40 s"],
         ),
         ("Accuracy on 400 test images", 2, ["RanLI", "77.0 ± 2.8 %", "61.0 ± 1.4 %"]),
         ("Every seed", 2, ["RoLI", "1", "finetune", "64.0 %", "84.0 %", "70.0 %"]),
@@ -64,7 +68,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Read:
         ),
         # of 60 and 70
         ("The same as numbers, linf", 3, ["8", "65.0 ± 7.1 %", "65.0 ± 7.1 %"]),
-        ("Every stage", 1, ["RoLI", "probe", "1", "12,345", "64.0 ± 0.0 %", "25.0 ± 0", "40 s"]),
+        (
+            "Every stage",
+            1,
+            ["RoLI", "probe", "1", "12,345", "64.0 ± 0.0 %", "5,000,000", "25.0 ± 0", "40 s"],
+        ),
     ],
 )
 def test_the_tables_have_the_files_numbers(
@@ -319,6 +327,33 @@ def test_an_evaluation_in_the_run_directory_is_shown(run: Path) -> None:
     assert "Test image cat/2.jpg of “cat”" in alts and len(alts) == 6 + 2
     for text in ("evaluation: the model has <i>collapsed</i>.", "roli, seed 1: the model has"):
         assert f"Warning: {text}" in page.text
+
+
+def test_evaluations_of_every_seed_stand_beside_the_test(run: Path) -> None:
+    """Of RoLI's two seeds, linf 60 and 70 and unseen 30 and 50; RanLI has none."""
+    for seed, (robust, unseen) in enumerate([(0.6, 0.3), (0.7, 0.5)]):
+        tree = evaluation_of()
+        tree["model"] = {"file": f"else/seed-{seed}/roli/stage-2-finetune/best.safetensors"}
+        tree["norms"]["linf"]["robust"]["accuracy"] = robust
+        tree["norms"]["l2"]["robust"] = None
+        tree["unseen"]["mean_accuracy"] = unseen
+        write_json(run / f"evaluation/{seed}/evaluation.json", tree)
+    rows = read(run).table("Accuracy on 400 test images")
+    assert rows[0][3:6] == ["expected robustness", "autoattack, linf 8/255", "unseen, mean"]
+    assert [row[4:6] for row in rows[1:]] == [["65.0 ± 7.1 %", "40.0 ± 14.1 %"], ["–", "–"]]
+
+
+def test_accuracy_is_drawn_over_cost_where_every_method_tells_it(run: Path) -> None:
+    """RoLI took 20 million passes, RanLI as many: circles of 82 and 77 % at one place."""
+    (chart,) = [c for c in plots.over_cost(Page([read_run(run)]).tested, []) if "Clean" in c.title]
+    x, y = (re.findall(rf'class="dot c\d" .*?c{axis}="([\d.]+)"', chart.svg) for axis in "xy")
+    assert x[0] == x[1] and float(y[0]) < float(y[1])
+    assert "RoLI 82 to 82; RanLI 77 to 77" in chart.svg
+    assert "Accuracy over what the training cost" in read(run).text
+    tree = json.loads((run / "summary.json").read_text())
+    del tree["methods"]["ranli"]["per_seed"][0]["stages"][0]["passes"]
+    write_json(run / "summary.json", tree)
+    assert "Accuracy over what the training cost" not in read(run).text
 
 
 def test_the_strengths_of_a_clean_probe(run: Path) -> None:

@@ -37,10 +37,18 @@ def test_tensorboard_has_methods_in_one_chart_settings_and_examples(tmp_path: Pa
     assert b"finetune.optimizer.lr" in written and b"probe.attack.steps" in written
 
 
+RISING = [
+    "--probe.eps_schedule=ramp",
+    "--probe.eps_schedule.start=2/5",
+    "--probe.eps_schedule.end=4/5",
+]
+
+
 def test_what_a_stage_takes_by_hand() -> None:
-    """PGD-3: 3 forwards and 3 backwards an image, and one look at what came out of it where the
-    last step's loss is asked for; an update of the head alone is 1, of all weights 3."""
-    experiment = small("--probe.attack.steps=3", "--probe.epochs=5", "--probe.clean_epochs=2")
+    """Two of five epochs are clean. PGD-3: 3 forwards and 3 backwards an image, and one look at
+    what came out of it where the last step's loss is asked for; an update of the head alone is 1,
+    of all weights 3."""
+    experiment = small("--probe.attack.steps=3", "--probe.epochs=5", *RISING)
     splits, probe = experiment.data.load(), experiment.probe
     assert probe.attack is not None
     attack = attack_passes(probe.attack.under(experiment.threat), splits.num_classes)

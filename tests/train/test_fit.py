@@ -1,8 +1,12 @@
 """`roli_fast.fit`: the command's stages on objects of the user's."""
 
+import os
+import re
+import signal
+
 import pytest
 import torch
-from small import assert_same_weights, stop_at
+from small import assert_same_weights
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -11,6 +15,7 @@ from roli_fast import peft
 from roli_fast.data.digits import Digits
 from roli_fast.errors import ArgumentError, InterruptedRunError, RunDirectoryError
 from roli_fast.models import load, wrap
+from roli_fast.train.loop import StageLoop
 
 OPTIONS = {
     "probe.attack.steps": 2, "finetune.attack.steps": 2, "validation.steps": 1, "test.steps": 2,
@@ -67,10 +72,24 @@ def test_a_run_that_was_stopped_goes_on_by_the_same_call(digits, tmp_path, monke
             tuning=peft.Bias(), epochs=2, run_dir=tmp_path / name, quiet=True, options=OPTIONS,
         )  # fmt: skip
 
+    validate = StageLoop._validate
+
+    def stops(self: StageLoop) -> dict[str, float]:
+        found = validate(self)
+        os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        stop_at(patch, 2)
-        with pytest.raises(InterruptedRunError, match=r"run_dir='.*stopped'"):
+        patch.setattr(StageLoop, "_validate", stops)
+        text = (
+            r"best weights so far are in '(.*probe/best.safetensors)'; saved.*run_dir='.*stopped'"
+        )
+        with pytest.raises(InterruptedRunError, match=text) as stopped:
             fit("stopped")
+    assert signal.getsignal(signal.SIGINT) is handler
+    best = re.search(text, str(stopped.value))
+    assert best and load(best[1])(digits[1].tensors[0]).shape[1] == 3
     fit("stopped")
     fit("straight")
     assert_same_weights(tmp_path / "stopped", tmp_path / "straight")

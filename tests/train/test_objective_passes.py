@@ -98,5 +98,6 @@ def test_what_a_sample_costs(
     objective: Objective, attack: Attack, vit: Any, batch_norm: Any
 ) -> None:
     """Forwards, backwards to the input, backwards to the weights, at 10 steps."""
+    assert objective.images(attack) == vit[2]
     assert cost(objective, attack, tiny("vit_tiny_patch16_224")) == vit
     assert cost(objective, attack, WithBN()) == batch_norm

@@ -1,5 +1,6 @@
 """The published settings against numbers typed from the paper's tables, and what they run."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from roli_fast.errors import ConfigError
 from roli_fast.peft import Adapter, Bias, Full, Linear, LoRA, Prompt
 from roli_fast.train.cli import parse
 from roli_fast.train.experiment import SCHEMA, Experiment
+from roli_fast.train.objectives import TWINS, AutoLoRa, Objective
+from roli_fast.train.optim import Auto
 from roli_fast.train.recipes import DATA, NAMES, TUNINGS, table
 from roli_fast.zoo import named
 
@@ -188,3 +191,33 @@ def test_a_wrong_recipe_is_named_with_its_fix(flags: list[str], words: list[str]
     with pytest.raises(ConfigError) as caught:
         parse(flags)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "objective", "lr", "decay"),
+    [
+        ("twins", "cifar10", TWINS(frozen_weight=1.0), 0.003, 1e-5),
+        ("twins", "cub", TWINS(frozen_weight=0.4), 0.003, 1e-3),
+        ("twins_trades", "caltech256", TWINS(0.4, beta=6.0, kl_mean="batch"), 0.003, 1e-3),
+        ("autolora", "stanford_dogs", AutoLoRa(), 0.01, 1e-4),
+    ],
+)
+def test_other_methods_beside_the_plain_fine_tune(
+    name: str, data: str, objective: Objective, lr: float, decay: float
+) -> None:
+    given = ["--recipe", name, "--data", data, "--data.root=photos", "--methods=roli,ranli"]
+    experiment = parse(given).experiment
+    stage, plain = experiment.stages("ranli")[0][1], experiment.finetune
+    rule = stage.optimizer
+    assert (rule.name, rule.lr, rule.weight_decay, rule.decay) == ("sgd", lr, decay, "all")
+    assert (stage.objective, stage.batch_size, stage.epochs) == (objective, 128, 60)
+    assert isinstance(stage.attack, PGD) and stage.attack.steps == 10
+    assert replace(stage, objective=plain.objective) == plain != stage
+    assert ("for caltech256" in experiment.note) == (data == "cub")
+    if name == "autolora":
+        assert stage.schedule == Auto()
+    else:
+        found = [stage.lr_factor(epoch, steps=1) for epoch in (29, 30, 49, 50)]
+        assert found == pytest.approx([1, 0.1, 0.1, 0.01])
+    with pytest.raises(ConfigError, match="--tuning"):
+        parse([*given, "--tuning=lora"])

@@ -12,6 +12,7 @@ from roli_fast.data import DATASETS
 from roli_fast.peft import Full
 from roli_fast.train import run
 from roli_fast.train.cli import parse
+from roli_fast.train.eps_schedule import Constant
 from roli_fast.train.experiment import SCHEMA, Experiment
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import AVG, EAT, RAMP, SAT, Adversarial
@@ -82,7 +83,7 @@ def test_a_cell_is_the_paper_s(cell: tuple) -> None:
         rule = stage.optimizer
         assert (rule.name, rule.momentum, rule.lr) == ("sgd", 0.9, lr)
         assert (rule.weight_decay, rule.decay) == (decay, of)
-        assert (stage.warmup_epochs, stage.clean_epochs, stage.select) == (0, 0, "last")
+        assert (stage.warmup_epochs, stage.eps_schedule, stage.select) == (0, Constant(), "last")
         assert isinstance(stage.tuning, Full)
         projected = GradientProjection(beta=0.5) if (name, start) == ("ramp", "scratch") else None
         assert stage.gradient_projection == projected

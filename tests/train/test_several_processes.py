@@ -79,12 +79,21 @@ def test_three_processes_are_one(single: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_soras_average_is_that_of_all_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "skip"),
+    [
+        (("--finetune.attack=sora", "--finetune.validation_share=1"), "--finetune.attack"),
+        (("--finetune.averaging={}",), "?"),
+    ],
+    ids=["SORA", "weights"],
+)
+def test_an_average_is_that_of_all_processes(
+    tmp_path: Path, more: tuple[str, ...], skip: str
+) -> None:
     """Batches of 35, 35 and 2 images, in four parts."""
-    more = ("--finetune.attack=sora", "--finetune.validation_share=1")
     for world in (1, 2):
         folder = tmp_path / str(world)
-        members = run(world, several.train, folder, *more, double=True, skip="--finetune.attack")
+        members = run(world, several.train, folder, *more, double=True, skip=skip)
         assert codes(members) == [0] * world, members
     assert_close(tmp_path / "1", tmp_path / "2")
 

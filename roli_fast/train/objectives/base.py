@@ -19,6 +19,7 @@ from roli_fast.errors import ArgumentError, describe
 from roli_fast.losses import cross_entropy
 from roli_fast.norms import NORMS
 from roli_fast.registry import Registry
+from roli_fast.seeds import derived_generator
 from roli_fast.threat import check_positive
 from roli_fast.train.alignment import Alignment
 
@@ -52,6 +53,8 @@ class Step(NamedTuple):
             before this update, over all processes.
         draw: uniform in [0, 1): another for each update, the same in all its parts and processes.
         alignment: is shown the gradients of a single step; None where nobody asks.
+        accuracy: clean accuracy of the objective's `measured` network on the training images at the
+            beginning of the epoch, a fraction.
     """
 
     model: nn.Module
@@ -62,6 +65,7 @@ class Step(NamedTuple):
     counts: Tensor = torch.zeros(0, dtype=torch.float64)
     draw: float = 0.0
     alignment: Alignment | None = None
+    accuracy: float = 0.0
 
 
 class Objective:
@@ -81,6 +85,28 @@ class Objective:
     def needs_accuracies(self) -> bool:
         """Whether `settled` has to be called before the first update."""
         return False
+
+    def beside(self, model: nn.Module, generator: Generator) -> nn.Module | None:
+        """What the objective trains, or keeps, beside the model's own tensors; see `attach`.
+
+        Args:
+            model: as the stage's tuning left it, on the stage's device.
+            generator: the CPU's, source of initial values.
+
+        Raises:
+            ArgumentError: the model has no place for it.
+        """
+        return None
+
+    def measured(self, model: nn.Module) -> nn.Module | None:
+        """The network, made of a model with its `beside`, whose `Step.accuracy` is wanted; None
+        where nothing is measured."""
+        return None
+
+    def images(self, attack: Attack) -> int:
+        """How many images of a sample an update passes forward and back to the weights, where
+        `attack`, under the run's threat, makes some: for estimates."""
+        return 1
 
     def check(self, attack: Attack | None) -> None:
         """Called before anything runs, with the stage's attack under the run's threat.
@@ -116,6 +142,28 @@ class Objective:
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+BESIDE = "beside"
+"""Name in the model of what an objective trains beside it."""
+
+
+def attach(model: nn.Module, objective: Objective, seed: int) -> list[str]:
+    """Put the objective's `beside` into a model; returns the names of what of it trains.
+
+    There a stage optimises, copies and resumes it like the rest. A forward of the model knows
+    nothing of it, so attacks, evaluations and files are those of the network alone.
+    """
+    own = objective.beside(model, derived_generator(seed, "objective"))
+    if own is None:
+        return []
+    model.add_module(BESIDE, own)
+    return [f"{BESIDE}.{name}" for name, p in own.named_parameters() if p.requires_grad]
+
+
+def detach(model: nn.Module) -> None:
+    """Take out what `attach` put in, if anything."""
+    model._modules.pop(BESIDE, None)
+
 
 FoundT = TypeVar("FoundT")
 
@@ -252,7 +300,11 @@ class TRADES(Objective):
     (Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
     arXiv:1901.08573).
 
-    Any attack will do. The paper's own maximises that KL: attack pgd or apgd with loss: kl.
+    Any attack will do, pgd with its cross-entropy say. The paper's own maximises that KL: attack
+    pgd or apgd with loss: kl; its PGD starts from normal noise of 0.001, ours anywhere in the ball.
+    Clean and attacked images share one forward where the network treats each by itself
+    (`is_independent`), else each have their own, as in the release, which forwards the clean ones
+    twice.
 
     Args:
         beta: weight of the KL, 1 / lambda in the paper; 6 in its main results.
@@ -262,6 +314,9 @@ class TRADES(Objective):
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta, zero=True)
+
+    def images(self, attack: Attack) -> int:
+        return 2
 
     def check(self, attack: Attack | None) -> None:
         needs_attack(attack, "trades")

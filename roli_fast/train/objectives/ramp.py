@@ -84,6 +84,9 @@ class RAMP(Objective):
         """The attack must be multi_apgd, with both norms, or two to choose from."""
         in_norms(attack, None if self.needs_accuracies else self._pair, "ramp", fewest=2)
 
+    def images(self, attack: Attack) -> int:
+        return 3 if self.trades_beta else 2
+
     @property
     def _pair(self) -> tuple[str, str]:
         assert self.source is not None and self.target is not None, "settled before"

@@ -124,6 +124,9 @@ class AVG(Objective):
     def check(self, attack: Attack | None) -> None:
         in_norms(attack, self.norms, "avg")
 
+    def images(self, attack: Attack) -> int:
+        return len(in_norms(attack, self.norms, "avg").norms or ())
+
     def on_attacked(self, step: Step, attack: Attack) -> Terms:
         """The logits are, image by image, those of largest loss."""
         search = in_norms(attack, self.norms, "avg").search
