@@ -45,7 +45,7 @@ LINES = {
     "norms": 700,
     "ops": 2500,
     "peft": 1100,
-    "report": 2200,
+    "report": 2300,
     "running": 750,
     "train": 6100,
     "zoo": 400,

@@ -75,7 +75,7 @@ def test_a_head_alone_is_looked_at_once_in_fifty_updates_unless_sora_asks() -> N
 
 
 def test_alarms_by_hand() -> None:
-    assert "0.40" in alignment_alarm(0.4, 0.9) and not alignment_alarm(0.5, 0.9)
+    assert "0.60" in alignment_alarm(0.6, 0.9) and not alignment_alarm(0.65, 0.9)
     assert not alignment_alarm(-0.01, 0.03)  # never was high: batch normalisation, say
     assert "20.0 %" in score_alarm(0.2, 0.5, 200) and not score_alarm(0.3, 0.5, 200)
     assert not score_alarm(0.05, 0.15, 20)  # two images of twenty are noise
