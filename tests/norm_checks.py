@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_attacks import generator
 from tiny_models import images
 from torch import Tensor
 
@@ -14,11 +15,6 @@ from roli_fast.norms import Norm
 SHAPES = [(3, 7), (2, 3, 5, 4), (1, 1, 1, 1), (0, 3, 4, 4), (5, 2)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 BOX = (0.0, 1.0)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    """A source of draws of its own."""
-    return torch.Generator().manual_seed(seed)
 
 
 def inside(norm: Norm, moved: Tensor, x: Tensor, eps: float, bounds: tuple[float, float]) -> bool:

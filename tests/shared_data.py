@@ -29,10 +29,6 @@ class SharedData:
         """{train,test}/<class>/*.jpg, 32x32; the first `per_class` files of each folder."""
         return self._unpacked("cifar10", per_class)
 
-    def imagenet100_32(self, per_class: int | None = None) -> Path:
-        """{train,val}/<class>/*.webp, 99 classes, 32x32; `per_class` as for `cifar10`."""
-        return self._unpacked("imagenet100_32", per_class) / "imagenet100_32"
-
     def caltech101(self) -> Path:
         """{train,val,test}.json and images/<class>/*.webp, 101 classes, short side 72."""
         return self._unpacked("caltech101") / "caltech101"

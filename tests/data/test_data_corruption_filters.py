@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from torch import Generator, Tensor
+from tiny_attacks import generator as seeded
+from torch import Tensor
 
 from roli_fast.data.corruptions import CORRUPTIONS, blur, filters
 
 EDGES = {"nearest": ("edge", "nearest"), "symmetric": ("symmetric", "reflect")}
 EDGES["mirror"] = ("reflect", "mirror")
 """Name here -> (NumPy's, SciPy's)."""
-
-
-def seeded(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def image(*shape: int) -> Tensor:

@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Generator, Tensor
+from tiny_attacks import generator as seeded
+from torch import Tensor
 
 from roli_fast.data.corruptions import CORRUPTIONS, SEVERITIES, digital, weather
-
-
-def seeded(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def change(name: str, x: Tensor, *setting: Any, seed: int = 0) -> Tensor:

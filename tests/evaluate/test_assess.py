@@ -164,7 +164,8 @@ def test_saved_images_fool_the_model_and_lie_in_the_ball(straight: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("cat/1.jpg", "cat/1.jpg.png"), ("../../etc/x", "etc/x.png"), ("/etc/x.png", "etc/x.png")],
+    [("cat/1.jpg", "cat/1.jpg.png"), ("../../etc/x", "etc/x.png"), ("/etc/x.png", "etc/x.png")]
+    + [("17", "17.png"), ("..", "image.png")],
 )
 def test_a_picture_keeps_the_name_and_stays_in_its_folder(name: str, path: str) -> None:
     assert picture_name(name) == path

@@ -15,7 +15,7 @@ from torch import Tensor
 from roli_fast.attacks import FAB, FGSM, PGD, Union
 from roli_fast.attacks.base import AttackInputs, AttackResult, BallAttack
 from roli_fast.data import Batch
-from roli_fast.engine import Cost, Engine
+from roli_fast.engine import Cost
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.evaluate import Curve, evaluate, plot_curves, robustness_curve
 from roli_fast.evaluate.curve import draw_curves
@@ -75,14 +75,12 @@ class Falls(BallAttack):
     bounds: tuple[float, float] | None = (0.0, 1.0)
     lucky: float = -1.0
     seen: list[tuple[list[int], float]] = field(default_factory=list, compare=False)
-    models: list[Any] = field(default_factory=list, compare=False)
 
     @property
     def label(self) -> str:
         return "falls"
 
     def search(self, inputs: AttackInputs) -> AttackResult:
-        self.models.append(inputs.model)
         x, eps, ids = inputs.x, self.eps, inputs.ids
         assert eps is not None
         self.seen.append((ids.tolist(), eps))
@@ -95,73 +93,33 @@ class AboveHalf(FixedLogits):
         super().__init__(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0, 0.0]))
 
 
-def falling(attack: Falls, **options: Any) -> Curve:
-    x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
-    model = options.pop("model", AboveHalf())
-    return robustness_curve(model, batches(x, y, 4), attack, (0.05, 0.15, 0.25), **options)
-
-
-def test_what_is_fooled_is_not_attacked_again() -> None:
+def test_what_is_fooled_is_not_attacked_again_and_accuracy_never_rises() -> None:
+    """What a smaller ball holds, a larger one holds too, where a search fails in it."""
+    x, y, radii = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64), (0.05, 0.15, 0.25)
     attack = Falls()
-    curve = falling(attack)
-    assert attack.seen == [
-        ([0, 1, 2, 3], 0.05),
-        ([1, 2, 3], 0.15),
-        ([2, 3], 0.25),
-    ]
-    assert [flags.tolist() for flags in curve.right] == [
-        [True] * 4, [False, True, True, True], [False, False, True, True], [False] * 3 + [True],
-    ]  # fmt: skip
+    curve = robustness_curve(AboveHalf(), batches(x, y, 4), attack, radii)
+    assert attack.seen == [([0, 1, 2, 3], 0.05), ([1, 2, 3], 0.15), ([2, 3], 0.25)]
+    first, last = [False, True, True, True], [False, False, False, True]
+    assert curve.right.tolist() == [[True] * 4, first, [False, False, True, True], last]
     assert curve.cost == Cost(1 + 3 * 4, 3 * 2)  # clean; three attacks, one look at each
-
-
-def test_a_search_that_fails_at_a_larger_radius_changes_nothing() -> None:
-    """What a smaller ball holds, a larger one holds too: accuracy never rises."""
-    curve = falling(Falls(lucky=0.15))
-    assert [flags.tolist() for flags in curve.right[1:]] == [
-        [False, True, True, True], [False, True, True, True], [False] * 3 + [True],
-    ]  # fmt: skip
-
-
-def test_the_search_model_searches_and_the_plain_one_decides() -> None:
-    """The attack gets the search model as it is; flags are those of the model inside."""
-    attack, model = Falls(), Engine(dtype=torch.bfloat16).bind(AboveHalf())
-    assert torch.equal(falling(attack, model=model).right, falling(Falls()).right)
-    assert all(given is model for given in attack.models)
-
-
-def small_network() -> tuple[Mixed, Tensor, Tensor]:
-    x = images(30, 3, 6, 6)
-    with torch.no_grad():
-        y = Mixed().eval()(x).argmax(1)
-    y[::7] = (y[::7] + 1) % 3
-    return Mixed(), x, y
-
-
-RADII = (0.02, 0.05, 0.1, 0.2, 0.4)
-
-
-def on_network(*sizes: int, attack: BallAttack | None = None, **options: Any) -> Curve:
-    model, x, y = small_network()
-    with untouched(model):
-        return robustness_curve(
-            options.pop("model", model),
-            batches(x, y, *(sizes or (30,))),
-            attack or PGD(steps=3),
-            RADII,
-            **options,
-        )
+    lucky = robustness_curve(AboveHalf(), batches(x, y, 4), Falls(lucky=0.15), radii)
+    assert lucky.right.tolist() == [[True] * 4, first, first, last]
 
 
 def test_each_point_is_what_evaluate_finds() -> None:
     """Draws and all, whatever the batches: right here is right for `evaluate` at this radius and
     all smaller."""
     done: list[int] = []
-    curve = on_network(13, 0, 17, seed=3, after_batch=done.append)
+    model, x, radii = Mixed(), images(30, 3, 6, 6), (0.02, 0.05, 0.1, 0.2, 0.4)
+    with torch.no_grad():
+        y = Mixed().eval()(x).argmax(1)
+    y[::7] = (y[::7] + 1) % 3
+    options: Any = {"seed": 3, "after_batch": done.append}
+    with untouched(model):
+        curve = robustness_curve(model, batches(x, y, 13, 0, 17), PGD(steps=3), radii, **options)
     assert done == [13, 0, 17]
-    model, x, y = small_network()
     still = torch.ones(30, dtype=torch.bool)
-    for radius, flags in zip(RADII, curve.right[1:], strict=True):
+    for radius, flags in zip(radii, curve.right[1:], strict=True):
         attack = PGD(steps=3, eps=radius, step_size=None)
         found = evaluate(model, batches(x, y, 30), [attack], seed=3)
         still &= found.robust["pgd-3"]

@@ -1,12 +1,22 @@
 """Other publishers' names, written down from their networks and not from the package's tables."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Pairs = list[tuple[str, str]]
 """(their name, timm's name)."""
+
+
+def scrambled(network: Any, spread: float = 0.05) -> Any:
+    """The network in eval mode, with none of its parameters at its initial 0 or 1."""
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(spread * torch.randn(parameter.shape, generator=draw))
+    return network.eval()
 
 
 def _both(*pairs: tuple[str, str]) -> Iterator[tuple[str, str]]:

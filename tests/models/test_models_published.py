@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from foreign_names import scrambled
 from safetensors.torch import save_file
 from tiny_models import SMALL, images
 from torch import Tensor, nn
@@ -25,15 +26,6 @@ from roli_fast.models.layouts import to_timm
 
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLIP = [0.48145466, 0.4578275, 0.40821073]
-
-
-def scrambled(network: nn.Module) -> Any:
-    """None of its tensors is at its initial 0 or 1."""
-    draw = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
-    return network.eval()
 
 
 def attacked(network: nn.Module, inner: str) -> dict[str, Any]:

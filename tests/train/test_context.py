@@ -9,7 +9,7 @@ from small import small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roli_fast.evaluate import attack_passes
-from roli_fast.train.context import Remaining
+from roli_fast.train.context import Remaining, tag
 from roli_fast.train.stage import Stage
 
 
@@ -26,6 +26,8 @@ def test_tensorboard_has_methods_in_one_chart_settings_and_examples(tmp_path: Pa
     stages = [tags(run)["scalars"] for run in ("roli/probe", "roli/finetune", "ranli/ranli")]
     assert stages[0] == stages[1] == stages[2]
     assert {"train/loss", "train/robust_accuracy", "validation/robust_accuracy"} < set(stages[0])
+    assert tag("train_accuracy", attacked=False) == "train/clean_accuracy"
+    assert tag("natural_train_accuracy", attacked=True) == "natural_train/clean_accuracy"
     probe = EventAccumulator(str(board / "roli/probe"))
     probe.Reload()
     assert [event.step for event in probe.Scalars("train/loss")] == [0, 1]

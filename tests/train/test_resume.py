@@ -1,5 +1,6 @@
 """A run that is stopped and resumed equals one that was not: same weights, same records."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -108,6 +109,8 @@ def wait_for(ready: Callable[[], bool], ended: Callable[[], bool]) -> None:
 
 
 def command(folder: Path) -> None:
+    # as in a program: workers of a fork server would never see that the run is gone, and stay
+    multiprocessing.set_start_method("fork", force=True)
     more = ["--resume"] if folder.exists() else OFTEN
     sys.exit(main(["--run_dir", str(folder), *more]))
 

@@ -3,19 +3,22 @@
 import json
 import os
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import FLAGS, run_small, small
+from small import FLAGS, before_stages, run_small, small
 from tiny_data import write_folder, write_image
 
 from roli_fast.analyze import main as analyze
 from roli_fast.errors import DataError, RoliFastError, RunDirectoryError
 from roli_fast.files import write_tensors
+from roli_fast.running.lock import RunLock
 from roli_fast.train import run
 from roli_fast.train.cli import parse
+from roli_fast.train.loop import StageLoop
 from roli_fast.train.run_directory import open_run_dir, read_result, read_test
 from roli_fast.train.stage import StageResult
 
@@ -55,14 +58,27 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_another_experiment_is_refused_and_another_place_is_not(tmp_path: Path) -> None:
-    run_small(tmp_path / "run", "--methods=probe", "--probe.epochs=1")
+def test_a_run_holds_its_folder_refuses_another_experiment_and_takes_another_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, flags = tmp_path / "run", ["--methods=probe", "--probe.epochs=1"]
+
+    def held(_stage: StageLoop) -> None:
+        with pytest.raises(RunDirectoryError, match=f"in use by process {os.getpid()} "):
+            RunLock(folder)
+
+    before_stages(monkeypatch, held)
+    run_small(folder, *flags)
+    RunLock(folder).release()
     with pytest.raises(RunDirectoryError, match="another configuration"):
-        run_small(tmp_path / "run", "--methods=probe", "--probe.epochs=1", "--threat.eps=0.3")
-    again = ["--run_dir", str(tmp_path / "run"), "--resume", "--device", "cpu", "--workers", "1"]
-    command = parse(again)
+        run_small(folder, *flags, "--threat.eps=0.3")
+    assert "other packages" not in caplog.text
+    path, here = folder / "environment.json", version("torch")
+    path.write_text(path.read_text().replace(f'"torch": "{here}"', '"torch": "1.0"'))
+    command = parse(["--run_dir", str(folder), "--resume", "--device", "cpu", "--workers", "1"])
     assert (command.experiment.device, command.experiment.workers) == ("cpu", 1)
-    run(command.experiment, tmp_path / "run", resume=True, quiet=True)
+    run(command.experiment, folder, resume=True, quiet=True)
+    assert f"(torch 1.0, now {here})" in caplog.text
 
 
 RESULT = asdict(StageResult("probe", 3, 1, 0.5, 10, 100, 1.5, 66.0))
