@@ -67,14 +67,6 @@ def test_a_bin_is_open_below_and_closed_above() -> None:
     assert [own.count for own in reliability(*certain, bins=3)] == [0, 0, 1]
 
 
-def test_few_samples_do_not_decide_the_maximum() -> None:
-    sure = logits_of((0.99, 0.01)).repeat(10, 1)
-    guess = logits_of((0.55, 0.45))
-    logits, y = torch.cat([sure, guess]), torch.cat([torch.zeros(10).long(), torch.tensor([1])])
-    assert mce(logits, y, least=1) == pytest.approx(0.55)
-    assert mce(logits, y) == pytest.approx(0.01)
-
-
 def test_as_torchmetrics_and_scikit_learn() -> None:
     """The first rounds to fp32."""
     logits, y = drawn()

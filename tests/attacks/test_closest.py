@@ -41,14 +41,14 @@ def test_deepfool_goes_just_beyond_the_nearest_plane(norm: str) -> None:
 
 
 def test_cw_comes_near_the_closest_image_and_bisects_its_weight() -> None:
-    result = CW(norm="l2", eps=0.9, steps=200, learning_rate=0.02).run(Planes(), X, Y)
+    result = CW(norm="l2", eps=0.9, steps=100, learning_rate=0.02).run(Planes(), X, Y)
     assert result.fooled.all()
     assert (result.distance >= 0.3).all() and (result.distance < 0.3 * 1.03).all()
     once = CW(norm="l2", eps=0.9, steps=50, c=0.05, searches=1).run(Planes(), X, Y)
     assert once.distance.isinf().all() and not once.fooled.any()  # the weight is too small
 
 
-@pytest.mark.parametrize("attack", [DeepFool(norm="l2", eps=0.2), CW(norm="l2", eps=0.2, steps=99)])
+@pytest.mark.parametrize("attack", [DeepFool(norm="l2", eps=0.2), CW(norm="l2", eps=0.2, steps=50)])
 def test_what_is_further_than_eps_is_pulled_back_and_does_not_count(attack) -> None:
     result = attack.run(Planes(), X, Y)
     assert not result.fooled.any() and (result.distance > 0.29).all()

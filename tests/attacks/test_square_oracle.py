@@ -14,6 +14,7 @@ import math
 import pytest
 import torch
 from oracle import PEER_NORM, Net, batch, margins, peer_in, torchattacks
+from textbook_apgd import project
 from torch import Tensor
 
 from roli_fast.compat.original_draws import OriginalSquare
@@ -58,22 +59,6 @@ def test_the_same_queries_and_images_also_where_nothing_is_fooled(norm: str, los
     assert (result.x_adv - truth).abs().max() <= (1e-12 if norm == "linf" else 1e-3)
 
 
-def projected(v: Tensor, x: Tensor, eps: float) -> Tensor:
-    """The point of the l1 ball and the box that is nearest to v, by bisection, for one image."""
-    room = torch.where(v > x, 1 - x, x)
-
-    def cut(threshold: float) -> Tensor:
-        return ((v - x).abs() - threshold).clamp(min=0).minimum(room)
-
-    low, high = 0.0, (v - x).abs().max().item()
-    if cut(0.0).sum() <= eps:
-        high = 0.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (low, middle) if cut(middle).sum() <= eps else (middle, high)
-    return x + torch.sign(v - x) * cut(high)
-
-
 def hills(side: int, turned: bool) -> Tensor:
     """The l1 pattern of "Mind the box", written down ring by ring."""
     whole = torch.zeros(side, side, dtype=torch.float64)
@@ -106,7 +91,7 @@ def plain_l1(model: Net, x: Tensor, y: Tensor, eps: float, queries: int) -> tupl
             pattern = hills(tile, bool(torch.rand(1) > 0.5))
             start[:, :, row : row + tile, column : column + tile] = pattern * sign(count)
     eps = eps * (1 - 1e-6)
-    best = torch.stack([projected(x[i] + start[i], x[i], eps) for i in range(count)])
+    best = torch.stack([project(x[i] + start[i], x[i], eps, "l1") for i in range(count)])
     loss, used = margins(model, best, y), torch.ones(count)
     for query in range(queries):
         left = (loss < 0).nonzero()[:, 0].tolist()
@@ -132,7 +117,7 @@ def plain_l1(model: Net, x: Tensor, y: Tensor, eps: float, queries: int) -> tupl
             delta = delta.clone()
             delta[:, c : c + side, d : d + side] = 0
             delta[:, a : a + side, b : b + side] = new
-            tried = projected(x[i] + delta, x[i], eps)
+            tried = project(x[i] + delta, x[i], eps, "l1")
             value = margins(model, tried[None], y[i : i + 1])[0]
             used[i] += 1
             if value > loss[i]:

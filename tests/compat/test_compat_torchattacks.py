@@ -140,8 +140,6 @@ def test_multi_attack_hands_settings_on() -> None:
     pair = [torchattacks.PGD(Mixed()), torchattacks.FGSM(Mixed())]
     with pytest.raises(ValueError, match="on one model"):
         torchattacks.MultiAttack(pair)
-    with pytest.raises(ValueError, match="`attacks`: expected two attacks or more, got 1"):
-        torchattacks.MultiAttack(pair[:1])
     pair[1].model = pair[0].model
     whole = torchattacks.MultiAttack(pair)
     assert whole.device == torch.device("cpu")
@@ -172,11 +170,8 @@ def test_searches_log_when_verbose(caplog: pytest.LogCaptureFixture) -> None:
         torchattacks.APGD(Mixed(), steps=2)(X, Y)
         assert not caplog.records
         torchattacks.APGD(Mixed(), steps=2, verbose=True)(X, Y)
-        torchattacks.AutoAttack(Mixed(), verbose=True)(X, Y)
-    assert "of 6 images fool" in caplog.text and "AutoAttack: square" in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "roli_fast.compat"):
         torchattacks.APGDT(Mixed(), steps=2, verbose=True)(X, Y)
+    assert "of 6 images fool" in caplog.text
     assert "APGDT: 3 targets, not 9: there are 4 classes" in caplog.text
 
 
@@ -216,14 +211,12 @@ def test_targets(name: str) -> None:
     assert torch.equal((attack(x, y) - x).argmin(1), y)
 
 
-@pytest.mark.parametrize(("kth", "targets"), [(1, [3, 2]), (2, [2, 1]), (3, [0, 0])])
-def test_the_kth_least_likely_class(kth: int, targets: list[int]) -> None:
-    model = FixedLogits(torch.eye(4))
-    x = torch.tensor([[0.6, 0.7, 0.4, 0.3], [0.6, 0.5, 0.4, 0.7]])
-    y = torch.tensor([1, 3])
-    attack = torchattacks.FGSM(model, eps=0.1)
-    attack.set_mode_targeted_least_likely(kth)
-    assert (attack(x, y) - x).argmax(1).tolist() == targets
+def test_the_kth_least_likely_class() -> None:
+    x, y = torch.tensor([[0.6, 0.7, 0.4, 0.3], [0.6, 0.5, 0.4, 0.7]]), torch.tensor([1, 3])
+    attack = torchattacks.FGSM(FixedLogits(torch.eye(4)), eps=0.1)
+    for kth, targets in ((1, [3, 2]), (2, [2, 1]), (3, [0, 0])):
+        attack.set_mode_targeted_least_likely(kth)
+        assert (attack(x, y) - x).argmax(1).tolist() == targets
 
 
 @pytest.mark.parametrize("name", NOT_AIMING)

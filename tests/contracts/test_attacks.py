@@ -172,7 +172,7 @@ def test_results_do_not_depend_on_batch_and_engine(attack: Attack, dtype: Any) -
     assert split.cost.forwards > whole.cost.forwards
     bound = attack.run(Engine(batch_size=4).bind(model), x, Y, generator())
     assert torch.equal(bound.x_adv, split.x_adv) and bound.cost == split.cost
-    for rows in (*ids.split(4), ids[5:], torch.randperm(6, generator=generator(1))):
+    for rows in (ids[5:], torch.randperm(6, generator=generator(1))[:4]):
         part = attack(model, x[rows], Y[rows], generator(), sample_ids=ids[rows])
         torch.testing.assert_close(part, whole.x_adv[rows], rtol=0, atol=1e-9)
 

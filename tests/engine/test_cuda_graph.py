@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from roli_fast.attacks import APGD, FGSM, PGD, Attack
 from roli_fast.engine import Engine, compiled, forget, graph
 from roli_fast.engine.graph import CudaRecorder
-from roli_fast.peft import Adapter, LoRA, Prompt, apply
 
 FOUND = (torch.ones(1),)
 
@@ -308,16 +307,6 @@ class TestOnADevice:
         model = Mixed().cuda()
         for seed in range(3):
             assert same(run(model, ON, seed, 6, attack), run(model, OFF, seed, 6, attack))
-        assert recorded(model)
-
-    @pytest.mark.parametrize("method", [LoRA(rank=2), Adapter(reduction=4), Prompt(tokens=3)])
-    def test_tuned_models(self, method: Any) -> None:
-        model, attack = tiny(), PGD(steps=3)
-        apply(model, method, seed=0)
-        model.cuda()
-        for seed in range(4):
-            assert same(run(model, ON, seed, 8, attack), run(model, OFF, seed, 8, attack))
-            change(model)
         assert recorded(model)
 
     @pytest.mark.parametrize("kind", [Waiting, Copying, Raising, Synchronizing])

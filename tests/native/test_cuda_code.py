@@ -90,10 +90,6 @@ AT_ONCE = {
 }
 """16-byte loads of a kernel before the first use of any of them: those of a pack at least.
 The sums and l2 ask for up to four packs; ptxas begins to use the first ones earlier, in 16 bits."""
-ELEMENTWISE = ("step_kernel", "apgd_linf_step_kernel", "l2_step_kernel", "apgd_l2_length_kernel")
-ELEMENTWISE += ("apgd_l2_step_kernel", "sum_kernel", "copy_kernel")
-MOST_BEFORE = 150
-"""Instructions of an elementwise kernel before its first 16-byte load."""
 
 
 @pytest.fixture(scope="module")
@@ -173,20 +169,6 @@ def test_a_thread_waits_for_memory_once(listing):
             elif registers & one.reads():
                 break
         assert asked >= AT_ONCE[kind(name)], name
-
-
-def test_little_comes_before_the_first_load(listing):
-    """No integer division (a conversion to floating point), no barrier, few instructions."""
-    for name, text in listing:
-        if kind(name) not in ELEMENTWISE or not by_vectors(name):
-            continue
-        code = sass_model.instructions(text)
-        first = next(place for place, one in enumerate(code) if one.is_wide_load)
-        before = [one.code for one in code[:first]]
-        assert not [c for c in before if c.startswith("BAR")], name
-        assert len(before) <= MOST_BEFORE, (name, len(before))
-        division = [one.code for one in code if re.match("I2F|CALL", one.code)]
-        assert not division, (name, division)
 
 
 def test_the_lora_backward_is_on_tensor_cores(listing):

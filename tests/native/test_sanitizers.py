@@ -40,13 +40,6 @@ PLANTED = [  # program, file, code, mistake, and what is said of it
         OVERFLOW,
     ),
     (
-        "cpu, address",
-        "cpu/fab.cpp",
-        "const int64_t n = std::min(kBlock, n_ - i);",
-        "const int64_t n = kBlock;",
-        OVERFLOW,
-    ),
-    (
         "cpu, threads",
         "cpu/parallel.h",
         "std::min(begin + share, n)",
@@ -101,13 +94,6 @@ PLANTED = [  # program, file, code, mistake, and what is said of it
         "cuda/lora.cu",
         "if (row < end && column < width)",
         "if (row <= end && column < width)",
-        OVERFLOW,
-    ),
-    (
-        "cuda, LoRA",
-        "cuda/lora.cu",
-        "const bool inside = depth + k < part.rank && row + at < part.rows;",
-        "const bool inside = depth + k < part.rank && row + at <= part.rows;",
         OVERFLOW,
     ),
 ]
