@@ -61,7 +61,8 @@ CALTECH = (
 ).split()
 QUICK = {
     "digits": "--data.max_per_class 30 --source.max_per_class 20 --pretrain.epochs 2 "
-    "--pretrain.clean_epochs 0 --pretrain.warmup_epochs 0 --probe.epochs 1 --finetune.epochs 2",
+    "--pretrain.eps_schedule constant --pretrain.warmup_epochs 0 --probe.epochs 1 "
+    "--finetune.epochs 2",
     "caltech101": "--data.max_per_class 2 --probe.epochs 1 --finetune.epochs 1",
 }
 """To see that all runs; its numbers mean nothing."""

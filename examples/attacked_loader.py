@@ -1,4 +1,4 @@
-"""Attacked images for a training loop that is not yours to change, timm's `train.py` say."""
+"""Attacked images for a training loop that is not yours to change."""
 
 from collections.abc import Iterator
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from roli_fast.spinning import limit_spinning
 
+__version__ = "0.1.0"
+
 limit_spinning()  # before torch is imported
 
 from roli_fast import attacks as attacks  # noqa: E402
@@ -43,8 +45,6 @@ def __getattr__(name: str) -> Any:
     """What brings timm and torchvision loads when it is asked for."""
     if name in ("fit", "Fitted"):
         return getattr(importlib.import_module("roli_fast.train.fit"), name)
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("roli-fast")
     if name in ("data", "evaluate", "models", "peft", "train"):
         return importlib.import_module(f"roli_fast.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ python -m roli_fast.evaluate   a model under attacks, with intervals; resumes
 python -m roli_fast.analyze    why a run came out as it did
 python -m roli_fast.report     the page of a run, or of several beside each other
 python -m roli_fast.export     a trained model as plain weights, torch.export and ONNX
+python -m roli_fast.merge      the line between two fine-tunes, with its accuracies
 python -m roli_fast.zoo        published robust backbones: list, get, check
 python -m roli_fast.doctor     what was built, and what runs where
 Each tells more with --help."""

@@ -4,6 +4,9 @@ import importlib.util
 from types import ModuleType
 
 import pytest
+import timm.data.loader
+import timm.optim
+import timm.utils
 import torch
 from shared_data import REPOSITORY
 from tiny_data import write_folder
@@ -96,6 +99,30 @@ def test_the_trainer_of_transformers(samples, tmp_path) -> None:
     )
     trainer.train()
     assert robust_accuracy(model, samples) >= 0.9
+
+
+def test_the_task_of_timm(samples) -> None:
+    """The lines of timm's train.py that concern an update, its loader's normalisation, its EMA."""
+    pytest.importorskip("timm.task")  # older ones have none
+    task = example("timm_task").RobustTask(network(), criterion_kwargs={"smoothing": 0.0})
+    ema = task.setup_ema(decay=0.8)
+    optimizer = timm.optim.create_optimizer_v2(task.get_trainable_module(), opt="sgd", lr=0.02)
+    normalised = timm.data.loader.PrefetchLoader(
+        DataLoader([((255 * x).byte(), y) for x, y in samples], 8), (0.0,) * 3, (1.0,) * 3,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    for _ in range(15):
+        for x, y in normalised:
+            clean = functional.cross_entropy(task.get_eval_model()(x), y)
+            result = task(x, y)
+            assert result["loss"] > clean and result["output"].shape == (8, 2)
+            optimizer.zero_grad()
+            result["loss"].backward()
+            timm.utils.dispatch_clip_grad(task.get_clip_parameters(), value=10.0)
+            optimizer.step()
+            task.update_ema()
+    assert robust_accuracy(task.get_eval_model(), samples) >= 0.9
+    assert robust_accuracy(ema, samples) >= 0.9
 
 
 def test_photos_in_five_lines(tmp_path) -> None:

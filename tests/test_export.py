@@ -20,9 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable
 FACTS = {"threat": {"norm": "linf", "eps": 4 / 255}, "robust accuracy": {"pgd-10": 0.5}}
 
 
-def exported(model: Classifier, folder, size: int) -> tuple[Tensor, list[str]]:
+def compare(model: Classifier, folder, size: int) -> Tensor:
     """The model's logits of three images, after they were compared with those of every file."""
-    written = list(export(model, folder, image_size=size, classes="abcde", facts=FACTS))
     x = images(3, 3, size, size)
     expected = model.eval()(x).detach()
     program = torch.export.load(folder / "model.pt2").module()
@@ -31,7 +30,7 @@ def exported(model: Classifier, folder, size: int) -> tuple[Tensor, list[str]]:
     session = runtime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
-    return expected, written
+    return expected
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
@@ -43,7 +42,8 @@ def test_weights_open_in_timm_and_programs_give_the_same_logits(name: str, tmp_p
             for parameter_name, parameter in model.named_parameters():
                 if "lora_b" in parameter_name:
                     parameter.normal_()
-    expected, written = exported(model, tmp_path, size)
+    written = list(export(model, tmp_path, image_size=size, classes="abcde", facts=FACTS))
+    expected = compare(model, tmp_path, size)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(written)
     network = timm.create_model(name, num_classes=5, **SMALL[name]).eval()
     network.load_state_dict(load_file(tmp_path / "weights.safetensors"), strict=True)
@@ -54,12 +54,6 @@ def test_weights_open_in_timm_and_programs_give_the_same_logits(name: str, tmp_p
     page = (tmp_path / "README.md").read_text()
     assert page.startswith("---\n") and "| threat | norm linf, eps 0.01569 |" in page
     assert "| robust accuracy | pgd-10 0.5 |" in page and "a, b, c, d, e" in page
-
-
-def test_what_is_no_part_of_a_plain_network_leaves_as_programs(tmp_path) -> None:
-    model = tiny()
-    peft.apply(model, peft.METHODS["adapter"](reduction=4))  # pyright: ignore
-    assert "weights.safetensors" not in exported(model, tmp_path, 8)[1]
 
 
 class Branches(nn.Module):
@@ -79,9 +73,13 @@ def test_a_network_that_cannot_be_traced(tmp_path) -> None:
 
 
 def test_the_command(tmp_path, capsys, caplog) -> None:
+    """What is no part of a plain network leaves as programs alone."""
     model = tiny()
+    peft.apply(model, peft.METHODS["adapter"](reduction=4))  # pyright: ignore
     save_model(model, tmp_path / "best.safetensors", classes=tuple("abcde"))
     where = [str(tmp_path / "best.safetensors"), "--to", str(tmp_path / "out")]
     assert command.main(where) == 2 and "`--image_size`" in caplog.text
     assert command.main([*where, "--image_size", "8"]) == 0
-    assert "weights.safetensors: the plain network's" in capsys.readouterr().out
+    assert "model.pt2: " in capsys.readouterr().out
+    assert compare(model, tmp_path / "out", 8).shape == (3, 5)
+    assert not (tmp_path / "out" / "weights.safetensors").exists()

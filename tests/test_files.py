@@ -20,13 +20,17 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_bytes_and_json_replace_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "file.json"
+def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are on disk before its name."""
+    path, calls = tmp_path / "new" / "folder" / "file.json", list[str]()
     write_bytes(path, b"a much longer first content")
+    real_sync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), real_sync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), real_replace(a, b)))
     write_json(path, {"b": [1, 2.5], "a": None})
     assert json.loads(path.read_text()) == {"b": [1, 2.5], "a": None}
-    assert path.read_bytes().endswith(b"}\n")
-    assert names(path.parent) == {"file.json"}
+    assert path.read_bytes().endswith(b"}\n") and names(path.parent) == {"file.json"}
+    assert calls == ["fsync", "replace", "fsync"]
 
 
 def test_tensors_round_trip_with_metadata(tmp_path: Path) -> None:
@@ -38,6 +42,8 @@ def test_tensors_round_trip_with_metadata(tmp_path: Path) -> None:
         "transposed": torch.randn(2, 3).t(),
         "parameter": torch.nn.Parameter(torch.randn(2)),
     }
+    weight = torch.randn(4, 3)
+    tensors |= {"a": weight, "tied": weight, "rows": weight[2:], "one": weight[0]}  # in full
     path = tmp_path / "t.safetensors"
     write_tensors(path, tensors, {"key": "value"})
     loaded = load_file(path)
@@ -46,14 +52,6 @@ def test_tensors_round_trip_with_metadata(tmp_path: Path) -> None:
         assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"key": "value"}
-
-
-def test_tied_and_overlapping_tensors_are_written_in_full(tmp_path: Path) -> None:
-    weight = torch.randn(4, 3)
-    shared = {"a": weight, "tied": weight, "rows": weight[2:], "one": weight[0], "flat": weight[:1]}
-    write_tensors(tmp_path / "t.safetensors", shared, {})
-    loaded = load_file(tmp_path / "t.safetensors")
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in shared.items())
 
 
 def _full_disk(*_args: Any, **_options: Any) -> None:
@@ -84,12 +82,7 @@ def test_a_write_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(files, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
         write_tensors(path, {"a": torch.zeros(2)}, {})
-    assert torch.equal(load_file(path)["a"], torch.ones(2)) and names(tmp_path) == {path.name}
-
-
-def test_what_cannot_be_written_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "t.safetensors"
-    write_tensors(path, {"a": torch.ones(2)}, {})
+    monkeypatch.undo()
     with pytest.raises((SafetensorError, TypeError)):
         write_tensors(path, {"a": torch.zeros(2)}, {"key": 3})  # pyright: ignore
     with pytest.raises(TypeError, match="not JSON serializable"):
@@ -97,24 +90,11 @@ def test_what_cannot_be_written_keeps_the_old_file(tmp_path: Path) -> None:
     assert torch.equal(load_file(path)["a"], torch.ones(2)) and names(tmp_path) == {path.name}
 
 
-def test_the_bytes_are_on_disk_before_the_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    real_sync, real_replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), real_sync(file)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), real_replace(a, b)))
-    write_bytes(tmp_path / "file", b"new")
-    assert calls == ["fsync", "replace", "fsync"]
-
-
 DAMAGED = {
     "empty": b"",
-    "nul": b"\0" * 40,
     "no text": b'{"a": "\xff"}',
     "cut": b'{"a": 1',
     "deep": b"[" * 100_000,
-    "deep and closed": b"[" * 500 + b"]" * 500,
     "5,000 digits": b"[" + b"1" * 5_000 + b"]",
     "no number of 64 bits": b'{"a": [1e400, %d]}' % 10**400,
 }

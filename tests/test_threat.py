@@ -32,21 +32,15 @@ def test_numbers_of_numpy_and_torch_become_pythons() -> None:
     assert repr(threat) == repr(ThreatModel("linf", 0.25, (0.0, 1.0), ("l2", "l1"), (0.5, 12)))
 
 
-@pytest.mark.parametrize(
-    "value", [0, -0.1, math.nan, math.inf, "8/255", [0.1], True, torch.ones(1)]
-)
+@pytest.mark.parametrize("value", [0, math.nan, "8/255", True])
 def test_radii_that_are_none_name_the_argument(value: Any) -> None:
     check_positive("eps", np.float32(0.5))
-    kind = (
-        ArgumentTypeError if isinstance(value, (str, list, bool, torch.Tensor)) else ArgumentError
-    )
+    kind = ArgumentTypeError if isinstance(value, (str, bool)) else ArgumentError
     with pytest.raises(kind, match=r"`eps`: expected a number > 0.*8/255"):
         ThreatModel(eps=value)
 
 
-@pytest.mark.parametrize(
-    "bounds", [(1, 0), (0, 0), (0, math.inf), (math.nan, 1), (0, 1, 2), 1.0, "ab", None]
-)
+@pytest.mark.parametrize("bounds", [(0, 0), (0, math.inf), (math.nan, 1), (0, 1, 2), None])
 def test_bounds_that_are_no_range(bounds: Any) -> None:
     with pytest.raises(ArgumentError, match=r"`bounds`: expected \(low, high\) with low < high"):
         check_bounds(bounds)
@@ -86,18 +80,11 @@ def test_a_few_roundings_beyond_a_bound_are_clamped(
 
 
 @pytest.mark.parametrize(
-    "x", [torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(3), np.zeros((2, 3)), None, [[0.5]]]
+    "x", [torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(3), np.zeros((2, 3))]
 )
 def test_what_is_no_batch_of_images(x: Any) -> None:
     with pytest.raises(ArgumentTypeError, match=r"`x`: expected a floating-point tensor.*255"):
         check_images(x, (0.0, 1.0))
-
-
-def test_a_radius_of_the_whole_range_is_taken_for_a_slip() -> None:
-    """8 for 8/255; in the other norms a radius above the range of one pixel is common."""
-    with pytest.raises(ArgumentError, match=r"`eps`.*Did you mean 8/255"):
-        ThreatModel(eps=8)
-    assert ThreatModel(norm="l1", eps=12.0).eps == 12.0
 
 
 def test_values_that_are_known_are_not_looked_at() -> None:
@@ -114,13 +101,13 @@ def test_values_that_are_known_are_not_looked_at() -> None:
 
 
 def test_known_values_are_those_of_one_thread() -> None:
-    found = []
+    found: list[bool] = []
     with known_values():
         other = threading.Thread(target=lambda: found.append(values_are_known()))
         other.start()
         other.join()
-        found.append(values_are_known())
-    assert found == [False, True] and not values_are_known()
+        assert values_are_known() and found == [False]
+    assert not values_are_known()
 
 
 THREE = ThreatModel("linf", 8 / 255, other_norms=("l2", "l1"), other_eps=(0.5, 12.0))
@@ -129,10 +116,6 @@ THREE = ThreatModel("linf", 8 / 255, other_norms=("l2", "l1"), other_eps=(0.5, 1
 def test_a_threat_of_several_norms_is_one_threat_for_each() -> None:
     assert THREE.each == (ThreatModel(), ThreatModel("l2", 0.5), ThreatModel("l1", 12.0))
     assert [THREE.radius(norm) for norm in ("linf", "l2", "l1")] == [8 / 255, 0.5, 12.0]
-    assert ThreatModel("l1", 12.0).each == (ThreatModel("l1", 12.0),)
-
-
-def test_lists_become_tuples_so_that_it_can_be_hashed() -> None:
     lists: Any = {"other_norms": ["l2", "l1"], "other_eps": [0.5, 12.0]}
     assert hash(ThreatModel(**lists)) == hash(THREE) and ThreatModel(**lists) == THREE
 
@@ -141,14 +124,11 @@ def test_lists_become_tuples_so_that_it_can_be_hashed() -> None:
     "norms, eps, words",
     [
         (("l2",), (), r"`other_eps`: expected one radius for each other norm, got 0 for 1 \(l2\)"),
-        ((), (0.5,), r"`other_eps`: .* got 1 for 0 \(none\)"),
         (
             ("linf",),
             (0.1,),
             r"`other_norms`: expected different norms of: l1, l2, .*is `norm` alre",
         ),
-        (("l2", "l2"), (1, 2), r"`other_norms`: expected different norms"),
-        (("l3",), (1,), r"`other_norms`: .*got \('l3',\)"),
         (("l2",), (-0.5,), r"`other_eps`: expected a number > 0, got -0.5"),
     ],
 )
@@ -158,6 +138,9 @@ def test_other_norms_that_fit_not(norms: Any, eps: Any, words: str) -> None:
 
 
 def test_what_else_a_threat_cannot_be() -> None:
+    """8 for 8/255; in the other norms a radius above the range of one pixel is common."""
+    with pytest.raises(ArgumentError, match=r"`eps`.*Did you mean 8/255"):
+        ThreatModel(eps=8)
     wrong: Any = "l2"
     with pytest.raises(ArgumentTypeError, match="`other_norms`: expected several values"):
         ThreatModel(other_norms=wrong, other_eps=(0.5,))

@@ -142,6 +142,19 @@ class Attack:
         """The same attack with every field that is None taken from `threat`."""
         raise NotImplementedError
 
+    def at(self, share: float) -> "Attack":
+        """The same attack at `share` of its radius, in every norm that it has; a step size that is
+        given follows in proportion."""
+        if share == 1:
+            return self
+        given = {name: getattr(self, name, None) for name in ("eps", "step_size")}
+        scaled: dict[str, Any] = {
+            name: tuple(share * one for one in v) if isinstance(v, tuple) else share * v
+            for name, v in given.items()
+            if v is not None
+        }
+        return replace(self, **scaled)  # pyright: ignore[reportArgumentType]
+
     def search(self, inputs: AttackInputs) -> AttackResult:
         """What `run` does once its arguments are one value: here a subclass says how it works."""
         raise NotImplementedError

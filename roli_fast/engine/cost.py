@@ -1,7 +1,7 @@
 """What a search costs."""
 
 from dataclasses import dataclass, field
-from operator import add, sub
+from operator import add
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,3 @@ class Cost:
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*map(add, vars(self).values(), vars(other).values()))
-
-    def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(*map(sub, vars(self).values(), vars(other).values()))

@@ -18,6 +18,7 @@ EPOCHS = {
     "validation_robust_accuracy": ("Validation accuracy, attacked", 100.0, PERCENT),
     "validation_clean_accuracy": ("Validation accuracy, clean", 100.0, PERCENT),
     "train_loss": ("Training loss", 1.0, Axis("loss", low=0)),
+    "train_eps": ("Radius of training", 1.0, Axis("eps, of several norms the first", low=0)),
     "train_alignment": ("PertAlign of single steps", 1.0, Axis("cosine of gradients", high=1)),
 }
 """Drawn fields of metrics.jsonl: title, factor and axis."""
@@ -61,6 +62,29 @@ def accuracy(subjects: Sequence[Subject], columns: Sequence[str]) -> list[Chart]
                 rows.append(Row(s.label, 100 * whole, spread and 100 * spread, single, s.look))
         title = "Clean accuracy" if column == "clean" else f"Robust accuracy, {column}"
         charts += [dots(title, rows, Axis("accuracy in %"))] if rows else []
+    return charts
+
+
+def over_cost(subjects: Sequence[Subject], columns: Sequence[str]) -> list[Chart]:
+    """The same accuracies over the passes that the training took; none where a subject does not
+    tell them."""
+    passes = [s.passes for s in subjects]
+    known = [p for p in passes if p]
+    if len(known) < len(subjects):
+        return []
+    unit, word = (1e6, "million") if max(known) >= 1e6 else (1e3, "thousand")
+    charts = []
+    for column in ("clean", *columns):
+        drawn = []
+        for s, cost in zip(subjects, known, strict=True):
+            tall, spread = share(s.method.test, column), spreads(s.method.test).get(column) or 0.0
+            if tall is not None:
+                x, y, sd = cost / unit, 100 * tall, 100 * spread
+                drawn += [Line("", [(x, y - sd), (x, y + sd)], s.look)]
+                drawn += [Line(s.label, [(x, y)], s.look, sizes=[4.5])]
+        title = "Clean accuracy" if column == "clean" else f"Robust accuracy, {column}"
+        x = Axis(f"{word} passes of one image", low=0, high=1.05 * max(known) / unit)
+        charts += [lines(f"{title}, over the training's cost", drawn, x, Axis("accuracy in %"))]
     return charts
 
 

@@ -1,12 +1,14 @@
 """What a page is about: the methods of one run, or of several, and their names and looks."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import NamedTuple
 
-from roli_fast.report.read import Method, Run, Tree
-from roli_fast.report.text import method_name
+from roli_fast.report.read import Method, Run, Tree, at, values
+from roli_fast.report.text import method_name, radius
 
 LOOKS = 8
 """Colours that there are."""
@@ -35,6 +37,32 @@ class Subject:
     def key(self) -> Key:
         """Its line in a legend."""
         return Key(self.label, self.look, self.dash)
+
+    @property
+    def passes(self) -> float | None:
+        """Forwards of one image that its stages took, the mean over seeds; None where a stage does
+        not tell."""
+        found = [values(seed.stages, "passes") for seed in self.method.seeds]
+        whole = all(len(f) == len(s.stages) for f, s in zip(found, self.method.seeds, strict=True))
+        return mean(map(sum, found)) if found and whole else None
+
+    @property
+    def evaluated(self) -> dict[str, list[float]]:
+        """Column -> accuracy of every seed, from evaluations of its models in the run's folder."""
+        found: dict[str, dict[str, float]] = {}
+        for tree in self.run.evaluations.values():
+            path = str(at(tree, "model", "file") or at(tree, "model", "source"))
+            if place := re.search(rf"seed-(\d+)/{re.escape(self.method.name)}(/|$)", path):
+                attacks = " + ".join(str(a.get("name")) for a in tree.get("attacks") or ())
+                shares = {
+                    f"{attacks}, {radius(norm, entry.get('eps'))}": at(entry, "robust", "accuracy")
+                    for norm, entry in tree["norms"].items()
+                }
+                shares["unseen, mean"] = at(tree, "unseen", "mean_accuracy")
+                for name, share in shares.items():
+                    found.setdefault(name, {})[place[1]] = share
+        seeds = {name: [v for v in own.values() if v is not None] for name, own in found.items()}
+        return {name: own for name, own in seeds.items() if own}
 
     def staged(self, stage: str) -> str:
         """ "RoLI, probe"; a method of one stage that is called as itself says it once."""

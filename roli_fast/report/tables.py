@@ -119,8 +119,9 @@ def _column(name: str) -> str:
 
 
 def accuracy(page: Page) -> Table:
-    """Test accuracy of every method: the table that methods are compared by."""
-    rows = []
+    """The table that methods are compared by: test accuracy, what else was measured of robustness,
+    and what it cost."""
+    rows, evaluated = [], list(dict.fromkeys(name for s in page.tested for name in s.evaluated))
     for s in page.tested:
         test, spread, seeds = s.method.test, spreads(s.method.test), s.method.seeds
         stages = [f"{stage['name']} {stage['epochs']}" for stage in seeds[0].stages]
@@ -128,10 +129,17 @@ def accuracy(page: Page) -> Table:
         rows.append(
             {"method": s.label}
             | _shares(page, lambda c, t=test, sd=spread: percent_within(share(t, c), sd.get(c)))
+            | {"expected robustness": percent_over_seeds(_expected(s.method.analyses))}
+            | {name: percent_over_seeds(s.evaluated.get(name, ())) for name in evaluated}
             | {"seeds": str(len(seeds)), "stages and epochs": " + ".join(stages)}
-            | {"training time": duration(mean(times))}
+            | {"training passes": whole(s.passes), "training time": duration(mean(times))}
         )
     return table(rows)
+
+
+def _expected(analyses: Sequence[Tree]) -> list[float]:
+    """The expected robustness of every seed that has a curve."""
+    return values(analyses, "curve", "expected_robustness", "accuracy")
 
 
 def comparisons(page: Page) -> Table:
@@ -545,7 +553,7 @@ COSTS: Columns = {
     "epochs": first("epochs", one=whole),
     "trained parameters": first("trainable_parameters", one=whole),
     "best validation": share_over("best_validation_accuracy"),
-    "passes": over("passes"),
+    "passes": over("passes", one=lambda found: whole(mean(found)) if found else NONE),
     "alignment": over("alignment"),
     "images/s": over("train_images_per_second"),
     "time": over("train_seconds", one=lambda t: duration(mean(t)) if t else NONE),

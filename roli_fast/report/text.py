@@ -18,6 +18,8 @@ NAMES = {
     "roli_fast": "RoLI, one step",
     "ranli": "RanLI",
     "ranli_matched": "RanLI, matched epochs",
+    "ramp": "RanLI, rising radius",
+    "ramp_fast": "RanLI, rising radius, one step",
     "lp": "LP",
     "ft": "FT",
     "lp_ft": "LP-FT",

@@ -105,10 +105,18 @@ def _stage(run: Run, name: str) -> dict[str, str] | None:
         "epochs": str(done[0].get("epochs")),
         "trains": _named(stage.get("tuning"), ("rank", "alpha")),
         "objective": objective,
-        "attack": attack_text(stage.get("attack")),
+        "attack": attack_text(stage.get("attack")) + _rise(stage),
         "optimiser": _optimizer(stage.get("optimizer") or {}),
         "batch": str(stage.get("batch_size")),
     }
+
+
+def _rise(stage: Tree) -> str:
+    """ "; radius: ramp, start 0.24, end 0.74"; nothing for one that stays."""
+    how = stage.get("eps_schedule") or {}
+    moves = bool(stage.get("attack")) and how.get("name") not in (None, "constant")
+    fields = ("start", "end", "patience", "tolerance", "rise")
+    return f"; radius: {_named(how, fields)}" if moves else ""
 
 
 def _optimizer(optimizer: Tree) -> str:

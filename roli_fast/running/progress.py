@@ -3,11 +3,11 @@
 import sys
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def progress_bar(title: str, *, total: float, quiet: bool = False, **options: Any) -> tqdm:
-    """A bar in images; where nobody watches a terminal, a line now and then.
+    """A bar in images, in a notebook too; where nobody watches, a line now and then.
 
     Args:
         title: stands before it.
@@ -15,7 +15,8 @@ def progress_bar(title: str, *, total: float, quiet: bool = False, **options: An
         quiet: show nothing.
         **options: of tqdm, `initial` say.
     """
-    watched = sys.stderr.isatty()
+    notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    watched = notebook or sys.stderr.isatty()
     return tqdm(
         total=total,
         desc=title,

@@ -27,9 +27,12 @@ class Progress:
     that the phase has had its last one; `phase` equal to how many an epoch has, that only the
     validation of that epoch is outstanding. `counts` are those of the objective over the whole
     stage, `accuracies` what it was settled on: norm -> robust accuracy before the first update.
+    `clean_accuracies` are those that `EpsSchedule.share` asks for.
     `sora` is SORA's moving average, None before its first update; `alignments` has the mean of each
     epoch of single steps, `alarms` what the guard said, and `steps` the attack's after an alarm, 0
-    for its own. `scores` are the validation accuracies by epoch, `accuracy` what the objective
+    for its own. `averaged` is how many updates the average has, `candidates` the validation
+    accuracy of the best epoch's "raw" and "averaged" weights.
+    `scores` are the validation accuracies by epoch, `accuracy` what the objective
     measured at the beginning of the epoch.
     """
 
@@ -44,10 +47,13 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     counts: list[float] = field(default_factory=list)
     accuracies: dict[str, float] = field(default_factory=dict)
+    clean_accuracies: list[float] = field(default_factory=list)
     sora: float | None = None
     alignments: dict[int, float] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     steps: int = 0
+    averaged: int = 0
+    candidates: dict[str, float] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
     accuracy: float | None = None
 
@@ -67,7 +73,7 @@ class Resume:
     Args:
         progress: where the stage stands.
         tensors: part -> name -> tensor: "model", what trains, as it is; "best", the same of the
-            best epoch; and whatever else is kept of the model.
+            best epoch; "averaged", its average; and whatever else is kept of the model.
         optimizers: name of a phase -> number of a parameter -> slot -> tensor.
     """
 

@@ -119,6 +119,13 @@ def _check_stages(experiment: Experiment, model: Classifier) -> None:
         copied, own = copy.deepcopy(model), field_types(type(stage.tuning))
         with inside(name, ("tuning",)), inside(f"{name}.tuning", own):
             peft.apply(copied, stage.tuning)
+        if name != "pretrain" and stage.attack and stage.eps_schedule.switches(stage.epochs):
+            logger.warning(
+                "%s.eps_schedule goes from clean images to the full radius between two epochs. "
+                "From a standard backbone this is known to collapse fine-tuning for good "
+                "(arXiv:2509.23325): let the radius rise, with an end later than its start.",
+                name,
+            )
         with inside(name, ("objective",)):
             attach(copied, stage.objective, 0)
         if name == "pretrain" and experiment.source and "tuning" in copied.card:

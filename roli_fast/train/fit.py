@@ -19,9 +19,9 @@ from roli_fast.train.run_directory import run_stages
 from roli_fast.train.summary import table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted:
-    """What `fit` found.
+    """What `fit` found; printed, or at the end of a notebook's cell, it is the table.
 
     Args:
         model: the trained classifier in eval mode: images (B, C, H, W) in [0, 1] -> logits. Its
@@ -41,7 +41,7 @@ class Fitted:
     run_dir: Path
     summary: dict[str, Any]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return table(self.summary)
 
 
@@ -69,8 +69,9 @@ def fit(  # noqa: PLR0913 - what a run is made of, once
     >>> net = models.wrap(torchvision.models.resnet18(weights="DEFAULT"), mean=MEAN, std=STD)
     >>> fitted = roli_fast.fit(net, train, test, eps=4 / 255, epochs=10)
 
-    The module that is given is left as it is. Ctrl-C saves the position and raises; the same call
-    with `run_dir` goes on from there, as after a crash.
+    The module that is given is left as it is. Ctrl-C (a notebook's stop button) saves the position
+    and raises; the same call with `run_dir` goes on from there, as after a crash, and `models.load`
+    opens the best weights so far, whose file the error names.
 
     Args:
         model: any network whose images are in [0, 1], one that `models.wrap` normalises for, a

@@ -31,8 +31,10 @@ from roli_fast.seeds import derive_seed, derived_generator
 from roli_fast.threat import known_values
 from roli_fast.train import alignment, checkpoint
 from roli_fast.train.alignment import Alignment
+from roli_fast.train.averaging import Average
 from roli_fast.train.checkpoint import Progress, Tensors, changing_tensors, copy_tensors
 from roli_fast.train.context import Context
+from roli_fast.train.eps_schedule import Constant
 from roli_fast.train.linear_probe import rated
 from roli_fast.train.objectives import Adversarial, Objective, Step, attach, detach
 from roli_fast.train.stage import Job, StageResult, measured
@@ -53,7 +55,7 @@ class Phase:
 
     Args:
         objective: what it minimises.
-        attack: makes its training images, once the stage's clean epochs are over; None for none.
+        attack: makes its training images where the stage's radius is not 0; None for none.
         optimizer: its own, over what trains.
         source: what its draws are derived from, beside what each is for and its position.
         name: "" for the stage's own, "natural" for the clean one of gradient projection.
@@ -116,6 +118,10 @@ class StageLoop:
             job.stage.objective.counters, dtype=torch.float64, device=context.device
         )
         self.best: Tensors = {}
+        self.average: Average | None = None
+        if averaging := job.stage.averaging:
+            updates = job.stage.epochs * self.steps
+            self.average = Average(averaging, self.model, self.names, updates)
         # of gradient projection: "start", an epoch's first weights, and "natural", those after the
         # clean half
         self.kept: dict[str, Tensors] = {}
@@ -169,6 +175,9 @@ class StageLoop:
                 for phase in self.phases:
                     checkpoint.restore_optimizer(phase.optimizer, saved.optimizers[phase.name])
                 self.best = saved.tensors.pop("best")
+                if self.average and (averaged := saved.tensors.pop("averaged")):
+                    self.average.tensors = {n: t.to(device) for n, t in averaged.items()}
+                    self.average.count = saved.progress.averaged
                 for part, tensors in saved.tensors.items():
                     self.kept[part] = {name: t.to(device) for name, t in tensors.items()}
             self.progress = saved.progress
@@ -268,9 +277,13 @@ class StageLoop:
         size = self.stage.batch_size
         return min(size, len(self.job.splits.train) - self.progress.step * size)
 
+    def _share(self, epoch: int) -> float:
+        """The epoch's radius, as a share of the attack's."""
+        return self.stage.eps_share(epoch, self.progress.clean_accuracies)
+
     def _attacks(self, epoch: int) -> bool:
         """Whether the phase's images are attacked in this epoch."""
-        return self.phase.attack is not None and epoch >= self.stage.clean_epochs
+        return self.phase.attack is not None and self._share(epoch) > 0
 
     def _looks(self, epoch: int) -> AbstractContextManager[None]:
         """Whether the attack looks at the values of images and labels: in its first update alone.
@@ -279,7 +292,7 @@ class StageLoop:
         """
         low, high = getattr(self.attack, "bounds", None) or (1.0, 0.0)
         known = self.checked and low <= 0 and high >= 1
-        self.checked |= epoch >= self.stage.clean_epochs
+        self.checked |= self._attacks(epoch)
         return known_values() if known else nullcontext()
 
     def _update(self, epoch: int, batch: Batch) -> Tensor:
@@ -303,6 +316,8 @@ class StageLoop:
         self.due = self.context.wanted(save=self._checkpoint_due())
         self.distributed.merge_gradients_(self.model, own * len(batch.y) / images)
         phase.optimizer.step()
+        if self.average:
+            self.average.add(position)
         row = torch.stack(rows).sum(0) * own
         if len(row) > len(SUMS):
             self.counts = self.counts + self.distributed.all_reduce_(row[len(SUMS) :].clone())
@@ -312,8 +327,10 @@ class StageLoop:
         return row[: len(SUMS)]
 
     def _attack(self, epoch: int) -> Attack | None:
-        """What makes the next update's images: SORA with its moving average."""
-        attack = self.phase.attack if self._attacks(epoch) else None
+        """What makes the next update's images at the epoch's radius; SORA with its average."""
+        if self.phase.attack is None or not self._attacks(epoch):
+            return None
+        attack = self.phase.attack.at(self._share(epoch))
         if isinstance(attack, SORA) and self.progress.sora is not None:
             return replace(attack, alignment=self.progress.sora)
         return attack
@@ -381,14 +398,12 @@ class StageLoop:
                 self._refuse(epoch, self.progress.step - 1, f"{name} is no longer finite")
 
     def _refuse(self, epoch: int, step: int, what: str) -> None:
-        kept = ""
-        if self.progress.best_epoch >= 0:
-            self._export_best()
-            kept = f"The best weights so far are in {self.job.folder}. "
+        path = self.export_best_so_far()
+        kept = f"The best weights so far are in {path}. " if path else ""
         rate = self.peak[0] * self._lr_factor(epoch * self.steps + step)
         raise NonFiniteLossError(
             f"stage '{self.job.name}': {what} at epoch {epoch}, step {step}, lr {rate:.3g}. {kept}"
-            "Lower optimizer.lr, lengthen warmup_epochs, or add clean_epochs."
+            "Lower optimizer.lr, lengthen warmup_epochs, or take eps_schedule ramp."
         )
 
     def _checkpoint_due(self) -> bool:
@@ -404,6 +419,9 @@ class StageLoop:
         if self.distributed.is_main:
             model = changing_tensors(self.model, self.names)
             tensors = {"model": model, "best": self.best, **self.kept}
+            if self.average:
+                self.progress.averaged = self.average.count
+                tensors |= {"averaged": self.average.tensors, "model": self.average.raw or model}
             optimizers = {phase.name: phase.optimizer for phase in self.phases}
             checkpoint.save_resume(self.resume_path, self.progress, tensors, optimizers)
         self.saved_at = time.monotonic()
@@ -431,18 +449,23 @@ class StageLoop:
         last = epoch + 1 == self.stage.epochs
         values = self._training_values(epoch)
         alarm = self._alignment_alarm()
+        waits = self.stage.eps_schedule.follows_accuracy and not self._attacks(epoch)
         if not alarm and (last or (epoch + 1) % self.every == 0):
             scores = self._validate()
-            score = scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
-            if self.guarded:
+            score = _selecting(scores)
+            if self.guarded and self._share(epoch) == 1:  # it is the radius of validation
                 alarm = alignment.score_alarm(score, self.progress.best_score, len(self.val))
-            if not alarm and (score > self.progress.best_score or self.stage.select == "last"):
-                self.progress.best_score, self.progress.best_epoch = score, epoch
-                self.best = self._copy()
+            if not alarm:
+                scores |= self._keep_best(score, epoch)
             values |= scores
             self._follow(epoch, score)
+        elif waits and not alarm:
+            looked = self._evaluated({}, self.val)
+            values["validation_clean_accuracy"] = looked.clean_accuracy
         if alarm:
             return self._go_back(alarm)
+        if waits:
+            self._note_accuracy(epoch, values["validation_clean_accuracy"])
         self.context.recorder.add(self.job.stage_id, epoch, values, attacked=self._attacks(epoch))
         last |= self.stage.schedule.ended([*self.progress.scores.values()])
         self.progress.epoch = self.stage.epochs if last else epoch + 1
@@ -450,6 +473,28 @@ class StageLoop:
         self.progress.epoch_sums = {}
         if not last and self.context.wanted(save=self._checkpoint_due()):
             self._save_and_check()
+
+    def _note_accuracy(self, epoch: int, accuracy: float) -> None:
+        """For the radius that waits for it to stall."""
+        self.progress.clean_accuracies.append(accuracy)
+        if epoch + 1 < self.stage.epochs and self._attacks(epoch + 1):
+            text = "stage '%s': the radius rises from epoch %d on, at %.1f %% clean accuracy"
+            logger.info(text, self.job.name, epoch + 1, 100 * accuracy)
+
+    def _keep_best(self, score: float, epoch: int) -> dict[str, float]:
+        """Keep the weights, which validated at `score`, or their average, where that is the best so
+        far; returns what the average scored."""
+        progress, last, found = self.progress, self.stage.select == "last", {"raw": score}
+        averaged = self.average.tensors if self.average else {}
+        if self.average and averaged:
+            with self.average.in_model():
+                found["averaged"] = _selecting(self._validate())
+        which = [*found][-1] if last else max(reversed(found), key=found.__getitem__)
+        if last or found[which] > progress.best_score:
+            progress.best_score, progress.best_epoch = found[which], epoch
+            progress.candidates = found
+            self.best = copy_tensors(averaged) if which == "averaged" else self._copy()
+        return {"validation_averaged_accuracy": found["averaged"]} if averaged else {}
 
     def _follow(self, epoch: int, score: float) -> None:
         """Note a validation's score, and go on from the best weights where it halves the rate."""
@@ -461,11 +506,14 @@ class StageLoop:
 
     def _alignment_alarm(self) -> str:
         """Note the alignment of an epoch that ends; says what is wrong with it."""
+        found, epoch = self.progress.alignments, self.progress.epoch
         cosine = self.phases[-1].alignment(self.progress.epoch_sums)
         if cosine is None:
             return ""
-        self.progress.alignments[self.progress.epoch] = cosine
-        highest = max(self.progress.alignments.values())
+        found[epoch] = cosine
+        # it falls as the radius rises: alike are the epochs at this one, and nearly so the last one
+        alike = [e for e in found if e == epoch - 1 or self._share(e) == self._share(epoch)]
+        highest = max(found[e] for e in alike)
         return alignment.alignment_alarm(cosine, highest) if self.guarded else ""
 
     def _go_back(self, alarm: str) -> None:
@@ -488,9 +536,12 @@ class StageLoop:
         checkpoint.restore_tensors(self.model, self.best)
         for phase in self.phases:
             phase.optimizer.state.clear()
+        if self.average:
+            self.average.forget()
         self.context.recorder.forget(self.job.stage_id, again)
         progress.epoch, progress.phase, progress.step = again, 0, 0
         progress.epoch_sums = {}
+        progress.clean_accuracies = progress.clean_accuracies[:again]
         progress.scores = {e: score for e, score in progress.scores.items() if e < again}
         if goes_on:
             progress.steps = steps
@@ -511,6 +562,9 @@ class StageLoop:
             means |= {f"{phase.prefix}train_loss": loss, f"{phase.prefix}train_accuracy": right}
             if (cosine := phase.alignment(self.progress.epoch_sums)) is not None:
                 means[f"{phase.prefix}train_alignment"] = cosine
+        if self.attack and self.stage.eps_schedule != Constant():
+            eps = getattr(self.attack, "eps", 0.0)  # of several norms the first, as all move alike
+            means["train_eps"] = self._share(epoch) * (eps[0] if isinstance(eps, tuple) else eps)
         if self.progress.accuracy is not None:
             means["train_clean_accuracy"] = self.progress.accuracy
         rate = self.peak[0] * self._lr_factor((epoch + 1) * self.steps - 1)
@@ -559,18 +613,32 @@ class StageLoop:
         )
         return self.context.whole(own, split)
 
-    def _export_best(self) -> None:
-        checkpoint.restore_tensors(self.model, self.best)
-        self._save_model("best.safetensors")
+    def export_best_so_far(self) -> Path | None:
+        """Leave the weights of the best epoch in the model and in the stage's folder; returns the
+        file, None where no epoch was validated yet."""
+        return self._export_best() if self.progress.best_epoch >= 0 else None
 
-    def _save_model(self, name: str) -> None:
+    def _export_best(self) -> Path:
+        checkpoint.restore_tensors(self.model, self.best)
+        return self._save_model("best.safetensors")
+
+    def _save_model(self, name: str) -> Path:
+        path = self.job.folder / name
         if self.distributed.is_main:
-            save_model(self.model, self.job.folder / name, classes=self.job.splits.classes)
+            save_model(self.model, path, classes=self.job.splits.classes)
+        return path
 
     def _finish(self) -> StageResult:
         progress, job = self.progress, self.job
-        _update, passes = self.stage.passes(job.threat, self._validations().values(), job.splits)
+        looks, accuracies = self._validations().values(), progress.clean_accuracies
+        _update, passes = self.stage.passes(job.threat, looks, job.splits, accuracies)
         self._save_model("last.safetensors")
+        if self.average and self.average.tensors:
+            with self.average.in_model():
+                self._save_model("averaged.safetensors")
+            shown = ", ".join(f"{100 * v:.1f} % {n}" for n, v in progress.candidates.items())
+            text = "stage '%s', best epoch %d: validation accuracy of the weights %s"
+            logger.info(text, job.name, progress.best_epoch, shown)
         self._export_best()
         trainable = sum(self.model.get_parameter(name).numel() for name in self.names)
         detach(self.model)
@@ -582,6 +650,7 @@ class StageLoop:
             epochs=self.stage.epochs,
             best_epoch=progress.best_epoch,
             best_validation_accuracy=progress.best_score,
+            candidates=progress.candidates if self.average else {},
             trainable_parameters=trainable,
             train_images=progress.train_images,
             train_seconds=progress.train_seconds,
@@ -596,6 +665,11 @@ class StageLoop:
         )
 
 
+def _selecting(scores: Mapping[str, float]) -> float:
+    """The accuracy of a validation by which the best epoch is selected."""
+    return scores.get("validation_robust_accuracy", scores["validation_clean_accuracy"])
+
+
 def run_stage(job: Job, context: Context) -> StageResult:
     """Run `job` to its end, from wherever an earlier run left it."""
     job = rated(job, context)
@@ -603,7 +677,9 @@ def run_stage(job: Job, context: Context) -> StageResult:
     try:
         result = loop.run()
     except InterruptedRunError as error:
-        text = f"{error} in stage '{job.name}'"
+        path = loop.export_best_so_far()
+        best = f", whose best weights so far are in '{path}'" if path else ""
+        text = f"{error} in stage '{job.name}'{best}"
         raise InterruptedRunError(text, *error.args[1:]) from error
     if context.distributed.is_main:
         save_head(job.model, job.folder / "head.safetensors")

@@ -1,7 +1,7 @@
 """One training stage: its configuration, what it is run on, and its result."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,8 @@ from roli_fast.peft import Full, Linear, Method, apply
 from roli_fast.running.memory import IN_PARTS, memory_guard
 from roli_fast.threat import ThreatModel, check_positive
 from roli_fast.train.alignment import OnCollapse
+from roli_fast.train.averaging import Averaging
+from roli_fast.train.eps_schedule import Constant, EpsSchedule, Ramp
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import Adversarial, Objective
 from roli_fast.train.optim import Cosine, Optimizer, Schedule
@@ -41,6 +43,12 @@ def one_step(stage: "Stage") -> "Stage":
     return replace(stage, attack=NFGSM(**ball))
 
 
+def ramped(stage: "Stage") -> "Stage":
+    """The stage with a radius that rises as published; one whose radius moves already as it is."""
+    fixed = stage.eps_schedule == Constant()
+    return replace(stage, eps_schedule=Ramp()) if fixed else stage
+
+
 def measured(attack: Attack | None, threat: ThreatModel) -> tuple[ThreatModel, ...]:
     """The threats of one norm for which an objective's accuracies are measured: those of the norms
     that the stage's `attack` searches, for in others it cannot be trained."""
@@ -58,7 +66,9 @@ class Stage:
         objective: what is minimised.
         attack: makes the training images; null trains on clean ones (LP-FT is RoLI with null), and
             then validation is on clean ones too: clean accuracy selects the best epoch.
-        clean_epochs: the first epochs train on clean images; eases training from scratch.
+        eps_schedule: how the attack's radius moves over the stage: constant; ramp, clean images at
+            first, then a radius that rises; or auto, a ramp that begins when validation accuracy
+            stalls. Given step sizes follow the radius. Validation is always at the full one.
         optimizer: optimiser, peak learning rate and weight decay.
         batch_size: images per update, over all processes and parts.
         accumulate: parts in which each process takes its images of an update, one after the other,
@@ -80,6 +90,8 @@ class Stage:
         gradient_projection: trains each epoch on clean images as well, from the same weights, and
             merges both; null for none, {} for its defaults, and any of its fields switches it on.
             `epochs` and all the rest are those of the other half.
+        averaging: of the weights over the updates, {} for an exponential moving average; null for
+            none. Validation then takes twice the passes.
         head_scale: factor by which the head's weight and bias are multiplied once, before the first
             update: how far features move depends on the scale of the head (LP-FT). A gradient of
             cross-entropy vanishes behind a very large head, for training and attacks alike.
@@ -91,7 +103,7 @@ class Stage:
     tuning: Method = field(default_factory=Full)
     objective: Objective = field(default_factory=Adversarial)
     attack: Attack | None = field(default_factory=lambda: pgd_in_run(7))
-    clean_epochs: int = 0
+    eps_schedule: EpsSchedule = field(default_factory=Constant)
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch_size: int = 64
     accumulate: int = 1
@@ -102,6 +114,7 @@ class Stage:
     select: Literal["best", "last"] = "best"
     engine: Engine = field(default_factory=lambda: Engine(fold=True))
     gradient_projection: GradientProjection | None = None
+    averaging: Averaging | None = None
     head_scale: float = 1.0
     zeroed: tuple[str, ...] = ()
 
@@ -109,11 +122,9 @@ class Stage:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             if getattr(self, name) < 1:
                 raise ArgumentError(describe(name, "an integer >= 1", getattr(self, name)))
-        for name in ("clean_epochs", "warmup_epochs"):
-            if not 0 <= getattr(self, name) <= self.epochs:
-                raise ArgumentError(
-                    describe(name, f"a number in [0, epochs = {self.epochs}]", getattr(self, name))
-                )
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            expected = f"a number in [0, epochs = {self.epochs}]"
+            raise ArgumentError(describe("warmup_epochs", expected, self.warmup_epochs))
         if self.optimizer.lr is None and not isinstance(self.tuning, Linear):
             expected = "a number > 0 where more than the head trains"
             raise ArgumentError(describe("optimizer.lr", expected, "null"))
@@ -124,6 +135,9 @@ class Stage:
             expected = "a share of the passes in (0, 1]"
             raise ArgumentError(describe("validation_share", expected, self.validation_share))
         check_choice("select", self.select, ("best", "last"))
+        if self.averaging and self.gradient_projection:
+            fix = "Each epoch ends with a merge of its own: leave one out."
+            raise ArgumentError(describe("averaging", "null with gradient_projection", "both", fix))
         if self.engine.dtype == torch.float16:
             fix = "Gradients of weights in fp16 need a scaled loss, which training lacks."
             raise ArgumentError(describe("engine.dtype", "float32 or bfloat16", "float16", fix))
@@ -140,6 +154,7 @@ class Stage:
         plain = Stage(epochs=1, tuning=Linear(), attack=None)
         alike = {"tuning": "linear", "attack": "null", "objective": "adversarial, plain"}
         alike |= {"gradient_projection": "null", "head_scale": "1", "epochs": "1"}
+        alike |= {"averaging": "null"}
         for name, words in alike.items():
             if (got := getattr(self, name)) != getattr(plain, name):
                 expected = f"{words}, with optimizer.name lbfgs"
@@ -168,19 +183,35 @@ class Stage:
         where = f"stage '{name}': "
         return memory_guard("batch_size", self.batch_size, device, where=where, fix=IN_PARTS)
 
+    def eps_share(self, epoch: int, accuracies: Sequence[float] = ()) -> float:
+        """The radius of an epoch, counted from 0, as a share of the attack's (`EpsSchedule`)."""
+        return self.eps_schedule.share(epoch, epochs=self.epochs, accuracies=accuracies)
+
     def passes(
-        self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits
+        self,
+        threat: ThreatModel,
+        validation: Iterable[Attack],
+        splits: Splits,
+        accuracies: Sequence[float] = (),
     ) -> tuple[float, float]:
         """What takes as long as an update does for each of its images, and as the whole stage with
-        its validations by these attacks: so many forwards of one image."""
+        its validations by these attacks: so many forwards of one image.
+
+        A radius that waits for `accuracies`, those of `EpsSchedule.share`, is taken to rise as late
+        as it can.
+        """
         if self.solves:
             return 1.0, float(len(splits.train) + len(splits.val))
-        update, training, look = self._costs(threat, validation, splits)
+        update, training, look = self._costs(threat, validation, splits, accuracies)
         every, images = self.validation_plan(threat, validation, splits)
         return update, float(training + math.ceil(self.epochs / every) * images * look)
 
     def _costs(
-        self, threat: ThreatModel, validation: Iterable[Attack], splits: Splits
+        self,
+        threat: ThreatModel,
+        validation: Iterable[Attack],
+        splits: Splits,
+        accuracies: Sequence[float] = (),
     ) -> tuple[float, float, float]:
         """Passes of an image in an update, of the whole training, and of an image validated."""
         classes = splits.num_classes
@@ -190,8 +221,9 @@ class Stage:
         more = update * (self.objective.images(self.attack.under(threat)) - 1) if self.attack else 0
         halves = 2 if self.gradient_projection else 1
         look = 1 + sum(attack_passes(one, classes) for one in validation) if self.attack else 1
-        each = self.epochs * halves * update
-        each += (self.epochs - self.clean_epochs) * (attack + more)
+        look *= 2 if self.averaging else 1
+        attacked = sum(self.eps_share(epoch, accuracies) > 0 for epoch in range(self.epochs))
+        each = self.epochs * halves * update + attacked * (attack + more)
         return update + more + attack, len(splits.train) * each, look
 
     def validation_plan(
@@ -265,7 +297,8 @@ class StageResult:
     `lr` is the peak rate, also where null chose it. `passes` are those planned, in forwards of one
     image; each validation looked at `validation_images`, `validated_every` so many epochs.
     `alignment` is the mean of the last epoch of single steps (`train.alignment`), `alarms` what the
-    guard said.
+    guard said. `candidates` are the accuracies of the best epoch's "raw" and "averaged" weights, of
+    which the better ones are the result; empty without averaging.
 
     Of a stage that solves for the head, `strengths` has every strength tried: its head's norm,
     validation accuracy and loss, training loss, iterations, and whether they sufficed; `strength`
@@ -289,6 +322,7 @@ class StageResult:
     validated_every: int | None = None
     alignment: float | None = None
     alarms: list[str] = field(default_factory=list)
+    candidates: dict[str, float] = field(default_factory=dict)
     strength: float | None = None
     head_norm: float | None = None
     strengths: list[dict[str, Any]] = field(default_factory=list)

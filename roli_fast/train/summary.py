@@ -115,6 +115,9 @@ def _stage(results: list[Outcome]) -> dict[str, Any]:
         "passes": _mean_at(results, "passes"),
         "data_wait_share": _mean_at(results, "data_wait_share"),
         "alignment": _mean_at(results, "alignment"),
+        "candidates": {
+            name: _mean_at(results, "candidates", name) for name in results[0].get("candidates", ())
+        },
         "validation_images": results[0].get("validation_images"),
         "validated_every": results[0].get("validated_every"),
         "best_validation_accuracy": _mean([r["best_validation_accuracy"] for r in results]),
@@ -154,13 +157,16 @@ def _mcnemar(a: Outcome, b: Outcome, label: str) -> float:
 
 
 COSTS = ("passes", "seconds")
-"""Columns of the final table where RoLI by one step stands beside others."""
+"""Columns of the final table where a method of `COSTED` stands beside others."""
+
+COSTED = {"roli_fast", "ramp", "ramp_fast"}
+"""Methods that make other passes than PGD-7 in every epoch."""
 
 
 def table(summary: dict[str, Any]) -> str:
     """The final table as text."""
     labels = list(next(iter(summary["methods"].values()))["test"]["robust_accuracy"])
-    costs = "roli_fast" in summary["methods"]
+    costs = not COSTED.isdisjoint(summary["methods"])
     header = ["method", "stages", "clean", *labels, *COSTS * costs, "train images/s"]
     rows = [_row(name, method, labels, costs) for name, method in summary["methods"].items()]
     return "\n".join([*align([header, *rows]), "", *_remarks(summary)])
@@ -198,11 +204,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         lines.append(f"Pretraining: {score:.1f} % on its validation split, {speed:.0f} images/s.")
     for name, method in summary["methods"].items():
         for stage in method["stages"]:
-            if (stage.get("validated_every") or 1) > 1 or stage.get("alignment") is not None:
-                text = f"{name}/{stage['name']}: validated on {stage['validation_images']} images, "
-                text += f"every {stage['validated_every']} epochs"
-                aligned = stage.get("alignment")
-                lines.append(text + ("." if aligned is None else f"; alignment {aligned:.2f}."))
+            lines += _of_stage(f"{name}/{stage['name']}", stage)
     for entry in summary["comparisons"]:
         first, second = entry["methods"]
         p = "-" if entry["p_value"] is None else f"{entry['p_value']:.2g}"
@@ -221,6 +223,19 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         lines.append(f"Faults of the release switched on: {', '.join(summary['paper_compat'])}.")
     if summary["note"]:
         lines.append(f"Note: {summary['note']}.")
+    return lines
+
+
+def _of_stage(name: str, stage: dict[str, Any]) -> list[str]:
+    """How a stage was validated, where that is not every image in every epoch."""
+    lines, aligned = [], stage.get("alignment")
+    if (stage.get("validated_every") or 1) > 1 or aligned is not None:
+        text = f"{name}: validated on {stage['validation_images']} images, "
+        text += f"every {stage['validated_every']} epochs"
+        lines.append(text + ("." if aligned is None else f"; alignment {aligned:.2f}."))
+    if found := stage.get("candidates"):
+        shown = " and ".join(f"{100 * v:.1f} % {n}" for n, v in found.items() if v is not None)
+        lines.append(f"{name}: validation accuracy of the weights {shown}.")
     return lines
 
 

@@ -151,12 +151,10 @@ FINETUNED = "seed-0/roli/stage-2-finetune"
             without(f"{FINETUNED}/best.safetensors"),
             ["`RUN`", "a finished run", "best.safetensors", "--resume"],
         ),
-        (without("seed-0/roli/stage-1-probe/head.safetensors"), ["head.safetensors"]),
         (changed("max_per_class: 12", "max_per_class: 11"), ["another data train images"]),
-        (changed("weights: null", "weights: gone.safetensors"), ["gone.safetensors"]),
         (without("environment.json"), ["environment.json", "Put it back"]),
     ],
-    ids=["weights", "head", "images", "backbone", "environment"],
+    ids=["weights", "images", "environment"],
 )
 def test_a_run_that_is_not_whole_is_refused(
     damage: Any, words: list[str], run_dir: Path, caplog: pytest.LogCaptureFixture

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from text_encoder import TextEncoder, token_batches
 from tiny_models import images, tiny
 from torch import nn
 
@@ -72,24 +71,6 @@ def test_a_part_takes_what_is_told(flag: str) -> None:
     work = part.work(own)
     assert sum(seen) == work.images
     assert sum(passed) < work.forwards < 2.5 * sum(passed) or flag == "kernel"
-
-
-def test_a_text_encoder() -> None:
-    seen: list[int] = []
-    model = TextEncoder().double().eval()
-    own = start(
-        model=model,
-        names=[name for name, _ in model.named_parameters()],
-        train=lambda: token_batches(7),
-        validation=lambda: token_batches(5),
-        counts=(7, 5),
-        attack=None,
-        after_batch=seen.append,
-    )
-    found = one_step_tree(own)
-    assert list(found) == ["clean"] and sum(seen) == PARTS["ft_ratio"].work(own).images
-    assert found["clean"]["relative_error"] < 0.05
-    assert kernel_tree(own)["images"] == 7
 
 
 def test_a_kernel_is_of_the_training_images_and_tested_on_others() -> None:

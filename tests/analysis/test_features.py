@@ -114,8 +114,6 @@ def test_a_residual_is_minus_the_gradient_of_the_cross_entropy() -> None:
     assert logits.grad is not None
     assert torch.allclose(residual(logits.detach(), y), -logits.grad, atol=1e-15)
     assert torch.allclose(residual(logits.detach(), y).sum(1), torch.zeros(6).double(), atol=1e-15)
-    shifted = residual_size(logits.detach() + 3, y)
-    assert torch.allclose(shifted, residual_size(logits.detach(), y))
 
 
 def test_other_shapes_are_refused() -> None:
@@ -123,5 +121,3 @@ def test_other_shapes_are_refused() -> None:
         class_separation(images(2, 3, 4), torch.zeros(2))
     with pytest.raises(ArgumentError, match=r"two matrices of one shape"):
         feature_drift(images(2, 3), images(1, 3))
-    with pytest.raises(ArgumentError, match=r"`y`: expected labels in \[0, 2\)"):
-        residual_size(images(3, 2), torch.tensor([0, 1, 2]))

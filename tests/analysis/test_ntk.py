@@ -8,7 +8,7 @@ from tiny_models import images, untouched
 from torch import Tensor
 
 from roli_fast.analysis import Kernel, empirical_ntk, one_step, top_eigenvalues
-from roli_fast.analysis.ntk import Piece, blocks, gradient_passes
+from roli_fast.analysis.ntk import gradient_passes
 from roli_fast.errors import ArgumentError
 
 
@@ -40,17 +40,6 @@ def test_blocks_play_no_part() -> None:
     done: list[int] = []
     empirical_ntk(own.model, own.x, memory=least, after_batch=done.append)
     assert sum(done) == (1 + 2) * 6
-
-
-def test_parameters_are_cut_into_blocks_in_order() -> None:
-    pieces = [Piece("a", 0, 3), Piece("b", 5, 12), Piece("c", 0, 1)]
-    found = list(blocks(pieces, 4))
-    assert found == [
-        [Piece("a", 0, 3), Piece("b", 5, 6)],
-        [Piece("b", 6, 10)],
-        [Piece("b", 10, 12), Piece("c", 0, 1)],
-    ]
-    assert list(blocks([], 4)) == [] and list(blocks(pieces, 99)) == [pieces]
 
 
 def test_without_a_rule_for_batched_gradients_it_goes_one_by_one() -> None:

@@ -13,7 +13,6 @@ from roli_fast import PGD
 from roli_fast.analysis import margin_sensitivity
 from roli_fast.data import Batch
 from roli_fast.errors import ArgumentError, ArgumentTypeError
-from roli_fast.norms import NORMS
 
 WEIGHT = torch.tensor([[3.0, 0.0], [0.0, 4.0], [-1.0, -1.0]])
 """Logits W x, so that the margin's gradient is a difference of rows."""
@@ -38,16 +37,6 @@ def test_the_runner_up_is_the_likeliest_other_class() -> None:
     found = margin_sensitivity(FixedLogits(WEIGHT), one_batch(x, y), "l2")
     first, second = math.hypot(4, 1), math.hypot(4, 1)  # rows 2 - 0, and 0 - 2: logits -3, 0, 1
     assert found.samples.tolist() == pytest.approx([first, second])
-
-
-@pytest.mark.parametrize("norm", list(NORMS))
-def test_a_linear_models_boundary_is_where_it_says(norm: str) -> None:
-    x = torch.tensor([[1.0, 0.5]])
-    batches = one_batch(x, torch.tensor([0]))
-    (radius,) = margin_sensitivity(FixedLogits(WEIGHT), batches, norm).radii.tolist()
-    steps = {"linf": [-1.0, 1.0], "l2": [-0.6, 0.8], "l1": [0.0, 1.0]}[norm]
-    logits = FixedLogits(WEIGHT)(x + radius * torch.tensor([steps]))[0]
-    assert logits[0].item() == pytest.approx(logits[1].item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -82,7 +71,5 @@ def test_wrong_calls() -> None:
     batches = one_batch(images(2, 3, 6, 6), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ArgumentError, match="expected one of: l1, l2, linf, got 'l3'"):
         margin_sensitivity(Mixed(), batches, "l3")
-    with pytest.raises(ArgumentError, match="at least one image"):
-        margin_sensitivity(Mixed(), [], "l2")
     with pytest.raises(ArgumentTypeError, match="floating-point tensor"):
         margin_sensitivity(TextEncoder(), token_batches(), "l2")

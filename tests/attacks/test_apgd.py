@@ -73,14 +73,6 @@ class TestResults:
             attack = APGD(eps=0.25, steps=4, random_start=False, compact=compact)
             assert attack(model, x, y).item() == 0.625
 
-    def test_the_best_of_the_restarts_counts(self) -> None:
-        tiny: dict[str, Any] = dict(eps=1e-4, steps=1, keep="best")
-        together = APGD(**tiny, restarts=3)(NET, X, Y, source())
-        seeds = torch.randint(2**63 - 1, (3,), generator=source()).tolist()
-        single = [APGD(**tiny)(NET, X, Y, source(seed)) for seed in seeds]
-        losses = torch.stack([loss_of(x) for x in (together, *single)])
-        assert torch.allclose(losses[0], losses[1:].amax(0), atol=1e-6)
-
 
 class TestCompaction:
     @pytest.mark.parametrize("kind", [APGD, APGDT])

@@ -3,7 +3,6 @@
 Norm, eps and bounds of all attacks: tests/contracts/test_attacks.py.
 """
 
-import math
 from typing import Any
 
 import pytest
@@ -12,12 +11,9 @@ from roli_fast.attacks import (
     APGD,
     APGDT,
     FAB,
-    FABT,
     FGSM,
     MSD,
-    NFGSM,
     PGD,
-    RSFGSM,
     AutoAttack,
     MultiAPGD,
     Square,
@@ -26,59 +22,37 @@ from roli_fast.attacks import (
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 
 TWO = ("l1", "l1")
-WHOLE = "expected an integer >= 1"
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        *((PGD, {"steps": n}, f"`steps`: {WHOLE}") for n in (0, -1, 2.0, True, "3", None)),
-        *((PGD, {"step_size": n}, "`step_size`: expected a number > 0") for n in (0, -2, math.nan)),
-        *((PGD, {"keep": k}, "`keep`: expected 'last' or 'best' or 'adv") for k in ("Best", None)),
+        *((PGD, {"steps": n}, "`steps`: expected an integer >= 1") for n in (0, 2.0, "3")),
+        (PGD, {"step_size": 0}, "`step_size`: expected a number > 0"),
+        (PGD, {"keep": "Best"}, "`keep`: expected 'last' or 'best' or 'adv"),
         (PGD, {"restarts": 2, "random_start": False}, "`restarts`.*random_start=True"),
         (PGD, {"loss": "kl", "random_start": False}, "`loss`.*random_start=True"),
         (PGD, {"loss": "kl", "targets": "random"}, "`loss`: expected a loss with a targeted form"),
-        (PGD, {"loss": None}, "`loss`: expected one of"),
-        (PGD, {"eot": 1.5}, f"`eot`: {WHOLE}"),
-        (PGD, {"momentum": -1.0}, "`momentum`: expected a number >= 0"),
         (PGD, {"targets": "likely"}, "`targets`: expected 'least_likely' or 'random' or None"),
         (FGSM, {"loss": "kl"}, "`loss`: expected 'ce', 'dlr' or 'margin'"),
-        (RSFGSM, {"step": 0}, "`step`: expected a number > 0"),
-        (NFGSM, {"noise": -1.0}, "`noise`: expected a number > 0"),
         (APGD, {"keep": "last"}, "`keep`: expected 'adversarial' or 'best'"),
-        (APGD, {"rho": 0.0}, "`rho`: expected a number > 0"),
         (APGD, {"density": 1.5}, r"`density`: expected a number in \[0, 1\]"),
         (APGD, {"large_radius": True}, "`large_radius`: expected False, got True in linf"),
         (APGD, {"large_radius": True, "norm": "l1", "steps": 4}, "`steps`: expected 3, 5 or more"),
-        (APGDT, {"targets": 0}, f"`targets`: {WHOLE}"),
-        (FAB, {"final_search": -1}, "`final_search`: expected"),
         (FAB, {"eta": 0.5}, r"`eta`: expected a number in \[1, 2\]"),
-        (FAB, {"beta": "0.9"}, "`beta`: expected a number in"),
-        (FABT, {"targets": 0}, "`targets`: expected"),
-        (Square, {"n_queries": 0}, "`n_queries`: expected"),
-        (Square, {"p_init": "1"}, "`p_init`: expected a number in"),
         (Square, {"loss": "dlr"}, "`loss`: expected 'margin' or 'ce'"),
-        (MultiAPGD, {"norms": ()}, "`norms`: expected one or more different norms"),
         (MultiAPGD, {"norms": TWO, "eps": (1, 2)}, "`norms`: expected one or more different"),
         (MultiAPGD, {"norms": "l1"}, "`norms`: expected several values"),
         (MultiAPGD, {"norms": ("l1",), "eps": (1, 2, 3)}, "`eps`: expected one for.*got 3 for"),
-        (MultiAPGD, {"eps": 0.1}, "`eps`: expected several values"),
-        (MultiAPGD, {"eps": ()}, "`eps`: expected one for each norm, got 0 for 3"),
-        (MultiAPGD, {"eps": (0.1, -1, 1)}, "`eps`: expected a number >= 0"),
         (MultiAPGD, {"eps": (8, 0.5, 12)}, "`eps`: .*Did you mean 8/255"),
-        (MultiAPGD, {"l1_steps": 0}, f"`l1_steps`: {WHOLE}"),
-        (MSD, {"step_sizes": (1, 1, 0.0)}, "`step_sizes`: expected a number > 0"),
         (MSD, {"step_sizes": (1,)}, "`step_sizes`: expected one for each norm"),
         (AutoAttack, {"version": "fast"}, "`version`: expected .*'standard'.*got 'fast'"),
         (AutoAttack, {"attacks": ("fab",)}, "`attacks`: expected none.*version='custom'"),
         (AutoAttack, {"version": "custom"}, "`attacks`: expected some of: apgd-ce.*got"),
         (AutoAttack, {"version": "custom", "attacks": ("pgd",)}, "`attacks`: expected some.*pgd"),
-        (AutoAttack, {"version": "custom", "attacks": ("fab",) * 2}, "`attacks`: expected each .*"),
         (AutoAttack, {"norm": "l1", "steps": 1}, "`steps`: expected .*large_radius"),
         (Union, {"attacks": ()}, "`attacks`: expected attacks, got none.*Union.over"),
-        (Union, {"attacks": (("linf", 0.1),)}, r"`attacks`: expected attacks, got \['tuple'\]"),
         (Union, {"attacks": (PGD(), PGD())}, "`attacks`: expected attacks that differ"),
-        (Union.over, {"threats": [("linf", -1)]}, "`eps`: expected a number > 0"),
         (Union.over, {"attack": PGD()}, "`attack`: expected one without norm and eps"),
     ],
 )

@@ -13,7 +13,6 @@ from roli_fast.attacks.objective import (
     Goal,
     check_target,
     choose,
-    defined_for,
     is_right,
     most_likely_others,
     notes_on,
@@ -56,11 +55,7 @@ def test_below_four_classes_the_margin_takes_the_place_of_dlr(classes: int) -> N
     assert torch.equal(Goal("dlr", y, target)(z, y), -margin(z, target))
     (note,) = notes_on("dlr", classes)
     assert note == f"loss dlr needs 4 classes, the model has {classes}: margin was taken"
-
-
-def test_from_four_classes_on_nothing_is_replaced_or_noted() -> None:
-    assert defined_for("dlr", 4) == "dlr" and notes_on("dlr", 4) == ()
-    assert defined_for("ce", 2) == "ce" and notes_on("ce", 2) == ()
+    assert notes_on("dlr", 4) == () and torch.equal(Goal("dlr", Y)(logits(), Y), dlr(logits(), Y))
 
 
 def test_a_nan_is_never_right() -> None:
@@ -77,7 +72,7 @@ def test_the_least_likely_class_is_not_the_label() -> None:
     assert found.tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("classes", [2, 10])
 def test_random_targets_cover_all_wrong_classes_evenly(classes: int) -> None:
     n = 3000
     y, ids = torch.arange(n) % classes, torch.arange(n)
@@ -102,9 +97,7 @@ def test_the_likeliest_other_classes_in_order() -> None:
     [
         (Y, "`target`: expected other classes than `y`.*sample 0"),
         (TARGET + 9, r"`target`: expected labels in \[0, 4\)"),
-        (TARGET[:2], r"`target`: expected one class a sample, .* of shape \(4,\)"),
         (TARGET.int(), "`target`: expected one class a sample, an int64 tensor"),
-        ([1, 2, 3, 0], "`target`: expected a torch.Tensor"),
     ],
 )
 def test_targets_that_cannot_be_aimed_at(target: Any, message: str) -> None:

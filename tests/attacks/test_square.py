@@ -18,7 +18,6 @@ from roli_fast.errors import ArgumentError
 from roli_fast.norms import NORMS
 from roli_fast.norms.windows import pattern, window
 
-KINDS = (Square, OriginalSquare)
 EPS = {"linf": 0.25, "l2": 5.0, "l1": 60.0}
 
 

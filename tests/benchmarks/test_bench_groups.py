@@ -31,6 +31,7 @@ def no_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_group_has_cases_and_every_op_rounds() -> None:
     assert all(cases_of(group) for group in (*GROUPS, "memory", "endtoend"))
+    assert set(kernels.COPIED) == set(kernels.MAKERS)
     assert set(ops.ROUNDS) == set(ops.CASES) >= {name.split()[0] for name in ops.TARGETS}
 
 
@@ -81,21 +82,12 @@ def test_a_kernels_rate_stands_beside_a_copys_and_the_predicted_one(
     ]
 
 
-def test_every_op_has_its_bytes() -> None:
-    assert set(kernels.COPIED) == set(kernels.MAKERS)
-
-
 @pytest.mark.slow
 def test_the_command_gives_the_rounds_to_pytest_benchmark(tmp_path: Path) -> None:
     """Its statistics are those of our rounds, with the ratios beside them."""
     saved, out = tmp_path / "saved.json", tmp_path / "out"
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--threads=1"]
-    command += [
-        "-k",
-        "quick and growth",
-        f"--benchmark-json={saved}",
-        f"--out={out}",
-    ]
+    command += ["-k", "quick and growth", f"--benchmark-json={saved}", f"--out={out}"]
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider"], cwd=REPOSITORY, capture_output=True, text=True
     )

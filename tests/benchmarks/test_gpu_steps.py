@@ -119,6 +119,7 @@ sys.exit(pytest.main(["-q", "-m", "gpu", "--collect-only", "-p", "no:cacheprovid
 """
 
 
+@pytest.mark.slow
 def test_a_bare_machine_collects_the_gpu_tests_and_the_measurements(tmp_path: Path) -> None:
     """With Python, and of what is installed here `bare.THERE` alone. The whole rehearsal, which
     runs like this too, is a part of `make check`."""

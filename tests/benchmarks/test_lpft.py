@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import lpft
-import lpft_tables
 from lpft_claims import ADVERSARIAL, CLEAN, HYPOTHESES, judge, removed, removed_cleanly, verdict
 
 
@@ -18,11 +17,9 @@ from lpft_claims import ADVERSARIAL, CLEAN, HYPOTHESES, judge, removed, removed_
         ([1.0, 2.0, 3.0], 2.0, 4.3026527 / math.sqrt(3), "undecided"),
         ([1.9, 2.0, 2.1], 2.0, 0.43026527 / math.sqrt(3), "holds"),
         ([-1.9, -2.0, -2.1], -2.0, 0.43026527 / math.sqrt(3), "fails"),
-        ([1.0, 1.0], 1.0, 0.0, "holds"),
         ([0.0, 0.0], 0.0, 0.0, "undecided"),
         ([5.0], 5.0, None, "undecided"),
         ([1.0, None, 1.0], None, None, "undecided"),
-        ([], None, None, "undecided"),
     ],
 )
 def test_a_verdict_by_hand(
@@ -93,13 +90,9 @@ def test_numbers_are_those_of_the_fine_tune(values: Any) -> None:
     assert own["per_logit_clean"] == pytest.approx([1 / 4, 1 / 4.01, 1 / 4.02])
     assert own["ece_adversarial_borrowed"] == pytest.approx([0.225] * 3)
     assert own["separation_adversarial"] == [None] * 3
-    probe = values["clean_probe"]
-    assert probe == {
-        "norm_end": pytest.approx([1.05] * 3),
-        "residual_start": [0.9] * 3,
-        "residual_end": [0.1] * 3,
-    }
-    assert values["ft"]["norm_fresh"] == values["ft"]["norm_start"] == [1, 1, 1]
+    norms = pytest.approx([1.05] * 3)
+    ends = {"norm_end": norms, "residual_start": [0.9] * 3, "residual_end": [0.1] * 3}
+    assert values["clean_probe"] == ends
 
 
 def test_claims_by_hand(values: Any) -> None:
@@ -108,13 +101,9 @@ def test_claims_by_hand(values: Any) -> None:
     assert clean["features change less"]["mean"] == pytest.approx(3.0)
     steady = clean["fine-tuning changes its norm by less than 20%"]
     assert steady["seeds"] == pytest.approx([0.15] * 3)
-    assert clean["a higher accuracy"]["verdict"] == "holds"
-    assert clean["less well calibrated as it is"]["verdict"] == "undecided"
-    assert all(
-        clean[claim]["verdict"] == "holds"
-        for claim in clean
-        if claim != "less well calibrated as it is"
-    )
+    verdicts = {claim: row["verdict"] for claim, row in clean.items()}
+    assert verdicts.pop("less well calibrated as it is") == "undecided"
+    assert set(verdicts.values()) == {"holds"}
     assert removed(CLEAN)(values) == pytest.approx([1 - 0.5 / 0.9] * 3)
     assert removed(ADVERSARIAL)(values) == pytest.approx([0.4] * 3)
     claim = "adversarial probing ends with a smaller head than as many clean epochs"
@@ -136,17 +125,6 @@ def test_without_a_temperature_nothing_is_said_of_one(tmp_path: Path) -> None:
     own = lpft.numbers(folder)
     assert {own[name] for name in scaled} == {None}
     assert own["ece_clean"] == 0.2 and own["ece_adversarial_after"] == 0.15
-
-
-def test_the_table_has_both_data_sets_side_by_side(values: Any) -> None:
-    found = {"values": values, "claims": judge(values)}
-    lines = lpft_tables.table({"digits": found, "other": found}).splitlines()
-    assert lines[0].count("digits, ") == lines[0].count("other, ") == 4
-    (drift,) = [line for line in lines if line.startswith("| feature drift |")]
-    assert drift.count("5.00 ± 0.00 / 5.00 ± 0.00") == 4
-    (less,) = [line for line in lines if "clean: LP-FT against FT: features change less" in line]
-    assert less.count("| holds, +3 ± 0 ") == 2
-    assert all(line.count("|") == lines[0].count("|") for line in lines[: len(lpft_tables.MAIN)])
 
 
 def test_every_fine_tune_has_the_same_updates() -> None:

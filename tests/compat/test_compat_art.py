@@ -92,23 +92,15 @@ def test_the_batch_size_plays_no_part(art: Any) -> None:
         other = as_art_attack(attack, classifier, batch_size=3, seed=1).generate(X)
         assert np.allclose(whole, parts, rtol=0, atol=1e-6)
         assert np.abs(other - whole).max() > 1e-3
-
-
-def test_without_a_seed_torchs_generator_decides(art: Any) -> None:
-    attack = as_art_attack(PGD(), estimator(art, Mixed()), seed=None)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        first, second = attack.generate(X), attack.generate(X)
-        torch.manual_seed(0)
-        again = attack.generate(X)
-    assert np.array_equal(first, again) and not np.array_equal(first, second)
+    drawing = as_art_attack(PGD(), classifier, seed=None)  # by torch's generator
+    assert not np.array_equal(drawing.generate(X), drawing.generate(X))
 
 
 def test_labels_in_every_form(art: Any) -> None:
     classifier = estimator(art, FixedLogits(torch.eye(4)), input_shape=(4,))
     x, y = np.full((5, 4), 0.5, np.float32), np.array([0, 1, 2, 3, 0])
     attack = as_art_attack(PGD(random_start=False), classifier)
-    for form in (y, y[:, None], np.eye(4)[y], y.astype(np.float32), torch.from_numpy(y)):
+    for form in (y, y[:, None], np.eye(4)[y], torch.from_numpy(y)):
         assert ((attack.generate(x, form) - x).argmin(1) == y).all()
     x[np.arange(5), y] = 0.6  # without labels: those that the model predicts
     assert ((attack.generate(x) - x).argmin(1) == y).all()
@@ -142,8 +134,6 @@ def test_it_is_an_evasion_attack_with_arts_parameters(art: Any) -> None:
         attack.generate(X)
     with pytest.raises(ArgumentError, match="`eps`: expected an attribute that RoliFastAttack"):
         attack.eps = 0.1
-    with pytest.raises(art.exceptions.EstimatorError):
-        as_art_attack(PGD(), Mixed())
 
 
 def test_clip_values_are_the_bounds(art: Any) -> None:

@@ -151,11 +151,11 @@ def test_without_a_seed_the_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(adversary(seed=77, verbose=False).run_standard_evaluation(X, Y, bs=8), x_adv)
 
 
-@pytest.mark.parametrize(("share", "bs"), [(0.3, 4), (0.9, 13)])
-def test_a_killed_evaluation_goes_on(share: float, bs: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "bs"), [(0.9, 4), (0.3, 13)])
+def test_a_killed_evaluation_goes_on(share: float, bs: int, tmp_path: Path, capsys: Any) -> None:
     """An attack that was under way begins anew: with the same batches it ends alike; with others it
-    has the images of the run before too."""
-    model, state = Net(), tmp_path / "state.json"
+    has the images of the run before too. Finished, it is read back."""
+    model, state = Net(), tmp_path / "deep" / "state.json"
     truth = adversary(model, verbose=False).run_standard_evaluation(X, Y, bs=4)
     total, model.forwards = model.forwards, 0
     model.stop_at = int(share * total)
@@ -168,16 +168,10 @@ def test_a_killed_evaluation_goes_on(share: float, bs: int, tmp_path: Path) -> N
     assert torch.equal(kept.robust_flags, right(x_adv).float())
     if bs == 4:
         assert torch.equal(x_adv, truth)
-    assert share < 0.5 or model.forwards < total  # finished attacks are not redone
-
-
-def test_a_finished_evaluation_is_read_back(tmp_path: Path, capsys: Any) -> None:
-    state = tmp_path / "deep" / "state.json"
-    first = adversary().run_standard_evaluation(X, Y, bs=8, state_path=state)
+        assert model.forwards < total  # finished attacks are not redone
     capsys.readouterr()
-    assert torch.equal(
-        adversary().run_standard_evaluation(X, Y, bs=8, state_path=str(state)), first
-    )
+    again = adversary(model).run_standard_evaluation(X, Y, bs=bs, state_path=str(state))
+    assert torch.equal(again, x_adv)
     lines = capsys.readouterr().out.splitlines()
     assert f"Restored state from {state}" in lines
     assert "apgd-ce, apgd-t, fab-t, square was/were already run." in lines
@@ -191,7 +185,6 @@ def test_a_finished_evaluation_is_read_back(tmp_path: Path, capsys: Any) -> None
         (dict(x=X.flip(0)), "has other images"),
         (dict(model=FixedLogits(torch.ones(5, 36))), "has other model"),
         (dict(content=b'{"_attacks_to_run": "x", "_robust_flags": [true]}'), "a state file"),
-        (dict(content=b'{"format": "ro'), "a state file"),
     ],
 )
 def test_a_state_that_cannot_be_used_is_left_as_it_is(
@@ -220,12 +213,10 @@ def test_without_cuda_the_default_device_is_the_cpu_and_the_log_says_so(
     ("options", "message"),
     [
         (dict(norm="linf"), "`norm`: expected 'Linf' or 'L2' or 'L1', got 'linf'"),
-        (dict(eps=8), "`eps`: expected a radius in linf of at most 1.*Did you mean 8/255"),
         (dict(version="apgd"), "`version`: expected 'standard' or 'plus' or 'rand' or 'custom'"),
         (dict(attacks_to_run=["fab"]), "`attacks_to_run`: expected none in version standard"),
         (dict(version="custom", attacks_to_run=["pgd"]), "`attacks_to_run`: expected 'apgd-ce'"),
         (dict(is_tf_model=True), "`is_tf_model`: expected False"),
-        (dict(y=Y + 9), r"`y`: expected labels in \[0, 5\).*Map the labels"),
         (dict(x=X * 3 - 1), "`x`: expected images within bounds.*models.Normalize"),
     ],
 )
@@ -385,28 +376,3 @@ def test_robustbench_runs_on_it_also_with_a_state_file(stand_in: None, tmp_path:
         robust = names["benchmark"](*asked)
         saved = names["benchmark"](*asked, aa_state_path=tmp_path / "aa.json")
     assert 0 < robust < 12 / 13 and 0 < saved < 12 / 13
-
-
-EXAMPLE = """
-from autoattack import AutoAttack
-
-adversary = AutoAttack(model, norm="Linf", eps=0.03, log_path=log, version=version, device="cpu")
-quick(adversary)
-if version == "custom":
-    adversary.attacks_to_run = ["apgd-ce", "fab"]
-    adversary.apgd.n_restarts = 2
-    adversary.fab.n_restarts = 2
-with torch.no_grad():
-    complete = adversary.run_standard_evaluation(x, y, bs=8)
-    each = adversary.run_standard_evaluation_individual(x, y, bs=8)
-"""
-"""The calls of the original's examples/eval.py."""
-
-
-@pytest.mark.parametrize("version", ["standard", "custom"])
-def test_the_originals_example_runs(version: str, stand_in: None, tmp_path: Path) -> None:
-    names: dict[str, Any] = dict(model=MODEL, x=X, y=Y, quick=quick, version=version, torch=torch)
-    exec(EXAMPLE, names | {"log": str(tmp_path / "log.txt")}, names)
-    assert names["complete"].shape == X.shape and (right(names["complete"]) <= right(X)).all()
-    assert list(names["each"]) == names["adversary"].attacks_to_run
-    assert "robust accuracy by APGD-CE" in (tmp_path / "log.txt").read_text()

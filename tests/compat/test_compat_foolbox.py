@@ -11,7 +11,7 @@ import torch
 from tiny_models import Mixed, images, untouched
 from torch import Tensor, nn
 
-from roli_fast.attacks import APGD, APGDT, CW, FAB, PGD, AutoAttack, DeepFool
+from roli_fast.attacks import APGD, APGDT, CW, FAB, PGD
 from roli_fast.compat.foolbox import as_foolbox_attack, from_foolbox_model
 from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.norms import NORMS
@@ -26,11 +26,8 @@ def foolbox() -> Any:
     return pytest.importorskip("foolbox", reason="foolbox is not installed: pip install foolbox")
 
 
-def network(training: bool = False) -> Mixed:
-    model = Mixed()
-    if not training:
-        model.eval()
-    return model
+def network() -> Any:
+    return Mixed().eval()
 
 
 def wrapped(foolbox: Any, model: nn.Module, **options: Any) -> Any:
@@ -44,6 +41,7 @@ def labels(fmodel: Any, x: Tensor) -> Tensor:
 
 
 def test_raw_clipped_and_flags_for_several_epsilons(foolbox: Any) -> None:
+    """Of a model in train mode, too, which is given back."""
     fmodel = wrapped(foolbox, network())
     y = labels(fmodel, X)
     attack = as_foolbox_attack(PGD(random_start=False, steps=4))
@@ -56,6 +54,11 @@ def test_raw_clipped_and_flags_for_several_epsilons(foolbox: Any) -> None:
         assert torch.equal(fooled, labels(fmodel, inside) != y)
     one = attack(fmodel, X, y, epsilons=EPSILONS[2])
     assert torch.equal(one[0], raw[2]) and torch.equal(one[2], flags[2])
+    with pytest.warns(UserWarning, match="training mode"):
+        trained = wrapped(foolbox, model := Mixed())
+    goal = foolbox.criteria.Misclassification(y)
+    with untouched(model):
+        assert torch.equal(attack.run(trained, X, goal, epsilon=EPSILONS[2]), raw[2])
 
 
 @pytest.mark.parametrize("bounds", [(0, 1), (-1, 1), (0, 255)])
@@ -80,23 +83,6 @@ def test_the_same_images_as_foolboxs_pgd(foolbox: Any, norm: str, bounds: tuple[
         assert (found - truth).abs().max() <= 1e-6 * span
         assert (truth - x).abs().max() > 0.01 * span
         assert torch.equal(flags, their_flags)
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def test_a_training_model_is_attacked_in_eval_mode_and_given_back(foolbox: Any) -> None:
-    attack: Any = AutoAttack(steps=2, n_queries=5)
-    model = network(training=True)
-    with pytest.warns(UserWarning, match="training mode"):
-        fmodel = wrapped(foolbox, model)
-    y = labels(wrapped(foolbox, network()), X)
-    adapter = as_foolbox_attack(attack, generator())
-    truth = attack(network(), X, y, generator(), eps=0.03)
-    with untouched(model):
-        found = adapter.run(fmodel, X, foolbox.criteria.Misclassification(y), epsilon=0.03)
-    assert torch.equal(found, truth)
 
 
 @pytest.mark.parametrize("transform", ["wrapper", "copy", "none"])
@@ -132,19 +118,19 @@ def test_a_model_of_ones_own_is_run_as_it_is(foolbox: Any) -> None:
     assert torch.equal(moved.argmin(1), y)
 
 
-SLOWLY: dict[str, Any] = dict(steps=200, learning_rate=0.05)
-
-
 @pytest.mark.parametrize(
-    ("attack", "count", "peer", "options"),
+    ("attack", "peer", "options"),
     [
-        (FAB(steps=10), 8, "L2DeepFoolAttack", {}),
-        (DeepFool(), 8, "L2DeepFoolAttack", {}),
-        (CW(**SLOWLY), 8, "L2CarliniWagnerAttack", dict(steps=200, stepsize=0.05)),
+        (FAB(steps=10), "L2DeepFoolAttack", {}),
+        (
+            CW(steps=200, learning_rate=0.05),
+            "L2CarliniWagnerAttack",
+            dict(steps=200, stepsize=0.05),
+        ),
     ],
 )
 def test_the_closest_image_without_a_limit(
-    foolbox: Any, attack: Any, count: int, peer: str, options: dict[str, Any]
+    foolbox: Any, attack: Any, peer: str, options: dict[str, Any]
 ) -> None:
     """As near as foolbox's own, in l2, where it finds one; one search serves all epsilons."""
     fmodel = wrapped(foolbox, network())
@@ -154,10 +140,10 @@ def test_the_closest_image_without_a_limit(
     )
     assert raw[0] is raw[1] and torch.equal(clipped[0], raw[0])
     lengths = (raw[0] - X).flatten(1).norm(dim=1)
-    assert flags[0].sum() >= count and torch.equal(flags[1], flags[0] & (lengths <= 0.3))
+    assert flags[0].all() and torch.equal(flags[1], lengths <= 0.3)
     theirs = getattr(foolbox.attacks, peer)(**options)
     best = (theirs(fmodel, X, y, epsilons=None)[0] - X).flatten(1).norm(dim=1)
-    assert (lengths < 1.1 * best)[flags[0]].all()
+    assert (lengths < 1.1 * best).all()
 
 
 @pytest.mark.parametrize("attack", [APGD(steps=20), FAB(steps=20)], ids=lambda one: one.label)

@@ -67,7 +67,11 @@ def pictures(name: str) -> Tensor:
 def theirs(hf: Any, name: str = VIT, **options: Any) -> Any:
     """A PEFT model of which every trained tensor is random."""
     config = {"r": 3, "lora_alpha": 7, "target_modules": ["qkv"], "modules_to_save": [HEADS[name]]}
-    adapted = hf.get_peft_model(network(name), hf.LoraConfig(**{**config, **options}))
+    return stirred_of(hf, network(name), **{**config, **options})
+
+
+def stirred_of(hf: Any, made: nn.Module, **config: Any) -> Any:
+    adapted = hf.get_peft_model(made, hf.LoraConfig(**config))
     generator = torch.Generator().manual_seed(2)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -123,11 +127,12 @@ class TestTheirsInOurs:
             dict(target_modules=r".*blocks\.1.*fc2", modules_to_save=None),
             dict(
                 target_modules=["qkv", "fc1"],
-                rank_pattern={r"blocks\.\d\.mlp.*": 2},
-                alpha_pattern={"qkv": 1},
+                rank_pattern={r"blocks\.[1-9]\.attn\..+": 4, "mlp.fc1": 2},
+                alpha_pattern={r".*fc\d": 9},
             ),
+            dict(target_modules=["qkv"], use_rslora=True, rank_pattern={"blocks.1.attn.qkv": 4}),
         ],
-        ids=["qkv", "mlp", "regex", "patterns"],
+        ids=["qkv", "mlp", "regex", "patterns", "rslora"],
     )
     def test_logits(self, hf: Any, name: str, options: dict[str, Any], tmp_path: Path) -> None:
         adapted, model, x = theirs(hf, name, **options), tiny(name).eval(), pictures(name)
@@ -136,6 +141,10 @@ class TestTheirsInOurs:
             model.head.load_state_dict(head.state_dict())
         before = model(x)
         adapted.save_pretrained(tmp_path)
+        if "lora_alpha" in options:  # as PEFT wrote before 0.5
+            tensors = tmp_path / "adapter_model.safetensors"
+            torch.save(load_file(tensors), tmp_path / "adapter_model.bin")
+            tensors.unlink()
         names = load(model, tmp_path)
         assert {tree["dropout"] for tree in model.card["tuning"]} == {
             options.get("lora_dropout", 0.0)
@@ -227,68 +236,30 @@ def test_a_network_that_reads_past_the_layer_is_told(
     assert float((without - with_switch).detach().abs().max()) > 1e-4
 
 
-class TestFromPeft:
-    """What PEFT itself wrote, in forms that are plain LoRA."""
-
-    def written(self, hf: Any, made: nn.Module, folder: Path, **fields: Any) -> nn.Module:
-        """PEFT's model, stirred and saved."""
-        theirs = hf.get_peft_model(made, hf.LoraConfig(r=2, lora_alpha=3, **fields)).eval()
-        draw = torch.Generator().manual_seed(2)
-        for name, parameter in theirs.named_parameters():
-            if "lora_B" in name:
-                parameter.data.copy_(torch.randn(parameter.shape, generator=draw))
-        theirs.save_pretrained(folder)
-        return theirs
-
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            dict(use_rslora=True, rank_pattern={"blocks.1.attn.qkv": 4}),
-            dict(
-                rank_pattern={r"blocks\.[1-9]\.attn\..+": 4, "mlp.fc1": 3},
-                alpha_pattern={r".*fc\d": 9},
-            ),
-        ],
-        ids=["rslora", "regex"],
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT's
+def test_a_network_of_transformers(hf: Any, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        image_size=8,
+        patch_size=4,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=3,
     )
-    @pytest.mark.parametrize("old", [True, False], ids=["bin", "safetensors"])
-    def test_logits(self, hf: Any, fields: dict[str, Any], old: bool, tmp_path: Path) -> None:
-        made, model = network(), tiny()
-        model.backbone.load_state_dict(made.state_dict())  # with the head, which is not saved
-        targets = ["attn.qkv", "mlp.fc1"]
-        theirs = self.written(hf, made, tmp_path, target_modules=targets, **fields)
-        if old:  # as PEFT wrote before 0.5
-            tensors = tmp_path / "adapter_model.safetensors"
-            torch.save(load_file(tensors), tmp_path / "adapter_model.bin")
-            tensors.unlink()
-        load(model, tmp_path)
-        x = pictures(VIT)
-        close(model.eval()(x), theirs(normalised(model, x)))
-
-    @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT's
-    def test_a_network_of_transformers(self, hf: Any, tmp_path: Path) -> None:
-        transformers = pytest.importorskip("transformers")
-        config = transformers.ViTConfig(
-            image_size=8,
-            patch_size=4,
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            num_labels=3,
-        )
-        made = transformers.ViTForImageClassification(config).eval()
-        model = wrap(copy.deepcopy(made))
-        names = {name.rsplit(".", 1)[-1] for name, _ in made.named_modules()}
-        targets = ["query", "value"] if "query" in names else ["q_proj", "v_proj"]
-        theirs = self.written(
-            hf, made, tmp_path, target_modules=targets, modules_to_save=["classifier"]
-        )
-        load(model, tmp_path)
-        x = images(2, 3, 8, 8)
-        close(model.eval()(x), theirs(x).logits)
-        with pytest.raises(CheckpointError, match="`model`.*models.wrap its network"):
-            load(tiny(), tmp_path)
+    made = transformers.ViTForImageClassification(config).eval()
+    model = wrap(copy.deepcopy(made))
+    names = {name.rsplit(".", 1)[-1] for name, _ in made.named_modules()}
+    targets = ["query", "value"] if "query" in names else ["q_proj", "v_proj"]
+    options: Any = dict(target_modules=targets, modules_to_save=["classifier"])
+    theirs = stirred_of(hf, made, r=2, lora_alpha=3, **options)
+    theirs.save_pretrained(tmp_path)
+    load(model, tmp_path)
+    x = images(2, 3, 8, 8)
+    close(model.eval()(x), theirs(x).logits)
+    with pytest.raises(CheckpointError, match="`model`.*models.wrap its network"):
+        load(tiny(), tmp_path)
 
 
 class TestRefused:
@@ -316,27 +287,19 @@ class TestRefused:
         assert same(dict(model.state_dict()), before)
         assert all(parameter.requires_grad for parameter in model.parameters())
 
-    @pytest.mark.parametrize(
-        "other", [dict(seed=1), dict(config={"mean": (0.4, 0.4, 0.4)})], ids=["weights", "mean"]
-    )
-    def test_another_backbone(self, folder: Path, other: dict[str, Any]) -> None:
-        self.check(
-            folder,
-            rf"`model`.*{VIT} with sha256 [0-9a-f]{{64}}, got {VIT} with [0-9a-f]{{64}}",
-            tiny(**other),
-        )
+    def test_another_backbone(self, folder: Path) -> None:
+        message = rf"`model`.*{VIT} with sha256 [0-9a-f]{{64}}, got {VIT} with [0-9a-f]{{64}}"
+        for other in (tiny(seed=1), tiny(config={"mean": (0.4, 0.4, 0.4)})):
+            self.check(folder, message, other)
 
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
             (dict(use_dora=True), "`use_dora` is True"),
-            (dict(bias="lora_only"), "`bias` is 'lora_only'"),
             (dict(init_lora_weights="pissa_niter_4"), "`init_lora_weights` is 'pissa_niter_4'"),
             (dict(something_new={"a": 1}), "`something_new` is {'a': 1}"),
             (dict(peft_type="IA3"), "`peft_type` is 'IA3'"),
             (dict(r=5), r"`backbone.blocks.0.attn.qkv`: expected A and B of shapes \(5, 16\)"),
-            (dict(r=0), "`rank`: expected an integer >= 1, got 0"),
-            (dict(lora_alpha=10**400), "`adapter_config.json`: .*adapter_config.json'"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
@@ -355,15 +318,6 @@ class TestRefused:
 
         self.change_tensors(folder, rename)
         self.check(folder, rf"`model`.*{layer}.*got {VIT} without.*models.wrap its network")
-
-    @pytest.mark.parametrize("name", ["blocks.7.attn.qkv", "head"])
-    def test_unknown_modules(self, folder: Path, name: str) -> None:
-        def rename(state: dict[str, Tensor]) -> None:
-            for key in [key for key in state if "blocks.1" in key]:
-                state[key.replace("blocks.1.attn.qkv", name)] = state.pop(key)
-
-        self.change_tensors(folder, rename)
-        self.check(folder, f"`targets`.*backbone.{name}")
 
     def test_other_trained_modules(self, folder: Path) -> None:
         key = "base_model.model.norm.weight"

@@ -248,42 +248,6 @@ def test_tpgd_starts_as_far_from_the_image_as_theirs() -> None:
     assert spread == pytest.approx([0.001, 0.001], rel=0.02)
 
 
-SEARCHES: list[tuple[str, bool, dict[str, Any]]] = [
-    ("APGD", False, dict(eps=0.02, steps=12, n_restarts=2, seed=3)),
-    ("APGDT", False, dict(eps=0.02, steps=12, seed=3, n_classes=4)),
-    ("FAB", False, dict(eps=0.05, steps=8, n_restarts=2, seed=3)),
-    ("FAB", True, dict(eps=0.05, steps=8, seed=3)),
-    ("Square", False, dict(eps=0.05, n_queries=60, seed=3)),
-    ("Square", True, dict(eps=0.2, n_queries=60, n_restarts=2, seed=3)),
-]
-
-
-@pytest.mark.parametrize(("name", "targeted", "options"), SEARCHES)
-def test_with_the_same_draws_the_same_samples_are_fooled(
-    name: str, targeted: bool, options: dict[str, Any]
-) -> None:
-    """tests/attacks compares their iterates. With targets on images that are right: FAB of theirs
-    gives the others' targets to them."""
-    model, x = Model(), images(64, 3, 6, 6)
-    y = model.labels(x)
-    own, other = both(name, model, **options)
-    own.rng = "official"
-    if targeted:
-        x, y = (some[model(x).argmax(1) == y] for some in (x, y))
-        for one in (own, other):
-            one.set_mode_targeted_by_function(lambda _, labels: (labels + 1) % 4, quiet=True)
-    with peer():
-        truth = other(x, y)
-    with untouched(model):
-        found = own(x, y)
-    with torch.no_grad():
-        classes = [model(given).argmax(1) for given in (found, truth)]
-    reached = targeted and name == "Square"
-    flags = [one == (y + 1) % 4 if reached else one != y for one in classes]
-    assert torch.equal(*flags)
-    assert 8 <= flags[0].sum() < len(x)
-
-
 def batches() -> DataLoader[Any]:
     return DataLoader(TensorDataset(X, Model().labels(X)), batch_size=6)
 

@@ -260,12 +260,11 @@ def test_images_and_gradients_in_channels_last(
     ("x", "message"),
     [
         ((X - 0.45) / 0.225, r"`x`: expected images within bounds.*models.Normalize"),
-        (X + 3e-5 + 1 - X.max(), r"`x`: expected images within bounds"),
         (X.clone().index_fill_(0, torch.tensor(2), float("nan")), r"`x`: expected images within"),
         ((X * 255).byte(), r"`x`: expected a floating-point tensor.*255"),
         (X.numpy(), r"`x`: expected a floating-point tensor.*ndarray"),
     ],
-    ids=["normalised", "a bit beyond", "nan", "uint8", "numpy"],
+    ids=["normalised", "nan", "uint8", "numpy"],
 )
 def test_images_that_cannot_be_attacked(kind: type[Attack], x: Any, message: str) -> None:
     """Outside [0, 1] torchattacks and AA change pixels by up to 4.02 at eps 0.03, silently."""
@@ -277,16 +276,14 @@ def test_images_that_cannot_be_attacked(kind: type[Attack], x: Any, message: str
 @pytest.mark.parametrize(
     ("y", "words"),
     [
-        (Y.int(), ""),
-        (Y[:2], ""),
-        (Y + 9, "labels in"),
-        (Y.tolist(), ""),
-        (None, ""),
+        (Y[:2], r"expected shape \(6,\), got \(2,\)"),
+        (Y + 9, r"labels in \[0, 4\).*num_classes"),
+        (Y.tolist(), "expected a torch.Tensor, got list"),
         (torch.ones(6, 4), "Several labels a sample and soft labels are not supported"),
         (torch.eye(4, dtype=torch.int64)[Y % 4], r"of one-hot ones take y\.argmax\(1\)"),
         (Y.float(), r"torch\.float32 of shape \(6,\)\. Use y\.long\(\)"),
     ],
-    ids=["int32", "few", "beyond", "list", "none", "several", "one-hot", "float"],
+    ids=["few", "beyond", "list", "several", "one-hot", "float"],
 )
 def test_labels_that_cannot_be_used(kind: type[Attack], y: Any, words: str) -> None:
     model = Mixed()

@@ -73,10 +73,7 @@ def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{\n"a": 1,\n"b" 2}', r"train\.json`: expected valid JSON, got .* line 3 column 5"),
-        ('{"\xff": 1}', r"train\.json`: expected valid JSON, got .*codec"),
-        ('[["a", 1]]', "expected one object"),
         ("{}", r"expected one object .* not empty, got \{\}"),
-        ('{"a": true}', "all integers or all strings, got True"),
         ('{"a": "1"}', "all integers or all strings, got '1' for a and 1 for t.png"),
         ('{"v.png": 1}', r"no path in train\.json and val\.json, got 1 in both: v\.png"),
     ],

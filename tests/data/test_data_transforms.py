@@ -107,15 +107,10 @@ def test_the_ends_of_the_range_are_the_ends_of_the_image() -> None:
     assert torch.equal(Crop(2, random=True)(squares, ends), squares)
 
 
-def test_without_draws_the_middle_is_taken() -> None:
-    x = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
+def test_without_draws_the_middle_is_taken_and_resizing_averages_when_it_shrinks() -> None:
     none = torch.empty(1, 0)
-    assert Crop(2)(x, none)[0, 0].tolist() == [[5, 6], [9, 10]]
-    assert torch.equal(Crop(4)(x, none), x)
-
-
-def test_resizing_sets_the_short_side_and_averages_when_it_shrinks() -> None:
-    none = torch.empty(1, 0)
+    rows = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
+    assert Crop(2)(rows, none)[0, 0].tolist() == [[5, 6], [9, 10]]
     x = torch.zeros(1, 3, 16, 20, dtype=torch.uint8)
     x[..., 4, :] = 255
     small = Crop(4, 4)(x, none)
@@ -153,7 +148,7 @@ def test_geometry_is_torchvisions() -> None:
     assert torch.equal(both(images, found), torch.stack(expected))
 
 
-@pytest.mark.parametrize(("size", "resized"), [(224, 256), (384, 438), (448, 512), (64, 64)])
+@pytest.mark.parametrize(("size", "resized"), [(224, 256), (384, 438), (64, 64)])
 def test_defaults_are_the_published_ones(size: int, resized: int) -> None:
     padding = 4 if size <= 64 else 0
     assert training_transform(size) == Crop(size, resized, padding, random=True, flip=0.5)

@@ -59,10 +59,10 @@ def close(model: Any) -> bool:
 
 def test_compiled_once_a_model_with_the_weights_of_now(backend: Backend) -> None:
     """More models of one class than torch, which gives up in time, compiles one function for."""
-    models = [Mixed() for _ in range(3)]
-    for number in range(3):
+    models = [Mixed() for _ in range(2)]
+    for number in range(2):
         before = backend.graphs
-        with untouched(models[number]), torch._dynamo.config.patch(recompile_limit=3):
+        with untouched(models[number]), torch._dynamo.config.patch(recompile_limit=2):
             assert close(models[number])
         assert backend.graphs > before
     with torch.no_grad():
@@ -183,12 +183,6 @@ def test_auto_measures_once_and_keeps_the_quicker(
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
     said = f"compile='auto': {'' if quicker else 'not '}compiled; a pass takes "
     assert [m for m in caplog.messages if m.startswith(said)]
-
-
-def test_auto_compiles_nothing_where_nothing_is_measured(backend: Backend) -> None:
-    with InputGradient(AUTO.bind(Mixed())) as gradient:
-        gradient(X, Y)
-    assert backend.graphs == 0
 
 
 def test_on_a_gpu_the_quickest_kernels_without_graphs_of_their_own(

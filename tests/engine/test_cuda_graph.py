@@ -215,12 +215,6 @@ class TestPlayed:
         assert self.record(device, device.work)[1] is FOUND
 
 
-def test_the_watch_over_waiting_can_be_set_in_a_test() -> None:
-    """Where warnings are errors: raised, this one would leave it set for all tests after it."""
-    text = "Synchronization debug mode is a prototype feature and does not yet detect all "
-    warnings.warn(f"{text}synchronizing operations", UserWarning, stacklevel=1)
-
-
 OFF, AUTO, ON = (Engine(cuda_graph=mode) for mode in (False, "auto", True))
 
 
@@ -360,21 +354,6 @@ class TestOnADevice:
         forget(model)
         run(model, ON, 0, 6, attack)
         assert recorded(model)
-
-    def test_training_between_replays(self) -> None:
-        """Two models with the same start, trained on images made with and without a recording."""
-        trained = []
-        for engine in (AUTO, OFF):
-            model = tiny().cuda()
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-            for seed in range(6):
-                x = run(model, engine, seed, 8, PGD(steps=3))
-                y = torch.tensor([0, 3, 1, 2], device="cuda").roll(seed)
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x), y).backward()
-                optimizer.step()
-            trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        assert torch.allclose(*trained, rtol=1e-3, atol=1e-4)
 
     def test_memory_is_given_back(self) -> None:
         held = []

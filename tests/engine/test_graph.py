@@ -103,13 +103,6 @@ def test_networks_as_they_are_and_converted_and_folded(
     assert recorder.log == ["record", *["replay"] * 3]
 
 
-def test_each_engine_has_its_own(recorder: CpuRecorder) -> None:
-    model = Mixed()
-    for engine in (ON, replace(ON, tf32=True), replace(ON, tf32=False)):
-        run(model, engine)
-    assert recorder.log == ["record", "replay", "replay"] * 3
-
-
 def test_merged_layers(recorder: CpuRecorder) -> None:
     model = network()
     x = images(4, 12)
@@ -130,9 +123,8 @@ def test_a_split_pass(recorder: CpuRecorder) -> None:
     assert recorder.log == ["record", "record", *["replay"] * 10]
 
 
-@pytest.mark.parametrize("bad", [4, -1])
-def test_labels_are_checked_before_a_replay(recorder: CpuRecorder, bad: int) -> None:
-    model, wrong = Mixed(), torch.tensor([0, 1, bad, 0])
+def test_labels_are_checked_before_a_replay(recorder: CpuRecorder) -> None:
+    model, wrong = Mixed(), torch.tensor([0, 1, 4, 0])
     run(model, ON)
     before = list(recorder.log)
     with pytest.raises(ArgumentError, match=r"`y`: expected labels in \[0, 4\)"):
@@ -177,7 +169,7 @@ def test_one_recording_for_each_that_differs(recorder: CpuRecorder) -> None:
     assert new(x=X.contiguous(memory_format=torch.channels_last)) == [record]
     assert new(attack=PGD(steps=3, loss="margin")) == [record]
     assert new(target=(Y + 1) % 4) == [record, record]  # with a look at the clean images
-    assert new(replace(ON, batch_size=2)) == [record]
+    assert new(replace(ON, batch_size=2)) == new(replace(ON, tf32=True)) == [record]
     with torch.autocast("cpu", torch.bfloat16):
         assert new() == [record]
     assert new() == new(x=X[:3].clone(), y=Y[:3]) == new(target=(Y + 2) % 4) == []
@@ -353,7 +345,6 @@ class Part(nn.Module):
 
 
 SAME: dict[str, Callable[[Any], Any]] = {
-    "nothing": lambda m: None,
     "weights in place": lambda m: m[0].weight.data.add_(1.0),
     "statistics in place": lambda m: m[0].mean.add_(1.0),
     "a note": lambda m: m[0].listed.append("seen"),

@@ -17,19 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from roli_fast.attacks import APGD, FAB, PGD, Square
 from roli_fast.data import Batch
 from roli_fast.engine import Engine, Hold, bound
-from roli_fast.errors import ArgumentError
+from roli_fast.errors import ArgumentError, ArgumentTypeError
 from roli_fast.evaluate import evaluate
 
 X, Y = images(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
 ENGINES: list[dict[str, Any]] = [{}, {"fold": True}, {"dtype": torch.bfloat16}]
-
-
-def test_holds_nest_and_leave_other_models_alone() -> None:
-    one, other = Mixed(), Mixed()
-    with untouched(one), untouched(other), Hold(other):
-        with Hold(one), Hold(nn.Sequential(one)):
-            assert not one.training and not one.head.weight.requires_grad
-        assert one.training and not other.training
 
 
 class TestThreads:
@@ -90,6 +82,8 @@ class TestNothingToSwitch:
                     found = attack(whole, X, Y, draw, engine=engine)
                     assert torch.allclose(found, truth, atol=1e-6)
                 evaluate(whole, [Batch(X, Y, torch.arange(4))], [attack])
+        with pytest.raises(ArgumentTypeError, match="`model`: expected a plain nn.Module"):
+            Engine(dtype=torch.bfloat16).bind(frozen)
 
 
 def _frozen(model: nn.Module) -> Any:

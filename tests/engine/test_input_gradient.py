@@ -32,21 +32,11 @@ def plain_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tens
 class TestValues:
     def test_equals_plain_autograd(self) -> None:
         with InputGradient(Mixed()) as gradient:
-            found = gradient(X, Y)
-        for ours, theirs in zip(found, plain_gradient(Mixed().eval(), X, Y), strict=True):
+            found, seen = gradient(X, Y), gradient.evaluate(X.clone().requires_grad_(True), Y)
+        truth = plain_gradient(Mixed().eval(), X, Y)
+        for ours, theirs in zip((*found, *seen), (*truth, *truth[1:]), strict=True):
             assert torch.equal(ours, theirs)
             assert not ours.requires_grad
-
-    def test_equals_a_finite_difference_in_fp64(self) -> None:
-        model, x = Mixed().double(), X.double()
-        with InputGradient(model) as gradient:
-            grad, _, _ = gradient(x, Y)
-            for index in [(0, 0, 0, 0), (1, 2, 3, 4), (3, 1, 5, 5), (2, 0, 2, 1)]:
-                nudge = torch.zeros_like(x)
-                nudge[index] = 1e-5
-                up, down = (gradient.evaluate(x + s * nudge, Y)[0].sum() for s in (1, -1))
-                slope = ((up - down) / 2e-5).item()
-                assert grad[index].item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
 
     def test_by_hand(self) -> None:
         """Logits (2 x, 0), label 1: loss log(1 + e^2x), slope 2 sigmoid(2x) = 1 at x = 0."""
@@ -56,18 +46,6 @@ class TestValues:
         assert grad.tolist() == [[1.0], [-1.0]]
         assert loss.tolist() == pytest.approx([0.6931472] * 2)
         assert logits.tolist() == [[0.0, 0.0]] * 2
-
-    def test_evaluate_is_the_forward_alone(self) -> None:
-        with InputGradient(Mixed()) as gradient:
-            loss, logits = gradient.evaluate(X.clone().requires_grad_(True), Y)
-            _, same_loss, same_logits = gradient(X, Y)
-        assert torch.equal(loss, same_loss) and torch.equal(logits, same_logits)
-        assert loss.grad_fn is None and logits.grad_fn is None
-
-    def test_a_plain_callable(self) -> None:
-        with InputGradient(lambda x: x.flatten(1)[:, :4].square()) as gradient:
-            grad, _, _ = gradient(X, Y)
-        assert grad.flatten(1)[:, :4].abs().min() > 0 and not grad.flatten(1)[:, 4:].any()
 
     def test_input_that_has_a_history_gets_no_gradient(self) -> None:
         leaf = X.clone().requires_grad_(True)
@@ -105,67 +83,31 @@ class TestSurroundings:
         assert (cosine > 0.8).all()
 
 
-class TestRestoration:
-    def test_everything_is_as_it_was(self) -> None:
-        model = Mixed()
-        with untouched(model):
-            with InputGradient(model) as gradient:
-                assert not any(module.training for module in model.modules())
-                assert not any(p.requires_grad for p in model.parameters())
-                for _ in range(3):
-                    gradient(X, Y)
-                gradient.evaluate(X, Y)
-        assert model.training and not model.norm.training  # the picture is not trivial
-        assert not model.norm.weight.requires_grad and model.conv.weight.grad is not None
+def test_it_is_used_inside_with_again_and_not_nested() -> None:
+    """The inner exit would forget, and the outer one find nothing to restore."""
+    model = Mixed()
+    gradient = InputGradient(model)
+    for call in (gradient, gradient.evaluate, gradient.keep):
+        with pytest.raises(RoliFastError, match="inside `with"):
+            call(X, Y)
+    for _ in range(2):
+        with untouched(model), gradient:
+            gradient(X, Y)
+    assert gradient.cost == Cost(2, 2)
+    with untouched(model), pytest.raises(RoliFastError, match="in use"), gradient, gradient:
+        pytest.fail("entered twice")
 
-    def test_after_an_exception_in_the_backward(self) -> None:
-        class Broken(torch.autograd.Function):
-            @staticmethod
-            def forward(_context: Any, x: Tensor) -> Tensor:  # pyright: ignore
-                return x.clone()
 
-            @staticmethod
-            def backward(_context: Any, grad: Tensor) -> Tensor:  # pyright: ignore
-                raise RuntimeError("boom")
+def test_a_model_that_fails_on_entry_is_given_back() -> None:
+    class Stubborn(nn.Identity):
+        def train(self, mode: bool = True) -> "Stubborn":
+            if not mode:
+                raise RuntimeError("cannot be put into eval mode")
+            return super().train(mode)
 
-        model = nn.Sequential(Mixed())
-        model[0].conv.register_forward_pre_hook(lambda _m, args: Broken.apply(*args))  # pyright: ignore
-        with untouched(model), pytest.raises(RuntimeError, match="boom"):
-            with InputGradient(model) as gradient:
-                gradient(X, Y)
-
-    def test_after_an_exception_on_entry(self) -> None:
-        class Stubborn(nn.Identity):
-            def train(self, mode: bool = True) -> "Stubborn":
-                if not mode:
-                    raise RuntimeError("cannot be put into eval mode")
-                return super().train(mode)
-
-        model = nn.Sequential(Mixed(), Stubborn())
-        with untouched(model), pytest.raises(RuntimeError, match="eval mode"):
-            with InputGradient(model):
-                pytest.fail("entered")
-
-    def test_it_can_be_used_again(self) -> None:
-        model = Mixed()
-        gradient = InputGradient(model)
-        for _ in range(2):
-            with untouched(model), gradient:
-                gradient(X, Y)
-        assert gradient.cost == Cost(2, 2)
-
-    def test_nesting_the_same_engine_is_refused(self) -> None:
-        """The inner exit would forget, and the outer one find nothing to restore."""
-        model = Mixed()
-        with untouched(model), pytest.raises(RoliFastError, match="in use"):
-            with InputGradient(model) as gradient, gradient:
-                pytest.fail("entered twice")
-
-    def test_use_outside_with_is_refused(self) -> None:
-        gradient = InputGradient(Mixed())
-        for call in (gradient, gradient.evaluate):
-            with pytest.raises(RoliFastError, match="inside `with"):
-                call(X, Y)
+    model = nn.Sequential(Mixed(), Stubborn())
+    with untouched(model), pytest.raises(RuntimeError, match="eval mode"), InputGradient(model):
+        pytest.fail("entered")
 
 
 class Recording(torch.autograd.Function):
@@ -220,11 +162,13 @@ class TestErrors:
         ("change", "kind", "message"),
         [
             (lambda z: (z, z), ArgumentTypeError, "`model`.*logits tensor.*got tuple.*nn.Module"),
-            (lambda z: {"logits": z}, ArgumentTypeError, "got dict"),
             (lambda z: z.detach(), ArgumentError, "`model`.*depend on x.*no_grad"),
-            (lambda z: z[:, 0], ArgumentError, r"`model`: expected logits of shape \(4, C\)"),
-            (lambda z: z[:3], ArgumentError, r"got \(3, 4\)"),
-            (lambda z: z[..., None, None], ArgumentError, r"got \(4, 4, 1, 1\)"),
+            (
+                lambda z: torch.zeros(4, 4, requires_grad=True) * 1,
+                ArgumentError,
+                "without a path to x",
+            ),
+            (lambda z: z[:3], ArgumentError, r"`model`: expected logits of .*got \(3, 4\)"),
         ],
     )
     def test_what_a_model_may_not_return(
@@ -234,38 +178,15 @@ class TestErrors:
         with untouched(model), pytest.raises(kind, match=message), InputGradient(model) as gradient:
             gradient(X, Y)
 
-    @pytest.mark.parametrize(
-        ("y", "kind", "message"),
-        [
-            ([0, 3, 1, 2], ArgumentTypeError, r"`y`: expected a torch.Tensor, got list"),
-            (Y.int(), ArgumentTypeError, r"`y`: expected one class a sample.*int32.*y.long\(\)"),
-            (Y.float(), ArgumentTypeError, r"`y`.*float32"),
-            (Y[:3], ArgumentError, r"`y`: expected shape \(4,\), got \(3,\)"),
-            (Y[:, None], ArgumentError, r"of shape \(4, 1\)"),
-            (nn.functional.one_hot(Y), ArgumentError, r"of shape \(4, 4\).*argmax"),
-            (Y.to("meta"), ArgumentError, r"`y`: expected labels on cpu, got meta"),
-            (Y + 1, ArgumentError, r"`y`: expected labels in \[0, 4\).*from 1 to 4.*num_classes"),
-            (Y - 1, ArgumentError, r"labels from -1 to 2"),
-        ],
-    )
-    def test_wrong_labels(self, y: Any, kind: type[Exception], message: str) -> None:
-        model = Mixed()
-        with untouched(model), pytest.raises(kind, match=message), InputGradient(model) as gradient:
-            gradient(X, y)
-
-    @pytest.mark.parametrize("x", [X.numpy(), None, (X * 255).byte()])
-    def test_wrong_images(self, x: Any) -> None:
-        with pytest.raises(ArgumentTypeError, match="`x`: expected a"):
-            with InputGradient(Mixed()) as gradient:
-                gradient(x, Y)
-
-    @pytest.mark.parametrize("call", ["__call__", "evaluate", "keep"])
-    def test_images_on_another_device_than_the_model(self, call: str) -> None:
+    def test_images_or_labels_on_another_device_than_the_model(self) -> None:
         message = r"`x`: expected images on cpu, where the model is, got meta. .*x.to\('cpu'\)"
         model = Mixed()
         with untouched(model), InputGradient(model) as gradient:
-            with pytest.raises(ArgumentError, match=message):
-                getattr(gradient, call)(X.to("meta"), Y)
+            for call in (gradient, gradient.evaluate, gradient.keep):
+                with pytest.raises(ArgumentError, match=message):
+                    call(X.to("meta"), Y)
+            with pytest.raises(ArgumentError, match="`y`: expected labels on cpu, got meta"):
+                gradient(X, Y.to("meta"))
 
     def test_a_model_spread_over_devices_is_left_to_itself(self) -> None:
         model = Mixed()
@@ -273,26 +194,23 @@ class TestErrors:
         with InputGradient(model) as gradient:
             gradient(X, Y)
 
-    @pytest.mark.parametrize("loss", [nn.functional.cross_entropy, lambda z, y: z])
-    def test_a_loss_that_is_not_one_number_a_sample(self, loss: Any) -> None:
+    def test_a_loss_that_is_not_one_number_a_sample(self) -> None:
         with pytest.raises(ArgumentError, match=r"`loss`: expected one value a sample"):
-            with InputGradient(Mixed(), loss) as gradient:
+            with InputGradient(Mixed(), nn.functional.cross_entropy) as gradient:
                 gradient(X, Y)
 
-    def test_labels_that_are_known_are_not_looked_at(self) -> None:
-        """Their type and shape are."""
-        with InputGradient(Mixed(), lambda z, y: cross_entropy(z, y.clamp(max=3))) as gradient:
-            with known_values():
-                gradient(X, Y + 1)
+    def test_labels_are_looked_at_once_or_not_where_they_are_known(self) -> None:
+        """The check waits for the device, so an attack pays it once and not at every step; what
+        costs no waiting is always checked."""
+        clamped = lambda z, y: cross_entropy(z, y.clamp(max=3))  # noqa: E731
+        with InputGradient(Mixed(), clamped) as gradient:
+            gradient(X, Y)
+            gradient(X, Y + 1)
+        with InputGradient(Mixed(), clamped) as gradient, known_values():
+            gradient(X, Y + 1)
         with InputGradient(Mixed()) as gradient, known_values():
             with pytest.raises(ArgumentError, match="shape"):
                 gradient(X, Y[:3])
-
-    def test_labels_are_looked_at_once(self) -> None:
-        """The check waits for the device, so an attack pays it once and not at every step."""
-        with InputGradient(Mixed(), lambda z, y: cross_entropy(z, y.clamp(max=3))) as gradient:
-            gradient(X, Y)
-            gradient(X, Y + 1)
 
 
 POOL = images(7, 3, 6, 6).double()
@@ -388,18 +306,12 @@ def test_it_is_a_model_itself() -> None:
         assert torch.allclose(split(POOL), model(POOL), **EXACT)
 
 
-@pytest.mark.parametrize(
-    ("y", "message"),
-    [
-        (torch.tensor([0, 0, 0, 0, 0, 0, 4]), r"labels in \[0, 4\)"),
-        (LABELS[:6], r"`y`: expected shape \(7,\), got \(6,\)"),
-        (torch.cat([LABELS, LABELS]), r"`y`: expected shape \(7,\), got \(14,\)"),
-    ],
-)
-def test_labels_of_all_batches_are_looked_at(y: Tensor, message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        with InputGradient(Engine(batch_size=2).bind(net())) as engine:
-            engine(POOL, y)
+def test_labels_of_all_batches_are_looked_at() -> None:
+    last, more = torch.tensor([0, 0, 0, 0, 0, 0, 4]), torch.cat([LABELS, LABELS])
+    for y, message in ((last, r"labels in \[0, 4\)"), (more, r"shape \(7,\), got \(14,\)")):
+        with pytest.raises(ArgumentError, match=message):
+            with InputGradient(Engine(batch_size=2).bind(net())) as engine:
+                engine(POOL, y)
 
 
 def test_a_loss_that_forgets_its_rows_is_noticed() -> None:
@@ -426,12 +338,13 @@ def test_a_linear_model_by_hand() -> None:
     assert second.tolist() == [[5.0, -3.0]] * 2
 
 
-@pytest.mark.parametrize("loss", [cross_entropy, margin])
-def test_it_equals_the_gradient_made_at_once(loss) -> None:
-    with InputGradient(Mixed(), loss) as engine:
+def test_a_kept_pass_gives_the_gradient_made_at_once_and_its_graph_goes() -> None:
+    with InputGradient(Mixed(), margin) as engine:
         grad, values, logits = engine(X, Y)
         kept = engine.keep(X, Y)
-        again, same = kept.gradient(loss)
+        again, same = kept.gradient(margin)
+        with pytest.raises(RuntimeError, match="second time"):
+            kept.gradient(margin)
     assert torch.equal(again, grad) and torch.equal(same, values)
     assert torch.equal(kept.logits, logits)
 
@@ -445,26 +358,3 @@ def test_passes_are_counted_and_the_model_is_given_back() -> None:
             kept.gradient(logit(number), last=number == 2)
     assert engine.cost == Cost(1, 3) == Cost(model.forwards, model.backwards)
     assert (engine.cost.forward_images, engine.cost.backward_images) == (4, 12)
-
-
-def test_after_the_last_gradient_the_graph_is_gone() -> None:
-    with InputGradient(Mixed()) as engine:
-        kept = engine.keep(X, Y)
-        kept.gradient(cross_entropy)
-        with pytest.raises(RuntimeError, match="second time"):
-            kept.gradient(cross_entropy)
-
-
-def test_errors() -> None:
-    def ignoring(x: Tensor) -> Tensor:
-        return torch.zeros(len(x), 4, requires_grad=True) * 1
-
-    with (
-        pytest.raises(ArgumentError, match="without a path to x"),
-        InputGradient(ignoring) as engine,
-    ):
-        engine.keep(X, Y).gradient(cross_entropy)
-    with pytest.raises(ArgumentError, match="`y`"), InputGradient(Mixed()) as engine:
-        engine.keep(X, Y + 9)
-    with pytest.raises(RoliFastError, match="inside `with"):
-        InputGradient(Mixed()).keep(X, Y)

@@ -89,17 +89,12 @@ class TestPacked:
         ours, torchs = (errors(way, truth, x) for way in (packed, plain))
         assert all(a <= NO_WORSE * b + 1e-7 for a, b in zip(ours, torchs, strict=True))
 
-    def test_what_is_left_to_torch(self) -> None:
-        weight, x = drawn(3, 4).bfloat16(), drawn(2, 4)
-        packed = PackedWeights([weight])
-        assert packed.linear(x, weight.clone()) is None  # not one of them
-        assert packed.linear(x[0], weight) is None and packed.linear(x[:0], weight) is None
-        assert packed.linear(x, weight, torch.zeros(3, requires_grad=True)) is None
-
     @pytest.mark.skipif(not can_pack(), reason="this CPU or torch has no such products")
     def test_strided_rows_in_fp32(self) -> None:
         weight, x = drawn(3, 4).bfloat16(), drawn(4, 5).t().requires_grad_()
-        out = PackedWeights([weight]).linear(x, weight)
+        packed = PackedWeights([weight])
+        assert packed.linear(x, weight.clone()) is None  # not one of them
+        out = packed.linear(x, weight)
         assert out is not None and out.dtype == torch.bfloat16
         assert torch.allclose(out.float(), x.bfloat16().float() @ weight.float().t(), atol=0.02)
         (grad,) = torch.autograd.grad(out.sum(), x)
@@ -124,9 +119,7 @@ class TestProducts:
     @pytest.mark.parametrize(
         "options",
         [
-            {},
             {"scale": 0.5},
-            {"attn_mask": drawn(5, 5).double()},
             {"attn_mask": drawn(2, 3, 5, 5).double()},
             {"attn_mask": torch.ones(5, 5).tril().bool()},
             {"is_causal": True},
@@ -143,13 +136,6 @@ class TestProducts:
         ours, theirs = (torch.autograd.grad((z * weight).sum(), leaf)[0] for z in (found, truth))
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
 
-    def test_keys_that_are_broadcast_go_to_torchs(self) -> None:
-        query, key, value = self.QKV
-        truth = functional.scaled_dot_product_attention(query, key[:1], value[:1])
-        with Faster(products=True, products_back=True):
-            found = functional.scaled_dot_product_attention(query, key[:1], value[:1])
-        assert torch.equal(found, truth)
-
     def test_a_trained_mask_has_its_gradient(self) -> None:
         query, key, value = self.QKV
         mask = drawn(1, 3, 5, 5).double().requires_grad_(True)  # one a head, as Swin's
@@ -160,9 +146,15 @@ class TestProducts:
             grads += torch.autograd.grad(out.square().sum(), mask)
         assert torch.allclose(*grads, rtol=1e-10, atol=1e-12)
 
-    def test_too_many_tokens_go_to_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(low_precision, "MOST_TOKENS", 4)
+    def test_broadcast_keys_and_too_many_tokens_go_to_torchs(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         query, key, value = self.QKV.float()
+        truth = functional.scaled_dot_product_attention(query, key[:1], value[:1])
+        with Faster(products=True, products_back=True):
+            found = functional.scaled_dot_product_attention(query, key[:1], value[:1])
+        assert torch.equal(found, truth)
+        monkeypatch.setattr(low_precision, "MOST_TOKENS", 4)
         with Faster(products=True, products_back=True), Fused() as counted:
             functional.scaled_dot_product_attention(query, key, value)
         assert counted.count == 1
@@ -203,7 +195,8 @@ class TestRecomputing:
         ("name", "engine"),
         [
             ("vit_tiny_patch16_224", Engine(attention="products")),
-            *((name, BF16) for name in SIZES),
+            ("vit_tiny_patch16_224", BF16),
+            ("swin_tiny_patch4_window7_224", BF16),
         ],
         ids=str,
     )
@@ -369,16 +362,6 @@ def test_logits_inside_of_what_a_model_returns() -> None:
         assert all(map(torch.equal, found, truth)) and found[2].dtype == torch.float32
 
 
-def test_a_weight_that_changes_between_searches_is_read_again() -> None:
-    linear = FixedLogits(torch.ones(2, 1))
-    model = BF16.bind(linear)
-    for value in (1.0, 3.0):
-        with torch.no_grad():
-            linear.weight.fill_(value)
-        with InputGradient(model) as engine:
-            assert engine.evaluate(torch.ones(1, 1), Y[:1])[1].tolist() == [[value, value]]
-
-
 class Caching(nn.Module):
     """Keeps in eval mode what it derives from its parameter, as LeViT does its attention's bias."""
 
@@ -428,17 +411,16 @@ COMPUTED = {
 }
 
 
-@pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
 @pytest.mark.parametrize("name", COMPUTED)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
-def test_a_weight_computed_from_another(name: str, dtype: torch.dtype) -> None:
+def test_a_weight_computed_from_another(name: str) -> None:
     norm: Any = COMPUTED[name]
     torch.manual_seed(0)
     model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), norm(nn.Linear(64, 4)))
     model(X)  # in train mode: a step towards the largest singular value
     model.eval()
     truth = model(X).detach()
-    with InputGradient(Engine(dtype=dtype).bind(model)) as engine:
+    with InputGradient(BF16.bind(model)) as engine:
         logits = engine(X, Y)[2]
     # two layers of bf16, whose last digit is worth 2^-8
     assert torch.allclose(logits, truth, rtol=0, atol=0.04 * truth.abs().max().item())
@@ -469,19 +451,12 @@ class TestViews:
         with torch.inference_mode(), InputGradient(Engine(dtype=dtype).bind(model)) as engine:
             logits = engine.evaluate(X, Y)[1]
             after = engine(X, Y)[0]
+        assert model.rows == [False, True, False, False]  # tried once
         with InputGradient(Engine(dtype=dtype).bind(model)) as engine:
             found = engine(X, Y)
         assert torch.allclose(logits, truth[2], atol=0.03)
         assert torch.allclose(found[2], truth[2], atol=0.03)
         assert (cosine(found[0], truth[0]) > 0.99).all() and torch.equal(after, found[0])
-
-    def test_tried_once(self) -> None:
-        model = Viewing()
-        with InputGradient(BF16.bind(model)) as engine:
-            engine(X, Y)
-            engine.evaluate(X, Y)
-        assert model.rows == [True, False, False]
-        assert all(p.dtype == torch.float32 for p in model.parameters())
 
     def test_a_graph_from_before(self) -> None:
         model = Viewing(when=3)

@@ -30,12 +30,11 @@ class Low(nn.Module):
         self.weight, self.bias = drawn(out, width), drawn(out)
         self.a, self.b = drawn(2 * len(rows or (0,)), width), drawn(covered, 2)
         self.rows = rows
-        self.willing = True
         self.merged: Tensor | None = None
         self.ways: list[str] = []
 
-    def merge_request(self) -> MergeRequest | None:
-        return MergeRequest(self.weight, self.a, self.b, 0.5, self.rows) if self.willing else None
+    def merge_request(self) -> MergeRequest:
+        return MergeRequest(self.weight, self.a, self.b, 0.5, self.rows)
 
     def forward(self, x: Tensor) -> Tensor:
         self.ways.append("apart" if self.merged is None else str(self.merged.dtype))
@@ -114,13 +113,6 @@ def test_buffers_are_kept_and_follow_the_weights() -> None:
     model.double()
     with InputGradient(model):
         assert model[0].merged.dtype == torch.float64
-
-
-def test_a_layer_may_decline() -> None:
-    model = network()
-    model[0].willing = False
-    gradient_of(model)
-    assert model[0].ways == ["apart"] and model[3].ways == ["torch.float32"]
 
 
 def test_buffers_in_autocasts_dtype() -> None:

@@ -54,7 +54,6 @@ def put_back() -> Iterator[None]:
 
 WAYS: dict[str, Callable[[], object]] = {
     "nothing": lambda: None,
-    "high": lambda: torch.set_float32_matmul_precision("high"),
     "medium": lambda: torch.set_float32_matmul_precision("medium"),
     "convolutions": lambda: setattr(CUDNN, "allow_tf32", False),
     "newer products": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
@@ -73,7 +72,7 @@ def test_by_every_name_and_put_back(way: str, allowed: bool) -> None:
         products, *_, precision, by_switch, convolutions = seen()
         assert products == NEWER[2].fp32_precision == ("tf32" if allowed else "ieee")
         assert (by_switch, convolutions) == (allowed, allowed)
-        if way not in ("high", "medium", "all backends"):  # which hold for products on CPUs as well
+        if way not in ("medium", "all backends"):  # which hold for products on CPUs as well
             assert precision == ("high" if allowed else "highest")
         raise ZeroDivisionError
     after = seen()

@@ -1,16 +1,41 @@
-"""Models that tests evaluate by name, `evaluated_models:nearest` say."""
+"""Models that tests evaluate by name, `evaluated_models:nearest` say, and how they do."""
 
-import os
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from roli_fast.data import DATASETS
+from roli_fast.evaluate import read_report
+from roli_fast.evaluate.__main__ import parse
+from roli_fast.evaluate.run import run
 
 SIZE = 8
+FLAGS = (
+    f"--model evaluated_models:nearest --data digits --data.image_size {SIZE} --threads 1 "
+    "--attacks pgd-3,apgd-ce-6 --norm linf,l2 --eps 0.06,0.5 --images 90 --chunk 40 --batch_size 16"
+).split()
+SAVED = "--save_adversarial=true"
+
+
+def assess(folder: Path, *more: str, resume: bool = False) -> dict[str, Any]:
+    """The report of an evaluation of `FLAGS`."""
+    report = run(parse([*FLAGS, *more]).config, folder, resume=resume, quiet=True)
+    assert report is not None
+    return report
+
+
+def assert_same_flags(first: Path, second: Path) -> None:
+    """Of two evaluations, search by search."""
+    a, b = read_report(first), read_report(second)
+    assert torch.equal(a.ids, b.ids) and torch.equal(a.clean, b.clean)
+    for norm in a.tree["norms"]:
+        pairs = (tree["norms"][norm]["searches"] for tree in (a.tree, b.tree))
+        for one, other in zip(*pairs, strict=True):
+            assert one["fooled_flags"] == other["fooled_flags"]
 
 
 class Nearest(nn.Module):
@@ -33,8 +58,10 @@ class Nearest(nn.Module):
 class Slow(Nearest):
     """So slow that a test can stop it in between."""
 
+    seconds = 0.05
+
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
+        time.sleep(self.seconds)
         return super().forward(x)
 
 
@@ -76,10 +103,6 @@ class OneAnswer(Nearest):
 
 def nearest() -> nn.Module:
     return Nearest().eval()
-
-
-def number() -> int:
-    return 3
 
 
 def drawn() -> nn.Module:

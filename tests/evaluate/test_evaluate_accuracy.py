@@ -10,7 +10,7 @@ from tiny_models import Counting, Mixed, images, untouched
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from roli_fast.attacks import APGD, MSD, PGD, Attack, AttackResult, AutoAttack, MultiAPGD, Union
+from roli_fast.attacks import APGD, PGD, Attack, AttackResult, AutoAttack, MultiAPGD, Union
 from roli_fast.attacks.base import AttackInputs
 from roli_fast.data import Batch
 from roli_fast.engine import Cost, Engine
@@ -68,21 +68,21 @@ def test_flags_by_hand_in_the_order_of_the_data(sizes: tuple[int, ...]) -> None:
     shares = {"flips": pytest.approx(2 / 6), "none": pytest.approx(4 / 6)}
     assert result.robust_accuracy == shares and result.union_accuracy == pytest.approx(2 / 6)
     assert done == list(sizes)
+    norms = {"linf": Flips((0.125, 0.25)), "l2": Flips((0.5,)), "l1": Flips()}
+    union = evaluate(Reads(), batches(*sizes), norms).union
+    assert union.tolist() == [True, False, False, True, False, False]
     seen = torch.cat([inputs.x for inputs in attacks[1].seen])
     assert torch.equal(seen, X[[0, 1, 3, 4]])  # only images that are right are attacked
 
 
-def test_a_batch_without_a_right_image_costs_one_forward() -> None:
+def test_a_wrong_image_never_becomes_robust_and_costs_no_attack() -> None:
+    """Moving 0.3 to 0.8 makes sample 2 right for label 8: it was wrong when clean."""
+    result = evaluate(Reads(), batches(6, y=torch.tensor([1, 2, 8, 4, 0, 7])), [Flips((0.25,))])
+    assert not (result.robust["flips"] & ~result.clean).any()
     attack, model = Flips(), Counting(Reads())
     result = evaluate(model, batches(6, y=(Y + 5) % 10), [attack])
     assert not result.robust["flips"].any() and not attack.seen and model.forwards == 1
     assert torch.equal(result.union, result.clean)
-
-
-def test_a_wrong_image_never_becomes_robust() -> None:
-    """Moving 0.3 to 0.8 makes sample 2 right for label 8: it was wrong when clean."""
-    result = evaluate(Reads(), batches(6, y=torch.tensor([1, 2, 8, 4, 0, 7])), [Flips((0.25,))])
-    assert not (result.robust["flips"] & ~result.clean).any()
 
 
 def test_a_model_that_breaks_down_is_not_robust() -> None:
@@ -206,34 +206,13 @@ THREE = ThreatModel("linf", 0.1, other_norms=("l2", "l1"), other_eps=(0.5, 12.0)
 OPEN: Any = dict(norm=None, eps=None, step_size=None, bounds=None)
 
 
-@dataclass(frozen=True)
-class Own(Flips):
-    """Follows no threat."""
-
-    def under(self, threat: ThreatModel) -> "Own":
-        return self
-
-
-def test_one_norm_is_one_column_and_several_are_the_attack_in_each() -> None:
-    attack = PGD(**OPEN, steps=3)
+def test_several_norms_are_the_attack_in_each() -> None:
+    attack, several = PGD(**OPEN, steps=3), MultiAPGD(norms=None, eps=None, steps=3)
     assert columns(attack, ThreatModel("l2", 0.5)) == {"pgd-3": PGD("l2", 0.5, None, 3)}
-    found: dict[str, Any] = columns(attack, THREE)
-    assert [(name, one.norm, one.eps) for name, one in found.items()] == [
-        ("linf", "linf", 0.1),
-        ("l2", "l2", 0.5),
-        ("l1", "l1", 12.0),
-    ]
-    assert columns(Own(), THREE) == {"flips": Own()}
-
-
-@pytest.mark.parametrize("kind", [MultiAPGD, MSD])
-def test_an_attack_in_several_norms_is_made_in_each_alone(kind: Any) -> None:
-    found: dict[str, Any] = columns(kind(norms=None, eps=None, steps=3), THREE)
-    assert [(one.norms, one.eps) for one in found.values()] == [
-        (("linf",), (0.1,)),
-        (("l2",), (0.5,)),
-        (("l1",), (12.0,)),
-    ]
+    alone = (("linf", 0.1), ("l2", 0.5), ("l1", 12.0))
+    assert columns(attack, THREE) == {n: PGD(n, eps, None, 3) for n, eps in alone}
+    each = {n: MultiAPGD(norms=(n,), eps=(eps,), steps=3) for n, eps in alone}
+    assert columns(several, THREE) == each
 
 
 def test_norms_of_its_own_make_one_column() -> None:
@@ -257,18 +236,6 @@ def test_norms_of_its_own_make_one_column() -> None:
 def test_one_radius_for_all_norms_is_a_slip(attack: Attack, words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         columns(attack, THREE)
-
-
-def test_the_union_by_hand() -> None:
-    """Six images, 2 and 5 wrong to begin with; one attack flips the second, one the fifth."""
-    attacks = {"linf": Flips((0.125, 0.25)), "l2": Flips((0.5,)), "l1": Flips()}
-    result = evaluate(Reads(), batches(4, 2), attacks)
-    assert {name: flags.int().tolist() for name, flags in result.robust.items()} == {
-        "linf": [1, 0, 0, 1, 1, 0],
-        "l2": [1, 1, 0, 1, 0, 0],
-        "l1": [1, 1, 0, 1, 1, 0],
-    }
-    assert result.union.tolist() == [True, False, False, True, False, False]
 
 
 def test_a_column_has_the_draws_of_the_attack_by_itself() -> None:

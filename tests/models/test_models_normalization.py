@@ -81,14 +81,13 @@ def test_torchvisions_names_are_enough(tmp_path: Path, caplog: pytest.LogCapture
     assert message.startswith("w.pth: normalisation from torchvision's ViT names, mean 0.485")
 
 
-def test_the_card_knows_better_than_the_file_name(tmp_path: Path) -> None:
+def test_the_card_knows_better_than_the_file_name_and_the_user_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = tiny(config={"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)})
     path = tmp_path / ARES.replace(".pth", ".safetensors")
     save_model(first, path)
     assert of(build(path)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-
-
-def test_the_user_knows_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = plain_file(tmp_path / ARES)
     ones = (1.0, 1.0, 1.0)
     assert of(build(path, std=ones)) == (IMAGENET[0], list(ones))

@@ -220,14 +220,12 @@ class TestOpenClip:
         assert torch.allclose(model.features(x), network(model.normalize(x)), rtol=1e-5, atol=1e-6)
         assert model.card["mean"] == CLIP
 
-    @pytest.mark.parametrize("change", [{"patch_size": 4}, {"depth": 1}])
-    def test_another_network_is_refused(self, tmp_path: Path, change: dict[str, int]) -> None:
+    def test_another_network_is_refused(self, tmp_path: Path) -> None:
         torch.save(self.tower()[1], tmp_path / "w.bin")
-        options = {**self.OPTIONS, **change}
+        options = {**self.OPTIONS, "depth": 1}
+        config = Model(self.NAME, options=options, weights=str(tmp_path / "w.bin"))
         with pytest.raises(CheckpointError, match="differences.*open_clip"):
-            create(
-                Model(self.NAME, options=options, weights=str(tmp_path / "w.bin")), num_classes=5
-            )
+            create(config, num_classes=5)
 
 
 class TestOptionsOfTheZoo:
@@ -299,8 +297,6 @@ class TestTimmSources:
         with pytest.raises(ArgumentError, match="a head of 7 for 3 classes"):
             create(Model(folder[0], pretrained=True), num_classes=3, with_head=True)
 
-    @pytest.mark.parametrize("name", ["hf-hub:nobody/nothing", "local-dir:/nothing/here"])
-    def test_what_is_not_there(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-        with pytest.raises(ArgumentError, match=f"`model.name`.*{name}"):
-            create(Model(name), num_classes=3)
+    def test_what_is_not_there(self) -> None:
+        with pytest.raises(ArgumentError, match="`model.name`.*local-dir:/nothing/here"):
+            create(Model("local-dir:/nothing/here"), num_classes=3)

@@ -143,8 +143,6 @@ def test_the_network_is_found(
         ({**own(), **buffers("a.mu", "a.sigma"), "mean": torch.zeros(3), "std": torch.ones(3)},
          "one normalisation"),
         ({**own(), "mean": torch.full((3,), 120.0), "std": torch.full((3,), 60.0)}, r"in \[0, 1\]"),
-        ({"weights": own(), "epoch": 3}, r"other contents \(weights, epoch\)"),
-        ([1, 2], "expected a state dict"),
         ({"model": {"a": "text"}}, "expected a state dict"),
     ],
 )  # fmt: skip
@@ -184,13 +182,12 @@ def test_only_the_head_may_differ(tmp_path: Path, shape: tuple[int, int] | None)
         load_backbone(tiny(), tmp_path / "w.pth", with_head=True)
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_number_that_is_none_is_refused_by_name(value: float, tmp_path: Path) -> None:
+def test_a_number_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     state = own()
-    state["head.weight"][:] = value  # it is left aside
+    state["head.weight"][:] = torch.nan  # it is left aside
     torch.save(state, tmp_path / "w.pth")
     load(tmp_path / "w.pth")
-    state["blocks.1.mlp.fc1.weight"][0, :2] = value
+    state["blocks.1.mlp.fc1.weight"][0, :2] = torch.tensor([torch.nan, torch.inf])
     refused(tmp_path / "w.pth", state, r"no NaN and no infinity, got 2 in blocks\.1\.mlp\.fc1")
 
 
@@ -258,7 +255,7 @@ def test_what_a_file_is_instead_is_named(tmp_path: Path) -> None:
         assert "weights_only" not in str(caught.value) and "arbitrary" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{not json", "[]", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{not json", "[]"])
 def test_a_damaged_card(saved: Path, text: str) -> None:
     save_file(load_file(saved), saved, metadata={"roli_fast": text})
     with pytest.raises(CheckpointError, match=f"`weights`.*{saved.name}"):
@@ -268,9 +265,10 @@ def test_a_damaged_card(saved: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("name", "no_such_network"), ("options", {"depth": 1.5}), ("num_classes", 0)),
-        *(("mean", None), ("std", [0.0] * 3), ("tuning", [3]), ("tuning", [{"name": []}])),
-        *(("tuning", [{"name": "lora", "x": 1}]), ("tuning", [{"name": "lora", "rank": 99}])),
+        ("name", "no_such_network"),
+        ("options", {"depth": 1.5}),
+        ("std", [0.0] * 3),
+        ("tuning", [{"name": "lora", "rank": 99}]),
     ],
 )
 def test_a_card_of_another_version(saved: Path, field: str, value: Any) -> None:

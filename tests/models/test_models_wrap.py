@@ -101,10 +101,10 @@ def test_a_network_of_transformers_is_attacked_and_tuned() -> None:
     [
         (two_linears(), {}, r"one linear head.*Name it as `head`.*: 1 \(7\), 3 \(3\)"),
         (two_linears(), {"head": "2"}, r"with ReLU.*1 \(7\), 3 \(3\)"),
-        (two_linears(), {"head": "4"}, "no layer '4'"),
         (nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten()), {}, r"one linear head.*: none"),
-        (Own(), {"mean": MEAN}, "`mean and std`: expected both or none"),
+        (two_linears(), {"head": "4"}, "no layer '4'"),
         (torch.relu, {}, r"expected a torch\.nn\.Module"),
+        (Own(), {"mean": MEAN}, "`mean and std`: expected both or none"),
     ],
 )
 def test_what_cannot_be_wrapped(module, options, message: str) -> None:

@@ -210,14 +210,6 @@ def test_the_arithmetic_is_not_contracted(listing):
         assert kind(name) in DIVIDES or "FFMA" not in text, name
 
 
-def test_predictions_are_of_every_op_and_no_better_than_a_copy(listing):
-    found = sass_model.predictions()
-    assert {(row.op, row.dtype) for row in found} == {
-        (op, dtype) for op in sass_model.TRAFFIC for dtype in sass_model.BYTES
-    }
-    assert all(0.1 < row.of_least <= row.share <= 1.0 for row in found)
-
-
 def test_the_model_by_hand():
     """A loop of two loads, eight additions of integers and a jump: 11 instructions at four a clock
     take 2.75, 8 additions at two a clock 4."""

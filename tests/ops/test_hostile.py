@@ -1,15 +1,14 @@
-"""Every public op against wrong and strange arguments, one at a time and in random combinations.
+"""Every public op against wrong and strange arguments, one at a time.
 
-A call succeeds with the reference's result on clean copies and writes nothing else, or it raises
-and changes nothing. WRONG arguments are refused by their own name, RIGHT ones are taken; ODD ones
-depend on the op and on the other arguments, and may raise torch's own error.
+A call writes what it says and nothing else, or it raises and changes nothing. WRONG arguments are
+refused by their own name, RIGHT ones are taken; ODD ones depend on the op and on the other
+arguments, and may raise torch's own error. What comes out: test_op_contract.py.
 """
 
 import inspect
 import math
 import random
 import re
-import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
@@ -18,11 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, STARTS, near
+from cases import DTYPES, STARTS
 from lora_cases import layer
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from roli_fast import ops
 from roli_fast.errors import ArgumentError, ArgumentTypeError
@@ -102,29 +99,18 @@ def sliding(value: Tensor) -> Tensor:
     return memory.as_strided(value.shape, (max(value[:1].numel() - 1, 1), *strides[1:]))
 
 
-def freed(value: Tensor, part: int = 0) -> Any:
-    """Its memory given back, but for a part of 1 / `part`; an empty tensor has none to lose."""
+def freed(value: Tensor) -> Any:
+    """Its memory given back, as by FSDP; an empty tensor has none to lose."""
     if value.numel() < 2:
         return "x"
     value = value.clone(memory_format=torch.contiguous_format)
-    value.untyped_storage().resize_(value.nbytes // part if part else 0)
+    value.untyped_storage().resize_(0)
     return value
 
 
 def inference(value: Tensor) -> Tensor:
     with torch.inference_mode():
         return value.clone()
-
-
-def fake(value: Tensor) -> Tensor:
-    with FakeTensorMode() as mode:
-        return mode.from_tensor(value)
-
-
-def nested(value: Tensor) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.nested.nested_tensor([value.new_zeros(2), value.new_zeros(3)])
 
 
 def another(argument: str, values: dict[str, Any]) -> Any:
@@ -149,34 +135,16 @@ def overlapping(argument: str, values: dict[str, Any]) -> Any:
     return own
 
 
-def inside(argument: str, values: dict[str, Any]) -> Any:
-    """An amount that lies in the memory of the batch."""
-    batch = next(iter(values.values()))
-    return batch.flatten(1)[:, 0] if batch.dim() > 1 and batch.numel() else values[argument]
-
-
-def zero(argument: str, values: dict[str, Any]) -> Tensor:
-    """torch's tensor of zeros without memory, where it is only read."""
-    value = values[argument]
-    if argument in (name for names in WRITTEN.values() for name in names):
-        return value
-    return torch._efficientzerotensor(value.shape, dtype=value.dtype)
-
-
 NO_TENSOR = ("x", True, [0.5], (), object(), np.zeros((2, 3)), torch.float32, 1j)
 VIEWS = [
     *own(RIGHT, strided=strided, shifted=shifted, negated=negated),
     *own(RIGHT, subclass=lambda v: v.clone().as_subclass(Subclass)),
-    *own(ODD, inference=inference, fake=fake, meta=lambda v: v.to("meta")),
+    *own(ODD, inference=inference, meta=lambda v: v.to("meta")),
     *own(ODD, expanded=lambda v: v[:1].expand(v.shape) if len(v) else v),
     *own(ODD, parameter=lambda v: torch.nn.Parameter(v.clone())),
     *own(ODD, followed=lambda v: v.clone().requires_grad_() * 1),
-    Change("zero", ODD, zero),
-    *own(WRONG, freed=freed, shrunk=lambda v: freed(v, 2), nested=nested),
+    *own(WRONG, freed=freed, scalar=lambda v: torch.zeros((), dtype=v.dtype)),
     *own(WRONG, int64=lambda v: v.to(torch.int64), sparse=lambda v: v.to_sparse()),
-    *own(WRONG, complex=lambda v: v.to(torch.complex64).conj()),
-    *own(WRONG, quantised=lambda v: torch.quantize_per_tensor(v.float(), 0.1, 0, torch.quint8)),
-    *own(WRONG, scalar=lambda v: torch.zeros((), dtype=v.dtype)),
 ]
 SHAPED = [
     *own(ODD, fp64=lambda v: v.double(), bf16=lambda v: v.bfloat16(), sliding=sliding),
@@ -188,11 +156,8 @@ SHAPED = [
 BATCH = [
     *fixed(WRONG, None, 0.5, *NO_TENSOR),
     *(*VIEWS, *SHAPED),
-    *own(RIGHT, transposed=lambda v: v.transpose(0, -1).contiguous().transpose(0, -1)),
     *own(RIGHT, huge=lambda v: ((v.double() - 0.5) * torch.finfo(v.dtype).max).to(v.dtype)),
-    *own(RIGHT, tiny=lambda v: (v.double() * 2 * torch.finfo(v.dtype).tiny).to(v.dtype)),
     *own(RIGHT, nan=lambda v: torch.where(v > 0.5, torch.nan, v)),
-    *own(RIGHT, infinite=lambda v: torch.where(v > 0.5, -torch.inf, v)),
 ]
 NAN, INF = math.nan, math.inf
 AMOUNT = [
@@ -208,7 +173,6 @@ AMOUNT = [
             *(c for n in (-1.0, 1e30, NAN, INF) for c in own(RIGHT, full=lambda v, n=n: v * 0 + n)),
         )
     ),
-    Change("inside the batch", ODD, inside),
 ]
 BOUNDS = [
     *fixed(WRONG, (1.0, 0.0), (0.5, 0.5), (NAN, 1.0), (0.0, INF), (0, 10**400), (-1e39, 1e39)),
@@ -220,7 +184,7 @@ IDS = [
     *fixed(RIGHT, None),
     *own(WRONG, int32=lambda v: v.int(), float=lambda v: v.float(), freed=freed),
     *own(WRONG, sparse=lambda v: v.to_sparse(), longer=lambda v: torch.zeros(99).long()),
-    *own(ODD, meta=lambda v: v.to("meta"), fake=fake),
+    *own(ODD, meta=lambda v: v.to("meta")),
     *own(RIGHT, strided=strided, negative=lambda v: v - 2**63),
 ]
 MATRIX = [*fixed(WRONG, None, 0.5, *NO_TENSOR), *VIEWS, *SHAPED]
@@ -299,23 +263,10 @@ def call(op: str, values: dict[str, Any]) -> Any:
 
 def has_memory(value: object) -> bool:
     """Whether there are numbers to read."""
-    if not isinstance(value, Tensor) or isinstance(value, FakeTensor) or value.is_meta:
-        return False
-    if value.layout is not torch.strided or value.is_nested or value._is_zerotensor():
+    if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
         return False
     first = value.storage_offset() * value.element_size()
     return value.untyped_storage().nbytes() >= first + fused._reach(value)
-
-
-def clean(value: Any) -> Any:
-    """A copy without peculiarities; a generator in the same state."""
-    if isinstance(value, torch.Generator):
-        return torch.Generator().set_state(value.get_state())
-    if not has_memory(value):
-        return value
-    with torch.no_grad():
-        plain = value.as_subclass(Tensor).detach().resolve_neg()
-        return plain.clone(memory_format=torch.contiguous_format)
 
 
 def memory_of(value: Tensor) -> Tensor:
@@ -331,46 +282,6 @@ def same(actual: Tensor, expected: Tensor) -> bool:
     return bool(((actual == expected) | ((actual != actual) & (expected != expected))).all())
 
 
-def check_success(op: str, values: dict, copies: dict, before: dict, result: Any) -> None:
-    """`result` and what is written are as the reference leaves them on clean copies."""
-    with torch.no_grad(), ops.use_backend("reference"):
-        expected = call(op, copies)
-    pairs = [] if expected is None else [(clean(result), expected)]
-    for name in WRITTEN.get(op, ()):
-        view = values[name].as_subclass(Tensor).detach()
-        pairs.append((clean(view), copies[name]))
-        if view.is_neg():
-            before[name] = view
-        else:  # around it, memory is what it was
-            place = before[name].as_strided(view.shape, view.stride(), view.storage_offset())
-            place.copy_(view)
-    if ("fab" in op or "lora" in op) and not all(map(ordinary, copies.values())):
-        pairs = []  # sums of numbers of all sizes
-    scale = max(1.0, *(abs(float(end)) for end in copies.get("bounds", (0, 1))))
-    for found, right in pairs:
-        if "lora" in op:
-            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
-        elif "select" in op:
-            assert same(found, right), "it is not the reference's result"
-        else:
-            assert near(found, right, scale), "it is not the reference's result"
-
-
-def ordinary(value: object) -> bool:
-    """Whether numbers are neither tiny nor huge."""
-    if not isinstance(value, Tensor | float | int):
-        return True
-    size = torch.as_tensor(value).double().abs()
-    return bool(((size == 0) | ((size > 1e-6) & (size < 1e3))).all())
-
-
-class Passing(TorchDispatchMode):
-    """A dispatch mode that changes nothing."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def fp16_by_default():
     torch.set_default_dtype(torch.float16)
@@ -383,8 +294,6 @@ def fp16_by_default():
 SETTINGS: dict[str, Any] = {
     "usual": nullcontext,
     "no grad": torch.no_grad,
-    "a dispatch mode": Passing,
-    "meta as default device": lambda: torch.device("meta"),
     "fp16 as default dtype": fp16_by_default,
     "inference mode": torch.inference_mode,
     "the reference": lambda: ops.use_backend("reference"),
@@ -392,51 +301,27 @@ SETTINGS: dict[str, Any] = {
 """Where a call is made: it changes nothing."""
 
 
-def trial(op: str, values: dict[str, Any], changes: dict[str, Change], setting: str) -> None:
-    given = dict(values)
-    for name, change in changes.items():
-        values[name] = change.make(name, given)
-    values = {**given, **{name: values[name] for name in changes}}  # `make` may move others
-    copies = {name: clean(value) for name, value in values.items()}
-    memories = {id(v.untyped_storage()): v for v in values.values() if has_memory(v)}
-    before = {n: memory_of(v).clone() for n, v in values.items() if has_memory(v)}
-    story = f"{op}, { ({n: c.name for n, c in changes.items()}) }, {setting}"
-    outcomes = {change.outcome for change in changes.values()}
-    refusal = result = None
-    try:
-        with SETTINGS[setting]():
-            result = call(op, values)
-    except (ArgumentError, ArgumentTypeError) as error:
-        refusal = re.match(r"`(\w+)`: expected ", str(error))
-        assert refusal, f"{story}: the message names no argument: {error}"
-        assert not outcomes <= {RIGHT}, f"{story}: refused: {error}"
-        if outcomes == {WRONG} and len(changes) == 1:
-            blamed, first = refusal[1].rstrip("s"), next(iter(changes))
-            assert blamed == first.rstrip("s") or changes[first].name == "complex", story
-    except Exception as error:
-        refusal = error
-        assert ODD in outcomes or WRONG in outcomes, f"{story}: {type(error).__name__}: {error}"
-        assert len(changes) > 1 or ODD in outcomes, f"{story}: {type(error).__name__}: {error}"
-    assert refusal or WRONG not in outcomes, f"{story}: was taken"
-    comparable = all(has_memory(v) for v in (*values.values(), result) if isinstance(v, Tensor))
-    shared = len(memories) < sum(map(has_memory, values.values()))
-    if not refusal and comparable and not shared:
-        try:
-            check_success(op, values, copies, before, result)
-        except AssertionError as error:
-            raise AssertionError(f"{story}: {error}") from error
-    for name, memory in before.items():
-        if refusal or not shared:
-            changed = not same(memory_of(values[name]), memory)
-            assert not changed or (not refusal and name in WRITTEN.get(op, ())), f"{story}: {name}"
-
-
-def random_trial(op: str, rng: random.Random) -> None:
-    """A call with up to three changes in a random setting."""
+def trial(op: str, name: str, change: Change, rng: random.Random) -> None:
     values = good(op, rng, rng.choice(SHAPES), rng.choice(DTYPES))
-    chosen = rng.sample(parameters(op), rng.randrange(min(4, len(values) + 1)))
-    changes = {name: rng.choice(CHANGES[name]) for name in chosen}
-    trial(op, values, changes, rng.choice(list(SETTINGS)))
+    values[name] = change.make(name, values)  # which may move others
+    held = {key: value for key, value in values.items() if has_memory(value)}
+    before = {key: memory_of(value).clone() for key, value in held.items()}
+    refused = True
+    try:
+        with SETTINGS[rng.choice(list(SETTINGS))]():
+            call(op, values)
+        refused = False
+    except (ArgumentError, ArgumentTypeError) as error:
+        blamed = re.match(r"`(\w+)`: expected ", str(error))
+        assert blamed and change.outcome != RIGHT, error
+        assert change.outcome == ODD or blamed[1].rstrip("s") == name.rstrip("s"), error
+    except Exception as error:
+        assert change.outcome == ODD, error
+    assert refused or change.outcome != WRONG
+    shared = len({id(v.untyped_storage()) for v in held.values()}) < len(held)
+    for key, memory in before.items():
+        if refused or not (shared or key in WRITTEN.get(op, ())):
+            assert same(memory_of(values[key]), memory), f"{key} has changed"
 
 
 def test_every_public_op_is_here():
@@ -445,20 +330,15 @@ def test_every_public_op_is_here():
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_one_change(op):
+@pytest.mark.parametrize("count", [1, pytest.param(100, marks=pytest.mark.slow)])
+def test_one_change(op, count):
     rng = random.Random(op)
     for name in parameters(op):
-        for change in CHANGES[name]:
-            values = good(op, rng, SHAPES[0], rng.choice(DTYPES))
-            trial(op, values, {name: change}, rng.choice(("usual", "no grad")))
-
-
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("count", [50, pytest.param(5_000, marks=pytest.mark.slow)])
-def test_random_changes(op, count):
-    rng = random.Random(op)
-    for _ in range(count):
-        random_trial(op, rng)
+        for change in CHANGES[name] * count:
+            try:
+                trial(op, name, change, rng)
+            except AssertionError as error:
+                raise AssertionError(f"{name} {change.name}: {error}") from error
 
 
 def test_the_messages_give_the_fix():
@@ -474,19 +354,12 @@ def test_the_messages_give_the_fix():
             ops.linf_step_(x, **call)
 
 
-def test_missing_and_unknown_arguments_are_pythons_own_errors():
-    x = torch.zeros(2, 3)
-    for wrong in ({}, {"eps": 0.1}, {"eps": 0.1, "step": 0.1}, {"eps": 0.1, "unknown": 0.1}):
-        with pytest.raises(TypeError, match="missing a required|unexpected keyword"):
-            ops.linf_step_(x, x + 1, x + 1, **wrong)
-
-
 @pytest.mark.parametrize("name", [n for n in OPS if n not in STARTS and "lora" not in n])
 def test_a_tensor_that_requires_grad_is_refused_while_grad_mode_is_on(name):
     values = good(name, random.Random(0), (2, 3), torch.float32)
     values = {n: v if n not in NUMBERS else torch.full((2,), NUMBERS[n]) for n, v in values.items()}
     for key in (key for key, value in values.items() if isinstance(value, Tensor)):
-        arguments = {n: clean(v) for n, v in values.items()}
+        arguments = {n: v.clone() if isinstance(v, Tensor) else v for n, v in values.items()}
         arguments[key].requires_grad_()
         with pytest.raises(ArgumentError, match=f"`{key}`.*no_grad"):
             call(name, arguments)

@@ -34,12 +34,25 @@ def offset(value: Tensor) -> Tensor:
     return torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
 
 
+class Subclass(Tensor):
+    """A tensor type that torch does not know."""
+
+
+def negated(value: Tensor) -> Tensor:
+    """The same numbers in a view whose memory holds their negatives."""
+    wide = value.double() if value.dtype == torch.float64 else value.float()
+    view = torch.complex(torch.zeros_like(wide), -wide).conj().imag
+    return view if view.dtype == value.dtype else value.clone()
+
+
 LAYOUTS = {
     "contiguous": Tensor.clone,
     "channels_last": lambda v: v.clone(memory_format=torch.channels_last),
     "transposed": lambda v: v.mT.clone(memory_format=torch.contiguous_format).mT,
     "sliced": sliced,
     "offset": offset,
+    "negated": negated,
+    "subclass": lambda v: v.clone().as_subclass(Subclass),
 }
 
 

@@ -194,15 +194,14 @@ class Reader(nn.Module):
     ("options", "message"),
     [
         ({"targets": ("mlp.fc3",)}, r"`targets`.*vit_tiny_patch16_224, got 'mlp.fc3'.*fc1"),
-        ({"targets": ("query",)}, "Its layers end in: fc1, fc2, inner, proj, qkv"),
         ({"targets": ("head",)}, "`targets`.*got 'head'"),
         ({"targets": ("q", "qkv")}, rf"one target for each row of {QKV}"),
         ({"targets": ("inner",)}, r"blocks\.1\.attn\.proj\.inner.*past the layer"),
         ({"rank": 17}, rf"`rank`: expected at most 16, the width of {QKV}"),
         ({"rank": 0}, "`rank`.*got 0"),
         ({"alpha": 0.0}, "`alpha`.*got 0.0"),
-        ({"dropout": 1.0}, "`dropout`.*got 1.0"),
         ({"targets": ("q", "q")}, "`targets`"),
+        ({"dropout": 1.0}, "`dropout`.*got 1.0"),
     ],
 )
 def test_refusals_leave_the_model_as_it_was(options: dict[str, Any], message: str) -> None:

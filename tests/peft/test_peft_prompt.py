@@ -11,7 +11,6 @@ from torch.nn.functional import softmax
 from roli_fast.errors import ArgumentError
 from roli_fast.models import Classifier, Model, create
 from roli_fast.peft import Prompt, apply
-from roli_fast.train.optim import parameter_groups
 
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 FORMS = [(deep, pooled) for deep in (False, True) for pooled in (False, True)]
@@ -169,14 +168,6 @@ def test_where_prompts_stand_and_how_they_start(name: str, deep: bool) -> None:
         assert bool((values.abs() <= bound).all()) and float(values.abs().max()) > bound / 2
 
 
-def test_prompts_do_not_decay() -> None:
-    model = tiny()
-    names = apply(model, Prompt(tokens=3))
-    groups = parameter_groups(model, names, weight_decay=0.1)
-    decayed = [p for group in groups if group["weight_decay"] for p in group["params"]]
-    assert len(decayed) == 1 and decayed[0] is model.head.weight
-
-
 def test_dropout_is_drawn_for_every_image() -> None:
     model = tiny()
     method = Prompt(tokens=3, dropout=0.5)
@@ -193,5 +184,3 @@ def test_refusals() -> None:
         Prompt(tokens=0)
     with pytest.raises(ArgumentError, match=r"`dropout`.*got 1.0"):
         Prompt(dropout=1.0)
-    with pytest.raises(ArgumentError, match="prompt for convnext_atto, which is timm's ConvNeXt"):
-        apply(tiny("convnext_atto"), Prompt())

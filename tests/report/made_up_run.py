@@ -78,6 +78,8 @@ def change_json(path: Path, **values: Any) -> None:
 
 def summary() -> dict[str, Any]:
     """What a training run would have written."""
+    pair = {"methods": ["roli", "ranli"], "attack": LABEL, "difference": 0.07}
+    pair |= {"test": "paired t, over seeds", "p_value": 0.09}
     return {
         "classes": list(CLASSES),
         "test_images": 400,
@@ -89,49 +91,30 @@ def summary() -> dict[str, Any]:
         "paper_compat": [],
         "pretrain": None,
         "methods": {method: _method(method) for method in STAGES},
-        "comparisons": [
-            {
-                "methods": ["roli", "ranli"],
-                "attack": LABEL,
-                "difference": 0.07,
-                "test": "paired t, over seeds",
-                "p_value": 0.09,
-            }
-        ],
+        "comparisons": [pair],
     }
 
 
 def _method(method: str) -> dict[str, Any]:
-    sd = {"clean": float(np.std(CLEAN[method], ddof=1))}
-    sd[LABEL] = float(np.std(ROBUST[method], ddof=1))
-    return {
-        "stages": [_result(name) for name in STAGES[method]],
-        "test": {
-            "images": 400,
-            "clean_accuracy": float(np.mean(CLEAN[method])),
-            "robust_accuracy": {LABEL: float(np.mean(ROBUST[method]))},
-            "standard_error": {"clean": 0.02, LABEL: 0.025},
-            "sd": sd,
-            "per_class": [
-                {"class": name, "label": label, "images": 100 + label}
-                | {"accuracy": {"clean": 0.5 + label / 10, LABEL: place / 10}}
-                for place, (label, name) in enumerate([*enumerate(CLASSES)][:: _order(method)])
-            ],
-        },
-        "per_seed": [
-            {
-                "seed": seed,
-                "stages": [_result(name) for name in STAGES[method]],
-                "test": _test(method, seed),
-            }
-            for seed in (0, 1)
-        ],
-    }
-
-
-def _order(method: str) -> int:
     """The worst class of RoLI is the first one, of RanLI the last."""
-    return 1 if method == "roli" else -1
+    values = {"clean": CLEAN[method], LABEL: ROBUST[method]}
+    order = [*enumerate(CLASSES)][:: 1 if method == "roli" else -1]
+    classes = [
+        {"class": name, "label": label, "images": 100 + label}
+        | {"accuracy": {"clean": 0.5 + label / 10, LABEL: place / 10}}
+        for place, (label, name) in enumerate(order)
+    ]
+    test = {
+        "images": 400,
+        "clean_accuracy": float(np.mean(CLEAN[method])),
+        "robust_accuracy": {LABEL: float(np.mean(ROBUST[method]))},
+        "standard_error": {"clean": 0.02, LABEL: 0.025},
+        "sd": {name: float(np.std(own, ddof=1)) for name, own in values.items()},
+        "per_class": classes,
+    }
+    stages = [_result(name) for name in STAGES[method]]
+    each = [{"seed": s, "stages": stages, "test": _test(method, s)} for s in (0, 1)]
+    return {"stages": stages, "test": test, "per_seed": each}
 
 
 def _test(method: str, seed: int) -> dict[str, Any]:
@@ -141,31 +124,18 @@ def _test(method: str, seed: int) -> dict[str, Any]:
 
 def _result(name: str) -> dict[str, Any]:
     epochs = {"probe": 1, "finetune": 3, "ranli": 4}[name]
-    return {
-        "name": name,
-        "epochs": epochs,
-        "best_epoch": epochs - 1,
-        "best_validation_accuracy": 0.64,
-        "trainable_parameters": 12345,
-        "train_images": 1000 * epochs,
-        "train_seconds": 40.0 * epochs,
-        "train_images_per_second": 25.0,
-        "data_wait_share": 0.031,
-    }
+    best = {"best_epoch": epochs - 1, "best_validation_accuracy": 0.64}
+    images = {"train_images": 1000 * epochs, "train_seconds": 40.0 * epochs}
+    speed = {"train_images_per_second": 25.0, "data_wait_share": 0.031, "passes": 5e6 * epochs}
+    return {"name": name, "epochs": epochs, "trainable_parameters": 12345, **best, **images} | speed
 
 
 def metrics() -> list[dict[str, Any]]:
     """A record for each epoch."""
     return [
-        {
-            "seed": seed,
-            "method": method,
-            "stage": stage,
-            "epoch": epoch,
-            "train_loss": 1.0 / (epoch + 1 + seed),
-            "validation_clean_accuracy": 0.5 + epoch / 10,
-            "validation_robust_accuracy": 0.4 + epoch / 10 + seed / 100,
-        }
+        {"seed": seed, "method": method, "stage": stage, "epoch": epoch}
+        | {"train_loss": 1.0 / (epoch + 1 + seed), "validation_clean_accuracy": 0.5 + epoch / 10}
+        | {"validation_robust_accuracy": 0.4 + epoch / 10 + seed / 100}
         for seed in (0, 1)
         for method, stages in STAGES.items()
         for stage in stages
@@ -179,28 +149,16 @@ def analysis_of(method: str, seed: int) -> dict[str, Any]:
     for place, name in enumerate(STAGES[method]):
         moved = 0.0 if name == "probe" else 0.5 + seed / 10
         drift = {"absolute": 2 * moved, "relative": moved, "cosine": 0.9, "cka": 0.8}
-        stages.append(
-            {
-                "name": name,
-                "lr": 2.5e-05,
-                "epochs": 3,
-                "start": _point(1.0 + place),
-                "end": _point(2.0 + place + seed),
-                "change": {"clean": drift, "adversarial": drift | {"cosine": None}},
-            }
-        )
+        change = {"clean": drift, "adversarial": drift | {"cosine": None}}
+        ends = {"start": _point(1.0 + place), "end": _point(2.0 + place + seed)}
+        stages.append({"name": name, "lr": 2.5e-05, "epochs": 3, "change": change, **ends})
     points = [(0.0, 0.8), (4 / 255, 0.7), (8 / 255, 0.6 + seed / 10)]
-    curve = {
-        "name": method,
-        "attack": LABEL,
-        "norm": "linf",
-        "images": 200,
-        "expected_robustness": {"eps": 8 / 255, "accuracy": 0.7 + seed / 50},
-        "points": [
-            {"eps": e, "accuracy": a, "right": round(200 * a), "low": a - 0.1, "high": a + 0.1}
-            for e, a in points
-        ],
-    }
+    curve = {"name": method, "attack": LABEL, "norm": "linf", "images": 200}
+    curve["expected_robustness"] = {"eps": 8 / 255, "accuracy": 0.7 + seed / 50}
+    curve["points"] = [
+        {"eps": e, "accuracy": a, "right": round(200 * a), "low": a - 0.1, "high": a + 0.1}
+        for e, a in points
+    ]
     return {
         "schema": 1,
         "seconds": 1.0,
@@ -216,36 +174,24 @@ def analysis_of(method: str, seed: int) -> dict[str, Any]:
 
 def _point(norm: float) -> dict[str, Any]:
     both = {"clean": 0.5, "adversarial": 0.75}
-    return {
-        "head": {"norm": norm, "rows": [norm / 2, norm / 3], "bias": 0.1},
-        "residual": both,
-        "separation": both,
-        "pairwise_cosine": both,
-        "robust_drift": {"absolute": 1.5, "relative": 0.25},
-    }
+    found = dict.fromkeys(("residual", "separation", "pairwise_cosine"), both)
+    head = {"norm": norm, "rows": [norm / 2, norm / 3], "bias": 0.1}
+    return {"head": head, "robust_drift": {"absolute": 1.5, "relative": 0.25}, **found}
 
 
 def _fit(other: float | None) -> dict[str, Any]:
-    return {
-        "temperature": 1.6,
-        "fitted": True,
-        "reason": "",
-        "validation_images": 120,
-        "test_images": 200,
-        "before": measures(0.12),
-        "after": measures(0.04),
-        "with_clean_temperature": None if other is None else measures(other),
-    }
-
-
-def measures(ece: float) -> dict[str, Any]:
     """Two bins that hold images, and one of too few to draw."""
     bins = [
         {"low": 0.0, "high": 0.25, "count": 5, "confidence": 0.2, "accuracy": 0.9},
         {"low": 0.25, "high": 0.5, "count": 40, "confidence": 0.4, "accuracy": 0.5},
         {"low": 0.5, "high": 1.0, "count": 155, "confidence": 0.8, "accuracy": 0.6},
     ]
-    return {"accuracy": 0.6, "ece": ece, "mce": None, "nll": 1.1, "brier": 0.2, "bins": bins}
+    errors = {"accuracy": 0.6, "mce": None, "nll": 1.1, "brier": 0.2, "bins": bins}
+    found = {"temperature": 1.6, "fitted": True, "reason": ""}
+    found |= {"validation_images": 120, "test_images": 200}
+    found |= {"before": errors | {"ece": 0.12}, "after": errors | {"ece": 0.04}}
+    borrowed = None if other is None else errors | {"ece": other}
+    return found | {"with_clean_temperature": borrowed}
 
 
 def evaluation_of() -> dict[str, Any]:

@@ -48,13 +48,12 @@ def test_runs_that_do_not_compare_are_warned_of(runs: tuple[Path, Path]) -> None
     text = compared(*runs).text
     assert "have not all the same test images" in text
     assert "tested by different attacks or radii" in text
-    (runs[1] / "environment.json").unlink()
-    (runs[0] / "environment.json").unlink()
+    for run in runs:
+        (run / "environment.json").unlink()
     (runs[1] / "summary.json").unlink()
     page = compared(*runs)
     assert "does not tell whether the runs have the same test images" in page.text
     assert "Not finished or not tested: b/run." in page.text
-    assert len(page.table(TEST)) == 3
 
 
 def test_runs_with_other_attacks_have_a_column_each(runs: tuple[Path, Path]) -> None:

@@ -15,7 +15,7 @@ from roli_fast.report import write
 FILES = ("*.json", "*.jsonl", "*.npz", "config.yaml")
 
 
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(8))
 def test_a_damaged_file_ends_in_a_page_or_in_one_error(number: int, tmp_path: Path) -> None:
     run, draw = write_run(tmp_path / "run"), random.Random(number)
     if number % 3 == 0:

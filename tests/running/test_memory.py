@@ -40,9 +40,4 @@ def test_other_errors_pass(error: Exception) -> None:
 def test_the_inner_guard_speaks() -> None:
     with pytest.raises(OutOfMemoryError, match="got 4"):
         with memory_guard("outer", 8, CPU), memory_guard("inner", 4, CPU):
-            raise MemoryError
-
-
-def test_an_allocation_that_the_cpu_refuses() -> None:
-    with pytest.raises(OutOfMemoryError), memory_guard("batch_size", 128, CPU):
-        torch.empty(2**50, dtype=torch.uint8)
+            torch.empty(2**50, dtype=torch.uint8)  # which a CPU refuses, too

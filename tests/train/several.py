@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small import FLAGS
+from small import FLAGS, RESNET
 
 from roli_fast.data import Splits
 from roli_fast.data.digits import Digits
@@ -102,7 +102,5 @@ def batch_norm(folder: Path, *more: str) -> tuple[int, dict[str, Any], list[int]
         return finish(self)
 
     loop.StageLoop._finish, loop.StageLoop._backward = watched, seeded
-    options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
-    text = [f"--model.options.{name}={value}" for name, value in options.items()]
-    status = train(folder, "--model.name=resnet18", *text, *more, skip="--model.options")
+    status = train(folder, *RESNET, *more, skip="--model.options")
     return status, state, seeds

@@ -34,6 +34,12 @@ FLAGS = (
 ).split()
 
 
+RESNET = ["--model.name=resnet18"] + [
+    "--model.options={'layers': [1,1,1,1], 'channels': [8,8,16,16], 'stem_width': 8}"
+]
+"""A tiny network with BatchNorm."""
+
+
 def small(*more: str) -> Experiment:
     """The experiment; another network has options of its own."""
     other = any(flag.startswith("--model.name") for flag in more)

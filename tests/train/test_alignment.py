@@ -11,15 +11,13 @@ from small import assert_same_weights, records, run_small, small, stop_at
 from tiny_models import Mixed, images
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from roli_fast.attacks import NFGSM, PGD, RSFGSM, SORA
+from roli_fast.attacks import NFGSM, PGD, SORA
 from roli_fast.data import Batch
 from roli_fast.engine import Engine
 from roli_fast.errors import CollapseError, InterruptedRunError
 from roli_fast.threat import ThreatModel
 from roli_fast.train import alignment
 from roli_fast.train.alignment import Alignment, alignment_alarm, remembered, score_alarm
-from roli_fast.train.checkpoint import load_resume
-from roli_fast.train.experiment import Experiment
 from roli_fast.train.objectives import TRADES, Adversarial, Objective, Step
 from roli_fast.train.stage import Stage
 from roli_fast.train.summary import table
@@ -130,23 +128,6 @@ def test_its_costs_stand_beside_those_of_roli(tmp_path: Path) -> None:
     assert any(line.startswith("roli_fast/finetune: validated on") for line in lines)
 
 
-@pytest.mark.parametrize("after", [2, 5])
-def test_sora_goes_on_with_its_average(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
-    flags = (*RANLI, "--ranli.attack=sora")
-    run_small(tmp_path / "straight", *flags)
-    with monkeypatch.context() as patch:
-        stop_at(patch, after)
-        with pytest.raises(InterruptedRunError):
-            run_small(tmp_path / "run", *flags)
-    (file,) = (tmp_path / "run").glob("**/resume.pt")
-    assert load_resume(file).progress.sora not in (None, 0.99)
-    run_small(tmp_path / "run", *flags)
-    assert_same_weights(tmp_path / "straight", tmp_path / "run")
-    assert records(tmp_path / "straight") == records(tmp_path / "run")
-
-
 class Falls:
     """Stands for `alignment_alarm`: the alarm of one epoch."""
 
@@ -192,17 +173,6 @@ def test_a_stage_may_stop_with_its_best_epoch_if_there_is_one(
     Falls(monkeypatch, 1)
     with pytest.raises(CollapseError, match="it fell.*--on_collapse"):
         run_small(tmp_path / "first", *flags)
-
-
-def test_a_run_that_ignores_alarms_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     Falls(monkeypatch, 1, 2, 3)
-    summary = run_small(tmp_path / "run", *RANLI, "--ranli.attack=fgsm", "--on_collapse=ignore")
+    summary = run_small(tmp_path / "ignoring", *flags, "--on_collapse=ignore")
     assert not [told for told in summary["warnings"] if "fell" in told]
-
-
-def test_more_steps_are_pgd_in_the_same_ball() -> None:
-    pgd = alignment.with_steps(RSFGSM(eps=0.1), 4)
-    assert pgd == PGD(eps=0.1, step_size=1.75 * 0.1 / 4, steps=4)
-    assert Experiment.on_collapse == "steps"

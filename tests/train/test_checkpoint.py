@@ -11,8 +11,6 @@ from roli_fast.train.checkpoint import (
     Progress,
     changing_tensors,
     load_resume,
-    restore_optimizer,
-    restore_tensors,
     save_resume,
 )
 
@@ -20,40 +18,6 @@ from roli_fast.train.checkpoint import (
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
-
-
-def optimiser(kind: str, model: nn.Module) -> torch.optim.Optimizer:
-    if kind == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
-    return torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        x = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_training_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
-    straight, first, second = net(), net(), net()
-    train(straight, optimiser(kind, straight), range(6))
-    before = optimiser(kind, first)
-    train(first, before, range(3))
-    tensors = changing_tensors(first, [name for name, _ in first.named_parameters()])
-    progress = Progress(epoch=1, step=2, best_score=0.25, epoch_sums={"loss": 0.1 + 0.2})
-    path = tmp_path / "resume.pt"
-    save_resume(path, progress, {"model": tensors, "best": {}}, {"": before})
-
-    saved, after = load_resume(path), optimiser(kind, second)
-    assert saved.progress == progress and saved.tensors["best"] == {}
-    restore_tensors(second, saved.tensors["model"])
-    restore_optimizer(after, saved.optimizers[""])
-    train(second, after, range(3, 6))
-    for name, tensor in straight.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[name]), name
 
 
 def test_a_frozen_backbone_is_not_stored() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from roli_fast.attacks import APGDT, MSD, PGD, MultiAPGD
+from roli_fast.attacks import APGDT, MSD, MultiAPGD
 from roli_fast.configuration.values import descriptions, field_types
 from roli_fast.data import DATASETS
 from roli_fast.errors import ConfigError, RoliFastError
@@ -30,6 +30,9 @@ def test_no_arguments_is_the_quickstart() -> None:
     assert experiment.stages("ranli")[0][1].epochs == 16, "those of both stages"
     own = parse(["--ranli.epochs", "3"]).experiment
     assert own.stages("ranli")[0][1].epochs == 3
+    experiment = parse(["--data", "image_folder", "--data.root", "photos"]).experiment
+    assert (experiment.source, experiment.note) == (None, ""), "data leave it behind"
+    assert experiment.threat.eps == 8 / 255
 
 
 @pytest.mark.parametrize(
@@ -57,30 +60,6 @@ def test_a_norm_without_a_radius_in_yaml(tmp_path: Path) -> None:
     assert [a.eps for a in both.evaluations("validation").values()] == [0.25]  # type: ignore
 
 
-def test_data_on_the_command_line_leaves_the_quickstart_behind() -> None:
-    experiment = parse(["--data", "image_folder", "--data.root", "photos"]).experiment
-    assert (experiment.source, experiment.note) == (None, "")
-    assert experiment.threat.eps == 8 / 255
-
-
-def test_overrides_reach_every_depth() -> None:
-    text = (
-        "--threat.eps=4/255 --finetune.optimizer.lr 1e-4 --finetune.attack.steps 3 "
-        "--finetune.attack.eps 2/255 --seeds 0,1,2 --data.classes=7,8 --methods probe,ranli "
-        "--finetune.tuning linear --model.mean 0.1,0.2,0.3"
-    )
-    experiment = parse(text.split()).experiment
-    attack = experiment.finetune.attack
-    assert isinstance(attack, PGD)
-    assert (experiment.threat.eps, attack.steps, attack.eps) == (4 / 255, 3, 2 / 255)
-    assert experiment.finetune.optimizer.lr == 1e-4
-    assert experiment.seeds == (0, 1, 2)
-    assert experiment.data.classes == (7, 8)  # type: ignore[attr-defined]
-    assert experiment.methods == ("probe", "ranli")
-    assert isinstance(experiment.finetune.tuning, Linear)
-    assert experiment.model.mean == (0.1, 0.2, 0.3)
-
-
 def test_null_attacks_survive_the_saved_file() -> None:
     """LP-FT is RoLI with the attack off; a dump that drops nulls would bring the attack back."""
     command = parse(["--finetune.attack", "null", "--source", "null"])
@@ -90,38 +69,20 @@ def test_null_attacks_survive_the_saved_file() -> None:
     assert again.source is None
 
 
-def test_fractions_and_exponents_in_yaml(tmp_path: Path) -> None:
-    file = tmp_path / "c.yaml"
-    file.write_text(
-        "data: {name: digits}\nthreat: {eps: 8/255}\nfinetune: {optimizer: {lr: 1e-3}}\n"
-        "probe: {attack: {name: pgd, eps: 2 / 255, step_size: 0.5/255}}\n"
-    )
-    experiment = parse(["--config", str(file)]).experiment
-    assert experiment.threat.eps == 8 / 255
-    assert experiment.finetune.optimizer.lr == 1e-3
-    assert experiment.probe.attack.eps == 2 / 255  # type: ignore[union-attr]
-    assert experiment.probe.attack.step_size == 0.5 / 255  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--thret.eps", "1"], ["`thret`", "threat"]),
-        (["--finetune.optimizer.rate", "1"], ["`finetune.optimizer.rate`", "lr"]),
         (["--data", "imagenet"], ["`data.name`", "image_folder", "'imagenet'"]),
         (["--finetune.epochs", "many"], ["`finetune.epochs`", "an integer", "'many'"]),
         (["--finetune", "3"], ["`finetune`", "'3'", "--finetune.epochs VALUE", "batch_size"]),
-        (["--model.pretrained", "maybe"], ["`model.pretrained`", "true or false", "'maybe'"]),
-        (["--finetune.optimizer.name", "lion"], ["`finetune.optimizer.name`", "adamw, sgd"]),
         (["--finetune.optimizer.betas", "3"], ["`finetune.optimizer.betas`", "2 values"]),
         (["--data", "image_folder"], ["`data.root`", "--data.root ..."]),
         (["--threat.eps", "-1"], ["`threat.eps`", "8/255"]),
-        (["--probe.attack.step_size", "-2/255"], ["`probe.attack.step_size`", "> 0"]),
         (["--methods", "roly"], ["`methods`", "roli", "'roly'"]),
         (["--config", "no-such-file.yaml"], ["no-such-file.yaml", "quickstart"]),
         (["--seeds", "1,1"], ["`seeds`"]),
         (["--lr", "1"], ["`lr`", "Did you mean --probe.optimizer.lr, --finetune.optimizer.lr,"]),
-        (["--epochs", "5"], ["--probe.epochs", "--finetune.epochs", "or --pretrain.epochs?"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value[0], str) and value[0][0] == "-" else "",
 )
@@ -133,34 +94,27 @@ def test_a_wrong_flag_is_named_with_its_fix(arguments: list[str], words: list[st
 
 
 def test_a_name_of_one_meaning_may_be_short() -> None:
-    short = ["--finetune.lr=0.25", "--probe.steps=3", "--init=small", "--options.depth=3"]
-    experiment = parse([*short[:2], "--checkpoint_minutes=1"]).experiment
+    experiment = parse(["--finetune.lr=0.25", "--probe.steps=3"]).experiment
     assert experiment.finetune.optimizer.lr == 0.25
     assert experiment.probe.attack.steps == 3  # type: ignore[union-attr]
-    for flag in short[2:]:
-        with pytest.raises(ConfigError, match="unknown field"):
-            parse([flag])
+    with pytest.raises(ConfigError, match="unknown field"):
+        parse(["--options.depth=3"])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("data: {name: digits}\nfinetune: {epoch: 3}\n", ["`finetune.epoch`", "epochs"]),
-        ("data: {image_size: 3}\n", ["`data.name`", "digits"]),
         ("data: {name: digits}\nthreat: {eps: big}\n", ["threat.eps", "big"]),
         ("data: [unclosed\n", ["YAML", "line"]),
-        ("methods: [roli]\n", ["data"]),
-        ("data: {name: digits}\nthreat: {eps: 1/0}\n", ["config", "c.yaml"]),
         ("seeds: [2020-99-99]\ndata: {name: digits}\n", ["`seeds`"]),
-        ("a: !!int x\n", ["c.yaml", "YAML"]),
         ("data: {name: digits}\nprobe: {epochs: 1}\nprobe: {epochs: 2}\n", ["`probe`", "twice"]),
-        (f"seeds: [{10**400}]\n", ["c.yaml", "64"]),
         ("a: &a [*a]\n", ["c.yaml", "deep"]),
     ],
 )
 def test_a_wrong_file_is_named_with_its_fix(tmp_path: Path, text: str, words: list[str]) -> None:
     file = tmp_path / "c.yaml"
-    file.write_bytes(text.encode(errors="surrogatepass"))
+    file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         parse(["--config", str(file)])
     message = str(caught.value)
@@ -220,51 +174,52 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     printed = told(capsys, "all")
     for registry in COMPONENTS.values():
         assert all(f"the {registry.kind} {name}:" in printed for name in registry)
+    components = [registry[name] for registry in COMPONENTS.values() for name in registry]
     undescribed = [
         f"{kind.__name__}.{name}"
-        for kind in (Experiment, Stage, Optimizer, Model, ThreatModel, *components())
+        for kind in (Experiment, Stage, Optimizer, Model, ThreatModel, *components)
         for name in field_types(kind)
         if name not in descriptions(kind)
     ]
     assert undescribed == []
 
 
-def components() -> list[type]:
-    return [registry[name] for registry in COMPONENTS.values() for name in registry]
-
-
 @pytest.mark.parametrize(("name", "kind"), [("multi_apgd", MultiAPGD), ("msd", MSD)])
-def test_an_attack_in_several_norms_follows_those_of_the_threat(name: str, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("more", "norms", "eps"),
+    [
+        ([], ("l2", "l1", "linf"), (0.5, 12, 8 / 255)),
+        (["--finetune.attack.norms=linf,l1"], ("linf", "l1"), (8 / 255, 12)),
+        (
+            ["--finetune.attack.norms=linf,l1", "--finetune.attack.eps=4/255,9"],
+            ("linf", "l1"),
+            (4 / 255, 9),
+        ),
+    ],
+    ids=["all", "some", "own radii"],
+)
+def test_an_attack_in_several_norms_follows_those_of_the_threat(
+    name: str, kind: Any, more: list[str], norms: Any, eps: Any
+) -> None:
     threat = ["--threat.norm=l2", "--threat.eps=0.5", "--threat.other_norms=l1,linf"]
-    flags = [*threat, "--threat.other_eps=12,8/255", "--finetune.attack", name]
+    flags = [*threat, "--threat.other_eps=12,8/255", "--finetune.attack", name, *more]
     experiment = parse([*flags, "--finetune.attack.steps=3"]).experiment
-    attack = experiment.finetune.attack
-    assert attack == kind(norms=None, eps=None, bounds=None, steps=3)
-    assert attack is not None and attack.under(experiment.threat) == kind(
-        norms=("l2", "l1", "linf"), eps=(0.5, 12, 8 / 255), steps=3
-    )
-    some = parse([*flags, "--finetune.attack.norms=linf,l1"]).experiment.finetune.attack
-    assert some is not None and some.under(experiment.threat) == kind(
-        norms=("linf", "l1"), eps=(8 / 255, 12)
-    )
-    own = [*flags, "--finetune.attack.norms=linf,l1", "--finetune.attack.eps=4/255,9"]
-    given = parse(own).experiment.finetune.attack
-    assert given == kind(norms=("linf", "l1"), eps=(4 / 255, 9), bounds=None)
+    assert experiment.finetune.attack is not None
+    found = experiment.finetune.attack.under(experiment.threat)
+    assert found == kind(norms=norms, eps=eps, steps=3)
 
 
-@pytest.mark.parametrize(("steps", "flags"), [(100, []), (20, ["--test.steps", "20"])])
-def test_another_attack_brings_its_own_defaults(steps: int, flags: list[str]) -> None:
+def test_another_attack_brings_its_own_defaults() -> None:
     """PGD's loss ce and its 10 steps are no defaults of APGD-T, which has fields of these names."""
-    chosen = parse(["--test", "apgd-t", *flags]).experiment.test
-    assert chosen == APGDT(norm=None, eps=None, steps=steps, bounds=None)
+    chosen = parse(["--test", "apgd-t"]).experiment.test
+    assert chosen == APGDT(norm=None, eps=None, bounds=None)
 
 
 def test_one_radius_of_an_attack_in_several_norms(tmp_path: Path) -> None:
     """eps is a number in other attacks: what a flag's text is, its own field says."""
     flags = ["--data=digits", "--finetune.attack=multi_apgd", "--finetune.attack.norms=linf"]
-    for text in ("[8/255]", "8/255"):
-        attack = parse([*flags, f"--finetune.attack.eps={text}"]).experiment.finetune.attack
-        assert attack == MultiAPGD(norms=("linf",), eps=(8 / 255,), bounds=None)
+    attack = parse([*flags, "--finetune.attack.eps=8/255"]).experiment.finetune.attack
+    assert attack == MultiAPGD(norms=("linf",), eps=(8 / 255,), bounds=None)
     file = tmp_path / "c.yaml"
     file.write_text("data: digits\nfinetune: {attack: {name: multi_apgd, eps: 0.5}}\n")
     with pytest.raises(ConfigError, match=r"`finetune.attack.eps`: .* Of one, write \[0.5"):
@@ -275,7 +230,6 @@ def test_one_radius_of_an_attack_in_several_norms(tmp_path: Path) -> None:
     ("flags", "words"),
     [
         (["--data.channels=1"], "`model.options.in_chans`: expected 1, as data.channels, got 3"),
-        (["--model.options.in_chans=1"], "expected 3, as data.channels, got 1"),
         (
             ["--data.channels=1", "--model.options.in_chans=1", "--source=digits"],
             "expected 3, as source.channels, got 1",

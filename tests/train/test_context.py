@@ -9,23 +9,8 @@ from small import small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from roli_fast.evaluate import attack_passes
-from roli_fast.train.context import Remaining, tag
+from roli_fast.train.context import Remaining
 from roli_fast.train.stage import Stage
-
-
-@pytest.mark.parametrize(
-    ("name", "attacked", "expected"),
-    [
-        ("train_loss", True, "train/loss"),
-        ("train_accuracy", True, "train/robust_accuracy"),
-        ("train_accuracy", False, "train/clean_accuracy"),
-        ("natural_train_accuracy", True, "natural_train/clean_accuracy"),
-        ("validation_robust_accuracy", False, "validation/robust_accuracy"),
-        ("lr", True, "train/lr"),
-    ],
-)
-def test_tags_say_what_they_are(name: str, attacked: bool, expected: str) -> None:
-    assert tag(name, attacked=attacked) == expected
 
 
 def test_tensorboard_has_methods_in_one_chart_settings_and_examples(tmp_path: Path) -> None:
@@ -52,10 +37,18 @@ def test_tensorboard_has_methods_in_one_chart_settings_and_examples(tmp_path: Pa
     assert b"finetune.optimizer.lr" in written and b"probe.attack.steps" in written
 
 
+RISING = [
+    "--probe.eps_schedule=ramp",
+    "--probe.eps_schedule.start=2/5",
+    "--probe.eps_schedule.end=4/5",
+]
+
+
 def test_what_a_stage_takes_by_hand() -> None:
-    """PGD-3: 3 forwards and 3 backwards an image, and one look at what came out of it where the
-    last step's loss is asked for; an update of the head alone is 1, of all weights 3."""
-    experiment = small("--probe.attack.steps=3", "--probe.epochs=5", "--probe.clean_epochs=2")
+    """Two of five epochs are clean. PGD-3: 3 forwards and 3 backwards an image, and one look at
+    what came out of it where the last step's loss is asked for; an update of the head alone is 1,
+    of all weights 3."""
+    experiment = small("--probe.attack.steps=3", "--probe.epochs=5", *RISING)
     splits, probe = experiment.data.load(), experiment.probe
     assert probe.attack is not None
     attack = attack_passes(probe.attack.under(experiment.threat), splits.num_classes)

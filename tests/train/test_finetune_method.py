@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import before_stages, run_small
 
-from roli_fast.errors import ArgumentError, CheckpointError, ConfigError
+from roli_fast.errors import CheckpointError, ConfigError
 from roli_fast.models import Model, create, save_model
 from roli_fast.train import loop
 
@@ -71,13 +71,6 @@ def test_a_head_of_other_classes_is_refused(classes: str, trained: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_timm_s_own_weights_need_a_head_of_as_many_classes() -> None:
-    """timm would leave a random one; told before anything is downloaded."""
-    config = Model("vit_tiny_patch16_224", pretrained=True)
-    with pytest.raises(ArgumentError, match=r"model.pretrained.*1000 for 3 classes.*ranli"):
-        create(config, num_classes=3, with_head=True)
-
-
 def test_weights_of_other_options_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -93,24 +86,3 @@ def test_weights_of_other_options_are_told(
     same = replace(config, options=options | {"activation": "relu"})
     create(same, num_classes=3, with_head=True)
     assert "trained with" not in caplog.text
-
-
-@pytest.mark.parametrize("select", ["best", "last"])
-def test_which_epoch_s_weights_stay(
-    select: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Validation falls from epoch to epoch, so the first is the best."""
-    scores = iter([0.9, 0.5, 0.1])
-
-    def falling(_self: loop.StageLoop) -> dict[str, float]:
-        return {"validation_clean_accuracy": next(scores)}
-
-    monkeypatch.setattr(loop.StageLoop, "_validate", falling)
-    flags = ["--methods=ranli", "--ranli.epochs=3", f"--ranli.select={select}"]
-    summary = run_small(tmp_path / "run", *flags)
-    (stage,) = summary["methods"]["ranli"]["per_seed"][0]["stages"]
-    expected = {"best": (0, 0.9), "last": (2, 0.1)}[select]
-    assert (stage["best_epoch"], stage["best_validation_accuracy"]) == expected
-    folder = tmp_path / "run/seed-0/ranli/stage-1-ranli"
-    best, last = (load_file(folder / f"{name}.safetensors") for name in ("best", "last"))
-    assert all(torch.equal(best[n], last[n]) for n in last) == (select == "last")

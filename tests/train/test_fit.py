@@ -1,9 +1,12 @@
 """`roli_fast.fit`: the command's stages on objects of the user's."""
 
+import os
+import re
+import signal
+
 import pytest
 import torch
 from small import assert_same_weights
-from tiny_models import images
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -12,7 +15,7 @@ from roli_fast import peft
 from roli_fast.data.digits import Digits
 from roli_fast.errors import ArgumentError, InterruptedRunError, RunDirectoryError
 from roli_fast.models import load, wrap
-from roli_fast.running.signals import Interrupt
+from roli_fast.train.loop import StageLoop
 
 OPTIONS = {
     "probe.attack.steps": 2, "finetune.attack.steps": 2, "validation.steps": 1, "test.steps": 2,
@@ -69,18 +72,24 @@ def test_a_run_that_was_stopped_goes_on_by_the_same_call(digits, tmp_path, monke
             tuning=peft.Bias(), epochs=2, run_dir=tmp_path / name, quiet=True, options=OPTIONS,
         )  # fmt: skip
 
-    calls = iter(range(1000))
-    check = Interrupt.check
+    validate = StageLoop._validate
 
-    def stops(self: Interrupt) -> None:
-        if next(calls) == 2:
-            raise InterruptedRunError("stopped by SIGINT", 2)
-        check(self)
+    def stops(self: StageLoop) -> dict[str, float]:
+        found = validate(self)
+        os.kill(os.getpid(), signal.SIGINT)
+        return found
 
+    handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "check", stops)
-        with pytest.raises(InterruptedRunError, match=r"run_dir='.*stopped'"):
+        patch.setattr(StageLoop, "_validate", stops)
+        text = (
+            r"best weights so far are in '(.*probe/best.safetensors)'; saved.*run_dir='.*stopped'"
+        )
+        with pytest.raises(InterruptedRunError, match=text) as stopped:
             fit("stopped")
+    assert signal.getsignal(signal.SIGINT) is handler
+    best = re.search(text, str(stopped.value))
+    assert best and load(best[1])(digits[1].tensors[0]).shape[1] == 3
     fit("stopped")
     fit("straight")
     assert_same_weights(tmp_path / "stopped", tmp_path / "straight")
@@ -124,19 +133,9 @@ def test_what_is_given_reaches_the_stages(method, expected, tmp_path, monkeypatc
         )  # fmt: skip
 
 
-def test_a_probe_has_no_tuning(tmp_path) -> None:
+def test_what_cannot_be_given_is_named(digits, tmp_path) -> None:
+    data = Digits(classes=(0, 1))
     with pytest.raises(ArgumentError, match="`tuning and lr`: expected None for the method probe"):
-        roli_fast.fit("resnet18", Digits(classes=(0, 1)), method="probe", lr=0.1, run_dir=tmp_path)
-
-
-def test_names_and_data_sources_do_as_well(tmp_path) -> None:
-    data = Digits(classes=(0, 1), max_per_class=8)
-    options = {"model.options.img_size": 16, "model.options.patch_size": 8,
-               "model.options.depth": 1, "model.options.embed_dim": 12, **OPTIONS}  # fmt: skip
-    fitted = roli_fast.fit(
-        "vit_tiny_patch16_224", data, method="ranli", epochs=1, run_dir=tmp_path, quiet=True,
-        options=options,
-    )  # fmt: skip
-    assert fitted.model(images(1, 3, 16, 16)).shape == (1, 2) and fitted.classes == ("0", "1")
+        roli_fast.fit("resnet18", data, method="probe", lr=0.1, run_dir=tmp_path)
     with pytest.raises(ArgumentError, match="`test and val`"):
-        roli_fast.fit("resnet18", data, TensorDataset(torch.zeros(1, 3, 8, 8), torch.zeros(1)))
+        roli_fast.fit("resnet18", data, digits[1])

@@ -4,11 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from small import small
 from torch import Tensor
 
-from roli_fast.train.experiment import SCHEMA
 from roli_fast.train.gradient_projection import GradientProjection
 
 
@@ -102,19 +99,3 @@ def test_each_tensor_by_itself_but_for_scalars_integers_and_statistics(statistic
     means = [-1.0, 0.0] if statistics else [-2.0, 0.0]  # cosine -1, or its own
     assert out["norm.running_mean"].tolist() == means
     assert out["norm.running_var"].tolist() == [1.0, 0.0 if statistics else -1.0]
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ([], None),
-        (["={}"], GradientProjection()),
-        ([".projection=true", ".beta=0.2"], GradientProjection(beta=0.2, projection="true")),
-        ([".merge_statistics=false"], GradientProjection(merge_statistics=False)),
-    ],
-)
-def test_flags_and_the_saved_file(flags: list[str], expected: GradientProjection | None) -> None:
-    experiment = small(*(f"--finetune.gradient_projection{flag}" for flag in flags))
-    assert experiment.finetune.gradient_projection == expected
-    assert experiment.probe.gradient_projection is None
-    assert SCHEMA.build(yaml.safe_load(SCHEMA.to_yaml(experiment)), []) == experiment

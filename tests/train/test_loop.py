@@ -23,7 +23,11 @@ from roli_fast.train.objectives import Adversarial, Step
 
 ONE = ["--methods=ranli", "--ranli.batch_size=24", "--ranli.optimizer.lr=0.01"]
 
-WATCHED = [*ONE, "--ranli.epochs=4", "--ranli.warmup_epochs=2", "--ranli.clean_epochs=1"]
+SHARES = [0.0, 0.5, 1.0, 1.0]
+"""Of the radius, in each epoch: none at first, then up over two epochs."""
+
+WATCHED = [*ONE, "--ranli.epochs=4", "--ranli.warmup_epochs=2", "--ranli.attack.step_size=0.01"]
+WATCHED += ["--ranli.eps_schedule={name: ramp, start: 1/4, end: 3/4}"]
 WATCHED += ["--ranli.objective.label_smoothing=0.1", "--ranli.validate_every=3"]
 
 
@@ -76,9 +80,12 @@ def test_the_rate_of_every_update(seen: list[dict[str, Any]]) -> None:
     assert [row["lr"] for row in seen] == pytest.approx(rising + falling)
 
 
-def test_the_attack_follows_threat_and_clean_epochs(seen: list[dict[str, Any]]) -> None:
-    attacks = [row["attack"] for row in seen]
-    assert attacks == [None] * 3 + [PGD(eps=0.04, step_size=None, steps=7)] * 9
+def test_the_attack_follows_the_threat_and_the_schedule(
+    seen: list[dict[str, Any]], folder: Path
+) -> None:
+    attacks = [PGD(eps=0.04 * s, step_size=0.01 * s, steps=7) if s else None for s in SHARES]
+    assert [row["attack"] for row in seen] == [attack for attack in attacks for _ in range(3)]
+    assert [row["train_eps"] for row in records(folder)] == [0.04 * share for share in SHARES]
 
 
 def test_the_model_trains_on_attacked_images(seen: list[dict[str, Any]]) -> None:
@@ -86,8 +93,8 @@ def test_the_model_trains_on_attacked_images(seen: list[dict[str, Any]]) -> None
     for row in seen:
         (used,) = row["used"]
         assert torch.equal(used, row.get("x_adv", row["x"]))
-        if row["epoch"]:
-            assert 0.03 < (row["x"] - used).abs().max() <= 0.04 + 1e-7
+        moved, share = (row["x"] - used).abs().max(), SHARES[row["epoch"]]
+        assert 0.03 * share <= moved <= 0.04 * share + 1e-7
 
 
 def test_order_augmentation_and_seeds_change_every_epoch(seen: list[dict[str, Any]]) -> None:
@@ -114,10 +121,11 @@ def scripted(scores: list[tuple[float, float]]) -> Iterator[Evaluation]:
         yield Evaluation(flags[0], {"pgd-2": flags[1]})
 
 
+@pytest.mark.parametrize("select", ["best", "last"])
 def test_the_most_robust_epoch_is_kept_and_tested(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    select: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clean accuracy peaks elsewhere, and the best epoch is not the last."""
+    """Clean accuracy peaks elsewhere, and the best epoch is not the last; or the last is asked."""
     script = scripted([(0.9, 0.1), (0.5, 0.4), (0.8, 0.3)])
     attacks: list[Any] = []
     states: list[dict[str, torch.Tensor]] = []
@@ -134,17 +142,18 @@ def test_the_most_robust_epoch_is_kept_and_tested(
 
     monkeypatch.setattr(loop, "evaluate", validate)
     monkeypatch.setattr(pipeline, "evaluate", test)
-    run_small(tmp_path / "run", *ONE, "--ranli.epochs=3")
+    run_small(tmp_path / "run", *ONE, "--ranli.epochs=3", f"--ranli.select={select}")
     assert attacks == [PGD(eps=0.04, step_size=None, steps=2)] * 3
     folder = tmp_path / "run/seed-0/ranli/stage-1-ranli"
     best, last = load_file(folder / "best.safetensors"), load_file(folder / "last.safetensors")
     _first, second, third, tested = states
-    for name, tensor in second.items():
+    for name, tensor in (second if select == "best" else third).items():
         assert torch.equal(best[name], tensor), name
         assert torch.equal(tested[name], tensor), name
         assert torch.equal(last[name], third[name]), name
     result = json.loads((folder / "result.json").read_text())
-    assert (result["best_epoch"], result["best_validation_accuracy"]) == (1, 0.4)
+    expected = {"best": (1, 0.4), "last": (2, 0.3)}[select]
+    assert (result["best_epoch"], result["best_validation_accuracy"]) == expected
 
 
 @pytest.mark.parametrize("more", [[], ["--ranli.gradient_projection={}"]], ids=["", "clean half"])

@@ -13,15 +13,14 @@ import several
 import torch
 from processes import together
 from safetensors.torch import load_file
-from small import FLAGS, assert_same_weights, before_stages, records, run_small, small, weights
+from small import RESNET, assert_same_weights, before_stages, records, run_small, small, weights
 
 from roli_fast import models
 from roli_fast.data import batches
 from roli_fast.errors import ArgumentError, ConfigError, InterruptedRunError
 from roli_fast.evaluate import evaluate
-from roli_fast.train import linear_probe, run, run_directory
+from roli_fast.train import linear_probe, run_directory
 from roli_fast.train.checkpoint import copy_tensors
-from roli_fast.train.cli import parse
 from roli_fast.train.objectives import Adversarial
 from roli_fast.train.run_directory import RunStage, read_result
 
@@ -70,19 +69,12 @@ def test_the_probe_is_the_best_head_of_those_tried(clean: Path) -> None:
     assert found["best_validation_accuracy"] == row["validation_clean_accuracy"] == accuracy
 
 
-def test_both_methods_share_the_probe_and_the_backbone(clean: Path) -> None:
-    base = clean / "seed-0"
-    head = load_file(base / "lp_ft/stage-1-lp/head.safetensors")
-    assert all(
-        torch.equal(head[n], t)
-        for n, t in load_file(base / "lp/stage-1-lp/head.safetensors").items()
+def test_both_methods_share_the_probe(clean: Path) -> None:
+    first, second = (
+        load_file(clean / f"seed-0/{method}/stage-1-lp/head.safetensors")
+        for method in ("lp", "lp_ft")
     )
-    experiment = small(*CLEAN, *LORA)
-    stage = RunStage(experiment, experiment.data.load(), clean, 0, "lp")
-    fresh = stage.starting_model().state_dict()
-    probed = load_file(base / "lp/stage-1-lp/best.safetensors")
-    changed = {name for name, t in probed.items() if not torch.equal(fresh[f"backbone.{name}"], t)}
-    assert changed == {"head.weight", "head.bias"}
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 
 def test_a_starting_model_is_what_the_loop_began_with(
@@ -116,22 +108,21 @@ def test_a_stop_in_the_probe_begins_it_again(
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **options)
 
+    flags = [*CLEAN, *LORA, "--methods=lp"]
     monkeypatch.setattr(linear_probe, "solve", stop)
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
-        run_small(tmp_path / "run", *CLEAN, *LORA)
+        run_small(tmp_path / "run", *flags)
     monkeypatch.undo()
-    run_small(tmp_path / "run", *CLEAN, *LORA)
-    assert_same_weights(clean, tmp_path / "run")
-    assert len(records(clean)) == len(records(tmp_path / "run"))
+    run_small(tmp_path / "run", *flags)
+    assert_same_weights(clean / "seed-0/lp", tmp_path / "run/seed-0/lp")
+    assert len(records(tmp_path / "run")) == 1
 
 
-def test_running_statistics_do_not_move(tmp_path: Path) -> None:
-    """A probe in training mode would move the features without any gradient."""
-    options = {"layers": "[1,1,1,1]", "channels": "[8,8,16,16]", "stem_width": "8"}
-    flags = [f"--model.options.{name}={value}" for name, value in options.items()]
-    other = [f for f in FLAGS if not f.startswith("--model.options")]
-    experiment = parse([*other, "--model.name=resnet18", *flags, "--methods=lp"]).experiment
-    run(experiment, tmp_path / "run", quiet=True)
+def test_the_head_alone_moves(tmp_path: Path) -> None:
+    """A probe in training mode would move running statistics, without any gradient."""
+    flags = ["--methods=lp", *RESNET]
+    experiment = small(*flags)
+    run_small(tmp_path / "run", *flags)
     fresh = RunStage(experiment, experiment.data.load(), tmp_path / "run", 0, "lp")
     probed = load_file(tmp_path / "run/seed-0/lp/stage-1-lp/best.safetensors")
     state = fresh.starting_model().state_dict()
@@ -185,7 +176,6 @@ def test_a_null_ft_is_finetune_without_its_attack() -> None:
             ["`ranli.tuning`", "linear"],
         ),
         (["--lp.optimizer.strengths=[]"], ["strengths", "penalty"]),
-        (["--finetune.head_scale=0"], ["head_scale", "> 0"]),
     ],
 )
 def test_what_cannot_be_is_named(flags: list[str], words: list[str]) -> None:

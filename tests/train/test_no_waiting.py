@@ -25,6 +25,7 @@ KINDS = {
     "msd": ["--ranli.attack=msd", *SEVERAL],
     "trades, kl": ["--ranli.objective=trades", "--ranli.attack.loss=kl"],
     "gradient projection": ["--ranli.gradient_projection={}"],
+    "averaging": ["--ranli.averaging={}"],
 }
 
 
@@ -95,7 +96,7 @@ def test_the_attack_looks_once_and_always_where_images_may_leave_its_bounds(
 ) -> None:
     """Epoch 0 is a clean one: the first attack is that of epoch 1."""
     stage = SimpleNamespace(
-        attack=PGD(bounds=bounds), checked=False, stage=SimpleNamespace(clean_epochs=1)
+        attack=PGD(bounds=bounds), checked=False, _attacks=lambda epoch: epoch >= 1
     )
     found = []
     for epoch in (0, 0, 1, 1, 2):

@@ -114,14 +114,10 @@ def test_trades_equals_a_plain_version(network: str) -> None:
     ("make", "message"),
     [
         (lambda: EAT(("linf",)), "`norms`: expected 2 or more different norms, got ('linf',)"),
-        (lambda: SAT(()), "`norms`: expected 1 or more different norms, got ()"),
         (lambda: AVG(("linf", "l3")), "`norms`: expected any of: l1, l2, linf, got 'l3'"),
-        (lambda: AVG(("l1", "l1")), "`norms`: expected 1 or more different norms, got ('l1', "),
         (lambda: TRADES(beta=-1), "`beta`: expected a number >= 0, got -1"),
         (lambda: RAMP(weight=-0.5), "`weight`: expected a number >= 0, got -0.5"),
-        (lambda: RAMP("l1", "l1"), "`source and target`: expected 2 or more different norms"),
         (lambda: RAMP("l1"), "`source and target`: expected 2 or more different norms, got ('l1',"),
-        (lambda: RAMP("l3", "l1"), "`source and target`: expected any of: l1, l2, linf, got 'l3'"),
     ],
 )
 def test_bad_fields_are_named(make: Any, message: str) -> None:
@@ -131,22 +127,17 @@ def test_bad_fields_are_named(make: Any, message: str) -> None:
 
 
 ONE_NORM = replace(REAL, norms=None, eps=None).under(ThreatModel())
-NO_EPS = "got 'l1', which has no eps"
 
 
 @pytest.mark.parametrize(
     ("objective", "attack", "message"),
     [
         (TRADES(), None, "`attack`: expected one beside objective trades, got None"),
-        (RAMP(), None, "`attack`: expected one beside objective ramp, got None"),
         (RAMP(), PGD(), "`attack`: expected multi_apgd beside objective ramp, got PGD("),
         (EAT(), PGD(), "`attack`: expected multi_apgd beside objective eat, got PGD("),
-        (SAT(), PGD(), "`attack`: expected multi_apgd beside objective sat, got PGD("),
         (AVG(), PGD(), "`attack`: expected multi_apgd beside objective avg, got PGD("),
-        (RAMP("linf", "l1"), ONE_NORM, NO_EPS),
-        (EAT(), ONE_NORM, NO_EPS),
-        (SAT(("l1",)), ONE_NORM, NO_EPS),
-        (AVG(("linf", "l1")), ONE_NORM, NO_EPS),
+        (RAMP("linf", "l1"), ONE_NORM, "got 'l1', which has no eps"),
+        (SAT(("l1",)), ONE_NORM, "got 'l1', which has no eps"),
         (RAMP(), ONE_NORM, "`norms`: expected 2 or more in the attack, got ('linf',)"),
     ],
 )

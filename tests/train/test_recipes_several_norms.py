@@ -12,6 +12,7 @@ from roli_fast.data import DATASETS
 from roli_fast.peft import Full
 from roli_fast.train import run
 from roli_fast.train.cli import parse
+from roli_fast.train.eps_schedule import Constant
 from roli_fast.train.experiment import SCHEMA, Experiment
 from roli_fast.train.gradient_projection import GradientProjection
 from roli_fast.train.objectives import AVG, EAT, RAMP, SAT, Adversarial
@@ -82,7 +83,7 @@ def test_a_cell_is_the_paper_s(cell: tuple) -> None:
         rule = stage.optimizer
         assert (rule.name, rule.momentum, rule.lr) == ("sgd", 0.9, lr)
         assert (rule.weight_decay, rule.decay) == (decay, of)
-        assert (stage.warmup_epochs, stage.clean_epochs, stage.select) == (0, 0, "last")
+        assert (stage.warmup_epochs, stage.eps_schedule, stage.select) == (0, Constant(), "last")
         assert isinstance(stage.tuning, Full)
         projected = GradientProjection(beta=0.5) if (name, start) == ("ramp", "scratch") else None
         assert stage.gradient_projection == projected
@@ -143,13 +144,7 @@ def test_the_published_protocol() -> None:
     assert (data["image_size"], data["augment"]) == (32, True)
     for threat in experiment.threat.each:
         looked = experiment.validation.under(threat)
-        assert isinstance(looked, APGD)
-        assert (looked.norm, looked.eps, looked.steps, looked.restarts) == (
-            threat.norm,
-            threat.eps,
-            100,
-            1,
-        )
+        assert looked == APGD(norm=threat.norm, eps=threat.eps, steps=100, restarts=1)
         asked = experiment.test.under(threat)
         assert isinstance(asked, AutoAttack)
         assert (asked.norm, asked.eps) == (threat.norm, threat.eps)
@@ -171,20 +166,13 @@ def test_a_recipe_is_what_it_says_written_out(tmp_path: Path) -> None:
     ("flags", "words"),
     [
         (["--recipe=rampe", "--data=cifar10"], ["`--recipe`", "roli", "ramp, eat, max", "'rampe'"]),
-        (["--recipe=ramp"], ["`--data`", "cifar10", "image_folder", "nothing"]),
-        (["--recipe=eat", "--data=cifar10", "--start=zero"], ["`--start`", "finetune", "'zero'"]),
         (
             ["--recipe=max", "--data=image_folder", "--start=scratch"],
             ["`--start`", "finetune for image_folder", "--model.weights"],
         ),
-        (["--recipe=sat", "--data=cifar10", "--tuning=vpt"], ["`--tuning`", "lora", "'vpt'"]),
         (
             ["--recipe=avg", "--data=cifar10", "--start=scratch", "--tuning=lora"],
             ["`--tuning`", "full with --start scratch", "'lora'"],
-        ),
-        (
-            ["--recipe=ramp", "--data=cifar10", "--published=paper"],
-            ["`--published`", "script, text", "'paper'"],
         ),
         (
             ["--recipe=roli", "--data=cub", "--tuning=full", "--start=scratch"],
@@ -202,15 +190,14 @@ def test_a_wrong_recipe_is_named_with_its_fix(flags: list[str], words: list[str]
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["ramp", "eat", "msd"])
-def test_a_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From scratch; two classes in CIFAR's format, a narrow network, one update an epoch or so."""
+def test_a_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAMP from scratch; two classes in CIFAR's format, a narrow network, one update an epoch."""
     root = write_cifar(tmp_path / "cifar", monkeypatch, datasets.CIFAR10)
     flags = [f"--data.root={root}", "--data.val_fraction=0.2", "--device=cpu", "--threads=1"]
     flags += ["--model.options.widths=4,4,8,8", "--model.options.depths=1,1,1,1"]
     flags += ["--model.options.stem_width=4", "--validation.steps=2", "--test=apgd"]
     flags += ["--test.steps=2", "--start=scratch", "--pretrain.epochs=1"]
-    experiment = from_recipe(name, "cifar10", *flags, "--pretrain.attack.steps=2")
+    experiment = from_recipe("ramp", "cifar10", *flags, "--pretrain.attack.steps=2")
     (scratch,) = run(experiment, tmp_path / "a", quiet=True)["methods"].values()
     assert (
         scratch["stages"][0]["name"] == "pretrain" and 0 <= scratch["test"]["clean_accuracy"] <= 1

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from processes import CONTEXT, PATIENCE
-from small import FLAGS, assert_same_weights, records, run_small, stop_at
+from small import FLAGS, RESNET, assert_same_weights, records, run_small, stop_at
 
 from roli_fast.errors import ConfigError, InterruptedRunError
 from roli_fast.running.lock import LOCK
 from roli_fast.running.signals import Interrupt
 from roli_fast.train import loop, pipeline
 from roli_fast.train.__main__ import main
+from roli_fast.train.checkpoint import load_resume
 from roli_fast.train.cli import parse
 
 DROPOUT = ["--model.options.proj_drop_rate=0.1", "--model.options.drop_path_rate=0.1"]
@@ -40,22 +41,13 @@ def assert_same(straight: Path, folder: Path) -> None:
     assert records(straight) == records(folder)
 
 
-@pytest.mark.parametrize("after", [4, 9], ids=lambda n: f"after-{n}-updates")
-def test_a_signal_between_any_two_updates(
-    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
-    stop_at(monkeypatch, after)
-    with pytest.raises(InterruptedRunError, match="SIGTERM"):
-        run_small(tmp_path / "run", *DROPOUT)
-    assert not (tmp_path / "run/summary.json").exists()
-    run_small(tmp_path / "run", *DROPOUT)
-    assert_same(straight, tmp_path / "run")
-
-
-def test_a_signal_during_validation_and_one_during_the_test(
+def test_signals_between_updates_during_validation_and_during_the_test(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="SIGTERM"):
+        stop_at(patch, 4)
+        run_small(folder, *DROPOUT)
     for module in (loop, pipeline):
         original = module.evaluate
 
@@ -67,8 +59,45 @@ def test_a_signal_during_validation_and_one_during_the_test(
         monkeypatch.setattr(module, "evaluate", stopping)
         with pytest.raises(InterruptedRunError, match="SIGINT"):
             run_small(folder, *DROPOUT)
+        assert not (folder / "summary.json").exists()
     run_small(folder, *DROPOUT)
     assert_same(straight, folder)
+    before = (folder / "summary.json").read_bytes()
+    run_small(folder, *DROPOUT)
+    assert (folder / "summary.json").read_bytes() == before, "a finished run is only read"
+
+
+RANLI = ["--methods=ranli", "--ranli.epochs=2"]
+GP = [*RANLI, "--ranli.batch_size=24", "--ranli.gradient_projection.beta=0.4"]
+KINDS: dict[str, tuple[list[str], tuple[int, ...]]] = {
+    # 72 images: 3 updates in each half of an epoch of gradient projection, 12 in all
+    "gradient projection": ([*GP, *DROPOUT], (1, 3, 9)),
+    "gradient projection, bn, sgd": (
+        [*GP, *RESNET, "--ranli.optimizer.name=sgd", "--ranli.optimizer.lr=0.1"],
+        (9,),
+    ),
+    "sora": ([*RANLI, "--ranli.batch_size=32", "--ranli.attack=sora"], (5,)),
+    "lora": ([*RANLI, *DROPOUT, "--ranli.tuning=lora"], (3,)),
+    "prompt": ([*RANLI, *DROPOUT, "--ranli.tuning=prompt"], (4,)),
+}
+"""Kind -> flags, and the updates after which it is stopped. Each has a state of its own."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_stage_remembers_survives(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags, updates = KINDS[kind]
+    run_small(tmp_path / "straight", *flags)
+    for after in updates:
+        folder = tmp_path / str(after)
+        with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+            stop_at(patch, after)
+            run_small(folder, *flags)
+        (file,) = folder.rglob("resume.pt")
+        assert (load_resume(file).progress.sora not in (None, 0.99)) == (kind == "sora")
+        run_small(folder, *flags)
+        assert_same(tmp_path / "straight", folder)
 
 
 def wait_for(ready: Callable[[], bool], ended: Callable[[], bool]) -> None:
@@ -89,23 +118,30 @@ def held_by(folder: Path, process: BaseProcess) -> bool:
     return began and lock.read_text().startswith(f"{process.pid} ")
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_each_with_an_immediate_resume(straight: Path, tmp_path: Path, kills: int) -> None:
-    """kill -9 at any moment of a run whose decoding workers outlive it, one alone in stage 2; then
-    `--resume`, run after run, to the same bits."""
-    draws, left, runs = random.Random(0), kills, 0
+def test_a_kill_in_the_second_stage(straight: Path, tmp_path: Path) -> None:
+    """kill -9 of a run whose decoding workers outlive it; another one goes on at once."""
+    folder = tmp_path / "run"
+    process = CONTEXT.Process(target=command, args=(folder,))
+    process.start()
+    file = folder / "seed-0/roli/stage-2-finetune/resume.pt"
+    wait_for(file.exists, lambda: not process.is_alive())
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    run_small(folder, *DROPOUT)
+    assert_same(straight, folder)
+
+
+@pytest.mark.slow
+def test_twenty_kills_each_with_an_immediate_resume(straight: Path, tmp_path: Path) -> None:
+    """kill -9 at any moment, then `--resume`, run after run, to the same bits."""
+    draws, left, runs = random.Random(0), 20, 0
     while left or runs == 0:
         folder = tmp_path / str(runs)
         process = CONTEXT.Process(target=command, args=(folder,))
         process.start()
         wait_for(lambda: held_by(folder, process), lambda: not process.is_alive())  # noqa: B023
-        if kills == left == 1:
-            file = folder / "seed-0/roli/stage-2-finetune/resume.pt"
-            wait_for(file.exists, lambda: not process.is_alive())  # noqa: B023
-        elif left:
-            process.join(draws.uniform(0, 3))
-        else:
-            process.join()
+        process.join(draws.uniform(0, 3) if left else None)
         left -= process.is_alive()
         process.kill()
         process.join()
@@ -133,7 +169,7 @@ def test_a_signal_to_the_whole_group_with_decoding_workers(straight: Path, tmp_p
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "Traceback" not in output and f"--run_dir {folder} --resume" in output
     assert output.count("stopping after this step") == 1  # no worker says so, too
-    run_small(folder, *DROPOUT, "--checkpoint_minutes=0", "--workers=2")
+    run_small(folder, *DROPOUT)
     assert_same(straight, folder)
 
 
@@ -161,12 +197,6 @@ def test_resume_keeps_the_saved_configuration(straight: Path, tmp_path: Path) ->
         parse(["--run_dir", str(tmp_path), "--resume"])
     with pytest.raises(ConfigError, match="--run_dir"):
         parse(["--resume"])
-
-
-def test_a_finished_run_can_be_resumed_to_print_its_table(straight: Path) -> None:
-    before = (straight / "summary.json").read_text()
-    run_small(straight, *DROPOUT)
-    assert (straight / "summary.json").read_text() == before
 
 
 def test_handlers_are_given_back_and_a_second_interrupt_is_immediate() -> None:

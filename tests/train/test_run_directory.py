@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import torch
 from small import FLAGS, run_small, small
-from tiny_data import write_folder
+from tiny_data import write_folder, write_image
 
+from roli_fast.analyze import main as analyze
 from roli_fast.errors import DataError, RoliFastError, RunDirectoryError
 from roli_fast.files import write_tensors
 from roli_fast.train import run
 from roli_fast.train.cli import parse
 from roli_fast.train.run_directory import open_run_dir, read_result, read_test
 from roli_fast.train.stage import StageResult
-
-PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def folder_flags(images: Path) -> list[str]:
@@ -28,22 +27,31 @@ def folder_flags(images: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "flag",
-    ["--data.root=/no/such/folder", "--model.name=vit_of_dreams", "--device=cuda:99"],
+    ("flag", "words"),
+    [
+        ("--data.root=/no/such/folder", "/no/such/folder"),
+        ("--data.root=one", "two or more classes"),
+        ("--model.name=vit_of_dreams", "vit_of_dreams"),
+        ("--device=cuda:99", "cuda:99"),
+    ],
 )
-def test_a_mistake_leaves_no_folder(tmp_path: Path, flag: str) -> None:
-    images = write_folder(tmp_path / "images", {"a": 12, "b": 12})
-    with pytest.raises(RoliFastError):
-        run(parse([*folder_flags(images), flag]).experiment, tmp_path / "run", quiet=True)
+def test_a_mistake_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "images", {"a": 12, "b": 12})
+    write_folder(tmp_path / "one", {"only": 12})
+    experiment = parse([*folder_flags(Path("images")), flag]).experiment
+    with pytest.raises(RoliFastError, match=words):
+        run(experiment, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("where", ["file", "below a file"])
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, where: str) -> None:
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    target = tmp_path / "file" if where == "file" else tmp_path / "file" / "run"
-    with pytest.raises(RunDirectoryError, match="--run_dir"):
-        open_run_dir(target, small(), resume=False)
+    for target in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunDirectoryError, match="--run_dir"):
+            open_run_dir(target, small(), resume=False)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -55,19 +63,6 @@ def test_another_experiment_is_refused_and_another_place_is_not(tmp_path: Path) 
     command = parse(again)
     assert (command.experiment.device, command.experiment.workers) == ("cpu", 1)
     run(command.experiment, tmp_path / "run", resume=True, quiet=True)
-
-
-def test_one_class_is_refused(tmp_path: Path) -> None:
-    images = write_folder(tmp_path / "images", {"only": 12})
-    with pytest.raises(DataError, match="two or more classes"):
-        run(parse(folder_flags(images)).experiment, tmp_path / "run", quiet=True)
-
-
-def test_recipes_are_part_of_the_package() -> None:
-    """An editable install finds them anyway; a wheel only if they are declared."""
-    declared = (PACKAGE / "pyproject.toml").read_text()
-    assert '"recipes/*.yaml"' in declared and '"recipes/published/*.yaml"' in declared
-    assert "recursive-include roli_fast/recipes *.yaml" in (PACKAGE / "MANIFEST.in").read_text()
 
 
 RESULT = asdict(StageResult("probe", 3, 1, 0.5, 10, 100, 1.5, 66.0))
@@ -85,11 +80,7 @@ def test_a_damaged_result_is_named_with_its_field(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"clean_flags": "11x0"},
-        {"robust_flags": {"pgd-10": "111"}},
-        {"robust_accuracy": {"pgd-9": 0.5}},
-    ],
+    [{"clean_flags": "11x0"}, {"robust_accuracy": {"pgd-9": 0.5}}],
 )
 def test_a_damaged_test_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "test.json"
@@ -109,3 +100,43 @@ def test_files_can_be_read_by_others(tmp_path: Path) -> None:
     os.umask(umask)
     write_tensors(path := tmp_path / "a.safetensors", {"x": torch.ones(1)}, {})
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+COUNTS = {
+    f"{s}/{c}": n for s, n in (("train", 12), ("val", 4), ("test", 4)) for c in ("cat", "dog")
+}
+
+
+def run_folder(folder: Path, images: Path) -> None:
+    flags = [*folder_flags(images), "--probe.batch_size=4", "--methods=probe"]
+    run(parse(flags).experiment, folder, resume=folder.exists(), quiet=True)
+
+
+def test_damaged_images_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "images", COUNTS)
+    victims = [f"{split}/dog/2.png" for split in ("train", "val", "test")]
+    for victim in victims:
+        whole = (images / victim).read_bytes()
+        (images / victim).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError) as caught:
+        run_folder(tmp_path / "run", images)
+    assert all(victim in str(caught.value) for victim in victims)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_images_are_refused(tmp_path: Path, split: str) -> None:
+    """Other pixels under the same names, or one image less."""
+    images, folder = write_folder(tmp_path / "images", COUNTS), tmp_path / "run"
+    run_folder(folder, images)
+    path = images / split / "dog" / "2.png"
+    before = path.read_bytes()
+    write_image(path, seed=12345)
+    with pytest.raises(RunDirectoryError, match=f"another data {split} pixels"):
+        run_folder(folder, images)
+    assert analyze([str(folder)]) == 2
+    path.unlink()
+    with pytest.raises(RunDirectoryError, match=f"another data {split} images"):
+        run_folder(folder, images)
+    path.write_bytes(before)
+    run_folder(folder, images)

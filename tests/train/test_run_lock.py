@@ -1,52 +1,53 @@
 """Two processes never work in one run directory."""
 
 import os
-import subprocess
-import sys
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from small import run_small, small
+from processes import CONTEXT
+from small import small
 
 from roli_fast.errors import RunDirectoryError
+from roli_fast.running import lock
 from roli_fast.running.lock import LOCK, RunLock
 from roli_fast.train.run_directory import open_run_dir
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from roli_fast.running.lock import RunLock
-RunLock(Path(sys.argv[1]))
-print("held", flush=True)
-time.sleep(120)
-"""
 
-KILLS = """
-import os, signal, sys
-from pathlib import Path
-from roli_fast.running.lock import RunLock
-for _ in range(5):
-    ears, mouth = os.pipe()
-    holder = os.fork()
-    if holder == 0:
-        lock = RunLock(Path(sys.argv[1]))
-        if os.fork() == 0:
-            os.write(mouth, str(os.getpid()).encode())
-        while True:
-            signal.pause()
-    worker = int(os.read(ears, 20))
-    os.kill(holder, signal.SIGKILL)
-    os.waitpid(holder, 0)
-    try:
-        RunLock(Path(sys.argv[1])).release()
-    finally:
-        os.kill(worker, signal.SIGKILL)
-"""
+def hold(folder: Path, said: Connection) -> None:
+    """Take the lock, and keep it until killed."""
+    own = RunLock(folder)
+    said.send("held" if own else "")
+    signal.pause()
+
+
+def killed_holders(folder: Path) -> None:
+    """Each holder is killed while a child of its own lives on; the next one takes over."""
+    for _ in range(5):
+        ears, mouth = os.pipe()
+        holder = os.fork()
+        if holder == 0:
+            own = RunLock(folder)
+            if os.fork() == 0:
+                os.write(mouth, str(os.getpid()).encode())
+            while own:
+                signal.pause()
+        worker = int(os.read(ears, 20))
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        try:
+            RunLock(folder).release()
+        finally:
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_children_of_a_killed_process_hold_nobody_up(tmp_path: Path) -> None:
     """Decoding workers outlive their run by seconds."""
-    subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], check=True)
+    process = CONTEXT.Process(target=killed_holders, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_only_what_the_last_holder_left_unfinished_is_removed(tmp_path: Path) -> None:
@@ -65,46 +66,25 @@ def test_only_what_the_last_holder_left_unfinished_is_removed(tmp_path: Path) ->
 
 
 def test_another_process_is_named_and_its_death_frees_the_folder(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, env=os.environ
-    )
+    here, there = CONTEXT.Pipe(duplex=False)
+    holder = CONTEXT.Process(target=hold, args=(tmp_path, there))
+    holder.start()
     try:
-        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        assert here.recv() == "held"
         for resume in (True, False):
             with pytest.raises(RunDirectoryError, match=rf"`--run_dir`.*process {holder.pid} on"):
                 open_run_dir(tmp_path, small(), resume=resume)
         assert not (tmp_path / "config.yaml").exists()
     finally:
         holder.kill()
-        holder.communicate()
+        holder.join()
     open_run_dir(tmp_path, small(), resume=False).release()
     assert (tmp_path / "config.yaml").exists()
-
-
-def test_a_run_holds_its_folder_and_lets_it_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from roli_fast.train import pipeline
-
-    folder = tmp_path / "run"
-    original = pipeline.Pipeline.run
-
-    def nested(self: pipeline.Pipeline, *arguments: object) -> object:
-        with pytest.raises(RunDirectoryError, match=f"in use by process {os.getpid()} "):
-            RunLock(folder)
-        return original(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(pipeline.Pipeline, "run", nested)
-    run_small(folder, "--methods=probe", "--probe.epochs=1")
-    with RunLock(folder):
-        assert (folder / LOCK).read_text().split()[0] == str(os.getpid())
 
 
 def test_a_file_system_without_locks_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roli_fast.running import lock
-
     def refuse(*_arguments: object) -> None:
         raise OSError(95, "Operation not supported")
 

@@ -79,12 +79,21 @@ def test_three_processes_are_one(single: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_soras_average_is_that_of_all_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "skip"),
+    [
+        (("--finetune.attack=sora", "--finetune.validation_share=1"), "--finetune.attack"),
+        (("--finetune.averaging={}",), "?"),
+    ],
+    ids=["SORA", "weights"],
+)
+def test_an_average_is_that_of_all_processes(
+    tmp_path: Path, more: tuple[str, ...], skip: str
+) -> None:
     """Batches of 35, 35 and 2 images, in four parts."""
-    more = ("--finetune.attack=sora", "--finetune.validation_share=1")
     for world in (1, 2):
         folder = tmp_path / str(world)
-        members = run(world, several.train, folder, *more, double=True, skip="--finetune.attack")
+        members = run(world, several.train, folder, *more, double=True, skip=skip)
         assert codes(members) == [0] * world, members
     assert_close(tmp_path / "1", tmp_path / "2")
 
@@ -126,25 +135,17 @@ def test_other_images_in_one_process(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("flag", "told"),
-    [
-        ("--sweep=ranli.optimizer.lr=0.1,0.01", "`--sweep`: expected one process, got 2 processes"),
-        ("--device=cuda:1", "`device`: expected no one GPU for all, got cuda:1. Write cuda"),
-    ],
-    ids=["sweep", "device"],
-)
 def test_what_is_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    flag: str,
-    told: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert several.train(tmp_path / "run", flag) == 2
-    assert told in caplog.text
+    for flag, told in (
+        ("--sweep=ranli.optimizer.lr=0.1,0.01", "`--sweep`: expected one process, got 2 processes"),
+        ("--device=cuda:1", "`device`: expected no one GPU for all, got cuda:1. Write cuda"),
+    ):
+        assert several.train(tmp_path / "run", flag) == 2
+        assert told in caplog.text
     assert not (tmp_path / "run").exists()
 
 

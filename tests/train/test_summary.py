@@ -10,13 +10,9 @@ from roli_fast.data import Splits
 from roli_fast.train.cli import parse
 from roli_fast.train.summary import summarise, table
 
-DATA = ["--data.image_size", "8"]
 
-
-def outcome(seed: int, clean: str, robust: str) -> dict[str, Any]:
-    def share(flags: str) -> float:
-        return flags.count("1") / len(flags)
-
+def outcome(seed: int, clean: str, **robust: str) -> dict[str, Any]:
+    """Of one seed's stage and test: flags of the clean images, and of each attack."""
     stage = {
         "name": "finetune",
         "epochs": 2,
@@ -28,17 +24,11 @@ def outcome(seed: int, clean: str, robust: str) -> dict[str, Any]:
         "train_images_per_second": 50.0 + 10 * seed,
         "data_wait_share": 0.01 * seed,
     }
-    return {
-        "seed": seed,
-        "stages": [stage],
-        "test": {
-            "images": len(clean),
-            "clean_accuracy": share(clean),
-            "robust_accuracy": {"pgd-10": share(robust)},
-            "clean_flags": clean,
-            "robust_flags": {"pgd-10": robust},
-        },
-    }
+    flags = {name.replace("_", "-"): text for name, text in robust.items()}
+    shares = {name: text.count("1") / len(text) for name, text in (flags | {"": clean}).items()}
+    test = {"images": len(clean), "clean_accuracy": shares.pop(""), "robust_accuracy": shares}
+    test |= {"clean_flags": clean, "robust_flags": flags}
+    return {"seed": seed, "stages": [stage], "test": test}
 
 
 def summary(outcomes: dict[str, list[dict[str, Any]]], seeds: str) -> dict[str, Any]:
@@ -59,7 +49,7 @@ def test_every_class_worst_first_and_a_model_that_has_learnt_nothing() -> None:
     labels = splits.test.labels[:40]
     last = int(labels[-1])
     only = "".join("1" if y == last else "0" for y in labels.tolist())
-    runs = [outcome(0, "1" * 40, "1" * 20 + "0" * 20), outcome(1, only, "0" * 40)]
+    runs = [outcome(0, "1" * 40, pgd_10="1" * 20 + "0" * 20), outcome(1, only, pgd_10="0" * 40)]
     result = summary({"roli": runs}, "0,1")
     entries = result["methods"]["roli"]["test"]["per_class"]
     for entry in entries:
@@ -81,8 +71,8 @@ def test_every_class_worst_first_and_a_model_that_has_learnt_nothing() -> None:
 
 def test_one_seed_uses_the_test_images() -> None:
     """6 images only roli gets right, 1 only ranli: two-sided binomial p = 2 * 8 / 128."""
-    roli = outcome(0, "1111111111", "1111110010")
-    ranli = outcome(0, "1111111110", "0000000110")
+    roli = outcome(0, "1111111111", pgd_10="1111110010")
+    ranli = outcome(0, "1111111110", pgd_10="0000000110")
     result = summary({"roli": [roli], "ranli": [ranli]}, "0")
     entry = result["comparisons"][0]
     assert entry["test"].startswith("McNemar")
@@ -96,8 +86,8 @@ def test_one_seed_uses_the_test_images() -> None:
 
 def test_several_seeds_use_a_paired_t_test() -> None:
     """Gaps 0.2, 0.4, 0.6: mean 0.4, sd 0.2, t = 0.4 / (0.2 / sqrt 3) = 3.4641 with 2 degrees."""
-    a = [outcome(s, "1" * 10, "1" * n + "0" * (10 - n)) for s, n in enumerate((4, 6, 8))]
-    b = [outcome(s, "1" * 10, "1" * 2 + "0" * 8) for s in range(3)]
+    a = [outcome(s, "1" * 10, pgd_10="1" * n + "0" * (10 - n)) for s, n in enumerate((4, 6, 8))]
+    b = [outcome(s, "1" * 10, pgd_10="1" * 2 + "0" * 8) for s in range(3)]
     result = summary({"roli": a, "ranli": b}, "0,1,2")
     entry = result["comparisons"][0]
     t = 0.4 / (0.2 / math.sqrt(3))
@@ -115,36 +105,28 @@ def test_several_seeds_use_a_paired_t_test() -> None:
 @pytest.mark.parametrize("flags", ["10", "00"])
 def test_equal_gaps_have_no_p_value(flags: str) -> None:
     """Two seeds with the same gap say nothing of its spread: t is 0 / 0 or infinite."""
-    two = {"roli": [outcome(s, "11", "10") for s in (0, 1)]}
-    two["ranli"] = [outcome(s, "11", flags) for s in (0, 1)]
+    two = {"roli": [outcome(s, "11", pgd_10="10") for s in (0, 1)]}
+    two["ranli"] = [outcome(s, "11", pgd_10=flags) for s in (0, 1)]
     result = summary(two, "0,1")
     assert result["comparisons"][0]["p_value"] is None
     assert "p = - (paired t" in table(result)
 
 
 def test_the_table_shows_size_spread_and_note() -> None:
-    text = table(summary({"roli": [outcome(0, "1110", "1000")]}, "0"))
+    text = table(summary({"roli": [outcome(0, "1110", pgd_10="1000")]}, "0"))
     shown = ("75.0 +- 21.7 %", "25.0 +- 21.7 %", "4 test images, linf eps 0.08", "standard error")
     for words in (*shown, "demo, not evidence", "finetune 2"):
         assert words in text
     experiment = parse(["--test=multi_apgd", "--test.norms=linf,l1", "--test.eps=0.1,3"]).experiment
-    outcomes = {"roli": [outcome(0, "1", "1")]}
+    outcomes = {"roli": [outcome(0, "1", pgd_10="1")]}
     text = table(summarise(experiment, digits(outcomes), outcomes, []))
     assert "linf eps 0.1, l1 eps 3; +- is" in text
 
 
-def several(seed: int, clean: str, **robust: str) -> dict[str, Any]:
-    """The outcome of a test in several norms; the union is worked out by hand by the caller."""
-    one = outcome(seed, clean, clean)
-    one["test"]["robust_flags"] = robust
-    one["test"]["robust_accuracy"] = {k: v.count("1") / len(v) for k, v in robust.items()}
-    return one
-
-
 def test_several_norms_are_compared_by_their_union() -> None:
     """In linf both are alike; in the union roli alone has 5 images, ranli alone 1."""
-    roli = several(0, "1" * 8, linf="11110000", l2="11111110", union="11111000")
-    ranli = several(0, "1" * 8, linf="11110000", l2="00000001", union="00000001")
+    roli = outcome(0, "1" * 8, linf="11110000", l2="11111110", union="11111000")
+    ranli = outcome(0, "1" * 8, linf="11110000", l2="00000001", union="00000001")
     flags = ["--threat.other_norms=l2", "--threat.other_eps=0.5"]
     experiment = parse(["--seeds", "0", *flags]).experiment
     outcomes = {"roli": [roli], "ranli": [ranli]}

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from small import FLAGS, assert_same_weights, before_stages, run_small, small
 
 from roli_fast.errors import ConfigError, NonFiniteLossError, RoliFastError, RunDirectoryError
-from roli_fast.peft import Bias, Full
 from roli_fast.train import Experiment, pipeline, sweep
 from roli_fast.train.__main__ import main
 from roli_fast.train.cli import parse
@@ -33,7 +32,6 @@ def labels(base: Experiment, *texts: str) -> list[str]:
     [
         ("finetune.optimizer.lr=[1e-3,1e-4]", "finetune.optimizer.lr", ("1e-3", "1e-4")),
         ("threat.eps=4/255, 8/255", "threat.eps", ("4/255", "8/255")),
-        ("model.mean=[0.1,0.2,0.3],[0,0,0]", "model.mean", ("[0.1,0.2,0.3]", "[0,0,0]")),
         ("model.mean=[[0.1,0.2,0.3],[0,0,0]]", "model.mean", ("[0.1,0.2,0.3]", "[0,0,0]")),
     ],
 )
@@ -46,7 +44,6 @@ def test_values_as_written(text: str, field: str, values: Sequence[str]) -> None
     [
         (["finetune.optim.lr=1"], ["unknown field `finetune.optim`", "optimizer"]),
         (["finetune.optimizer.lr"], ["`--sweep`", "FIELD=VALUE", "1e-3,1e-4"]),
-        (["finetune.optimizer.lr=1,,2"], ["`--sweep`", "FIELD=VALUE"]),
         ([RATES, RATES], ["each field once"]),
         (
             ["finetune.optimizer.lr=1,-1"],
@@ -63,19 +60,12 @@ def test_a_wrong_sweep_is_named_with_its_fix(texts: list[str], words: list[str])
     assert all(word.lower() in str(caught.value).lower() for word in words), str(caught.value)
 
 
-def test_every_combination_is_a_cell() -> None:
-    found = cells(small("--methods=roli"), axes(RATES, "finetune.tuning=full,bias"))
-    rates, tunings = (1e-3, 1e-3, 2e-3, 2e-3), (Full, Bias, Full, Bias)
-    stages = [cell.experiment.finetune for cell in found]
-    assert [(s.optimizer.lr, type(s.tuning)) for s in stages] == [*zip(rates, tunings, strict=True)]
-    assert found[1].label == "finetune.optimizer.lr=1e-3 finetune.tuning=bias"
-    assert len({cell.folder for cell in found}) == 4
-
-
 def test_what_does_not_concern_a_method_is_not_run_twice() -> None:
     """RanLI follows finetune only where it has no stage of its own, lp never."""
     both = [f"{m} finetune.optimizer.lr={r}" for m in ("roli", "ranli") for r in ("1e-3", "2e-3")]
     assert labels(small(), RATES) == both
+    product = labels(small("--methods=roli"), RATES, "finetune.tuning=full,bias")
+    assert product == [f"{one} finetune.tuning={t}" for one in both[:2] for t in ("full", "bias")]
     own = small("--ranli.epochs=1", "--methods=roli,ranli,lp")
     assert labels(own, RATES) == [*both[:2], "ranli as configured", "lp as configured"]
     ranli = [f"ranli ranli.optimizer.lr={rate}" for rate in (0.1, 0.2)]
@@ -120,12 +110,10 @@ def test_a_sweep_tests_what_validates_best_and_nothing_else(
 def test_a_cell_is_the_run_that_it_says(tmp_path: Path, swept: tuple[Path, dict[str, Any]]) -> None:
     """Also where its probe came from another cell."""
     folder, _ = swept
-    flags = [*QUICK, "--seeds=0,1", "--methods=roli", "--finetune.optimizer.lr=2e-3"]
+    flags = [*QUICK, "--seeds=1", "--methods=roli", "--finetune.optimizer.lr=2e-3"]
     run_small(tmp_path / "alone", *flags)
-    for part in ("seed-0", "seed-1"):
-        assert_same_weights(
-            tmp_path / "alone" / part, folder / "roli/finetune.optimizer.lr=2e-3" / part
-        )
+    cell = folder / "roli/finetune.optimizer.lr=2e-3"
+    assert_same_weights(tmp_path / "alone/seed-1", cell / "seed-1")
 
 
 def test_the_probe_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +123,7 @@ def test_the_probe_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run_sweep(small(*flags), axes(RATES), tmp_path / "a", quiet=True)
     assert trained == ["0 probe", "0 finetune", "0 finetune", "0 ranli"]
     trained.clear()
-    flags = [*QUICK, "--methods=roli", "--data.max_per_class=12"]
+    flags = [*QUICK, "--methods=roli"]
     run_sweep(small(*flags), axes("probe.optimizer.lr=0.1,0.2"), tmp_path / "b", quiet=True)
     assert trained == ["0 probe", "0 finetune"] * 2
     heads = [
@@ -147,15 +135,15 @@ def test_the_probe_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_killed_sweep_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swept: tuple[Path, dict[str, Any]]
 ) -> None:
-    """Killed in the third of four cells: the first two are left alone, the numbers are the same."""
+    """Killed in the second of two cells: the first is left alone, the numbers are the same."""
     folder = tmp_path / "sweep"
-    base = small(*QUICK, "--seeds=0,1")
+    base = small(*QUICK, "--seeds=0,1", "--methods=roli")
     original, count = pipeline.Pipeline.run, 0
 
     def crash(self: pipeline.Pipeline, *arguments: Any) -> Any:
         nonlocal count
         count += 1
-        if count == 3:
+        if count == 2:
             raise RuntimeError("power cut")
         return original(self, *arguments)
 
@@ -168,12 +156,14 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert (command.experiment, command.axes) == (base, tuple(axes(RATES)))
     monkeypatch.setattr(pipeline.Pipeline, "run", original)
     summary = run_sweep(command.experiment, command.axes, folder, resume=True, quiet=True)
-    other = small(*QUICK, "--seeds=0,1", "--finetune.warmup_epochs=0")
+    other = small(*QUICK, "--seeds=0,1", "--methods=roli", "--finetune.warmup_epochs=0")
     with pytest.raises(RunDirectoryError, match="another configuration"):
         run_sweep(other, axes(RATES), folder, resume=True, quiet=True)
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    for name in ("methods", "comparisons", "sweep"):
-        assert without_times(summary[name]) == without_times(swept[1][name])
+    expected = swept[1]["methods"]["roli"]
+    assert without_times(summary["methods"]) == {"roli": without_times(expected)}
+    rows = [cell for cell in swept[1]["sweep"]["cells"] if cell["method"] == "roli"]
+    assert without_times(summary["sweep"]["cells"]) == without_times(rows)
 
 
 def without_times(value: Any) -> Any:
@@ -198,7 +188,7 @@ def test_a_cell_that_diverges_is_told_and_not_chosen(
     assert "ranli ranli.optimizer.lr=1e18: validation diverged" in caplog.messages
     assert "diverged" in sweep_table(summary) and "chosen" in sweep_table(summary)
     with pytest.raises(NonFiniteLossError, match="every cell of ranli"):
-        run_sweep(base, rates[:0] + axes("ranli.optimizer.lr=1e18,1e19"), tmp_path / "all")
+        run_sweep(base, axes("ranli.optimizer.lr=1e18"), tmp_path / "all", quiet=True)
 
 
 def test_a_mistake_in_the_last_cell_is_told_before_the_first_trains(tmp_path: Path) -> None:
@@ -223,7 +213,6 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_what_a_sweep_keeps_is_read_back_or_named(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("threat.eps: 8/255,null\n")
     assert sweep.saved_axes(tmp_path) == (Axis("threat.eps", ("8/255", "null")),)
-    for text in ("3", "a: [x"):
-        (tmp_path / "sweep.yaml").write_text(text)
-        with pytest.raises(RunDirectoryError, match=r"sweep\.yaml': "):
-            sweep.saved_axes(tmp_path)
+    (tmp_path / "sweep.yaml").write_text("3")
+    with pytest.raises(RunDirectoryError, match=r"sweep\.yaml': "):
+        sweep.saved_axes(tmp_path)

@@ -1,25 +1,21 @@
 """A run with every tuning method: what decays, interrupt and resume, reading and loading it."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import assert_same_weights, run_small, small
+from small import run_small, small
 from tiny_models import METHOD_OPTIONS, tiny
 from torch import Tensor
 
 from roli_fast import models
-from roli_fast.errors import ArgumentError, CheckpointError, ConfigError, InterruptedRunError
+from roli_fast.errors import ArgumentError, CheckpointError, ConfigError
 from roli_fast.peft import METHODS, apply, merge
 from roli_fast.train import loop
 from roli_fast.train.checks import check
 from roli_fast.train.cli import parse
 from roli_fast.train.optim import parameter_groups
-
-NETWORKS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 
 DECAYED = {
     "linear": (),
@@ -35,7 +31,7 @@ DECAYED = {
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 @pytest.mark.parametrize("key", METHODS.names())
 def test_decay_reaches_exactly_the_matrices(key: str, name: str) -> None:
     model = tiny(name)
@@ -48,66 +44,13 @@ def test_decay_reaches_exactly_the_matrices(key: str, name: str) -> None:
     assert sum(len(group["params"]) for group in groups) == len(names)
 
 
-@pytest.mark.parametrize("key", ["lora", "prompt"])
-def test_interrupt_resume_and_load(
-    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stage 2 with the method, dropout and DropPath included. What adds modules is no plain
-    backbone until it is merged."""
-    logits: dict[str, Tensor] = {}
-    run, update = loop.StageLoop.run, loop.StageLoop._update
-    flags = ["--methods=roli", "--probe.epochs=1", "--finetune.epochs=1"]
-    flags += [f"--finetune.tuning={key}", "--model.options.drop_path_rate=0.1"]
-    options = METHOD_OPTIONS.get(key, {})
-    flags += [f"--finetune.tuning.{name}={value}" for name, value in options.items()]
-
-    def spy(self: loop.StageLoop) -> Any:
-        with torch.no_grad():
-            logits[f"{self.job.name} start"] = self.model.eval()(X)
-        result = run(self)
-        with torch.no_grad():
-            logits[f"{self.job.name} end"] = self.model.eval()(X)
-        return result
-
-    monkeypatch.setattr(loop.StageLoop, "run", spy)
-    straight, folder = tmp_path / "straight", tmp_path / "run"
-    run_small(straight, *flags)
-    same = torch.equal(logits["finetune start"], logits["probe end"])
-    assert same == METHODS[key].keeps_function
-    best = straight / "seed-0/roli/stage-2-finetune/best.safetensors"
-    loaded = models.load(best)
-    with torch.no_grad():
-        assert torch.equal(loaded(X), logits["finetune end"])
-
-    def stop(self: loop.StageLoop, epoch: int, batch: Any) -> Tensor:
-        if self.job.name == "finetune" and self.progress.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(self, epoch, batch)
-
-    monkeypatch.setattr(loop.StageLoop, "_update", stop)
-    with pytest.raises(InterruptedRunError, match="SIGTERM"):
-        run_small(folder, *flags)
-    monkeypatch.undo()
-    run_small(folder, *flags)
-    assert_same_weights(straight, folder)
-
-    config = models.Model(**{**small().model.__dict__, "weights": str(best)})
-    with pytest.raises(CheckpointError, match=rf"plain backbone.*{key}.*"):
-        models.create(config, num_classes=3)
-    if key == "lora":
-        models.save_model(merge(loaded), tmp_path / "plain.safetensors")
-        plain = {**config.__dict__, "weights": str(tmp_path / "plain.safetensors")}
-        models.create(models.Model(**plain), num_classes=3)
-
-
 def test_a_file_of_an_unknown_method_is_told(tmp_path: Path) -> None:
-    model = tiny()
+    model, tree = tiny(), {"name": "adapter", "shrink": 3}
     apply(model, METHODS["adapter"](reduction=4))
-    for tree in ({"name": "hypernet"}, {"name": "adapter", "shrink": 3}):
-        model.card["tuning"] = [tree]
-        models.save_model(model, tmp_path / "model.safetensors")
-        with pytest.raises(CheckpointError, match=f"tuning methods of this version.*{tree}"):
-            models.load(tmp_path / "model.safetensors")
+    model.card["tuning"] = [tree]
+    models.save_model(model, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"tuning methods of this version.*{tree}"):
+        models.load(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -145,3 +88,39 @@ def test_prompts_for_a_network_without_tokens() -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             check(parse([*command, *flags]).experiment)
+
+
+@pytest.mark.parametrize("key", ["lora", "prompt"])
+def test_a_stage_begins_with_the_probes_function_and_its_file_is_what_it_ends_with(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What adds modules is no plain backbone until it is merged."""
+    logits: dict[str, Tensor] = {}
+    run = loop.StageLoop.run
+    flags = ["--methods=roli", "--probe.epochs=1", "--finetune.epochs=1"]
+    flags += [f"--finetune.tuning={key}", "--model.options.drop_path_rate=0.1"]
+    flags += [f"--finetune.tuning.{name}={value}" for name, value in METHOD_OPTIONS[key].items()]
+
+    def spy(self: loop.StageLoop) -> Any:
+        with torch.no_grad():
+            logits[f"{self.job.name} start"] = self.model.eval()(X)
+        result = run(self)
+        with torch.no_grad():
+            logits[f"{self.job.name} end"] = self.model.eval()(X)
+        return result
+
+    monkeypatch.setattr(loop.StageLoop, "run", spy)
+    run_small(tmp_path / "run", *flags)
+    same = torch.equal(logits["finetune start"], logits["probe end"])
+    assert same == METHODS[key].keeps_function
+    best = tmp_path / "run/seed-0/roli/stage-2-finetune/best.safetensors"
+    loaded = models.load(best)
+    with torch.no_grad():
+        assert torch.equal(loaded(X), logits["finetune end"])
+    config = models.Model(**{**small().model.__dict__, "weights": str(best)})
+    with pytest.raises(CheckpointError, match=rf"plain backbone.*{key}.*"):
+        models.create(config, num_classes=3)
+    if key == "lora":
+        models.save_model(merge(loaded), tmp_path / "plain.safetensors")
+        plain = {**config.__dict__, "weights": str(tmp_path / "plain.safetensors")}
+        models.create(models.Model(**plain), num_classes=3)

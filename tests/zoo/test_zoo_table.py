@@ -68,9 +68,6 @@ class TestWhere:
         monkeypatch.delenv("ROLI_FAST_HOME")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         assert folder() == tmp_path / "cache" / "roli_fast" / "weights"
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setenv("HOME", str(tmp_path / "me"))
-        assert folder() == tmp_path / "me" / ".cache" / "roli_fast" / "weights"
 
     def test_what_a_text_stands_for(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("ROLI_FAST_HOME", str(tmp_path))
