@@ -84,8 +84,9 @@ def test_three_processes_are_one(single: Path, tmp_path: Path) -> None:
     [
         (("--finetune.attack=sora", "--finetune.validation_share=1"), "--finetune.attack"),
         (("--finetune.averaging={}",), "?"),
+        (("--finetune.objective=autolora", "--finetune.schedule=auto"), "?"),
     ],
-    ids=["SORA", "weights"],
+    ids=["SORA", "weights", "AutoLoRa's accuracy"],
 )
 def test_an_average_is_that_of_all_processes(
     tmp_path: Path, more: tuple[str, ...], skip: str
