@@ -23,9 +23,9 @@ EVERY = 50
 """Updates of a head for which the alignment is measured once, at one pass of a hundred and more."""
 
 FALLEN = 0.7
-"""Share of the highest alignment of an epoch below which single steps no longer count. Runs that keep
-their accuracy stay above 0.9 (twenty on digits) and 0.99 (from a robust backbone); one that loses
-it falls below this with half of it left (benchmarks/NOTES.md)."""
+"""Share of the highest alignment of an epoch below which single steps no longer count. Runs that
+keep their accuracy stay above 0.9 (twenty on digits) and 0.99 (from a robust backbone); one that
+loses it falls below this with half of it left (benchmarks/NOTES.md)."""
 
 USUAL = 0.4
 """The alignment from which on a fall says something: batch normalisation in training mode, seen by
