@@ -47,8 +47,8 @@ class Experiment:
             (the same with N-FGSM, a single step, in the place of PGD), "ranli"
             (the fine-tune alone, from a fresh head), "ranli_matched" (ranli with the epochs of both
             stages of roli), "ramp" (ranli with a radius that rises, for a standard backbone),
-            "ramp_fast" (the same with N-FGSM, to be measured: whether one step survives a ramp is not
-            known), "probe" (stage 1 alone), "finetune" (stage 2 alone, of a classifier
+            "ramp_fast" (the same with N-FGSM, to be measured: whether one step survives a ramp is
+            not known), "probe" (stage 1 alone), "finetune" (stage 2 alone, of a classifier
             with its head: `model.weights` or `source` has the classes of `data`), "scratch" (the
             pretrain stage on `data` itself). With the attack off: "lp_ft" (LP-FT: lp, then ft from
             that head), "ft" (the clean fine-tune alone, from a fresh head), "lp" (the clean linear
